@@ -1,0 +1,110 @@
+"""attention: rotary, grouped-query, causal attention over cached keys and values.
+
+Input rows are [q | k | v] of widths H*D, G*D, G*D. For a token at position p of its sequence:
+
+    q, k  <- rms_norm per head (where q_norm/k_norm are given)
+    q, k  <- rotate(., p)                      first 2*len(inv_freq) channels, half-split pairs
+    append k, v to the sequence's cache
+    s_j    = scale * q . k_j ;  s_j <- softcap * tanh(s_j / softcap) where softcap > 0
+    y      = sum_j softmax(s)_j v_j            over p - window < j <= p (window 0: all j <= p)
+
+rotate: angle = p * inv_freq; (a, b) -> (a cos - b sin, b cos + a sin), times `rope_scale`
+(arXiv 2104.09864). Sequences longer than `rope_switch` use inv_freq_long and rope_long_scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .norm import normalise
+from .quant import F32
+
+
+@dataclass
+class KVRows:
+    """Where the rows of one step stand, and the caches they extend (the reference's state).
+
+    sequence, position: int [T]. long_rope: bool a sequence.
+    keys, values: a list a sequence of float32 [n, G, D], extended in place by `append`.
+    """
+
+    sequence: NDArray[np.int64]
+    position: NDArray[np.int64]
+    long_rope: list[bool]
+    keys: list[F32] = field(default_factory=list)
+    values: list[F32] = field(default_factory=list)
+
+    def append(self, k: F32, v: F32) -> None:
+        """k, v float32 [T, G, D], stored at each row's position."""
+        for index in range(len(self.keys)):
+            mine = self.sequence == index
+            if not mine.any():
+                continue
+            length = int(self.position[mine].min())
+            self.keys[index] = np.concatenate([self.keys[index][:length], k[mine]])
+            self.values[index] = np.concatenate([self.values[index][:length], v[mine]])
+
+
+def rotate(x: F32, position: NDArray[np.int64], inv_freq: F32, scale: float) -> F32:
+    """x float32 [T, H, D] turned by position * inv_freq; channels past the rotary ones pass."""
+    half = len(inv_freq)
+    angle = position[:, None].astype(np.float32) * inv_freq[None, :]  # [T, half]
+    cos = (np.cos(angle) * np.float32(scale))[:, None, :]
+    sin = (np.sin(angle) * np.float32(scale))[:, None, :]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def _turned(x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
+    if "inv_freq" not in weights:
+        return x
+    out = rotate(x, kv.position, weights["inv_freq"], attrs["rope_scale"])
+    if "inv_freq_long" in weights:
+        far = rotate(x, kv.position, weights["inv_freq_long"], attrs["rope_long_scale"])
+        long_row = np.array(kv.long_rope, bool)[kv.sequence]
+        out = np.where(long_row[:, None, None], far, out)
+    return out
+
+
+def attend(q: F32, keys: F32, values: F32, position: int, attrs: Mapping[str, Any]) -> F32:
+    """One query row float32 [H, D] over keys, values float32 [n, G, D] -> [H, D]."""
+    first = max(0, position + 1 - attrs["window"]) if attrs["window"] else 0
+    keys, values = keys[first : position + 1], values[first : position + 1]
+    share = q.shape[0] // keys.shape[1]
+    keys, values = np.repeat(keys, share, axis=1), np.repeat(values, share, axis=1)
+    scores = np.einsum("hd,nhd->hn", q, keys) * np.float32(attrs["scale"])
+    if attrs["softcap"]:
+        scores = attrs["softcap"] * np.tanh(scores / np.float32(attrs["softcap"]))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: F32 = np.einsum("hn,nhd->hd", weights, values)
+    return out
+
+
+def attention(
+    inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows
+) -> F32:
+    """qkv float32 [T, (H + 2G) * D] -> float32 [T, H * D]; extends `kv`."""
+    heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+    rows = inputs[0].reshape(len(inputs[0]), heads + 2 * groups, size)
+    q, k, v = np.split(rows, [heads, heads + groups], axis=1)
+    if "q_norm" in weights:
+        q = normalise(q, weights["q_norm"], attrs["qk_eps"])
+        k = normalise(k, weights["k_norm"], attrs["qk_eps"])
+    q, k = _turned(q, weights, attrs, kv), _turned(k, weights, attrs, kv)
+    kv.append(k, v)
+    out = np.stack(
+        [
+            attend(q[t], kv.keys[s], kv.values[s], int(kv.position[t]), attrs)
+            for t, s in enumerate(kv.sequence)
+        ]
+    )
+    return out.reshape(len(out), heads * size).astype(np.float32)
+
+
+REFERENCE = {"attention": attention}

@@ -1,0 +1,111 @@
+"""Quantization formats, in NumPy: what the bytes in `weights.safetensors` mean.
+
+int4-g32 and int8-g32 are symmetric, one float16 scale for 32 consecutive inputs of one output row,
+stored as onnxruntime's MatMulNBits stores them:
+
+    int4-g32   q uint8 [N, KB, 16]   low nibble = even input, value = (nibble - 8) * scale
+    int8-g32   q uint8 [N, KB, 32]   value = (byte - 128) * scale
+    both       scales float16 [N, KB], KB = ceil(K / 32), inputs past K are zero
+
+The scale follows the element of largest magnitude, sign included, so that it lands on the code with
+the widest reach (-8; the same choice as GGUF's Q4_0). int8 uses max|w| / 127 (as Q8_0).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ops import GROUP
+
+F32 = NDArray[np.float32]
+HALF_MAX = 65504.0
+
+
+class Quantized(NamedTuple):
+    """A quantized matrix: codes, scales and the logical shape (N, K)."""
+
+    q: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    shape: tuple[int, int]
+
+    @property
+    def bits(self) -> int:
+        return 4 if self.q.shape[-1] == GROUP // 2 else 8
+
+
+Matrix = NDArray[np.float32] | NDArray[np.float16] | Quantized
+
+
+def blocks_of(k: int) -> int:
+    """Number of 32-input blocks of a row of `k` inputs."""
+    return -(-k // GROUP)
+
+
+def grouped(w: F32) -> F32:
+    """[N, K] as float32 [N, KB, 32], zero-padded."""
+    n, k = w.shape
+    padded = k if k % GROUP == 0 else blocks_of(k) * GROUP
+    if padded != k:
+        w = np.pad(w, ((0, 0), (0, padded - k)))
+    return np.ascontiguousarray(w, dtype=np.float32).reshape(n, padded // GROUP, GROUP)
+
+
+def _scaled(groups: F32, scale: F32) -> tuple[F32, NDArray[np.float16]]:
+    """Groups over their float16-rounded scales; a scale that rounds to zero gives zeros."""
+    if scale.size and not np.abs(scale).max() <= HALF_MAX:
+        raise ValueError(f"scale {np.abs(scale).max():g} does not fit float16 (max {HALF_MAX:g})")
+    half = scale.astype(np.float16)
+    wide = half.astype(np.float32)
+    inverse = np.divide(1.0, wide, out=np.zeros_like(wide), where=wide != 0)
+    return groups * inverse[..., None], half
+
+
+def quantize_int4(w: F32) -> Quantized:
+    """Round-to-nearest int4-g32 of a float32 [N, K] matrix. Raises ValueError on scale overflow."""
+    groups = grouped(w)
+    peak = np.abs(groups).argmax(axis=-1)
+    extreme = np.take_along_axis(groups, peak[..., None], axis=-1)[..., 0]
+    levels, scales = _scaled(groups, extreme / -8.0)
+    codes = np.clip(np.rint(levels) + 8.0, 0, 15).astype(np.uint8)
+    return Quantized(codes[..., 0::2] | (codes[..., 1::2] << 4), scales, (w.shape[0], w.shape[1]))
+
+
+def quantize_int8(w: F32) -> Quantized:
+    """Round-to-nearest int8-g32 of a float32 [N, K] matrix. Raises ValueError on scale overflow."""
+    groups = grouped(w)
+    levels, scales = _scaled(groups, np.abs(groups).max(axis=-1) / 127.0)
+    codes = (np.clip(np.rint(levels), -127, 127) + 128.0).astype(np.uint8)
+    return Quantized(codes, scales, (w.shape[0], w.shape[1]))
+
+
+def codes_of(w: Quantized) -> NDArray[np.int8]:
+    """Signed integer codes, int8 [N, KB, 32]."""
+    if w.bits == 8:
+        return (w.q.astype(np.int16) - 128).astype(np.int8)
+    out = np.empty((*w.q.shape[:2], GROUP), np.int8)
+    out[..., 0::2] = (w.q & 15).astype(np.int8) - 8
+    out[..., 1::2] = (w.q >> 4).astype(np.int8) - 8
+    return out
+
+
+def dequantize(w: Matrix) -> F32:
+    """Any stored matrix as float32 [N, K]."""
+    if not isinstance(w, Quantized):
+        return w.astype(np.float32)
+    n, k = w.shape
+    wide = codes_of(w).astype(np.float32) * w.scales.astype(np.float32)[..., None]
+    return np.ascontiguousarray(wide.reshape(n, -1)[:, :k])
+
+
+def quantize_rows(x: F32) -> tuple[NDArray[np.int8], F32]:
+    """Activations of a quantized product: int8 codes [T, KB, 32] and scales float32 [T, KB].
+
+    scale = max|x| / 127 of each block of 32, code = round-half-even(x / scale).
+    """
+    groups = grouped(x)
+    scale = (np.abs(groups).max(axis=-1) * np.float32(1 / 127)).astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    return np.rint(groups * inverse[..., None]).astype(np.int8), scale
