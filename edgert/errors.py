@@ -12,7 +12,18 @@ Every message says what was found, what was expected and, in `hint`, what to do 
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+# What could steer a terminal: control characters but tab and newline, and bidirectional marks.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_LONGEST = 4000
+
+
+def printable(text: str) -> str:
+    """Text from a file as it may be shown: control characters escaped, at most 4000 characters."""
+    shown = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text[:_LONGEST])
+    return shown if len(text) <= _LONGEST else f"{shown}… ({len(text)} characters)"
 
 
 class EdgertError(Exception):
@@ -21,8 +32,8 @@ class EdgertError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, code: str = "", hint: str = "", **values: Any) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message)
+        super().__init__(self.message)
         self.code = code or type(self).__name__
         self.hint = hint
         self.values = values

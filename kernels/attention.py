@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .attention_onnx import emit_attention
 from .norm import normalise
 from .quant import F32
 
@@ -108,3 +109,4 @@ def attention(
 
 
 REFERENCE = {"attention": attention}
+ONNX = {"attention": emit_attention}

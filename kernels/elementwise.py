@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .onnx_tools import Body, Call, EmitContext
 from .quant import F32
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])
@@ -54,3 +55,48 @@ def softcap(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[st
 
 
 REFERENCE = {"glu": glu, "add": add, "select": select, "softcap": softcap}
+
+
+def _glu_body(act: str) -> Callable[[Body], None]:
+    def define(body: Body) -> None:
+        gate, up = body.ops("Split", ["x"], [None, None], axis=-1, num_outputs=2)
+        if act == "silu":
+            active = body.op("Mul", [gate, body.op("Sigmoid", [gate])])
+        else:
+            active = body.op("Gelu", [gate], approximate="tanh" if act == "gelu_tanh" else "none")
+        body.op("Mul", [active, up], "y")
+
+    return define
+
+
+def emit_glu(ctx: EmitContext, call: Call) -> None:
+    """Function Glu_<act>: Split, then Sigmoid and Mul or Gelu, then Mul."""
+    act = call.attrs["act"]
+    ctx.call(f"Glu_{act}", call.inputs, call.output, _glu_body(act), (["x"], []))
+
+
+def emit_add(ctx: EmitContext, call: Call) -> None:
+    """Add (the driver merges it with a following rms_norm, see `norm.emit_add_norm`)."""
+    ctx.op("Add", call.inputs, call.output)
+
+
+def emit_select(ctx: EmitContext, call: Call) -> None:
+    """Gather over the rows of all sequences: [B, S, C] seen as [B * S, C]."""
+    flat = ctx.op("Reshape", [call.inputs[0], ctx.ints(-1, int(call.shapes[0][-1]))])
+    ctx.op("Gather", [flat, call.inputs[1]], call.output, axis=0)
+
+
+def softcap_body(body: Body) -> None:
+    """y = cap * tanh(x / cap)."""
+    cap = body.op("CastLike", [body.attribute("cap"), "x"])
+    body.op("Mul", [body.op("Tanh", [body.op("Div", ["x", cap])]), cap], "y")
+
+
+def emit_softcap(ctx: EmitContext, call: Call) -> None:
+    """Function Softcap: Div, Tanh, Mul."""
+    ctx.call(
+        "Softcap", call.inputs, call.output, softcap_body, (["x"], ["cap"]), cap=call.attrs["cap"]
+    )
+
+
+ONNX = {"glu": emit_glu, "add": emit_add, "select": emit_select, "softcap": emit_softcap}

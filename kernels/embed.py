@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
+from .ops import GROUP
 from .quant import F32, Quantized, dequantize
 
 
@@ -25,3 +27,61 @@ def embed(
 
 
 REFERENCE = {"embed": embed}
+
+
+def _rows_body(bits: int) -> Callable[[Body], None]:
+    """Codes uint8 [.., KB, 32 or 16] and scales [.., KB, 1] -> float values [.., KB, 32]."""
+
+    def define(body: Body) -> None:
+        codes = body.op("Cast", ["q"], to=FLOAT)
+        if bits == 4:
+            high = body.op("Floor", [body.op("Div", [codes, body.const(16.0)])])
+            low = body.op("Sub", [codes, body.op("Mul", [high, body.const(16.0)])])
+            last = body.const([-1])
+            pair = [body.op("Unsqueeze", [half, last]) for half in (low, high)]  # [.., 16, 1]
+            codes = body.op("Concat", pair, axis=-1)  # [.., KB, 16, 2]
+            codes = body.op("Reshape", [codes, body.const([0, 0, -1, GROUP])])
+        levels = body.op("Sub", [codes, body.const(float(1 << (bits - 1)))])
+        body.op("Mul", [body.op("CastLike", [levels, "scales"]), "scales"], "y")
+
+    return define
+
+
+def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str) -> str:
+    """Rows of a quantized table as [B, S, KB, 32], without a dequantized copy of the table."""
+    bits = 4 if table.encoding == "int4-g32" else 8
+    scales = ctx.place(f"{table.name}.scales")
+    if ctx.half and not ctx.standard:
+        three = ctx.tensor(f"{table.name}.scales", dims=(*scales.dims, 1))
+        return ctx.op(
+            "GatherBlockQuantized", [ctx.tensor(f"{table.name}.q"), tokens, three],
+            domain=MICROSOFT, bits=bits, block_size=GROUP, gather_axis=0, quantize_axis=2,
+        )  # fmt: skip
+    codes = ctx.op("Gather", [ctx.tensor(f"{table.name}.q"), tokens])
+    rows = ctx.op("Gather", [ctx.tensor(f"{table.name}.scales"), tokens])
+    rows = ctx.op("Unsqueeze", [ctx.cast(rows, scales.dtype, ctx.float_type), ctx.ints(-1)])
+    return ctx.call(f"DequantizeInt{bits}", [codes, rows], None, _rows_body(bits), (["q", "scales"], []))
+
+
+def emit_embed(ctx: EmitContext, call: Call) -> None:
+    """Gather for float tables; for quantized ones GatherBlockQuantized (float16 activations) or
+    Gather of codes and scales and the function DequantizeInt4 / DequantizeInt8."""
+    table, tokens = call.weights["weight"], call.inputs[0]
+    steps: list[tuple[str, list[str]]] = []
+    if table.encoding in ("f32", "f16"):
+        rows = ctx.op("Gather", [ctx.tensor(table.name), tokens])
+        rows = ctx.cast(rows, ctx.place(table.name).dtype, ctx.float_type)
+    else:
+        rows = _gathered(ctx, table, tokens)
+        steps.append(("Reshape", [ctx.ints(0, 0, -1)]))
+        if table.shape[1] % GROUP:
+            ends = [ctx.ints(0), ctx.ints(table.shape[1]), ctx.ints(-1)]
+            steps.append(("Slice", ends))
+    if call.attrs["scale"] != 1.0:
+        steps.append(("Mul", [ctx.scalar(call.attrs["scale"])]))
+    steps = steps or [("Identity", [])]
+    for index, (kind, more) in enumerate(steps):
+        rows = ctx.op(kind, [rows, *more], call.output if index == len(steps) - 1 else None)
+
+
+ONNX = {"embed": emit_embed}

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .onnx_tools import MICROSOFT, UINT4, Call, EmitContext, StoredWeight
+from .ops import GROUP
 from .quant import F32, Matrix, Quantized, codes_of, quantize_rows
 
 
@@ -38,3 +40,52 @@ def linear(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str
 
 
 REFERENCE = {"linear": linear}
+
+
+def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None) -> str:
+    """MatMulNBits over the stored bytes; accuracy_level 4 asks for int8 activations by blocks of
+    32, which is the formula above (providers without such a kernel multiply in floats)."""
+    n, k = w.shape
+    return ctx.op(
+        "MatMulNBits", [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")], out,
+        domain=MICROSOFT, N=n, K=k, bits=_bits(w), block_size=GROUP, accuracy_level=4,
+    )  # fmt: skip
+
+
+def _bits(w: StoredWeight) -> int:
+    return 4 if w.encoding == "int4-g32" else 8
+
+
+def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
+    """DequantizeLinear by blocks over the same bytes, cut to [N, K]."""
+    n, k = w.shape
+    blocks = ctx.place(f"{w.name}.scales").dims[1]
+    dtype = UINT4 if _bits(w) == 4 else None
+    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * GROUP), dtype=dtype)
+    scales = ctx.floats(f"{w.name}.scales")
+    zero = ctx.zero_points(n, blocks, _bits(w))
+    wide = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=GROUP)
+    if k % GROUP:
+        wide = ctx.op("Slice", [wide, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
+    return wide
+
+
+def emit_linear(ctx: EmitContext, call: Call) -> None:
+    """contrib: MatMulNBits, or FusedMatMul with transB for float weights. standard:
+    DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias."""
+    w, x = call.weights["weight"], call.inputs[0]
+    biased = "bias" in call.weights
+    out = None if biased else call.output
+    quantized = w.encoding not in ("f32", "f16")
+    if quantized and not ctx.standard:
+        y = _n_bits(ctx, x, w, out)
+    elif not ctx.standard:
+        y = ctx.op("FusedMatMul", [x, ctx.floats(w.name)], out, domain=MICROSOFT, transB=1)
+    else:
+        wide = _dequantized(ctx, w) if quantized else ctx.floats(w.name)
+        y = ctx.op("MatMul", [x, ctx.op("Transpose", [wide], perm=[1, 0])], out)
+    if biased:
+        ctx.op("Add", [y, ctx.floats(call.weights["bias"].name)], call.output)
+
+
+ONNX = {"linear": emit_linear}

@@ -1,0 +1,192 @@
+"""The torch twin of a graph: the same nodes over torch tensors, differentiable in the weights.
+
+Healing, COMPOT and draft training run a graph on whole sequences, many at once, with gradients. So
+the twin takes a batch of full sequences, attends causally without a cache, and keeps every weight
+as a float tensor that may require a gradient. Quantized weights enter dequantized; the activations
+of their products stay float (the runtime quantizes them too, see `kernels/linear.py`).
+
+Letters as in `kernels/ops.py`, and B sequences of T tokens each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConvertError
+from ..graph import Graph, Node
+from ..kernels.ops import CATALOGUE
+from ..kernels.quant import Matrix, dequantize
+
+Slots = Mapping[str, Tensor]
+Attrs = Mapping[str, Any]
+Watch = Callable[[Node, tuple[Tensor, ...]], None]
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def _embed(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    return F.embedding(inputs[0], w["weight"]) * attrs["scale"]
+
+
+def _rms_norm(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    return _rms(inputs[0], w["weight"], attrs["eps"])
+
+
+def _linear(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    return F.linear(inputs[0], w["weight"], w.get("bias"))
+
+
+def _glu(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    gate, up = inputs[0].chunk(2, dim=-1)
+    if attrs["act"] == "silu":
+        return F.silu(gate) * up
+    return F.gelu(gate, approximate="tanh" if attrs["act"] == "gelu_tanh" else "none") * up
+
+
+def _add(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    return inputs[0] + inputs[1]
+
+
+def _select(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    return inputs[0].index_select(1, inputs[1])
+
+
+def _softcap(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    return attrs["cap"] * torch.tanh(inputs[0] / attrs["cap"])
+
+
+def _rotate(x: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
+    """x [B, heads, T, D] turned by its position; channels past the rotary ones pass."""
+    half = len(inv_freq)
+    position = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
+    angle = position[:, None] * inv_freq[None, :].to(torch.float32)  # [T, half]
+    cos, sin = (angle.cos() * scale).to(x.dtype), (angle.sin() * scale).to(x.dtype)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def _turned(x: Tensor, w: Slots, attrs: Attrs) -> Tensor:
+    if "inv_freq" not in w:
+        return x
+    if "inv_freq_long" in w and x.shape[2] > attrs["rope_switch"]:
+        return _rotate(x, w["inv_freq_long"], attrs["rope_long_scale"])
+    return _rotate(x, w["inv_freq"], attrs["rope_scale"])
+
+
+def _visible(length: int, window: int, device: torch.device) -> Tensor:
+    """bool [T, T]: query row t sees key j when t - window < j <= t (window 0: all j <= t)."""
+    t = torch.arange(length, device=device)
+    seen = t[None, :] <= t[:, None]
+    return seen & (t[None, :] > t[:, None] - window) if window else seen
+
+
+def _attention(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+    batch, length, _ = inputs[0].shape
+    rows = inputs[0].view(batch, length, heads + 2 * groups, size)
+    q, k, v = rows.split([heads, groups, groups], dim=2)
+    if "q_norm" in w:
+        q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
+    q, k = (_turned(x.transpose(1, 2), w, attrs) for x in (q, k))  # [B, H, T, D], [B, G, T, D]
+    k = k.repeat_interleave(heads // groups, dim=1)
+    v = v.transpose(1, 2).repeat_interleave(heads // groups, dim=1)
+    seen = _visible(length, attrs["window"], q.device)
+    if attrs["softcap"]:
+        scores = q @ k.transpose(-1, -2) * attrs["scale"]
+        scores = attrs["softcap"] * torch.tanh(scores / attrs["softcap"])
+        y = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attrs["scale"])
+    return y.transpose(1, 2).reshape(batch, length, heads * size)
+
+
+TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
+    "embed": _embed,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "attention": _attention,
+    "glu": _glu,
+    "add": _add,
+    "select": _select,
+    "softcap": _softcap,
+}
+
+
+class TorchGraph:
+    """A graph and its weights on torch.
+
+    weights: graph weight name -> stored matrix or vector (NumPy, Quantized) or a float tensor.
+    Afterwards `self.weights` holds float tensors by the same names; call `requires_grad_()` on
+    those to be trained, or pass replacements to `__call__`. Raises ConvertError when a weight is
+    missing or of another shape than the graph declares.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Matrix | Tensor],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        graph.shapes()
+        self.graph = graph
+        self.weights: dict[str, Tensor] = {}
+        for name, spec in graph.weights.items():
+            if name not in weights:
+                raise ConvertError(f"weight {name!r} is missing", code="torch-weights")
+            tensor = _tensor(weights[name])
+            if tuple(tensor.shape) != spec.shape:
+                raise ConvertError(
+                    f"weight {name!r} has shape {tuple(tensor.shape)}, expected {spec.shape}",
+                    code="torch-weights",
+                )
+            # rotary frequencies stay float32: positions times a rounded frequency drift
+            kind = torch.float32 if self._is_frequency(name) else dtype
+            self.weights[name] = tensor.to(device=device, dtype=kind)
+
+    def _is_frequency(self, name: str) -> bool:
+        slots = (slot for node in self.graph.nodes for slot, w in node.weights.items() if w == name)
+        return any(slot.startswith("inv_freq") for slot in slots)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        rows: Tensor | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """tokens int [B, T] -> logits float [B, R, V], in the twin's dtype.
+
+        rows: int [R], positions whose logits are wanted (default: all T, R = T).
+        weights: tensors that stand in for some of `self.weights` in this call.
+        watch: called with every node and its inputs before it runs (calibration statistics).
+        """
+        values: dict[str, Tensor] = {
+            "tokens": tokens,
+            "rows": torch.arange(tokens.shape[1], device=tokens.device) if rows is None else rows,
+        }
+        held = {**self.weights, **(weights or {})}
+        for node in self.graph.nodes:
+            inputs = tuple(values[name] for name in node.inputs)
+            if watch is not None:
+                watch(node, inputs)
+            slots = {slot: held[name] for slot, name in node.weights.items()}
+            attrs = CATALOGUE[node.op].check_attrs(node.attrs)
+            values[node.output] = TORCH[node.op](inputs, slots, attrs)
+        return values[self.graph.outputs[0].name]
+
+
+def _tensor(weight: Matrix | Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight
+    return torch.from_numpy(np.ascontiguousarray(dequantize(weight)))

@@ -1,0 +1,150 @@
+"""Packed twins: where the CPU session's reordered weights live.
+
+A twin is written once, beside the bundle (`<out>/packed-<layout>.bin`, by `edgert convert --pack
+cpu`) or in the user's cache on first load, and memory-mapped afterwards. Its name carries the hash
+of the weights file and the layout, so a changed model or a newer kernel never meets an old twin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Graph
+from ..kernels.cpu import pack
+from ..kernels.quant import Matrix
+
+ALIGN = 4096
+TAIL = 4096  # bytes after the last weight that a vector load may touch
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A packed matrix: byte offset, size, and whether its halves are paired."""
+
+    offset: int
+    size: int
+    paired: bool
+
+
+def plan(graph: Graph, paired: frozenset[str]) -> tuple[dict[str, Slot], int]:
+    """Where every matrix of the graph goes, and the size of the whole twin in bytes."""
+    slots, offset = {}, 0
+    for name, weight in graph.weights.items():
+        if len(weight.shape) != 2:
+            continue
+        both = name in paired
+        size = pack.packed_bytes(weight.encoding, *weight.shape, paired=both)
+        slots[name] = Slot(offset, size, both)
+        offset += -(-size // 64) * 64
+    return slots, offset + TAIL
+
+
+def fill(
+    graph: Graph, weights: Mapping[str, Matrix], slots: Mapping[str, Slot], out: NDArray[np.uint8]
+) -> None:
+    """Pack every matrix into its slot of `out`."""
+    for name, slot in slots.items():
+        out[slot.offset : slot.offset + slot.size] = pack.pack(weights[name], paired=slot.paired)
+
+
+class Twin:
+    """Packed weights in memory or mapped from a file; `address(name)` is what kernels read."""
+
+    def __init__(self, data: NDArray[np.uint8], slots: Mapping[str, Slot]) -> None:
+        self.data, self.slots = data, dict(slots)
+        self.base = data.ctypes.data
+
+    def address(self, name: str) -> int:
+        return self.base + self.slots[name].offset
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+def in_memory(graph: Graph, weights: Mapping[str, Matrix], paired: frozenset[str]) -> Twin:
+    """A private twin, for graphs without a bundle and for places where no file can be written."""
+    slots, size = plan(graph, paired)
+    room = np.zeros(size + ALIGN, np.uint8)
+    start = -room.ctypes.data % ALIGN
+    data = room[start : start + size]
+    fill(graph, weights, slots, data)
+    return Twin(data, slots)
+
+
+def mapped(
+    graph: Graph,
+    weights: Mapping[str, Matrix],
+    paired: frozenset[str],
+    *,
+    folders: list[Path],
+    key: str,
+) -> Twin:
+    """The twin of the bundle `key` from the first folder that has it, else written to the first
+    folder that can be written, else in memory."""
+    slots, size = plan(graph, paired)
+    name = f"{key[:24]}-{pack.LAYOUT}-{_shape_key(graph, paired)}.packed"
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):
+            return Twin(_map(folder / name, size), slots)
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):
+            _write(folder, name, graph, weights, slots, size)
+            return Twin(_map(folder / name, size), slots)
+    return in_memory(graph, weights, paired)
+
+
+def _shape_key(graph: Graph, paired: frozenset[str]) -> str:
+    import hashlib
+
+    text = repr([(n, w.shape, w.encoding, n in paired) for n, w in graph.weights.items()])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _map(path: Path, size: int) -> NDArray[np.uint8]:
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(path, flags)
+    try:
+        found = os.fstat(handle).st_size
+        if found != size:
+            raise ValueError(f"{path} has {found} bytes, expected {size}")
+        view = mmap.mmap(handle, size, access=mmap.ACCESS_READ)
+    finally:
+        os.close(handle)
+    if hasattr(view, "madvise"):
+        with contextlib.suppress(OSError, AttributeError):
+            view.madvise(mmap.MADV_WILLNEED)
+    return np.frombuffer(view, np.uint8)
+
+
+def _write(
+    folder: Path,
+    name: str,
+    graph: Graph,
+    weights: Mapping[str, Matrix],
+    slots: Mapping[str, Slot],
+    size: int,
+) -> None:
+    """Written aside and renamed, so that nobody ever maps half a twin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}.{os.getpid()}"
+    try:
+        with open(aside, "wb") as file:
+            file.truncate(size)
+            for matrix, slot in slots.items():
+                file.seek(slot.offset)
+                file.write(pack.pack(weights[matrix], paired=slot.paired).data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, folder / name)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()

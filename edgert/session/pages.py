@@ -1,0 +1,149 @@
+"""KV pages of the CPU session: one pool of pages for all sequences, a page table a sequence.
+
+A page holds 64 tokens of one sequence in every state of the graph, so one table serves all layers.
+Pools are reserved as address space and take real memory page by page as sequences grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError, ResourceError
+from ..graph import Graph
+from ..graph import State as StateSpec
+from .base import State
+
+PAGE_TOKENS = 64
+
+
+def page_bytes(spec: StateSpec, wide: int) -> tuple[int, int]:
+    """Bytes of a K and of a V page; `wide` is the bytes of an element."""
+    padded = -(-spec.head_dim // 16) * 16
+    key = spec.kv_heads * PAGE_TOKENS * spec.head_dim * wide
+    return key, spec.kv_heads * PAGE_TOKENS * padded * wide
+
+
+class PagePool:
+    """K and V pools of every state, and which page indices are free."""
+
+    def __init__(self, graph: Graph, pages: int, wide: int) -> None:
+        self.wide, self.pages = wide, pages
+        self.specs = dict(graph.states)
+        self.free = list(range(pages - 1, -1, -1))
+        self.keys: dict[str, NDArray[np.uint8]] = {}
+        self.values: dict[str, NDArray[np.uint8]] = {}
+        for name, spec in graph.states.items():
+            key, value = page_bytes(spec, wide)
+            self.keys[name] = np.zeros((pages, key), np.uint8)
+            self.values[name] = np.zeros((pages, value), np.uint8)
+
+    @property
+    def bytes_per_page(self) -> int:
+        return sum(sum(page_bytes(spec, self.wide)) for spec in self.specs.values())
+
+    def take(self) -> int:
+        """A free page index."""
+        if not self.free:
+            raise ResourceError(
+                f"all {self.pages} KV pages of {PAGE_TOKENS} tokens are in use",
+                code="kv-pages",
+                hint="close other conversations, or load with a larger ctx_size",
+            )
+        return self.free.pop()
+
+    def give(self, pages: list[int]) -> None:
+        self.free.extend(pages)
+
+
+class CpuState(State):
+    """One sequence's pages. `table` is what kernels read: int32, one entry for 64 tokens."""
+
+    def __init__(self, pool: PagePool, context: int, fingerprint: str, *, long_rope: bool) -> None:
+        super().__init__(context)
+        self.pool, self.fingerprint, self.long_rope = pool, fingerprint, long_rope
+        self.pages: list[int] = []
+        self.table = np.zeros(-(-context // PAGE_TOKENS), np.int32)
+        self.closed = False
+
+    def reserve(self, tokens: int) -> None:
+        """Have pages for the first `tokens` tokens."""
+        if self.closed:
+            raise RequestError("this state is closed", code="state-closed")
+        while len(self.pages) * PAGE_TOKENS < tokens:
+            page = self.pool.take()
+            self.table[len(self.pages)] = page
+            self.pages.append(page)
+
+    def _release(self, keep: int) -> None:
+        count = -(-keep // PAGE_TOKENS)
+        self.pool.give(self.pages[count:])
+        del self.pages[count:]
+
+    def commit(self, count: int) -> None:
+        super().commit(count)
+        if count == 0:
+            self._release(self.length)
+
+    def trim(self, length: int) -> None:
+        super().trim(length)
+        self._release(length)
+
+    def snapshot(self) -> dict[str, Any]:
+        pages = self.pages[: -(-self.length // PAGE_TOKENS)]
+        pool = self.pool
+        return {
+            "fingerprint": self.fingerprint,
+            "length": self.length,
+            "long_rope": self.long_rope,
+            "keys": {name: pool.keys[name][pages].copy() for name in pool.specs},
+            "values": {name: pool.values[name][pages].copy() for name in pool.specs},
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        self._check(snapshot)
+        self.trim(0)
+        self.reserve(snapshot["length"])
+        for name in self.pool.specs:
+            self.pool.keys[name][self.pages] = snapshot["keys"][name]
+            self.pool.values[name][self.pages] = snapshot["values"][name]
+        self.length, self.long_rope = snapshot["length"], snapshot["long_rope"]
+
+    def _check(self, snapshot: Mapping[str, Any]) -> None:
+        found = snapshot.get("fingerprint")
+        if found != self.fingerprint:
+            raise RequestError(
+                f"the snapshot belongs to model {found!r}, this is {self.fingerprint!r}",
+                code="snapshot",
+                hint="restore snapshots only into sessions of the same bundle and KV format",
+            )
+        length = snapshot.get("length")
+        if not isinstance(length, int) or not 0 <= length <= self.context:
+            raise RequestError(
+                f"the snapshot holds {length!r} tokens, this state takes 0 to {self.context}",
+                code="snapshot",
+            )
+        count = -(-length // PAGE_TOKENS)
+        for part, pools in (("keys", self.pool.keys), ("values", self.pool.values)):
+            arrays = snapshot.get(part)
+            for name, array in pools.items():
+                expected = (count, array.shape[1])
+                got = arrays.get(name) if isinstance(arrays, Mapping) else None
+                if not isinstance(got, np.ndarray) or got.shape != expected or got.dtype != np.uint8:
+                    raise RequestError(
+                        f"the snapshot's {part} of {name!r} are damaged, expected uint8 {expected}",
+                        code="snapshot",
+                    )
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.pages) * self.pool.bytes_per_page
+
+    def close(self) -> None:
+        if not self.closed:
+            self._release(0)
+            self.length = self.pending = 0
+            self.closed = True

@@ -1,0 +1,203 @@
+"""From one row of logits to one token: Hugging Face's order, without sorting the vocabulary.
+
+    bias, mask -> repetition penalty -> presence and frequency penalties -> (greedy?) ->
+    temperature -> top-k -> top-p -> min-p -> renormalise -> draw
+
+`process` gives the law as a sparse pair (ids, probs); `draw` takes the one token that an
+exponential race keyed by (seed, position, token id) makes win. The race needs no stream of random
+numbers: a token depends on its own row alone, never on batching, chunking or drafts, and a
+speculative run draws the very tokens of a plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DeviceError, RequestError
+from .params import Resolved
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+BLOCK = 64  # logits a block, for the bound on the k-th largest
+FIRST_CANDIDATES = 128  # tokens that top-p looks at first; doubled twice until they hold enough
+RACE_DIRECT = 4096  # supports up to this size race without pruning
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def process(
+    logits: F32, params: Resolved, history: Sequence[int] = (), *, allowed: int = 0,
+    holes: Sequence[int] = (),
+) -> tuple[Ids, F64]:  # fmt: skip
+    """The law of the next token: (ids int64 [s], probs float64 [s]), descending by probability.
+
+    logits: float32 [V], left as it is. history: every token so far, the prompt included (penalties
+    count over all of it). allowed: ids at or past it do not exist (0: all of V do); holes: ids below
+    it that do not exist. Greedy (temperature <= 1e-5 or top_k 1) gives one id, the lowest of equal
+    ones. With neither top-k, top-p nor min-p the ids are all of them, in their own order.
+    Raises DeviceError for a row with NaN or +inf, RequestError when everything is masked.
+    """
+    z = _adjusted(logits[: allowed or len(logits)], params, history, holes)
+    best = int(np.argmax(z))
+    peak = float(z[best])
+    if not np.isfinite(peak):
+        raise _no_peak(peak)
+    if params.greedy:
+        return np.array([best]), np.ones(1)
+    return _truncated(z, peak, params)
+
+
+def draw(ids: Ids, probs: F64, seed: int, position: int) -> int:
+    """The token that wins the race: argmax of probs / E, E exponential of (seed, position, id).
+
+    position: index of the drawn token in its sequence. Exact: P(id) is probs[id].
+    """
+    if len(ids) == 1:
+        return int(ids[0])
+    v = uniforms(seed, position, ids)
+    if len(ids) > RACE_DIRECT:
+        # -log1p(-v) >= v, so nobody with probs / v <= score can beat a known score.
+        front = np.argpartition(probs, len(probs) - 512)[-512:]
+        score = float(np.max(probs[front] / -np.log1p(-v[front])))
+        keep = np.flatnonzero(probs >= v * score)
+        ids, probs, v = ids[keep], probs[keep], v[keep]
+    return int(ids[np.argmax(probs / -np.log1p(-v))])
+
+
+def uniforms(seed: int, position: int, ids: Ids) -> F64:
+    """Numbers in (0, 1), float64 [s], a pure function of (seed, position, id): SplitMix64."""
+    key = _mix(np.array([seed], np.uint64)) ^ _mix(np.array([position], np.uint64) * GOLDEN + GOLDEN)
+    bits = _mix(_mix(key) + (ids.astype(np.uint64) + np.uint64(1)) * GOLDEN)
+    return (np.asarray(bits >> np.uint64(11), np.float64) + 0.5) * 2.0**-53
+
+
+class Sampler:
+    """`process` and `draw` for one request: picks the token at each position."""
+
+    def __init__(self, params: Resolved, *, allowed: int = 0, holes: Sequence[int] = ()) -> None:
+        self.params, self.allowed, self.holes = params, allowed, tuple(holes)
+
+    def pick(self, logits: F32, history: Sequence[int]) -> int:
+        """The token that follows `history`, from its logits float32 [V]."""
+        ids, probs = process(
+            logits, self.params, history, allowed=self.allowed, holes=self.holes
+        )
+        return draw(ids, probs, self.params.seed, len(history))
+
+
+def _adjusted(z: F32, params: Resolved, history: Sequence[int], holes: Sequence[int]) -> F32:
+    """Bias, mask and penalties, on a copy where there is anything to do."""
+    if not (params.logit_bias or len(holes) or params.penalised):
+        return z
+    z = np.array(z, np.float32)
+    for token, bias in params.logit_bias.items():
+        if token < len(z):
+            z[token] += np.float32(bias)
+    if len(holes):
+        z[list(holes)] = -np.inf
+    if params.penalised and len(history):
+        seen, counts = np.unique(np.asarray(history, np.int64), return_counts=True)
+        seen, counts = seen[seen < len(z)], counts[seen < len(z)]
+        row, r = z[seen], np.float32(params.repeat_penalty)
+        row = np.where(row < 0, row * r, row / r)
+        z[seen] = row - np.float32(params.presence_penalty)
+        z[seen] -= np.float32(params.frequency_penalty) * counts.astype(np.float32)
+    return z
+
+
+def _no_peak(peak: float) -> DeviceError | RequestError:
+    if peak == -np.inf:
+        return RequestError(
+            "every token is masked, so none can follow",
+            code="all-masked",
+            hint="loosen logit_bias",
+        )
+    return DeviceError(
+        f"the model produced a logit of {peak}, expected finite numbers",
+        code="logits",
+        hint="run `edgert verify` on the bundle; its weights may be damaged",
+    )
+
+
+def _truncated(z: F32, peak: float, params: Resolved) -> tuple[Ids, F64]:
+    """Temperature, top-k, top-p and min-p. Each keeps a prefix of the descending order."""
+    size, scale = len(z), 1.0 / params.temperature
+    top_k = params.top_k if 0 < params.top_k < size else 0
+    if top_k:
+        ids = largest(z, top_k)
+        e = _weights(z[ids], peak, scale)
+        total = float(e.sum())
+    elif params.top_p < 1.0:
+        ids, e, total = _nucleus(z, peak, scale, params.top_p)
+    else:
+        ids = _near_peak(z, peak, params)
+        e = _weights(z[ids], peak, scale)
+        total = float(e.sum())
+    if params.top_p < 1.0:
+        count = int(np.searchsorted(np.cumsum(e), params.top_p * total)) + 1
+        ids, e = ids[:count], e[:count]
+    if params.min_p > 0.0:
+        keep = np.flatnonzero(e >= params.min_p)  # the largest weight is exp(0) = 1
+        ids, e = ids[keep], e[keep]
+    return ids, e / e.sum()
+
+
+def _weights(z: F32, peak: float, scale: float) -> F64:
+    """exp((z - peak) / temperature) as float64, the exponential itself in float32."""
+    shifted = (z - np.float32(peak)) * np.float32(scale)
+    return np.exp(shifted, dtype=np.float32).astype(np.float64)
+
+
+def _near_peak(z: F32, peak: float, params: Resolved) -> Ids:
+    """Ids that min-p alone may keep (a hair more than it will), or all of them."""
+    if params.min_p == 0.0:
+        return np.arange(len(z))
+    floor = peak + params.temperature * np.log(params.min_p) - 1e-3 * max(1.0, params.temperature)
+    return np.flatnonzero(z >= np.float32(floor))
+
+
+def _nucleus(z: F32, peak: float, scale: float, top_p: float) -> tuple[Ids, F64, float]:
+    """Enough of the largest tokens, in order, to hold top_p of the whole mass, and that mass."""
+    everything = np.exp((z - np.float32(peak)) * np.float32(scale), dtype=np.float32)
+    total = float(everything.sum(dtype=np.float64))
+    count = FIRST_CANDIDATES
+    while True:
+        count = min(count, len(z))
+        ids = largest(z, count)
+        e = everything[ids].astype(np.float64)
+        if count == len(z) or float(e.sum()) >= top_p * total:
+            return ids, e, total
+        count *= 4
+
+
+def largest(z: F32, count: int) -> Ids:
+    """Indices int64 [count] of the largest values, descending, equal ones by lower index.
+
+    The count-th largest of the maxima of blocks bounds the count-th largest value from below, so
+    only the blocks that reach it are looked at.
+    """
+    blocks = len(z) // BLOCK
+    if count * 2 > blocks:
+        bound = np.partition(z, len(z) - count)[len(z) - count]
+        near = np.flatnonzero(z >= bound)
+    else:
+        maxima = z[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+        bound = np.partition(maxima, blocks - count)[blocks - count]
+        hot = np.flatnonzero(maxima >= bound) * BLOCK
+        near = np.concatenate(
+            [(hot[:, None] + np.arange(BLOCK)).ravel(), np.arange(blocks * BLOCK, len(z))]
+        )
+        near = near[z[near] >= bound]
+    # `near` ascends, so that a stable sort keeps lower ids first.
+    return near[np.argsort(-z[near], kind="stable")[:count]]
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, element by element."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""Numba kernels of the CPU executor. Importing this package's modules imports numba."""

@@ -1,0 +1,285 @@
+"""Norms, activation quantization and the small elementwise kernels on the CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit
+
+from .. import simd
+from ..simd import (
+    add,
+    add_i32,
+    div,
+    f32,
+    fma,
+    ld_f32,
+    ld_i64,
+    load_f32,
+    max_f32,
+    mul,
+    rint,
+    splat,
+    splat_i32,
+    st_f32,
+    st_i32,
+    store_f32,
+    store_i8,
+    sub,
+    sum_f32,
+    sum_i32,
+    tanh,
+    to_i32,
+    vabs,
+    vmax,
+)
+from .vm import kernel
+
+SILU, GELU, GELU_TANH = 0, 1, 2
+ACTS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
+TILE = 32
+INT4_OFFSET, INT8_OFFSET = 8, 128
+
+
+@njit(error_model="numpy")
+def _gelu(x: Any, at: int) -> Any:
+    store_f32(at, x)
+    for i in range(16):
+        v = ld_f32(at + 4 * i)
+        st_f32(at + 4 * i, f32(0.5 * v * (1.0 + math.erf(v * 0.7071067811865476))))
+    return load_f32(at)
+
+
+@njit(error_model="numpy")
+def gate(g: Any, up: Any, act: int) -> Any:
+    """act(g) * up by lane, for silu and tanh-gelu (erf-gelu goes through `glu`)."""
+    one = splat(f32(1.0))
+    if act == SILU:
+        return mul(div(g, add(one, simd.exp(sub(splat(f32(0.0)), g)))), up)
+    cubic = mul(mul(mul(g, g), g), splat(f32(0.044715)))
+    inner = mul(add(g, cubic), splat(f32(0.7978845608)))
+    return mul(mul(mul(g, splat(f32(0.5))), add(one, tanh(inner))), up)
+
+
+@njit(error_model="numpy")
+def _share(n: int, thread: int, threads: int) -> tuple[int, int]:
+    """Rows [start, stop) of a thread."""
+    return n * thread // threads, n * (thread + 1) // threads
+
+
+@njit(error_model="numpy")
+def _inverse_rms(x: int, width: int, eps: float) -> float:
+    total = splat(f32(0.0))
+    for i in range(0, width - 15, 16):
+        v = load_f32(x + 4 * i)
+        total = fma(v, v, total)
+    rest = f32(0.0)
+    for i in range(width - width % 16, width):
+        rest += ld_f32(x + 4 * i) * ld_f32(x + 4 * i)
+    mean = f32(f32(sum_f32(total) + rest) / f32(width))
+    return f32(f32(1.0) / f32(math.sqrt(f32(mean + f32(eps)))))
+
+
+@njit(error_model="numpy")
+def norm_row(x: int, weight: int, y: int, width: int, eps: float) -> None:
+    """y = x / rms(x) * weight for one row; y may be x."""
+    scale = _inverse_rms(x, width, eps)
+    wide = splat(f32(scale))
+    for i in range(0, width - 15, 16):
+        store_f32(y + 4 * i, mul(mul(load_f32(x + 4 * i), wide), load_f32(weight + 4 * i)))
+    for i in range(width - width % 16, width):
+        st_f32(y + 4 * i, f32(f32(ld_f32(x + 4 * i) * scale) * ld_f32(weight + 4 * i)))
+
+
+@njit(error_model="numpy")
+def _quantize_block(a: Any, b: Any, q: int, s: int, c: int, offset: int) -> None:
+    """32 values to int8 codes at q, scale at s, correction -offset * sum(codes) at c."""
+    peak = max_f32(vmax(vabs(a), vabs(b)))
+    scale = f32(peak * f32(1.0 / 127.0))
+    st_f32(s, scale)
+    inverse = splat(f32(1.0) / scale if scale > f32(0.0) else f32(0.0))
+    qa, qb = to_i32(rint(mul(a, inverse))), to_i32(rint(mul(b, inverse)))
+    store_i8(q, qa)
+    store_i8(q + 16, qb)
+    st_i32(c, simd.i32(-offset * sum_i32(add_i32(qa, qb))))
+
+
+@njit(error_model="numpy")
+def quantize_row(
+    x: int, width: int, tile: int, t: int, n: int, blocks: int, offset: int, spare: int
+) -> None:
+    """Row t of a tile of n tokens (layout in `linear.py`); spare: 128 bytes of scratch."""
+    scales = tile + blocks * n * 32
+    corrections = scales + blocks * n * 4
+    whole = width // 32
+    for b in range(blocks):
+        at = x + 128 * b
+        if b >= whole:
+            for i in range(32):
+                st_f32(spare + 4 * i, ld_f32(at + 4 * i) if 32 * b + i < width else f32(0.0))
+            at = spare
+        k = b * n + t
+        q, s, c = tile + 32 * k, scales + 4 * k, corrections + 4 * k
+        _quantize_block(load_f32(at), load_f32(at + 64), q, s, c, offset)
+
+
+# Operands of `quantize`: 3 x, 4 x row stride in bytes, 5 width, 6 blocks, 7 tiles out, 8 bytes of a
+# private copy (one row: every thread fills its own, no barrier), 9 correction offset, 10 norm weight
+# or 0, 11 norm eps (float32 bits), 12 scratch, 13 scratch bytes a thread.
+
+
+@kernel
+def quantize(ins: int, thread: int, threads: int) -> None:
+    """Optional RMS norm, then int8 tiles for a quantized product."""
+    n = ld_i64(ld_i64(ins + 16))
+    x, stride, width = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+    blocks, tiles, offset = ld_i64(ins + 48), ld_i64(ins + 56), ld_i64(ins + 72)
+    weight, eps = ld_i64(ins + 80), ld_f32(ins + 88)
+    scratch = ld_i64(ins + 96) + thread * ld_i64(ins + 104)
+    start, stop = _share(n, thread, threads)
+    if n == 1:
+        tiles += thread * ld_i64(ins + 64)
+        start, stop = 0, 1
+    for row in range(start, stop):
+        source = x + row * stride
+        if weight != 0:
+            norm_row(source, weight, scratch + 128, width, eps)
+            source = scratch + 128
+        t0 = row - row % TILE
+        tile = tiles + t0 * blocks * 40
+        quantize_row(source, width, tile, row - t0, min(TILE, n - t0), blocks, offset, scratch)
+
+
+# Operands of `rms_norm`: 3 x, 4 x stride, 5 width, 6 weight, 7 eps, 8 y, 9 y stride.
+
+
+@kernel
+def rms_norm(ins: int, thread: int, threads: int) -> None:
+    """Root-mean-square norm of float rows, rows shared out."""
+    n = ld_i64(ld_i64(ins + 16))
+    x, stride, width = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+    weight, eps = ld_i64(ins + 48), ld_f32(ins + 56)
+    y, y_stride = ld_i64(ins + 64), ld_i64(ins + 72)
+    start, stop = _share(n, thread, threads)
+    for row in range(start, stop):
+        norm_row(x + row * stride, weight, y + row * y_stride, width, eps)
+
+
+# Operands of `glu`: 3 x (gate columns, then up columns), 4 x stride, 5 F, 6 act, 7 y, 8 y stride,
+# 9 scratch, 10 scratch bytes a thread.
+
+
+@kernel
+def glu(ins: int, thread: int, threads: int) -> None:
+    """act(gate) * up where the product did not apply it already."""
+    n = ld_i64(ld_i64(ins + 16))
+    x, stride, width, act = (
+        ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40), ld_i64(ins + 48),
+    )  # fmt: skip
+    y, y_stride = ld_i64(ins + 56), ld_i64(ins + 64)
+    spare = ld_i64(ins + 72) + thread * ld_i64(ins + 80)
+    start, stop = _share(n, thread, threads)
+    for row in range(start, stop):
+        a, out = x + row * stride, y + row * y_stride
+        for i in range(0, width, 16):
+            m = min(16, width - i)
+            for j in range(16):
+                st_f32(spare + 64 + 4 * j, ld_f32(a + 4 * (i + j)) if j < m else f32(0.0))
+                st_f32(spare + 128 + 4 * j, ld_f32(a + 4 * (width + i + j)) if j < m else f32(0.0))
+            g, up = load_f32(spare + 64), load_f32(spare + 128)
+            r = mul(_gelu(g, spare), up) if act == GELU else gate(g, up, act)
+            store_f32(spare, r)
+            for j in range(m):
+                st_f32(out + 4 * (i + j), ld_f32(spare + 4 * j))
+
+
+# Operands of `add_rows`: 3 a, 4 b, 5 y, 6 row stride in bytes, 7 width.
+
+
+@kernel
+def add_rows(ins: int, thread: int, threads: int) -> None:
+    """y = a + b, all with one stride."""
+    n = ld_i64(ld_i64(ins + 16))
+    a, b, y = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+    stride, width = ld_i64(ins + 48), ld_i64(ins + 56)
+    start, stop = _share(n, thread, threads)
+    for row in range(start, stop):
+        for i in range(0, width, 16):
+            at = row * stride + 4 * i
+            store_f32(y + at, add(load_f32(a + at), load_f32(b + at)))
+
+
+# Operands of `softcap`: 3 x, 4 x stride, 5 y, 6 y stride, 7 width, 8 cap.
+
+
+@kernel
+def softcap(ins: int, thread: int, threads: int) -> None:
+    """y = cap * tanh(x / cap); columns shared out, so that one row uses every thread."""
+    n = ld_i64(ld_i64(ins + 16))
+    x, stride = ld_i64(ins + 24), ld_i64(ins + 32)
+    y, y_stride, width, cap = (
+        ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56), ld_f32(ins + 64),
+    )  # fmt: skip
+    wide, inverse = splat(cap), splat(f32(1.0) / cap)
+    start, stop = _share((width + 15) // 16, thread, threads)
+    for row in range(n):
+        for g in range(start, stop):
+            v = mul(load_f32(x + row * stride + 64 * g), inverse)
+            store_f32(y + row * y_stride + 64 * g, mul(wide, tanh(v)))
+
+
+# Operands of `select`: 3 x, 4 stride, 5 rows (int32), 6 y, 7 bytes of a row (same stride).
+
+
+@kernel
+def select(ins: int, thread: int, threads: int) -> None:
+    """y[r] = x[rows[r]]."""
+    n = ld_i64(ld_i64(ins + 16))
+    x, stride, rows, y, size = (
+        ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56),
+    )  # fmt: skip
+    start, stop = _share(n, thread, threads)
+    for r in range(start, stop):
+        source = x + simd.ld_i32(rows + 4 * r) * stride
+        for i in range(0, size, 64):
+            store_f32(y + r * stride + i, load_f32(source + i))
+
+
+# Operands of `embed`: 3 table, 4 K, 5 encoding (0 f32, 1 f16, 2 int8, 3 int4), 6 tokens (int32),
+# 7 y, 8 y stride, 9 scale.
+
+
+@njit(error_model="numpy")
+def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
+    """Element k of a packed table row (layouts in `linear.py`)."""
+    group, lane = row // 16, row % 16
+    if encoding == 0:
+        return ld_f32(table + ((group * width + k) * 16 + lane) * 4)
+    if encoding == 1:
+        return simd.ld_f16(table + ((group * width + k) * 16 + lane) * 2)
+    blocks = (width + 31) // 32
+    b, i = k // 32, k % 32
+    if encoding == 2:
+        at = table + (group * blocks + b) * 544
+        code = (simd.ld_i8(at + 32 + (i // 4) * 64 + 4 * lane + i % 4) & 255) - 128
+    else:
+        at = table + (group * blocks + b) * 288
+        byte = simd.ld_i8(at + 32 + (i // 8) * 64 + 4 * lane + i % 4) & 255
+        code = (byte >> 4 if i % 8 >= 4 else byte & 15) - 8
+    return f32(f32(code) * simd.ld_f16(at + 2 * lane))
+
+
+@kernel
+def embed(ins: int, thread: int, threads: int) -> None:
+    """Rows of the embedding table, scaled."""
+    n = ld_i64(ld_i64(ins + 16))
+    table, width, encoding = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+    tokens, y, stride, scale = (
+        ld_i64(ins + 48), ld_i64(ins + 56), ld_i64(ins + 64), ld_f32(ins + 72),
+    )  # fmt: skip
+    start, stop = _share(n, thread, threads)
+    for t in range(start, stop):
+        row = simd.ld_i32(tokens + 4 * t)
+        for k in range(width):
+            st_f32(y + t * stride + 4 * k, f32(_entry(table, row, k, width, encoding) * scale))

@@ -1,0 +1,433 @@
+"""attention on the CPU: rotary and cache append, then online softmax over pages of 64 tokens.
+
+Pages of one state, one page index for 64 tokens of one sequence, float16 or float32 elements:
+
+    K page   [G][4][D][16]   groups of 16 tokens, the token is the vector lane
+    V page   [G][64][DP]     DP = D rounded up to 16
+
+The order of arithmetic is fixed by absolute positions: pages of 64 keys with an online softmax
+inside a segment of 4 pages, segments merged in order. Scores of masked keys are -1e30, whose
+weight is exactly zero. So a row's bits do not depend on its neighbours, the chunk, or the threads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit
+
+from .. import simd
+from ..simd import (
+    add,
+    add_i32,
+    atomic_add,
+    atomic_store,
+    bcast_f32,
+    f32,
+    fma,
+    lanes,
+    ld_f32,
+    ld_i32,
+    ld_i64,
+    load_f16,
+    load_f32,
+    max_f32,
+    mul,
+    splat,
+    splat_i32,
+    st_f16,
+    st_f32,
+    store_f32,
+    sub,
+    sum_f32,
+    tanh,
+    vmax,
+    where_less,
+)
+from .activation import norm_row
+from .vm import claim, kernel
+
+PAGE = 64
+SEGMENT = 4  # pages
+TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
+MASKED = -1.0e30
+
+# Operands of `rope_table`: 3 positions (int32 [T]), 4 inv_freq, 5 inv_freq_long or 0, 6 half, 7 long
+# flags (int32 [T]), 8 out float32 [T][2][half] (cos, sin), 9 scale, 10 long scale.
+
+
+@kernel
+def rope_table(ins: int, thread: int, threads: int) -> None:
+    """cos and sin of position * inv_freq for the rows of this step."""
+    n = ld_i64(ld_i64(ins + 16))
+    positions, short, far = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+    half, flags, out = ld_i64(ins + 48), ld_i64(ins + 56), ld_i64(ins + 64)
+    for t in range(n * thread // threads, n * (thread + 1) // threads):
+        freq, scale = short, ld_f32(ins + 72)
+        if far != 0 and ld_i32(flags + 4 * t) != 0:
+            freq, scale = far, ld_f32(ins + 80)
+        row = out + t * half * 8
+        for i in range(half):
+            angle = f32(f32(ld_i32(positions + 4 * t)) * ld_f32(freq + 4 * i))
+            st_f32(row + 4 * i, f32(f32(math.cos(float(angle))) * scale))
+            st_f32(row + 4 * (half + i), f32(f32(math.sin(float(angle))) * scale))
+
+
+@njit(error_model="numpy")
+def _rotate(x: int, table: int, half: int) -> None:
+    whole = half - half % 16
+    for i in range(0, whole, 16):
+        cos, sin = load_f32(table + 4 * i), load_f32(table + 4 * (half + i))
+        a, b = load_f32(x + 4 * i), load_f32(x + 4 * (half + i))
+        store_f32(x + 4 * i, sub(mul(a, cos), mul(b, sin)))
+        store_f32(x + 4 * (half + i), add(mul(b, cos), mul(a, sin)))
+    for i in range(whole, half):
+        cos1, sin1 = ld_f32(table + 4 * i), ld_f32(table + 4 * (half + i))
+        a1, b1 = ld_f32(x + 4 * i), ld_f32(x + 4 * (half + i))
+        st_f32(x + 4 * i, f32(f32(a1 * cos1) - f32(b1 * sin1)))
+        st_f32(x + 4 * (half + i), f32(f32(b1 * cos1) + f32(a1 * sin1)))
+
+
+@njit(error_model="numpy")
+def _store_key(x: int, page: int, group: int, size: int, slot: int, wide: int) -> None:
+    """One key into lane slot % 16 of its page."""
+    at = page + ((group * 4 + slot // 16) * size * 16 + slot % 16) * wide
+    for d in range(size):
+        if wide == 4:
+            st_f32(at + d * 64, ld_f32(x + 4 * d))
+        else:
+            st_f16(at + d * 32, ld_f32(x + 4 * d))
+
+
+@njit(error_model="numpy")
+def _store_value(x: int, page: int, group: int, size: int, slot: int, wide: int) -> None:
+    padded = (size + 15) // 16 * 16
+    at = page + (group * PAGE + slot) * padded * wide
+    for d in range(size):
+        if wide == 4:
+            st_f32(at + 4 * d, ld_f32(x + 4 * d))
+        else:
+            st_f16(at + 2 * d, ld_f32(x + 4 * d))
+
+
+# Operands of `append`: 3 qkv, 4 qkv stride in bytes, 5 H, 6 G, 7 D, 8 rope table or 0, 9 half,
+# 10 q norm or 0, 11 k norm, 12 norm eps, 13 score scale, 14 positions, 15 page tables (int64
+# address a row), 16 K pool, 17 V pool, 18 bytes of a K page, 19 bytes of a V page, 20 bytes of an
+# element.
+
+
+@kernel
+def append(ins: int, thread: int, threads: int) -> None:
+    """Norm and rotate queries (scaled, in place) and keys; store keys and values in their pages."""
+    n = ld_i64(ld_i64(ins + 16))
+    qkv, stride = ld_i64(ins + 24), ld_i64(ins + 32)
+    heads, groups, size = ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56)
+    table, half = ld_i64(ins + 64), ld_i64(ins + 72)
+    q_norm, k_norm, eps, scale = (
+        ld_i64(ins + 80), ld_i64(ins + 88), ld_f32(ins + 96), ld_f32(ins + 104),
+    )  # fmt: skip
+    positions, tables = ld_i64(ins + 112), ld_i64(ins + 120)
+    k_pool, v_pool = ld_i64(ins + 128), ld_i64(ins + 136)
+    k_page, v_page, wide = ld_i64(ins + 144), ld_i64(ins + 152), ld_i64(ins + 160)
+    units = n * (heads + groups)
+    for unit in range(units * thread // threads, units * (thread + 1) // threads):
+        t, head = unit // (heads + groups), unit % (heads + groups)
+        x = qkv + t * stride + head * size * 4
+        if q_norm != 0:
+            norm_row(x, q_norm if head < heads else k_norm, x, size, eps)
+        if table != 0:
+            _rotate(x, table + t * half * 8, half)
+        if head < heads:
+            for d in range(size):
+                st_f32(x + 4 * d, f32(ld_f32(x + 4 * d) * scale))
+            continue
+        position = ld_i32(positions + 4 * t)
+        page = ld_i32(ld_i64(tables + 8 * t) + 4 * (position // PAGE))
+        g, slot = head - heads, position % PAGE
+        _store_key(x, k_pool + page * k_page, g, size, slot, wide)
+        _store_value(x + groups * size * 4, v_pool + page * v_page, g, size, slot, wide)
+
+
+@njit(error_model="numpy")
+def _load(p: int, wide: int) -> Any:
+    return load_f32(p) if wide == 4 else load_f16(p)
+
+
+@njit(error_model="numpy")
+def _scores4(q: int, step: int, k: int, size: int, wide: int, out: int) -> None:
+    """Four query rows, `step` bytes apart, times 64 keys; float32 [4][64] to out."""
+    for c in range(4):
+        a0 = a1 = a2 = a3 = splat(f32(0.0))
+        at = k + c * size * 16 * wide
+        for d in range(size):
+            key = _load(at + d * 16 * wide, wide)
+            a0 = fma(key, bcast_f32(q + 4 * d), a0)
+            a1 = fma(key, bcast_f32(q + step + 4 * d), a1)
+            a2 = fma(key, bcast_f32(q + 2 * step + 4 * d), a2)
+            a3 = fma(key, bcast_f32(q + 3 * step + 4 * d), a3)
+        store_f32(out + 64 * c, a0)
+        store_f32(out + 256 + 64 * c, a1)
+        store_f32(out + 512 + 64 * c, a2)
+        store_f32(out + 768 + 64 * c, a3)
+
+
+@njit(error_model="numpy")
+def _scores1(q: int, k: int, size: int, wide: int, out: int) -> None:
+    """One query row times 64 keys; float32 [64] to out."""
+    a0 = a1 = a2 = a3 = splat(f32(0.0))
+    step = size * 16 * wide
+    for d in range(size):
+        x, at = bcast_f32(q + 4 * d), k + d * 16 * wide
+        a0 = fma(_load(at, wide), x, a0)
+        a1 = fma(_load(at + step, wide), x, a1)
+        a2 = fma(_load(at + 2 * step, wide), x, a2)
+        a3 = fma(_load(at + 3 * step, wide), x, a3)
+    store_f32(out, a0)
+    store_f32(out + 64, a1)
+    store_f32(out + 128, a2)
+    store_f32(out + 192, a3)
+
+
+@njit(error_model="numpy")
+def _softmax(scores: int, m: float, first: int, last: int, cap: float) -> tuple[float, float]:
+    """Scores of 64 keys to weights in place, keys outside first..last masked.
+
+    m: largest score so far. Returns the new one and the sum of the weights.
+    """
+    low, high = splat_i32(simd.i32(first - 1)), splat_i32(simd.i32(last + 1))
+    masked = splat(f32(MASKED))
+    top = masked
+    for c in range(4):
+        s = load_f32(scores + 64 * c)
+        if cap > f32(0.0):
+            s = mul(splat(cap), tanh(mul(s, splat(f32(1.0) / cap))))
+        index = add_i32(lanes(), splat_i32(simd.i32(16 * c)))
+        s = where_less(low, index, where_less(index, high, s, masked), masked)
+        store_f32(scores + 64 * c, s)
+        top = vmax(s, top)
+    m = max(f32(m), max_f32(top))
+    shift, total = splat(f32(m)), splat(f32(0.0))
+    for c in range(4):
+        w = simd.exp(sub(load_f32(scores + 64 * c), shift))
+        store_f32(scores + 64 * c, w)
+        total = add(total, w)
+    return m, sum_f32(total)
+
+
+@njit(error_model="numpy")
+def _values4(w: int, v: int, padded: int, wide: int, count: int, out: int, step: int) -> None:
+    """Add weights [4][64] times values [count][padded] to four rows of out, `step` apart."""
+    for d in range(0, padded - 31, 32):
+        at = out + 4 * d
+        a0, b0 = load_f32(at), load_f32(at + 64)
+        a1, b1 = load_f32(at + step), load_f32(at + step + 64)
+        a2, b2 = load_f32(at + 2 * step), load_f32(at + 2 * step + 64)
+        a3, b3 = load_f32(at + 3 * step), load_f32(at + 3 * step + 64)
+        for j in range(count):
+            p = v + (j * padded + d) * wide
+            x, y = _load(p, wide), _load(p + 16 * wide, wide)
+            w0, w1 = bcast_f32(w + 4 * j), bcast_f32(w + 256 + 4 * j)
+            w2, w3 = bcast_f32(w + 512 + 4 * j), bcast_f32(w + 768 + 4 * j)
+            a0, b0 = fma(x, w0, a0), fma(y, w0, b0)
+            a1, b1 = fma(x, w1, a1), fma(y, w1, b1)
+            a2, b2 = fma(x, w2, a2), fma(y, w2, b2)
+            a3, b3 = fma(x, w3, a3), fma(y, w3, b3)
+        store_f32(at, a0)
+        store_f32(at + 64, b0)
+        store_f32(at + step, a1)
+        store_f32(at + step + 64, b1)
+        store_f32(at + 2 * step, a2)
+        store_f32(at + 2 * step + 64, b2)
+        store_f32(at + 3 * step, a3)
+        store_f32(at + 3 * step + 64, b3)
+    if padded % 32:
+        for r in range(4):
+            _values_strip(w + 256 * r, v, padded, padded - 16, wide, count, out + r * step)
+
+
+@njit(error_model="numpy")
+def _values_strip(w: int, v: int, padded: int, d: int, wide: int, count: int, out: int) -> None:
+    """16 columns of one row of `_values4`, keys in order."""
+    a = load_f32(out + 4 * d)
+    for j in range(count):
+        a = fma(_load(v + (j * padded + d) * wide, wide), bcast_f32(w + 4 * j), a)
+    store_f32(out + 4 * d, a)
+
+
+@njit(error_model="numpy")
+def _values1(w: int, v: int, padded: int, wide: int, count: int, out: int) -> None:
+    """One row of `_values4`."""
+    for d in range(0, padded, 16):
+        _values_strip(w, v, padded, d, wide, count, out)
+
+
+@njit(error_model="numpy")
+def _scale(out: int, padded: int, factor: float) -> None:
+    wide = splat(f32(factor))
+    for d in range(0, padded, 16):
+        store_f32(out + 4 * d, mul(load_f32(out + 4 * d), wide))
+
+
+@njit(error_model="numpy")
+def _exp1(x: float) -> float:
+    """The same exponential as the vectors use, for one value."""
+    return max_f32(simd.exp(splat(f32(x))))
+
+
+@njit(error_model="numpy")
+def _clear(row: int, padded: int) -> None:
+    """A partial result: maximum, sum, 14 unused words, then the weighted values [padded]."""
+    st_f32(row, f32(MASKED))
+    st_f32(row + 4, f32(0.0))
+    for d in range(0, padded, 16):
+        store_f32(row + 64 + 4 * d, splat(f32(0.0)))
+
+
+@njit(error_model="numpy")
+def _page(
+    q: int, q_step: int, position: int, window: int, rows: int, base: int, k: int, v: int,
+    size: int, wide: int, cap: float, part: int, part_step: int, scores: int,
+) -> None:  # fmt: skip
+    """Up to four query rows of one token over one page, into their partial results."""
+    padded = (size + 15) // 16 * 16
+    last = min(position - base, PAGE - 1)
+    first = max(0, position - window + 1 - base) if window > 0 else 0
+    if rows == 4:
+        _scores4(q, q_step, k, size, wide, scores)
+    else:
+        for r in range(rows):
+            _scores1(q + r * q_step, k, size, wide, scores + 256 * r)
+    for r in range(rows):
+        state = part + r * part_step
+        before = ld_f32(state)
+        m, total = _softmax(scores + 256 * r, before, first, last, cap)
+        keep = _exp1(f32(before - f32(m)))
+        st_f32(state, f32(m))
+        st_f32(state + 4, f32(f32(ld_f32(state + 4) * keep) + total))
+        if keep != f32(1.0):
+            _scale(state + 64, padded, keep)
+    if rows == 4:
+        _values4(scores, v, padded, wide, last + 1, part + 64, part_step)
+    else:
+        for r in range(rows):
+            _values1(scores + 256 * r, v, padded, wide, last + 1, part + r * part_step + 64)
+
+
+@njit(error_model="numpy")
+def _merge(total: int, part: int, padded: int) -> None:
+    """Add a later segment's partial result to an earlier one's."""
+    a, b = ld_f32(total), ld_f32(part)
+    m = max(a, b)
+    x, y = _exp1(f32(a - m)), _exp1(f32(b - m))
+    st_f32(total, m)
+    st_f32(total + 4, f32(f32(ld_f32(total + 4) * x) + f32(ld_f32(part + 4) * y)))
+    left, right = splat(f32(x)), splat(f32(y))
+    for d in range(0, padded, 16):
+        at = 64 + 4 * d
+        mine = mul(load_f32(total + at), left)
+        store_f32(total + at, add(mine, mul(load_f32(part + at), right)))
+
+
+@njit(error_model="numpy")
+def _finish(total: int, out: int, size: int) -> None:
+    inverse = f32(f32(1.0) / ld_f32(total + 4))
+    for d in range(size):
+        st_f32(out + 4 * d, f32(ld_f32(total + 64 + 4 * d) * inverse))
+
+
+@njit(error_model="numpy")
+def _segment(ins: int, t0: int, n: int, g: int, segment: int, part: int, scores: int) -> None:
+    """n tokens' query heads of one kv head over one segment; partials [n][share] to part."""
+    q, stride = ld_i64(ins + 24), ld_i64(ins + 32)
+    heads, groups, size = ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56)
+    window, cap = ld_i64(ins + 64), ld_f32(ins + 72)
+    positions, tables = ld_i64(ins + 80), ld_i64(ins + 88)
+    k_pool, v_pool = ld_i64(ins + 96), ld_i64(ins + 104)
+    k_page, v_page, wide = ld_i64(ins + 112), ld_i64(ins + 120), ld_i64(ins + 128)
+    share, padded = heads // groups, (size + 15) // 16 * 16
+    step = 64 + 4 * padded
+    for r in range(n * share):
+        _clear(part + r * step, padded)
+    table = ld_i64(tables + 8 * t0)
+    newest = ld_i32(positions + 4 * (t0 + n - 1))
+    for index in range(segment * SEGMENT, min((segment + 1) * SEGMENT, newest // PAGE + 1)):
+        base = index * PAGE
+        page = ld_i32(table + 4 * index)
+        k = k_pool + page * k_page + g * 64 * size * wide
+        v = v_pool + page * v_page + g * 64 * padded * wide
+        for t in range(n):
+            position = ld_i32(positions + 4 * (t0 + t))
+            if base > position or (window > 0 and base + PAGE <= position - window + 1):
+                continue
+            for h in range(0, share, 4):
+                rows = min(4, share - h)
+                at = q + (t0 + t) * stride + (g * share + h) * size * 4
+                mine = part + (t * share + h) * step
+                _page(
+                    at, size * 4, position, window, rows, base, k, v,
+                    size, wide, cap, mine, step, scores,
+                )  # fmt: skip
+
+
+# Operands of `attend`: 3 q (rotated and scaled), 4 q stride in bytes, 5 H, 6 G, 7 D, 8 window or 0,
+# 9 softcap or 0, 10 positions, 11 page tables, 12 K pool, 13 V pool, 14 K page bytes, 15 V page
+# bytes, 16 element bytes, 17 y, 18 y stride, 19 address of the tile count, followed by int32 tiles
+# (first row, rows), 20 partials shared between threads, 21 finished counters (int64 a tile and kv
+# head), 22 private scratch, 23 control block. Private scratch bytes a thread stand in the word
+# before the scratch's first byte; most segments of a step in the word after the tile count.
+
+
+@kernel
+def attend(ins: int, thread: int, threads: int) -> None:
+    """Softmax attention of this step's rows over their pages."""
+    tiles_at, partials = ld_i64(ins + 152), ld_i64(ins + 160)
+    count, split = ld_i64(tiles_at), ld_i64(tiles_at + 8)
+    tiles = tiles_at + 16
+    done, ctrl = ld_i64(ins + 168), ld_i64(ins + 184)
+    heads, groups, size = ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56)
+    window, positions = ld_i64(ins + 64), ld_i64(ins + 80)
+    y, y_stride = ld_i64(ins + 136), ld_i64(ins + 144)
+    share, padded = heads // groups, (size + 15) // 16 * 16
+    step = 64 + 4 * padded
+    tile_bytes = TILE_TOKENS * share * step
+    private = ld_i64(ins + 176)
+    private += thread * ld_i64(private - 8)
+    scores, mine, total = private, private + 1024, private + 1024 + tile_bytes
+    units = count * groups * split
+    while True:
+        start, stop = claim(ctrl, units, threads, 16)
+        if start >= units:
+            return
+        for unit in range(start, stop):
+            tile, rest = unit // (groups * split), unit % (groups * split)
+            g, part = rest // split, rest % split
+            t0, n = ld_i32(tiles + 8 * tile), ld_i32(tiles + 8 * tile + 4)
+            newest = ld_i32(positions + 4 * (t0 + n - 1))
+            oldest = ld_i32(positions + 4 * t0)
+            low = max(0, oldest - window + 1) // (PAGE * SEGMENT) if window > 0 else 0
+            high = newest // (PAGE * SEGMENT)
+            if split == 1:
+                for segment in range(low, high + 1):
+                    into = total if segment == low else mine
+                    _segment(ins, t0, n, g, segment, into, scores)
+                    if segment > low:
+                        for r in range(n * share):
+                            _merge(total + r * step, mine + r * step, padded)
+                for r in range(n * share):
+                    at = y + (t0 + r // share) * y_stride + (g * share + r % share) * size * 4
+                    _finish(total + r * step, at, size)
+                continue
+            # Segments shared out: each is computed apart, whoever is last merges them in order.
+            room = partials + (tile * groups + g) * split * tile_bytes
+            if low + part <= high:
+                _segment(ins, t0, n, g, low + part, room + part * tile_bytes, scores)
+            counter = done + 8 * (tile * groups + g)
+            if atomic_add(counter, 1) == split - 1:
+                atomic_store(counter, 0)
+                for later in range(1, high - low + 1):
+                    for r in range(n * share):
+                        _merge(room + r * step, room + later * tile_bytes + r * step, padded)
+                for r in range(n * share):
+                    at = y + (t0 + r // share) * y_stride + (g * share + r % share) * size * 4
+                    _finish(room + r * step, at, size)

@@ -1,0 +1,441 @@
+"""linear on the CPU: weights in 16-row interleaved blocks ("r16s"), activations in int8 tiles.
+
+Weights. For 16 output rows and a block of 32 inputs, contiguous; blocks follow along K, then the
+next 16 rows (see `pack.py`):
+
+    int4   32 B float16 scales | 4 chunks of 64 B, bytes 4r..4r+3 of chunk j belong to row r:
+           low nibble of byte t -> input 8j + t, high nibble -> input 8j + 4 + t
+    int8   32 B float16 scales | 8 chunks of 64 B, byte 4r + t of chunk j -> input 4j + t, row r
+    f16, f32   [K][16] elements, no scales
+
+Activations of quantized products. Tokens in tiles of up to 32: a tile of n tokens is
+q int8 [KB][n][32], then scales float32 [KB][n], then corrections int32 [KB][n].
+
+One formula for every row count: per block an exact int32 sum, then
+acc = fma(float(sum), ws * xs, acc), blocks in order. So a row's bits do not depend on how many
+rows were in the call, on the thread count, or on the chunking.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .. import simd
+from ..simd import (
+    CORRECTED_BYTES,
+    add,
+    add_i16,
+    add_i32,
+    bcast_f32,
+    bcast_i8x4,
+    bcast_i32,
+    dot_bytes,
+    dot_nibbles,
+    f32,
+    fma,
+    high_nibbles,
+    ld_i64,
+    load_f16,
+    load_f32,
+    load_i8,
+    low_nibbles,
+    maddss,
+    maddubs,
+    mul,
+    pair_sums,
+    flip_sign,
+    splat,
+    splat_i32,
+    store_f32,
+    to_f32,
+)
+from .activation import gate
+from .vm import claim, kernel
+
+TILE = 32  # tokens that share one unpacking of a weight block
+GRAIN = 8  # chunks a thread
+INT4_BYTES = 32 + 256
+INT8_BYTES = 32 + 512
+TOKEN_BLOCK = 32 + 4 + 4  # bytes of one token's block in a tile
+
+if simd.ISA == "avx2":
+
+    @njit(error_model="numpy")
+    def nibble_sum(
+        corr: Any, a0: Any, b0: Any, a1: Any, b1: Any, a2: Any, b2: Any, a3: Any, b3: Any, p: int
+    ) -> Any:
+        """Exact sum of a block: eight 16-bit sums stay below 30480, so one widening is enough."""
+        s = maddubs(a0, bcast_i8x4(p))
+        s = add_i16(s, maddubs(b0, bcast_i8x4(p + 4)))
+        s = add_i16(s, maddubs(a1, bcast_i8x4(p + 8)))
+        s = add_i16(s, maddubs(b1, bcast_i8x4(p + 12)))
+        s = add_i16(s, maddubs(a2, bcast_i8x4(p + 16)))
+        s = add_i16(s, maddubs(b2, bcast_i8x4(p + 20)))
+        s = add_i16(s, maddubs(a3, bcast_i8x4(p + 24)))
+        s = add_i16(s, maddubs(b3, bcast_i8x4(p + 28)))
+        return add_i32(corr, pair_sums(s))
+
+    @njit(error_model="numpy")
+    def byte_sum(
+        corr: Any, w0: Any, w1: Any, w2: Any, w3: Any, w4: Any, w5: Any, w6: Any, w7: Any, p: int
+    ) -> Any:
+        """Exact sum of a block of signed bytes."""
+        s = pair_sums(maddss(flip_sign(w0), bcast_i8x4(p)))
+        s = add_i32(s, pair_sums(maddss(flip_sign(w1), bcast_i8x4(p + 4))))
+        s = add_i32(s, pair_sums(maddss(flip_sign(w2), bcast_i8x4(p + 8))))
+        s = add_i32(s, pair_sums(maddss(flip_sign(w3), bcast_i8x4(p + 12))))
+        s = add_i32(s, pair_sums(maddss(flip_sign(w4), bcast_i8x4(p + 16))))
+        s = add_i32(s, pair_sums(maddss(flip_sign(w5), bcast_i8x4(p + 20))))
+        s = add_i32(s, pair_sums(maddss(flip_sign(w6), bcast_i8x4(p + 24))))
+        return add_i32(s, pair_sums(maddss(flip_sign(w7), bcast_i8x4(p + 28))))
+
+else:
+
+    @njit(error_model="numpy")
+    def nibble_sum(
+        corr: Any, a0: Any, b0: Any, a1: Any, b1: Any, a2: Any, b2: Any, a3: Any, b3: Any, p: int
+    ) -> Any:
+        """Exact sum of a block: corr + sum over 32 inputs of nibble * x, for 16 rows."""
+        s = dot_nibbles(corr, a0, bcast_i8x4(p))
+        s = dot_nibbles(s, b0, bcast_i8x4(p + 4))
+        s = dot_nibbles(s, a1, bcast_i8x4(p + 8))
+        s = dot_nibbles(s, b1, bcast_i8x4(p + 12))
+        s = dot_nibbles(s, a2, bcast_i8x4(p + 16))
+        s = dot_nibbles(s, b2, bcast_i8x4(p + 20))
+        s = dot_nibbles(s, a3, bcast_i8x4(p + 24))
+        return dot_nibbles(s, b3, bcast_i8x4(p + 28))
+
+    @njit(error_model="numpy")
+    def byte_sum(
+        corr: Any, w0: Any, w1: Any, w2: Any, w3: Any, w4: Any, w5: Any, w6: Any, w7: Any, p: int
+    ) -> Any:
+        """Exact sum of a block: corr + sum over 32 inputs of byte * x, for 16 rows."""
+        s = dot_bytes(corr, w0, bcast_i8x4(p))
+        s = dot_bytes(s, w1, bcast_i8x4(p + 4))
+        s = dot_bytes(s, w2, bcast_i8x4(p + 8))
+        s = dot_bytes(s, w3, bcast_i8x4(p + 12))
+        s = dot_bytes(s, w4, bcast_i8x4(p + 16))
+        s = dot_bytes(s, w5, bcast_i8x4(p + 20))
+        s = dot_bytes(s, w6, bcast_i8x4(p + 24))
+        return dot_bytes(s, w7, bcast_i8x4(p + 28))
+
+
+@njit(error_model="numpy")
+def row_int4(w: int, blocks: int, x: int) -> Any:
+    """16 rows times one token, float32x16."""
+    scales = x + blocks * 32
+    corrections = scales + blocks * 4
+    acc = splat(f32(0.0))
+    for b in range(blocks):
+        v0, v1 = load_i8(w + 32), load_i8(w + 96)
+        v2, v3 = load_i8(w + 160), load_i8(w + 224)
+        total = nibble_sum(
+            bcast_i32(corrections + 4 * b),
+            low_nibbles(v0), high_nibbles(v0), low_nibbles(v1), high_nibbles(v1),
+            low_nibbles(v2), high_nibbles(v2), low_nibbles(v3), high_nibbles(v3),
+            x + 32 * b,
+        )  # fmt: skip
+        acc = fma(to_f32(total), mul(load_f16(w), bcast_f32(scales + 4 * b)), acc)
+        w += INT4_BYTES
+    return acc
+
+
+@njit(error_model="numpy")
+def tile_int4(w: int, blocks: int, x: int, n: int, acc: int) -> None:
+    """16 rows times a tile of n tokens; float32 [n][16] to acc."""
+    scales = x + blocks * n * 32
+    corrections = scales + blocks * n * 4
+    for t in range(n):
+        store_f32(acc + 64 * t, splat(f32(0.0)))
+    for _ in range(blocks):
+        ws = load_f16(w)
+        v0, v1 = load_i8(w + 32), load_i8(w + 96)
+        v2, v3 = load_i8(w + 160), load_i8(w + 224)
+        a0, a1, a2, a3 = low_nibbles(v0), low_nibbles(v1), low_nibbles(v2), low_nibbles(v3)
+        b0, b1, b2, b3 = high_nibbles(v0), high_nibbles(v1), high_nibbles(v2), high_nibbles(v3)
+        for t in range(n):
+            corr = bcast_i32(corrections + 4 * t)
+            total = nibble_sum(corr, a0, b0, a1, b1, a2, b2, a3, b3, x + 32 * t)
+            both = mul(ws, bcast_f32(scales + 4 * t))
+            store_f32(acc + 64 * t, fma(to_f32(total), both, load_f32(acc + 64 * t)))
+        w += INT4_BYTES
+        x += 32 * n
+        scales += 4 * n
+        corrections += 4 * n
+
+
+@njit(error_model="numpy")
+def _corr8(p: int) -> Any:
+    return bcast_i32(p) if CORRECTED_BYTES else splat_i32(0)
+
+
+@njit(error_model="numpy")
+def row_int8(w: int, blocks: int, x: int) -> Any:
+    """16 rows times one token, float32x16."""
+    scales = x + blocks * 32
+    corrections = scales + blocks * 4
+    acc = splat(f32(0.0))
+    for b in range(blocks):
+        total = byte_sum(
+            _corr8(corrections + 4 * b),
+            load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224),
+            load_i8(w + 288), load_i8(w + 352), load_i8(w + 416), load_i8(w + 480),
+            x + 32 * b,
+        )  # fmt: skip
+        acc = fma(to_f32(total), mul(load_f16(w), bcast_f32(scales + 4 * b)), acc)
+        w += INT8_BYTES
+    return acc
+
+
+@njit(error_model="numpy")
+def tile_int8(w: int, blocks: int, x: int, n: int, acc: int) -> None:
+    """16 rows times a tile of n tokens; float32 [n][16] to acc."""
+    scales = x + blocks * n * 32
+    corrections = scales + blocks * n * 4
+    for t in range(n):
+        store_f32(acc + 64 * t, splat(f32(0.0)))
+    for _ in range(blocks):
+        ws = load_f16(w)
+        w0, w1, w2, w3 = load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224)
+        w4, w5, w6, w7 = load_i8(w + 288), load_i8(w + 352), load_i8(w + 416), load_i8(w + 480)
+        for t in range(n):
+            corr = _corr8(corrections + 4 * t)
+            total = byte_sum(corr, w0, w1, w2, w3, w4, w5, w6, w7, x + 32 * t)
+            both = mul(ws, bcast_f32(scales + 4 * t))
+            store_f32(acc + 64 * t, fma(to_f32(total), both, load_f32(acc + 64 * t)))
+        w += INT8_BYTES
+        x += 32 * n
+        scales += 4 * n
+        corrections += 4 * n
+
+
+@njit(error_model="numpy")
+def row_f32(w: int, k: int, x: int) -> Any:
+    """16 rows times one token; four accumulators by k mod 4, summed in pairs."""
+    a0 = a1 = a2 = a3 = splat(f32(0.0))
+    for i in range(0, k - 3, 4):
+        a0 = fma(load_f32(w), bcast_f32(x + 4 * i), a0)
+        a1 = fma(load_f32(w + 64), bcast_f32(x + 4 * i + 4), a1)
+        a2 = fma(load_f32(w + 128), bcast_f32(x + 4 * i + 8), a2)
+        a3 = fma(load_f32(w + 192), bcast_f32(x + 4 * i + 12), a3)
+        w += 256
+    for i in range(k - k % 4, k):
+        a0 = fma(load_f32(w), bcast_f32(x + 4 * i), a0)
+        w += 64
+    return add(add(a0, a1), add(a2, a3))
+
+
+@njit(error_model="numpy")
+def row_f16(w: int, k: int, x: int) -> Any:
+    """As row_f32, with float16 weights."""
+    a0 = a1 = a2 = a3 = splat(f32(0.0))
+    for i in range(0, k - 3, 4):
+        a0 = fma(load_f16(w), bcast_f32(x + 4 * i), a0)
+        a1 = fma(load_f16(w + 32), bcast_f32(x + 4 * i + 4), a1)
+        a2 = fma(load_f16(w + 64), bcast_f32(x + 4 * i + 8), a2)
+        a3 = fma(load_f16(w + 96), bcast_f32(x + 4 * i + 12), a3)
+        w += 128
+    for i in range(k - k % 4, k):
+        a0 = fma(load_f16(w), bcast_f32(x + 4 * i), a0)
+        w += 32
+    return add(add(a0, a1), add(a2, a3))
+
+
+@njit(error_model="numpy")
+def finish(acc: Any, y: int, bias: int, residual: int) -> None:
+    """Bias, residual and store of 16 outputs; 0 where there is no bias or residual."""
+    if bias != 0:
+        acc = add(acc, load_f32(bias))
+    if residual != 0:
+        acc = add(acc, load_f32(residual))
+    store_f32(y, acc)
+
+
+# Operands of the linear kernels, by word: 3 weights, 4 groups of 16 rows (pairs of groups for the
+# gated ones), 5 blocks (quantized) or K (float), 6 activations, 7 activation stride in bytes (a
+# thread for the private copy of a single quantized row; a row for float), 8 output, 9 output row
+# stride in bytes, 10 bias or 0, 11 residual or 0 (same stride as the output), 12 activation of the
+# gated kernels, 13 scratch, 14 scratch bytes a thread, 15 control block.
+
+
+def _quantized(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
+    @njit(error_model="numpy")
+    def run(ins: int, thread: int, threads: int) -> None:
+        n = ld_i64(ld_i64(ins + 16))
+        w, groups, blocks = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+        x, y, stride = ld_i64(ins + 48), ld_i64(ins + 64), ld_i64(ins + 72)
+        bias, residual = ld_i64(ins + 80), ld_i64(ins + 88)
+        scratch = ld_i64(ins + 104) + thread * ld_i64(ins + 112)
+        ctrl = ld_i64(ins + 120)
+        if n == 0:
+            return
+        if n == 1:
+            x += thread * ld_i64(ins + 56)
+        while True:
+            start, stop = claim(ctrl, groups, threads, GRAIN)
+            if start >= groups:
+                return
+            for g in range(start, stop):
+                wg = w + g * blocks * group_bytes
+                bg = bias + 64 * g if bias != 0 else 0
+                if n == 1:
+                    rg = residual + 64 * g if residual != 0 else 0
+                    finish(row_kernel(wg, blocks, x), y + 64 * g, bg, rg)
+                    continue
+                for t0 in range(0, n, TILE):
+                    m = min(TILE, n - t0)
+                    tile_kernel(wg, blocks, x + t0 * blocks * TOKEN_BLOCK, m, scratch)
+                    for t in range(m):
+                        at = (t0 + t) * stride + 64 * g
+                        rt = residual + at if residual != 0 else 0
+                        finish(load_f32(scratch + 64 * t), y + at, bg, rt)
+
+    return run
+
+
+def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
+    @njit(error_model="numpy")
+    def run(ins: int, thread: int, threads: int) -> None:
+        n = ld_i64(ld_i64(ins + 16))
+        w, groups, blocks = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+        x, y, stride = ld_i64(ins + 48), ld_i64(ins + 64), ld_i64(ins + 72)
+        act = ld_i64(ins + 96)
+        scratch = ld_i64(ins + 104) + thread * ld_i64(ins + 112)
+        ctrl = ld_i64(ins + 120)
+        if n == 0:
+            return
+        if n == 1:
+            x += thread * ld_i64(ins + 56)
+        while True:
+            start, stop = claim(ctrl, groups, threads, GRAIN)
+            if start >= groups:
+                return
+            for g in range(start, stop):
+                wg = w + 2 * g * blocks * group_bytes
+                wu = wg + blocks * group_bytes
+                if n == 1:
+                    up = row_kernel(wu, blocks, x)
+                    store_f32(y + 64 * g, gate(row_kernel(wg, blocks, x), up, act))
+                    continue
+                for t0 in range(0, n, TILE):
+                    m = min(TILE, n - t0)
+                    xt = x + t0 * blocks * TOKEN_BLOCK
+                    tile_kernel(wg, blocks, xt, m, scratch)
+                    tile_kernel(wu, blocks, xt, m, scratch + 64 * TILE)
+                    for t in range(m):
+                        up = load_f32(scratch + 64 * (TILE + t))
+                        out = gate(load_f32(scratch + 64 * t), up, act)
+                        store_f32(y + (t0 + t) * stride + 64 * g, out)
+
+    return run
+
+
+_int4 = _quantized(row_int4, tile_int4, INT4_BYTES)
+_int8 = _quantized(row_int8, tile_int8, INT8_BYTES)
+_int4_gated = _quantized_gated(row_int4, tile_int4, INT4_BYTES)
+_int8_gated = _quantized_gated(row_int8, tile_int8, INT8_BYTES)
+
+
+@kernel
+def linear_int4(ins: int, thread: int, threads: int) -> None:
+    """int4-g32 weights, int8 activations."""
+    _int4(ins, thread, threads)
+
+
+@kernel
+def linear_int8(ins: int, thread: int, threads: int) -> None:
+    """int8-g32 weights, int8 activations."""
+    _int8(ins, thread, threads)
+
+
+@kernel
+def gated_int4(ins: int, thread: int, threads: int) -> None:
+    """Gate and up rows in alternating groups, activation applied: int4-g32 weights."""
+    _int4_gated(ins, thread, threads)
+
+
+@kernel
+def gated_int8(ins: int, thread: int, threads: int) -> None:
+    """Gate and up rows in alternating groups, activation applied: int8-g32 weights."""
+    _int8_gated(ins, thread, threads)
+
+
+def _float(row_kernel: Any, element: int) -> Any:
+    @njit(error_model="numpy")
+    def run(ins: int, thread: int, threads: int) -> None:
+        n = ld_i64(ld_i64(ins + 16))
+        w, groups, k = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+        x, x_stride = ld_i64(ins + 48), ld_i64(ins + 56)
+        y, stride = ld_i64(ins + 64), ld_i64(ins + 72)
+        bias, residual = ld_i64(ins + 80), ld_i64(ins + 88)
+        ctrl = ld_i64(ins + 120)
+        if n == 0:
+            return
+        while True:
+            start, stop = claim(ctrl, groups, threads, GRAIN)
+            if start >= groups:
+                return
+            for g in range(start, stop):
+                wg = w + g * k * 16 * element
+                bg = bias + 64 * g if bias != 0 else 0
+                for t in range(n):
+                    rt = residual + t * stride + 64 * g if residual != 0 else 0
+                    acc = row_kernel(wg, k, x + t * x_stride)
+                    finish(acc, y + t * stride + 64 * g, bg, rt)
+
+    return run
+
+
+def _float_gated(row_kernel: Any, element: int) -> Any:
+    @njit(error_model="numpy")
+    def run(ins: int, thread: int, threads: int) -> None:
+        n = ld_i64(ld_i64(ins + 16))
+        w, groups, k = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
+        x, x_stride = ld_i64(ins + 48), ld_i64(ins + 56)
+        y, stride = ld_i64(ins + 64), ld_i64(ins + 72)
+        act, ctrl = ld_i64(ins + 96), ld_i64(ins + 120)
+        if n == 0:
+            return
+        while True:
+            start, stop = claim(ctrl, groups, threads, GRAIN)
+            if start >= groups:
+                return
+            for g in range(start, stop):
+                wg = w + 2 * g * k * 16 * element
+                for t in range(n):
+                    xt = x + t * x_stride
+                    up = row_kernel(wg + k * 16 * element, k, xt)
+                    out = gate(row_kernel(wg, k, xt), up, act)
+                    store_f32(y + t * stride + 64 * g, out)
+
+    return run
+
+
+_f32, _f16 = _float(row_f32, 4), _float(row_f16, 2)
+_f32_gated, _f16_gated = _float_gated(row_f32, 4), _float_gated(row_f16, 2)
+
+
+@kernel
+def linear_f32(ins: int, thread: int, threads: int) -> None:
+    """float32 weights."""
+    _f32(ins, thread, threads)
+
+
+@kernel
+def linear_f16(ins: int, thread: int, threads: int) -> None:
+    """float16 weights, float32 arithmetic."""
+    _f16(ins, thread, threads)
+
+
+@kernel
+def gated_f32(ins: int, thread: int, threads: int) -> None:
+    """Gate and up rows in alternating groups, activation applied: float32 weights."""
+    _f32_gated(ins, thread, threads)
+
+
+@kernel
+def gated_f16(ins: int, thread: int, threads: int) -> None:
+    """Gate and up rows in alternating groups, activation applied: float16 weights."""
+    _f16_gated(ins, thread, threads)

@@ -1,0 +1,201 @@
+"""The direct-threaded program: kernels, the interpreter loop, barriers and the worker loop.
+
+A program is an int64 table, one row of `ROW` words an instruction:
+
+    word 0       address of a kernel, void(row, thread, threads)
+    word 1       barrier afterwards: 0 never, 1 always, 2 when the step has more than one row
+    word 2       address of the int64 that holds the number of rows this instruction works on
+    word 3 ...   operands, as each kernel documents them
+
+Every thread of the team runs the whole program. Kernels share their work out by claiming chunks
+from the counter at `CTRL_WORK`, which each barrier resets, so a thread that loses its core costs
+the others one chunk and not its whole share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import simd
+from ..simd import atomic_add, atomic_load, atomic_store, call_kernel, i64, ld_i64, pause
+
+import numba  # isort: skip
+from numba import njit, types  # isort: skip
+
+ROW = 24
+WORD = 8
+SPINS = 2000
+
+# Control block: int64 words, each used one on a cache line of its own.
+CTRL_WORK = 0  # next chunk of the running instruction
+CTRL_ARRIVED = 64  # threads at the barrier
+CTRL_PHASE = 128  # barriers passed
+CTRL_GO = 192  # steps started
+CTRL_STOP = 256  # set when the team is dissolved
+CTRL_CANCEL = 320  # set to leave the program at the next barrier
+CTRL_LEFT = 384  # what CTRL_CANCEL was at the last barrier: the same for all threads
+CTRL_BYTES = 448
+
+_SIGNATURE = types.void(i64, i64, i64)
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+_registry: dict[str, Callable[..., None]] = {}
+_compiled: dict[str, Any] = {}
+_lock = threading.Lock()
+_cache_folder: Path | None = None
+
+
+def kernel(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a kernel under its name; it is compiled when a program first needs it."""
+    _registry[function.__name__] = function
+    return function
+
+
+def sources_hash() -> str:
+    """Hash of all kernel sources, the Numba version and the ISA: what compiled code depends on."""
+    digest = hashlib.sha256(f"{numba.__version__} {simd.ISA}".encode())
+    digest.update(str(numba.core.config.CPU_NAME).encode())
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def use_cache(folder: Path | None) -> None:
+    """Keep compiled kernels in `folder` (None: compile in memory only)."""
+    global _cache_folder
+    _cache_folder = folder
+
+
+@contextlib.contextmanager
+def _numba_cache(folder: Path) -> Iterator[None]:
+    previous = numba.core.config.CACHE_DIR
+    numba.core.config.CACHE_DIR = str(folder)
+    try:
+        yield
+    finally:
+        numba.core.config.CACHE_DIR = previous
+
+
+def compile_kernel(name: str) -> Any:
+    """The compiled kernel `name` (a numba CFunc), from the cache where it has it."""
+    with _lock:
+        if name not in _compiled:
+            options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
+            if _cache_folder is None:
+                _compiled[name] = numba.cfunc(_SIGNATURE, **options)(_registry[name])
+            else:
+                with _numba_cache(_cache_folder):
+                    made = numba.cfunc(_SIGNATURE, cache=True, **options)(_registry[name])
+                _compiled[name] = made
+        return _compiled[name]
+
+
+def address(name: str) -> int:
+    """Entry address of a kernel, compiled on first use."""
+    return int(compile_kernel(name).address)
+
+
+@njit(error_model="numpy")
+def claim(ctrl: int, total: int, threads: int, grain: int) -> tuple[int, int]:
+    """The next chunk [start, stop) of `total` units; start >= total when nothing is left.
+
+    grain: chunks a thread, larger for finer sharing. One thread takes everything at once.
+    """
+    if threads == 1:
+        chunk = total
+    else:
+        chunk = (total + threads * grain - 1) // (threads * grain)
+    chunk = max(chunk, 1)
+    start = atomic_add(ctrl + CTRL_WORK, 1) * chunk
+    return start, min(start + chunk, total)
+
+
+@njit(error_model="numpy")
+def barrier(ctrl: int, threads: int) -> None:
+    """Wait until all threads are here; the last one resets the work counter."""
+    phase = atomic_load(ctrl + CTRL_PHASE)
+    if atomic_add(ctrl + CTRL_ARRIVED, 1) == threads - 1:
+        atomic_store(ctrl + CTRL_ARRIVED, 0)
+        atomic_store(ctrl + CTRL_WORK, 0)
+        atomic_store(ctrl + CTRL_LEFT, atomic_load(ctrl + CTRL_CANCEL))
+        atomic_store(ctrl + CTRL_PHASE, phase + 1)
+        return
+    spins = 0
+    while atomic_load(ctrl + CTRL_PHASE) == phase:
+        spins += 1
+        if spins > SPINS:
+            _sched_yield()
+        else:
+            pause()
+
+
+@njit(error_model="numpy")
+def _run(table: int, count: int, ctrl: int, thread: int, threads: int) -> int:
+    for index in range(count):
+        row = table + index * ROW * WORD
+        call_kernel(ld_i64(row), row, thread, threads)
+        wait = ld_i64(row + 8)
+        if wait == 1 or (wait == 2 and ld_i64(ld_i64(row + 16)) > 1):
+            barrier(ctrl, threads)
+            if atomic_load(ctrl + CTRL_LEFT) != 0:
+                return 1
+    barrier(ctrl, threads)
+    return 0
+
+
+def _work(
+    table: int, count: int, ctrl: int, thread: int, threads: int, seen: int, patience: int
+) -> int:
+    """A worker's life between parkings: run each step that starts, return after `patience` idle
+    spins (the number of the last step seen) or when the team stops (-1)."""
+    idle = 0
+    while idle < patience:
+        if atomic_load(ctrl + CTRL_STOP) != 0:
+            return -1
+        if atomic_load(ctrl + CTRL_GO) != seen:
+            seen += 1
+            _run(table, count, ctrl, thread, threads)
+            idle = 0
+        else:
+            idle += 1
+            if idle > SPINS:
+                _sched_yield()
+            else:
+                pause()
+    return seen
+
+
+def _begin(ctrl: int) -> None:
+    """Open a step: whoever spins in `work` enters it. Parked workers must be woken after this."""
+    atomic_store(ctrl + CTRL_LEFT, 0)
+    atomic_store(ctrl + CTRL_GO, atomic_load(ctrl + CTRL_GO) + 1)
+
+
+def _lead(table: int, count: int, ctrl: int, threads: int) -> int:
+    """The calling thread's part of an opened step; 1 when it was cancelled."""
+    return _run(table, count, ctrl, 0, threads)
+
+
+_ENTRIES = {
+    "begin": (_begin, types.void(i64)),
+    "lead": (_lead, i64(i64, i64, i64, i64)),
+    "work": (_work, i64(i64, i64, i64, i64, i64, i64, i64)),
+}
+
+
+def entry_point(name: str) -> Callable[..., Any]:
+    """One of the jitted functions Python calls: begin, lead, work. They release the GIL."""
+    with _lock:
+        if name not in _compiled:
+            function, signature = _ENTRIES[name]
+            options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+            if _cache_folder is None:
+                _compiled[name] = njit(signature, **options)(function)
+            else:
+                with _numba_cache(_cache_folder):
+                    _compiled[name] = njit(signature, cache=True, **options)(function)
+        return _compiled[name]  # type: ignore[no-any-return]

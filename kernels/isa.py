@@ -1,0 +1,103 @@
+"""Which vector instructions the kernels are compiled for: decided once, here.
+
+    avx512vnni   512-bit vectors, vpdpbusd            (Zen 4, Ice Lake and later)
+    avxvnni      256-bit vectors, vpdpbusd            (Alder Lake and later)
+    avx2         256-bit vectors, pmaddubsw           (Haswell, Zen and later)
+    dotprod      128-bit NEON vectors, sdot           (Cortex-A76, A78AE, Apple M1 and later)
+    portable     whatever LLVM makes of plain vector arithmetic; correct everywhere, slow
+
+`EDGERT_ISA` picks another one; an ISA that this CPU lacks is refused, because LLVM would end the
+process with an illegal instruction.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+
+NEEDS = {
+    "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"),
+    "avxvnni": ("avxvnni", "avx2", "f16c", "fma"),
+    "avx2": ("avx2", "f16c", "fma"),
+    "dotprod": ("dotprod", "neon"),
+    "portable": (),
+}
+# A CPU that has exactly the instruction set, for `EDGERT_ISA` on a richer machine.
+TARGETS = {
+    "avx512vnni": ("icelake-server", ""),
+    "avxvnni": ("alderlake", ""),
+    "avx2": ("haswell", "+avx2,+fma,+f16c"),
+    "dotprod": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16"),
+}
+VARIABLE = "EDGERT_ISA"
+
+
+class IsaError(RuntimeError):
+    """The requested instruction set is unknown or not on this CPU."""
+
+
+def features_from_proc(text: str) -> set[str]:
+    """CPU features of a /proc/cpuinfo text, in LLVM's spelling."""
+    found: set[str] = set()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            found.update(value.split())
+    renamed = {
+        "avx512_vnni": "avx512vnni",
+        "avx_vnni": "avxvnni",
+        "asimddp": "dotprod",
+        "asimd": "neon",
+        "i8mm": "i8mm",
+    }
+    return found | {new for old, new in renamed.items() if old in found}
+
+
+@lru_cache(maxsize=1)
+def cpu_features() -> frozenset[str]:
+    """What this CPU can do: /proc/cpuinfo where there is one, else what LLVM reports."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            found = features_from_proc(file.read())
+    except OSError:
+        found = set()
+    if not found:
+        import llvmlite.binding as llvm
+
+        found = {name for name, on in llvm.get_host_cpu_features().items() if on}
+    if platform.machine() in ("arm64",) and platform.system() == "Darwin":
+        found |= {"neon", "dotprod"}
+    return frozenset(found)
+
+
+def supported() -> tuple[str, ...]:
+    """Instruction sets usable on this CPU, best first."""
+    have = cpu_features()
+    return tuple(name for name, needs in NEEDS.items() if have.issuperset(needs))
+
+
+@lru_cache(maxsize=1)
+def chosen() -> str:
+    """The instruction set in use. Raises IsaError for an `EDGERT_ISA` this CPU lacks."""
+    wanted = os.environ.get(VARIABLE, "")
+    if not wanted:
+        return supported()[0]
+    if wanted not in NEEDS:
+        raise IsaError(f"{VARIABLE}={wanted!r} is unknown, expected one of {', '.join(NEEDS)}")
+    missing = sorted(set(NEEDS[wanted]) - cpu_features())
+    if missing:
+        raise IsaError(
+            f"{VARIABLE}={wanted!r} needs {', '.join(missing)}, which this CPU lacks; "
+            f"it has: {', '.join(supported())}"
+        )
+    return wanted
+
+
+def prepare_numba() -> None:
+    """Settle what Numba compiles for. Must run before numba is imported for the first time."""
+    isa = chosen()
+    if os.environ.get(VARIABLE) and isa in TARGETS:
+        name, features = TARGETS[isa]
+        os.environ.setdefault("NUMBA_CPU_NAME", name)
+        os.environ.setdefault("NUMBA_CPU_FEATURES", features)
