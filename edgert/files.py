@@ -37,13 +37,17 @@ _CHUNK = 1 << 20
 _SUSPECT = "the bundle is damaged or hostile; get it again from where it came from"
 
 
-def check_name(name: str) -> str:
-    """The name itself if it is a portable relative path inside a folder, else BundleError."""
+def check_name(name: str, where: str = "") -> str:
+    """The name itself if it is a portable relative path inside a folder, else BundleError.
+
+    where: what mentions the name, for the message.
+    """
     fault = _name_fault(name)
     if fault:
-        shown = name if len(name) <= 80 else f"{name[:80]}… ({len(name)} characters)"
+        prefix = f"{where}: " if where else ""
         raise BundleError(
-            f"file name {shown!r} {fault}, expected a relative path such as 'draft/model.bin'",
+            f"{prefix}file name {name[:80]!a} {fault}, expected a relative path "
+            "such as 'draft/model.bin'",
             code="path",
             hint=_SUSPECT,
             name=name[:256],
@@ -80,15 +84,15 @@ def _encodable(name: str) -> bool:
     return True
 
 
-def check_names(names: Iterable[str]) -> None:
+def check_names(names: Iterable[str], where: str) -> None:
     """`check_name` for all; names that one file system may take for the same raise BundleError."""
     seen: dict[str, str] = {}
     for name in names:
-        key = unicodedata.normalize("NFC", check_name(name).casefold())
+        key = unicodedata.normalize("NFC", check_name(name, where).casefold())
         if key in seen:
             raise BundleError(
-                f"file names {seen[key]!r} and {name!r} are twins, expected names that differ by "
-                "more than case",
+                f"{where}: file names {seen[key]!r} and {name!r} are twins, expected "
+                "names that differ by more than case",
                 code="path",
                 hint=_SUSPECT,
             )
@@ -98,7 +102,8 @@ def check_names(names: Iterable[str]) -> None:
         clash = next((seen[parent] for parent in parents if parent in seen), None)
         if clash:
             raise BundleError(
-                f"file names {clash!r} and {name!r} clash, expected a file or a folder, not both",
+                f"{where}: file names {clash!r} and {name!r} clash, expected a file "
+                "or a folder, not both",
                 code="path",
                 hint=_SUSPECT,
             )

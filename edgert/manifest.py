@@ -145,8 +145,8 @@ def _check_manifest(where: str, manifest: Manifest) -> None:
     if "model" not in manifest.parts:
         raise _fail(where, f"parts are {sorted(manifest.parts)[:8]}, expected one called 'model'")
     used = list(used_files(manifest))
-    check_names([MANIFEST_NAME, *manifest.files])
-    check_names(set(used))
+    check_names([MANIFEST_NAME, *manifest.files], where)
+    check_names(set(used), where)
     missing = sorted(set(used) - set(manifest.files))
     if missing:
         raise _fail(where, f"uses {missing[:8]}, which `files` does not list with size and hash")

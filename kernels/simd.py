@@ -273,6 +273,12 @@ def to_f32(b: Any, x: Any) -> Any:
     return b.sitofp(x, f32x16.llvm)
 
 
+@emits(i32x16, i8x64)
+def bitcast_i32(b: Any, x: Any) -> Any:
+    """64 bytes as 16 int32."""
+    return b.bitcast(x, i32x16.llvm)
+
+
 @emits(f32x16, f32x16)
 def rint(b: Any, x: Any) -> Any:
     """Round half to even."""

@@ -48,9 +48,9 @@ def polar_newton_schulz(w: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(CUBIC_STEPS):
         gram = x @ x.mT
         done = (gram - eye).abs().amax((1, 2)) < ORTHONORMAL
-        if bool(done.all()):
-            break
         x = torch.baddbmm(x, gram, x, beta=1.5, alpha=-0.5)
+        if bool(done.all()):  # the step above took the last error to rounding level
+            break
     else:
         done = (x @ x.mT - eye).abs().amax((1, 2)) < ORTHONORMAL
     return (x if wide is w else x.mT), done

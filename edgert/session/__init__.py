@@ -2,29 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError
+from ..notices import notice
 from .base import Feed, Session, State
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
-__all__ = ["Feed", "Session", "State", "open_session"]
+__all__ = ["Feed", "Session", "State", "kernel_cache", "open_session", "warm"]
 
 DEVICES = ("cpu", "reference")
 
 
 def open_session(
-    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, ctx_size: int = 0
+    bundle: Bundle,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    ctx_size: int = 0,
+    kv_bits: int = 0,
 ) -> Session:
     """A session on `device` for the bundle's "model" part.
 
     threads: None means one per performance core. ctx_size: tokens a state may hold, 0 means what
-    the model was made for. Raises DeviceError for a device that is unknown or not usable here.
+    the model was made for. kv_bits: 32 or 16; 0 lets the model decide. Raises DeviceError for a
+    device that is unknown or not usable here.
     """
+    graph = bundle.graph()
+    if not 0 <= ctx_size <= graph.context:
+        raise DeviceError(
+            f"ctx_size is {ctx_size}, this model takes 1 to {graph.context} tokens",
+            code="ctx-size",
+        )
+    if device == "cpu" and not _have_numba():
+        notice("numba is not installed, using the NumPy path (slow); `pip install numba` mends it")
+        device = "reference"
     if device == "reference":
         from .reference import ReferenceSession
 
-        return ReferenceSession(bundle.graph(), bundle.weights(), context=ctx_size)
+        return ReferenceSession(graph, bundle.weights(), context=ctx_size)
+    if device == "cpu":
+        from ..cachedir import cache_root
+        from .cpu import CpuSession
+
+        return CpuSession(
+            graph,
+            bundle.weights(),
+            threads=threads,
+            context=ctx_size,
+            kv_bits=kv_bits,
+            cache=kernel_cache(),
+            twin_folders=[cache_root() / "packed"],
+            key=bundle.manifest.files[bundle.manifest.parts["model"].weights].sha256,
+        )
     raise DeviceError(f"device {device!r} is unknown, expected one of {DEVICES}", code="device")
+
+
+def _have_numba() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("numba") is not None
+
+
+def kernel_cache() -> Path | None:
+    """Folder of compiled kernels for these sources, this Numba and this ISA; None (with a notice)
+    when nothing can be written there."""
+    from ..cachedir import cache_root, writable
+    from ..kernels import isa
+    from ..kernels.cpu import vm
+
+    folder = cache_root() / f"kernels-{isa.chosen()}-{vm.sources_hash()}"
+    if folder.is_dir() or writable(folder):
+        return folder
+    notice(
+        f"{folder.parent} cannot be written, so kernels are compiled anew at every start; "
+        "set EDGERT_CACHE to a folder that can"
+    )
+    return None
+
+
+def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
+    """Compile every kernel into the cache; returns how many. progress: (name, done, total)."""
+    from ..kernels.cpu import activation, attention, linear, vm  # noqa: F401  (they register kernels)
+
+    vm.use_cache(kernel_cache())
+    names = vm.names()
+    for index, name in enumerate(names):
+        if progress is not None:
+            progress(name, index, len(names))
+        vm.address(name)
+    for name in vm.ENTRIES:
+        vm.entry_point(name)
+    return len(names)

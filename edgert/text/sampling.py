@@ -23,7 +23,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
-BLOCK = 64  # logits a block, for the bound on the k-th largest
+BLOCK = 64  # ids in a group, for the bound on the k-th largest
 FIRST_CANDIDATES = 128  # tokens that top-p looks at first; doubled twice until they hold enough
 RACE_DIRECT = 4096  # supports up to this size race without pruning
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -177,20 +177,20 @@ def _nucleus(z: F32, peak: float, scale: float, top_p: float) -> tuple[Ids, F64,
 def largest(z: F32, count: int) -> Ids:
     """Indices int64 [count] of the largest values, descending, equal ones by lower index.
 
-    The count-th largest of the maxima of blocks bounds the count-th largest value from below, so
-    only the blocks that reach it are looked at.
+    The vocabulary is cut into `groups` of BLOCK ids each, strided so that their maxima are one
+    vector operation. The count-th largest of the maxima bounds the count-th largest value from
+    below, so only the groups that reach it are looked at.
     """
-    blocks = len(z) // BLOCK
-    if count * 2 > blocks:
+    groups = len(z) // BLOCK
+    if count * 2 > groups:
         bound = np.partition(z, len(z) - count)[len(z) - count]
         near = np.flatnonzero(z >= bound)
     else:
-        maxima = z[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
-        bound = np.partition(maxima, blocks - count)[blocks - count]
-        hot = np.flatnonzero(maxima >= bound) * BLOCK
-        near = np.concatenate(
-            [(hot[:, None] + np.arange(BLOCK)).ravel(), np.arange(blocks * BLOCK, len(z))]
-        )
+        maxima = z[: groups * BLOCK].reshape(BLOCK, groups).max(axis=0)
+        bound = np.partition(maxima, groups - count)[groups - count]
+        hot = np.flatnonzero(maxima >= bound)
+        near = (np.arange(0, groups * BLOCK, groups)[:, None] + hot).ravel()
+        near = np.concatenate([near, np.arange(groups * BLOCK, len(z))])
         near = near[z[near] >= bound]
     # `near` ascends, so that a stable sort keeps lower ids first.
     return near[np.argsort(-z[near], kind="stable")[:count]]

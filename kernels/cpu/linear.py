@@ -316,8 +316,9 @@ def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any
                 wg = w + 2 * g * blocks * group_bytes
                 wu = wg + blocks * group_bytes
                 if n == 1:
-                    up = row_kernel(wu, blocks, x)
-                    store_f32(y + 64 * g, gate(row_kernel(wg, blocks, x), up, act))
+                    # Gate rows first: reading backwards halves the speed (prefetchers).
+                    g_row = row_kernel(wg, blocks, x)
+                    store_f32(y + 64 * g, gate(g_row, row_kernel(wu, blocks, x), act))
                     continue
                 for t0 in range(0, n, TILE):
                     m = min(TILE, n - t0)
@@ -406,8 +407,8 @@ def _float_gated(row_kernel: Any, element: int) -> Any:
                 wg = w + 2 * g * k * 16 * element
                 for t in range(n):
                     xt = x + t * x_stride
-                    up = row_kernel(wg + k * 16 * element, k, xt)
-                    out = gate(row_kernel(wg, k, xt), up, act)
+                    g_row = row_kernel(wg, k, xt)
+                    out = gate(g_row, row_kernel(wg + k * 16 * element, k, xt), act)
                     store_f32(y + t * stride + 64 * g, out)
 
     return run

@@ -94,6 +94,11 @@ def compile_kernel(name: str) -> Any:
         return _compiled[name]
 
 
+def names() -> list[str]:
+    """Every registered kernel."""
+    return sorted(_registry)
+
+
 def address(name: str) -> int:
     """Entry address of a kernel, compiled on first use."""
     return int(compile_kernel(name).address)
@@ -180,7 +185,7 @@ def _lead(table: int, count: int, ctrl: int, threads: int) -> int:
     return _run(table, count, ctrl, 0, threads)
 
 
-_ENTRIES = {
+ENTRIES = {
     "begin": (_begin, types.void(i64)),
     "lead": (_lead, i64(i64, i64, i64, i64)),
     "work": (_work, i64(i64, i64, i64, i64, i64, i64, i64)),
@@ -191,7 +196,7 @@ def entry_point(name: str) -> Callable[..., Any]:
     """One of the jitted functions Python calls: begin, lead, work. They release the GIL."""
     with _lock:
         if name not in _compiled:
-            function, signature = _ENTRIES[name]
+            function, signature = ENTRIES[name]
             options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
             if _cache_folder is None:
                 _compiled[name] = njit(signature, **options)(function)

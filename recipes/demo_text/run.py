@@ -87,6 +87,7 @@ def pairs(recipe: Recipe, work: Path, *, seconds: float, kinds: tuple[str, ...] 
         table.append({"optimizer": kind, "lr": config.lr, **last, "tokens_per_second": speed, "peak_gib": memory})
         trainer.checkpoint.unlink()
         del trainer
+        torch.compiler.reset()
         if cuda:
             torch.cuda.empty_cache()
     print(json.dumps({"paired": table}, indent=1), flush=True)
@@ -133,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--work", type=Path, default=Path("demo_text_work"), help="folder for everything in between")
     p.add_argument("--out", type=Path, default=None, help="folder of the exported checkpoint (default: WORK/export)")
     p.add_argument("--optimizer", choices=KINDS, default=None)
+    p.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="optimizers of pairs")
     p.add_argument("--seconds", type=float, default=None, help="seconds of training (per run for pairs)")
     p.add_argument("--steps", type=int, default=None, help="steps instead of seconds")
     p.add_argument("--rows", type=int, default=None, help="rows of 1024 tokens per step")
@@ -166,8 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage in ("prepare", "all"):
         prepare(recipe, args.data, work)
     if args.stage == "pairs":
-        kinds = (args.optimizer,) if args.optimizer else KINDS
-        pairs(recipe, work, seconds=args.seconds or 60.0, kinds=kinds)
+        pairs(recipe, work, seconds=args.seconds or 60.0, kinds=tuple(args.kinds))
     if args.stage in ("train", "all"):
         train(recipe, work)
     if args.stage in ("finish", "all"):

@@ -1,0 +1,53 @@
+"""What a family makes of a config: a graph, and for each of its weights where the values come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...graph import Graph
+
+F32 = NDArray[np.float32]
+
+
+class Part(NamedTuple):
+    """One checkpoint tensor: its name, the shape it must have, and another name it may go by."""
+
+    name: str
+    shape: tuple[int, ...]
+    alias: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A graph weight: checkpoint tensors stacked by rows, `offset` added to every value; or, for
+    weights that no checkpoint holds (rotary frequencies), the values themselves."""
+
+    parts: tuple[Part, ...] = ()
+    offset: float = 0.0
+    values: F32 | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape of the graph weight."""
+        if self.values is not None:
+            return tuple(self.values.shape)
+        rows = sum(part.shape[0] for part in self.parts)
+        return (rows, *self.parts[0].shape[1:])
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """A graph with all weights f32, and the recipe of each.
+
+    twins: checkpoint tensors that may be present, and whose values must then equal those of
+    another tensor (a tied head stored twice), by name.
+    """
+
+    graph: Graph
+    tensors: Mapping[str, Recipe]
+    twins: Mapping[str, str]

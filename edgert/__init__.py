@@ -1,0 +1,80 @@
+"""edgert: compress a trained model on a desktop, run it fast on a laptop or a Jetson board.
+
+    import edgert
+
+    with edgert.load("model.edge") as model:
+        print(model.generate("Once upon a time", max_tokens=64).text)
+
+Importing this package imports nothing heavy; names arrive when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import TextModel, load
+    from .errors import (
+        BundleError,
+        ConvertError,
+        DeviceError,
+        EdgertError,
+        RequestError,
+        ResourceError,
+    )
+    from .text.conversation import Conversation
+    from .text.params import SamplingParams
+    from .text.results import Generation, Timings, Usage
+    from .text.stream import Stream
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "api",
+    "TextModel": "api",
+    "Conversation": "text.conversation",
+    "Generation": "text.results",
+    "SamplingParams": "text.params",
+    "Stream": "text.stream",
+    "Timings": "text.results",
+    "Usage": "text.results",
+    "BundleError": "errors",
+    "ConvertError": "errors",
+    "DeviceError": "errors",
+    "EdgertError": "errors",
+    "RequestError": "errors",
+    "ResourceError": "errors",
+}
+
+__all__ = [
+    "BundleError",
+    "ConvertError",
+    "Conversation",
+    "DeviceError",
+    "EdgertError",
+    "Generation",
+    "RequestError",
+    "ResourceError",
+    "SamplingParams",
+    "Stream",
+    "TextModel",
+    "Timings",
+    "Usage",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: the module that holds a public name is imported on first use."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

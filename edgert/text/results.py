@@ -1,0 +1,53 @@
+"""What a generation gives back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts. cached_tokens: part of the prompt that was still in the state."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Seconds, and tokens per second (0 where nothing was measured).
+
+    load_s: opening the model. prompt_s: reading the uncached prompt, up to the first logits.
+    first_token_s: from the request to the first token. generation_s: from there to the end.
+    """
+
+    load_s: float = 0.0
+    prompt_s: float = 0.0
+    first_token_s: float = 0.0
+    generation_s: float = 0.0
+    prompt_tps: float = 0.0
+    generation_tps: float = 0.0
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """An answer.
+
+    token_ids: everything generated, the end token included. finish_reason: "stop" (end token, stop
+    id or stop text), "length" (max_tokens or a full context), "cancelled". seed: what it was drawn
+    with. text: without special tokens, cut before a stop text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    seed: int = 0
+
+    @property
+    def message(self) -> dict[str, str]:
+        """The answer as a chat message."""
+        return {"role": "assistant", "content": self.text}

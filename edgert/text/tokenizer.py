@@ -1,0 +1,289 @@
+"""Text to token ids and back, by the `tokenizers` library behind checks, a time limit and a cage.
+
+tokenizer.json is foreign input: it is checked before the library sees it, Rust panics (pyo3's
+PanicException, a BaseException) become errors of ours, and encoding runs under a time limit.
+Special-token text counts as such only where the caller says so (template output); everywhere else
+it is encoded as plain text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import limits
+from ..errors import BundleError, EdgertError, RequestError, ResourceError
+from .tokenizer_check import Vocabulary, check_tokenizer, without_added_tokens
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from .template import Segment
+
+T = TypeVar("T")
+
+
+class Tokenizer:
+    """One tokenizer.json with what the bundle says about it. Safe to share between threads.
+
+    size: ids at or past it do not exist (logits may be wider: padding). holes: ids below it that
+    do not exist either. eos_token_ids: ids that end an answer. control: token texts that steer a
+    model, which plain text must never turn into.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        bos_token_id: int | None = None,
+        add_bos: bool = False,
+        special: Iterable[str] = (),
+        where: str = "tokenizer.json",
+    ) -> None:
+        """data: the file's bytes; vocab_size: width of the logits. Raises BundleError."""
+        self._where = where
+        self.vocabulary: Vocabulary = check_tokenizer(data, vocab_size, eos_token_ids, where=where)
+        self.size, self.holes = self.vocabulary.size, self.vocabulary.holes
+        self.eos_token_ids = tuple(eos_token_ids)
+        # One prompt at a time: the pool would only cost a warning after a fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self._data, self._plain_tokenizer = data, None
+        self._tokenizer = self._build(data)
+        endings = {self.vocabulary.text_of.get(token) for token in self.eos_token_ids}
+        self.control = frozenset(
+            text for text in {*self.vocabulary.special, *special, *endings} if text
+        )
+        self._control_re = pattern_of(self.control)
+        self.prefix = self._prefix(bos_token_id if add_bos else None)
+        self._newline = self._ids(self._tokenizer, "\n")
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> Tokenizer:
+        """The tokenizer of an open bundle; raises BundleError."""
+        text = bundle.manifest.text
+        return cls(
+            bundle.read(text.tokenizer),
+            vocab_size=text.vocab_size,
+            eos_token_ids=text.eos_token_ids,
+            bos_token_id=text.bos_token_id,
+            add_bos=text.add_bos,
+            special=text.special.values(),
+            where=str(bundle.path_of(text.tokenizer)),
+        )
+
+    def encode(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
+        """Token ids of `text`, without truncation or padding.
+
+        special: text of special tokens becomes those tokens (a rendered template). Otherwise it
+        stays text. bos: put in front what the model wants there (nothing, for many models).
+        Raises RequestError for text that cannot be encoded, ResourceError when it takes too long.
+        """
+        front = list(self.prefix) if bos else []
+        if special or not self._control_re.search(text):
+            return front + self._ids(self._tokenizer, text)
+        return front + self._pieces(mark_split(text, self._control_re))
+
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """Token ids of a rendered template: plain segments stay text, the rest may be special."""
+        return self._pieces([(segment.text, segment.plain) for segment in segments])
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids; special: show special tokens too. Raises RequestError."""
+        self.check_ids(ids)
+        kept = [int(token) for token in ids]
+        return _caged(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
+
+    def stream(self) -> TextStream:
+        """A decoder that takes one id at a time."""
+        return TextStream(self)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises RequestError for ids that do not exist."""
+        bad = [token for token in ids if not 0 <= token < self.size]
+        if bad:
+            raise RequestError(
+                f"token id {bad[0]}, expected 0 to {self.size - 1}", code="token-range"
+            )
+
+    def _build(self, data: bytes) -> Any:
+        from tokenizers import Tokenizer as Rust
+
+        def build() -> Any:
+            tokenizer = Rust.from_buffer(data)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
+
+        try:
+            tokenizer = _caged(build)
+        except EdgertError as error:
+            raise BundleError(
+                f"{self._where}: the tokenizer cannot be built: {error.message}",
+                code="tokenizer",
+                hint="the bundle is damaged; convert the model again",
+            ) from None
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        if size != len(self.vocabulary.text_of):
+            raise BundleError(
+                f"{self._where}: the library sees {size} tokens, the file lists "
+                f"{len(self.vocabulary.text_of)}",
+                code="tokenizer",
+                hint="duplicate or renumbered tokens; convert the model again",
+            )
+        return tokenizer
+
+    def _prefix(self, bos: int | None) -> tuple[int, ...]:
+        """Ids that stand before any text: the post-processor's own, else the bundle's BOS."""
+
+        def front(text: str) -> list[int]:
+            encoded = self._tokenizer.encode(text, add_special_tokens=True)
+            mask = list(encoded.special_tokens_mask)
+            count = mask.index(0) if 0 in mask else 0
+            return list(encoded.ids[:count])
+
+        found = _caged(lambda: front("a"))
+        return tuple(found) if found or bos is None else (bos,)
+
+    def _pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
+        ids: list[int] = []
+        for text, plain in pieces:
+            if text:
+                ids += self._piece(text, plain=plain, first=not ids)
+        return ids
+
+    def _piece(self, text: str, *, plain: bool, first: bool) -> list[int]:
+        """Ids of a piece; past the first, encoded after a newline, which is cut off again, so that
+        no prefix space appears in the middle (what transformers does in encode_marked_chat)."""
+        tokenizer = self._plain() if plain else self._tokenizer
+        ids, newline = self._ids(tokenizer, text), self._newline
+        if not first:
+            after = self._ids(tokenizer, "\n" + text)
+            if newline and after[: len(newline)] == newline:
+                ids = after[len(newline) :]
+        token = self.vocabulary.id_of(text)
+        if plain and token in ids and len(text) > 1:
+            # The model's own vocabulary holds this text: only letter by letter is it plain.
+            return [t for c in text for t in self._piece(c, plain=True, first=False)]
+        return ids
+
+    def _plain(self) -> Any:
+        """The tokenizer without its added tokens, built when somebody first needs it."""
+        if self._plain_tokenizer is None:
+            self._plain_tokenizer = self._build_plain()
+        return self._plain_tokenizer
+
+    def _build_plain(self) -> Any:
+        from tokenizers import Tokenizer as Rust
+
+        return _caged(lambda: Rust.from_buffer(without_added_tokens(self._data)))
+
+    def _ids(self, tokenizer: Any, text: str) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text holds a lone surrogate, {text[error.start]!a} at character "
+                f"{error.start}, expected Unicode text",
+                code="text-surrogate",
+                hint="decode the input with errors='replace'",
+            ) from None
+        # encode_batch gives the GIL away, encode does not.
+        run = lambda: list(tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
+        return _timed(run, limits.TOKENIZE_SECONDS, f"tokenizing {len(text)} characters")
+
+
+class TextStream:
+    """Text from ids, one at a time; bytes of unfinished characters are held back.
+
+    The pieces together are what `Tokenizer.decode` gives for all ids. An undecodable byte comes
+    out as U+FFFD once it is clear that it stays one.
+    """
+
+    HELD = 8  # tokens; no UTF-8 character is made of more than four bytes
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._read = 0  # ids [start:read] are context, [read:] is unseen text
+
+    def push(self, token: int) -> str:
+        """Text that became certain with this id (possibly none)."""
+        self._ids.append(int(token))
+        text = self._fresh()
+        if text.endswith("\ufffd") and len(self._ids) - self._read < self.HELD:
+            return ""
+        return self._take(text)
+
+    def flush(self) -> str:
+        """Whatever is still held back."""
+        return self._take(self._fresh())
+
+    def _fresh(self) -> str:
+        decode = self._tokenizer.decode
+        before = decode(self._ids[self._start : self._read])
+        return decode(self._ids[self._start :])[len(before) :]
+
+    def _take(self, text: str) -> str:
+        if text:
+            self._start, self._read = self._read, len(self._ids)
+            self._ids, self._read = self._ids[self._start :], self._read - self._start
+            self._start = 0
+        return text
+
+
+def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the texts, longest first; never matches when there are none."""
+    longest = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+
+
+def mark_split(text: str, control: re.Pattern[str]) -> list[tuple[str, bool]]:
+    """(text, is control-token text) in order."""
+    pieces, start = [], 0
+    for match in control.finditer(text):
+        pieces += [(text[start : match.start()], False), (match.group(), True)]
+        start = match.end()
+    return [*pieces, (text[start:], False)]
+
+
+def _caged(run: Callable[[], T]) -> T:
+    """run(), with the library's exceptions and Rust panics as RequestError."""
+    try:
+        return run()
+    except (EdgertError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # pyo3's PanicException is no Exception
+        raise RequestError(
+            f"the tokenizer failed: {type(error).__name__}: {str(error)[:200]}",
+            code="tokenizer-failed",
+            hint="its tokenizer.json may hold a pattern that never ends",
+        ) from None
+
+
+def _timed(run: Callable[[], T], seconds: float, what: str) -> T:
+    """run() in a daemon thread; past the limit ResourceError (the thread is left to its fate)."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(_caged(run))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="edgert-tokenize")
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not result:
+        raise ResourceError(
+            f"{what} took more than {seconds:g} s",
+            code="tokenize-time",
+            hint="shorten the text; if short texts do this too, the tokenizer's pattern is bad",
+        )
+    return result[0]

@@ -1,0 +1,187 @@
+"""What a tokenizer.json must be before the Rust library may read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from .. import limits
+from ..errors import BundleError
+
+KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
+MERGES = 8  # a token; SentencePiece vocabularies list about two ways to make each
+PADDING = 0.10  # share of the logits that may belong to no token, beyond the first 1024
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """text_of: id -> token. special: texts of special added tokens; added: of all added ones.
+
+    size: highest id + 1. holes: ids below it without a token.
+    """
+
+    text_of: dict[int, str]
+    special: tuple[str, ...]
+    added: tuple[str, ...]
+    size: int
+    holes: tuple[int, ...]
+    ids: Mapping[str, int]
+
+    def id_of(self, text: str) -> int | None:
+        """The id of a token's exact text, or None."""
+        return self.ids.get(text)
+
+
+def check_tokenizer(
+    data: bytes, width: int, eos_token_ids: Sequence[int], *, where: str
+) -> Vocabulary:
+    """The vocabulary of tokenizer.json `data` for logits of `width`; raises BundleError.
+
+    Refused: other JSON, unknown model types, ids that repeat, leave [0, width) or have gaps
+    inside the model's vocabulary, far more merges than tokens, merges of unknown tokens, a width that
+    does not fit, end tokens that do not exist (generation could never stop).
+    """
+    raw = _parse(data, where)
+    model = raw.get("model")
+    if not isinstance(model, dict) or _kind(model) not in KINDS:
+        found = model.get("type") if isinstance(model, dict) else model
+        raise _fail(where, f"model type is {str(found)[:40]!r}, expected one of {KINDS}")
+    base = _base(model, where)
+    added = _added(raw, where)
+    ids = _merged(base, added, where)
+    _check_ids(ids, len(base), width, where)
+    _check_merges(model, base, where)
+    text_of = {token: text for text, token in ids.items()}
+    size = max(text_of) + 1
+    _check_width(size, width, where)
+    holes = tuple(token for token in range(size) if token not in text_of)
+    for token in eos_token_ids:
+        if token not in text_of:
+            raise _fail(
+                where, f"end token {token} does not exist, tokens run from 0 to {size - 1}"
+            )
+    special = tuple(entry["content"] for entry in added if entry.get("special"))
+    texts = tuple(entry["content"] for entry in added)
+    return Vocabulary(text_of, special, texts, size, holes, ids)
+
+
+def without_added_tokens(data: bytes) -> bytes:
+    """tokenizer.json without added tokens and what names them: everything is plain text then."""
+    raw = msgspec.json.decode(data)
+    raw["added_tokens"] = []
+    raw["post_processor"] = None
+    return msgspec.json.encode(raw)
+
+
+def _fail(where: str, message: str) -> BundleError:
+    return BundleError(
+        f"{where}: {message}",
+        code="tokenizer",
+        hint="the tokenizer is damaged or belongs to another model; convert the model again",
+    )
+
+
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    if len(data) > limits.TOKENIZER_BYTES:
+        raise _fail(where, f"{len(data)} bytes, the limit is {limits.TOKENIZER_BYTES}")
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _fail(where, f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise _fail(where, f"JSON {type(raw).__name__}, expected an object")
+    return raw
+
+
+def _kind(model: Mapping[str, Any]) -> str:
+    """The model's type; old files leave it out, BPE then has merges and Unigram a list."""
+    named = model.get("type")
+    if named is not None:
+        return str(named)
+    if "merges" in model:
+        return "BPE"
+    return "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
+
+
+def _base(model: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The model's own vocabulary: text -> id."""
+    vocab = model.get("vocab")
+    if isinstance(vocab, list):
+        texts = [row[0] if isinstance(row, list) and row else None for row in vocab]
+        bad = [row for row in texts if not isinstance(row, str)]
+        repeats = [text for text, n in Counter(texts).items() if n > 1]
+        if bad or repeats:
+            raise _fail(where, f"vocabulary rows that are no or repeated texts: {(bad + repeats)[:4]}")
+        return {text: token for token, text in enumerate(texts)}
+    if not isinstance(vocab, dict):
+        raise _fail(where, f"model.vocab is a {type(vocab).__name__}, expected an object or a list")
+    return vocab
+
+
+def _added(raw: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    added = raw.get("added_tokens") or []
+    ok = isinstance(added, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("content"), str) and entry["content"]
+        for entry in added
+    )
+    if not ok:
+        raise _fail(where, "added_tokens is no list of objects with non-empty `content`")
+    return list(added)
+
+
+def _merged(
+    base: Mapping[str, Any], added: Iterable[Mapping[str, Any]], where: str
+) -> dict[str, int]:
+    """Base vocabulary and added tokens as text -> id; an added token may repeat a base one."""
+    ids = dict(base)
+    for entry in added:
+        text, token = entry["content"], entry.get("id")
+        if ids.setdefault(text, token) != token:
+            raise _fail(where, f"token {text!r} has the ids {ids[text]} and {token}")
+    return ids
+
+
+def _check_ids(ids: Mapping[str, Any], base: int, width: int, where: str) -> None:
+    if not ids:
+        raise _fail(where, "the vocabulary is empty")
+    for text, token in ids.items():
+        if type(token) is not int or not 0 <= token < width:
+            raise _fail(
+                where, f"token {text[:40]!r} has id {token!r}, the logits have 0 to {width - 1}"
+            )
+    repeats = [token for token, n in Counter(ids.values()).items() if n > 1]
+    if repeats:
+        texts = [text for text, token in ids.items() if token == repeats[0]]
+        raise _fail(where, f"id {repeats[0]} belongs to {texts[:4]}, expected one token an id")
+    present = set(ids.values())
+    gaps = [token for token in range(base) if token not in present]
+    if gaps:
+        raise _fail(where, f"ids {gaps[:4]} are missing from a vocabulary of {base} tokens")
+
+
+def _check_merges(model: Mapping[str, Any], base: Mapping[str, Any], where: str) -> None:
+    merges = model.get("merges") or []
+    if not isinstance(merges, list) or len(merges) > MERGES * len(base):
+        raise _fail(
+            where, f"{len(merges)} merges for {len(base)} tokens, expected at most {MERGES} a token"
+        )
+    prefix = str(model.get("continuing_subword_prefix") or "")
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
+            raise _fail(where, f"merge {str(merge)[:60]!r}, expected two tokens")
+        left, right = pair
+        whole = left + right[len(prefix) if prefix and right.startswith(prefix) else 0 :]
+        missing = [text for text in (left, right, whole) if text not in base]
+        if missing:
+            raise _fail(where, f"merge {left!r} + {right!r} needs the unknown token {missing[0]!r}")
+
+
+def _check_width(size: int, width: int, where: str) -> None:
+    """Logits may be padded, by little; a far wider head belongs to another tokenizer."""
+    if width - size > 1024 + PADDING * width:
+        raise _fail(where, f"{size} tokens for logits of width {width}, expected them closer")
