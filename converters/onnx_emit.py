@@ -9,17 +9,23 @@ merges an add with the norm that follows it, and declares inputs and outputs as
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle import Bundle
 from ..errors import ConvertError
+from ..files import open_regular, sha256_fd
 from ..graph import Graph, Node
 from ..kernels import onnx_tools as tools
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE, Shape
-from ..session.onnx_io import Port, Variant, interface
+from ..lock import FileLock
+from ..manifest import MANIFEST_NAME, Manifest
+from ..session.onnx_check import check_model
+from ..session.onnx_io import PLAIN, Port, Variant, interface
 from ..tensorfile import TensorInfo, read_header
 
 if TYPE_CHECKING:
@@ -153,9 +159,7 @@ def _value_info(graph: Graph, variant: Variant, ctx: tools.EmitContext) -> list[
     infos = []
     for name, shape in graph.shapes().items():
         if name in made and name != "logits":
-            infos.append(
-                helper.make_tensor_value_info(name, ctx.float_type, _dims(shape, dims))
-            )
+            infos.append(helper.make_tensor_value_info(name, ctx.float_type, _dims(shape, dims)))
     return infos
 
 
@@ -165,9 +169,7 @@ def _dims(shape: Shape, dims: Mapping[str, Any]) -> list[Any]:
     return [*head, *shape[1:]]
 
 
-def write(
-    graph: Graph, weights_file: Path, target: Path, variant: Variant = Variant()
-) -> Path:
+def write(graph: Graph, weights_file: Path, target: Path, variant: Variant = PLAIN) -> Path:
     """Emit into `target` (in the folder of `weights_file`), aside first, then renamed."""
     if target.parent.resolve() != weights_file.parent.resolve():
         raise ConvertError(
@@ -176,13 +178,93 @@ def write(
             hint="onnxruntime only reads external data beside the .onnx file",
         )
     model = emit(graph, read_header(weights_file), variant, location=weights_file.name)
+    _replace(target, model.SerializeToString(deterministic=True))
+    return target
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """A file's new content: written aside, flushed, renamed."""
     aside = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         with aside.open("wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
-    return target
+
+
+def export(
+    bundle_path: str | os.PathLike[str],
+    *,
+    precision: str = "f32",
+    standard: bool = False,
+    rows: int = 0,
+    capacity: int = 0,
+) -> list[Path]:
+    """Add `<part><variant>.onnx` of every part to a bundle in place; returns the files.
+
+    precision: "f32" or "f16" activations. standard: ai.onnx ops only (QNN, CoreML). rows, capacity:
+    fixed step and cache sizes for providers without dynamic shapes (standard only). The weights are
+    not touched. The manifest is replaced last: until then the bundle is what it was. Raises
+    BundleError, ConvertError, or ResourceError while another process writes this bundle.
+    """
+    variant = variant_of(precision, standard=standard, rows=rows, capacity=capacity)
+    path = Path(bundle_path)
+    lock = FileLock(path.with_name(f"{path.name}.lock"), str(path))
+    try:
+        with Bundle.open(path) as bundle:
+            made = emit_parts(bundle, variant)
+            _list_in_manifest(bundle, made)
+        with Bundle.open(path) as bundle:
+            for part, target in zip(sorted(bundle.manifest.parts), made, strict=True):
+                check_model(target, bundle.graph(part), variant)
+    finally:
+        lock.close()
+    return made
+
+
+def variant_of(
+    precision: str, *, standard: bool = False, rows: int = 0, capacity: int = 0
+) -> Variant:
+    """The Variant of export options; ConvertError where they contradict each other."""
+    if precision not in ("f32", "f16"):
+        raise ConvertError(f"precision is {precision!r}, expected f32 or f16", code="onnx-options")
+    if (rows or capacity) and not (standard and 0 < rows <= capacity):
+        raise ConvertError(
+            f"rows {rows} and capacity {capacity} with standard={standard}, expected "
+            "0 < rows <= capacity and the standard dialect",
+            code="onnx-options",
+            hint="fixed shapes exist for the standard dialect only; add --standard",
+        )
+    return Variant(precision == "f16", standard, rows, capacity)
+
+
+def emit_parts(bundle: Bundle, variant: Variant) -> list[Path]:
+    """Write the .onnx of every part (in the order of their names) into the bundle's folder."""
+    return [
+        write(
+            bundle.graph(name),
+            bundle.path_of(part.weights),
+            bundle.path_of(f"{name}{variant.suffix}.onnx"),
+            variant,
+        )
+        for name, part in sorted(bundle.manifest.parts.items())
+    ]
+
+
+def _list_in_manifest(bundle: Bundle, made: list[Path]) -> None:
+    """Size and hash of the new files, put in with the manifest's other bytes kept as they mean."""
+    target = bundle.path_of(MANIFEST_NAME)
+    manifest = json.loads(target.read_bytes())
+    for path in made:
+        fd = open_regular(path)
+        try:
+            sha256, size = sha256_fd(fd)
+        finally:
+            os.close(fd)
+        manifest["files"][path.name] = {"sha256": sha256, "size": size}
+    data = json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8")
+    Manifest.from_json(data, where=str(target))
+    _replace(target, data)

@@ -29,11 +29,13 @@ Watch = Callable[[Node, tuple[Tensor, ...]], None]
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+    unit: Tensor = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return unit * weight
 
 
 def _embed(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
-    return F.embedding(inputs[0], w["weight"]) * attrs["scale"]
+    rows: Tensor = F.embedding(inputs[0], w["weight"]) * attrs["scale"]
+    return rows
 
 
 def _rms_norm(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
@@ -60,7 +62,8 @@ def _select(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
 
 
 def _softcap(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
-    return attrs["cap"] * torch.tanh(inputs[0] / attrs["cap"])
+    cap: float = attrs["cap"]
+    return cap * torch.tanh(inputs[0] / cap)
 
 
 def _rotate(x: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
@@ -92,7 +95,7 @@ def _attention(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
     batch, length, _ = inputs[0].shape
     rows = inputs[0].view(batch, length, heads + 2 * groups, size)
-    q, k, v = rows.split([heads, groups, groups], dim=2)
+    q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
     if "q_norm" in w:
         q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
     q, k = (_turned(x.transpose(1, 2), w, attrs) for x in (q, k))  # [B, H, T, D], [B, G, T, D]
@@ -105,7 +108,8 @@ def _attention(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
         y = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attrs["scale"])
-    return y.transpose(1, 2).reshape(batch, length, heads * size)
+    out: Tensor = y.transpose(1, 2).reshape(batch, length, heads * size)
+    return out
 
 
 TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {

@@ -241,7 +241,7 @@ class Folder:
                     hint="the file is damaged; get the bundle again or raise the limit",
                 )
             with os.fdopen(fd, "rb", closefd=False) as file:
-                return file.read(limit + 1)[: size + 1]
+                return file.read(size)
         finally:
             os.close(fd)
 

@@ -44,7 +44,7 @@ class TensorWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
-        header, self.tensors, self.nbytes = _layout(specs, align, metadata)
+        header, self.tensors, self.nbytes = layout(specs, align, metadata)
         self._done = dict.fromkeys(self.tensors, 0)
         self._check_space()
         self.path.unlink(missing_ok=True)
@@ -133,7 +133,7 @@ class TensorWriter:
             self.abort()
 
 
-def _layout(
+def layout(
     specs: Specs, align: int, metadata: Mapping[str, str] | None
 ) -> tuple[bytes, dict[str, TensorInfo], int]:
     """Header bytes, tensors with absolute ranges, and the size of the file."""

@@ -27,7 +27,7 @@ from typing import Any
 
 from .elementwise import softcap_body
 from .norm import emit_norm
-from .onnx_tools import MICROSOFT, Body, Call, EmitContext
+from .onnx_tools import MICROSOFT, Body, Call, EmitContext, Signature
 
 
 def style(attrs: Mapping[str, Any], pairs: int, *, standard: bool) -> str:
@@ -108,9 +108,7 @@ def _headwise_norm(ctx: EmitContext, call: Call, x: str, slot: str, heads: int) 
     return ctx.op("Reshape", [unit, ctx.ints(0, 0, heads * size)])
 
 
-def _rotary(
-    ctx: EmitContext, call: Call, x: str, heads: int, tables: list[str], pairs: int
-) -> str:
+def _rotary(ctx: EmitContext, call: Call, x: str, heads: int, tables: list[str], pairs: int) -> str:
     partial = 2 * pairs if 2 * pairs < call.attrs["head_dim"] else 0
     return ctx.op(
         "RotaryEmbedding", [x, "positions", *tables],
@@ -135,7 +133,7 @@ def _turned(ctx: EmitContext, call: Call, x: str, rope: str, pairs: int) -> str:
         for t in ("cos", "sin")
     ]
     rest = call.attrs["head_dim"] - 2 * pairs
-    signature = (["x", "cos", "sin"], [])
+    signature: Signature = (["x", "cos", "sin"], [])
     if not rest:
         return ctx.call("Rotate", [x, *rows], None, _rotate_body, signature)
     turning, still = ctx.ops("Split", [x, ctx.ints(2 * pairs, rest)], [None, None], axis=-1)

@@ -1,9 +1,9 @@
 """Small ops: glu (gated activations), add, select (rows), softcap.
 
-    glu      y = act(x[:, :F]) * x[:, F:]          act: silu | gelu | gelu_tanh (arXiv 2002.05202)
-    add      y = a + b
-    select   y[r] = x[rows[r]]
-    softcap  y = cap * tanh(x / cap)               (Gemma 2, arXiv 2408.00118)
+glu      y = act(x[:, :F]) * x[:, F:]          act: silu | gelu | gelu_tanh (arXiv 2002.05202)
+add      y = a + b
+select   y[r] = x[rows[r]]
+softcap  y = cap * tanh(x / cap)               (Gemma 2, arXiv 2408.00118)
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def emit_select(ctx: EmitContext, call: Call) -> None:
 
 def softcap_body(body: Body) -> None:
     """y = cap * tanh(x / cap)."""
-    cap = body.op("CastLike", [body.attribute("cap"), "x"])
+    cap = body.activation(body.attribute("cap"))
     body.op("Mul", [body.op("Tanh", [body.op("Div", ["x", cap])]), cap], "y")
 
 

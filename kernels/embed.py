@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
+from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, Signature, StoredWeight
 from .ops import GROUP
 from .quant import F32, Quantized, dequantize
 
@@ -42,7 +42,7 @@ def _rows_body(bits: int) -> Callable[[Body], None]:
             codes = body.op("Concat", pair, axis=-1)  # [.., KB, 16, 2]
             codes = body.op("Reshape", [codes, body.const([0, 0, -1, GROUP])])
         levels = body.op("Sub", [codes, body.const(float(1 << (bits - 1)))])
-        body.op("Mul", [body.op("CastLike", [levels, "scales"]), "scales"], "y")
+        body.op("Mul", [body.activation(levels), "scales"], "y")
 
     return define
 
@@ -57,10 +57,13 @@ def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str) -> str:
             "GatherBlockQuantized", [ctx.tensor(f"{table.name}.q"), tokens, three],
             domain=MICROSOFT, bits=bits, block_size=GROUP, gather_axis=0, quantize_axis=2,
         )  # fmt: skip
-    codes = ctx.op("Gather", [ctx.tensor(f"{table.name}.q"), tokens])
-    rows = ctx.op("Gather", [ctx.tensor(f"{table.name}.scales"), tokens])
+    # Mapped apart from a tied head: a CPU session then packs and drops the head's mapping, and of
+    # the table only the pages of rows in use stay resident.
+    codes = ctx.op("Gather", [ctx.tensor(f"{table.name}.q", role="rows"), tokens])
+    rows = ctx.op("Gather", [ctx.tensor(f"{table.name}.scales", role="rows"), tokens])
     rows = ctx.op("Unsqueeze", [ctx.cast(rows, scales.dtype, ctx.float_type), ctx.ints(-1)])
-    return ctx.call(f"DequantizeInt{bits}", [codes, rows], None, _rows_body(bits), (["q", "scales"], []))
+    signature: Signature = (["q", "scales"], [])
+    return ctx.call(f"DequantizeInt{bits}", [codes, rows], None, _rows_body(bits), signature)
 
 
 def emit_embed(ctx: EmitContext, call: Call) -> None:

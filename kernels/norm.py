@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .onnx_tools import FLOAT, FLOAT16, MICROSOFT, Body, Call, EmitContext, StoredWeight
+from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .quant import F32
 
 
@@ -25,27 +25,20 @@ def rms_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[s
 REFERENCE = {"rms_norm": rms_norm}
 
 
-def _norm_body(half: bool) -> Callable[[Body], None]:
+def _norm_body(body: Body) -> None:
     """The chain that onnxruntime recognises and fuses to SimplifiedLayerNormalization."""
-
-    def define(body: Body) -> None:
-        x = body.op("Cast", ["x"], to=FLOAT) if half else "x"
-        square = body.op("Pow", [x, body.const(2.0)])
-        mean = body.op("ReduceMean", [square, body.const([-1])], keepdims=1)
-        root = body.op("Sqrt", [body.op("Add", [mean, body.attribute("eps")])])
-        unit = body.op("Div", [x, root])
-        if half:
-            unit = body.op("Cast", [unit], to=FLOAT16)
-        body.op("Mul", [unit, "weight"], "y")
-
-    return define
+    x = body.op("Cast", ["x"], to=FLOAT) if body.half else "x"
+    square = body.op("Pow", [x, body.const(2.0)])
+    mean = body.op("ReduceMean", [square, body.const([-1])], keepdims=1)
+    root = body.op("Sqrt", [body.op("Add", [mean, body.attribute("eps")])])
+    body.op("Mul", [body.activation(body.op("Div", [x, root])), "weight"], "y")
 
 
 def emit_norm(ctx: EmitContext, x: str, weight: StoredWeight, eps: float, out: str | None) -> str:
     """Function RmsNorm over the last axis, with float32 statistics."""
     signature = (["x", "weight"], ["eps"])
     inputs = [x, ctx.floats(weight.name)]
-    return ctx.call("RmsNorm", inputs, out, _norm_body(ctx.half), signature, eps=eps)
+    return ctx.call("RmsNorm", inputs, out, _norm_body, signature, eps=eps)
 
 
 def emit_rms_norm(ctx: EmitContext, call: Call) -> None:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from .ops import Shape
 
+Signature = tuple[Sequence[str], Sequence[str]]
+
 OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
@@ -81,8 +83,7 @@ class NodeList:
 
         index = len(self.nodes)
         names = [
-            f"{self.prefix}{kind}.{index}.{i}" if out is None else out
-            for i, out in enumerate(outs)
+            f"{self.prefix}{kind}.{index}.{i}" if out is None else out for i, out in enumerate(outs)
         ]
         label = f"{self.prefix}{kind}.{index}"
         node = helper.make_node(kind, list(inputs), names, name=label, domain=domain, **attrs)
@@ -91,7 +92,15 @@ class NodeList:
 
 
 class Body(NodeList):
-    """The nodes of a model-local function."""
+    """The nodes of a model-local function, over activations of float16 (`half`) or float32."""
+
+    def __init__(self, *, half: bool) -> None:
+        super().__init__()
+        self.half = half
+
+    def activation(self, value: str) -> str:
+        """A float32 value in the activations' dtype."""
+        return self.op("Cast", [value], to=FLOAT16) if self.half else value
 
     def const(self, value: float | list[int]) -> str:
         """A float32 scalar or an int64 vector."""
@@ -166,14 +175,23 @@ class EmitContext(NodeList):
         return self.const(np.array(value, np.float16 if self.half else np.float32))
 
     def tensor(
-        self, stored: str, *, dims: tuple[int, ...] | None = None, dtype: int | None = None
+        self,
+        stored: str,
+        *,
+        dims: tuple[int, ...] | None = None,
+        dtype: int | None = None,
+        role: str = "",
     ) -> str:
-        """An initializer over a stored tensor's bytes, seen as `dims` of `dtype` if given."""
+        """An initializer over a stored tensor's bytes, seen as `dims` of `dtype` if given.
+
+        role: a second initializer over the same bytes, mapped apart.
+        """
         from onnx import TensorProto
 
         placed = self.place(stored)
         dims, dtype = dims or placed.dims, dtype or placed.dtype
         name = stored if dims == placed.dims else f"{stored}@{'x'.join(map(str, dims))}"
+        name += f"#{role}" * bool(role)
         if name not in self.initializers:
             proto = TensorProto(name=name, data_type=dtype, dims=dims)
             proto.data_location = TensorProto.EXTERNAL
@@ -217,7 +235,7 @@ class EmitContext(NodeList):
         inputs: Sequence[str],
         out: str | None,
         define: Callable[[Body], None],
-        signature: tuple[Sequence[str], Sequence[str]],
+        signature: Signature,
         **attrs: float,
     ) -> str:
         """Call function `edgert.<name>`, defined on first use by `define` (inputs to output `y`).
@@ -227,7 +245,7 @@ class EmitContext(NodeList):
         from onnx import helper
 
         if name not in self.functions:
-            body = Body()
+            body = Body(half=self.half)
             define(body)
             self.functions[name] = helper.make_function(
                 EDGERT, name, list(signature[0]), ["y"], body.nodes,

@@ -63,22 +63,38 @@ def _scaled(groups: F32, scale: F32) -> tuple[F32, NDArray[np.float16]]:
     return groups * inverse[..., None], half
 
 
+def _extremes(groups: F32) -> F32:
+    """The element of largest magnitude of each group, the first of equals, sign included."""
+    high, low = groups.max(axis=-1), groups.min(axis=-1)
+    extreme = np.where(high > -low, high, low)
+    equal = high == -low
+    if equal.any():
+        tied = groups[equal]
+        first = np.abs(tied).argmax(axis=-1)
+        extreme[equal] = np.take_along_axis(tied, first[:, None], axis=-1)[:, 0]
+    return extreme
+
+
 def quantize_int4(w: F32) -> Quantized:
     """Round-to-nearest int4-g32 of a float32 [N, K] matrix. Raises ValueError on scale overflow."""
     groups = grouped(w)
-    peak = np.abs(groups).argmax(axis=-1)
-    extreme = np.take_along_axis(groups, peak[..., None], axis=-1)[..., 0]
-    levels, scales = _scaled(groups, extreme / -8.0)
-    codes = np.clip(np.rint(levels) + 8.0, 0, 15).astype(np.uint8)
-    return Quantized(codes[..., 0::2] | (codes[..., 1::2] << 4), scales, (w.shape[0], w.shape[1]))
+    levels, scales = _scaled(groups, _extremes(groups) / -8.0)
+    np.rint(levels, out=levels)
+    levels += 8.0
+    np.clip(levels, 0, 15, out=levels)
+    pairs = levels.astype(np.uint8).view("<u2")  # even input in the low byte
+    pairs |= pairs >> 4
+    return Quantized(pairs.astype(np.uint8), scales, (w.shape[0], w.shape[1]))
 
 
 def quantize_int8(w: F32) -> Quantized:
     """Round-to-nearest int8-g32 of a float32 [N, K] matrix. Raises ValueError on scale overflow."""
     groups = grouped(w)
-    levels, scales = _scaled(groups, np.abs(groups).max(axis=-1) / 127.0)
-    codes = (np.clip(np.rint(levels), -127, 127) + 128.0).astype(np.uint8)
-    return Quantized(codes, scales, (w.shape[0], w.shape[1]))
+    levels, scales = _scaled(groups, np.abs(_extremes(groups)) / 127.0)
+    np.rint(levels, out=levels)
+    np.clip(levels, -127, 127, out=levels)
+    levels += 128.0
+    return Quantized(levels.astype(np.uint8), scales, (w.shape[0], w.shape[1]))
 
 
 def codes_of(w: Quantized) -> NDArray[np.int8]:

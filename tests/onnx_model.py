@@ -9,7 +9,7 @@ from edgert.converters import onnx_emit
 from edgert.kernels.quant import Matrix
 
 from edgert.graph import Graph
-from edgert.session.onnx_io import Variant
+from edgert.session.onnx_io import PLAIN, Variant
 from edgert.session.ort import OrtSession
 
 from .tiny import write_weights
@@ -18,7 +18,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def emit_model(
-    graph: Graph, weights: Mapping[str, Matrix], folder: Path, variant: Variant = Variant()
+    graph: Graph, weights: Mapping[str, Matrix], folder: Path, variant: Variant = PLAIN
 ) -> Path:
     """The .onnx file of a graph beside its weights, both in `folder`."""
     if not (folder / WEIGHTS).exists():
@@ -31,7 +31,7 @@ def ort_session(
     graph: Graph,
     weights: Mapping[str, Matrix],
     folder: Path,
-    variant: Variant = Variant(),
+    variant: Variant = PLAIN,
     **options: object,
 ) -> OrtSession:
     """Emit and open on onnxruntime's CPU provider."""

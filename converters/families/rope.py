@@ -91,6 +91,12 @@ def rope(
             f"rope: partial_rotary_factor {factor} of a head of {head_dim}, expected "
             f"{'an even number of channels' if partial else '1 and an even head'}"
         )
+    if kind == "llama3" and len(faults) == before:
+        if not checked["high_freq_factor"] > checked["low_freq_factor"]:
+            faults.append(
+                f"rope: high_freq_factor is {checked['high_freq_factor']}, expected more than "
+                f"low_freq_factor {checked['low_freq_factor']}"
+            )
     if kind == "longrope" and len(faults) == before:
         for key in ("short_factor", "long_factor"):
             if len(checked[key]) != dim // 2:
@@ -134,13 +140,15 @@ def _fits(key: str, value: Any) -> bool:
         return type(value) is bool
     if key == "original_max_position_embeddings":
         return type(value) is int and value > 1
-    return _number(value)
+    return _number(value) and (key != "rope_theta" or value > 1)
 
 
 def _expected(key: str) -> str:
     if key in ("short_factor", "long_factor"):
         return "a list of positive numbers"
-    return "true or false" if key == "truncate" else "a positive number"
+    if key == "truncate":
+        return "true or false"
+    return "a number above 1" if key == "rope_theta" else "a positive number"
 
 
 def _default(base: F64, p: Mapping[str, Any], dim: int) -> Rope:

@@ -75,6 +75,7 @@ class RankWatch:
     def __init__(self, warmup: int) -> None:
         self.warmup = warmup
         self.history: list[tuple[int, dict[str, float]]] = []
+        self.alignments: list[tuple[int, list[float]]] = []
         self.baseline: float | None = None
         self.warned = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class MSign(Optimizer):
         monitor_every: steps between records of stable rank; None: 100 if `period` is None, else
             never. Records are in `watch.history`.
         warmup: step whose stable rank is the baseline of the monitor's warning.
+        alignment_probe: called at every record, its result goes to `watch.alignments`; usually
+            `lambda: jacobian_alignment(blocks, hidden)` with dropout switched off.
 
     `t` counts the steps the base really took. `stats` counts "applied", "guarded" and "skipped"
     (norm below 1e-12) matrices. Meant for training from scratch: on trained weights the flattening
@@ -62,6 +64,7 @@ class MSign(Optimizer):
         guard_cos: float = 0.0,
         monitor_every: int | None = None,
         warmup: int = 0,
+        alignment_probe: Callable[[], Sequence[float]] | None = None,
     ) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"base is {type(base).__name__}, expected a torch optimizer")
@@ -73,6 +76,7 @@ class MSign(Optimizer):
             monitor_every = MONITOR_EVERY
         self.monitor_every = monitor_every
         self.watch = RankWatch(warmup)
+        self.alignment_probe = alignment_probe
         self.t = 0
         self.stats = {"applied": 0, "guarded": 0, "skipped": 0}
         self._advanced = False
@@ -134,6 +138,8 @@ class MSign(Optimizer):
             self.apply()
         if self.monitor_every is not None and self.t % self.monitor_every == 0:
             self.watch.record(self.t, self.stable_ranks())
+            if self.alignment_probe is not None:
+                self.watch.alignments.append((self.t, list(self.alignment_probe())))
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -365,8 +365,9 @@ class Lowering:
         )
         share = heads // groups
         step = 64 + 4 * (-(-size // 16) * 16)
-        tile = attention.TILE_TOKENS * share * step
-        self.scratch_bytes = max(self.scratch_bytes, 4096 + 2 * tile)
+        rows = attention.TILE_TOKENS * share + 3
+        tile = rows * step
+        self.scratch_bytes = max(self.scratch_bytes, 2048 + rows * size * 4 + 2 * tile)
         self.partial_bytes = max(self.partial_bytes, groups * tile)
         self.steps.append(
             Step("attend", "T", [turned], out, lambda at: [

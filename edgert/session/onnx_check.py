@@ -22,7 +22,7 @@ from .onnx_io import Port, Variant, interface
 from .protobuf import Field, WireError, fields, message, text, varints
 
 STANDARD_OPS = frozenset(
-    "Add Cast CastLike Concat Constant DequantizeLinear Div Floor Gather Gelu Identity MatMul Mul "
+    "Add Cast Concat Constant DequantizeLinear Div Floor Gather Gelu Identity MatMul Mul "
     "Pow ReduceMean Reshape Sigmoid Slice Softmax Split Sqrt Sub Tanh Transpose Unsqueeze".split()
 )
 MICROSOFT_OPS = frozenset(
@@ -75,9 +75,7 @@ def check_model(path: Path, graph: Graph, variant: Variant) -> None:
     _check_initializers(path, model)
     expected = {**variant.metadata(), "edgert.graph": hashlib.sha256(graph.to_json()).hexdigest()}
     if model.metadata != expected:
-        raise _fail(
-            path, f"was emitted for {model.metadata}, expected {expected}", "onnx-foreign"
-        )
+        raise _fail(path, f"was emitted for {model.metadata}, expected {expected}", "onnx-foreign")
     for what, found, ports in zip(
         ("input", "output"), (model.inputs, model.outputs), interface(graph, variant), strict=True
     ):
@@ -90,14 +88,14 @@ def read_model(path: Path) -> Model:
     with os.fdopen(fd, "rb") as file:
         size = os.fstat(fd).st_size
         if not 0 < size <= limits.ONNX_BYTES:
-            raise _fail(
-                path, f"{size} bytes, expected 1 to {limits.ONNX_BYTES}", "onnx-size"
-            )
+            raise _fail(path, f"{size} bytes, expected 1 to {limits.ONNX_BYTES}", "onnx-size")
         data = file.read(size)
     try:
         return _model(memoryview(data))
     except WireError as error:
-        raise _fail(path, f"is not an ONNX model that edgert emits: {error}", "onnx-format") from None
+        raise _fail(
+            path, f"is not an ONNX model that edgert emits: {error}", "onnx-format"
+        ) from None
 
 
 def _fail(path: Path, message: str, code: str) -> BundleError:
@@ -224,7 +222,8 @@ def _tensor(data: memoryview) -> Initializer:
 
 def _port(data: memoryview) -> Port:
     """ValueInfoProto: name, and the dtype and shape of its tensor type."""
-    name, dtype, dims = "", "", []
+    name, dtype = "", ""
+    dims: list[int | str] = []
     for entry in fields(data):
         if entry.number == 1:
             name = text(entry.value)
@@ -236,7 +235,8 @@ def _port(data: memoryview) -> Port:
 
 
 def _tensor_type(data: memoryview) -> tuple[str, list[int | str]]:
-    dtype, dims = 0, []
+    dtype = 0
+    dims: list[int | str] = []
     for kind in fields(data):
         if kind.number != 1:
             raise _unknown("a type", kind)
@@ -327,7 +327,9 @@ def _check_ports(path: Path, what: str, found: list[Port], expected: list[Port])
     if found == expected:
         return
     have, want = ({port.name: port for port in ports} for ports in (found, expected))
-    differing = [name for name in want if have.get(name) != want[name]] + sorted(set(have) - set(want))
+    differing = [name for name in want if have.get(name) != want[name]] + sorted(
+        set(have) - set(want)
+    )
     lines = [f"{n}: found {_show(have.get(n))}, expected {_show(want.get(n))}" for n in differing]
     raise _fail(path, f"{what}s differ: " + ("; ".join(lines[:8]) or "order"), "onnx-interface")
 

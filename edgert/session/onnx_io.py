@@ -8,6 +8,7 @@ size D, V vocabulary. Styles of attention: see `kernels/attention_onnx.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,18 @@ class Variant:
         words += [f"s{self.rows}-p{self.capacity}"] * bool(self.rows)
         return "".join(f".{word}" for word in words)
 
+    @staticmethod
+    def of_file(part: str, name: str) -> Variant | None:
+        """The variant of a file name, None for files that are no .onnx of that part."""
+        found = re.fullmatch(
+            re.escape(part) + r"(\.f16)?(\.std)?(?:\.s(\d{1,7})-p(\d{1,7}))?\.onnx", name
+        )
+        if not found:
+            return None
+        return Variant(
+            *(bool(g) for g in found.group(1, 2)), *(int(g or 0) for g in found.group(3, 4))
+        )
+
     @property
     def dims(self) -> dict[str, Dim]:
         """Letters to sizes, or to themselves where symbolic."""
@@ -64,6 +77,9 @@ class Variant:
         return {f"edgert.{k}": str(int(v)) for k, v in values.items()} | {
             "edgert.capacity": str(self.capacity)
         }
+
+
+PLAIN = Variant()  # float32, com.microsoft ops, symbolic shapes
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeviceError, RequestError
+from ..errors import BundleError, DeviceError, RequestError
 from ..graph import Graph
 from .base import Feed, Session
 from .onnx_check import check_model
-from .onnx_io import Variant, attentions, interface, rope_tables, ropes
+from .onnx_io import PLAIN, Variant, attentions, interface, rope_tables, ropes
 from .ort_state import OrtState
 from .providers import Provider, create_session, find_provider
 from .reference import needs_long_rope
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
 
 _HIDDEN = {"float32": -1e30, "float16": -6e4}  # what a mask adds to a score nobody may see
 
@@ -43,7 +46,7 @@ class OrtSession(Session):
         weights: Mapping[str, Any],
         model: Path,
         *,
-        variant: Variant = Variant(),
+        variant: Variant = PLAIN,
         provider: str | Provider = "ort-cpu",
         context: int = 0,
         max_rows: int = 512,
@@ -215,7 +218,7 @@ class _Binding:
         end = start + self.size
         # a captured graph replays the total it was captured with: the whole buffer
         total = self.state.capacity if self.graph_id >= 0 else end
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "tokens": _padded(tokens, self.size)[None],
             "rows": _padded(rows, self.rows),
             "seqlens_k": np.array([end - 1], np.int32),
@@ -246,3 +249,55 @@ def mask(start: int, size: int, capacity: int, window: int, dtype: str) -> NDArr
     if window:
         seen &= where[None, :] > query - window
     return np.where(seen, 0.0, _HIDDEN[dtype]).astype(dtype)[None, None]
+
+
+def open_ort(
+    bundle: Bundle,
+    *,
+    device: str,
+    part: str = "model",
+    threads: int | None = None,
+    ctx_size: int = 0,
+    allow_cpu_nodes: bool = False,
+    cuda_graph: bool = False,
+    options: Mapping[str, str] | None = None,
+) -> OrtSession:
+    """A session of a bundle's part on an execution provider (`providers.DEVICES`).
+
+    options: provider options, as onnxruntime names them. Raises DeviceError (provider, nodes) and
+    BundleError (no fitting .onnx, or one that is not this graph's).
+    """
+    provider = find_provider(device).with_options(**(options or {}))
+    variant = _choose(bundle, part, provider)
+    return OrtSession(
+        bundle.graph(part),
+        bundle.weights(part),
+        bundle.path_of(f"{part}{variant.suffix}.onnx"),
+        variant=variant,
+        provider=provider,
+        context=ctx_size,
+        threads=threads,
+        allow_cpu_nodes=allow_cpu_nodes,
+        cuda_graph=cuda_graph,
+    )
+
+
+def emitted(bundle: Bundle, part: str = "model") -> list[Variant]:
+    """The ONNX variants that a bundle holds."""
+    found = (Variant.of_file(part, name) for name in bundle.manifest.files)
+    return [variant for variant in found if variant is not None]
+
+
+def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:
+    """The variant in the provider's dialect, in its better precision if that was emitted."""
+    variants = [v for v in emitted(bundle, part) if v.standard == provider.standard]
+    if not variants:
+        precision = "f16" if provider.half else "f32"
+        raise BundleError(
+            f"{bundle.path} has no ONNX model that fits {provider.name}, found "
+            f"{sorted(n for n in bundle.manifest.files if n.endswith('.onnx'))}",
+            code="onnx-missing",
+            hint=f"edgert export {bundle.path} --precision {precision}"
+            + (" --standard" if provider.standard else ""),
+        )
+    return min(variants, key=lambda v: (v.half != provider.half, v.suffix))

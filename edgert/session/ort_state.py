@@ -24,7 +24,9 @@ _FIRST = 256  # rows of a new state's buffers, unless more are expected
 class OrtState(State):
     """Buffers by ONNX input name (`past_key.<state>`), and cached bindings of repeated steps."""
 
-    def __init__(self, session: OrtSession, context: int, expected: int, *, long_rope: bool) -> None:
+    def __init__(
+        self, session: OrtSession, context: int, expected: int, *, long_rope: bool
+    ) -> None:
         super().__init__(context)
         self.session = session
         self.long_rope = long_rope

@@ -28,6 +28,7 @@ class Provider:
     memory: where states live ("cuda" or host memory, "cpu"). packages: pip package by
     `sys.platform`, "*" for the others. plugin: module of a provider that ships apart from
     onnxruntime and registers a library. half: whether float16 activations are the better choice.
+    standard: wants the standard dialect (no GroupQueryAttention there).
     """
 
     device: str
@@ -54,7 +55,9 @@ DEVICES = _table(
     Provider("ort-cpu", CPU, {"*": "onnxruntime"}),
     Provider("cuda", "CUDAExecutionProvider", _GPU, memory="cuda", half=True),
     Provider("tensorrt", "TensorrtExecutionProvider", _GPU, memory="cuda", half=True),
-    Provider("openvino", "OpenVINOExecutionProvider", {"*": "onnxruntime-openvino"}),
+    Provider(
+        "openvino", "OpenVINOExecutionProvider", {"*": "onnxruntime-openvino"}, standard=True
+    ),
     Provider(
         "qnn", "QNNExecutionProvider", {"*": "onnxruntime-qnn"},
         plugin="onnxruntime_qnn", standard=True,
@@ -118,7 +121,7 @@ def _plugin_devices(provider: Provider) -> list[Any]:
 
 
 def auto_device(emitted: bool) -> str:
-    """"cuda" where that provider is here and the bundle has an ONNX emission, "cpu" otherwise."""
+    """`cuda` where that provider is here and the bundle has an ONNX emission, `cpu` otherwise."""
     return "cuda" if emitted and is_available(DEVICES["cuda"]) else "cpu"
 
 

@@ -38,6 +38,7 @@ from ..simd import (
     splat_i32,
     st_f16,
     st_f32,
+    store_f16,
     store_f32,
     sub,
     sum_f32,
@@ -104,11 +105,26 @@ def _store_key(x: int, page: int, group: int, size: int, slot: int, wide: int) -
 def _store_value(x: int, page: int, group: int, size: int, slot: int, wide: int) -> None:
     padded = (size + 15) // 16 * 16
     at = page + (group * PAGE + slot) * padded * wide
-    for d in range(size):
+    whole = size - size % 16
+    for d in range(0, whole, 16):
+        if wide == 4:
+            store_f32(at + 4 * d, load_f32(x + 4 * d))
+        else:
+            store_f16(at + 2 * d, load_f32(x + 4 * d))
+    for d in range(whole, size):
         if wide == 4:
             st_f32(at + 4 * d, ld_f32(x + 4 * d))
         else:
             st_f16(at + 2 * d, ld_f32(x + 4 * d))
+
+
+@njit(error_model="numpy")
+def _scale_row(x: int, size: int, scale: float) -> None:
+    whole, wide = size - size % 16, splat(f32(scale))
+    for d in range(0, whole, 16):
+        store_f32(x + 4 * d, mul(load_f32(x + 4 * d), wide))
+    for d in range(whole, size):
+        st_f32(x + 4 * d, f32(ld_f32(x + 4 * d) * scale))
 
 
 # Operands of `append`: 3 qkv, 4 qkv stride in bytes, 5 H, 6 G, 7 D, 8 rope table or 0, 9 half,
@@ -139,8 +155,7 @@ def append(ins: int, thread: int, threads: int) -> None:
         if table != 0:
             _rotate(x, table + t * half * 8, half)
         if head < heads:
-            for d in range(size):
-                st_f32(x + 4 * d, f32(ld_f32(x + 4 * d) * scale))
+            _scale_row(x, size, scale)
             continue
         position = ld_i32(positions + 4 * t)
         page = ld_i32(ld_i64(tables + 8 * t) + 4 * (position // PAGE))
@@ -285,33 +300,55 @@ def _clear(row: int, padded: int) -> None:
 
 
 @njit(error_model="numpy")
+def _update(scores: int, row: int, padded: int, first: int, last: int, cap: float) -> None:
+    """Online softmax of one row's scores: weights in place, its partial result rescaled."""
+    before = ld_f32(row)
+    m, total = _softmax(scores, before, first, last, cap)
+    keep = _exp1(f32(before - f32(m)))
+    st_f32(row, f32(m))
+    st_f32(row + 4, f32(f32(ld_f32(row + 4) * keep) + total))
+    if keep != f32(1.0):
+        _scale(row + 64, padded, keep)
+
+
+@njit(error_model="numpy")
+def _zero_scores(scores: int) -> None:
+    for c in range(4):
+        store_f32(scores + 64 * c, splat(f32(0.0)))
+
+
+@njit(error_model="numpy")
 def _page(
-    q: int, q_step: int, position: int, window: int, rows: int, base: int, k: int, v: int,
-    size: int, wide: int, cap: float, part: int, part_step: int, scores: int,
+    q: int, positions: int, share: int, r0: int, rows: int, base: int, window: int, k: int, v: int,
+    size: int, wide: int, cap: float, part: int, step: int, scores: int,
 ) -> None:  # fmt: skip
-    """Up to four query rows of one token over one page, into their partial results."""
+    """Query rows r0 .. r0 + rows (at most four) of a tile over one page, into their partials.
+
+    q float32 [n * share, D]; row r is token r // share. Rows past the tile's last are computed
+    with the others and never read.
+    """
     padded = (size + 15) // 16 * 16
-    last = min(position - base, PAGE - 1)
-    first = max(0, position - window + 1 - base) if window > 0 else 0
-    if rows == 4:
-        _scores4(q, q_step, k, size, wide, scores)
+    low = ld_i32(positions + 4 * (r0 // share))
+    high = ld_i32(positions + 4 * ((r0 + rows - 1) // share))
+    if base > high or (window > 0 and base + PAGE <= low - window + 1):
+        return
+    if rows > 1:
+        _scores4(q + r0 * size * 4, size * 4, k, size, wide, scores)
     else:
-        for r in range(rows):
-            _scores1(q + r * q_step, k, size, wide, scores + 256 * r)
+        _scores1(q + r0 * size * 4, k, size, wide, scores)
     for r in range(rows):
-        state = part + r * part_step
-        before = ld_f32(state)
-        m, total = _softmax(scores + 256 * r, before, first, last, cap)
-        keep = _exp1(f32(before - f32(m)))
-        st_f32(state, f32(m))
-        st_f32(state + 4, f32(f32(ld_f32(state + 4) * keep) + total))
-        if keep != f32(1.0):
-            _scale(state + 64, padded, keep)
-    if rows == 4:
-        _values4(scores, v, padded, wide, last + 1, part + 64, part_step)
+        position = ld_i32(positions + 4 * ((r0 + r) // share))
+        last = min(position - base, PAGE - 1)
+        first = max(0, position - window + 1 - base) if window > 0 else 0
+        if last < 0 or first >= PAGE:
+            _zero_scores(scores + 256 * r)
+        else:
+            _update(scores + 256 * r, part + (r0 + r) * step, padded, first, last, cap)
+    count = min(high - base, PAGE - 1) + 1
+    if rows > 1:
+        _values4(scores, v, padded, wide, count, part + r0 * step + 64, step)
     else:
-        for r in range(rows):
-            _values1(scores + 256 * r, v, padded, wide, last + 1, part + r * part_step + 64)
+        _values1(scores, v, padded, wide, count, part + r0 * step + 64)
 
 
 @njit(error_model="numpy")
@@ -338,7 +375,10 @@ def _finish(total: int, out: int, size: int) -> None:
 
 @njit(error_model="numpy")
 def _segment(ins: int, t0: int, n: int, g: int, segment: int, part: int, scores: int) -> None:
-    """n tokens' query heads of one kv head over one segment; partials [n][share] to part."""
+    """n tokens' query heads of one kv head over one segment; partials [n][share] to part.
+
+    scores: 1024 bytes of scratch, followed by room for the tile's queries.
+    """
     q, stride = ld_i64(ins + 24), ld_i64(ins + 32)
     heads, groups, size = ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56)
     window, cap = ld_i64(ins + 64), ld_f32(ins + 72)
@@ -346,28 +386,26 @@ def _segment(ins: int, t0: int, n: int, g: int, segment: int, part: int, scores:
     k_pool, v_pool = ld_i64(ins + 96), ld_i64(ins + 104)
     k_page, v_page, wide = ld_i64(ins + 112), ld_i64(ins + 120), ld_i64(ins + 128)
     share, padded = heads // groups, (size + 15) // 16 * 16
-    step = 64 + 4 * padded
-    for r in range(n * share):
+    step, rows = 64 + 4 * padded, n * share
+    for r in range(rows):
         _clear(part + r * step, padded)
-    table = ld_i64(tables + 8 * t0)
-    newest = ld_i32(positions + 4 * (t0 + n - 1))
-    for index in range(segment * SEGMENT, min((segment + 1) * SEGMENT, newest // PAGE + 1)):
-        base = index * PAGE
+    mine = scores + 1024
+    for r in range(rows):
+        at = q + (t0 + r // share) * stride + (g * share + r % share) * size * 4
+        for d in range(size):
+            st_f32(mine + (r * size + d) * 4, ld_f32(at + 4 * d))
+    table, positions = ld_i64(tables + 8 * t0), positions + 4 * t0
+    newest, oldest = ld_i32(positions + 4 * (n - 1)), ld_i32(positions)
+    start = max(segment * SEGMENT, max(0, oldest - window + 1) // PAGE if window > 0 else 0)
+    for index in range(start, min((segment + 1) * SEGMENT, newest // PAGE + 1)):
         page = ld_i32(table + 4 * index)
         k = k_pool + page * k_page + g * 64 * size * wide
         v = v_pool + page * v_page + g * 64 * padded * wide
-        for t in range(n):
-            position = ld_i32(positions + 4 * (t0 + t))
-            if base > position or (window > 0 and base + PAGE <= position - window + 1):
-                continue
-            for h in range(0, share, 4):
-                rows = min(4, share - h)
-                at = q + (t0 + t) * stride + (g * share + h) * size * 4
-                mine = part + (t * share + h) * step
-                _page(
-                    at, size * 4, position, window, rows, base, k, v,
-                    size, wide, cap, mine, step, scores,
-                )  # fmt: skip
+        for r0 in range(0, rows, 4):
+            _page(
+                mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,
+                size, wide, cap, part, step, scores,
+            )  # fmt: skip
 
 
 # Operands of `attend`: 3 q (rotated and scaled), 4 q stride in bytes, 5 H, 6 G, 7 D, 8 window or 0,
@@ -390,10 +428,12 @@ def attend(ins: int, thread: int, threads: int) -> None:
     y, y_stride = ld_i64(ins + 136), ld_i64(ins + 144)
     share, padded = heads // groups, (size + 15) // 16 * 16
     step = 64 + 4 * padded
-    tile_bytes = TILE_TOKENS * share * step
+    tile_bytes = (TILE_TOKENS * share + 3) * step
     private = ld_i64(ins + 176)
     private += thread * ld_i64(private - 8)
-    scores, mine, total = private, private + 1024, private + 1024 + tile_bytes
+    queries = (TILE_TOKENS * share + 3) * size * 4
+    scores, mine = private, private + 1024 + (queries + 63) // 64 * 64
+    total = mine + tile_bytes
     units = count * groups * split
     while True:
         start, stop = claim(ctrl, units, threads, 16)

@@ -759,6 +759,25 @@ def test_matmul_precision_is_restored():
         torch.set_float32_matmul_precision(before)
 
 
+def test_named_parameters_and_schedulers():
+    net = torch.nn.Linear(6, 5)
+    dash = Dash(net.named_parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(dash, 0.1, total_steps=4, cycle_momentum=False)
+    before = net.weight.detach().clone()
+    net(torch.ones(2, 6)).sum().backward()
+    dash.step()
+    schedule.step()
+    assert not torch.equal(net.weight, before)
+    assert dash.param_groups[0]["param_names"] == ["weight", "bias"]
+
+
+def test_public_names():
+    from edgert.converters import optim
+
+    assert optim.__all__ == sorted(optim.__all__)
+    assert {"Dash", "MSign"} <= set(optim.__all__)
+
+
 def test_empty_parameters_are_left_alone():
     p = torch.nn.Parameter(torch.empty(0, 4))
     dash = Dash([p], 1e-2)

@@ -488,6 +488,21 @@ def test_alignment_runs_on_transformer_blocks():
     assert all(0 <= value <= 1 + 1e-6 for value in found)
 
 
+def test_monitor_records_alignment_without_changing_the_run():
+    plain, watched = model(), model()
+    hidden = gaussian(1, 8, 16)
+    optimizer = wrapped(
+        watched,
+        period=None,
+        monitor_every=2,
+        alignment_probe=lambda: jacobian_alignment(list(watched.layers), hidden),
+    )
+    train(watched, optimizer, 4)
+    train(plain, torch.optim.AdamW(plain.parameters(), 1e-2), 4)
+    assert [(t, len(values)) for t, values in optimizer.watch.alignments] == [(2, 2), (4, 2)]
+    assert all(torch.equal(v, weights(watched)[n]) for n, v in weights(plain).items())
+
+
 def test_alignment_refuses_long_sequences():
     with pytest.raises(ValueError, match=r"hidden has shape \(1, 65, 4\)"):
         jacobian_alignment([], torch.zeros(1, 65, 4))

@@ -1,0 +1,41 @@
+"""qwen3: Qwen2 with q and k normalised per head instead of biases (arXiv 2505.09388)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import blocks
+from .config import Decoder, Schema, read_config
+from .recipe import FamilyModel
+from .rope import rope, rope_parameters
+
+
+class Config(Decoder, frozen=True, kw_only=True):
+    """config.json of a dense Qwen3."""
+
+    num_key_value_heads: int | None
+    head_dim: int = 128
+    attention_bias: bool = False
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
+    max_window_layers: int = 28
+    layer_types: list[str] | None = None
+
+
+SCHEMA = Schema("Qwen3ForCausalLM", fixed={"hidden_act": ("silu",)})
+
+
+def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
+    """Graph and recipes of a config; what cannot be converted goes into `faults`."""
+    c = read_config(raw, Config, SCHEMA, faults)
+    b = blocks.Builder(c, head_dim=c.head_dim)
+    windows = blocks.upper_windows(c, faults)
+    turns = blocks.rotary(b, rope(rope_parameters(c), b.head_dim, b.context, faults))
+    x = blocks.embedding(b, tied=c.tie_word_embeddings)
+    for layer in range(b.layers):
+        x = blocks.pre_norm_layer(
+            b, layer, x, turns, act="silu", window=windows[layer], qk_norm=True,
+            qkv_bias=c.attention_bias, o_bias=c.attention_bias,
+        )  # fmt: skip
+    return blocks.head(b, x, tied=c.tie_word_embeddings)

@@ -1,0 +1,1 @@
+"""Quantizers: from float weights to stored encodings."""

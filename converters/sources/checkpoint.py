@@ -1,0 +1,124 @@
+"""Safetensors shards as one set of tensors, read by rows into float32.
+
+Files are read, not mapped, so that converting a large checkpoint does not fill this process's
+memory with pages of it. Nothing but safetensors is ever opened: pickles run code.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BundleError, ConvertError
+from ...files import open_regular, sha256_fd
+from ...hash_cache import HashCache
+from ...tensorfile import DTYPES, TensorInfo, read_header
+
+FLOATS = ("F32", "F16", "BF16")
+F32 = NDArray[np.float32]
+
+
+class Shard:
+    """One open safetensors file; safe to read from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            fd = open_regular(path, follow=True)  # download caches are made of links
+        except BundleError as error:
+            raise as_convert_error(error) from None
+        self._file = os.fdopen(fd, "rb", buffering=0)
+        self._lock = threading.Lock()
+        try:
+            self.tensors: Mapping[str, TensorInfo] = read_header(self._file.fileno())
+        except BundleError as error:
+            self._file.close()
+            message = error.message.replace(f"file descriptor {fd}", str(path), 1)
+            raise ConvertError(message, code=error.code, hint=error.hint) from None
+
+    def read(self, offset: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes from `offset` on."""
+        view = memoryview(out).cast("B")
+        with self._lock:
+            self._file.seek(offset)
+            while len(view):
+                count = self._file.readinto(view)
+                if not count:
+                    raise ConvertError(
+                        f"{self.path} ends at byte {self._file.tell()}, expected {len(view)} more",
+                        code="checkpoint-truncated",
+                        hint="the file changed while it was read; let the download finish first",
+                    )
+                view = view[count:]
+
+    def sha256(self, cache: HashCache) -> str:
+        """SHA-256 of the content, remembered between runs while the file does not change."""
+        with self._lock:
+            fd = self._file.fileno()
+            known = cache.get(self.path, fd)
+            if known is None:
+                known = sha256_fd(fd)[0]
+                cache.put(self.path, fd, known)
+            return known
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies."""
+
+    shard: Shard
+    info: TensorInfo
+
+    def rows(self, start: int, stop: int) -> F32:
+        """Rows [start, stop) of the first axis as float32."""
+        info, item = self.info, DTYPES[self.info.dtype].itemsize
+        width = int(np.prod(info.shape[1:], dtype=np.int64))
+        raw = np.empty((stop - start) * width * item, np.uint8)
+        self.shard.read(info.begin + start * width * item, raw)
+        values = raw.view(DTYPES[info.dtype]).reshape((stop - start, *info.shape[1:]))
+        return widened(values, info.dtype)
+
+
+def widened(values: NDArray[Any], dtype: str) -> F32:
+    """Stored values (BF16 as uint16) as float32, exactly."""
+    if dtype == "BF16":
+        wide = values.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return np.asarray(values, np.float32)
+
+
+def as_convert_error(error: BundleError) -> ConvertError:
+    """The same complaint, about a checkpoint."""
+    return ConvertError(error.message, code=error.code, hint=error.hint, **error.values)
+
+
+class Checkpoint:
+    """All tensors of the shards. A name in two shards is a fault."""
+
+    def __init__(self, paths: list[Path], faults: list[str]) -> None:
+        self.shards: list[Shard] = []
+        self.tensors: dict[str, Tensor] = {}
+        try:
+            for path in paths:
+                self.shards.append(Shard(path))
+                for name, info in self.shards[-1].tensors.items():
+                    if name in self.tensors:
+                        other = self.tensors[name].shard.path.name
+                        faults.append(f"tensor {name!r} is in {other} and in {path.name}")
+                    self.tensors[name] = Tensor(self.shards[-1], info)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for shard in self.shards:
+            shard.close()

@@ -1,0 +1,221 @@
+"""Hugging Face checkpoints: a directory, or a hub id (`org/name`, `org/name@revision`).
+
+Read are config.json, generation_config.json, the tokenizer's files and safetensors weights. Code in
+a checkpoint is never run and pickles are never opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ... import limits, strict_json
+from ...errors import BundleError, ConvertError
+from ...files import check_name
+from ...hash_cache import HashCache
+from .checkpoint import Checkpoint, as_convert_error
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+class HfSource:
+    """An open checkpoint: `config`, `generation`, `texts` (file name -> bytes), `tensors`.
+
+    ignore_remote_code: accept a config with `auto_map`, using edgert's own implementation of its
+    model_type instead of the code it names (which is not run either way).
+    `faults` holds what is wrong with the set of weights files, for the caller's one error.
+    """
+
+    def __init__(self, source: str | Path, *, ignore_remote_code: bool = False) -> None:
+        self.path = local_folder(source)
+        self.name = Path(str(source).split("@")[0]).name or self.path.resolve().name
+        self.texts: dict[str, bytes] = {}
+        self.faults: list[str] = []
+        self.config = self._json("config.json", required=True)
+        self._refuse_remote_code(ignore=ignore_remote_code)
+        self.generation = self._json("generation_config.json")
+        self.tokenizer_config = self._json("tokenizer_config.json")
+        self.special_tokens = self._json("special_tokens_map.json")
+        self.template_json = self._json("chat_template.json")
+        self.tokenizer = self._json("tokenizer.json", limit=limits.TOKENIZER_BYTES)
+        self._text("chat_template.jinja", limits.TEMPLATE_BYTES)
+        self.checkpoint = Checkpoint(list(self._weights()), self.faults)
+        self.tensors = self.checkpoint.tensors
+
+    def close(self) -> None:
+        self.checkpoint.close()
+
+    def __enter__(self) -> HfSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file that a conversion depends on, by file name."""
+        import hashlib
+
+        cache = HashCache()
+        out = {name: hashlib.sha256(data).hexdigest() for name, data in self.texts.items()}
+        out |= {shard.path.name: shard.sha256(cache) for shard in self.checkpoint.shards}
+        cache.save()
+        return dict(sorted(out.items()))
+
+    def _text(self, name: str, limit: int) -> bytes | None:
+        path = self.path / name
+        if not path.is_file():
+            return None
+        size = path.stat().st_size
+        if size > limit:
+            raise ConvertError(
+                f"{path}: {size} bytes, the limit is {limit}",
+                code="checkpoint-file",
+                hint="the file is damaged, or is not what its name says",
+            )
+        self.texts[name] = path.read_bytes()
+        return self.texts[name]
+
+    def _json(
+        self, name: str, *, required: bool = False, limit: int = limits.CONFIG_BYTES
+    ) -> dict[str, Any]:
+        data = self._text(name, limit)
+        if data is None:
+            if required:
+                raise ConvertError(
+                    f"{self.path} has no {name}, expected a Hugging Face checkpoint directory",
+                    code="checkpoint-file",
+                    hint="give the folder that holds config.json and model.safetensors",
+                )
+            return {}
+        try:
+            found = strict_json.parse(data, where=str(self.path / name), code="checkpoint-json")
+        except BundleError as error:
+            raise as_convert_error(error) from None
+        if not isinstance(found, dict):
+            raise ConvertError(
+                f"{self.path / name} holds a JSON {type(found).__name__}, expected an object",
+                code="checkpoint-json",
+                hint="download the file again",
+            )
+        return found
+
+    def _refuse_remote_code(self, *, ignore: bool) -> None:
+        if "auto_map" not in self.config:
+            return
+        if ignore:
+            del self.config["auto_map"]
+            return
+        raise ConvertError(
+            f"{self.path / 'config.json'} asks for its own code (auto_map: "
+            f"{str(self.config['auto_map'])[:120]}), expected a plain checkpoint",
+            code="remote-code",
+            hint="edgert never runs code from a checkpoint. If its model_type "
+            f"{str(self.config.get('model_type'))[:40]!r} is one that edgert knows and you accept "
+            "edgert's own implementation of it, convert with --ignore-remote-code",
+        )
+
+    def _weights(self) -> Iterator[Path]:
+        if (self.path / SINGLE).is_file():
+            yield self.path / SINGLE
+        elif (self.path / INDEX).is_file():
+            yield from self._shards()
+        else:
+            raise self._no_weights()
+
+    def _shards(self) -> Iterator[Path]:
+        placed = self._json(INDEX, limit=limits.TENSOR_HEADER_BYTES).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(v, str) for v in placed.values()):
+            raise ConvertError(
+                f"{self.path / INDEX}: weight_map is no map of tensor names to file names",
+                code="checkpoint-index",
+                hint="download the file again",
+            )
+        for name in sorted(set(placed.values())):
+            try:
+                check_name(name)
+            except BundleError as error:
+                raise as_convert_error(error) from None
+            if "/" in name or not name.endswith(".safetensors"):
+                self.faults.append(f"the shard index names {name!r}, expected a .safetensors file")
+            elif not (self.path / name).is_file():
+                count = sum(1 for file in placed.values() if file == name)
+                self.faults.append(f"shard {name!r} is missing, with {count} tensors")
+            else:
+                yield self.path / name
+        self.index: dict[str, str] = placed
+
+    def check_index(self) -> list[str]:
+        """Faults between a shard index and its shards: tensors that are not where it says."""
+        out = []
+        for name, file in getattr(self, "index", {}).items():
+            found = self.tensors.get(name)
+            if found is not None and found.shard.path.name != file:
+                out.append(f"tensor {name!r} is in {found.shard.path.name}, the index says {file}")
+            elif found is None and (self.path / file).is_file():
+                out.append(f"the shard index names {name!r} in {file}, which does not hold it")
+        return out
+
+    def _no_weights(self) -> ConvertError:
+        pickles = sorted(p.name for pattern in PICKLES for p in self.path.glob(pattern))
+        others = sorted(p.name for p in self.path.glob("*.safetensors"))
+        if pickles:
+            return ConvertError(
+                f"{self.path} holds weights only as {pickles[:8]}, expected {SINGLE} or {INDEX}",
+                code="pickle",
+                hint="such files can run code when they are read, so edgert does not open them, and "
+                "no flag makes it; take the model's safetensors version, or write one where you "
+                "trust the file: model.save_pretrained(..., safe_serialization=True)",
+            )
+        return ConvertError(
+            f"{self.path} holds {others[:8] or 'no weights'}, expected {SINGLE}, or {INDEX} and the "
+            "shards it lists",
+            code="checkpoint-weights",
+            hint="download the whole checkpoint",
+        )
+
+
+def local_folder(source: str | Path) -> Path:
+    """The directory of a checkpoint; a hub id is downloaded into huggingface_hub's cache."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ConvertError(
+            f"{path} is a file, expected a checkpoint directory or a hub id",
+            code="source",
+            hint="give the folder that holds config.json and model.safetensors",
+        )
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.startswith("."):
+        raise ConvertError(
+            f"{source}: no such directory, expected a checkpoint directory or a hub id (org/name)",
+            code="source",
+            hint="check the path",
+        )
+    return _download(source)
+
+
+def _download(source: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ConvertError(
+            f"{source} is no directory here, and a hub id needs huggingface_hub, which is missing",
+            code="missing-package",
+            hint="pip install huggingface_hub, or download the checkpoint yourself",
+        ) from None
+    repo, _, revision = source.partition("@")
+    try:
+        found = snapshot_download(repo, revision=revision or None, allow_patterns=DOWNLOAD)
+    except Exception as error:  # the hub's client raises its own, httpx's and OSError
+        raise ConvertError(
+            f"{source} is no directory here and could not be downloaded: "
+            f"{type(error).__name__}: {str(error)[:300]}",
+            code="download",
+            hint="check the name, the network and, for gated models, `hf auth login`",
+        ) from error
+    return Path(found)

@@ -1,0 +1,183 @@
+"""The text half of a checkpoint: tokenizer, chat template, special tokens, sampling defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ... import limits
+from ...errors import ConvertError
+from ...manifest import TextSpec
+from .hf import HfSource
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Tokenizer classes whose add_bos_token decides, whatever the post-processor says.
+BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class Text(msgspec.Struct, frozen=True):
+    """`spec` for the manifest, and the bundle's text files by name."""
+
+    spec: TextSpec
+    files: dict[str, bytes]
+
+
+def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | None:
+    """Everything the manifest says about text; None where `faults` got the reason."""
+    if "tokenizer.json" not in source.texts:
+        raise ConvertError(
+            f"{source.path} has no tokenizer.json, expected one",
+            code="tokenizer-missing",
+            hint="write one with transformers: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+        )
+    ids = token_ids(source.tokenizer)
+    special = special_strings(source)
+    eos = _eos_ids(source, special, ids, faults)
+    bos = _bos_id(source, special, ids)
+    before = len(faults)
+    for label, token in [("eos", token) for token in eos] + [("bos", bos)]:
+        if token is not None and not 0 <= token < vocab_size:
+            faults.append(f"{label}_token_id is {token}, expected 0 to {vocab_size - 1}")
+    if not eos:
+        faults.append("no eos token in config.json, generation_config.json or tokenizer_config.json")
+    if len(faults) > before:
+        return None
+    files = {"tokenizer.json": source.texts["tokenizer.json"]}
+    template = chat_template(source)
+    if template is not None:
+        files[TEMPLATE_FILE] = template.encode("utf-8")
+    spec = TextSpec(
+        eos_token_ids=eos,
+        vocab_size=vocab_size,
+        bos_token_id=bos,
+        add_bos=bos is not None and _adds_bos(source, bos, special),
+        chat_template=TEMPLATE_FILE if template is not None else None,
+        special=special,
+        generation=sampling_defaults(source.generation),
+    )
+    return Text(spec, files)
+
+
+def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Ids by token text from tokenizer.json, added tokens over the model's own."""
+    model = tokenizer.get("model")
+    vocab = model.get("vocab", {}) if isinstance(model, dict) else {}
+    if isinstance(vocab, list):  # Unigram: [text, score] by id
+        out = {e[0]: i for i, e in enumerate(vocab) if isinstance(e, list) and e}
+    else:
+        out = dict(vocab)
+    for token in tokenizer.get("added_tokens") or []:
+        if isinstance(token, dict) and type(token.get("id")) is int:
+            out[str(token.get("content"))] = token["id"]
+    return {text: i for text, i in out.items() if isinstance(text, str) and type(i) is int}
+
+
+def special_strings(source: HfSource) -> dict[str, str]:
+    """bos_token, eos_token, ... as templates see them."""
+    out = {}
+    for key in SPECIAL:
+        value = source.tokenizer_config.get(key, source.special_tokens.get(key))
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            out[key] = value
+    return out
+
+
+def _id_list(value: Any, where: str, faults: list[str]) -> list[int]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(v) is not int for v in values):
+        faults.append(f"{where} is {str(value)[:60]!r}, expected an id or a list of ids")
+        return []
+    return values
+
+
+def _eos_ids(
+    source: HfSource, special: Mapping[str, str], ids: Mapping[str, int], faults: list[str]
+) -> tuple[int, ...]:
+    """Every id that any of the three files calls the end, in that order."""
+    found = _id_list(source.generation.get("eos_token_id"), "generation_config eos_token_id", faults)
+    found += _id_list(source.config.get("eos_token_id"), "config eos_token_id", faults)
+    if special.get("eos_token") in ids:
+        found.append(ids[special["eos_token"]])
+    return tuple(dict.fromkeys(found))
+
+
+def _bos_id(source: HfSource, special: Mapping[str, str], ids: Mapping[str, int]) -> int | None:
+    """The tokenizer's BOS; failing that, the config's."""
+    if special.get("bos_token") in ids:
+        return ids[special["bos_token"]]
+    if source.tokenizer_config and "bos_token" in source.tokenizer_config:
+        return None
+    value = source.generation.get("bos_token_id", source.config.get("bos_token_id"))
+    return value if type(value) is int else None
+
+
+def _adds_bos(source: HfSource, bos: int, special: Mapping[str, str]) -> bool:
+    """Whether encoding a text puts BOS in front, as transformers does it."""
+    wanted = source.tokenizer_config.get("add_bos_token")
+    kind = str(source.tokenizer_config.get("tokenizer_class", "")).removesuffix("Fast")
+    if kind in BOS_CLASSES and type(wanted) is bool:
+        return wanted
+    processor = source.tokenizer.get("post_processor")
+    steps = [processor]
+    if isinstance(processor, dict) and processor.get("type") == "Sequence":
+        steps = processor.get("processors") or []
+    return any(_starts_with_bos(step, bos, special.get("bos_token")) for step in steps)
+
+
+def _starts_with_bos(step: Any, bos: int, text: str | None) -> bool:
+    if not isinstance(step, dict) or step.get("type") != "TemplateProcessing":
+        return False
+    single = step.get("single") or [{}]
+    token = (single[0].get("SpecialToken") or {}).get("id") if isinstance(single[0], dict) else None
+    entry = (step.get("special_tokens") or {}).get(token)
+    return token is not None and (token == text or (entry or {}).get("ids") == [bos])
+
+
+def chat_template(source: HfSource) -> str | None:
+    """The template's source: its own file, chat_template.json, or tokenizer_config.json, in
+    transformers' order; of several named ones the one called "default"."""
+    if TEMPLATE_FILE in source.texts:
+        return _decoded(source.texts[TEMPLATE_FILE], TEMPLATE_FILE)
+    found = source.template_json.get("chat_template", source.tokenizer_config.get("chat_template"))
+    if isinstance(found, list):
+        named = {e.get("name"): e.get("template") for e in found if isinstance(e, dict)}
+        found = named.get("default")
+    if found is None:
+        return None
+    if not isinstance(found, str) or len(found.encode("utf-8")) > limits.TEMPLATE_BYTES:
+        raise ConvertError(
+            f"chat_template is a {type(found).__name__} of {len(str(found))} characters, expected "
+            f"text of at most {limits.TEMPLATE_BYTES} bytes",
+            code="template",
+            hint="the tokenizer's files are damaged; download them again",
+        )
+    return found
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConvertError(
+            f"{name} is not UTF-8: {error}", code="template", hint="download the file again"
+        ) from None
+
+
+def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, float | int]:
+    """What generation_config.json asks for; nothing but the penalty unless it says do_sample."""
+    out: dict[str, float | int] = {}
+    for key in SAMPLING:
+        value = generation.get(key)
+        if type(value) in (int, float) and math.isfinite(value):
+            out[key] = value
+    if generation.get("do_sample") is not True:
+        return {key: out[key] for key in ("repetition_penalty",) if key in out}
+    return {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | out

@@ -1,0 +1,156 @@
+"""The `edgert` command: one module a verb, imported when it is called.
+
+Exit codes: 0 done, 1 a verification or check failed, 2 an error or wrong usage, 130 Ctrl-C,
+141 the reader of our output went away, 70 a fault of edgert itself. Errors are one line and a hint
+on stderr. With `--json`, stdout holds one JSON object and nothing else: the result, or
+{"error": {"type", "code", "message", "hint", "values"}}.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+import click
+
+from ..errors import EdgertError, printable
+from .settings import Settings
+
+VERBS: Mapping[str, str] = {
+    "demo": "Convert the model in this package and let it tell a story.",
+    "convert": "Make a bundle from a checkpoint.",
+    "chat": "Talk with a model.",
+    "generate": "Continue a prompt.",
+    "bench": "Measure speed.",
+    "eval": "Measure quality: perplexity and zero-shot tasks.",
+    "inspect": "Say what a checkpoint or bundle holds and needs.",
+    "verify": "Check a bundle's files, tensors and answers.",
+    "doctor": "Say what is installed and what this machine can do.",
+}
+INTERRUPTED, PIPE_CLOSED, OUR_FAULT = 130, 141, 70
+
+
+class _Verbs(click.Group):
+    """Subcommands by name; listing them imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"edgert {version('edgert')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with: edgert demo",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+    help="Show the version and leave.",
+)  # fmt: skip
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.pass_obj
+def cli(settings: Settings, debug: bool) -> None:
+    """Compress a trained model on a desktop, run it fast on a laptop or a Jetson board."""
+    settings.debug = debug
+
+
+def main() -> None:
+    """Console entry: runs the command line and exits."""
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the clean-up at once
+    sys.exit(code)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line; returns its exit code, having printed whatever went wrong."""
+    settings = Settings()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with cli.make_context("edgert", list(args), obj=settings) as context:
+            code = cli.invoke(context)
+        sys.stdout.flush()
+        return int(code or 0)
+    except click.exceptions.Exit as leave:
+        return _last_flush(leave.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _last_flush(INTERRUPTED)
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exc()
+        return _failed(error, as_json=settings.json or "--json" in args)
+
+
+def _failed(error: Exception, *, as_json: bool) -> int:
+    """Tell about an error in the asked form; returns the exit code."""
+    if isinstance(error, BrokenPipeError) or getattr(error, "errno", 0) == errno.EPIPE:
+        return _pipe_closed()
+    code, told = _described(error)
+    try:
+        if as_json:
+            click.echo(json.dumps(told.to_dict()))
+        elif isinstance(error, click.UsageError):
+            error.show()
+        else:
+            click.echo(f"error: {told}", err=True)
+    except BrokenPipeError:
+        return _pipe_closed()
+    return _last_flush(code)
+
+
+def _described(error: Exception) -> tuple[int, EdgertError]:
+    if isinstance(error, EdgertError):
+        return error.exit_code, error
+    if isinstance(error, click.ClickException):
+        return 2, EdgertError(error.format_message(), code="usage", hint="edgert --help")
+    if isinstance(error, OSError):
+        hint = "check the path, its permissions and the free space"
+        return 2, EdgertError(printable(str(error)), code="system", hint=hint)
+    if isinstance(error, MemoryError):
+        hint = "a smaller --ctx-size or a smaller model needs less; see edgert inspect"
+        return 2, EdgertError("out of memory", code="memory", hint=hint)
+    message = f"fault in edgert: {type(error).__name__}: {error}"
+    hint = "run `edgert --debug …` for the traceback and report it"
+    return OUR_FAULT, EdgertError(message, code="internal", hint=hint)
+
+
+def _last_flush(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _pipe_closed()
+    return code
+
+
+def _pipe_closed() -> int:
+    """Nobody reads any more: make the interpreter's last flush harmless."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # a stdout without a descriptor has nothing to fail
+        pass
+    return PIPE_CLOSED

@@ -1,0 +1,165 @@
+"""`edgert eval`: perplexity of a text, accuracy on zero-shot tasks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from ..errors import RequestError
+from .settings import emit_json, json_option, say, session_options
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from ..evaluate import TextScore
+    from ..session.base import Session
+    from ..text.tokenizer import Tokenizer
+    from ..zeroshot import TaskScore
+
+
+@click.command("eval")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text, .jsonl, also .gz or .xz.")
+@click.option("--split", metavar="MARK", help="Documents of --text are separated by this mark.")
+@click.option("--window", type=int, help="Tokens seen at once; default: the context, at most 1024.")
+@click.option("--stride", type=int, help="Tokens between windows; default: half a window.")
+@click.option("--task", "tasks", multiple=True, help="A zero-shot task, or all; may be repeated.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with the tasks' files.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first examples of each task.")
+@session_options
+@json_option
+def command(
+    bundle: Path,
+    text: Path | None,
+    split: str | None,
+    window: int | None,
+    stride: int | None,
+    tasks: tuple[str, ...],
+    data: Path | None,
+    limit: int | None,
+    threads: int | None,
+    device: str,
+    ctx_size: int | None,
+    as_json: bool,
+) -> int:
+    """Measure BUNDLE on a text and on zero-shot tasks.
+
+    Tasks: blimp, lambada, piqa, arc-easy, copa, winogrande, openbookqa, with the definitions of
+    lm-eval 0.4.
+    """
+    if text is None and not tasks:
+        raise click.UsageError("nothing to measure: give --text FILE, --task NAME, or both")
+    if tasks and data is None:
+        raise click.UsageError("--task needs --data, the folder with the tasks' files")
+    from ..bundle import Bundle
+    from ..session import open_session
+    from ..text.tokenizer import Tokenizer
+
+    with Bundle.open(bundle) as opened:
+        tokenizer = Tokenizer.from_bundle(opened)
+        session = open_session(opened, device=device, threads=threads, ctx_size=ctx_size or 0)
+        try:
+            start = start_id(opened)
+            found: dict[str, Any] = {"schema": 1, "bundle": str(bundle), "device": session.device}
+            if text is not None:
+                score = _text(session, tokenizer, text, split, window, stride, start)
+                found |= {"text": str(text), **score.to_dict()}
+                if not as_json:
+                    _print_text(text, score)
+            if data is not None and tasks:
+                scores = list(_tasks(session, tokenizer, tasks, data, limit, start))
+                found["tasks"] = {score.task: msgspec.to_builtins(score) for score in scores}
+                if not as_json:
+                    _print_tasks(scores)
+        finally:
+            session.close()
+    if as_json:
+        emit_json(found)
+    return 0
+
+
+def start_id(bundle: Bundle) -> int:
+    """The id that stands for an empty beginning: BOS, else the first end token."""
+    text = bundle.manifest.text
+    return text.eos_token_ids[0] if text.bos_token_id is None else text.bos_token_id
+
+
+def _text(
+    session: Session,
+    tokenizer: Tokenizer,
+    path: Path,
+    split: str | None,
+    window: int | None,
+    stride: int | None,
+    start: int,
+) -> TextScore:
+    from ..evaluate import read_documents, score_text
+
+    documents = read_documents(path, split=split)
+    with _bar("windows") as progress:
+        return score_text(
+            session, tokenizer, documents,
+            start=start, window=window, stride=stride, progress=progress,
+        )  # fmt: skip
+
+
+def _tasks(
+    session: Session,
+    tokenizer: Tokenizer,
+    names: tuple[str, ...],
+    data: Path,
+    limit: int | None,
+    start: int,
+) -> Iterator[TaskScore]:
+    from ..zeroshot import TASKS, load_task, score_task
+
+    chosen = list(TASKS) if "all" in names else list(dict.fromkeys(names))
+    unknown = sorted(set(chosen) - set(TASKS))
+    if unknown:
+        raise RequestError(
+            f"task {unknown[0]!r} is unknown, expected all or some of {sorted(TASKS)}", code="task"
+        )
+    for name in chosen:
+        examples = load_task(name, data, limit=limit)
+        with _bar(name) as progress:
+            yield score_task(session, tokenizer, name, examples, start=start, progress=progress)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr where a person looks at it."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(count: int) -> None:
+            bar.update(count)
+
+        yield progress
+
+
+def _print_text(path: Path, score: TextScore) -> None:
+    click.echo(f"perplexity     {score.perplexity:.4f}")
+    click.echo(f"nll per token  {score.nll_per_token:.5f} nats")
+    click.echo(f"bits per byte  {score.bits_per_byte:.5f}")
+    click.echo(
+        f"of {score.tokens} tokens, {score.bytes} bytes, {score.documents} documents of {path}, "
+        f"in windows of {score.window} tokens moved on by {score.stride}"
+    )
+
+
+def _print_tasks(scores: list[TaskScore]) -> None:
+    for score in scores:
+        parts = []
+        for name, value in score.metrics.items():
+            error = score.metrics.get(f"{name}_stderr")
+            if not name.endswith("_stderr"):
+                parts.append(f"{name} {value:.4f}" + (f" ± {error:.4f}" if error else ""))
+        click.echo(f"{score.task:12} {', '.join(parts)}  ({score.examples} examples)")
+        if score.truncated:
+            say(f"{score.task}: {score.truncated} prompts were longer than the context")

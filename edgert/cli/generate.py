@@ -1,0 +1,98 @@
+"""`edgert generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ..errors import RequestError
+from .sampling import read_answer, sampling_options, sampling_params, stats_line
+from .settings import bundle_or_demo, emit_json, json_option, say, session_options, show
+
+
+@click.command("generate")
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", help="The text to continue; - reads standard input.")
+@click.option("-f", "--file", "source", help="A file with the text; - reads standard input.")
+@sampling_options
+@session_options
+@click.option("--stats", is_flag=True, help="Say on stderr what it cost.")
+@json_option
+def command(
+    bundle: Path | None,
+    prompt: str | None,
+    source: str | None,
+    threads: int | None,
+    device: str,
+    ctx_size: int | None,
+    stats: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Continue a prompt with BUNDLE, or with the model in this package.
+
+    The prompt comes from -p, -f, or standard input when it is a pipe. Without sampling flags the
+    bundle's advice holds. Ctrl-C ends the answer, keeps its text, and exits with 130.
+    """
+    if str(bundle) == "-":  # `edgert generate -`: the demo model continues standard input
+        bundle, source = None, source or "-"
+    text = prompt_text(prompt, source)
+    from ..api import load
+
+    path = bundle_or_demo(bundle)
+    with load(path, device=device, threads=threads, ctx_size=ctx_size) as model:
+        stream = model.stream(text, **sampling_params(options))
+        answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
+        if as_json:
+            emit_json(answer_object(path, answer))
+        else:
+            show("\n")
+        if stats:
+            say(stats_line(answer))
+    return 130 if cut else 0
+
+
+def answer_object(path: Path, answer: Any) -> dict[str, Any]:
+    """The `--json` form of a Generation."""
+    return {
+        "schema": 1,
+        "bundle": str(path),
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "completion_tokens": answer.usage.completion_tokens,
+        "cached_tokens": answer.usage.cached_tokens,
+        "finish_reason": answer.finish_reason,
+        "seed": answer.seed,
+        "timings": msgspec.to_builtins(answer.timings),
+    }
+
+
+def prompt_text(prompt: str | None, source: str | None) -> str:
+    """The prompt, from exactly one of -p, -f and a pipe."""
+    if prompt is not None and source is not None:
+        raise click.UsageError("-p and -f name two prompts, expected one")
+    if prompt == "-":
+        prompt, source = None, "-"
+    if prompt is not None:
+        return prompt
+    if source is None and sys.stdin is not None and not sys.stdin.isatty():
+        source = "-"
+    if source is None:
+        raise click.UsageError("no prompt: give -p TEXT, -f FILE, or pipe some text in")
+    if source == "-" and sys.stdin is None:
+        raise click.UsageError("standard input is closed, expected a prompt there")
+    name = "standard input" if source == "-" else source
+    data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{name}: byte {error.start} is not UTF-8, expected UTF-8 text",
+            code="prompt-encoding",
+            hint="convert it, for example with iconv",
+        ) from None

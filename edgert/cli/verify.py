@@ -1,0 +1,41 @@
+"""`edgert verify`: is a bundle what its maker wrote?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from .settings import emit_json, json_option
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--values", is_flag=True, help="Look at every float for NaN and infinities, too.")
+@click.option("--device", help="Answer the golden prompts on this device and compare.")
+@json_option
+def command(bundle: Path, values: bool, device: str | None, as_json: bool) -> int:
+    """Check BUNDLE: manifest, size and SHA-256 of every file, graphs, types and shapes of tensors.
+
+    Tells all that is wrong and exits with 1 if anything is.
+    """
+    from ..verify import verify_bundle
+
+    report = verify_bundle(bundle, values=values, device=device)
+    if as_json:
+        emit_json({"schema": 1, **msgspec.to_builtins(report)})
+        return 0 if report.ok else 1
+    for check in report.checks:
+        click.echo(f"{'ok   ' if check.ok else 'BAD  '} {check.subject}")
+        if not check.ok:
+            click.echo(f"      {check.message}\n      hint: {check.hint}")
+    for counts in report.values:
+        click.echo(
+            f"note  {counts.tensor}: {counts.nan} NaN, {counts.infinite} infinite, "
+            f"{counts.denormal} denormal, {counts.zero} zero of {counts.size}"
+        )
+    for name in report.unlisted:
+        click.echo(f"note  {name} is not part of the bundle and is never read")
+    click.echo(f"{bundle}: {'verified' if report.ok else 'NOT what it claims to be'}")
+    return 0 if report.ok else 1

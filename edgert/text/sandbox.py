@@ -1,0 +1,295 @@
+"""A jinja2 sandbox with a budget: foreign templates end in bounded time and memory.
+
+jinja2's ImmutableSandboxedEnvironment keeps a template away from Python's internals; it does not
+keep it from looping or growing. Here every loop turn, macro call, operator that can grow a value,
+container, filter and method call is charged to one budget (work units: characters and elements)
+and looks at one clock, inside this process, so that it works wherever Python runs. What could not
+be bounded that way is not there: include, import, extends, `lipsum` and a few filters.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.environment import Environment
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import EvalContext
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from .. import limits
+
+ABSENT_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
+ABSENT_METHODS = frozenset({"encode", "expandtabs", "to_bytes", "translate"})
+FORBIDDEN = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+WIDEST = 10_000  # columns that a width argument or a format specification may ask for
+DEEPEST = 100  # containers in one another
+INT_BITS = 1 << 16
+WIDTHS = frozenset({"center", "ljust", "rjust", "zfill", "indent", "batch", "slice", "tojson"})
+LONG_NUMBER = re.compile(r"\d{5,}|\*|\{[^{}]*\{")
+
+
+class LimitError(RuntimeError):
+    """A template asked for more time, memory or output than it may have."""
+
+
+class Budget:
+    """What one rendering may still spend.
+
+    A value's weight is its size with everything in it counted as often as it appears, so a list of
+    two equal lists weighs both: no small construction can print as a huge one. Its depth is how
+    far containers nest.
+    """
+
+    def __init__(self) -> None:
+        self.work = 64 * limits.TEMPLATE_OUTPUT_BYTES
+        self.value = 2 * limits.TEMPLATE_OUTPUT_BYTES
+        self.deadline = time.monotonic() + limits.TEMPLATE_SECONDS
+        # id -> weight, depth and the container itself, so that the id stays its own
+        self._known: dict[int, tuple[int, int, Any]] = {}
+
+    def tick(self, cost: int = 1) -> None:
+        """Charge work and look at the clock."""
+        self.work -= cost
+        if self.work < 0:
+            raise LimitError("the template does more work than any chat needs")
+        if time.monotonic() > self.deadline:
+            raise LimitError(f"the template runs longer than {limits.TEMPLATE_SECONDS:g} s")
+
+    def admit(self, size: int) -> None:
+        """Refuse a value before it is made."""
+        if size > self.value:
+            raise LimitError(
+                f"the template makes a value of size {size}, the limit is {self.value}"
+            )
+
+    def weighed(self, value: Any) -> Any:
+        """The value itself, charged and within the limit."""
+        weight = self.measure(value)[0]
+        self.admit(weight)
+        self.tick(weight)
+        return value
+
+    def measure(self, value: Any) -> tuple[int, int]:
+        """Weight and depth. Containers cannot change in this sandbox, so each is measured once;
+        a namespace can, but prints as a name only, and weighs nothing more."""
+        if isinstance(value, (str, bytes)):
+            return len(value) + 1, 0
+        if isinstance(value, int):
+            return 1 + value.bit_length() // 32, 0
+        if not isinstance(value, (list, tuple, dict)):
+            return 1, 0
+        known = self._known.get(id(value))
+        if known is None:
+            parts = [self.measure(item) for item in _items(value)]
+            weight = 1 + sum(part[0] for part in parts)
+            depth = 1 + max((part[1] for part in parts), default=0)
+            if depth > DEEPEST:
+                raise LimitError(f"a value nested more than {DEEPEST} deep")
+            known = self._known[id(value)] = (weight, depth, value)
+        return known[:2]
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return [item for pair in value.items() for item in pair]
+    return value  # type: ignore[no-any-return]
+
+
+class Generation(Extension):
+    """`{% generation %}…{% endgeneration %}`: marks what the model said; renders as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class LimitedEnvironment(ImmutableSandboxedEnvironment):
+    """transformers' chat template environment under a `Budget` (`with_budget`).
+
+    Not shared between threads: one rendering at a time.
+    """
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, filters: Mapping[str, Callable[..., Any]], globals: Mapping[str, Any]) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            finalize=self._weighed,
+            extensions=[Generation, loopcontrols],
+        )
+        self.budget = Budget()
+        self.filters.update(filters)
+        for name in ABSENT_FILTERS:
+            del self.filters[name]
+        for name, run in list(self.filters.items()):
+            self.filters[name] = self._limited(name, run)
+        del self.globals["lipsum"]
+        self.globals.update(globals)
+
+    def prepare(self, source: str) -> nodes.Template:
+        """The parsed template with charges put in; TemplateSyntaxError for what may not be."""
+        tree = self.parse(source)
+        for banned in tree.find_all(FORBIDDEN):
+            what = type(banned).__name__.lower()
+            self._parse_error(f"{what} is not available in chat templates", banned.lineno)
+        for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)):
+            text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+            turn = _call("spent", [nodes.Const(1 + text)], node.lineno)
+            node.body.insert(0, nodes.ExprStmt(turn).set_lineno(node.lineno))  # type: ignore[attr-defined]
+            if isinstance(node, nodes.For) and node.test is not None:
+                node.test = nodes.And(turn, node.test).set_lineno(node.lineno)
+        _Charging().visit(tree)
+        return tree
+
+    def _parse_error(self, message: str, line: int) -> None:
+        from jinja2.exceptions import TemplateSyntaxError
+
+        raise TemplateSyntaxError(message, line)
+
+    # What generated code calls.
+
+    def spent(self, cost: int) -> bool:
+        self.budget.tick(cost)
+        return True
+
+    def weighed(self, value: Any) -> Any:
+        return self.budget.weighed(value)
+
+    def joined(self, *parts: Any) -> str:
+        """The `~` operator."""
+        for part in parts:
+            self.budget.weighed(part)
+        texts = [str(part) for part in parts]
+        self.budget.admit(sum(map(len, texts)))
+        return "".join(texts)
+
+    # What jinja2 calls.
+
+    def _weighed(self, value: Any) -> Any:
+        return self.budget.weighed(value)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """Every call a template makes; the names are jinja2's, out of the way of keywords."""
+        method = getattr(__obj, "__wrapped__", __obj)
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(owner, (str, bytes, int)):
+            if name == "join":  # the filter's order: what is joined first
+                args = __self._admit(name, (*args, owner), kwargs)[:1]
+            else:
+                args = __self._admit(name, (owner, *args), kwargs)[1:]
+        __self.budget.tick()
+        return __self.budget.weighed(super().call(__context, __obj, *args, **kwargs))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        budget = self.budget
+        if operator == "*" and isinstance(left, int) and isinstance(right, int):
+            _bits(left.bit_length() + right.bit_length())
+        elif operator == "*" and isinstance(right, int):
+            budget.admit(budget.measure(left)[0] * max(right, 0))
+        elif operator == "*" and isinstance(left, int):
+            budget.admit(budget.measure(right)[0] * max(left, 0))
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _bits(left.bit_length() * abs(right))
+        elif operator == "%" and isinstance(left, (str, bytes)):
+            self._admit("%", (left, right), {})
+        return budget.weighed(super().call_binop(context, operator, left, right))
+
+    def _admit_format(self, text: str, given: Iterable[Any]) -> None:
+        if LONG_NUMBER.search(text):
+            raise LimitError("a format string with long, nested or starred widths")
+        slots = text.count("%") + text.count("{")
+        widest = WIDEST + sum(self.budget.measure(item)[0] for item in given)
+        self.budget.admit(len(text) + slots * widest)
+
+    def _limited(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that is charged for its result and asked about its size before."""
+
+        @functools.wraps(run)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            front = [a for a in args[:1] if isinstance(a, (Context, EvalContext, Environment))]
+            given = self._admit(name, args[len(front) :], kwargs)
+            return self.budget.weighed(run(*front, *given, **kwargs))
+
+        return limited
+
+    def _admit(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Refuse calls whose result would be out of proportion; gives the arguments back."""
+        budget, given = self.budget, [*args[1:], *kwargs.values()]
+        value = args[0] if args else ""
+        if name in ABSENT_METHODS:
+            raise LimitError(f"{name} is not available in chat templates")
+        if name in WIDTHS and any(_width(item) > WIDEST for item in given):
+            raise LimitError(f"{name} is asked for more than {WIDEST} columns or items")
+        if name == "join":
+            value = list(value)
+            if "attribute" in kwargs or len(given) > 1:
+                raise LimitError("join with an attribute is not available, map it first")
+            budget.admit(budget.measure(value)[0] + max(map(_width, given), default=0) * len(value))
+        elif name == "replace" and len(given) > 1:
+            text, old, new = str(value), str(given[0]), str(given[1])
+            budget.admit(len(text) + text.count(old) * len(new))
+        elif name in ("format", "format_map", "%"):
+            self._admit_format(str(value), given)
+        elif name == "sum" and any(isinstance(item, (list, tuple, dict)) for item in given):
+            raise LimitError("sum of lists is not available in chat templates")
+        elif name == "indent":
+            widest = max(map(_width, given), default=4)
+            budget.admit(len(str(value)) + (1 + str(value).count("\n")) * widest)
+        elif name == "tojson":
+            weight, depth = budget.measure(value)
+            budget.admit(weight * (1 + depth * max(map(_width, given), default=0)))
+        return (value, *args[1:]) if args else args
+
+
+def _width(value: Any) -> int:
+    """Columns that an argument asks for: a number's value, a text's length."""
+    if isinstance(value, str):
+        return len(value)
+    return abs(value) if isinstance(value, int) else 0
+
+
+def _bits(count: int) -> None:
+    if count > INT_BITS:
+        raise LimitError(f"a number of {count} bits, the limit is {INT_BITS}")
+
+
+class _Charging(NodeTransformer):
+    """Sends what can grow, and what takes time in proportion to it, past the budget."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("joined", node.nodes, node.lineno)
+
+    def _weigh(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("weighed", [node], node.lineno)
+
+    visit_List = visit_Dict = visit_Compare = visit_Test = _weigh
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("weighed", [node], node.lineno) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        sliced = isinstance(node.arg, nodes.Slice) and node.ctx == "load"
+        return _call("weighed", [node], node.lineno) if sliced else node
+
+
+def _call(name: str, args: list[Any], line: int) -> nodes.Call:
+    """A call of one of the environment's own methods, which no template can shadow."""
+    target = nodes.EnvironmentAttribute(name)
+    return nodes.Call(target, args, [], None, None).set_lineno(line)

@@ -1,0 +1,323 @@
+"""Chat templates: messages to text, as transformers' apply_chat_template renders them.
+
+The template is the model's own and foreign code: it runs in `sandbox.LimitedEnvironment`. There is
+no fallback: a model without a template does not chat. Control tokens (special tokens, and added
+tokens that the template itself writes) inside messages are marked on the way in and come out as
+plain segments, so that nobody can speak in the template's voice; text without any is untouched,
+and the tokens are then exactly transformers'.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+from jinja2.utils import Namespace
+
+from .. import limits
+from ..errors import BundleError, EdgertError, RequestError
+from .sandbox import Budget, LimitedEnvironment, LimitError
+from .tokenizer import pattern_of
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from .tokenizer import Tokenizer
+
+FILE = "<chat template>"
+# Noncharacters: no text has them, and no tokenizer or template means anything by them.
+START, END = "\ufdd0", "\ufdd1"
+MARKS = re.compile(f"[{START}{END}]")
+REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names
+
+
+class Segment(NamedTuple):
+    """A stretch of rendered text; `plain` text must not become special tokens."""
+
+    text: str
+    plain: bool
+
+
+class Rejected(TemplateError):
+    """The template's own `raise_exception`."""
+
+
+class ChatTemplate:
+    """A compiled template. Safe to share between threads; one renders at a time."""
+
+    def __init__(
+        self,
+        source: str,
+        special: Mapping[str, str] | None = None,
+        *,
+        control: Iterable[str] = (),
+        added: Iterable[str] = (),
+        where: str = "chat_template.jinja",
+    ) -> None:
+        """special: bos_token, eos_token, ... for the template. control: token texts that are always
+        the template's alone; added: other added tokens, which are when the template writes them.
+        Raises BundleError for templates that are too long, wrong, or beyond the sandbox."""
+        self._where, self._special = where, dict(special or {})
+        if len(source.encode("utf-8", "replace")) > limits.TEMPLATE_BYTES:
+            raise self._bad(f"more than {limits.TEMPLATE_BYTES} bytes", None)
+        self._lock = threading.Lock()
+        self._environment = LimitedEnvironment({"tojson": tojson}, GLOBALS)
+        tree = self._compile(source)
+        always = {token for token in control if token}
+        self._control = pattern_of(always | _written(tree, added))
+        self._said = pattern_of(always)  # what a model says may hold <think> and its like
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The bundle's template, or None when it has none; raises BundleError."""
+        text = bundle.manifest.text
+        if text.chat_template is None:
+            return None
+        where = str(bundle.path_of(text.chat_template))
+        try:
+            source = bundle.read(text.chat_template).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(
+                f"{where}: no UTF-8: {error}", code="template", hint="convert the model again"
+            ) from None
+        return cls(
+            source,
+            text.special,
+            control=tokenizer.control,
+            added=tokenizer.vocabulary.added,
+            where=where,
+        )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[Segment]:
+        """The chat as text segments, in order.
+
+        messages: {"role", "content", ...}; keys whose value is None are left out. variables: for
+        the template, such as enable_thinking. Raises RequestError for messages that are none, that
+        the template rejects (with its own reason), or that drive it past its limits.
+        """
+        chat = [self._message(message, index) for index, message in enumerate(messages)]
+        if not chat:
+            raise RequestError(
+                "the list of messages is empty, expected one or more", code="messages-empty"
+            )
+        mark = lambda value: self._marked(plain_data(value), self._control)
+        text = self._run(
+            messages=chat,
+            tools=None if tools is None else mark(list(tools)),
+            documents=None if documents is None else mark(list(documents)),
+            add_generation_prompt=add_generation_prompt,
+            **{**self._special, **mark(variables)},
+        )
+        return segments(text, self._control)
+
+    def _message(self, message: Any, index: int) -> dict[str, Any]:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise RequestError(
+                f"message {index} is {str(message)[:80]!r}, expected an object with a text `role`",
+                code="messages",
+                field=f"messages[{index}]",
+            )
+        kept = {key: value for key, value in plain_data(message).items() if value is not None}
+        thought = next((kept[key] for key in REASONING if key in kept), None)
+        if thought is not None:
+            kept = {"thinking": thought, **kept, "reasoning_content": thought}
+        control = self._said if kept["role"] == "assistant" else self._control
+        marked: dict[str, Any] = self._marked(kept, control)
+        return marked
+
+    def _marked(self, value: Any, control: re.Pattern[str]) -> Any:
+        """The value with control tokens in its texts wrapped in START and END."""
+        if isinstance(value, str):
+            return control.sub(f"{START}\\g<0>{END}", MARKS.sub("", value))
+        if isinstance(value, dict):
+            marked = self._marked
+            return {marked(key, control): marked(item, control) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._marked(item, control) for item in value)
+        return value
+
+    def _compile(self, source: str) -> nodes.Template:
+        environment = self._environment
+        try:
+            tree = environment.prepare(source)
+            code = environment.compile(tree, filename=FILE)
+            self._template = environment.template_class.from_code(
+                environment, code, environment.make_globals(None), None
+            )
+        except TemplateSyntaxError as error:
+            raise self._bad(str(error.message), error.lineno) from None
+        except (TemplateError, LimitError, RecursionError, SyntaxError, MemoryError) as error:
+            raise self._bad(f"{type(error).__name__}: {error}", None) from None
+        except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+            raise self._bad(f"{type(error).__name__}: {error}", None) from None
+        return tree
+
+    def _run(self, **variables: Any) -> str:
+        """Render with a fresh budget; every way to fail is a RequestError with the line."""
+        with self._lock:
+            self._environment.budget = Budget()
+            pieces, size = [], 0
+            try:
+                for piece in self._template.generate(**variables):
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > limits.TEMPLATE_OUTPUT_BYTES:
+                        raise LimitError(f"output beyond {limits.TEMPLATE_OUTPUT_BYTES} characters")
+            except EdgertError:
+                raise
+            except Exception as error:
+                raise self._failed(error) from None
+            finally:
+                self._environment.budget = Budget()
+        return "".join(pieces)
+
+    def _failed(self, error: Exception) -> RequestError:
+        line, message = _line_of(error), MARKS.sub("", str(error))[:300]
+        if isinstance(error, Rejected):
+            return RequestError(
+                f"the chat template rejects these messages: {message}",
+                code="template-rejected",
+                hint=f"line {line} of {self._where} says so; change the messages",
+            )
+        code, hint = "template", "check the roles and contents of the messages"
+        if isinstance(error, (LimitError, RecursionError, MemoryError)):
+            code, hint = "template-limit", "the model's template is broken or hostile"
+        elif isinstance(error, SecurityError):
+            code, hint = "template-sandbox", "the model's template reaches for what it must not"
+        return RequestError(
+            f"{self._where}, line {line}: {type(error).__name__}: {message}",
+            code=code,
+            hint=hint,
+            line=line,
+        )
+
+    def _bad(self, message: str, line: int | None) -> BundleError:
+        place = "" if line is None else f", line {line}"
+        return BundleError(
+            f"{self._where}{place}: {message}",
+            code="template",
+            hint="the model's chat template cannot be used; give the bundle another one",
+            line=line,
+        )
+
+
+def segments(text: str, control: re.Pattern[str]) -> list[Segment]:
+    """Cut rendered text at its marks. Marks that a template tore apart are dropped, but still keep
+    what stood on either side from joining into a token."""
+    marked = re.compile(f"{START}({control.pattern}){END}|[{START}{END}]")
+    pieces = marked.split(text)
+    return [Segment(piece, bool(i % 2)) for i, piece in enumerate(pieces) if piece]
+
+
+def plain_data(value: Any) -> Any:
+    """JSON-like data made of Python's own types; anything else becomes a text naming its type."""
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_data(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(plain_data(item) for item in value)
+    return f"<{type(value).__name__}>"
+
+
+def tojson(
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without HTML escapes, as transformers has it."""
+    text = json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    if not ensure_ascii:
+        return text
+    marks = {r"\ufdd0": START, r"\ufdd1": END}  # marks must stay marks
+    return re.sub(r"\\\\|\\ufdd[01]", lambda m: marks.get(m.group(), m.group()), text)
+
+
+def raise_exception(message: Any) -> None:
+    raise Rejected(str(message)[:1000])
+
+
+def strftime_now(format: str) -> str:
+    if len(format) > 256 or re.search(r"%\W*\d", format):
+        raise LimitError("strftime_now with a long format or a width")
+    return datetime.now().strftime(format)
+
+
+class MakeDict:
+    """The `dict` global: makes dictionaries and shows nothing of the class."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class SafeNamespace(Namespace):
+    """jinja2's namespace, without underscore names and without a way to print it."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that namespace(self=...) works
+        attrs = dict(*args[1:], **kwargs)
+        for name in attrs:
+            _public(name)
+        Namespace.__init__(args[0], attrs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _public(name)
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:  # its content may have grown since it was weighed
+        return "<namespace>"
+
+
+def _public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
+GLOBALS = {
+    "raise_exception": raise_exception,
+    "strftime_now": strftime_now,
+    "dict": MakeDict(),
+    "namespace": SafeNamespace,
+}
+
+
+def _written(tree: nodes.Template, added: Iterable[str]) -> set[str]:
+    """Added tokens in the template's own text, except blank ones."""
+    texts = {node.data for node in tree.find_all(nodes.TemplateData)}
+    texts |= {n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)}
+    whole = "\0".join(sorted(texts))
+    return {token for token in added if token in whole and not token.isspace()}
+
+
+def _line_of(error: BaseException) -> int | None:
+    """The template line where an error arose (jinja2 rewrites tracebacks to template lines)."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == FILE:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
