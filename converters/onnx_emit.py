@@ -131,12 +131,11 @@ def _model(graph: Graph, variant: Variant, ctx: tools.EmitContext) -> ModelProto
         list(ctx.initializers.values()),
         value_info=_value_info(graph, variant, ctx),
     )
-    domains = {"": tools.OPSET, **{node.domain: 1 for node in ctx.nodes if node.domain}}
     model: ModelProto = helper.make_model(
         onnx_graph,
         producer_name="edgert",
         ir_version=tools.IR_VERSION,
-        opset_imports=[helper.make_opsetid(name, version) for name, version in domains.items()],
+        opset_imports=tools.opsets(ctx.nodes),
         functions=list(ctx.functions.values()),
     )
     digest = hashlib.sha256(graph.to_json()).hexdigest()

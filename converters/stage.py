@@ -106,7 +106,7 @@ class Stage:
             raise ValueError(f"tensor {name!r}: {data.nbytes} bytes more than declared")
         self._digests.setdefault(name, hashlib.sha256()).update(data)
         self._data.seek(self._at[name])
-        view = memoryview(data)
+        view = data.data
         while len(view):
             view = view[self._data.write(view) :]
         self._at[name] += data.nbytes

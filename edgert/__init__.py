@@ -49,8 +49,8 @@ _HOMES = {
 
 __all__ = [
     "BundleError",
-    "ConvertError",
     "Conversation",
+    "ConvertError",
     "DeviceError",
     "EdgertError",
     "Generation",

@@ -6,6 +6,8 @@
         print(model.generate("Once upon a time", max_tokens=64).text)
         chat = model.conversation(system="Answer briefly.")
         print(chat.say("What is a llama?").text)
+
+Errors are those of `edgert.errors`; sampling parameters are the fields of `SamplingParams`.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ def load(
     threads: int | None = None,
     ctx_size: int | None = None,
     verify: Literal["cached", "full", "skip"] = "cached",
+    kv_bits: int = 0,
 ) -> TextModel:
     """Open a bundle and make it ready to generate.
 
     threads: None means one per performance core. ctx_size: tokens a sequence may hold, None means
     what the model was made for. verify: "cached" hashes files once per content change, "full"
-    always, "skip" never. Raises BundleError, DeviceError, RequestError, ResourceError.
+    always, "skip" never. device, kv_bits: as `session.open_session` takes them. Raises BundleError,
+    DeviceError, RequestError, ResourceError.
     """
     from .bundle import Bundle
     from .session import open_session
@@ -64,7 +68,8 @@ def load(
     try:
         tokenizer = Tokenizer.from_bundle(bundle)
         template = ChatTemplate.from_bundle(bundle, tokenizer)
-        session = open_session(bundle, device=device, threads=threads, ctx_size=ctx_size or 0)
+        session = open_session(bundle, device=device, threads=threads, ctx_size=ctx_size or 0,
+                               kv_bits=kv_bits)  # fmt: skip
     except BaseException:
         bundle.close()
         raise
@@ -199,9 +204,7 @@ class TextModel:
         self.tokenizer.check_ids(token_ids)
         ids = np.asarray(token_ids, np.int32)
         if not 1 <= len(ids) <= self.context:
-            raise RequestError(
-                f"{len(ids)} tokens, expected 1 to {self.context}", code="context"
-            )
+            raise RequestError(f"{len(ids)} tokens, expected 1 to {self.context}", code="context")
         self.gate.enter()
         state = self.session.new_state(len(ids))
         try:

@@ -17,6 +17,7 @@ import os
 import re
 import stat
 import unicodedata
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -190,6 +191,7 @@ class Folder:
             )
         if os.open in os.supports_dir_fd:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            self._closer = weakref.finalize(self, os.close, self._fd)
 
     def path_of(self, name: str) -> Path:
         """Where `name` lies; BundleError for a name that `check_name` refuses."""
@@ -246,8 +248,9 @@ class Folder:
             os.close(fd)
 
     def close(self) -> None:
+        """Let go of the directory; a forgotten Folder does so when it is collected."""
         if self._fd is not None:
-            os.close(self._fd)
+            self._closer()
             self._fd = None
 
 

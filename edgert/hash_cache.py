@@ -15,18 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .cachedir import cache_root
+
 ENTRIES = 4096
 RACY_SECONDS = 2.0
 
 
 def cache_path() -> Path:
-    """Where the cache lies; the environment variable EDGERT_CACHE moves it."""
-    folder = os.environ.get("EDGERT_CACHE")
-    if folder is None:
-        import platformdirs
-
-        folder = platformdirs.user_cache_dir("edgert", appauthor=False)
-    return Path(folder) / "verified.json"
+    """Where the cache lies."""
+    return cache_root() / "verified.json"
 
 
 def _signature(fd: int) -> list[int]:

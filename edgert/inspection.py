@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from .graph import Graph, Weight
 from .kernels.ops import GROUP
 
 RUNTIME_BYTES = 130 << 20  # interpreter, NumPy, compiled kernels, arena: measured on x86-64 Linux
-QUANTS = ("f32", "f16", "int8-g32", "int4-g32")
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -46,18 +44,18 @@ class Description(msgspec.Struct, frozen=True):
 
 
 def inspect(path: str | PathLike[str]) -> Description:
-    """Describe a bundle or a checkpoint directory. Raises EdgertErrors of reading either."""
+    """Describe a bundle, a checkpoint directory or a hub id. Raises EdgertErrors of reading either."""
     folder = Path(path)
     if (folder / "manifest.json").is_file():
         return describe_bundle(folder)
-    if (folder / "config.json").is_file():
-        return describe_checkpoint(folder)
-    raise RequestError(
-        f"{folder} holds neither manifest.json nor config.json, expected a bundle or a checkpoint "
-        "directory",
-        code="inspect-path",
-        hint="name the directory itself, not a file in it",
-    )
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise RequestError(
+            f"{folder} holds neither manifest.json nor config.json, expected a bundle or a "
+            "checkpoint directory",
+            code="inspect-path",
+            hint="name the directory itself, not a file in it",
+        )
+    return describe_checkpoint(path)
 
 
 def describe_bundle(path: Path) -> Description:
@@ -75,42 +73,33 @@ def describe_bundle(path: Path) -> Description:
     )  # fmt: skip
 
 
-def describe_checkpoint(path: Path) -> Description:
-    """A checkpoint in the Hugging Face layout; only its headers are read."""
-    from . import limits, strict_json
+def describe_checkpoint(source: str | PathLike[str]) -> Description:
+    """A checkpoint in the Hugging Face layout, or its hub id; of weights, only headers are read."""
+    from .converters.convert import QUANTS, encoded, encodings_asked
     from .converters.families import build
-    from .files import read_regular
-    from .tensorfile import TensorFile
+    from .converters.sources.hf import HfSource
 
-    where = path / "config.json"
-    config = strict_json.parse(
-        read_regular(where, limits.CONFIG_BYTES), where=str(where), code="config"
-    )
-    graph = build(config).graph
-    encodings: dict[str, int] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with TensorFile(file, follow=True) as tensors:
-            for name in tensors:
-                info = tensors.info(name)
-                size = info.end - info.begin
-                encodings[info.dtype.lower()] = encodings.get(info.dtype.lower(), 0) + size
-    converted = {quant: sum(_as(graph, quant)) for quant in QUANTS}
-    return _description("checkpoint", path, path.resolve().name, graph, encodings, converted=converted)
-
-
-def _as(graph: Graph, quant: str) -> Iterable[int]:
-    """Bytes of each weight under a --quant: vectors stay f32, tables looked up get 8 bits."""
-    tables = {node.weights["weight"] for node in graph.nodes if node.op == "embed"}
-    head = {name for node in graph.nodes[-2:] for name in node.weights.values()}
-    for name, weight in graph.weights.items():
-        encoding = "f32" if len(weight.shape) == 1 else quant
-        if encoding == "int4-g32" and name in tables | head:
-            encoding = "int8-g32"
-        yield stored_bytes(Weight(weight.shape, encoding))
+    with HfSource(Path(source) if Path(source).exists() else str(source)) as opened:
+        graph = build(opened.config).graph
+        encodings: dict[str, int] = {}
+        for tensor in opened.tensors.values():
+            key, size = tensor.info.dtype.lower(), tensor.info.end - tensor.info.begin
+            encodings[key] = encodings.get(key, 0) + size
+        name = opened.name
+    converted = {
+        quant: sum(map(stored_bytes, encoded(graph, *encodings_asked(quant, None)).weights.values()))
+        for quant in sorted(set(QUANTS.values()))
+    }
+    return _description("checkpoint", source, name, graph, encodings, converted=converted)
 
 
 def _description(
-    kind: str, path: Path, name: str, graph: Graph, encodings: dict[str, int], **more: Any
+    kind: str,
+    path: str | PathLike[str],
+    name: str,
+    graph: Graph,
+    encodings: dict[str, int],
+    **more: Any,
 ) -> Description:
     weights = sum(encodings.values())
     cache = cache_per_token(graph)

@@ -20,6 +20,7 @@ from .session.base import Feed, Session, State
 
 F32 = NDArray[np.float32]
 LANES = 32  # sequences in flight
+SHARED = 8  # continuations that one computed context may serve; more lanes keep steps full
 PAGE = 64  # tokens by which sessions hand out memory
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
 
@@ -57,6 +58,11 @@ class _Group(NamedTuple):
     context: tuple[int, ...]
     places: list[int]
     continuations: list[tuple[int, ...]]
+
+    @property
+    def room(self) -> int:
+        """How many requests may be in it: one, where there is nothing to share."""
+        return SHARED if len(self.context) > 1 else 1
 
     @property
     def longest(self) -> int:
@@ -151,7 +157,7 @@ class Scorer:
                     "score, expected one of each at least",
                     code="score-empty",
                 )
-            if group is None or group.context != context:
+            if group is None or group.context != context or len(group.places) >= group.room:
                 if group is not None:
                     yield group
                 group = _Group(context, [], [])

@@ -152,15 +152,16 @@ def encode_pair(
     """Token ids of a pair, as lm-eval cuts them; and whether they had to be truncated.
 
     Spaces at the end of the context belong to the answer; both are encoded in one go and split
-    after as many ids as the context alone has. An empty context is the id `start`. room: inputs
-    that the session holds.
+    after as many ids as the context alone has. Where tokens reach over the border and that leaves
+    no answer (an error in lm-eval), the answer is encoded apart. An empty context is the id
+    `start`. room: inputs that the session holds.
     """
     kept = context.rstrip()
     answer, context = context[len(kept) :] + answer, kept
     if context:
         whole = tokenizer.encode(context + answer, bos=True)
         alone = tokenizer.encode(context, bos=True)
-        front, scored = tuple(alone), tuple(whole[len(alone) :])
+        front, scored = tuple(alone), tuple(whole[len(alone) :] or tokenizer.encode(answer))
     else:
         front, scored = (start,), tuple(tokenizer.encode(answer))
         if scored[:1] == front:

@@ -72,18 +72,23 @@ def _turned(x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KV
     return out
 
 
-def attend(q: F32, keys: F32, values: F32, position: int, attrs: Mapping[str, Any]) -> F32:
-    """One query row float32 [H, D] over keys, values float32 [n, G, D] -> [H, D]."""
-    first = max(0, position + 1 - attrs["window"]) if attrs["window"] else 0
-    keys, values = keys[first : position + 1], values[first : position + 1]
-    share = q.shape[0] // keys.shape[1]
-    keys, values = np.repeat(keys, share, axis=1), np.repeat(values, share, axis=1)
-    scores = np.einsum("hd,nhd->hn", q, keys) * np.float32(attrs["scale"])
+def attend(
+    q: F32, keys: F32, values: F32, position: NDArray[np.int64], attrs: Mapping[str, Any]
+) -> F32:
+    """Queries float32 [T, H, D] at `position` [T] of one sequence, over its keys and values
+    float32 [n, G, D] -> [T, H, D]."""
+    share = q.shape[1] // keys.shape[1]
+    keys = np.repeat(keys, share, axis=1).transpose(1, 2, 0)  # [H, D, n]
+    values = np.repeat(values, share, axis=1).transpose(1, 0, 2)  # [H, n, D]
+    scores = q.transpose(1, 0, 2) @ keys * np.float32(attrs["scale"])  # [H, T, n]
     if attrs["softcap"]:
         scores = attrs["softcap"] * np.tanh(scores / np.float32(attrs["softcap"]))
+    age = position[:, None] - np.arange(keys.shape[-1])  # [T, n]
+    seen = (age >= 0) & (age < (attrs["window"] or keys.shape[-1]))
+    scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    out: F32 = np.einsum("hn,nhd->hd", weights, values)
+    out: F32 = (weights @ values).transpose(1, 0, 2).astype(np.float32)
     return out
 
 
@@ -99,13 +104,11 @@ def attention(
         k = normalise(k, weights["k_norm"], attrs["qk_eps"])
     q, k = _turned(q, weights, attrs, kv), _turned(k, weights, attrs, kv)
     kv.append(k, v)
-    out = np.stack(
-        [
-            attend(q[t], kv.keys[s], kv.values[s], int(kv.position[t]), attrs)
-            for t, s in enumerate(kv.sequence)
-        ]
-    )
-    return out.reshape(len(out), heads * size).astype(np.float32)
+    out = np.empty_like(q)
+    for index in np.unique(kv.sequence):
+        mine = kv.sequence == index
+        out[mine] = attend(q[mine], kv.keys[index], kv.values[index], kv.position[mine], attrs)
+    return out.reshape(len(out), heads * size)
 
 
 REFERENCE = {"attention": attention}

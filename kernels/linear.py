@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_tools import MICROSOFT, UINT4, Call, EmitContext, StoredWeight
+from .onnx_tools import MICROSOFT, UINT4, Body, Call, EmitContext, StoredWeight
 from .ops import GROUP
 from .quant import F32, Matrix, Quantized, codes_of, quantize_rows
 
@@ -42,14 +42,24 @@ def linear(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str
 REFERENCE = {"linear": linear}
 
 
-def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None) -> str:
+def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late: bool) -> str:
     """MatMulNBits over the stored bytes; accuracy_level 4 asks for int8 activations by blocks of
-    32, which is the formula above (providers without such a kernel multiply in floats)."""
-    n, k = w.shape
-    return ctx.op(
-        "MatMulNBits", [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")], out,
-        domain=MICROSOFT, N=n, K=k, bits=_bits(w), block_size=GROUP, accuracy_level=4,
-    )  # fmt: skip
+    32, which is the formula above (providers without such a kernel multiply in floats).
+
+    late: as a function. onnxruntime's CPU provider packs weights in the order of its nodes, and
+    inlined ones come last: so the head, the largest, is packed while nothing else is in memory.
+    """
+    inputs = [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")]
+    attrs = {"N": w.shape[0], "K": w.shape[1], "bits": _bits(w), "block_size": GROUP}
+    attrs["accuracy_level"] = 4
+    if not late:
+        return ctx.op("MatMulNBits", inputs, out, domain=MICROSOFT, **attrs)
+
+    def define(body: Body) -> None:
+        body.op("MatMulNBits", ["x", "q", "scales"], "y", domain=MICROSOFT, **attrs)
+
+    name = f"LinearInt{attrs['bits']}_{attrs['N']}x{attrs['K']}"
+    return ctx.call(name, inputs, out, define, (["x", "q", "scales"], []))
 
 
 def _bits(w: StoredWeight) -> int:
@@ -78,7 +88,7 @@ def emit_linear(ctx: EmitContext, call: Call) -> None:
     out = None if biased else call.output
     quantized = w.encoding not in ("f32", "f16")
     if quantized and not ctx.standard:
-        y = _n_bits(ctx, x, w, out)
+        y = _n_bits(ctx, x, w, out, late=not ctx.half and call.shapes[0][0] == "T")
     elif not ctx.standard:
         y = ctx.op("FusedMatMul", [x, ctx.floats(w.name)], out, domain=MICROSOFT, transB=1)
     else:

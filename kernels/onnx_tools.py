@@ -120,6 +120,14 @@ class Body(NodeList):
         return out
 
 
+def opsets(nodes: Sequence[Any]) -> list[Any]:
+    """Opset imports of the domains that `nodes` use, the standard one always."""
+    from onnx import helper
+
+    versions = {"": OPSET, **{node.domain: 1 for node in nodes if node.domain}}
+    return [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+
+
 @dataclass(frozen=True)
 class Placed:
     """Where a stored tensor lies: ONNX dtype, dims, and bytes [offset, offset + length)."""
@@ -249,6 +257,6 @@ class EmitContext(NodeList):
             define(body)
             self.functions[name] = helper.make_function(
                 EDGERT, name, list(signature[0]), ["y"], body.nodes,
-                [helper.make_opsetid("", OPSET)], list(signature[1]),
+                opsets(body.nodes), list(signature[1]),
             )  # fmt: skip
         return self.op(name, inputs, out, domain=EDGERT, **attrs)

@@ -65,14 +65,8 @@ def _scaled(groups: F32, scale: F32) -> tuple[F32, NDArray[np.float16]]:
 
 def _extremes(groups: F32) -> F32:
     """The element of largest magnitude of each group, the first of equals, sign included."""
-    high, low = groups.max(axis=-1), groups.min(axis=-1)
-    extreme = np.where(high > -low, high, low)
-    equal = high == -low
-    if equal.any():
-        tied = groups[equal]
-        first = np.abs(tied).argmax(axis=-1)
-        extreme[equal] = np.take_along_axis(tied, first[:, None], axis=-1)[:, 0]
-    return extreme
+    peak = np.abs(groups).argmax(axis=-1)
+    return np.take_along_axis(groups, peak[..., None], axis=-1)[..., 0]
 
 
 def quantize_int4(w: F32) -> Quantized:
@@ -90,7 +84,7 @@ def quantize_int4(w: F32) -> Quantized:
 def quantize_int8(w: F32) -> Quantized:
     """Round-to-nearest int8-g32 of a float32 [N, K] matrix. Raises ValueError on scale overflow."""
     groups = grouped(w)
-    levels, scales = _scaled(groups, np.abs(_extremes(groups)) / 127.0)
+    levels, scales = _scaled(groups, np.abs(groups).max(axis=-1) / 127.0)
     np.rint(levels, out=levels)
     np.clip(levels, -127, 127, out=levels)
     levels += 128.0

@@ -255,4 +255,5 @@ def test_no_descriptor_is_leaked(tmp_path: Path) -> None:
         Bundle.open(path).close()
         with pytest.raises(BundleError):
             Bundle.open(bad)
+        Bundle.open(path)  # forgotten
     assert len(os.listdir("/proc/self/fd")) == before

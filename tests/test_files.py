@@ -33,7 +33,7 @@ def test_no_accepted_name_escapes(name: str) -> None:
         assert error.code == "path"
         assert error.message.isprintable()
         return
-    root = "/root/of/bundle"
+    root = "/data/bundle"
     posix = PurePosixPath(os.path.normpath(f"{root}/{name}"))
     assert posix.is_relative_to(root)
     assert posix != PurePosixPath(root)

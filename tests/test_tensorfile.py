@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from edgert import tensor_writer
+from edgert import limits, tensor_writer
 from edgert.errors import BundleError, ResourceError
 from edgert.tensorfile import (
     DTYPES,
@@ -146,8 +148,6 @@ def test_views_outlive_the_file(tmp_path: Path) -> None:
 
 
 def test_reads_by_descriptor_and_keeps_none(tmp_path: Path) -> None:
-    import os
-
     path = tmp_path / "a.safetensors"
     arrays = write(path, {"w": ("I64", (3,))})
     fd = os.open(path, os.O_RDONLY)
@@ -157,6 +157,22 @@ def test_reads_by_descriptor_and_keeps_none(tmp_path: Path) -> None:
     finally:
         os.close(fd)
     assert same(file["w"], arrays["w"])
+
+
+def test_no_descriptor_is_leaked(tmp_path: Path) -> None:
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("counts /proc/self/fd")
+    write(tmp_path / "a", {"w": ("F32", (2,))})
+    (tmp_path / "bad").write_bytes(b"no")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        TensorFile(tmp_path / "a").close()
+        read_header(tmp_path / "a")
+        with pytest.raises(BundleError):
+            TensorFile(tmp_path / "bad")
+        with pytest.raises(BundleError):
+            read_header(tmp_path / "bad")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_links_only_when_asked(tmp_path: Path) -> None:
@@ -222,6 +238,51 @@ def test_a_full_disk_is_told_before_writing(
     with pytest.raises(ResourceError, match="needs 8096 bytes, the disk has 1000 free"):
         TensorWriter(tmp_path / "a", {"w": ("F32", (1000,))}, 4096)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first write after the header fails; a short write before that is continued."""
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file, self.writes = file, 0
+
+        def write(self, data: memoryview) -> int:
+            self.writes += 1
+            if self.writes == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(self.file.write(data[:5]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    path = tmp_path / "a"
+    with (  # noqa: PT012
+        pytest.raises(ResourceError, match=r"needs 128 bytes and the disk is full"),
+        TensorWriter(path, {"w": ("F32", (16,))}, 8) as writer,
+    ):
+        writer._file = Full(writer._file)  # type: ignore[assignment]
+        writer.write("w", np.arange(16, dtype=np.float32))
+    assert not path.exists()
+
+
+def test_too_many_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a", {name: ("U8", (1,)) for name in "abcd"})
+    monkeypatch.setattr(limits, "TENSOR_COUNT", 3)
+    with pytest.raises(BundleError, match="4 tensors, the limit is 3"):
+        read_header(tmp_path / "a")
+
+
+def test_metadata_is_written_for_others(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    with TensorWriter(tmp_path / "a", {"w": ("U8", (1,))}, metadata={"format": "pt"}) as writer:
+        writer.write("w", np.zeros(1, np.uint8))
+    with safe_open(tmp_path / "a", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert read_header(tmp_path / "a").keys() == {"w"}
 
 
 def test_aligned_order_aligns(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def build(config: Mapping[str, Any]) -> FamilyModel:
 def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Like `build`, but faults that leave a graph to compare tensors with go into `faults`."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         near = difflib.get_close_matches(str(kind)[:64], FAMILIES, 3, 0.5) or sorted(FAMILIES)
         raise ConvertError(
             f"config.json says model_type {str(kind)[:64]!r}, edgert converts {sorted(FAMILIES)}; "

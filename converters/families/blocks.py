@@ -73,7 +73,9 @@ class Builder:
     def norm(self, x: str, label: str, tensor: str, *, offset: float = 0.0) -> str:
         """rms_norm over rows of C; `offset` 1 for families that store w - 1."""
         weight = self.vector(label, tensor, self.width, offset=offset)
-        return self.node("rms_norm", [x], label, weights={"weight": weight}, attrs={"eps": self.eps})
+        return self.node(
+            "rms_norm", [x], label, weights={"weight": weight}, attrs={"eps": self.eps}
+        )
 
 
 def _bias_of(tensor: str) -> str:
@@ -236,7 +238,9 @@ def _down(b: Builder, layer: int, x: str, act: str, bias: bool) -> str:
     return b.linear(gated, f"layers.{layer}.down", [part], bias=bias)
 
 
-def layer_norm(b: Builder, layer: int, x: str, name: str, tensor: str, *, offset: float = 0.0) -> str:
+def layer_norm(
+    b: Builder, layer: int, x: str, name: str, tensor: str, *, offset: float = 0.0
+) -> str:
     """A norm inside a layer, by the checkpoint's name for it."""
     return b.norm(x, f"layers.{layer}.{name}", _at(layer, f"{tensor}.weight"), offset=offset)
 
@@ -294,7 +298,9 @@ def pre_norm_layer(
     return b.add(x, h, f"{at}.add2")
 
 
-def sandwich_layer(b: Builder, layer: int, x: str, rope: Rotary, *, act: str, **options: Any) -> str:
+def sandwich_layer(
+    b: Builder, layer: int, x: str, rope: Rotary, *, act: str, **options: Any
+) -> str:
     """Gemma's layer: norms before and after each half, all stored as w - 1."""
     at = f"layers.{layer}"
     h = layer_norm(b, layer, x, "norm1", "input_layernorm", offset=1.0)

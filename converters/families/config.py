@@ -22,8 +22,8 @@ IGNORED = frozenset(
     _attn_implementation _attn_implementation_autoset _from_model_config _name_or_path architectures
     attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
     cache_implementation decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id id2label initializer_range
+    early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label initializer_range
     keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type
     no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
     output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
@@ -81,9 +81,7 @@ class Schema:
     ignored: frozenset[str] = frozenset()
 
 
-def read_config(
-    raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: list[str]
-) -> T:
+def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: list[str]) -> T:
     """The typed config; soft faults go into `faults`, unreadable fields raise ConvertError."""
     fields = {f.name: f for f in msgspec.structs.fields(kind)}
     fixed = {**FIXED, **schema.fixed}
@@ -117,7 +115,9 @@ def read_config(
 
 def _check_architecture(found: Any, schema: Schema, faults: list[str]) -> None:
     if found is not None and found != [schema.architecture]:
-        faults.append(f"config 'architectures' is {_short(found)}, expected [{schema.architecture!r}]")
+        faults.append(
+            f"config 'architectures' is {_short(found)}, expected [{schema.architecture!r}]"
+        )
 
 
 def _size_faults(config: Decoder) -> list[str]:

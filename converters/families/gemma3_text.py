@@ -79,8 +79,6 @@ def _rope(c: Config, kind: str, b: blocks.Builder, faults: list[str]) -> Rope:
         params = {} if slides else dict(c.rope_scaling or {})
     old = params.pop("type", "default")
     params.setdefault("rope_type", old)
-    own, default = (
-        (c.rope_local_base_freq, LOCAL_THETA) if slides else (c.rope_theta, GLOBAL_THETA)
-    )
+    own, default = (c.rope_local_base_freq, LOCAL_THETA) if slides else (c.rope_theta, GLOBAL_THETA)
     params.setdefault("rope_theta", own if own is not None else default)
     return rope(params, b.head_dim, b.context, faults)

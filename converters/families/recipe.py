@@ -1,4 +1,4 @@
-"""What a family makes of a config: a graph, and for each of its weights where the values come from."""
+"""What a family makes of a config: a graph, and for each weight where its values come from."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ TYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
     "dynamic": (("factor",), ("original_max_position_embeddings",)),
-    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)
+    ),
     "yarn": (
         ("factor",),
         (
@@ -107,7 +109,9 @@ def rope(
     return _MAKERS[kind](base, checked, dim)
 
 
-def _checked(kind: str, params: Mapping[str, Any], context: int, faults: list[str]) -> dict[str, Any]:
+def _checked(
+    kind: str, params: Mapping[str, Any], context: int, faults: list[str]
+) -> dict[str, Any]:
     required, optional = TYPES[kind]
     always = ("rope_type", "rope_theta", "partial_rotary_factor")
     for key in params:

@@ -131,7 +131,9 @@ def encode(rows: F32, encoding: str) -> Piece:
         with np.errstate(over="ignore"):
             half = rows.astype(np.float16)
         if not np.isfinite(half).all():
-            raise ValueError(f"value {np.abs(rows).max():g} does not fit float16 (max {HALF_MAX:g})")
+            raise ValueError(
+                f"value {np.abs(rows).max():g} does not fit float16 (max {HALF_MAX:g})"
+            )
         return Piece({"": half}, _power(half.astype(np.float32) - rows), _power(rows))
     stored = quantize_int4(rows) if encoding == "int4-g32" else quantize_int8(rows)
     return Piece({".q": stored.q, ".scales": stored.scales}, _lost(stored, rows), _power(rows))

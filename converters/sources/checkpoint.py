@@ -44,7 +44,7 @@ class Shard:
 
     def read(self, offset: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bytes from `offset` on."""
-        view = memoryview(out).cast("B")
+        view = out.data.cast("B")
         with self._lock:
             self._file.seek(offset)
             while len(view):

@@ -167,13 +167,13 @@ class HfSource:
             return ConvertError(
                 f"{self.path} holds weights only as {pickles[:8]}, expected {SINGLE} or {INDEX}",
                 code="pickle",
-                hint="such files can run code when they are read, so edgert does not open them, and "
-                "no flag makes it; take the model's safetensors version, or write one where you "
-                "trust the file: model.save_pretrained(..., safe_serialization=True)",
+                hint="such files can run code when they are read, so edgert does not open them, "
+                "and no flag makes it; take the model's safetensors version, or, where you trust "
+                "the file, write one: model.save_pretrained(..., safe_serialization=True)",
             )
         return ConvertError(
-            f"{self.path} holds {others[:8] or 'no weights'}, expected {SINGLE}, or {INDEX} and the "
-            "shards it lists",
+            f"{self.path} holds {others[:8] or 'no weights'}, expected {SINGLE}, or {INDEX} and "
+            "the shards it lists",
             code="checkpoint-weights",
             hint="download the whole checkpoint",
         )

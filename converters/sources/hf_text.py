@@ -13,7 +13,15 @@ from ...errors import ConvertError
 from ...manifest import TextSpec
 from .hf import HfSource
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 # Tokenizer classes whose add_bos_token decides, whatever the post-processor says.
 BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -45,7 +53,9 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
         if token is not None and not 0 <= token < vocab_size:
             faults.append(f"{label}_token_id is {token}, expected 0 to {vocab_size - 1}")
     if not eos:
-        faults.append("no eos token in config.json, generation_config.json or tokenizer_config.json")
+        faults.append(
+            "no eos token in config.json, generation_config.json or tokenizer_config.json"
+        )
     if len(faults) > before:
         return None
     files = {"tokenizer.json": source.texts["tokenizer.json"]}
@@ -102,7 +112,9 @@ def _eos_ids(
     source: HfSource, special: Mapping[str, str], ids: Mapping[str, int], faults: list[str]
 ) -> tuple[int, ...]:
     """Every id that any of the three files calls the end, in that order."""
-    found = _id_list(source.generation.get("eos_token_id"), "generation_config eos_token_id", faults)
+    found = _id_list(
+        source.generation.get("eos_token_id"), "generation_config eos_token_id", faults
+    )
     found += _id_list(source.config.get("eos_token_id"), "config eos_token_id", faults)
     if special.get("eos_token") in ids:
         found.append(ids[special["eos_token"]])
@@ -176,7 +188,7 @@ def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, float | int]:
     out: dict[str, float | int] = {}
     for key in SAMPLING:
         value = generation.get(key)
-        if type(value) in (int, float) and math.isfinite(value):
+        if isinstance(value, (int, float)) and math.isfinite(value) and type(value) is not bool:
             out[key] = value
     if generation.get("do_sample") is not True:
         return {key: out[key] for key in ("repetition_penalty",) if key in out}

@@ -25,6 +25,7 @@ from .settings import Settings
 VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package and let it tell a story.",
     "convert": "Make a bundle from a checkpoint.",
+    "export": "Add an ONNX model to a bundle, for GPUs and NPUs.",
     "chat": "Talk with a model.",
     "generate": "Continue a prompt.",
     "bench": "Measure speed.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
@@ -21,6 +20,7 @@ def command(
 ) -> int:
     """Convert the small model in this package into a bundle and let it tell a story."""  # fmt: skip
     from ..api import load
+    from ..diagnosis import folder_bytes
     from ..demo import NAME, PROMPT, demo_bundle, demo_checkpoint
     from .generate import answer_object
 
@@ -54,8 +54,3 @@ Type next:
   edgert convert HuggingFaceTB/SmolLM2-135M-Instruct -o smol.edge
   edgert chat smol.edge                                    talk with a larger model
   edgert doctor                                            what this machine can do"""
-
-
-def folder_bytes(folder: Path) -> int:
-    """Size of all files under a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

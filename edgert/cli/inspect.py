@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from .settings import emit_json, json_option, megabytes
 
 
 @click.command("inspect")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @json_option
-def command(source: Path, as_json: bool) -> int:
-    """Say what SOURCE, a bundle or a checkpoint directory, holds and what running it takes."""
+def command(source: str, as_json: bool) -> int:
+    """Say what SOURCE, a bundle, a checkpoint directory or a hub id, holds and what it takes."""
     from ..inspection import inspect
 
     found = inspect(source)

@@ -18,10 +18,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class Settings:
-    """debug: tracebacks. json: this call prints one JSON object."""
+    """debug: tracebacks. json: this call prints one JSON object. allow_cpu_nodes: see --help."""
 
     debug: bool = False
     json: bool = False
+    allow_cpu_nodes: bool = False
 
 
 def _note_json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
@@ -36,12 +37,41 @@ json_option = click.option(
 )  # fmt: skip
 
 
+def _note_cpu_nodes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and isinstance(ctx.obj, Settings):
+        ctx.obj.allow_cpu_nodes = True
+
+
+def _with_flags(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The device with the flags given apart, as `session.providers.parse_device` reads it."""
+    if value and isinstance(ctx.obj, Settings) and ctx.obj.allow_cpu_nodes:
+        if value in ("cpu", "reference"):
+            raise click.UsageError(f"--allow-cpu-nodes has no meaning with --device {value}")
+        return f"{value}{',' if ':' in value else ':'}allow-cpu-nodes"
+    return value
+
+
+def device_options(function: F) -> F:
+    """--device and --allow-cpu-nodes, as one argument `device`."""
+    for option in (
+        click.option("--device", default="cpu", show_default=True, callback=_with_flags,
+                     help="Where to compute: auto, cpu, or a provider of onnxruntime: cuda, "
+                     "tensorrt, openvino, qnn, coreml, directml, webgpu, ort-cpu (its options "
+                     "after a colon, as in cuda:graph)."),
+        click.option("--allow-cpu-nodes", is_flag=True, is_eager=True, expose_value=False,
+                     callback=_note_cpu_nodes,
+                     help="Let a provider leave single nodes to the CPU."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def session_options(function: F) -> F:
-    """--threads, --device, --ctx-size."""
+    """--threads, --device, --allow-cpu-nodes, --ctx-size."""
+    function = device_options(function)
     for option in (
         click.option("-c", "--ctx-size", type=click.IntRange(1), metavar="TOKENS",
                      help="Tokens of prompt and answer together; default: the model's."),
-        click.option("--device", default="cpu", show_default=True, help="Where to compute."),
         click.option("-t", "--threads", type=click.IntRange(1), metavar="N",
                      help="Default: one per performance core."),
     ):  # fmt: skip

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Feed", "Session", "State", "kernel_cache", "open_session", "warm"]
 
-DEVICES = ("cpu", "reference")
-
 
 def open_session(
     bundle: Bundle,
@@ -29,10 +27,16 @@ def open_session(
     """A session on `device` for the bundle's "model" part.
 
     threads: None means one per performance core. ctx_size: tokens a state may hold, 0 means what
-    the model was made for. kv_bits: 32 or 16; 0 lets the model decide. Raises DeviceError for a
-    device that is unknown or not usable here.
+    the model was made for. kv_bits: 32 or 16; 0 lets the model decide. device: "cpu", "reference",
+    "auto" (CUDA where it can be used, else "cpu"), or an execution provider of onnxruntime with
+    options after a colon, as `providers.parse_device` reads them. Raises DeviceError for a device
+    that is unknown or not usable here.
     """
     graph = bundle.graph()
+    name, _, flags = device.partition(":")
+    if name == "auto":
+        name = auto_device(bundle)
+        device = f"{name}:{flags}" if flags and name != "cpu" else name
     if not 0 <= ctx_size <= graph.context:
         raise DeviceError(
             f"ctx_size is {ctx_size}, this model takes 1 to {graph.context} tokens",
@@ -59,7 +63,23 @@ def open_session(
             twin_folders=[cache_root() / "packed"],
             key=bundle.manifest.files[bundle.manifest.parts["model"].weights].sha256,
         )
-    raise DeviceError(f"device {device!r} is unknown, expected one of {DEVICES}", code="device")
+    if kv_bits:
+        raise DeviceError(
+            f"kv_bits is {kv_bits}, on {device!r} the ONNX model's precision decides, expected 0",
+            code="kv-bits",
+        )
+    from .ort import open_ort
+
+    return open_ort(bundle, device=device, threads=threads, ctx_size=ctx_size)
+
+
+def auto_device(bundle: Bundle) -> str:
+    """ "cuda" where that provider is here and the bundle has an ONNX emission, "cpu" otherwise."""
+    from .ort import emitted
+    from .providers import DEVICES, is_available
+
+    fits = any(not variant.standard for variant in emitted(bundle))
+    return "cuda" if fits and is_available(DEVICES["cuda"]) else "cpu"
 
 
 def _have_numba() -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def read_model(path: Path) -> Model:
             raise _fail(path, f"{size} bytes, expected 1 to {limits.ONNX_BYTES}", "onnx-size")
         data = file.read(size)
     try:
-        return _model(memoryview(data))
+        return _Reader().read(memoryview(data))
     except WireError as error:
         raise _fail(
             path, f"is not an ONNX model that edgert emits: {error}", "onnx-format"
@@ -111,152 +112,163 @@ def _unknown(kind: str, entry: Field) -> WireError:
     return WireError(f"{kind} holds field {entry.number}, which edgert never writes")
 
 
-def _model(data: memoryview) -> Model:
-    model = Model()
-    graphs = 0
-    for entry in fields(data):
-        if entry.number == 7:
-            graphs += 1
-            _graph(message(entry.value), model)
-        elif entry.number == 14:
-            key, value = _pair(message(entry.value))
-            model.metadata[key] = value
-        elif entry.number == 25:
-            _function(message(entry.value), model)
-        elif entry.number not in (1, 2, 3, 8):  # versions, producer, opset imports
-            raise _unknown("the model", entry)
-    if graphs != 1:
-        raise WireError(f"{graphs} graphs, expected one")
-    return model
+class _Reader:
+    """Reads a ModelProto into a Model, at most `limits.ONNX_FIELDS` fields of it."""
 
+    def __init__(self) -> None:
+        self.model = Model()
+        self.left = limits.ONNX_FIELDS
 
-def _graph(data: memoryview, model: Model) -> None:
-    for entry in fields(data):
-        if entry.number == 1:
-            model.ops.append(_node(message(entry.value)))
-        elif entry.number == 5:
-            model.initializers.append(_tensor(message(entry.value)))
-        elif entry.number == 11:
-            model.inputs.append(_port(message(entry.value)))
-        elif entry.number == 12:
-            model.outputs.append(_port(message(entry.value)))
-        elif entry.number == 13:
-            _port(message(entry.value))
-        elif entry.number != 2:
-            raise _unknown("the graph", entry)
-        if max(len(model.ops), len(model.initializers)) > limits.ONNX_NODES:
-            raise WireError(f"more than {limits.ONNX_NODES} nodes or initializers")
+    def fields(self, data: memoryview) -> Iterator[Field]:
+        for entry in fields(data):
+            self.left -= 1
+            if self.left < 0:
+                raise WireError(f"more than {limits.ONNX_FIELDS} fields")
+            yield entry
 
+    def read(self, data: memoryview) -> Model:
+        model = self.model
+        graphs = 0
+        for entry in self.fields(data):
+            if entry.number == 7:
+                graphs += 1
+                self.graph(message(entry.value))
+            elif entry.number == 14:
+                key, value = self.pair(message(entry.value))
+                model.metadata[key] = value
+            elif entry.number == 25:
+                self.function(message(entry.value))
+            elif entry.number not in (1, 2, 3, 8):  # versions, producer, opset imports
+                raise _unknown("the model", entry)
+        if graphs != 1:
+            raise WireError(f"{graphs} graphs, expected one")
+        return model
 
-def _function(data: memoryview, model: Model) -> None:
-    name = domain = ""
-    for entry in fields(data):
-        if entry.number == 1:
-            name = text(entry.value)
-        elif entry.number == 7:
-            model.ops.append(_node(message(entry.value)))
-        elif entry.number == 10:
-            domain = text(entry.value)
-        elif entry.number not in (4, 5, 6, 9):  # inputs, outputs, attributes, opset imports
-            raise _unknown("a function", entry)
-    if domain != "edgert":
-        raise WireError(f"function {domain}:{name}, expected the domain edgert")
-    model.functions.append(name)
-
-
-def _node(data: memoryview) -> tuple[str, str, str]:
-    name = kind = domain = ""
-    for entry in fields(data):
-        if entry.number == 3:
-            name = text(entry.value)
-        elif entry.number == 4:
-            kind = text(entry.value)
-        elif entry.number == 5:
-            _attribute(message(entry.value))
-        elif entry.number == 7:
-            domain = text(entry.value)
-        elif entry.number not in (1, 2):
-            raise _unknown("a node", entry)
-    return name, domain, kind
-
-
-def _attribute(data: memoryview) -> None:
-    for entry in fields(data):
-        # name, float, int, string, floats, ints, type, reference; no tensors, graphs or types
-        if entry.number not in (1, 2, 3, 4, 7, 8, 20, 21):
-            raise _unknown("an attribute", entry)
-
-
-def _pair(data: memoryview) -> tuple[str, str]:
-    found = {entry.number: text(entry.value) for entry in fields(data)}
-    if not set(found) <= {1, 2}:
-        raise WireError(f"a pair has fields {sorted(found)}, expected 1 and 2")
-    return found.get(1, ""), found.get(2, "")
-
-
-def _tensor(data: memoryview) -> Initializer:
-    tensor = Initializer()
-    for entry in fields(data):
-        if entry.number == 1:
-            tensor.dims += tuple(varints(entry.value))
-        elif entry.number == 2:
-            tensor.dtype = varints(entry.value)[0]
-        elif entry.number == 8:
-            tensor.name = text(entry.value)
-        elif entry.number == 9:
-            tensor.inline = len(message(entry.value))
-        elif entry.number == 13:
-            key, value = _pair(message(entry.value))
-            tensor.external[key] = value
-        elif entry.number == 14:
-            tensor.place = varints(entry.value)[0]
-        else:
-            raise _unknown("an initializer", entry)
-    if tensor.dtype not in DTYPES or any(not 0 <= n < limits.TENSOR_DIM for n in tensor.dims):
-        raise WireError(
-            f"initializer {tensor.name!r} of type {tensor.dtype} and shape {tensor.dims}, "
-            f"expected one of types {sorted(DTYPES)} and sizes below {limits.TENSOR_DIM}"
-        )
-    return tensor
-
-
-def _port(data: memoryview) -> Port:
-    """ValueInfoProto: name, and the dtype and shape of its tensor type."""
-    name, dtype = "", ""
-    dims: list[int | str] = []
-    for entry in fields(data):
-        if entry.number == 1:
-            name = text(entry.value)
-        elif entry.number == 2:
-            dtype, dims = _tensor_type(message(entry.value))
-        else:
-            raise _unknown("an input or output", entry)
-    return Port(name, dtype, tuple(dims))
-
-
-def _tensor_type(data: memoryview) -> tuple[str, list[int | str]]:
-    dtype = 0
-    dims: list[int | str] = []
-    for kind in fields(data):
-        if kind.number != 1:
-            raise _unknown("a type", kind)
-        for entry in fields(message(kind.value)):
+    def graph(self, data: memoryview) -> None:
+        model = self.model
+        for entry in self.fields(data):
             if entry.number == 1:
-                dtype = varints(entry.value)[0]
+                model.ops.append(self.node(message(entry.value)))
+            elif entry.number == 5:
+                model.initializers.append(self.tensor(message(entry.value)))
+            elif entry.number == 11:
+                model.inputs.append(self.port(message(entry.value)))
+            elif entry.number == 12:
+                model.outputs.append(self.port(message(entry.value)))
+            elif entry.number == 13:
+                self.port(message(entry.value))
+            elif entry.number != 2:
+                raise _unknown("the graph", entry)
+            if max(len(model.ops), len(model.initializers)) > limits.ONNX_NODES:
+                raise WireError(f"more than {limits.ONNX_NODES} nodes or initializers")
+
+    def function(self, data: memoryview) -> None:
+        model = self.model
+        name = domain = ""
+        for entry in self.fields(data):
+            if entry.number == 1:
+                name = text(entry.value)
+            elif entry.number == 7:
+                model.ops.append(self.node(message(entry.value)))
+            elif entry.number == 10:
+                domain = text(entry.value)
+            elif entry.number not in (4, 5, 6, 9):  # inputs, outputs, attributes, opset imports
+                raise _unknown("a function", entry)
+        if domain != "edgert":
+            raise WireError(f"function {domain}:{name}, expected the domain edgert")
+        model.functions.append(name)
+
+    def node(self, data: memoryview) -> tuple[str, str, str]:
+        name = kind = domain = ""
+        for entry in self.fields(data):
+            if entry.number == 3:
+                name = text(entry.value)
+            elif entry.number == 4:
+                kind = text(entry.value)
+            elif entry.number == 5:
+                self.attribute(message(entry.value))
+            elif entry.number == 7:
+                domain = text(entry.value)
+            elif entry.number not in (1, 2):
+                raise _unknown("a node", entry)
+        return name, domain, kind
+
+    def attribute(self, data: memoryview) -> None:
+        for entry in self.fields(data):
+            # name, float, int, string, floats, ints, type, reference; no tensors, graphs or types
+            if entry.number not in (1, 2, 3, 4, 7, 8, 20, 21):
+                raise _unknown("an attribute", entry)
+
+    def pair(self, data: memoryview) -> tuple[str, str]:
+        found = {entry.number: text(entry.value) for entry in self.fields(data)}
+        if not set(found) <= {1, 2}:
+            raise WireError(f"a pair has fields {sorted(found)}, expected 1 and 2")
+        return found.get(1, ""), found.get(2, "")
+
+    def tensor(self, data: memoryview) -> Initializer:
+        tensor = Initializer()
+        for entry in self.fields(data):
+            if entry.number == 1:
+                tensor.dims += tuple(varints(entry.value, limit=limits.TENSOR_RANK))
+                if len(tensor.dims) > limits.TENSOR_RANK:
+                    raise WireError(f"an initializer has more than {limits.TENSOR_RANK} sizes")
             elif entry.number == 2:
-                dims = [_dim(message(dim.value)) for dim in fields(message(entry.value))]
+                tensor.dtype = varints(entry.value)[0]
+            elif entry.number == 8:
+                tensor.name = text(entry.value)
+            elif entry.number == 9:
+                tensor.inline = len(message(entry.value))
+            elif entry.number == 13:
+                key, value = self.pair(message(entry.value))
+                tensor.external[key] = value
+            elif entry.number == 14:
+                tensor.place = varints(entry.value)[0]
             else:
-                raise _unknown("a tensor type", entry)
-    return DTYPES[dtype][0] if dtype in DTYPES else f"type {dtype}", dims
+                raise _unknown("an initializer", entry)
+        if tensor.dtype not in DTYPES or any(not 0 <= n < limits.TENSOR_DIM for n in tensor.dims):
+            raise WireError(
+                f"initializer {tensor.name[:80]!r} of type {tensor.dtype} and shape {tensor.dims}, "
+                f"expected one of types {sorted(DTYPES)} and sizes below {limits.TENSOR_DIM}"
+            )
+        return tensor
 
+    def port(self, data: memoryview) -> Port:
+        """ValueInfoProto: name, and the dtype and shape of its tensor type."""
+        name, dtype = "", ""
+        dims: list[int | str] = []
+        for entry in self.fields(data):
+            if entry.number == 1:
+                name = text(entry.value)
+            elif entry.number == 2:
+                dtype, dims = self.tensor_type(message(entry.value))
+            else:
+                raise _unknown("an input or output", entry)
+        return Port(name, dtype, tuple(dims))
 
-def _dim(data: memoryview) -> int | str:
-    for entry in fields(data):
-        if entry.number == 1:
-            return varints(entry.value)[0]
-        if entry.number == 2:
-            return text(entry.value)
-    return "?"
+    def tensor_type(self, data: memoryview) -> tuple[str, list[int | str]]:
+        dtype = 0
+        dims: list[int | str] = []
+        for kind in self.fields(data):
+            if kind.number != 1:
+                raise _unknown("a type", kind)
+            for entry in self.fields(message(kind.value)):
+                if entry.number == 1:
+                    dtype = varints(entry.value)[0]
+                elif entry.number == 2:
+                    dims = [
+                        self.dim(message(dim.value)) for dim in self.fields(message(entry.value))
+                    ]
+                else:
+                    raise _unknown("a tensor type", entry)
+        return DTYPES[dtype][0] if dtype in DTYPES else f"type {dtype}", dims
+
+    def dim(self, data: memoryview) -> int | str:
+        for entry in self.fields(data):
+            if entry.number == 1:
+                return varints(entry.value)[0]
+            if entry.number == 2:
+                return text(entry.value)
+        return "?"
 
 
 def _check_ops(path: Path, model: Model) -> None:
@@ -265,8 +277,8 @@ def _check_ops(path: Path, model: Model) -> None:
         if kind not in allowed.get(domain, ()):
             raise _fail(
                 path,
-                f"node {name!r} is {kind!r} of domain {domain or 'ai.onnx'!r}, expected one of the "
-                "ops that edgert emits",
+                f"node {name[:80]!r} is {kind[:80]!r} of domain {domain[:80] or 'ai.onnx'!r}, "
+                "expected one of the ops that edgert emits",
                 "onnx-op",
             )
 
@@ -281,7 +293,7 @@ def _check_initializers(path: Path, model: Model) -> None:
             if tensor.external or tensor.inline != tensor.nbytes:
                 raise _fail(
                     path,
-                    f"initializer {tensor.name!r} holds {tensor.inline} bytes, expected "
+                    f"initializer {tensor.name[:80]!r} holds {tensor.inline} bytes, expected "
                     f"{tensor.nbytes}",
                     "onnx-external",
                 )
@@ -302,8 +314,8 @@ def _check_external(
     if not plain or not where.endswith(".safetensors"):
         raise _fail(
             path,
-            f"initializer {tensor.name!r} lies in {where!r}, expected a .safetensors file beside "
-            "the model",
+            f"initializer {tensor.name[:80]!r} lies in {where[:80]!r}, expected a .safetensors "
+            "file beside the model",
             "onnx-external",
         )
     if where not in tensors:
@@ -317,7 +329,7 @@ def _check_external(
     if not known or int(length) != tensor.nbytes or tensor.inline:
         raise _fail(
             path,
-            f"initializer {tensor.name!r} is bytes {begin} to {begin} + {length} of {where}, "
+            f"initializer {tensor.name[:80]!r} is bytes {begin} to {begin} + {length} of {where}, "
             f"expected a whole tensor of that file with {tensor.nbytes} bytes",
             "onnx-external",
         )

@@ -21,7 +21,7 @@ from .base import Feed, Session
 from .onnx_check import check_model
 from .onnx_io import PLAIN, Variant, attentions, interface, rope_tables, ropes
 from .ort_state import OrtState
-from .providers import Provider, create_session, find_provider
+from .providers import Placement, Provider, create_session, find_provider, parse_device, placement
 from .reference import needs_long_rope
 
 if TYPE_CHECKING:
@@ -258,28 +258,35 @@ def open_ort(
     part: str = "model",
     threads: int | None = None,
     ctx_size: int = 0,
-    allow_cpu_nodes: bool = False,
-    cuda_graph: bool = False,
-    options: Mapping[str, str] | None = None,
 ) -> OrtSession:
-    """A session of a bundle's part on an execution provider (`providers.DEVICES`).
+    """A session of a bundle's part on an execution provider, `device` as `parse_device` reads it.
 
-    options: provider options, as onnxruntime names them. Raises DeviceError (provider, nodes) and
-    BundleError (no fitting .onnx, or one that is not this graph's).
+    Raises DeviceError (provider, nodes) and BundleError (no fitting .onnx, or one that is not this
+    graph's).
     """
-    provider = find_provider(device).with_options(**(options or {}))
-    variant = _choose(bundle, part, provider)
+    choice = parse_device(device)
+    variant = _choose(bundle, part, choice.provider)
     return OrtSession(
         bundle.graph(part),
         bundle.weights(part),
         bundle.path_of(f"{part}{variant.suffix}.onnx"),
         variant=variant,
-        provider=provider,
+        provider=choice.provider,
         context=ctx_size,
         threads=threads,
-        allow_cpu_nodes=allow_cpu_nodes,
-        cuda_graph=cuda_graph,
+        allow_cpu_nodes=choice.allow_cpu_nodes,
+        cuda_graph=choice.graph,
     )
+
+
+def place(bundle: Bundle, device: str, part: str = "model") -> list[Placement]:
+    """Every node of a part and the provider it runs on, when left to onnxruntime's own choice."""
+    words = "allow-cpu-nodes" if ":" not in device else ",allow-cpu-nodes"
+    session = open_ort(bundle, device=f"{device}{':' * (':' not in device)}{words}", part=part)
+    try:
+        return placement(session.session)
+    finally:
+        session.close()
 
 
 def emitted(bundle: Bundle, part: str = "model") -> list[Variant]:

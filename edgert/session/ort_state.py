@@ -61,8 +61,9 @@ class OrtState(State):
         self._write(kept)
 
     def _read(self) -> dict[str, NDArray[Any]]:
-        """Committed rows by buffer name, [G, n, D]."""
-        return {n: v.numpy()[0, :, : self.length] for n, v in self.buffers.items()}
+        """Committed rows by buffer name, [G, n, D]. Copies: `numpy()` of a value on the host is a
+        view that does not keep its memory alive."""
+        return {n: v.numpy()[0, :, : self.length].copy() for n, v in self.buffers.items()}
 
     def _write(self, rows: dict[str, NDArray[Any]]) -> None:
         """Put rows [G, n, D] at the start of the buffers."""

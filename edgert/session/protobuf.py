@@ -66,14 +66,16 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def varints(value: int | memoryview) -> list[int]:
-    """A repeated integer field, packed or single."""
+def varints(value: int | memoryview, *, limit: int = 1) -> list[int]:
+    """A repeated integer field, packed or single, of at most `limit` numbers."""
     if isinstance(value, int):
         return [signed(value)]
     found, at = [], 0
     while at < len(value):
         one, at = varint(value, at)
         found.append(signed(one))
+        if len(found) > limit:
+            raise WireError(f"more than {limit} numbers in one field")
     return found
 
 

@@ -79,6 +79,45 @@ class Placement(NamedTuple):
     node: str
 
 
+class Choice(NamedTuple):
+    """A device as the caller asked for it.
+
+    allow_cpu_nodes: let single nodes run on the CPU. graph: capture one-token steps (CUDA graphs).
+    """
+
+    provider: Provider
+    allow_cpu_nodes: bool = False
+    graph: bool = False
+
+
+def parse_device(text: str) -> Choice:
+    """A device name with options: `cuda`, `cuda:graph,device_id=1`, `openvino:allow-cpu-nodes`.
+
+    `graph` and `allow-cpu-nodes` are ours, `key=value` goes to the provider as it is. DeviceError
+    for unknown names and for providers that are not here, naming the package.
+    """
+    device, _, rest = text.partition(":")
+    provider = find_provider(device)
+    flags, options = set(), {}
+    for word in filter(None, rest.split(",")):
+        key, equals, value = word.partition("=")
+        if equals:
+            options[key] = value
+        else:
+            flags.add(key)
+    unknown = flags - {"graph", "allow-cpu-nodes"}
+    if unknown or ("graph" in flags and provider.name != DEVICES["cuda"].name):
+        raise DeviceError(
+            f"device {text!r} has flags {sorted(flags)}, expected allow-cpu-nodes, graph (cuda "
+            "only) or provider options as key=value",
+            code="device-options",
+        )
+    if provider.memory == "cuda" and options.get("device_id", "0").isdecimal():
+        provider = replace(provider, index=int(options.get("device_id", "0")))
+    provider = provider.with_options(**options)
+    return Choice(provider, "allow-cpu-nodes" in flags, "graph" in flags)
+
+
 def find_provider(device: str) -> Provider:
     """The provider of a device name; DeviceError names the package when it is not here."""
     provider = DEVICES.get(device)
@@ -118,11 +157,6 @@ def _plugin_devices(provider: Provider) -> list[Any]:
     module = importlib.import_module(provider.plugin)
     onnxruntime.register_execution_provider_library(provider.name, module.get_library_path())
     return [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider.name]
-
-
-def auto_device(emitted: bool) -> str:
-    """`cuda` where that provider is here and the bundle has an ONNX emission, `cpu` otherwise."""
-    return "cuda" if emitted and is_available(DEVICES["cuda"]) else "cpu"
 
 
 def _missing(provider: Provider) -> DeviceError:
@@ -196,7 +230,7 @@ def create_session(
             hint="its libraries are missing or do not fit the driver; see `edgert doctor`",
         )
     if provider.name != CPU and not allow_cpu_nodes:
-        _refuse_cpu_nodes(session, provider)
+        refuse_cpu_nodes(session, provider)
     return session
 
 
@@ -227,7 +261,8 @@ def placement(session: Any) -> list[Placement]:
     ]
 
 
-def _refuse_cpu_nodes(session: Any, provider: Provider) -> None:
+def refuse_cpu_nodes(session: Any, provider: Provider) -> None:
+    """DeviceError naming the nodes of a session that do not run on its provider."""
     left = [p for p in placement(session) if p.provider != provider.name]
     if left:
         names = ", ".join(f"{p.op} {p.node!r}".strip() for p in left[:8])

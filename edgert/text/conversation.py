@@ -24,6 +24,7 @@ class Conversation:
     messages: what was said, each {"role", "content"}, a system message first where there is one.
     Every turn renders all of them; the longest prefix of tokens that the state already holds is
     reused. A cancelled answer stays in the messages as far as it came; a failed turn leaves none.
+    Its state takes memory until it is closed, or its model is.
     """
 
     def __init__(
@@ -95,6 +96,12 @@ class Conversation:
         if self._state is not None:
             self._state.close()
         self._state, self._fed = None, []
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write messages and state to a file that `TextModel.restore` reads with the same model."""

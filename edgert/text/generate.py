@@ -11,7 +11,7 @@ no drafts. Every pick is keyed by (seed, position, token), so drafts change spee
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -81,14 +81,13 @@ class Run:
         self._reason: FinishReason | None = None
         self._started = self._first = self._prompt_end = 0.0
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         """Generate. Closing the iterator early counts as cancelling."""
         self._started = time.perf_counter()
         try:
             self._prefill()
             while self._reason is None:
-                for piece in self._cycle():
-                    yield piece
+                yield from self._cycle()
             if rest := self._rest():
                 yield rest
         except GeneratorExit:
@@ -229,8 +228,8 @@ def check_room(prompt: int, max_tokens: int | None, context: int) -> None:
         )
     if max_tokens is not None and prompt + max_tokens > context:
         raise RequestError(
-            f"the prompt of {prompt} tokens and max_tokens {max_tokens} make {prompt + max_tokens}, "
-            f"the context holds {context}",
+            f"the prompt of {prompt} tokens and max_tokens {max_tokens} make "
+            f"{prompt + max_tokens}, the context holds {context}",
             code="context",
             hint=f"ask for max_tokens {context - prompt} or fewer, or leave it out",
         )

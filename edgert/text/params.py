@@ -87,13 +87,13 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         values = {key: _plain(value) for key, value in given.items()}
         if isinstance(values.get("stop"), str):
             values["stop"] = (values["stop"],)
-        for key in ("presence_penalty", "frequency_penalty", "logit_bias", "stop", "stop_token_ids"):
-            if key in values and values[key] is None:
-                del values[key]
+        values = {key: value for key, value in values.items() if value is not None}
         try:
             return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
-            raise RequestError(f"parameter of a wrong type: {error}", code="parameter-type") from None
+            raise RequestError(
+                f"parameter of a wrong type: {error}", code="parameter-type"
+            ) from None
 
     def checked(self, vocab: int) -> SamplingParams:
         """Itself, once every value lies in its range; raises RequestError naming field and range.

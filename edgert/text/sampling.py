@@ -26,6 +26,7 @@ Ids = NDArray[np.int64]
 BLOCK = 64  # ids in a group, for the bound on the k-th largest
 FIRST_CANDIDATES = 128  # tokens that top-p looks at first; doubled twice until they hold enough
 RACE_DIRECT = 4096  # supports up to this size race without pruning
+FRONT = 256  # likeliest tokens, whose score prunes the others
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -36,9 +37,9 @@ def process(
     """The law of the next token: (ids int64 [s], probs float64 [s]), descending by probability.
 
     logits: float32 [V], left as it is. history: every token so far, the prompt included (penalties
-    count over all of it). allowed: ids at or past it do not exist (0: all of V do); holes: ids below
-    it that do not exist. Greedy (temperature <= 1e-5 or top_k 1) gives one id, the lowest of equal
-    ones. With neither top-k, top-p nor min-p the ids are all of them, in their own order.
+    count over all of it). allowed: ids at or past it do not exist (0: all of V do); holes: ids
+    below it that do not exist. Greedy (temperature <= 1e-5 or top_k 1) gives one id, the lowest of
+    equal ones. With neither top-k, top-p nor min-p the ids are all of them, in their own order.
     Raises DeviceError for a row with NaN or +inf, RequestError when everything is masked.
     """
     z = _adjusted(logits[: allowed or len(logits)], params, history, holes)
@@ -61,7 +62,7 @@ def draw(ids: Ids, probs: F64, seed: int, position: int) -> int:
     v = uniforms(seed, position, ids)
     if len(ids) > RACE_DIRECT:
         # -log1p(-v) >= v, so nobody with probs / v <= score can beat a known score.
-        front = np.argpartition(probs, len(probs) - 512)[-512:]
+        front = reaching(probs, FRONT)
         score = float(np.max(probs[front] / -np.log1p(-v[front])))
         keep = np.flatnonzero(probs >= v * score)
         ids, probs, v = ids[keep], probs[keep], v[keep]
@@ -70,9 +71,17 @@ def draw(ids: Ids, probs: F64, seed: int, position: int) -> int:
 
 def uniforms(seed: int, position: int, ids: Ids) -> F64:
     """Numbers in (0, 1), float64 [s], a pure function of (seed, position, id): SplitMix64."""
-    key = _mix(np.array([seed], np.uint64)) ^ _mix(np.array([position], np.uint64) * GOLDEN + GOLDEN)
-    bits = _mix(_mix(key) + (ids.astype(np.uint64) + np.uint64(1)) * GOLDEN)
-    return (np.asarray(bits >> np.uint64(11), np.float64) + 0.5) * 2.0**-53
+    key = _mix(np.array([seed], np.uint64)) ^ _mix(np.array([position + 1], np.uint64) * GOLDEN)
+    bits = ids.astype(np.uint64)
+    bits += np.uint64(1)
+    bits *= GOLDEN
+    bits += _mix(key)
+    bits = _mix(bits)
+    bits >>= np.uint64(11)
+    v = bits.view(np.int64).astype(np.float64)  # exact, below 2^53
+    v += 0.5
+    v *= 2.0**-53
+    return v
 
 
 class Sampler:
@@ -83,9 +92,7 @@ class Sampler:
 
     def pick(self, logits: F32, history: Sequence[int]) -> int:
         """The token that follows `history`, from its logits float32 [V]."""
-        ids, probs = process(
-            logits, self.params, history, allowed=self.allowed, holes=self.holes
-        )
+        ids, probs = process(logits, self.params, history, allowed=self.allowed, holes=self.holes)
         return draw(ids, probs, self.params.seed, len(history))
 
 
@@ -133,10 +140,14 @@ def _truncated(z: F32, peak: float, params: Resolved) -> tuple[Ids, F64]:
         total = float(e.sum())
     elif params.top_p < 1.0:
         ids, e, total = _nucleus(z, peak, scale, params.top_p)
-    else:
+    elif params.min_p > 0.0:
         ids = _near_peak(z, peak, params)
         e = _weights(z[ids], peak, scale)
         total = float(e.sum())
+    else:
+        e = _weights(z, peak, scale)
+        e /= e.sum()
+        return np.arange(size), e
     if params.top_p < 1.0:
         count = int(np.searchsorted(np.cumsum(e), params.top_p * total)) + 1
         ids, e = ids[:count], e[:count]
@@ -149,13 +160,12 @@ def _truncated(z: F32, peak: float, params: Resolved) -> tuple[Ids, F64]:
 def _weights(z: F32, peak: float, scale: float) -> F64:
     """exp((z - peak) / temperature) as float64, the exponential itself in float32."""
     shifted = (z - np.float32(peak)) * np.float32(scale)
-    return np.exp(shifted, dtype=np.float32).astype(np.float64)
+    weights: F64 = np.exp(shifted, dtype=np.float32).astype(np.float64)
+    return weights
 
 
 def _near_peak(z: F32, peak: float, params: Resolved) -> Ids:
-    """Ids that min-p alone may keep (a hair more than it will), or all of them."""
-    if params.min_p == 0.0:
-        return np.arange(len(z))
+    """Ids that min-p alone may keep, a hair more than it will."""
     floor = peak + params.temperature * np.log(params.min_p) - 1e-3 * max(1.0, params.temperature)
     return np.flatnonzero(z >= np.float32(floor))
 
@@ -166,16 +176,21 @@ def _nucleus(z: F32, peak: float, scale: float, top_p: float) -> tuple[Ids, F64,
     total = float(everything.sum(dtype=np.float64))
     count = FIRST_CANDIDATES
     while True:
-        count = min(count, len(z))
-        ids = largest(z, count)
-        e = everything[ids].astype(np.float64)
-        if count == len(z) or float(e.sum()) >= top_p * total:
-            return ids, e, total
+        near = reaching(z, min(count, len(z)))
+        if count >= len(z) or float(everything[near].sum(dtype=np.float64)) >= top_p * total:
+            ids = near[descending(z[near])]
+            return ids, everything[ids].astype(np.float64), total
         count *= 4
 
 
 def largest(z: F32, count: int) -> Ids:
-    """Indices int64 [count] of the largest values, descending, equal ones by lower index.
+    """Indices int64 [count] of the largest values, descending, equal ones by lower index."""
+    near = reaching(z, count)
+    return near[descending(z[near])[:count]]
+
+
+def reaching(z: F32 | F64, count: int) -> Ids:
+    """Indices, ascending, of at least the `count` largest values: all that reach some bound.
 
     The vocabulary is cut into `groups` of BLOCK ids each, strided so that their maxima are one
     vector operation. The count-th largest of the maxima bounds the count-th largest value from
@@ -183,21 +198,30 @@ def largest(z: F32, count: int) -> Ids:
     """
     groups = len(z) // BLOCK
     if count * 2 > groups:
-        bound = np.partition(z, len(z) - count)[len(z) - count]
-        near = np.flatnonzero(z >= bound)
-    else:
-        maxima = z[: groups * BLOCK].reshape(BLOCK, groups).max(axis=0)
-        bound = np.partition(maxima, groups - count)[groups - count]
-        hot = np.flatnonzero(maxima >= bound)
-        near = (np.arange(0, groups * BLOCK, groups)[:, None] + hot).ravel()
-        near = np.concatenate([near, np.arange(groups * BLOCK, len(z))])
-        near = near[z[near] >= bound]
-    # `near` ascends, so that a stable sort keeps lower ids first.
-    return near[np.argsort(-z[near], kind="stable")[:count]]
+        return np.flatnonzero(z >= np.partition(z, len(z) - count)[len(z) - count])
+    maxima = z[: groups * BLOCK].reshape(BLOCK, groups).max(axis=0)
+    bound = np.partition(maxima, groups - count)[groups - count]
+    hot = np.flatnonzero(maxima >= bound)
+    near = (np.arange(0, groups * BLOCK, groups)[:, None] + hot).ravel()
+    near = np.concatenate([near, np.arange(groups * BLOCK, len(z))])
+    return near[z[near] >= bound]
+
+
+def descending(z: F32) -> Ids:
+    """Order of float32 [n] by falling value, equal ones by lower index: one sort of whole numbers
+    made of the value's bits (turned so that they rank like it) and the index."""
+    bits = (z + np.float32(0)).view(np.uint32)  # + 0 makes -0 and 0 equal
+    rank = np.where(bits >> np.uint32(31), bits, ~bits & np.uint32(0x7FFFFFFF))
+    keys = (rank.astype(np.uint64) << np.uint64(32)) | np.arange(len(z), dtype=np.uint64)
+    return (np.sort(keys) & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, element by element."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """SplitMix64's finaliser, element by element, in place: big temporaries are slow."""
+    spare = np.empty_like(x)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        np.right_shift(x, np.uint64(shift), out=spare)
+        np.bitwise_xor(x, spare, out=x)
+        if factor != 1:
+            np.multiply(x, np.uint64(factor), out=x)
+    return x

@@ -122,7 +122,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, filters: Mapping[str, Callable[..., Any]], globals: Mapping[str, Any]) -> None:
+    def __init__(
+        self, filters: Mapping[str, Callable[..., Any]], globals: Mapping[str, Any]
+    ) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -181,7 +183,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def _weighed(self, value: Any) -> Any:
         return self.budget.weighed(value)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call a template makes; the names are jinja2's, out of the way of keywords."""
         method = getattr(__obj, "__wrapped__", __obj)
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -225,7 +227,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
         return limited
 
-    def _admit(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _admit(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
         """Refuse calls whose result would be out of proportion; gives the arguments back."""
         budget, given = self.budget, [*args[1:], *kwargs.values()]
         value = args[0] if args else ""
@@ -292,4 +296,6 @@ class _Charging(NodeTransformer):
 def _call(name: str, args: list[Any], line: int) -> nodes.Call:
     """A call of one of the environment's own methods, which no template can shadow."""
     target = nodes.EnvironmentAttribute(name)
-    return nodes.Call(target, args, [], None, None).set_lineno(line)
+    call = nodes.Call(target, args, [], None, None)
+    call.set_lineno(line)
+    return call

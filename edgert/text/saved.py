@@ -51,7 +51,7 @@ def read(path: str | PathLike[str], owner: Mapping[str, str]) -> dict[str, Any]:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata: dict[str, str] = file.metadata() or {}
             _check_owner(path, metadata, {"format": FORMAT, **owner})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise damaged(path, str(error)) from None
     tree = metadata.get("tree", "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import TracebackType
 
 from ..errors import RequestError
@@ -80,27 +80,8 @@ class Stream:
         self, gate: Gate, start: Callable[[], Run], done: Callable[[Run], None] | None = None
     ) -> None:
         """start: makes the run, inside the gate. done: called once when it ended, inside too."""
-        self._pieces = self._generate(gate, start, done)
-        self._run: Run | None = None
-
-    def _generate(
-        self, gate: Gate, start: Callable[[], Run], done: Callable[[Run], None] | None
-    ) -> Iterator[str]:
-        gate.enter()
-        try:
-            self._run = run = start()
-            pieces = iter(run)
-            try:
-                for piece in pieces:
-                    yield piece
-                    gate.check_open()
-                gate.check_open()
-            finally:
-                pieces.close()  # type: ignore[attr-defined]
-                if done is not None:
-                    done(run)
-        finally:
-            gate.leave()
+        self._runs: list[Run] = []
+        self._pieces = _pieces(gate, start, done, self._runs)
 
     def __iter__(self) -> Stream:
         return self
@@ -111,13 +92,13 @@ class Stream:
     @property
     def result(self) -> Generation:
         """The finished answer; RequestError while it is still being written or after a failure."""
-        if self._run is None or self._run.result is None:
+        if not self._runs or self._runs[0].result is None:
             raise RequestError(
                 "the answer has no result: it did not start, is not finished, or failed",
                 code="stream-unfinished",
                 hint="read the stream to its end or close it first",
             )
-        return self._run.result
+        return self._runs[0].result
 
     def finish(self) -> Generation:
         """Read to the end and return the result."""
@@ -127,7 +108,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop now. Closing twice is allowed."""
-        self._pieces.close()  # type: ignore[attr-defined]
+        self._pieces.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -139,3 +120,26 @@ class Stream:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _pieces(
+    gate: Gate, start: Callable[[], Run], done: Callable[[Run], None] | None, runs: list[Run]
+) -> Generator[str, None, None]:
+    """The stream's body. It does not know the stream, so that a dropped stream ends at once and
+    not when the garbage collector finds a cycle."""
+    gate.enter()
+    try:
+        run = start()
+        runs.append(run)
+        pieces = iter(run)
+        try:
+            for piece in pieces:
+                yield piece
+                gate.check_open()
+            gate.check_open()
+        finally:
+            pieces.close()
+            if done is not None:
+                done(run)
+    finally:
+        gate.leave()

@@ -113,15 +113,17 @@ class ChatTemplate:
             raise RequestError(
                 "the list of messages is empty, expected one or more", code="messages-empty"
             )
-        mark = lambda value: self._marked(plain_data(value), self._control)
         text = self._run(
             messages=chat,
-            tools=None if tools is None else mark(list(tools)),
-            documents=None if documents is None else mark(list(documents)),
+            tools=None if tools is None else self._input(list(tools)),
+            documents=None if documents is None else self._input(list(documents)),
             add_generation_prompt=add_generation_prompt,
-            **{**self._special, **mark(variables)},
+            **{**self._special, **self._input(variables)},
         )
         return segments(text, self._control)
+
+    def _input(self, value: Any) -> Any:
+        return self._marked(plain_data(value), self._control)
 
     def _message(self, message: Any, index: int) -> dict[str, Any]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -197,8 +199,9 @@ class ChatTemplate:
             code, hint = "template-limit", "the model's template is broken or hostile"
         elif isinstance(error, SecurityError):
             code, hint = "template-sandbox", "the model's template reaches for what it must not"
+        place = self._where if line is None else f"{self._where}, line {line}"
         return RequestError(
-            f"{self._where}, line {line}: {type(error).__name__}: {message}",
+            f"{place}: {type(error).__name__}: {message}",
             code=code,
             hint=hint,
             line=line,
@@ -215,10 +218,11 @@ class ChatTemplate:
 
 
 def segments(text: str, control: re.Pattern[str]) -> list[Segment]:
-    """Cut rendered text at its marks. Marks that a template tore apart are dropped, but still keep
-    what stood on either side from joining into a token."""
-    marked = re.compile(f"{START}({control.pattern}){END}|[{START}{END}]")
-    pieces = marked.split(text)
+    """Cut rendered text at its marks. Marks count in their escaped form too, in which a template's
+    `tojson` or `string` may print them. Marks that a template tore apart are dropped, but still
+    keep what stood on either side from joining into a token."""
+    start, end = (rf"(?:{mark}|\\u{ord(mark):04x})" for mark in (START, END))
+    pieces = re.split(f"{start}({control.pattern}){end}|[{START}{END}]", text)
     return [Segment(piece, bool(i % 2)) for i, piece in enumerate(pieces) if piece]
 
 
@@ -246,13 +250,9 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON without HTML escapes, as transformers has it."""
-    text = json.dumps(
+    return json.dumps(
         x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-    if not ensure_ascii:
-        return text
-    marks = {r"\ufdd0": START, r"\ufdd1": END}  # marks must stay marks
-    return re.sub(r"\\\\|\\ufdd[01]", lambda m: marks.get(m.group(), m.group()), text)
 
 
 def raise_exception(message: Any) -> None:

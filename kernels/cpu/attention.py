@@ -34,6 +34,7 @@ from ..simd import (
     load_f32,
     max_f32,
     mul,
+    prefetch,
     splat,
     splat_i32,
     st_f16,
@@ -164,44 +165,97 @@ def append(ins: int, thread: int, threads: int) -> None:
         _store_value(x + groups * size * 4, v_pool + page * v_page, g, size, slot, wide)
 
 
-@njit(error_model="numpy")
-def _load(p: int, wide: int) -> Any:
-    return load_f32(p) if wide == 4 else load_f16(p)
+def _products(load: Any, wide: int) -> tuple[Any, Any, Any, Any]:
+    """The inner loops for one cache element type: load widens 16 elements of `wide` bytes."""
 
+    @njit(error_model="numpy")
+    def scores4(q: int, step: int, k: int, size: int, out: int, next_k: int, next_v: int) -> None:
+        """Four query rows, `step` bytes apart, times 64 keys; float32 [4][64] to out.
 
-@njit(error_model="numpy")
-def _scores4(q: int, step: int, k: int, size: int, wide: int, out: int) -> None:
-    """Four query rows, `step` bytes apart, times 64 keys; float32 [4][64] to out."""
-    for c in range(4):
+        next_k, next_v: the page that follows, asked for on the way (pages of one head lie apart,
+        so the hardware's prefetchers lose the stream at each).
+        """
+        for c in range(4):
+            ahead = (next_k if c < 2 else next_v) + (c % 2) * size * 64
+            a0 = a1 = a2 = a3 = splat(f32(0.0))
+            at = k + c * size * 16 * wide
+            for d in range(size):
+                prefetch(ahead + 64 * d)
+                key = load(at + d * 16 * wide)
+                a0 = fma(key, bcast_f32(q + 4 * d), a0)
+                a1 = fma(key, bcast_f32(q + step + 4 * d), a1)
+                a2 = fma(key, bcast_f32(q + 2 * step + 4 * d), a2)
+                a3 = fma(key, bcast_f32(q + 3 * step + 4 * d), a3)
+            store_f32(out + 64 * c, a0)
+            store_f32(out + 256 + 64 * c, a1)
+            store_f32(out + 512 + 64 * c, a2)
+            store_f32(out + 768 + 64 * c, a3)
+
+    @njit(error_model="numpy")
+    def scores1(q: int, k: int, size: int, out: int) -> None:
+        """One query row times 64 keys; float32 [64] to out."""
         a0 = a1 = a2 = a3 = splat(f32(0.0))
-        at = k + c * size * 16 * wide
+        step = size * 16 * wide
         for d in range(size):
-            key = _load(at + d * 16 * wide, wide)
-            a0 = fma(key, bcast_f32(q + 4 * d), a0)
-            a1 = fma(key, bcast_f32(q + step + 4 * d), a1)
-            a2 = fma(key, bcast_f32(q + 2 * step + 4 * d), a2)
-            a3 = fma(key, bcast_f32(q + 3 * step + 4 * d), a3)
-        store_f32(out + 64 * c, a0)
-        store_f32(out + 256 + 64 * c, a1)
-        store_f32(out + 512 + 64 * c, a2)
-        store_f32(out + 768 + 64 * c, a3)
+            x, at = bcast_f32(q + 4 * d), k + d * 16 * wide
+            a0 = fma(load(at), x, a0)
+            a1 = fma(load(at + step), x, a1)
+            a2 = fma(load(at + 2 * step), x, a2)
+            a3 = fma(load(at + 3 * step), x, a3)
+        store_f32(out, a0)
+        store_f32(out + 64, a1)
+        store_f32(out + 128, a2)
+        store_f32(out + 192, a3)
+
+    @njit(error_model="numpy")
+    def strip(w: int, v: int, padded: int, d: int, count: int, out: int) -> None:
+        """16 columns of one row: out += weights [count] times values, keys in order."""
+        a = load_f32(out + 4 * d)
+        for j in range(count):
+            a = fma(load(v + (j * padded + d) * wide), bcast_f32(w + 4 * j), a)
+        store_f32(out + 4 * d, a)
+
+    @njit(error_model="numpy")
+    def values4(w: int, v: int, padded: int, count: int, out: int, step: int) -> None:
+        """Add weights [4][64] times values [count][padded] to four rows of out, `step` apart."""
+        for d in range(0, padded - 31, 32):
+            at = out + 4 * d
+            a0, b0 = load_f32(at), load_f32(at + 64)
+            a1, b1 = load_f32(at + step), load_f32(at + step + 64)
+            a2, b2 = load_f32(at + 2 * step), load_f32(at + 2 * step + 64)
+            a3, b3 = load_f32(at + 3 * step), load_f32(at + 3 * step + 64)
+            for j in range(count):
+                p = v + (j * padded + d) * wide
+                x, y = load(p), load(p + 16 * wide)
+                w0, w1 = bcast_f32(w + 4 * j), bcast_f32(w + 256 + 4 * j)
+                w2, w3 = bcast_f32(w + 512 + 4 * j), bcast_f32(w + 768 + 4 * j)
+                a0, b0 = fma(x, w0, a0), fma(y, w0, b0)
+                a1, b1 = fma(x, w1, a1), fma(y, w1, b1)
+                a2, b2 = fma(x, w2, a2), fma(y, w2, b2)
+                a3, b3 = fma(x, w3, a3), fma(y, w3, b3)
+            store_f32(at, a0)
+            store_f32(at + 64, b0)
+            store_f32(at + step, a1)
+            store_f32(at + step + 64, b1)
+            store_f32(at + 2 * step, a2)
+            store_f32(at + 2 * step + 64, b2)
+            store_f32(at + 3 * step, a3)
+            store_f32(at + 3 * step + 64, b3)
+        if padded % 32:
+            for r in range(4):
+                strip(w + 256 * r, v, padded, padded - 16, count, out + r * step)
+
+    @njit(error_model="numpy")
+    def values1(w: int, v: int, padded: int, count: int, out: int) -> None:
+        """One row of `values4`."""
+        for d in range(0, padded, 16):
+            strip(w, v, padded, d, count, out)
+
+    return scores4, scores1, values4, values1
 
 
-@njit(error_model="numpy")
-def _scores1(q: int, k: int, size: int, wide: int, out: int) -> None:
-    """One query row times 64 keys; float32 [64] to out."""
-    a0 = a1 = a2 = a3 = splat(f32(0.0))
-    step = size * 16 * wide
-    for d in range(size):
-        x, at = bcast_f32(q + 4 * d), k + d * 16 * wide
-        a0 = fma(_load(at, wide), x, a0)
-        a1 = fma(_load(at + step, wide), x, a1)
-        a2 = fma(_load(at + 2 * step, wide), x, a2)
-        a3 = fma(_load(at + 3 * step, wide), x, a3)
-    store_f32(out, a0)
-    store_f32(out + 64, a1)
-    store_f32(out + 128, a2)
-    store_f32(out + 192, a3)
+_scores4_f16, _scores1_f16, _values4_f16, _values1_f16 = _products(load_f16, 2)
+_scores4_f32, _scores1_f32, _values4_f32, _values1_f32 = _products(load_f32, 4)
 
 
 @njit(error_model="numpy")
@@ -228,53 +282,6 @@ def _softmax(scores: int, m: float, first: int, last: int, cap: float) -> tuple[
         store_f32(scores + 64 * c, w)
         total = add(total, w)
     return m, sum_f32(total)
-
-
-@njit(error_model="numpy")
-def _values4(w: int, v: int, padded: int, wide: int, count: int, out: int, step: int) -> None:
-    """Add weights [4][64] times values [count][padded] to four rows of out, `step` apart."""
-    for d in range(0, padded - 31, 32):
-        at = out + 4 * d
-        a0, b0 = load_f32(at), load_f32(at + 64)
-        a1, b1 = load_f32(at + step), load_f32(at + step + 64)
-        a2, b2 = load_f32(at + 2 * step), load_f32(at + 2 * step + 64)
-        a3, b3 = load_f32(at + 3 * step), load_f32(at + 3 * step + 64)
-        for j in range(count):
-            p = v + (j * padded + d) * wide
-            x, y = _load(p, wide), _load(p + 16 * wide, wide)
-            w0, w1 = bcast_f32(w + 4 * j), bcast_f32(w + 256 + 4 * j)
-            w2, w3 = bcast_f32(w + 512 + 4 * j), bcast_f32(w + 768 + 4 * j)
-            a0, b0 = fma(x, w0, a0), fma(y, w0, b0)
-            a1, b1 = fma(x, w1, a1), fma(y, w1, b1)
-            a2, b2 = fma(x, w2, a2), fma(y, w2, b2)
-            a3, b3 = fma(x, w3, a3), fma(y, w3, b3)
-        store_f32(at, a0)
-        store_f32(at + 64, b0)
-        store_f32(at + step, a1)
-        store_f32(at + step + 64, b1)
-        store_f32(at + 2 * step, a2)
-        store_f32(at + 2 * step + 64, b2)
-        store_f32(at + 3 * step, a3)
-        store_f32(at + 3 * step + 64, b3)
-    if padded % 32:
-        for r in range(4):
-            _values_strip(w + 256 * r, v, padded, padded - 16, wide, count, out + r * step)
-
-
-@njit(error_model="numpy")
-def _values_strip(w: int, v: int, padded: int, d: int, wide: int, count: int, out: int) -> None:
-    """16 columns of one row of `_values4`, keys in order."""
-    a = load_f32(out + 4 * d)
-    for j in range(count):
-        a = fma(_load(v + (j * padded + d) * wide, wide), bcast_f32(w + 4 * j), a)
-    store_f32(out + 4 * d, a)
-
-
-@njit(error_model="numpy")
-def _values1(w: int, v: int, padded: int, wide: int, count: int, out: int) -> None:
-    """One row of `_values4`."""
-    for d in range(0, padded, 16):
-        _values_strip(w, v, padded, d, wide, count, out)
 
 
 @njit(error_model="numpy")
@@ -320,7 +327,7 @@ def _zero_scores(scores: int) -> None:
 @njit(error_model="numpy")
 def _page(
     q: int, positions: int, share: int, r0: int, rows: int, base: int, window: int, k: int, v: int,
-    size: int, wide: int, cap: float, part: int, step: int, scores: int,
+    size: int, wide: int, cap: float, part: int, step: int, scores: int, next_k: int, next_v: int,
 ) -> None:  # fmt: skip
     """Query rows r0 .. r0 + rows (at most four) of a tile over one page, into their partials.
 
@@ -332,10 +339,16 @@ def _page(
     high = ld_i32(positions + 4 * ((r0 + rows - 1) // share))
     if base > high or (window > 0 and base + PAGE <= low - window + 1):
         return
+    mine = q + r0 * size * 4
     if rows > 1:
-        _scores4(q + r0 * size * 4, size * 4, k, size, wide, scores)
+        if wide == 2:
+            _scores4_f16(mine, size * 4, k, size, scores, next_k, next_v)
+        else:
+            _scores4_f32(mine, size * 4, k, size, scores, next_k, next_v)
+    elif wide == 2:
+        _scores1_f16(mine, k, size, scores)
     else:
-        _scores1(q + r0 * size * 4, k, size, wide, scores)
+        _scores1_f32(mine, k, size, scores)
     for r in range(rows):
         position = ld_i32(positions + 4 * ((r0 + r) // share))
         last = min(position - base, PAGE - 1)
@@ -345,10 +358,16 @@ def _page(
         else:
             _update(scores + 256 * r, part + (r0 + r) * step, padded, first, last, cap)
     count = min(high - base, PAGE - 1) + 1
+    out = part + r0 * step + 64
     if rows > 1:
-        _values4(scores, v, padded, wide, count, part + r0 * step + 64, step)
+        if wide == 2:
+            _values4_f16(scores, v, padded, count, out, step)
+        else:
+            _values4_f32(scores, v, padded, count, out, step)
+    elif wide == 2:
+        _values1_f16(scores, v, padded, count, out)
     else:
-        _values1(scores, v, padded, wide, count, part + r0 * step + 64)
+        _values1_f32(scores, v, padded, count, out)
 
 
 @njit(error_model="numpy")
@@ -401,11 +420,17 @@ def _segment(ins: int, t0: int, n: int, g: int, segment: int, part: int, scores:
         page = ld_i32(table + 4 * index)
         k = k_pool + page * k_page + g * 64 * size * wide
         v = v_pool + page * v_page + g * 64 * padded * wide
+        next_k, next_v = k, v
+        if (index + 1) * PAGE <= newest:
+            page = ld_i32(table + 4 * index + 4)
+            next_k = k_pool + page * k_page + g * 64 * size * wide
+            next_v = v_pool + page * v_page + g * 64 * padded * wide
         for r0 in range(0, rows, 4):
             _page(
                 mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,
-                size, wide, cap, part, step, scores,
+                size, wide, cap, part, step, scores, next_k, next_v,
             )  # fmt: skip
+            next_k, next_v = k, v
 
 
 # Operands of `attend`: 3 q (rotated and scaled), 4 q stride in bytes, 5 H, 6 G, 7 D, 8 window or 0,

@@ -107,13 +107,20 @@ def model_card(model: Llama, results: dict, notes: dict) -> str:
         ("step", "seconds", "tokens", "valid bits per byte"),
         [(x["step"], x["seconds"], x["tokens"], f"{x['valid_bpb']:.4f}") for x in notes.get("curve", [])],
     )
+    paired = _table(
+        ("paired run", "steps", "tokens", "seconds", "valid bits per byte"),
+        [
+            (name, x["step"], x["tokens"], x["seconds"], f"{x['valid_bpb']:.4f}")
+            for name, x in notes.get("paired", [])
+        ],
+    )
     answers = "\n\n".join(
         f"**{x['prompt']}**\n\n> " + x["answer"].replace("\n", "\n> ") for x in results["answers"]
     )
     return CARD.format(
         parameters=f"{results['parameters'] / 1e6:.1f}M",
         layers=c.layers, width=c.width, heads=c.heads, kv=c.kv_heads, ffn=c.ffn, vocab=c.vocab,
-        context=c.context, bits=bits, blimp=blimp, licences=licences, run=run, curve=curve,
+        context=c.context, bits=bits, blimp=blimp, licences=licences, run=run, curve=curve, paired=paired,
         answers=answers, held_out=", ".join(HELD_OUT_NOVELS),
     )  # fmt: skip
 
@@ -151,9 +158,13 @@ non-overlapping windows of {context} tokens, divided by UTF-8 bytes. BLiMP: summ
 
 {run}
 
+The optimizer was chosen by short runs of equal training time, same data, same schedule to zero, no chat tuning:
+
+{paired}
+
 Running bits per byte on the first 64 rows of the Wikipedia validation text (bf16, rows of {context} tokens
-without regard to documents, so not the same figure as above). All logs, and the paired runs that chose the
-optimizer, are JSON lines in `recipes/demo_text/curves/`.
+without regard to documents, so not the same figure as above). All logs are JSON lines in
+`recipes/demo_text/curves/`.
 
 {curve}
 

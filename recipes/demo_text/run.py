@@ -43,7 +43,7 @@ class Recipe:
 
 FULL = Recipe(
     model=ModelConfig(),
-    train=TrainConfig(seconds=1000.0),
+    train=TrainConfig(optimizer="dash", lr=4e-3, weight_decay=0.25, seconds=960.0),
     sample=corpus_data.Sample(),
 )
 TINY = Recipe(
@@ -105,12 +105,14 @@ def finish(recipe: Recipe, data: Path, work: Path, out: Path) -> dict:
     )
     print(json.dumps(results, indent=1, ensure_ascii=False), flush=True)
     lines = list(read_log(work / "final" / "log.jsonl"))
-    export(model, work / "tokenizer", results, out, notes=run_notes(recipe, lines))
+    pairs_logs = sorted(work.glob("paired_*/log.jsonl"))
+    notes = run_notes(recipe, lines, [(p.parent.name, list(read_log(p))) for p in pairs_logs])
+    export(model, work / "tokenizer", results, out, notes=notes)
     return results
 
 
-def run_notes(recipe: Recipe, lines: list[dict]) -> dict:
-    """What the model card says about the run."""
+def run_notes(recipe: Recipe, lines: list[dict], paired: list[tuple[str, list[dict]]]) -> dict:
+    """What the model card says about the run; `paired` holds (name, log) of the paired runs."""
     config, last = recipe.train, lines[-1]
     shares = lambda mix: ", ".join(f"{s.part} {100 * s.share:g} %" for s in mix)
     run = {
@@ -118,11 +120,12 @@ def run_notes(recipe: Recipe, lines: list[dict]) -> dict:
         "peak learning rate, weight decay, dropout": f"{config.lr:g}, {config.weight_decay:g}, {recipe.model.dropout:g}",
         "schedule": f"{config.warmup} warm-up steps, then a straight line to zero",
         "tokens per step": config.rows * recipe.model.context,
-        "steps, tokens, seconds": f"{last['step']}, {last['tokens']}, {last['seconds']:.0f}",
+        "steps, tokens, seconds of training": f"{last['step']}, {last['tokens']}, {last['seconds']:.0f}",
         "pre-training rows": shares(config.pretrain),
         f"chat tuning rows (last {100 * config.chat_share:g} % of the run)": shares(config.chat),
     }
-    return {"run": run, "curve": [line for line in lines if "valid_bpb" in line]}
+    curve = [line for line in lines if "valid_bpb" in line][:-1]  # the last one is logged twice
+    return {"run": run, "curve": curve, "paired": [(name, log[-1]) for name, log in paired]}
 
 
 def parser() -> argparse.ArgumentParser:

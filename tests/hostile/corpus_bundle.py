@@ -123,6 +123,12 @@ def _attr(op: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda graph: node(graph, op)["attrs"].update({key: value})
 
 
+def _plus(op: str, *inputs: str, **attrs: float) -> Callable[[dict[str, Any]], None]:
+    """One more node, whose output nobody reads."""
+    new = {"op": op, "inputs": list(inputs), "output": "more", "attrs": attrs}
+    return lambda graph: graph["nodes"].append(new)
+
+
 def _inputs(op: str, *names: str) -> Callable[[dict[str, Any]], None]:
     return lambda graph: node(graph, op).update(inputs=list(names))
 
@@ -153,6 +159,11 @@ _graph("context_zero", _set("context", 0), "graph-interface", "context of 0", "e
 _graph("context_huge", _set("context", 1 << 40), "graph-interface", "1099511627776", "1 to 1048576")
 _graph("embed_of_rows", _inputs("embed", "rows"), "graph-interface", "('rows',)", "('tokens',)")
 _graph("select_by_tokens", _inputs("select", "x2", "tokens"), "graph", "'logits'", "('R', 260)")
+_graph(
+    "ids_as_floats", _plus("softcap", "tokens", cap=1.0), "graph-interface", "('tokens',)", "float"
+)
+_graph("rows_by_id", _plus("select", "x2", "tokens"), "graph-interface", "numbers tokens", "rows")
+_graph("rows_of_rows", _plus("select", "picked", "rows"), "graph-interface", "rows of R", "ed T")
 _graph("add_of_tokens", _inputs("add", "tokens", "tokens"), "graph", "node")
 
 

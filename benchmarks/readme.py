@@ -1,0 +1,195 @@
+"""The README's tables, written from the registry and from measurements.
+
+    python -m benchmarks.readme                             rewrite the tables
+    python -m benchmarks.readme measure SRC [--name NAME]   convert and time a checkpoint, add a line
+    python -m benchmarks.readme measure --random 135m       the same with random weights
+
+Measurements are lines of `benchmarks/readme.jsonl`; a model's last line counts. Each command that is
+timed runs in a process of its own; the second of two loads is the warm one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgert.converters.families import FAMILIES
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ROOT / "benchmarks" / "readme.jsonl"
+# layers, width, heads, kv heads, feed-forward, vocabulary
+SHAPES = {
+    "135m": (30, 576, 9, 3, 1536, 49152),
+    "0.5b": (24, 896, 14, 2, 4864, 151936),
+    "1.1b": (22, 2048, 32, 4, 5632, 32000),
+}
+
+
+def family_table() -> str:
+    """One row a family, in the words of its module."""
+    rows = ["| `model_type` | Models |", "|---|---|"]
+    for kind, module in sorted(FAMILIES.items()):
+        said = (import_module(f"edgert.converters.families.{module}").__doc__ or "").split("\n\n")[0]
+        text = " ".join(said.removeprefix(f"{module}:").split()).rstrip(".")
+        rows.append(f"| {kind} | {text} |")
+    return "\n".join(rows)
+
+
+def performance_table(lines: list[dict[str, Any]]) -> str:
+    """One row a measured model and thread count."""
+    if not lines:
+        return "Not measured yet: `python -m benchmarks.readme measure SRC` adds a row."
+    rows = [
+        "| Model | Bundle | Convert | Convert peak | Load | Peak memory | Threads | Prompt 512 "
+        "| Write 128 | p90 | Of read limit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in {line["model"]: line for line in lines}.values():
+        made, bench = line["convert"], line["bench"]
+        cells = [
+            line["model"],
+            f"{made['bundle_bytes'] / 1e6:.0f} MB",
+            f"{made['seconds']:.1f} s",
+            f"{made['peak_rss'] / 1e6:.0f} MB",
+            f"{bench['load_s']:.2f} s",
+            f"{bench['peak_rss_mb']:.0f} MB",
+        ]
+        rows += ["| " + " | ".join([*cells, *speeds]) + " |" for speeds in _speeds(bench["rows"])]
+    machines = sorted({f"{line['machine']}, {line['date']}" for line in lines})
+    note = (
+        f"\n\nint4-g32 unless the name says otherwise; tokens per second, medians; {'; '.join(machines)}. "
+        "`edgert bench` measures your own machine."
+    )
+    return "\n".join(rows) + note
+
+
+def _speeds(rows: list[dict[str, Any]]) -> list[list[str]]:
+    found = []
+    for threads in sorted({row["threads"] for row in rows}):
+        tests = {row["test"]: row for row in rows if row["threads"] == threads}
+        write = tests["tg128"]
+        share = f"{write['read_share']:.0%}" if write["read_share"] else "–"
+        found.append(
+            [str(threads), f"{tests['pp512']['tps_median']:.0f}", f"{write['tps_median']:.1f}",
+             f"{write['p90_ms']:.2f} ms", share]
+        )  # fmt: skip
+    return found
+
+
+def filled(readme: str, sections: dict[str, str]) -> str:
+    """The README with the text between each pair of marks exchanged."""
+    for name, text in sections.items():
+        pattern = rf"(<!-- {name}: begin[^\n]*-->\n).*?(<!-- {name}: end -->)"
+        readme, count = re.subn(
+            pattern, lambda m, text=text: f"{m[1]}{text}\n{m[2]}", readme, flags=re.DOTALL
+        )
+        if count != 1:
+            raise SystemExit(f"README.md has {count} sections {name!r}, expected one")
+    return readme
+
+
+def sections() -> dict[str, str]:
+    """Every generated section, by name."""
+    lines = MEASURED.read_text(encoding="utf-8").splitlines() if MEASURED.is_file() else []
+    return {
+        "families": family_table(),
+        "performance": performance_table([json.loads(line) for line in lines if line]),
+    }
+
+
+def measure(source: str, name: str) -> None:
+    """Convert, load twice and time a checkpoint; append the line."""
+    from edgert.diagnosis import examine
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"{folder}/model.edge"
+        made = _edgert("convert", source, "-o", out, "--json")
+        _edgert("bench", out, "-p", "8", "-n", "8", "-r", "1", "--json")  # packs and compiles
+        bench = _edgert("bench", out, "-t", "1", "-t", "2", "--json")
+    line = {
+        "model": name,
+        "machine": f"{examine().cpu['model']}, {examine().cpu['instruction_set']}",
+        "date": datetime.date.today().isoformat(),
+        "convert": {key: made[key] for key in ("bundle_bytes", "seconds", "peak_rss")},
+        "bench": {key: value for key, value in bench.items() if key != "bundle"},
+    }
+    with open(MEASURED, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _edgert(*args: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-m", "edgert", *args], stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def random_checkpoint(folder: Path, shape: tuple[int, int, int, int, int, int]) -> Path:
+    """A Llama with random bfloat16 weights and a byte-level tokenizer, Hugging Face layout."""
+    from edgert.tensorfile import TensorWriter
+    from tests.tiny import BOS, EOS, tiny_tokenizer
+
+    layers, width, heads, kv_heads, ff, vocab = shape
+    size = width // heads
+    specs = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
+    for i in range(layers):
+        specs |= {
+            f"model.layers.{i}.{name}.weight": dims
+            for name, dims in {
+                "input_layernorm": (width,), "post_attention_layernorm": (width,),
+                "self_attn.q_proj": (width, width), "self_attn.k_proj": (kv_heads * size, width),
+                "self_attn.v_proj": (kv_heads * size, width), "self_attn.o_proj": (width, width),
+                "mlp.gate_proj": (ff, width), "mlp.up_proj": (ff, width),
+                "mlp.down_proj": (width, ff),
+            }.items()
+        }  # fmt: skip
+    rng = np.random.default_rng(0)
+    declared = {name: ("BF16", dims) for name, dims in specs.items()}
+    with TensorWriter(folder / "model.safetensors", declared) as writer:
+        for name, dims in specs.items():
+            scale = dims[1] ** -0.5 if len(dims) == 2 else 0.0
+            values = rng.standard_normal(dims, np.float32) * scale + (len(dims) == 1)
+            bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+            writer.write(name, bits)
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "hidden_size": width, "intermediate_size": ff, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+        "rope_theta": 10000.0, "bos_token_id": BOS, "eos_token_id": EOS,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tiny_tokenizer(), encoding="utf-8")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("verb", nargs="?", choices=["measure"])
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("--random", choices=list(SHAPES))
+    parser.add_argument("--name")
+    asked = parser.parse_args()
+    if asked.verb == "measure" and asked.random:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = random_checkpoint(Path(folder), SHAPES[asked.random])
+            measure(str(checkpoint), asked.name or f"Llama {asked.random.upper()}, random weights")
+    elif asked.verb == "measure":
+        if not asked.source:
+            parser.error("measure needs a checkpoint, or --random")
+        measure(asked.source, asked.name or Path(asked.source).name)
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8"), sections()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""`edgert convert`: make a bundle from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .settings import emit_json, json_option
+
+QUANTS = ("f32", "f16", "int8", "int8-g32", "int4", "int4-g32")
+
+
+@click.command("convert")
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT.edge",
+              help="The bundle to write, a directory.")
+@click.option("--quant", default="int4-g32", show_default=True, type=click.Choice(QUANTS),
+              help="How matrices are stored.")
+@click.option("--embed-quant", type=click.Choice(QUANTS),
+              help="Embedding and head; default: int8-g32 with int8 and int4, else as --quant.")
+@click.option("--name", help="The model's name; default: the source's.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--no-resume", is_flag=True, help="Do not go on from a conversion that was stopped.")
+@click.option("--no-golden", is_flag=True, help="Store no answers for `edgert verify --device`.")
+@click.option("--ignore-remote-code", is_flag=True,
+              help="Accept a checkpoint that names its own code, which is never run.")
+@click.option("-t", "--threads", type=click.IntRange(1), metavar="N")
+@json_option
+def command(
+    source: str,
+    output: Path,
+    quant: str,
+    embed_quant: str | None,
+    name: str | None,
+    force: bool,
+    no_resume: bool,
+    no_golden: bool,
+    ignore_remote_code: bool,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Make a bundle from SOURCE, a checkpoint directory or a Hugging Face hub id.
+
+    The bundle is written aside, verified, then renamed. A conversion that is stopped leaves the old
+    bundle, or none, and goes on where it was when it is started again.
+    """  # fmt: skip
+    from ..converters.convert import convert
+
+    folder = Path(source)
+    report = convert(
+        folder if folder.exists() else source,
+        output,
+        quant=quant,
+        embed_quant=embed_quant,
+        name=name,
+        force=force,
+        progress=not as_json,
+        resume=not no_resume,
+        golden=not no_golden,
+        ignore_remote_code=ignore_remote_code,
+        threads=threads,
+    )
+    if as_json:
+        emit_json({"schema": 1, **report.to_dict()})
+    else:
+        click.echo(f"{report.summary()}\nwritten: {report.path}")
+    return 0

@@ -1,0 +1,76 @@
+"""`edgert doctor`: what is installed, what this machine can do, what is wrong."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from .settings import emit_json, json_option, megabytes, say
+
+if TYPE_CHECKING:
+    from ..diagnosis import Findings
+
+
+@click.command("doctor")
+@click.option("--warm", is_flag=True, help="Compile all kernels now, so that first loads are fast.")
+@json_option
+def command(warm: bool, as_json: bool) -> int:
+    """Say what is installed, which instructions this CPU has, and the state of the caches.
+
+    Exits with 1 when something is wrong.
+    """
+    from ..diagnosis import examine
+
+    seconds = _warm() if warm else None
+    found = examine()
+    if as_json:
+        emit_json({"schema": 1, **found.to_dict(), "warm_s": seconds})
+    else:
+        for name, text in _lines(found).items():
+            click.echo(f"{name:13} {text}")
+        for problem in found.problems:
+            click.echo(f"PROBLEM       {problem.message}\n              hint: {problem.hint}")
+        click.echo("all well" if not found.problems else f"{len(found.problems)} problems")
+    return 1 if found.problems else 0
+
+
+def _warm() -> float:
+    """Compile kernels into the cache, saying so; returns the seconds it took."""
+    from ..session import warm
+
+    start = time.perf_counter()
+    say("edgert: compiling kernels for this machine; this happens once")
+    count = warm(lambda name, done, total: say(f"  {done + 1:3} of {total}  {name}"))
+    seconds = time.perf_counter() - start
+    say(f"edgert: {count} kernels ready after {seconds:.1f} s")
+    return seconds
+
+
+def _lines(found: Findings) -> dict[str, str]:
+    cpu, memory, cache, demo = found.cpu, found.memory, found.cache, found.demo
+    limit = f", limited to {megabytes(memory['limit'])}" if memory["limit"] else ""
+    kernels = cache["kernels"]
+    return {
+        "edgert": f"{found.edgert}, Python {found.python}",
+        "system": found.system,
+        "packages": _versions(found.packages),
+        "optional": _versions(found.optional),
+        "cpu": f"{cpu['model']}, {cpu['available']} of {cpu['logical']} logical cores",
+        "instructions": f"{cpu['instruction_set']} (usable: {', '.join(cpu['usable'])}; "
+        f"features: {' '.join(cpu['features'])})",
+        "memory": f"{megabytes(memory['available'] or 0)} free of "
+        f"{megabytes(memory['total'] or 0)}{limit}",
+        "cache": f"{cache['path']}, {'writable' if cache['writable'] else 'NOT writable'}, "
+        f"{megabytes(cache['bytes'])}",
+        "kernels": f"{kernels['files']} files in {kernels['path']}"
+        if kernels["files"]
+        else "none compiled yet; `edgert doctor --warm` does it",
+        "providers": ", ".join(found.providers) or "none",
+        "demo model": f"{demo['name']}, {'converted' if demo['bundle'] else 'not converted yet'}",
+    }
+
+
+def _versions(packages: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {version or 'missing'}" for name, version in packages.items())

@@ -1,0 +1,54 @@
+"""`edgert export`: add an ONNX model to a bundle, over the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .settings import emit_json, json_option, megabytes
+
+
+@click.command("export")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    default="f32",
+    show_default=True,
+    type=click.Choice(("f32", "f16")),
+    help="Activations: f32 for CPUs, f16 for GPUs.",
+)
+@click.option(
+    "--standard", is_flag=True, help="Only ops of the ONNX standard, for openvino, qnn and coreml."
+)
+@click.option(
+    "--rows",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="With --standard: fixed number of tokens a step (QNN takes no dynamic shapes).",
+)
+@click.option(
+    "--capacity",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="With --rows: fixed number of tokens a conversation may hold.",
+)
+@json_option
+def command(
+    bundle: Path, precision: str, standard: bool, rows: int, capacity: int, as_json: bool
+) -> int:
+    """Add <part>.onnx to BUNDLE for onnxruntime's providers (`--device cuda` and others).
+
+    The ONNX file names the bundle's own weights file, so it takes no second copy of the weights.
+    """  # fmt: skip
+    from ..converters.onnx_emit import export
+
+    made = export(bundle, precision=precision, standard=standard, rows=rows, capacity=capacity)
+    if as_json:
+        emit_json({"schema": 1, "bundle": str(bundle), "files": [path.name for path in made]})
+    else:
+        for path in made:
+            click.echo(f"{path}: {megabytes(path.stat().st_size)}")
+    return 0

@@ -1,0 +1,66 @@
+"""The command line in a process of its own, at a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+
+SECONDS = 60.0
+
+
+class Terminal:
+    """with Terminal("chat", bundle) as terminal: ...; `seen` is all that was shown so far."""
+
+    def __init__(self, *args: object) -> None:
+        import pty
+
+        self._master, slave = pty.openpty()
+        command = [sys.executable, "-m", "edgert", *map(str, args)]
+        self._process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            preexec_fn=lambda: _own_terminal(slave),
+            env=os.environ | {"TERM": "dumb"},
+        )  # fmt: skip
+        os.close(slave)
+        self.seen = ""
+
+    def write(self, data: bytes) -> None:
+        """What a person types."""
+        os.write(self._master, data)
+
+    def wait_for(self, text: str, *, count: int = 1) -> None:
+        """Read until something new shows `text` so many times."""
+        fresh, end = "", time.monotonic() + SECONDS
+        while fresh.count(text) < count:
+            piece = self._read(end - time.monotonic())
+            fresh += piece
+            self.seen += piece
+            assert piece, f"waited for {text!r}, saw {self.seen[-2000:]!r}"
+
+    def _read(self, seconds: float) -> str:
+        ready, _, _ = select.select([self._master], [], [], max(0.0, seconds))
+        try:
+            return os.read(self._master, 4096).decode(errors="replace") if ready else ""
+        except OSError:  # the other end is gone
+            return ""
+
+    def exit_code(self) -> int:
+        return self._process.wait(SECONDS)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+
+def _own_terminal(slave: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)

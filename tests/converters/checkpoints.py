@@ -1,0 +1,176 @@
+"""Tiny random checkpoints of every family, written by transformers, with a byte-level tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.tiny import BOS, EOS, SPECIAL, TEMPLATE, tiny_tokenizer
+
+VOCAB, CONTEXT = 272, 512
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": None,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.5],
+    "long_factor": [1.0, 2.0, 4.0, 7.5],
+}
+
+# case -> (transformers' config class, changes to SIZES)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-untied": ("LlamaConfig", {"num_key_value_heads": 4, "head_dim": 24}),
+    "llama-bias": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "llama-llama3": ("LlamaConfig", {"rope_parameters": LLAMA3}),
+    "llama-linear": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}},
+    ),
+    "llama-dynamic": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
+    ),
+    "mistral-window": ("MistralConfig", {"sliding_window": 40}),
+    "mistral-full": ("MistralConfig", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen2-window": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 33, "max_window_layers": 1},
+    ),
+    "qwen2-yarn": (
+        "Qwen2Config",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1e6,
+                "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3-bias": ("Qwen3Config", {"head_dim": 16, "attention_bias": True}),
+    "gemma2": ("Gemma2Config", {"head_dim": 32, "sliding_window": 48, "query_pre_attn_scalar": 20}),
+    "gemma2-mild": (
+        "Gemma2Config",
+        {"head_dim": 16, "final_logit_softcapping": None, "attn_logit_softcapping": None},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 32,
+            "sliding_window": 37,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "gemma3-scaled": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 16,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "final_logit_softcapping": 20.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi3": ("Phi3Config", {"sliding_window": 50}),
+    "phi3-longrope": (
+        "Phi3Config",
+        {
+            "rope_parameters": {**LONG, "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+            "original_max_position_embeddings": 128,
+        },
+    ),
+    "smollm3": (
+        "SmolLM3Config",
+        {"no_rope_layers": [1, 0, 1], "no_rope_layer_interval": 2, "tie_word_embeddings": True},
+    ),
+    "smollm3-window": (
+        "SmolLM3Config",
+        {
+            "no_rope_layer_interval": 3,
+            "use_sliding_window": True,
+            "sliding_window": 45,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+def make_model(case: str) -> Any:
+    """A transformers model with weights, norms and biases that all matter."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    kind, changes = CASES[case]
+    config = getattr(transformers, kind)(**{**SIZES, **changes})
+    torch.manual_seed(sum(map(ord, case)))
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            spread = 0.3 if weight.dim() == 1 else 1.4 / weight.shape[1] ** 0.5
+            centre = 1.0 if "norm" in name and not kind.startswith("Gemma") else 0.0
+            weight.copy_(centre + spread * torch.randn_like(weight))
+        model.tie_weights()
+    return model.float().eval()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json of tests/tiny.py."""
+    import json
+
+    (folder / "tokenizer.json").write_text(tiny_tokenizer(), encoding="utf-8")
+    config = {
+        "bos_token": SPECIAL[BOS],
+        "eos_token": SPECIAL[EOS],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_checkpoint(case: str, folder: Path, **options: Any) -> Any:
+    """A checkpoint directory; returns the model. options go to save_pretrained."""
+    model = make_model(case)
+    model.save_pretrained(folder, **options)
+    write_tokenizer(folder)
+    return model
+
+
+def prompt(count: int, seed: int = 0) -> np.ndarray:
+    """Token ids int32 [count]."""
+    return np.random.default_rng(seed).integers(4, 260, count).astype(np.int32)
+
+
+def expected_logits(model: Any, ids: np.ndarray) -> np.ndarray:
+    """transformers' logits float32 [T, V]."""
+    import torch
+
+    with torch.no_grad():
+        out = model(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
+    logits: np.ndarray = out.logits[0].numpy()
+    return logits

@@ -1,0 +1,76 @@
+"""Tiny configs of every family, and random weights for the graphs made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from edgert.converters import families
+from edgert.kernels.quant import Matrix
+
+from edgert.graph import Graph
+
+_COMMON = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 120,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 1024,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
+_GEMMA = {key: value for key, value in _COMMON.items() if key != "hidden_act"} | {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+}
+_LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}  # fmt: skip
+CONFIGS: Mapping[str, dict[str, Any]] = {
+    "llama": _COMMON,
+    "llama-llama3-rope": _COMMON | {"model_type": "llama", "rope_scaling": _LLAMA3},
+    "llama-head-8": _COMMON | {"model_type": "llama", "num_attention_heads": 8},
+    "mistral": _COMMON | {"sliding_window": 40, "head_dim": 16, "tie_word_embeddings": False},
+    "qwen2": _COMMON,
+    "qwen3": _COMMON | {"head_dim": 32},
+    "gemma2": _GEMMA
+    | {"sliding_window": 40, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": _GEMMA
+    | {"sliding_window": 40, "sliding_window_pattern": 2, "rope_local_base_freq": 1000.0},
+    "phi3": _COMMON
+    | {
+        "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 128,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.5, 2.0, 3.0, 4.0],
+        },
+    },
+    "smollm3": _COMMON | {"no_rope_layers": [1, 0], "no_rope_layer_interval": 2},
+}
+
+
+def family_graph(name: str) -> tuple[Graph, dict[str, Matrix]]:
+    """The f32 graph of a config above, with random weights."""
+    config = {"model_type": name, **CONFIGS[name]}
+    model = families.build(config)
+    rng = np.random.default_rng(3)
+    weights: dict[str, Matrix] = {}
+    for weight, recipe in model.tensors.items():
+        shape = model.graph.weights[weight].shape
+        if recipe.values is not None:
+            weights[weight] = np.asarray(recipe.values, np.float32)
+        elif len(shape) == 1:
+            weights[weight] = (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+        else:
+            dense = rng.standard_normal(shape) / np.sqrt(shape[1])
+            weights[weight] = dense.astype(np.float32)
+    return model.graph, weights

@@ -1,0 +1,304 @@
+"""The onnxruntime session: equal to the CPU session for every family, and the session contract."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from edgert.kernels.quant import Matrix
+from numpy.typing import NDArray
+from onnx import inliner
+
+from edgert.errors import DeviceError, RequestError
+from edgert.graph import Graph
+from edgert.session.base import Feed, Session
+from edgert.session.cpu import CpuSession
+from edgert.session.onnx_check import MICROSOFT_OPS, STANDARD_OPS
+from edgert.session.onnx_io import PLAIN, Variant, interface
+from edgert.session.ort import mask
+from edgert.session.ort_state import OrtState
+from edgert.session.reference import ReferenceSession
+
+from ..closeness import assert_close
+from ..onnx_model import emit_model, ort_session
+from ..tiny import tiny_graph, tiny_weights
+from .families import CONFIGS, family_graph
+
+STANDARD, HALF = Variant(standard=True), Variant(half=True)
+STATIC = Variant(standard=True, rows=16, capacity=640)
+VARIANTS = {"f32": PLAIN, "f16": HALF, "std": STANDARD, "f16.std": Variant(True, True)}
+TOKENS = np.random.default_rng(0).integers(0, 120, 500).astype(np.int32)
+
+
+def logits(session: Session, *lengths: int, expected: int = 0) -> NDArray[np.float32]:
+    """All rows of the first sum(lengths) tokens, fed in pieces of those lengths."""
+    state, out, start = session.new_state(expected), [], 0
+    for length in lengths:
+        out.append(session.step([Feed(state, TOKENS[start : start + length], "all")])[0])
+        state.commit(length)
+        start += length
+    state.close()
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_equals_the_cpu_session(name: str, tmp_path: Path) -> None:
+    graph, weights = family_graph(name)
+    cpu = CpuSession(graph, weights, threads=1, max_rows=512)
+    ort = ort_session(graph, weights, tmp_path)
+    for lengths in ((1,), (63,), (500,), (100, 37, 1, 1, 361)):
+        total = sum(lengths)
+        expected = logits(cpu, *([total] if total <= 256 else [256, total - 256]), expected=total)
+        got = logits(ort, *lengths, expected=total)
+        assert_close(f"{name} {lengths}", expected, got, rms=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "phi3", "smollm3"])
+@pytest.mark.parametrize(("variant", "limit"), [(STANDARD, 1e-5), (STATIC, 1e-5), (HALF, 1e-2)])
+def test_other_variants(name: str, variant: Variant, limit: float, tmp_path: Path) -> None:
+    graph, weights = family_graph(name)
+    expected = logits(ReferenceSession(graph, weights), 150, expected=150)
+    session = ort_session(graph, weights, tmp_path, variant)
+    got = logits(session, 100, 1, 49, expected=150)
+    assert_close(f"{name} {variant.suffix}", expected, got, rms=limit)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("variant", [*VARIANTS.values(), STATIC], ids=[*VARIANTS, "static"])
+def test_emission_passes_the_checker_and_shape_inference(
+    name: str, variant: Variant, tmp_path: Path
+) -> None:
+    graph, weights = family_graph(name)
+    path = emit_model(graph, weights, tmp_path, variant)
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    inferred = onnx.shape_inference.infer_shapes(
+        model, strict_mode=True, check_type=True, data_prop=True
+    )
+    known = {v.name for v in inferred.graph.value_info} | {v.name for v in inferred.graph.output}
+    missing = {node.output for node in graph.nodes if node.op != "add"} - known - {"logits"}
+    assert not missing, f"no shape for {missing}"
+    used = {(n.domain, n.op_type) for n in _all_nodes(model)}
+    listed = {("", op) for op in STANDARD_OPS} | {("com.microsoft", op) for op in MICROSOFT_OPS}
+    assert used <= listed | {("edgert", f.name) for f in model.functions}
+    if variant.standard:
+        assert not [op for domain, op in used if domain == "com.microsoft"]
+    inputs, outputs = interface(graph, variant)
+    assert [i.name for i in model.graph.input] == [port.name for port in inputs]
+    assert [o.name for o in model.graph.output] == [port.name for port in outputs]
+
+
+def _all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [*model.graph.node, *(node for f in model.functions for node in f.node)]
+
+
+# https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html, "Supported ONNX
+# operators"; Reshape is not in that table but has a builder there. Constants and Identity vanish.
+QNN_OPS = {
+    "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Floor", "Gather", "Gelu", "MatMul", "Mul",
+    "Pow", "ReduceMean", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh",
+    "Transpose", "Unsqueeze",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "mixed"])
+def test_static_variant_meets_the_documented_constraints_of_qnn(name: str, tmp_path: Path) -> None:
+    """Static shapes everywhere, listed ops only, rank 5 at most, no control flow."""
+    graph, weights = _mixed() if name == "mixed" else family_graph(name)
+    path = emit_model(graph, weights, tmp_path, STATIC)
+    model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    ops = {(node.domain, node.op_type) for node in model.graph.node}
+    assert ops <= {("", op) for op in QNN_OPS | {"Constant", "Identity"}}
+    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in values}
+    outputs = {out for node in model.graph.node for out in node.output}
+    assert outputs <= set(shapes), f"shapes unknown: {sorted(outputs - set(shapes))[:5]}"
+    for value, dims in shapes.items():
+        assert all(dim.HasField("dim_value") and dim.dim_value > 0 for dim in dims), value
+        assert len(dims) <= 5, value
+
+
+def _mixed() -> tuple[Graph, dict[str, Matrix]]:
+    graph = tiny_graph(quant="mixed", context=640)
+    return graph, tiny_weights(graph)
+
+
+@pytest.mark.parametrize("quant", ["int4", "int8", "mixed", "f16"])
+def test_quantized_models_equal_the_cpu_session(quant: str, tmp_path: Path) -> None:
+    """The same formula: MatMulNBits at accuracy level 4 quantizes activations as we do. A value
+    on the edge between two codes may fall to either side, hence not 1e-5."""
+    graph = tiny_graph(quant=quant, context=640)
+    weights = tiny_weights(graph)
+    expected = logits(CpuSession(graph, weights, threads=1, kv_bits=32), 200)
+    got = logits(ort_session(graph, weights, tmp_path), 150, 1, 49)
+    assert_close(quant, expected, got, rms=1e-2)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    graph = tiny_graph(quant="f32", context=640, window=30)
+    weights = tiny_weights(graph)
+    return ort_session(graph, weights, tmp_path_factory.mktemp("ort"))
+
+
+def test_rows_asked_for(session: Session) -> None:
+    states = [session.new_state() for _ in range(3)]
+    kinds = ("all", "none", "last")
+    got = session.step([Feed(s, TOKENS[:9], k) for s, k in zip(states, kinds, strict=True)])
+    assert [len(part) for part in got] == [9, 0, 1]
+    assert_close("last row", got[0][-1:], got[2], rms=1e-6)
+
+
+def test_two_sequences_in_a_step_equal_each_alone(session: Session) -> None:
+    a, b = session.new_state(), session.new_state()
+    first = session.step([Feed(a, TOKENS[:20]), Feed(b, TOKENS[40:47])])
+    a.commit(20)
+    b.commit(7)
+    second = session.step([Feed(a, TOKENS[20:21]), Feed(b, TOKENS[47:52], "all")])
+    for tokens, rows in (
+        (TOKENS[:21], (first[0], second[0])),
+        (TOKENS[40:52], (first[1], second[1])),
+    ):
+        alone = session.step([Feed(session.new_state(), tokens, "all")])[0]
+        picked = np.concatenate(
+            [alone[: len(tokens)][[len(tokens) - len(rows[1]) - 1]], alone[-len(rows[1]) :]]
+        )
+        assert_close("alone", picked, np.concatenate(rows), rms=1e-5)
+
+
+def test_commit_forgets_what_was_not_kept(session: Session) -> None:
+    straight = logits(session, 30)
+    state = session.new_state()
+    session.step([Feed(state, TOKENS[:20])])
+    state.commit(20)
+    session.step([Feed(state, TOKENS[300:310])])
+    state.commit(0)
+    assert_close("after commit(0)", straight[20:], _rest(session, state), rms=1e-5)
+
+
+def _rest(session: Session, state: Any) -> NDArray[np.float32]:
+    return session.step([Feed(state, TOKENS[20:30], "all")])[0]
+
+
+def test_trim_and_snapshot(session: Session) -> None:
+    straight = logits(session, 30)
+    state = session.new_state()
+    session.step([Feed(state, TOKENS[:25])])
+    state.commit(25)
+    state.trim(20)
+    kept = state.snapshot()
+    assert_close("after trim", straight[20:], _rest(session, state), rms=1e-5)
+    other = session.new_state()
+    other.restore(kept)
+    assert other.length == 20
+    assert_close("restored", straight[20:], _rest(session, other), rms=1e-5)
+    kept["kv"]["kv0"] = tuple(part[:, :1] for part in kept["kv"]["kv0"])
+    with pytest.raises(RequestError, match="belongs to another model"):
+        other.restore(kept)
+
+
+def test_buffers_grow_and_stay_poison_free(session: Session) -> None:
+    """Whatever lies in the cache past the committed rows, NaN included, has no effect."""
+    state = session.new_state()
+    assert isinstance(state, OrtState)
+    for buffer in state.buffers.values():
+        buffer.numpy().fill(np.nan)
+    small, out = state.capacity, []
+    for start, stop in ((0, 200), (200, 201), (201, 500)):
+        out.append(session.step([Feed(state, TOKENS[start:stop], "all")])[0])
+        state.commit(stop - start)
+    assert state.capacity > small
+    assert state.nbytes == 2 * 2 * state.capacity * 2 * 16 * 4  # k, v; layers; P; G; D; bytes
+    assert_close("poisoned", logits(session, 500), np.concatenate(out), rms=1e-5)
+
+
+def test_a_step_with_the_whole_buffer_as_total(session: Session) -> None:
+    """What a captured CUDA graph replays: total_sequence_length stays the capacity."""
+    straight = logits(session, 30)
+    state = session.new_state()
+    session.step([Feed(state, TOKENS[:20])])
+    state.commit(20)
+    session.step([Feed(state, TOKENS[20:21])])
+    state.commit(1)
+    assert isinstance(state, OrtState)
+    state.bindings[1, 1].graph_id = 1
+    for index in range(21, 30):
+        got = session.step([Feed(state, TOKENS[index : index + 1])])[0]
+        state.commit(1)
+        assert_close(f"row {index}", straight[index : index + 1], got, rms=1e-5)
+
+
+def test_misuse_is_refused(session: Session, tmp_path: Path) -> None:
+    state = session.new_state()
+    with pytest.raises(RequestError, match="expected 1 to"):
+        session.step([Feed(state, np.zeros(513, np.int32))])
+    with pytest.raises(RequestError, match="token ids"):
+        session.step([Feed(state, np.array([260], np.int32))])
+    graph = tiny_graph(quant="f32", context=64)
+    other = ort_session(graph, tiny_weights(graph), tmp_path)
+    with pytest.raises(RequestError, match="another session"):
+        other.step([Feed(state, TOKENS[:2])])
+    other.close()
+    other.close()
+    with pytest.raises(RequestError, match="closed"):
+        other.step([Feed(state, TOKENS[:2])])
+
+
+def test_static_variant_refuses_more_than_its_capacity(tmp_path: Path) -> None:
+    graph = tiny_graph(quant="f32", context=640)
+    variant = Variant(standard=True, rows=8, capacity=32)
+    session = ort_session(graph, tiny_weights(graph), tmp_path, variant)
+    assert session.context == 32
+    expected = logits(ReferenceSession(graph, tiny_weights(graph)), 32)
+    assert_close("full", expected, logits(session, 29, 3), rms=1e-5)
+    with pytest.raises(RequestError, match="context"):
+        logits(session, 33)
+
+
+def test_a_failing_run_is_a_device_error(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that fails at its first run: an error, no second try on another provider."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            if name == "run_with_iobinding":
+                raise RuntimeError("CUDA failure 999")
+            return getattr(real, name)
+
+    real = session.session  # type: ignore[attr-defined]
+    monkeypatch.setattr(session, "session", Broken())
+    with pytest.raises(DeviceError, match="CUDA failure 999") as caught:
+        session.step([Feed(session.new_state(), TOKENS[:3])])
+    assert caught.value.code == "device-run"
+
+
+@pytest.mark.parametrize("window", [0, 1, 5])
+def test_mask(window: int) -> None:
+    seen = mask(7, 3, 10, window, "float32")[0, 0] == 0
+    for row, position in enumerate(range(7, 10)):
+        where = [*range(10), 7, 8, 9]
+        valid = [j < 7 for j in range(10)] + [True] * 3
+        expected = [
+            ok and j <= position and (not window or j > position - window)
+            for j, ok in zip(where, valid, strict=True)
+        ]
+        assert seen[row].tolist() == expected
+
+
+def test_few_nodes_a_layer(tmp_path: Path) -> None:
+    """Launches are what decoding costs on a GPU: the f16 emission has 6 nodes a Llama layer."""
+    graph = tiny_graph(quant="int4", layers=6)
+    model = onnx.load(
+        emit_model(graph, tiny_weights(graph), tmp_path, HALF), load_external_data=False
+    )
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["MatMulNBits"] == 6 * 4 + 1
+    assert kinds["GroupQueryAttention"] == 6
+    assert kinds["SkipSimplifiedLayerNormalization"] == 6 * 2 - 1 + 0
+    assert kinds["Glu_silu"] == 6
+    # casts of norm weights are folded when a session is made
+    assert sum(n for kind, n in kinds.items() if kind != "Cast") <= 6 * 8 + 8
