@@ -186,12 +186,36 @@ class _Job:
         if faults or text is None:
             raise refused(faults)
         self.text: Text = text
+        self.check_tokenizer()
         self.model.graph.shapes()
         self.graph = encoded(self.model.graph, self.quant, self.embed_quant)
         self.specs = aligned_order(
             {t: s for name, w in self.graph.weights.items() for t, s in tensors_of(name, w).items()}
         )
         self.hashes = source.hashes()
+
+    def check_tokenizer(self) -> None:
+        """Build the tokenizer once, as loading will, before any work is done."""
+        from ..text.tokenizer import Tokenizer
+
+        spec = self.text.spec
+        path = self.source.path / spec.tokenizer
+        try:
+            self.tokenizer = Tokenizer(
+                self.text.files[spec.tokenizer],
+                vocab_size=spec.vocab_size,
+                eos_token_ids=spec.eos_token_ids,
+                bos_token_id=spec.bos_token_id,
+                add_bos=spec.add_bos,
+                special=spec.special.values(),
+                where=str(path),
+            )
+        except BundleError as error:
+            raise ConvertError(
+                error.message,
+                code=error.code,
+                hint="take the tokenizer files that belong to these weights",
+            ) from None
 
     def bytes_needed(self) -> int:
         """Size of the bundle, nearly."""
@@ -283,20 +307,12 @@ class _Job:
         return Provenance(command, versions, self.hashes, today)
 
     def verify(self, writer: BundleWriter, *, golden: bool) -> tuple[tuple[Golden, ...], str]:
-        """Open what was written, build its tokenizer, answer the golden prompts."""
-        from ..text.tokenizer import Tokenizer
-
+        """Open what was written, answer the golden prompts."""
         with writer.preview(self.manifest()) as bundle:
-            try:
-                tokenizer = Tokenizer.from_bundle(bundle)
-            except BundleError as error:
-                raise ConvertError(
-                    f"{self.source.path / 'tokenizer.json'}: {error.message}",
-                    code=error.code,
-                    hint="take the tokenizer files that belong to these weights",
-                ) from None
-            prompts = [tokenizer.encode(text, bos=True) for text in GOLDEN_PROMPTS]
-            return golden_answers(bundle, prompts) if golden else ((), "not asked for")
+            if not golden:
+                return (), "not asked for"
+            prompts = [self.tokenizer.encode(text, bos=True) for text in GOLDEN_PROMPTS]
+            return golden_answers(bundle, prompts)
 
     def finish(
         self, writer: BundleWriter, notes: list[WeightReport], answers: tuple[Golden, ...]

@@ -13,7 +13,7 @@ Errors are those of `edgert.errors`; sampling parameters are the fields of `Samp
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,15 +25,15 @@ from . import limits
 from .errors import RequestError
 from .session.base import Feed, Session, State
 from .text.conversation import Conversation
-from .text.generate import Proposer, Run, check_room, expected_length
+from .text.generate import Progress, Proposer, Run, check_room, expected_length
 from .text.params import Resolved, SamplingParams
 from .text.results import Generation
 from .text.stream import Gate, Stream
-from .text.template import ChatTemplate
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .text.template import ChatTemplate
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -67,7 +67,7 @@ def load(
     bundle = Bundle.open(path, verify=verify)
     try:
         tokenizer = Tokenizer.from_bundle(bundle)
-        template = ChatTemplate.from_bundle(bundle, tokenizer)
+        template = _template(bundle, tokenizer)
         session = open_session(bundle, device=device, threads=threads, ctx_size=ctx_size or 0,
                                kv_bits=kv_bits)  # fmt: skip
     except BaseException:
@@ -84,6 +84,14 @@ def load(
     )
     model.load_s = time.perf_counter() - start
     return model
+
+
+def _template(bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
+    if bundle.manifest.text.chat_template is None:
+        return None  # and jinja2 is not even imported
+    from .text.template import ChatTemplate
+
+    return ChatTemplate.from_bundle(bundle, tokenizer)
 
 
 class TextModel:
@@ -126,7 +134,7 @@ class TextModel:
         *,
         special: bool = False,
         proposer: Proposer | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         **params: Any,
     ) -> Stream:
         """Continue a text or token ids, piece by piece.

@@ -41,6 +41,7 @@ class Findings(msgspec.Struct):
     providers: list[str]
     demo: dict[str, Any]
     problems: list[Problem]
+    jetson: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.to_builtins(self)
@@ -53,6 +54,8 @@ def examine() -> Findings:
 
     problems: list[Problem] = []
     packages = {name: version_of(name) for name in CORE}
+    packages["onnxruntime"] = _onnxruntime(problems)
+    providers = _providers(problems)
     for name, version in packages.items():
         if version is None:
             problems.append(Problem(f"{name} is not installed", f"pip install {name}"))
@@ -65,9 +68,10 @@ def examine() -> Findings:
         cpu=_cpu(problems),
         memory=memory(),
         cache=_cache(problems),
-        providers=_providers(problems),
+        providers=providers,
         demo=_demo(problems),
         problems=problems,
+        jetson=_jetson(problems, providers),
     )
 
 
@@ -184,6 +188,33 @@ def _providers(problems: list[Problem]) -> list[str]:
             )
         return []
     return list(onnxruntime.get_available_providers())
+
+
+def _onnxruntime(problems: list[Problem]) -> str | None:
+    """Version of onnxruntime, whichever of its distributions provides it."""
+    from .session.providers import installed_builds
+
+    builds = installed_builds()
+    if len(builds) > 1:
+        problems.append(
+            Problem(
+                f"{', '.join(builds)} are installed over one another",
+                f"pip uninstall {' '.join(builds)}, then install the one you need",
+            )
+        )
+    found = [f"{version_of(name)} ({name})" for name in builds if name != "onnxruntime"]
+    return version_of("onnxruntime") or next(iter(found), None)
+
+
+def _jetson(problems: list[Problem], providers: list[str]) -> dict[str, Any] | None:
+    from .jetson import look
+
+    board = look(providers=providers)
+    if board is None:
+        return None
+    problems += [Problem(advice.message, advice.hint) for advice in board.problems]
+    found: dict[str, Any] = msgspec.to_builtins(board, str_keys=True)
+    return found
 
 
 def _demo(problems: list[Problem]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def command(
     At a terminal, /help lists the commands. Through a pipe, every line is one turn and answers go
     to stdout.
     """
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed, expected a terminal or a pipe there")
     from ..api import load
 
     path = bundle_or_demo(bundle)
@@ -65,15 +67,13 @@ class Room:
         say(f"{self.model.name}, context of {self.model.context} tokens. /help lists commands.")
         while True:
             try:
-                line = input("> ")
+                if self._command(input("> ").strip()):
+                    return 0
             except EOFError:
                 say()
                 return 0
             except KeyboardInterrupt:
                 say("\n(Ctrl-D or /quit leaves)")
-                continue
-            if self._command(line.strip()):
-                return 0
 
     def pipe(self) -> int:
         """Lines from a pipe until it ends; Ctrl-C ends all."""

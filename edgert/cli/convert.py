@@ -13,18 +13,41 @@ QUANTS = ("f32", "f16", "int8", "int8-g32", "int4", "int4-g32")
 
 @click.command("convert")
 @click.argument("source")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT.edge",
-              help="The bundle to write, a directory.")
-@click.option("--quant", default="int4-g32", show_default=True, type=click.Choice(QUANTS),
-              help="How matrices are stored.")
-@click.option("--embed-quant", type=click.Choice(QUANTS),
-              help="Embedding and head; default: int8-g32 with int8 and int4, else as --quant.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="OUT.edge",
+    help="The bundle to write, a directory.",
+)
+@click.option(
+    "--quant",
+    default="int4-g32",
+    show_default=True,
+    type=click.Choice(QUANTS),
+    help="How matrices are stored.",
+)
+@click.option(
+    "--embed-quant",
+    type=click.Choice(QUANTS),
+    help="Embedding and head; default: int8-g32 with int8 and int4, else as --quant.",
+)
 @click.option("--name", help="The model's name; default: the source's.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-resume", is_flag=True, help="Do not go on from a conversion that was stopped.")
 @click.option("--no-golden", is_flag=True, help="Store no answers for `edgert verify --device`.")
-@click.option("--ignore-remote-code", is_flag=True,
-              help="Accept a checkpoint that names its own code, which is never run.")
+@click.option(
+    "--ignore-remote-code",
+    is_flag=True,
+    help="Accept a checkpoint that names its own code, which is never run.",
+)
+@click.option(
+    "--onnx",
+    multiple=True,
+    type=click.Choice(("f32", "f16")),
+    help="Add an ONNX model with such activations, see `edgert export`; may be repeated.",
+)
 @click.option("-t", "--threads", type=click.IntRange(1), metavar="N")
 @json_option
 def command(
@@ -37,6 +60,7 @@ def command(
     no_resume: bool,
     no_golden: bool,
     ignore_remote_code: bool,
+    onnx: tuple[str, ...],
     threads: int | None,
     as_json: bool,
 ) -> int:
@@ -61,6 +85,11 @@ def command(
         ignore_remote_code=ignore_remote_code,
         threads=threads,
     )
+    if onnx:
+        from ..converters.onnx_emit import export
+
+        for precision in onnx:
+            export(output, precision=precision)
     if as_json:
         emit_json({"schema": 1, **report.to_dict()})
     else:

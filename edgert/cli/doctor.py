@@ -52,7 +52,9 @@ def _lines(found: Findings) -> dict[str, str]:
     cpu, memory, cache, demo = found.cpu, found.memory, found.cache, found.demo
     limit = f", limited to {megabytes(memory['limit'])}" if memory["limit"] else ""
     kernels = cache["kernels"]
-    return {
+    board = found.jetson
+    jetson = f"{board['model']}, JetPack {board['jetpack']}, {board['power_mode']}" if board else ""
+    lines = {
         "edgert": f"{found.edgert}, Python {found.python}",
         "system": found.system,
         "packages": _versions(found.packages),
@@ -70,6 +72,7 @@ def _lines(found: Findings) -> dict[str, str]:
         "providers": ", ".join(found.providers) or "none",
         "demo model": f"{demo['name']}, {'converted' if demo['bundle'] else 'not converted yet'}",
     }
+    return {**lines, "jetson": jetson} if board else lines
 
 
 def _versions(packages: dict[str, str | None]) -> str:

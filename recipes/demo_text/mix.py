@@ -51,13 +51,15 @@ class Batch:
 
 
 class Part:
-    """One part of the corpus, held on the device: tokens int32 [n] and, for dialogues, mask uint8 [n].
+    """One part of the corpus on the device: tokens int32 [n], for dialogues also mask uint8 [n].
 
-    Plain text is cut into rows of T tokens at an offset that changes every epoch; dialogue rows begin
-    where a dialogue begins, as they do in use.
+    Plain text is cut into rows of T tokens at an offset that changes every epoch; dialogue rows
+    begin where a dialogue begins, as they do in use.
     """
 
-    def __init__(self, folder: Path, name: str, context: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, name: str, context: int, seed: int, device: torch.device
+    ) -> None:
         raw = np.load(folder / f"{name}.tokens.npy")
         if len(raw) < 2 * context:
             raise ValueError(f"part {name} has {len(raw)} tokens; needs at least {2 * context}")
@@ -90,7 +92,14 @@ class Mixer:
     """Batches of a stage."""
 
     def __init__(
-        self, folder: Path, shares: tuple[Share, ...], *, rows: int, context: int, seed: int, device: torch.device
+        self,
+        folder: Path,
+        shares: tuple[Share, ...],
+        *,
+        rows: int,
+        context: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
         total = sum(s.share for s in shares)
         if abs(total - 1.0) > 1e-6:
@@ -101,7 +110,7 @@ class Mixer:
         self.device = device
 
     def counts(self, step: int) -> list[tuple[int, int]]:
-        """Per part, the row numbers [begin, end) of this step; the first part takes what is left over."""
+        """Per part, the row numbers [begin, end) of this step; the first part takes the rest."""
         before, after = step * self.rows, (step + 1) * self.rows
         rest = [(int(s.share * before), int(s.share * after)) for s in self.shares[1:]]
         return [(before - sum(b for b, _ in rest), after - sum(e for _, e in rest)), *rest]
@@ -109,14 +118,20 @@ class Mixer:
     def batch(self, step: int) -> Batch:
         """The batch of a step of this stage."""
         rows, weights = [], []
-        for part, share, (begin, end) in zip(self.parts, self.shares, self.counts(step), strict=True):
+        for part, share, (begin, end) in zip(
+            self.parts, self.shares, self.counts(step), strict=True
+        ):
             if begin == end:
                 continue
-            starts = torch.from_numpy(part.row_starts(begin, end)).to(self.device, non_blocking=True)
+            starts = torch.from_numpy(part.row_starts(begin, end)).to(
+                self.device, non_blocking=True
+            )
             index = starts[:, None] + self.window  # [rows of part, T + 1]
             rows.append(part.tokens[index].long())
             if share.answers_only and part.mask is None:
-                raise ValueError(f"part {share.part} has no mask, so it cannot be learnt on answers only")
+                raise ValueError(
+                    f"part {share.part} has no mask, so it cannot be learnt on answers only"
+                )
             weights.append(
                 part.mask[index[:, 1:]].float()
                 if share.answers_only and part.mask is not None

@@ -1,8 +1,8 @@
 """A plain Llama in torch: RMSNorm, rotary positions, grouped queries, SwiGLU, tied embeddings.
 
-Letters: B rows, T tokens, C width, H query heads, G key/value heads, D head size (64), F feed-forward
-width, V vocabulary. Query, key and value share one matrix, and so do gate and up: one large product
-trains faster than three small ones. `hf_state_dict` splits them again.
+Letters: B rows, T tokens, C width, H query heads, G key/value heads, D head size (64), F feed-
+forward width, V vocabulary. Query, key and value share one matrix, and so do gate and up: one
+large product trains faster than three small ones. `hf_state_dict` splits them again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rotary_table(config: ModelConfig, device: torch.device | None = None) -> Ten
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotary positions on [B, heads, T, D], pairing dimension i with i + D/2 as Hugging Face does."""
+    """Rotary positions on [B, heads, T, D], pairing i with i + D/2 as Hugging Face does."""
     cos, sin = table[:, : x.shape[-2]].to(x.dtype)
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin
@@ -80,7 +80,9 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
-        self.qkv_proj = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * HEAD, bias=False)
+        self.qkv_proj = nn.Linear(
+            config.width, (config.heads + 2 * config.kv_heads) * HEAD, bias=False
+        )
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
         rows = (config.heads * HEAD, config.kv_heads * HEAD, config.kv_heads * HEAD)
         self.qkv_proj.weight._edgert_qkv_rows = rows  # type: ignore[assignment]  # MSign: three matrices
@@ -141,7 +143,9 @@ class Llama(nn.Module):
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 depth = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * self.config.layers) if depth else 1))
+                nn.init.normal_(
+                    weight, std=0.02 / (math.sqrt(2 * self.config.layers) if depth else 1)
+                )
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
@@ -151,8 +155,10 @@ class Llama(nn.Module):
         return F.linear(self.norm(x), self.embed.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Mean cross entropy in nats over targets int64 [B, T] where weights float [B, T] is not 0."""
-        nats = F.cross_entropy(self(tokens).flatten(0, 1).float(), targets.flatten(), reduction="none")
+        """Mean cross entropy (nats) over targets int64 [B, T], weighted by floats [B, T]."""
+        nats = F.cross_entropy(
+            self(tokens).flatten(0, 1).float(), targets.flatten(), reduction="none"
+        )
         weights = weights.flatten()
         return (nats * weights).sum() / weights.sum().clamp_min(1.0)
 
@@ -165,7 +171,10 @@ class Llama(nn.Module):
 def hf_state_dict(model: Llama) -> dict[str, Tensor]:
     """bfloat16 tensors under Hugging Face's LlamaForCausalLM names, without the tied lm_head."""
     c = model.config
-    names = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm.weight}
+    names = {
+        "model.embed_tokens.weight": model.embed.weight,
+        "model.norm.weight": model.norm.weight,
+    }
     for i, block in enumerate(model.blocks):
         prefix = f"model.layers.{i}."
         q, k, v = block.attention.qkv_proj.weight.split(
@@ -183,7 +192,9 @@ def hf_state_dict(model: Llama) -> dict[str, Tensor]:
             prefix + "mlp.up_proj.weight": up,
             prefix + "mlp.down_proj.weight": block.ffn.down_proj.weight,
         }
-    return {name: t.detach().to("cpu", torch.bfloat16).contiguous().clone() for name, t in names.items()}
+    return {
+        name: t.detach().to("cpu", torch.bfloat16).contiguous().clone() for name, t in names.items()
+    }
 
 
 def load_hf_state_dict(model: Llama, tensors: dict[str, Tensor]) -> None:
@@ -198,7 +209,9 @@ def load_hf_state_dict(model: Llama, tensors: dict[str, Tensor]) -> None:
             qkv = [get(f"self_attn.{x}_proj") for x in "qkv"]
             block.attention.qkv_proj.weight.copy_(torch.cat(qkv))
             block.attention.o_proj.weight.copy_(get("self_attn.o_proj"))
-            block.ffn.gate_up_proj.weight.copy_(torch.cat([get("mlp.gate_proj"), get("mlp.up_proj")]))
+            block.ffn.gate_up_proj.weight.copy_(
+                torch.cat([get("mlp.gate_proj"), get("mlp.up_proj")])
+            )
             block.ffn.down_proj.weight.copy_(get("mlp.down_proj"))
 
 

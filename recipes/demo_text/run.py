@@ -49,7 +49,14 @@ FULL = Recipe(
 TINY = Recipe(
     model=TINY_MODEL,
     train=TrainConfig(
-        steps=40, rows=4, warmup=4, device="cpu", compile=False, log_every=5, validate_every=0.5, checkpoint_every=0.0
+        steps=40,
+        rows=4,
+        warmup=4,
+        device="cpu",
+        compile=False,
+        log_every=5,
+        validate_every=0.5,
+        checkpoint_every=0.0,
     ),
     sample=corpus_data.TINY,
     tokenizer_characters=400_000,
@@ -60,7 +67,9 @@ TINY = Recipe(
 
 def prepare(recipe: Recipe, data: Path, work: Path) -> None:
     """Train the tokenizer, then write the token arrays."""
-    texts = corpus_data.tokenizer_texts(data, characters=recipe.tokenizer_characters, sample=recipe.sample)
+    texts = corpus_data.tokenizer_texts(
+        data, characters=recipe.tokenizer_characters, sample=recipe.sample
+    )
     tokenizer = train_tokenizer(texts, vocab_size=recipe.model.vocab)
     save_tokenizer(tokenizer, work / "tokenizer")
     corpus_data.prepare(data, work / "corpus", tokenizer, sample=recipe.sample)
@@ -73,7 +82,9 @@ def train(recipe: Recipe, work: Path, *, name: str = "final") -> Trainer:
     return trainer
 
 
-def pairs(recipe: Recipe, work: Path, *, seconds: float, kinds: tuple[str, ...] = KINDS) -> list[dict]:
+def pairs(
+    recipe: Recipe, work: Path, *, seconds: float, kinds: tuple[str, ...] = KINDS
+) -> list[dict]:
     """The same run with each optimizer, `seconds` of training each, without chat tuning."""
     cuda = torch.cuda.is_available()
     table = []
@@ -84,7 +95,15 @@ def pairs(recipe: Recipe, work: Path, *, seconds: float, kinds: tuple[str, ...] 
         last = list(read_log(trainer.log_file))[-1]
         speed = round(last["tokens"] / last["seconds"])
         memory = round(torch.cuda.max_memory_allocated() / 2**30, 1) if cuda else None
-        table.append({"optimizer": kind, "lr": config.lr, **last, "tokens_per_second": speed, "peak_gib": memory})
+        table.append(
+            {
+                "optimizer": kind,
+                "lr": config.lr,
+                **last,
+                "tokens_per_second": speed,
+                "peak_gib": memory,
+            }
+        )
         trainer.checkpoint.unlink()
         del trainer
         torch.compiler.reset()
@@ -101,7 +120,12 @@ def finish(recipe: Recipe, data: Path, work: Path, out: Path) -> dict:
     model.load_state_dict(saved["model"])
     tokenizer = load_tokenizer(work / "tokenizer")
     results = evaluate(
-        model, tokenizer, data, work / "final", documents=recipe.evaluation_documents, every=recipe.blimp_every
+        model,
+        tokenizer,
+        data,
+        work / "final",
+        documents=recipe.evaluation_documents,
+        every=recipe.blimp_every,
     )
     print(json.dumps(results, indent=1, ensure_ascii=False), flush=True)
     lines = list(read_log(work / "final" / "log.jsonl"))
@@ -117,10 +141,14 @@ def run_notes(recipe: Recipe, lines: list[dict], paired: list[tuple[str, list[di
     shares = lambda mix: ", ".join(f"{s.part} {100 * s.share:g} %" for s in mix)
     run = {
         "optimizer": config.optimizer,
-        "peak learning rate, weight decay, dropout": f"{config.lr:g}, {config.weight_decay:g}, {recipe.model.dropout:g}",
+        "peak learning rate": config.lr,
+        "weight decay (matrices)": config.weight_decay,
+        "dropout": recipe.model.dropout,
         "schedule": f"{config.warmup} warm-up steps, then a straight line to zero",
         "tokens per step": config.rows * recipe.model.context,
-        "steps, tokens, seconds of training": f"{last['step']}, {last['tokens']}, {last['seconds']:.0f}",
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "seconds of training": last["seconds"],
         "pre-training rows": shares(config.pretrain),
         f"chat tuning rows (last {100 * config.chat_share:g} % of the run)": shares(config.chat),
     }
@@ -130,15 +158,30 @@ def run_notes(recipe: Recipe, lines: list[dict], paired: list[tuple[str, list[di
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    p = argparse.ArgumentParser(prog="recipes.demo_text.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("stage", nargs="?", default="all", choices=("prepare", "pairs", "train", "finish", "all"))
+    p = argparse.ArgumentParser(
+        prog="recipes.demo_text.run",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    p.add_argument(
+        "stage", nargs="?", default="all", choices=("prepare", "pairs", "train", "finish", "all")
+    )
     p.add_argument("--tiny", action="store_true", help="small sample, small model, CPU")
     p.add_argument("--data", type=Path, default=DATA, help="folder with the open texts")
-    p.add_argument("--work", type=Path, default=Path("demo_text_work"), help="folder for everything in between")
-    p.add_argument("--out", type=Path, default=None, help="folder of the exported checkpoint (default: WORK/export)")
+    p.add_argument(
+        "--work", type=Path, default=Path("demo_text_work"), help="folder for everything in between"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="folder of the exported checkpoint (default: WORK/export)",
+    )
     p.add_argument("--optimizer", choices=KINDS, default=None)
     p.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="optimizers of pairs")
-    p.add_argument("--seconds", type=float, default=None, help="seconds of training (per run for pairs)")
+    p.add_argument(
+        "--seconds", type=float, default=None, help="seconds of training (per run for pairs)"
+    )
     p.add_argument("--steps", type=int, default=None, help="steps instead of seconds")
     p.add_argument("--rows", type=int, default=None, help="rows of 1024 tokens per step")
     p.add_argument("--lr", type=float, default=None)

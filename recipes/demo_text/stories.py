@@ -4,6 +4,10 @@ About 10 plots, each with several wordings per sentence and slots drawn from lis
 stories than are ever generated. Sentences are kept short and plain on purpose.
 """
 
+# One wording per line reads better than wrapped calls, hence no line limit and no formatter here.
+# ruff: noqa: E501
+# fmt: off
+
 from __future__ import annotations
 
 import random

@@ -1,6 +1,8 @@
-"""Byte-level BPE for the demo model, its ChatML-like template, and dialogue encoding with a loss mask.
+"""Byte-level BPE for the demo model, its ChatML-like template, and dialogue encoding with a loss
+mask.
 
-The tokenizer is lossless (no normaliser, every byte has a token), so bits per byte are well defined.
+The tokenizer is lossless (no normaliser, every byte has a token), so bits per byte are well
+defined.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json in Hugging Face form."""
+    """Write the three tokenizer files in Hugging Face form."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": END_OF_TEXT, "eos_token": IM_END, "pad_token": END_OF_TEXT}
@@ -80,13 +82,21 @@ def render(dialogue: Dialogue, *, prompt: bool = False) -> str:
     return text + (f"{IM_START}assistant\n" if prompt else "")
 
 
-def encode_dialogues(tokenizer: Tokenizer, dialogues: list[Dialogue]) -> list[tuple[list[int], list[int]]]:
+def encode_dialogues(
+    tokenizer: Tokenizer, dialogues: list[Dialogue]
+) -> list[tuple[list[int], list[int]]]:
     """(ids, mask) per dialogue; mask is 1 on tokens the model must learn to write.
 
-    Those are the words of each answer and its closing <|im_end|>; ids equal the encoding of the whole
-    template text, because special tokens cut the text and the header's line break is a token boundary.
+    Those are the words of each answer and its closing <|im_end|>; ids equal the encoding of the
+    whole template text, because special tokens cut the text and the header's line break is a
+    token boundary.
     """
-    flat = [text for dialogue in dialogues for role, content in dialogue for text in (f"{role}\n", content)]
+    flat = [
+        text
+        for dialogue in dialogues
+        for role, content in dialogue
+        for text in (f"{role}\n", content)
+    ]
     pieces = iter(tokenizer.encode_batch_fast(flat))
     newline = tokenizer.encode("\n").ids
     start, end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)

@@ -1,9 +1,9 @@
 """Training: one schedule, two stages (pre-training, then chat tuning), exact resume.
 
-The learning rate warms up over steps and then falls in a straight line to zero at the end of the run,
-measured in steps or in seconds of training. Chat tuning takes the last `chat_share` of the run, where the
-rate is already low. Seconds count training steps only: not compilation, validation or checkpoints, so
-runs with different optimizers can be compared at equal time.
+The learning rate warms up over steps and then falls in a straight line to zero at the end of the
+run, measured in steps or in seconds of training. Chat tuning takes the last `chat_share` of the
+run, where the rate is already low. Seconds count training steps only: not compilation, validation
+or checkpoints, so runs with different optimizers can be compared at equal time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .clock import Pace, generators, set_generators
 from .mix import CHAT, PRETRAIN, Mixer, Share
 from .model import Llama, ModelConfig
 from .optimizers import build_optimizer
@@ -55,7 +56,7 @@ class TrainConfig:
 
 @dataclass
 class State:
-    """Where a run stands; together with weights, optimizer and generators it is all a resume needs."""
+    """Where a run stands; with weights, optimizer and generators it is all a resume needs."""
 
     step: int = 0
     elapsed: float = 0.0  # seconds of training
@@ -65,7 +66,9 @@ class State:
 class Trainer:
     """Owns the model, the optimizer and the clock of one run."""
 
-    def __init__(self, model_config: ModelConfig, config: TrainConfig, corpus: Path, out: Path) -> None:
+    def __init__(
+        self, model_config: ModelConfig, config: TrainConfig, corpus: Path, out: Path
+    ) -> None:
         self.config, self.corpus, self.out = config, corpus, out
         out.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(config.device)
@@ -75,7 +78,9 @@ class Trainer:
             config.optimizer, self.model, lr=config.lr, weight_decay=config.weight_decay
         )
         self.state = State()
-        self.loss = torch.compile(self.model.loss, dynamic=False) if config.compile else self.model.loss
+        self.loss = (
+            torch.compile(self.model.loss, dynamic=False) if config.compile else self.model.loss
+        )
         self.mixers: dict[str, Mixer] = {}
         self.log_file = out / "log.jsonl"
 
@@ -135,7 +140,7 @@ class Trainer:
         return loss.detach()
 
     def run(self) -> State:
-        """Train to the end (or to `stop_after`), resuming from the last checkpoint if there is one."""
+        """Train to the end (or to `stop_after`), from the last checkpoint if there is one."""
         self.resume()
         self.warm_up()
         saved = time.perf_counter()
@@ -153,7 +158,10 @@ class Trainer:
                 next_validation += self.config.validate_every
                 self.log(valid_bpb=self.validate())
                 pace.restart()
-            if self.config.checkpoint_every and time.perf_counter() - saved > self.config.checkpoint_every:
+            if (
+                self.config.checkpoint_every
+                and time.perf_counter() - saved > self.config.checkpoint_every
+            ):
                 self.save()
                 saved = time.perf_counter()
                 pace.restart()
@@ -163,7 +171,7 @@ class Trainer:
         return self.state
 
     def warm_up(self) -> None:
-        """Compile outside the clock: one forward and backward, after which all generators are put back."""
+        """Compile outside the clock: one forward and backward, then generators are put back."""
         if not self.config.compile:
             return
         begin, kept = time.perf_counter(), generators(self.device)
@@ -180,7 +188,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, rows: int = 64) -> float:
-        """Bits per byte on the first rows of the Wikipedia validation text (a running figure; see evaluate.py)."""
+        """Bits per byte on the first rows of the Wikipedia validation text.
+
+        A running figure that ignores document borders; evaluate.py has the real one.
+        """
         tokens = np.load(self.corpus / "validation.tokens.npy").astype(np.int64)
         size = json.loads((self.corpus / "corpus.json").read_text())["validation"]
         context = self.model.config.context
@@ -192,13 +203,20 @@ class Trainer:
             for i in range(0, rows, 16):
                 span = flat[i * context : min(i + 16, rows) * context + 1]
                 x, y = span[:-1].view(-1, context), span[1:].view(-1, context)
-                nats += float(self.model.loss(x, y, torch.ones_like(y, dtype=torch.float))) * x.shape[0]
+                nats += (
+                    float(self.model.loss(x, y, torch.ones_like(y, dtype=torch.float))) * x.shape[0]
+                )
         return nats / rows / math.log(2) * size["tokens"] / size["bytes"]
 
     def log(self, **values: object) -> None:
         """One JSON line with the run's position."""
         tokens = self.state.step * self.config.rows * self.model.config.context
-        line = {"step": self.state.step, "seconds": round(self.state.elapsed, 2), "tokens": tokens, **values}
+        line = {
+            "step": self.state.step,
+            "seconds": round(self.state.elapsed, 2),
+            "tokens": tokens,
+            **values,
+        }
         with self.log_file.open("a") as handle:
             handle.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
@@ -231,61 +249,14 @@ class Trainer:
             return False
         saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         if saved["model_config"] != asdict(self.model.config):
-            raise ValueError(f"{self.checkpoint} holds {saved['model_config']}, not {asdict(self.model.config)}")
+            raise ValueError(
+                f"{self.checkpoint} holds {saved['model_config']}, not {asdict(self.model.config)}"
+            )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = State(**saved["state"])
         set_generators(self.device, saved["generators"])
         return True
-
-
-class Pace:
-    """Seconds per step without stalling the device: each lap waits for the step before the last one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.events: list[torch.cuda.Event] = []
-        self.begin = time.perf_counter()
-
-    def restart(self) -> None:
-        """Leave out the time since the last lap."""
-        self.begin = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        if self.cuda:
-            event = torch.cuda.Event()
-            event.record()
-            self.events.append(event)
-            if len(self.events) > 1:
-                self.events.pop(0).synchronize()
-        return self._split()
-
-    def finish(self) -> float:
-        """Wait for everything; seconds since the last lap."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        return self._split()
-
-    def _split(self) -> float:
-        now = time.perf_counter()
-        seconds, self.begin = now - self.begin, now
-        return seconds
-
-
-def generators(device: torch.device) -> dict[str, Tensor]:
-    """States of the random generators that dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_generators(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Put the generators back."""
-    torch.set_rng_state(states["cpu"].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
 def read_log(path: Path) -> Iterator[dict]:

@@ -7,8 +7,9 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 class Terminal:
@@ -31,14 +32,21 @@ class Terminal:
         """What a person types."""
         os.write(self._master, data)
 
-    def wait_for(self, text: str, *, count: int = 1) -> None:
-        """Read until something new shows `text` so many times."""
+    def wait_for(self, text: str) -> None:
+        """Read until something new shows `text`."""
+        self._read_until(lambda fresh: text in fresh, repr(text))
+
+    def wait_for_more(self, count: int) -> None:
+        """Read until so many new characters came."""
+        self._read_until(lambda fresh: len(fresh) >= count, f"{count} characters")
+
+    def _read_until(self, enough: Callable[[str], bool], what: str) -> None:
         fresh, end = "", time.monotonic() + SECONDS
-        while fresh.count(text) < count:
+        while not enough(fresh):
             piece = self._read(end - time.monotonic())
             fresh += piece
             self.seen += piece
-            assert piece, f"waited for {text!r}, saw {self.seen[-2000:]!r}"
+            assert piece, f"waited for {what}, saw {self.seen[-2000:]!r}"
 
     def _read(self, seconds: float) -> str:
         ready, _, _ = select.select([self._master], [], [], max(0.0, seconds))

@@ -60,13 +60,14 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path)
     with Terminal("chat", path, "--device", "reference", "--logit-bias", "1=-100") as terminal:
         terminal.wait_for("> ")
         terminal.write(b"hello\n")
-        terminal.wait_for("\n", count=3)  # the answer is running; it would take 4000 tokens
+        terminal.wait_for("hello")
+        terminal.wait_for_more(200)  # the answer is running, to about 4000 characters
         terminal.write(b"\x03")
-        terminal.wait_for("(stopped)")
+        terminal.wait_for(" (stopped)\r\n> ")
         terminal.write(b"\x03")
-        terminal.wait_for("(Ctrl-D or /quit leaves)")
+        terminal.wait_for("(Ctrl-D or /quit leaves)\r\n> ")
         terminal.write(b"/stats\n")
-        terminal.wait_for("cancelled")
+        terminal.wait_for("cancelled\r\n> ")
         terminal.write(b"\x04")
         assert terminal.exit_code() == 0
         assert "Traceback" not in terminal.seen

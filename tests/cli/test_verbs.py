@@ -104,7 +104,8 @@ def test_sampling_flags_reach_the_sampler(edgert: Edgert, bundle: Path) -> None:
 def test_impossible_requests_exit_with_2(
     edgert: Edgert, bundle: Path, args: list[str], said: str
 ) -> None:
-    ran = edgert("generate", bundle, "-p", "hi", *(() if "--device" in args else NUMPY), *args)
+    args = [*(() if "--device" in args else NUMPY), *args]
+    ran = edgert("generate", bundle, "-p", "hi", *args)
     assert (ran.code, ran.out) == (2, "")
     assert said in ran.err
     assert "Traceback" not in ran.err

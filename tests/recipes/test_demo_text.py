@@ -1,4 +1,6 @@
-"""The demo model's recipe: generators, masks, data order, exact resume, and all of it with `--tiny`."""
+"""The demo model's recipe: generators, masks, data order, exact resume, and all of it with
+`--tiny`.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,12 @@ def test_a_story_is_about_what_was_asked():
 
 
 def test_mask_covers_answers_and_their_end_mark(tokenizer):
-    dialogue = [("user", "Hi"), ("assistant", "Hello there!"), ("user", "Bye"), ("assistant", "Goodbye!")]
+    dialogue = [
+        ("user", "Hi"),
+        ("assistant", "Hello there!"),
+        ("user", "Bye"),
+        ("assistant", "Goodbye!"),
+    ]
     ((ids, mask),) = encode_dialogues(tokenizer, [dialogue])
     learnt = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
     shown = tokenizer.decode(learnt, skip_special_tokens=False)
@@ -126,7 +133,9 @@ def test_windows_score_every_token_once():
     ids = list(range(23))
     pairs = list(_windows(ids, 7))
     assert [y for _, targets in pairs for y in targets] == ids[1:]
-    assert all(y == x + 1 for inputs, targets in pairs for x, y in zip(inputs, targets, strict=True))
+    assert all(
+        y == x + 1 for inputs, targets in pairs for x, y in zip(inputs, targets, strict=True)
+    )
 
 
 def _config(**changes) -> TrainConfig:
@@ -154,7 +163,10 @@ def test_resume_is_exact(kind, corpus, tmp_path):
 
 def test_training_lowers_the_loss(corpus, tmp_path):
     trainer = Trainer(
-        replace(TINY_MODEL, vocab=600, context=64), _config(steps=60, lr=1e-2, chat_share=0.0), corpus, tmp_path
+        replace(TINY_MODEL, vocab=600, context=64),
+        _config(steps=60, lr=1e-2, chat_share=0.0),
+        corpus,
+        tmp_path,
     )
     before = trainer.validate()
     trainer.run()
@@ -164,12 +176,16 @@ def test_training_lowers_the_loss(corpus, tmp_path):
 def test_export_agrees_with_transformers(tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    model = Llama(ModelConfig(vocab=600, width=128, layers=2, heads=2, kv_heads=1, ffn=192, context=64))
+    model = Llama(
+        ModelConfig(vocab=600, width=128, layers=2, heads=2, kv_heads=1, ffn=192, context=64)
+    )
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
     results = {"parameters": model.size, "bits_per_byte": {}, "blimp": {}, "answers": []}
     export(model, tmp_path / "tokenizer", results, tmp_path / "out")
     ours = load_checkpoint(tmp_path / "out")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32
+    ).eval()
     tokens = torch.randint(0, 600, (2, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         a, b = ours(tokens), theirs(tokens).logits

@@ -100,7 +100,7 @@ def test_largest_is_a_stable_sort(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 3000))
     levels = data.draw(st.integers(1, 50))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    z = rng.integers(-levels, levels, size).astype(np.float32) * rng.choice([-0.0, 1.5])
+    z = (rng.integers(-levels, levels, size) * rng.choice([-0.0, 1.5])).astype(np.float32)
     count = data.draw(st.integers(1, size))
     expected = np.argsort(-z, kind="stable")[:count]
     np.testing.assert_array_equal(largest(z, count), expected)

@@ -166,3 +166,80 @@ def test_values_a_template_sees_are_plain() -> None:
     with pytest.raises(RequestError, match="steal"):
         render("{{ messages[0].content.steal() }}", [{"role": "user", "content": Evil("x")}])
     assert render("{{ messages[0].o }}", [{"role": "user", "o": object()}])[0].text == "<object>"
+
+
+IDIOMS = [
+    "{{- messages[0]['content'] | trim + '\n' -}}\n  {% if true %}\n x\n  {% endif %}\n y",
+    "{% for k, v in messages[0] | items %}{{ k }}={{ v }};{% endfor %}",
+    "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}",
+    (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+        "{% endfor %}{{ ns.n }}"
+    ),
+    (
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
+        "{{ messages[::-1][0].role }}"
+    ),
+    "{% macro f(a, b=2) -%}{{ a }}-{{ b }}{%- endmacro %}{{ f(1) }}{{ f(1, b=3) }}{{ f('x', 4) }}",
+    (
+        "{{ '%s-%d%%' % ('a', 3) }}{{ 'a b'.split()[1] }}{{ '{}/{x}'.format(1, x=2) }}"
+        "{{ '%05d' | format(7) }}"
+    ),
+    (
+        "{{ [1, 2] | join(', ') }}{{ ['a'] + ['b'] }}{{ (1, 2)[0] }}{{ [1] * 2 }}{{ 2 ** 5 }}"
+        "{{ 'ab' * 2 }}"
+    ),
+    "{{ {'a': [1, {'b': none}]} | tojson(indent=4) }}{{ 'x' ~ 1 ~ none ~ 1.5 }}{{ x is defined }}",
+    (
+        "{% for m in messages if m.role != 'tool' %}{{ loop.index0 }}{{ loop.last }}"
+        "{{ loop.length }}{% endfor %}"
+    ),
+    "{% macro f() %}{{ caller(1) }}{% endmacro %}{% call(x) f() %}<{{ x }}>{% endcall %}",
+    (
+        "{% filter upper %}abc{% endfilter %}{% set x %}body{% endset %}{{ x }}{% raw %}{{ }}"
+        "{% endraw %}"
+    ),
+    (
+        "{{ ['b', 'a'] | sort | first }}{{ '5' | int + 1 }}{{ none | default('d', true) }}"
+        "{{ 'a\nb' | indent(2) }}"
+    ),
+    (
+        "{{ messages | tojson | safe }}{{ '<ü' | e }}{{ messages | string }}"
+        "{{ range(3) | list }}{{ 7 // 2 }}"
+    ),
+    (
+        "{{ messages | map(attribute='role') | unique | join(',') }}"
+        "{{ messages | groupby('role') | length }}"
+    ),
+    (
+        "{% if 'a' in 'abc' and 1 not in [2] and 3 is odd %}y{% endif %}{{ dict(a=1) }}"
+        "{{ 'aXb' | replace('X', '') }}"
+    ),
+    (
+        "{% block a %}in{% endblock %}{{ self.a() }}{% with z = 3 %}{{ z }}{% endwith %}"
+        "{{ messages | last }}"
+    ),
+    (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}"
+        "{% endfor %}"
+    ),
+    "{{ messages[9] }}{{ missing }}{{ messages[0].missing is none }}{{ add_generation_prompt }}",
+    (
+        "{% for a in [1, 2, 3] %}{{ loop.cycle('x', 'y') }}{{ loop.previtem }}{% else %}none"
+        "{% endfor %}"
+    ),
+    (
+        "{{ namespace(self=1).self }}{{ cycler('a').next() }}{% set j = joiner('-') %}{{ j() }}"
+        "{{ j() }}"
+    ),
+]
+
+
+@pytest.mark.parametrize("source", IDIOMS)
+def test_idioms_render_as_in_transformers(source: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat = [USER, ANSWER]
+    expected = render_jinja_template([chat], chat_template=source, add_generation_prompt=True)
+    got = "".join(s.text for s in ChatTemplate(source).render(chat))
+    assert got == expected[0][0]

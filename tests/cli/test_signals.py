@@ -1,0 +1,173 @@
+"""H36: Ctrl-C and closed pipes, at every stage, in a process of its own.
+
+130 for Ctrl-C, 141 for a reader that went away; partial text is kept, no traceback, no half file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ..tiny import tiny_bundle
+
+SECONDS = 60
+ENDLESS = ("--temp", "0", "--logit-bias", "1=-100", "--device", "reference")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose answers are thousands of tokens long."""
+    return tiny_bundle(tmp_path_factory.mktemp("signals") / "long.edge", quant="f32", context=8192)
+
+
+@contextmanager
+def started(*args: object, wrapper: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """`edgert` in a new process; wrapper: Python that runs first there."""
+    code = f"{wrapper}\nfrom edgert.cli import main\nmain()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read(process: subprocess.Popen[bytes], count: int) -> bytes:
+    """Exactly so many bytes of its output."""
+    assert process.stdout is not None
+    data = process.stdout.read(count)
+    assert len(data) == count, process.communicate()
+    return data
+
+
+def interrupting(target: str) -> str:
+    """Python that sends this process SIGINT when `target` (module:attribute.path) is called."""
+    module, path = target.split(":")
+    return (
+        f"import os, signal\nfrom functools import reduce\nimport {module} as module\n"
+        f"*way, name = {path.split('.')!r}\nholder = reduce(getattr, way, module)\n"
+        "before = getattr(holder, name)\n"
+        "def hit(*args, **options):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return before(*args, **options)\n"
+        "setattr(holder, name, hit)\n"
+    )
+
+
+def test_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
+    with started("generate", bundle, "-p", "hello", *ENDLESS) as process:
+        first = read(process, 20)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert (first + rest).endswith(b"\n")
+    assert 20 < len(first + rest) < 8000
+    assert errors == b""
+
+
+def test_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
+    wrapper = (
+        "import os, signal, edgert.text.sampling as s\ncalls, before = [], s.Sampler.pick\n"
+        "def pick(*args):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return before(*args)\n"
+        "s.Sampler.pick = pick"
+    )
+    with started("generate", bundle, "-p", "hi", "--json", *ENDLESS, wrapper=wrapper) as process:
+        out, errors = process.communicate(timeout=SECONDS)
+    found = json.loads(out)
+    assert (process.returncode, errors) == (130, b"")
+    assert found["finish_reason"] == "cancelled"
+    assert 8 <= len(found["token_ids"]) <= 10
+
+
+@pytest.mark.parametrize(
+    "target", ["edgert.bundle:Bundle.open", "edgert.text.tokenizer:Tokenizer.from_bundle"]
+)
+def test_ctrl_c_while_loading(bundle: Path, target: str) -> None:
+    with started("generate", bundle, "-p", "a", *ENDLESS, wrapper=interrupting(target)) as process:
+        out, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out, errors) == (130, b"", b"")
+
+
+def test_ctrl_c_while_reading_the_prompt(bundle: Path) -> None:
+    wrapper = interrupting("edgert.session.reference:ReferenceSession.step")
+    args = ("generate", bundle, "-p", "a" * 4000, *ENDLESS)
+    with started(*args, wrapper=wrapper) as process:
+        out, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out, errors) == (130, b"\n", b"")
+
+
+def test_a_second_ctrl_c_ends_it(bundle: Path) -> None:
+    """Both arrive within one step: the first asks the answer to stop, the second insists."""
+    wrapper = interrupting("edgert.session.reference:ReferenceSession.step").replace(
+        "signal.SIGINT)", "signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
+    )
+    with started("generate", bundle, "-p", "a", *ENDLESS, wrapper=wrapper) as process:
+        out, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out, errors) == (130, b"", b"")
+
+
+def test_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
+    from benchmarks.readme import random_checkpoint
+
+    source, out = tmp_path / "source", tmp_path / "out.edge"
+    source.mkdir()
+    random_checkpoint(source, (2, 64, 4, 2, 96, 512))
+    wrapper = interrupting("edgert.converters.stage:Stage.deliver")
+    with started("convert", source, "-o", out, "--no-golden", wrapper=wrapper) as process:
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert not out.exists()
+    with started("convert", source, "-o", out, "--no-golden") as process:  # goes on, and is whole
+        process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    with started("verify", out) as process:
+        process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("args", [("--help",), ("generate", "BUNDLE", "-p", "hello", *ENDLESS)])
+def test_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "edgert", *(str(bundle) if a == "BUNDLE" else a for a in args)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE,
+        timeout=SECONDS, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_without_any_terminal_or_standard_input(bundle: Path) -> None:
+    """No controlling terminal, standard input closed: generate works, chat says what it lacks."""
+    command = [sys.executable, "-m", "edgert", "generate", str(bundle), "-p", "hello", "-n", "4",
+               "--device", "reference"]  # fmt: skip
+    close = lambda: os.close(0)
+    done = subprocess.run(
+        command, capture_output=True, timeout=SECONDS, check=False, start_new_session=True,
+        preexec_fn=close,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "edgert", "chat", str(bundle), "--device", "reference"],
+        capture_output=True, timeout=SECONDS, check=False, start_new_session=True, preexec_fn=close,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"standard input is closed" in done.stderr

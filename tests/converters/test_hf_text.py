@@ -1,0 +1,175 @@
+"""Tokenizer files, templates and sampling defaults of a checkpoint, as transformers reads them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.make_checkpoint import make_checkpoint
+from edgert.converters.sources.hf import HfSource
+from edgert.converters.sources.hf_text import Text, read_text
+from edgert.errors import ConvertError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_checkpoint("tiny", tmp_path / "tiny")
+
+
+def change(folder: Path, file: str, **values: Any) -> None:
+    """Set keys of a JSON file; None removes one."""
+    path = folder / file
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    content = {k: v for k, v in (content | values).items() if v is not None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def text_of(folder: Path) -> Text:
+    faults: list[str] = []
+    with HfSource(folder) as source:
+        found = read_text(source, 512, faults)
+    assert faults == []
+    assert found is not None
+    return found
+
+
+def test_all_files_say_what_ends_an_answer(folder: Path) -> None:
+    change(folder, "generation_config.json", eos_token_id=[7, 2])
+    change(folder, "config.json", eos_token_id=9)
+    change(folder, "tokenizer_config.json", eos_token="<|im_start|>")
+    assert text_of(folder).spec.eos_token_ids == (7, 2, 9, 1)
+
+
+def test_no_end_or_an_impossible_one_is_a_fault(folder: Path) -> None:
+    change(folder, "generation_config.json", eos_token_id=512)
+    faults: list[str] = []
+    with HfSource(folder) as source:
+        assert read_text(source, 512, faults) is None
+    assert faults == ["eos_token_id is 512, expected 0 to 511"]
+    for file in ("generation_config.json", "config.json"):
+        change(folder, file, eos_token_id=None)
+    change(folder, "tokenizer_config.json", eos_token="<none>")
+    with HfSource(folder) as source:
+        assert read_text(source, 512, faults := []) is None
+    assert "no eos token" in faults[0]
+
+
+def test_template_files_win_in_transformers_order(folder: Path) -> None:
+    assert text_of(folder).files["chat_template.jinja"].startswith(b"{% for message")
+    change(folder, "chat_template.json", chat_template="second")
+    assert text_of(folder).files["chat_template.jinja"] == b"second"
+    (folder / "chat_template.jinja").write_text("third", encoding="utf-8")
+    assert text_of(folder).files["chat_template.jinja"] == b"third"
+
+
+def test_named_templates_and_none(folder: Path) -> None:
+    named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
+    change(folder, "tokenizer_config.json", chat_template=named)
+    assert text_of(folder).files["chat_template.jinja"] == b"b"
+    change(folder, "tokenizer_config.json", chat_template=None)
+    found = text_of(folder)
+    assert found.spec.chat_template is None
+    assert set(found.files) == {"tokenizer.json"}
+
+
+def test_special_strings_come_from_either_form(folder: Path) -> None:
+    change(folder, "tokenizer_config.json", pad_token={"content": "<|endoftext|>", "lstrip": False})
+    change(folder, "special_tokens_map.json", unk_token="<|im_start|>", bos_token="ignored")
+    assert text_of(folder).spec.special == {
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|im_start|>",
+    }
+
+
+def test_sampling_defaults(folder: Path) -> None:
+    assert text_of(folder).spec.generation == {}
+    change(folder, "generation_config.json", temperature=0.6, top_p=0.9, repetition_penalty=1.1)
+    assert text_of(folder).spec.generation == {"repetition_penalty": 1.1}
+    change(folder, "generation_config.json", do_sample=True)
+    assert text_of(folder).spec.generation == {
+        "temperature": 0.6,
+        "top_k": 50,
+        "top_p": 0.9,
+        "repetition_penalty": 1.1,
+    }
+
+
+def test_bos_as_transformers_adds_it(folder: Path) -> None:
+    assert not text_of(folder).spec.add_bos
+    change(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=True)
+    assert text_of(folder).spec.add_bos
+    change(folder, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    assert not text_of(folder).spec.add_bos
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {}}],
+        "special_tokens": {},
+    }
+    steps = {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]}
+    for processor in (template, steps):
+        change(folder, "tokenizer.json", post_processor=processor)
+        assert text_of(folder).spec.add_bos
+
+
+@pytest.mark.parametrize(
+    ("name", "bos", "eos", "add_bos"),
+    [
+        ("mistral-v1", 1, 2, True),
+        ("phi-3-mini", 1, 32000, None),
+        ("qwen2.5", None, 151645, False),
+        ("smollm3", None, 128012, False),
+    ],
+)
+def test_published_tokenizers(
+    folder: Path, shared_data: Path, name: str, bos: int | None, eos: int, add_bos: bool | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    source = shared_data / "tokenizers" / name
+    for path in source.glob("*.gz"):
+        (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    for path in source.glob("*.json*"):
+        if path.suffix != ".gz":
+            (folder / path.name).write_bytes(path.read_bytes())
+    for file in ("config.json", "generation_config.json"):
+        change(folder, file, eos_token_id=None, bos_token_id=None)
+    faults: list[str] = []
+    with HfSource(folder) as opened:
+        found = read_text(opened, 200_000, faults)
+    assert found is not None, faults
+    assert (found.spec.bos_token_id, found.spec.eos_token_ids) == (bos, (eos,))
+    theirs = AutoTokenizer.from_pretrained(folder)("Hello").input_ids
+    assert found.spec.add_bos == (bool(theirs) and theirs[0] == bos)
+    if add_bos is not None:
+        assert found.spec.add_bos == add_bos
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"{", "not JSON"),
+        ("config.json", b'{"model_type": "llama", "model_type": "x"}', "stands twice"),
+        ("config.json", b'{"rms_norm_eps": NaN}', "NaN is no JSON number"),
+        ("config.json", b"[]", "holds a JSON list, expected an object"),
+        ("config.json", b" " * (5 << 20), "the limit is"),
+        ("chat_template.jinja", b"\xff\xfe", "is not UTF-8"),
+        ("tokenizer_config.json", b'{"chat_template": 3}', "expected text of at most"),
+    ],
+)
+def test_damaged_files_are_refused(folder: Path, file: str, content: bytes, message: str) -> None:
+    (folder / file).write_bytes(content)
+    with pytest.raises(ConvertError, match=message) as info:
+        text_of(folder)
+    assert info.value.hint
+
+
+def test_a_tokenizer_is_needed(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConvertError, match=r"has no tokenizer\.json"):
+        text_of(folder)
