@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgert.kernels.quant import Quantized, dequantize
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from edgert.graph import Graph
-from edgert.kernels.quant import Quantized, dequantize
 
 
 def rows_of(w: Any, index: Any) -> Any:

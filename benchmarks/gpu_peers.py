@@ -39,6 +39,7 @@ from edgert.session import open_session
 from edgert.session.base import Feed, Session
 from edgert.session.ort import place
 
+LOGITS_APART = 0.1
 PROMPT, PREFILL, DECODE, CHECK, REPEATS = 128, 512, 128, 64, 5
 
 
@@ -149,12 +150,17 @@ def edgert_lines(model: str, bundle: Path, device: str, copy: float | None) -> I
 
 
 def agreement(opened: Bundle, session: Session) -> str:
-    """How long the session's greedy tokens equal the CPU session's; DeviceError if they are wrong."""
+    """How long the session's greedy tokens equal the CPU session's; EdgertError when they part
+    without being close, or when the logits up to there are not the same model's."""
     cpu = open_session(opened, device="cpu")
     tokens, logits = greedy(cpu, CHECK)
     found, other = greedy(session, CHECK)
     cpu.close()
     same = next((i for i in range(CHECK) if tokens[i] != found[i]), CHECK)
+    a, b = (np.array(kept[: same + 1], np.float64) for kept in (logits, other))
+    apart = float(np.sqrt(((a - b) ** 2).mean() / (a**2).mean()))
+    if apart > LOGITS_APART:
+        raise EdgertError(f"logits differ by {apart:.3f} relative RMS, the limit is {LOGITS_APART}")
     if same < CHECK:
         gap = float(np.diff(np.sort(logits[same])[-2:])[0])
         difference = float(np.abs(logits[same] - other[same]).max())

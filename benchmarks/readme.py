@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from edgert.converters.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -153,7 +153,7 @@ def test_documents_of_files(tmp_path: Path) -> None:
     plain_file, lines, packed = tmp_path / "a.txt", tmp_path / "a.jsonl.gz", tmp_path / "a.txt.xz"
     plain_file.write_text("one<|x|>\ntwo\n<|x|>", encoding="utf-8")
     lines.write_bytes(gzip.compress(b'"one\xe2\x80\xa8"\n{"text": "two"}\n'))
-    packed.write_bytes(lzma.compress("drei".encode()))
+    packed.write_bytes(lzma.compress(b"drei"))
     assert read_documents(plain_file) == ["one<|x|>\ntwo\n<|x|>"]
     assert read_documents(plain_file, split="<|x|>") == ["one", "two"]
     assert read_documents(lines) == ["one\u2028", "two"]

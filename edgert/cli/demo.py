@@ -20,8 +20,8 @@ def command(
 ) -> int:
     """Convert the small model in this package into a bundle and let it tell a story."""  # fmt: skip
     from ..api import load
-    from ..diagnosis import folder_bytes
     from ..demo import NAME, PROMPT, demo_bundle, demo_checkpoint
+    from ..diagnosis import folder_bytes
     from .generate import answer_object
 
     start = time.perf_counter()

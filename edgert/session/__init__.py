@@ -50,6 +50,7 @@ def open_session(
 
         return ReferenceSession(graph, bundle.weights(), context=ctx_size)
     if device == "cpu":
+        check_isa()
         from ..cachedir import cache_root
         from .cpu import CpuSession
 
@@ -88,6 +89,19 @@ def _have_numba() -> bool:
     return find_spec("numba") is not None
 
 
+def check_isa() -> None:
+    """Raises DeviceError where `EDGERT_ISA` asks for instructions that this CPU lacks. Kernels
+    refuse the same at import, in their own words."""
+    from ..kernels import isa
+
+    try:
+        isa.chosen()
+    except isa.IsaError as error:
+        raise DeviceError(
+            str(error), code="isa", hint=f"unset {isa.VARIABLE}, or choose one that this CPU has"
+        ) from None
+
+
 def kernel_cache() -> Path | None:
     """Folder of compiled kernels for these sources, this Numba and this ISA; None (with a notice)
     when nothing can be written there."""
@@ -107,6 +121,7 @@ def kernel_cache() -> Path | None:
 
 def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
     """Compile every kernel into the cache; returns how many. progress: (name, done, total)."""
+    check_isa()
     from ..kernels.cpu import activation, attention, linear, vm  # noqa: F401  (they register kernels)
 
     vm.use_cache(kernel_cache())

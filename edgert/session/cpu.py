@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import DeviceError, RequestError
 from ..graph import Graph
 from ..kernels.cpu import attention, vm
+from ..notices import notice
 from . import packed
 from .base import Feed, Session, State
 from .lower import Lowering, Memory, stride_of
@@ -112,7 +113,7 @@ class CpuSession(Session):
         for name in graph.states:
             addresses[f"#k:{name}"] = self.pool.keys[name].ctypes.data
             addresses[f"#v:{name}"] = self.pool.values[name].ctypes.data
-        code = {name: vm.address(name) for name in lowering.kernels}
+        code = _compiled(lowering.kernels)
         self._table = lowering.emit(self._memory(), addresses, code)
         self._team.use(self._table, len(self._table))
 
@@ -191,6 +192,14 @@ class CpuSession(Session):
             if not self._closed:
                 self._closed = True
                 self._team.close()
+
+
+def _compiled(names: list[str]) -> dict[str, int]:
+    """Entry addresses of kernels, with a line on stderr while something has to be compiled."""
+    missing = [name for name in names if not vm.is_cached(name)]
+    if missing:
+        notice(f"compiling {len(missing)} kernels for this CPU, once (about 10 s) ...")
+    return {name: vm.address(name) for name in names}
 
 
 def _own(state: State, pool: PagePool) -> CpuState:

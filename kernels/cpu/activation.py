@@ -21,7 +21,6 @@ from ..simd import (
     mul,
     rint,
     splat,
-    splat_i32,
     st_f32,
     st_i32,
     store_f32,

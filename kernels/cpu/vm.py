@@ -99,6 +99,13 @@ def names() -> list[str]:
     return sorted(_registry)
 
 
+def is_cached(name: str) -> bool:
+    """Whether compiling `name` will be quick: done before, or in the cache folder."""
+    if name in _compiled:
+        return True
+    return _cache_folder is not None and any(_cache_folder.rglob(f"*.{name}-*.nbi"))
+
+
 def address(name: str) -> int:
     """Entry address of a kernel, compiled on first use."""
     return int(compile_kernel(name).address)

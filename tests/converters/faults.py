@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import edgert.bundle_writer
-import edgert.exchange
 from edgert.converters.convert import ConvertReport, convert
 from edgert.converters.stage import Stage
+
+import edgert.bundle_writer
+import edgert.exchange
 
 STEPS: tuple[tuple[Any, str], ...] = (
     (Stage, "write"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from edgert.converters.families import build
+
 from edgert.errors import ConvertError
 from edgert.graph import Graph
 

@@ -13,13 +13,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from edgert.converters import convert as module
+from edgert.converters.convert import convert
+from edgert.kernels.quant import dequantize
 
 from benchmarks import make_checkpoint as maker
 from edgert.bundle import Bundle, BundleWriter
-from edgert.converters import convert as module
-from edgert.converters.convert import convert
 from edgert.errors import ConvertError, ResourceError
-from edgert.kernels.quant import dequantize
 from edgert.verify import verify_bundle
 from tests.closeness import distance
 from tests.conftest import ROOT

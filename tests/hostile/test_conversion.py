@@ -1,0 +1,418 @@
+"""Hostile checkpoints and failing disks: rows H14 to H19 of the list of bad inputs.
+
+Each test takes a good tiny checkpoint and spoils it in one named way.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from edgert.converters.convert import convert
+from edgert.converters.stage import Stage
+
+from benchmarks.make_checkpoint import make_checkpoint
+from edgert.bundle import Bundle
+from edgert.errors import ConvertError, ResourceError
+from edgert.tensorfile import TensorFile, TensorWriter
+from tests.conftest import ROOT
+from tests.converters.faults import breaking, convert_tiny, count_steps
+
+Specs = dict[str, tuple[str, np.ndarray]]
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return make_checkpoint("tiny", tmp_path / "tiny", dtype="f32")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder / "m.edge"
+
+
+def refusal(checkpoint: Path, out: Path, **options: Any) -> ConvertError:
+    """The error of a conversion that must fail and leave nothing behind."""
+    with pytest.raises(ConvertError) as info:
+        convert_tiny(checkpoint, out, **options)
+    assert not out.exists()
+    assert not list(out.parent.glob("*.partial-*"))
+    assert info.value.hint
+    return info.value
+
+
+def edit(folder: Path, change: Callable[[Specs], None]) -> None:
+    """Rewrite model.safetensors after `change` to its tensors {name: (dtype, values)}."""
+    path = folder / "model.safetensors"
+    with TensorFile(path) as file:
+        tensors = {name: (file.info(name).dtype, np.array(file[name])) for name in file.names()}
+    change(tensors)
+    specs = {name: (dtype, values.shape) for name, (dtype, values) in tensors.items()}
+    with TensorWriter(path, specs) as writer:
+        for name, (_, values) in tensors.items():
+            writer.write(name, values)
+
+
+def configure(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), encoding="utf-8")
+
+
+# H14: code in a checkpoint never runs
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (self.marker, "ran"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_h14_pickles_are_refused_unread(good: Path, out: Path, tmp_path: Path, name: str) -> None:
+    marker = tmp_path / "marker"
+    (good / "model.safetensors").unlink()
+    (good / name).write_bytes(pickle.dumps(Payload(marker)))
+    error = refusal(good, out)
+    assert error.code == "pickle"
+    assert name in error.message
+    assert "safetensors" in error.hint
+    assert not marker.exists()
+    pickle.loads((good / name).read_bytes())
+    assert marker.exists(), "the payload is harmless, so the test proves nothing"
+
+
+def test_h14_remote_code_is_refused_and_never_run(good: Path, out: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    (good / "modeling.py").write_text(f"open({str(marker)!r}, 'w')\n", encoding="utf-8")
+    configure(good, auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    error = refusal(good, out)
+    assert error.code == "remote-code"
+    assert "auto_map" in error.message
+    assert "--ignore-remote-code" in error.hint
+    convert_tiny(good, out, ignore_remote_code=True)
+    assert not marker.exists()
+    assert "modeling" not in sys.modules
+
+
+def test_h14_the_flag_does_not_make_an_unknown_model_known(good: Path, out: Path) -> None:
+    configure(good, auto_map={"AutoModel": "modeling.Model"}, model_type="mystery")
+    assert refusal(good, out, ignore_remote_code=True).code == "model-type"
+
+
+def test_h14_nothing_is_fetched_for_a_path(out: Path, tmp_path: Path) -> None:
+    with mock.patch.dict(sys.modules, {"huggingface_hub": None}):
+        for source in (str(tmp_path / "no" / "where"), "./no/where", tmp_path / "none"):
+            assert refusal(source, out).code == "source"  # type: ignore[arg-type]
+        error = refusal("org/name", out)  # type: ignore[arg-type]
+    assert error.code == "missing-package"
+    assert "pip install huggingface_hub" in error.hint
+
+
+# H15: missing, extra and wrong tensors, in one error
+
+
+def test_h15_one_error_lists_missing_extra_and_wrong_tensors(good: Path, out: Path) -> None:
+    def spoil(tensors: Specs) -> None:
+        del tensors["model.layers.0.mlp.up_proj.weight"]
+        del tensors["model.norm.weight"]
+        tensors["model.layers.2.extra.weight"] = ("F32", np.zeros((2, 2), np.float32))
+        tensors["model.layers.0.self_attn.q_proj.weight"] = ("I64", np.zeros((64, 64), np.int64))
+        dtype, values = tensors["model.layers.1.mlp.down_proj.weight"]
+        tensors["model.layers.1.mlp.down_proj.weight"] = (dtype, values[:, :-1].copy())
+
+    edit(good, spoil)
+    message = refusal(good, out).message
+    for part in (
+        "5 faults",
+        "tensor 'model.layers.0.mlp.up_proj.weight' [160, 64] is missing",
+        "tensor 'model.norm.weight' [64] is missing",
+        "tensor 'model.layers.2.extra.weight' [2, 2] is unexpected",
+        "tensor 'model.layers.0.self_attn.q_proj.weight' is I64, expected one of",
+        "tensor 'model.layers.1.mlp.down_proj.weight' is [64, 159], expected [64, 160]",
+    ):
+        assert part in message
+
+
+def test_h15_config_and_tensor_faults_come_together(good: Path, out: Path) -> None:
+    configure(good, mystery=1)
+    edit(good, lambda tensors: tensors.pop("model.norm.weight"))
+    message = refusal(good, out).message
+    assert "'mystery'" in message
+    assert "'model.norm.weight'" in message
+
+
+def test_h15_computed_buffers_of_old_checkpoints_are_no_fault(good: Path, out: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit(good, lambda tensors: tensors.update({name: ("F32", np.ones(8, np.float32))}))
+    convert_tiny(good, out)
+
+
+def test_h15_tied_weights_twice(good: Path, out: Path) -> None:
+    def twice(tensors: Specs) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+
+    def differing(tensors: Specs) -> None:
+        dtype, values = tensors["lm_head.weight"]
+        tensors["lm_head.weight"] = (dtype, values + np.float32(1))
+
+    edit(good, twice)
+    convert_tiny(good, out)
+    shutil.rmtree(out)
+    edit(good, differing)
+    message = refusal(good, out).message
+    assert "'lm_head.weight' differs from 'model.embed_tokens.weight'" in message
+
+
+def test_h15_untied_head_must_be_there(good: Path, out: Path) -> None:
+    configure(good, tie_word_embeddings=False)
+    assert "tensor 'lm_head.weight' [512, 64] is missing" in refusal(good, out).message
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return make_checkpoint("tiny", tmp_path / "sharded", shards=3)
+
+
+def reindex(folder: Path, **placed: str) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text("utf-8"))
+    index["weight_map"].update(placed)
+    path.write_text(json.dumps(index), encoding="utf-8")
+
+
+def test_h15_missing_shard(sharded: Path, out: Path) -> None:
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    message = refusal(sharded, out).message
+    assert "shard 'model-00002-of-00003.safetensors' is missing, with" in message
+    assert "is missing\n" in message, "its tensors are listed too"
+
+
+def test_h15_index_and_shards_disagree(sharded: Path, out: Path) -> None:
+    reindex(
+        sharded,
+        **{
+            "ghost.weight": "model-00001-of-00003.safetensors",
+            "model.norm.weight": "model-00001-of-00003.safetensors",
+        },
+    )
+    message = refusal(sharded, out).message
+    assert "names 'ghost.weight' in model-00001-of-00003.safetensors, which does not" in message
+    assert "'model.norm.weight' is in model-00003-of-00003.safetensors, the index says" in message
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors"])
+def test_h15_shards_lie_in_the_checkpoint(sharded: Path, out: Path, name: str) -> None:
+    shutil.copy(sharded / "model-00001-of-00003.safetensors", sharded.parent / "outside.safetensors")
+    reindex(sharded, **{"ghost.weight": name})
+    assert name in refusal(sharded, out).message
+
+
+def test_h15_a_tensor_in_two_shards(sharded: Path, out: Path) -> None:
+    last = sharded / "model-00003-of-00003.safetensors"
+    shutil.copy(last, sharded / "model-00004-of-00003.safetensors")
+    reindex(sharded, **{"ghost.weight": "model-00004-of-00003.safetensors"})
+    message = refusal(sharded, out).message
+    assert "is in model-00003-of-00003.safetensors and in model-00004-of-00003" in message
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -5])
+def test_h15_truncated_weights(good: Path, out: Path, keep: int) -> None:
+    path = good / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:keep])
+    assert str(path) in refusal(good, out).message
+
+
+# H16: what is not known is refused
+
+
+def test_h16_unknown_model_type_names_the_nearest(good: Path, out: Path) -> None:
+    configure(good, model_type="lama")
+    error = refusal(good, out)
+    assert "'lama'" in error.message
+    assert "nearest: llama" in error.message
+    configure(good, model_type=["llama"])
+    assert refusal(good, out).code == "model-type"
+
+
+def test_h16_unknown_key_and_rope_type(good: Path, out: Path) -> None:
+    configure(good, alibi=True, rope_scaling={"rope_type": "spiral", "factor": 2.0})
+    message = refusal(good, out).message
+    assert "2 faults" in message
+    assert "config key 'alibi' (= True) is unknown" in message
+    assert "rope_type is 'spiral', expected one of" in message
+
+
+# H17: weights that are no numbers
+
+
+def test_h17_nan_names_tensor_and_count_and_keeps_the_stage(good: Path, out: Path) -> None:
+    def poison(tensors: Specs) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][1][3:5, 7] = np.nan
+        tensors["model.layers.1.mlp.up_proj.weight"][1][9, 9] = np.inf
+
+    edit(good, poison)
+    error = refusal(good, out)
+    assert error.code == "weight-values"
+    assert (
+        "tensor 'model.layers.1.mlp.up_proj.weight' holds 2 NaN and 1 infinite values of 10240"
+        in error.message
+    )
+    assert (out.parent / "m.edge.stage" / "journal").read_bytes().count(b"\n") > 3
+
+
+def test_h17_values_that_do_not_fit(good: Path, out: Path) -> None:
+    def grow(tensors: Specs) -> None:
+        tensors["model.layers.0.self_attn.o_proj.weight"][1][0, 0] = 1e30
+
+    edit(good, grow)
+    for quant in ("f16", "int8", "int4"):
+        error = refusal(good, out, quant=quant)
+        assert error.code == "weight-range"
+        assert "'model.layers.0.self_attn.o_proj.weight', rows 0 to" in error.message
+    convert_tiny(good, out, quant="f32")
+
+
+def test_h17_zero_weights_stay_zero(good: Path, out: Path) -> None:
+    edit(good, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"][1].fill(0))
+    report = convert_tiny(good, out)
+    assert all(np.isfinite(weight.error) for weight in report.weights)
+
+
+# H18: disks that are full, or closed
+
+
+@pytest.fixture
+def old(good: Path, out: Path) -> Path:
+    return Path(convert_tiny(good, out, quant="f16").path)
+
+
+def state(path: Path) -> str:
+    with Bundle.open(path, verify="full") as bundle:
+        return bundle.fingerprint
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_h18_disk_full_while_writing(good: Path, old: Path, share: float) -> None:
+    before, real, written = state(old), Stage.write, 0
+    room = int(share * (old / "weights.safetensors").stat().st_size * 0.4)
+
+    def write(self: Stage, name: str, array: np.ndarray) -> None:
+        nonlocal written
+        written += array.nbytes
+        if written > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, name, array)
+
+    with mock.patch.object(Stage, "write", write), pytest.raises(ResourceError) as info:
+        convert_tiny(good, old)
+    assert info.value.code == "disk-full"
+    assert info.value.values["needed"] > 100_000
+    assert str(info.value.values["free"]) in info.value.message
+    assert state(old) == before
+    assert sorted(p.name for p in old.parent.iterdir()) == ["m.edge"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("last", ["_swap", "fsync", "link", "write_bytes"])
+def test_h18_disk_fails_at_the_end(good: Path, old: Path, last: str, code: int) -> None:
+    steps = count_steps(good, old)
+    convert_tiny(good, old, quant="f16")
+    before = state(old)
+    number = steps.index(last) + 1
+
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    if last == "link":  # file systems without links are no failure
+        with breaking(number, fail):
+            convert_tiny(good, old)
+        assert state(old) != before
+        return
+    with breaking(number, fail), pytest.raises(ResourceError) as info:
+        convert_tiny(good, old)
+    full = code in (errno.ENOSPC, errno.EDQUOT)
+    assert info.value.code == ("disk-full" if full else "write")
+    assert state(old) == before
+    left = ["m.edge"] if full else ["m.edge", "m.edge.stage"]
+    assert sorted(p.name for p in old.parent.iterdir()) == left
+
+
+def test_h18_read_only_target(good: Path, out: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(out.parent))
+
+    with mock.patch.object(os, "open", refuse), pytest.raises(ResourceError) as info:
+        with mock.patch("edgert.converters.convert.HfSource"):
+            from edgert.converters.convert import _told
+
+            with _told(out):
+                os.open(out, os.O_RDONLY)
+    assert "Permission denied" in info.value.message
+
+
+def test_h18_target_that_is_no_bundle(good: Path, out: Path) -> None:
+    out.mkdir()
+    (out / "letters.txt").write_text("keep me", encoding="utf-8")
+    with pytest.raises(ConvertError, match="is a folder without"):
+        convert(good, out, golden=False, progress=False, force=True)
+    assert (out / "letters.txt").read_text("utf-8") == "keep me"
+
+
+# H19: kill and power loss
+
+
+def test_h19_killed_conversion_is_finished_by_the_next(good: Path, out: Path) -> None:
+    steps = count_steps(good, out)
+    new = (out / "weights.safetensors").read_bytes()
+    shutil.rmtree(out)
+    number = len(steps) // 3
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.converters.faults", good, out, str(number)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert not out.exists()
+    assert convert_tiny(good, out).resumed > 0
+    assert (out / "weights.safetensors").read_bytes() == new
+
+
+def test_h19_power_loss_drops_unsynced_writes(good: Path, out: Path, tmp_path: Path) -> None:
+    """Only what was synced survives: every later write to the stage's data is lost."""
+    convert_tiny(good, tmp_path / "whole.edge")
+    steps = count_steps(good, out)
+    shutil.rmtree(out)
+
+    class Dead(BaseException):
+        pass
+
+    def die() -> None:
+        raise Dead
+
+    with breaking(steps.index("deliver") + 1, die), pytest.raises(Dead):
+        convert_tiny(good, out)
+    data = out.parent / "m.edge.stage" / "weights.safetensors"
+    size = data.stat().st_size
+    with open(data, "r+b") as file:
+        file.truncate(4096)
+        file.truncate(size)
+    report = convert_tiny(good, out)
+    assert report.resumed < len(report.weights) / 2
+    whole = (tmp_path / "whole.edge" / "weights.safetensors").read_bytes()
+    assert (out / "weights.safetensors").read_bytes() == whole

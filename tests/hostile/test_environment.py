@@ -1,0 +1,146 @@
+"""H35: no numba, caches that cannot be written or belong to another CPU, no network, forks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from edgert.kernels import isa
+
+from ..conftest import ROOT
+from ..tiny import tiny_bundle
+
+WITHOUT_NUMBA = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+# Any attempt to reach a network ends the process with this text on stderr.
+OFFLINE = (
+    "import sys\n"
+    "def hook(event, args):\n"
+    "    if event in ('socket.connect', 'socket.getaddrinfo'): raise SystemExit('NETWORK')\n"
+    "sys.addaudithook(hook)\n"
+)
+GREEDY = "model.generate('hello', max_tokens=6, temperature=0).token_ids"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("environment") / "tiny.edge", quant="f32")
+
+
+def fresh(
+    code: str, *, env: dict[str, str] | None = None, timeout: float = 200
+) -> subprocess.CompletedProcess[str]:
+    """A new interpreter that runs `code`."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | (env or {}),
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def expected(bundle: Path) -> str:
+    """What the NumPy session answers."""
+    import edgert
+
+    with edgert.load(bundle, device="reference") as model:
+        return str(model.generate("hello", max_tokens=6, temperature=0).token_ids)
+
+
+def test_without_numba_the_numpy_path_answers_with_one_notice(bundle: Path) -> None:
+    code = (
+        f"{WITHOUT_NUMBA}{OFFLINE}import edgert\n"
+        f"for _ in range(2):\n"
+        f"    with edgert.load({str(bundle)!r}) as model:\n"
+        f"        print(model.session.device, {GREEDY})\n"
+    )
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"reference {expected(bundle)}"] * 2
+    assert done.stderr.count("\n") == 1
+    assert "numba is not installed, using the NumPy path" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args", [["doctor", "--json"], ["bench", "BUNDLE", "-p", "4", "-n", "2", "-r", "1", "--json"]]
+)
+def test_verbs_without_numba(bundle: Path, args: list[str]) -> None:
+    argv = ["edgert", *(str(bundle) if arg == "BUNDLE" else arg for arg in args)]
+    done = fresh(f"{WITHOUT_NUMBA}sys.argv = {argv!r}\nfrom edgert.cli import main\nmain()")
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout.startswith("{")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")  # even root makes no folder under a file
+    code = (
+        f"{OFFLINE}import edgert\n"
+        f"for _ in range(2):\n"
+        f"    with edgert.load({str(bundle)!r}, threads=1) as model:\n"
+        f"        print(model.session.device, {GREEDY})\n"
+    )
+    done = fresh(code, env={"EDGERT_CACHE": str(tmp_path / "file" / "cache")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"cpu {expected(bundle)}"] * 2
+    assert done.stderr.count("cannot be written") == 1
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_damaged_hash_cache_is_made_anew(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "verified.json").write_text('{"half', encoding="utf-8")
+    code = f"import edgert; edgert.load({str(bundle)!r}, device='reference').close()"
+    done = fresh(code, env={"EDGERT_CACHE": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_kernels_of_another_cpu_are_not_used() -> None:
+    """The folder of compiled kernels is named by instruction set and sources."""
+    code = "from edgert.session import kernel_cache; print(kernel_cache().name)"
+    names = {}
+    for name in isa.supported():
+        done = fresh(code, env={isa.VARIABLE: name})
+        assert done.returncode == 0, done.stderr
+        names[name] = done.stdout.strip()
+    assert len(set(names.values())) == len(names) >= 2
+    for name, folder in names.items():
+        assert name in folder
+
+
+def test_an_instruction_set_this_cpu_lacks_is_refused(bundle: Path) -> None:
+    lacking = sorted(set(isa.NEEDS) - set(isa.supported()))
+    assert lacking, "no CPU has both SSE and NEON"
+    argv = ["edgert", "generate", str(bundle), "-p", "hi", "-n", "2"]
+    for name in (lacking[0], "mmx"):
+        code = f"import sys; sys.argv = {argv!r}\nfrom edgert.cli import main\nmain()"
+        done = fresh(code, env={isa.VARIABLE: name})
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert isa.VARIABLE in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_does_not_crash_or_hang(bundle: Path) -> None:
+    """The child of a process with a thread team gets an error that says why, can load for itself,
+    and leaves its parent unharmed."""
+    code = (
+        f"import os, edgert\n"
+        f"model = edgert.load({str(bundle)!r}, threads=2)\n"
+        f"before = {GREEDY}\n"
+        f"child = os.fork()\n"
+        f"if child == 0:\n"
+        f"    try:\n"
+        f"        {GREEDY}\n"
+        f"    except edgert.RequestError as error:\n"
+        f"        print(error.code, flush=True)\n"
+        f"    with edgert.load({str(bundle)!r}, threads=2) as model:\n"
+        f"        print({GREEDY} == before, flush=True)\n"
+        f"    os._exit(0)\n"
+        f"print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), {GREEDY} == before)\n"
+        f"model.close()\n"
+    )
+    done = fresh(code, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["fork", "True", "0 True"], done.stderr
