@@ -59,7 +59,9 @@ def write_gguf(graph: Graph, weights: dict[str, Any], path: Path) -> None:
     attention = [n for n in nodes if n.op == "attention"]
     attrs = attention[0].attrs
     heads, groups, size = (int(attrs[k]) for k in ("heads", "kv_heads", "head_dim"))
-    if any("q_norm" in n.weights or n.attrs.get("softcap") or n.attrs.get("window") for n in attention):
+    if any(
+        "q_norm" in n.weights or n.attrs.get("softcap") or n.attrs.get("window") for n in attention
+    ):
         raise SystemExit("only plain Llama graphs can be written as a GGUF twin")
     norms = [n for n in nodes if n.op == "rms_norm"]
     inv_freq = weights[attention[0].weights["inv_freq"]]

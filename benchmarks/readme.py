@@ -38,7 +38,9 @@ def family_table() -> str:
     """One row a family, in the words of its module."""
     rows = ["| `model_type` | Models |", "|---|---|"]
     for kind, module in sorted(FAMILIES.items()):
-        said = (import_module(f"edgert.converters.families.{module}").__doc__ or "").split("\n\n")[0]
+        said = (import_module(f"edgert.converters.families.{module}").__doc__ or "").split("\n\n")[
+            0
+        ]
         text = " ".join(said.removeprefix(f"{module}:").split()).rstrip(".")
         rows.append(f"| {kind} | {text} |")
     return "\n".join(rows)
@@ -127,7 +129,9 @@ def measure(source: str, name: str) -> None:
 
 
 def _edgert(*args: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-m", "edgert", *args], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgert", *args], stdout=subprocess.PIPE, check=True
+    )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

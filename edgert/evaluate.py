@@ -163,7 +163,9 @@ def _document(path: Path, number: int, line: str) -> str:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: line {number} is not JSON: {error}", code="eval-file") from None
+        raise RequestError(
+            f"{path}: line {number} is not JSON: {error}", code="eval-file"
+        ) from None
     text = found.get("text") if isinstance(found, dict) else found
     if not isinstance(text, str):
         raise RequestError(

@@ -87,7 +87,9 @@ def describe_checkpoint(source: str | PathLike[str]) -> Description:
             encodings[key] = encodings.get(key, 0) + size
         name = opened.name
     converted = {
-        quant: sum(map(stored_bytes, encoded(graph, *encodings_asked(quant, None)).weights.values()))
+        quant: sum(
+            map(stored_bytes, encoded(graph, *encodings_asked(quant, None)).weights.values())
+        )
         for quant in sorted(set(QUANTS.values()))
     }
     return _description("checkpoint", source, name, graph, encodings, converted=converted)

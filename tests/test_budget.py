@@ -12,10 +12,8 @@ from .conftest import ROOT
 
 FILE_LINES, FUNCTION_LINES = 400, 60
 FOLDERS = ("edgert", "kernels", "converters", "devices", "tests", "benchmarks", "recipes")
-FILES: dict[str, str] = {
-}
-FUNCTIONS: dict[str, str] = {
-}
+FILES: dict[str, str] = {}
+FUNCTIONS: dict[str, str] = {}
 
 
 def sources() -> list[Path]:

@@ -96,7 +96,7 @@ def test_the_verb_tells_a_story_and_what_to_type_next() -> None:
     )  # fmt: skip
     assert done.stdout.startswith(demo.PROMPT)
     assert len(done.stdout.split()) > 12
-    for said in ("checkpoint 0.54 MB", "to load it", "a second", "Type next:", "edgert generate -p"):
+    for said in ("MB, bundle ", "to load it", "a second", "Type next:", "edgert generate -p"):
         assert said in done.stderr
     done = subprocess.run(
         [sys.executable, "-m", "edgert", "demo", "-n", "3", "--json"],

@@ -71,7 +71,9 @@ def test_scores_are_those_of_one_token_at_a_time(
     requests += [Request((1,), tokens(rng, n)) for n in (4, 5, 6)]
     scores = Scorer(session).score(requests)
     for request, score in zip(requests, scores, strict=True):
-        logprob, greedy = plain(session, request.context + request.continuation, len(request.context))
+        logprob, greedy = plain(
+            session, request.context + request.continuation, len(request.context)
+        )
         assert score.logprob == pytest.approx(logprob, abs=1e-3)
         assert score.greedy == greedy
 
@@ -111,7 +113,8 @@ def test_states_are_closed_when_scoring_fails(session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "window", "stride"), [(1, 8, 4), (8, 8, 4), (9, 8, 4), (50, 8, 8), (50, 8, 1), (7, 9, 2)]
+    ("count", "window", "stride"),
+    [(1, 8, 4), (8, 8, 4), (9, 8, 4), (50, 8, 8), (50, 8, 1), (7, 9, 2)],
 )
 def test_windows_score_everything_once(count: int, window: int, stride: int) -> None:
     seen: list[int] = []

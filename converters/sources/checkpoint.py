@@ -44,18 +44,23 @@ class Shard:
 
     def read(self, offset: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bytes from `offset` on."""
-        view = out.data.cast("B")
-        with self._lock:
-            self._file.seek(offset)
-            while len(view):
-                count = self._file.readinto(view)
-                if not count:
-                    raise ConvertError(
-                        f"{self.path} ends at byte {self._file.tell()}, expected {len(view)} more",
-                        code="checkpoint-truncated",
-                        hint="the file changed while it was read; let the download finish first",
-                    )
-                view = view[count:]
+        try:
+            with self._lock:
+                self._fill(offset, out.data.cast("B"))
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+
+    def _fill(self, offset: int, view: memoryview) -> None:
+        self._file.seek(offset)
+        while len(view):
+            count = self._file.readinto(view)
+            if not count:
+                raise ConvertError(
+                    f"{self.path} ends at byte {self._file.tell()}, expected {len(view)} more",
+                    code="checkpoint-truncated",
+                    hint="the file changed while it was read; let the download finish first",
+                )
+            view = view[count:]
 
     def sha256(self, cache: HashCache) -> str:
         """SHA-256 of the content, remembered between runs while the file does not change."""
@@ -94,6 +99,15 @@ def widened(values: NDArray[Any], dtype: str) -> F32:
         wide <<= 16
         return wide.view(np.float32)
     return np.asarray(values, np.float32)
+
+
+def unreadable(path: Path, error: OSError) -> ConvertError:
+    """The error for a checkpoint's file that the system does not give out."""
+    return ConvertError(
+        f"{path} cannot be read: {error.strerror or error}, expected a readable file",
+        code="checkpoint-read",
+        hint="check its permissions, and the disk it lies on",
+    )
 
 
 def as_convert_error(error: BundleError) -> ConvertError:

@@ -15,7 +15,7 @@ from ... import limits, strict_json
 from ...errors import BundleError, ConvertError
 from ...files import check_name
 from ...hash_cache import HashCache
-from .checkpoint import Checkpoint, as_convert_error
+from .checkpoint import Checkpoint, as_convert_error, unreadable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -70,15 +70,19 @@ class HfSource:
         path = self.path / name
         if not path.is_file():
             return None
-        size = path.stat().st_size
-        if size > limit:
+        try:
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        if len(data) > limit:
             raise ConvertError(
-                f"{path}: {size} bytes, the limit is {limit}",
+                f"{path}: {path.stat().st_size} bytes, the limit is {limit}",
                 code="checkpoint-file",
                 hint="the file is damaged, or is not what its name says",
             )
-        self.texts[name] = path.read_bytes()
-        return self.texts[name]
+        self.texts[name] = data
+        return data
 
     def _json(
         self, name: str, *, required: bool = False, limit: int = limits.CONFIG_BYTES

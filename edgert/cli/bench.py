@@ -13,14 +13,39 @@ from .settings import bundle_or_demo, emit_json, json_option, say
 
 @click.command("bench")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("-p", "--prompt-tokens", default=512, show_default=True, type=click.IntRange(0),
-              help="Length of the prompt; 0: no such test.")
-@click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(0),
-              help="Length of the answer; 0: no such test.")
-@click.option("-d", "--depth", "depths", multiple=True, type=click.IntRange(0), metavar="TOKENS",
-              help="Tokens already in the state; default: 0; may be repeated.")
-@click.option("-t", "--threads", multiple=True, type=click.IntRange(1), metavar="N",
-              help="Default: one per performance core; may be repeated.")
+@click.option(
+    "-p",
+    "--prompt-tokens",
+    default=512,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Length of the prompt; 0: no such test.",
+)
+@click.option(
+    "-n",
+    "--max-tokens",
+    default=128,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Length of the answer; 0: no such test.",
+)
+@click.option(
+    "-d",
+    "--depth",
+    "depths",
+    multiple=True,
+    type=click.IntRange(0),
+    metavar="TOKENS",
+    help="Tokens already in the state; default: 0; may be repeated.",
+)
+@click.option(
+    "-t",
+    "--threads",
+    multiple=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Default: one per performance core; may be repeated.",
+)
 @click.option("-r", "--repetitions", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
 @json_option

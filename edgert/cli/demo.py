@@ -11,8 +11,14 @@ from .settings import emit_json, json_option, megabytes, say, session_options, s
 
 
 @click.command("demo")
-@click.option("-n", "--max-tokens", default=200, show_default=True, type=click.IntRange(1),
-              help="Longest story.")
+@click.option(
+    "-n",
+    "--max-tokens",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Longest story.",
+)
 @session_options
 @json_option
 def command(

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @click.command("eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text, .jsonl, also .gz or .xz.")
+@click.option(
+    "--text", type=click.Path(path_type=Path), help="UTF-8 text, .jsonl, also .gz or .xz."
+)
 @click.option("--split", metavar="MARK", help="Documents of --text are separated by this mark.")
 @click.option("--window", type=int, help="Tokens seen at once; default: the context, at most 1024.")
 @click.option("--stride", type=int, help="Tokens between windows; default: half a window.")

@@ -107,4 +107,6 @@ def bundle_or_demo(path: Path | None) -> Path:
 def megabytes(size: float) -> str:
     """Bytes as MB (10^6), with a digit after the point below 100."""
     value = size / 1e6
-    return f"{value:.2f} MB" if value < 10 else f"{value:.1f} MB" if value < 100 else f"{value:.0f} MB"
+    return (
+        f"{value:.2f} MB" if value < 10 else f"{value:.1f} MB" if value < 100 else f"{value:.0f} MB"
+    )

@@ -27,8 +27,8 @@ def open_session(
     """A session on `device` for the bundle's "model" part.
 
     threads: None means one per performance core. ctx_size: tokens a state may hold, 0 means what
-    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide. device: "cpu", "reference",
-    "auto" (CUDA where it can be used, else "cpu"), or an execution provider of onnxruntime with
+    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide. device: "cpu",
+    "reference", "auto" (CUDA where it can be used, else "cpu"), or an execution provider of onnxruntime with
     options after a colon, as `providers.parse_device` reads them. Raises DeviceError for a device
     that is unknown or not usable here.
     """
@@ -122,7 +122,8 @@ def kernel_cache() -> Path | None:
 def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
     """Compile every kernel into the cache; returns how many. progress: (name, done, total)."""
     check_isa()
-    from ..kernels.cpu import activation, attention, linear, vm  # noqa: F401  (they register kernels)
+    from ..kernels.cpu import vm
+    from . import lower  # noqa: F401  (it registers the kernels)
 
     vm.use_cache(kernel_cache())
     names = vm.names()

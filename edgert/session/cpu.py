@@ -16,8 +16,9 @@ from ..kernels.cpu import attention, vm
 from ..notices import notice
 from . import packed
 from .base import Feed, Session, State
-from .lower import Lowering, Memory, stride_of
+from .lower import Lowering
 from .pages import PAGE_TOKENS, CpuState, PagePool
+from .program import Memory, stride_of
 from .reference import logit_rows, needs_long_rope
 from .team import Team, performance_cores
 

@@ -8,71 +8,22 @@ emission of rows. Values that only ever exist inside a fused step get no memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Graph, Node
-from ..kernels.cpu import activation, attention, linear, vm
+from ..kernels.cpu import activation, append, attention, linear, linear_float, vm  # noqa: F401
 from ..kernels.cpu.pack import ENCODINGS, groups_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import blocks_of
 from .pages import page_bytes
+from .program import Layout, Memory, Step, float_bits, place, stride_of
 
 QUANTIZED = ("int8-g32", "int4-g32")
 OFFSETS = {"int8-g32": activation.INT8_OFFSET, "int4-g32": activation.INT4_OFFSET}
 SHORT = {"f32": "f32", "f16": "f16", "int8-g32": "int8", "int4-g32": "int4"}
-
-
-@dataclass
-class Step:
-    """One instruction to be: its kernel, what it reads and writes, and how to fill its row."""
-
-    kernel: str
-    rows: str  # "T" or "R": which count it works on
-    reads: list[str]
-    writes: str
-    operands: Callable[[Mapping[str, int]], list[int]]
-    barrier: int = 1
-    in_place: str = ""  # a read value whose memory the written one takes over
-
-
-@dataclass
-class Layout:
-    """Sizes that lowering fixed. Bytes."""
-
-    strides: dict[str, int] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Addresses and sizes a program is bound to; the session owns them all."""
-
-    tokens: int
-    rows: int
-    positions: int
-    tables: int
-    long_flags: int
-    tiles: int
-    count_t: int
-    count_r: int
-    counters: int
-    scratch: int
-    partials: int
-    ctrl: int
-
-
-def float_bits(value: float) -> int:
-    """A float32's bits as the low half of an operand word."""
-    return int(np.float32(value).view(np.uint32))
-
-
-def stride_of(width: int) -> int:
-    """Row stride of a float32 buffer: 64-byte rows, padded to 16 columns."""
-    return -(-width // 16) * 64
 
 
 class Lowering:
@@ -111,45 +62,8 @@ class Lowering:
         return sorted({step.kernel for step in self.steps})
 
     def arena(self) -> tuple[dict[str, int], int]:
-        """Offset of every value but the output, and the arena's bytes (64-byte aligned)."""
-        first: dict[str, int] = {}
-        last: dict[str, int] = {}
-        home: dict[str, str] = {}
-        for index, step in enumerate(self.steps):
-            if step.in_place:
-                home[step.writes] = home.get(step.in_place, step.in_place)
-            for name in [*step.reads, step.writes]:
-                name = home.get(name, name)
-                first.setdefault(name, index)
-                last[name] = index
-        return self._place(first, last, home)
-
-    def _place(
-        self, first: Mapping[str, int], last: Mapping[str, int], home: Mapping[str, str]
-    ) -> tuple[dict[str, int], int]:
-        placed: list[tuple[int, int, str]] = []  # start, stop, name
-        offsets: dict[str, int] = {}
-        total = 0
-        for name in sorted(first, key=lambda n: first[n]):
-            if name == self.output or name not in self.layout.sizes:
-                continue
-            size = -(-self.layout.sizes[name] // 64) * 64
-            live = sorted(
-                (a, b) for a, b, other in placed
-                if not (last[other] < first[name] or last[name] < first[other])
-            )  # fmt: skip
-            start = 0
-            for a, b in live:
-                if start + size <= a:
-                    break
-                start = max(start, b)
-            placed.append((start, start + size, name))
-            offsets[name] = start
-            total = max(total, start + size)
-        for name, other in home.items():
-            if other in offsets:
-                offsets[name] = offsets[other]
-        return offsets, total
+        """Offset of every value but the output, and the arena's bytes."""
+        return place(self.steps, self.layout.sizes, self.output)
 
     def emit(
         self, memory: Memory, addresses: Mapping[str, int], code: Mapping[str, int]
@@ -204,9 +118,21 @@ class Lowering:
         encoding, width = ENCODINGS[self._encoding(node)], self._width(out)
         scale, stride = float_bits(float(attrs["scale"])), self.layout.strides[out]  # type: ignore[arg-type]
         self.steps.append(
-            Step("embed", self._rows(out), [], out, lambda at: [
-                at[weight], width, encoding, self._m.tokens, at[out], stride, scale,
-            ])  # fmt: skip
+            Step(
+                "embed",
+                self._rows(out),
+                [],
+                out,
+                lambda at: [
+                    at[weight],
+                    width,
+                    encoding,
+                    self._m.tokens,
+                    at[out],
+                    stride,
+                    scale,
+                ],
+            )
         )
 
     def _rms_norm(self, node: Node, attrs: Mapping[str, object]) -> None:
@@ -220,9 +146,21 @@ class Lowering:
         weight, eps = node.weights["weight"], float_bits(float(attrs["eps"]))  # type: ignore[arg-type]
         strides, width = self.layout.strides, self._width(out)
         self.steps.append(
-            Step("rms_norm", self._rows(out), [x], out, lambda at: [
-                at[x], strides[x], width, at[weight], eps, at[out], strides[out],
-            ])  # fmt: skip
+            Step(
+                "rms_norm",
+                self._rows(out),
+                [x],
+                out,
+                lambda at: [
+                    at[x],
+                    strides[x],
+                    width,
+                    at[weight],
+                    eps,
+                    at[out],
+                    strides[out],
+                ],
+            )
         )
 
     def _activations(self, name: str, encoding: str) -> str:
@@ -246,10 +184,26 @@ class Lowering:
         self.scratch_bytes = max(self.scratch_bytes, 256 + stride_of(width))
         stride, offset, m = self.layout.strides[source], OFFSETS[encoding], lambda: self._m
         self.steps.append(
-            Step("quantize", self._rows(name), [source], tiles, lambda at: [
-                at[source], stride, width, blocks, at[tiles], private, offset,
-                at[norm] if norm else 0, eps, m().scratch, self.scratch_bytes,
-            ], barrier=2)  # fmt: skip
+            Step(
+                "quantize",
+                self._rows(name),
+                [source],
+                tiles,
+                lambda at: [
+                    at[source],
+                    stride,
+                    width,
+                    blocks,
+                    at[tiles],
+                    private,
+                    offset,
+                    at[norm] if norm else 0,
+                    eps,
+                    m().scratch,
+                    self.scratch_bytes,
+                ],
+                barrier=2,
+            )
         )
         self.quantized[key] = tiles
         return tiles
@@ -308,14 +262,26 @@ class Lowering:
         self.steps.append(
             Step(
                 f"{'gated' if gated else 'linear'}_{SHORT[encoding]}",
-                self._rows(out), reads, out,
+                self._rows(out),
+                reads,
+                out,
                 lambda at: [
-                    at[weight], groups, depth, at[x], strides[x], at[out], strides[out],
-                    at[bias] if bias else 0, at[residual] if residual else 0, act,
-                    m().scratch, self.scratch_bytes, m().ctrl,
+                    at[weight],
+                    groups,
+                    depth,
+                    at[x],
+                    strides[x],
+                    at[out],
+                    strides[out],
+                    at[bias] if bias else 0,
+                    at[residual] if residual else 0,
+                    act,
+                    m().scratch,
+                    self.scratch_bytes,
+                    m().ctrl,
                 ],
                 in_place=in_place,
-            )  # fmt: skip
+            )
         )
 
     def _last_use(self, name: str, by: str) -> bool:
@@ -336,10 +302,21 @@ class Lowering:
             self.layout.sizes[name] = self.max_rows * half * 8
             bits = [float_bits(scale) for scale in scales]
             self.steps.append(
-                Step("rope_table", "T", [], name, lambda at: [
-                    self._m.positions, at[short], at[far] if far else 0, half,
-                    self._m.long_flags, at[name], *bits,
-                ])  # fmt: skip
+                Step(
+                    "rope_table",
+                    "T",
+                    [],
+                    name,
+                    lambda at: [
+                        self._m.positions,
+                        at[short],
+                        at[far] if far else 0,
+                        half,
+                        self._m.long_flags,
+                        at[name],
+                        *bits,
+                    ],
+                )
             )
         return self.ropes[key], half
 
@@ -357,11 +334,33 @@ class Lowering:
         self.layout.strides[turned] = strides[qkv]
         self.layout.sizes[turned] = self.layout.sizes[qkv]
         self.steps.append(
-            Step("append", "T", [qkv, *([rope] if rope else [])], turned, lambda at: [
-                at[qkv], strides[qkv], heads, groups, size, at[rope] if rope else 0, half,
-                at[q_norm] if q_norm else 0, at[k_norm] if k_norm else 0, eps, scale,
-                m().positions, m().tables, at[keys], at[values], k_page, v_page, wide,
-            ], in_place=qkv)  # fmt: skip
+            Step(
+                "append",
+                "T",
+                [qkv, *([rope] if rope else [])],
+                turned,
+                lambda at: [
+                    at[qkv],
+                    strides[qkv],
+                    heads,
+                    groups,
+                    size,
+                    at[rope] if rope else 0,
+                    half,
+                    at[q_norm] if q_norm else 0,
+                    at[k_norm] if k_norm else 0,
+                    eps,
+                    scale,
+                    m().positions,
+                    m().tables,
+                    at[keys],
+                    at[values],
+                    k_page,
+                    v_page,
+                    wide,
+                ],
+                in_place=qkv,
+            )
         )
         share = heads // groups
         step = 64 + 4 * (-(-size // 16) * 16)
@@ -370,40 +369,99 @@ class Lowering:
         self.scratch_bytes = max(self.scratch_bytes, 2048 + rows * size * 4 + 2 * tile)
         self.partial_bytes = max(self.partial_bytes, groups * tile)
         self.steps.append(
-            Step("attend", "T", [turned], out, lambda at: [
-                at[turned], strides[qkv], heads, groups, size, window, cap,
-                m().positions, m().tables, at[keys], at[values], k_page, v_page, wide,
-                at[out], strides[out], m().tiles, m().partials, m().counters, m().scratch,
-                m().ctrl,
-            ])  # fmt: skip
+            Step(
+                "attend",
+                "T",
+                [turned],
+                out,
+                lambda at: [
+                    at[turned],
+                    strides[qkv],
+                    heads,
+                    groups,
+                    size,
+                    window,
+                    cap,
+                    m().positions,
+                    m().tables,
+                    at[keys],
+                    at[values],
+                    k_page,
+                    v_page,
+                    wide,
+                    at[out],
+                    strides[out],
+                    m().tiles,
+                    m().partials,
+                    m().counters,
+                    m().scratch,
+                    m().ctrl,
+                ],
+            )
         )
 
     def _glu(self, node: Node, attrs: Mapping[str, object]) -> None:
         x, out = node.inputs[0], self._buffer(node.output)
-        act, width, strides = activation.ACTS[str(attrs["act"])], self._width(out), self.layout.strides
+        act, width, strides = (
+            activation.ACTS[str(attrs["act"])],
+            self._width(out),
+            self.layout.strides,
+        )
         self.steps.append(
-            Step("glu", self._rows(out), [x], out, lambda at: [
-                at[x], strides[x], width, act, at[out], strides[out],
-                self._m.scratch, self.scratch_bytes,
-            ])  # fmt: skip
+            Step(
+                "glu",
+                self._rows(out),
+                [x],
+                out,
+                lambda at: [
+                    at[x],
+                    strides[x],
+                    width,
+                    act,
+                    at[out],
+                    strides[out],
+                    self._m.scratch,
+                    self.scratch_bytes,
+                ],
+            )
         )
 
     def _add(self, node: Node, attrs: Mapping[str, object]) -> None:
         (a, b), out = node.inputs, self._buffer(node.output)
         stride, width = self.layout.strides[out], self._width(out)
         self.steps.append(
-            Step("add_rows", self._rows(out), [a, b], out, lambda at: [
-                at[a], at[b], at[out], stride, width,
-            ])  # fmt: skip
+            Step(
+                "add_rows",
+                self._rows(out),
+                [a, b],
+                out,
+                lambda at: [
+                    at[a],
+                    at[b],
+                    at[out],
+                    stride,
+                    width,
+                ],
+            )
         )
 
     def _select(self, node: Node, attrs: Mapping[str, object]) -> None:
         x, out = node.inputs[0], self._buffer(node.output)
         stride = self.layout.strides[out]
         self.steps.append(
-            Step("select", "R", [x], out, lambda at: [
-                at[x], stride, self._m.rows, at[out], stride,
-            ])  # fmt: skip
+            Step(
+                "select",
+                "R",
+                [x],
+                out,
+                lambda at: [
+                    at[x],
+                    stride,
+                    self._m.rows,
+                    at[out],
+                    stride,
+                ],
+            )
         )
 
     def _softcap(self, node: Node, attrs: Mapping[str, object]) -> None:
@@ -411,7 +469,18 @@ class Lowering:
         strides, width = self.layout.strides, self._width(out)
         cap = float_bits(float(attrs["cap"]))  # type: ignore[arg-type]
         self.steps.append(
-            Step("softcap", self._rows(out), [x], out, lambda at: [
-                at[x], strides[x], at[out], strides[out], width, cap,
-            ])  # fmt: skip
+            Step(
+                "softcap",
+                self._rows(out),
+                [x],
+                out,
+                lambda at: [
+                    at[x],
+                    strides[x],
+                    at[out],
+                    strides[out],
+                    width,
+                    cap,
+                ],
+            )
         )

@@ -133,7 +133,11 @@ class CpuState(State):
             for name, array in pools.items():
                 expected = (count, array.shape[1])
                 got = arrays.get(name) if isinstance(arrays, Mapping) else None
-                if not isinstance(got, np.ndarray) or got.shape != expected or got.dtype != np.uint8:
+                if (
+                    not isinstance(got, np.ndarray)
+                    or got.shape != expected
+                    or got.dtype != np.uint8
+                ):
                     raise RequestError(
                         f"the snapshot's {part} of {name!r} are damaged, expected uint8 {expected}",
                         code="snapshot",

@@ -74,7 +74,10 @@ class ReferenceSession(Session):
         counts = [len(feed.tokens) for feed in feeds]
         sequence = np.repeat(np.arange(len(feeds)), counts)
         position = np.concatenate(
-            [np.arange(f.state.length, f.state.length + n) for f, n in zip(feeds, counts, strict=True)]
+            [
+                np.arange(f.state.length, f.state.length + n)
+                for f, n in zip(feeds, counts, strict=True)
+            ]
         )
         rows, cuts = logit_rows(feeds)
         values: dict[str, Any] = {

@@ -40,7 +40,10 @@ def performance_cores() -> list[int]:
     siblings: dict[str, int] = {}
     for core in cores:
         base = f"/sys/devices/system/cpu/cpu{core}"
-        with contextlib.suppress(OSError, ValueError), open(f"{base}/cpufreq/cpuinfo_max_freq") as f:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            open(f"{base}/cpufreq/cpuinfo_max_freq") as f,
+        ):
             speed[core] = int(f.read())
         with contextlib.suppress(OSError), open(f"{base}/topology/thread_siblings_list") as f:
             siblings.setdefault(f.read().strip(), core)

@@ -123,9 +123,9 @@ def quantize_row(
         _quantize_block(load_f32(at), load_f32(at + 64), q, s, c, offset)
 
 
-# Operands of `quantize`: 3 x, 4 x row stride in bytes, 5 width, 6 blocks, 7 tiles out, 8 bytes of a
-# private copy (one row: every thread fills its own, no barrier), 9 correction offset, 10 norm weight
-# or 0, 11 norm eps (float32 bits), 12 scratch, 13 scratch bytes a thread.
+# Operands of `quantize`: 3 x, 4 x row stride in bytes, 5 width, 6 blocks, 7 tiles out, 8 bytes of
+# a private copy (one row: every thread fills its own, no barrier), 9 correction offset, 10 norm
+# weight or 0, 11 norm eps (float32 bits), 12 scratch, 13 scratch bytes a thread.
 
 
 @kernel

@@ -42,7 +42,9 @@ def test_sampling_flags_are_the_parameters_of_python() -> None:
     assert set(NAMES) == set(SamplingParams.__struct_fields__)
 
 
-@pytest.mark.parametrize("args", [["fly"], ["generate", "--wings"], ["eval", "x"], ["convert", "x"]])
+@pytest.mark.parametrize(
+    "args", [["fly"], ["generate", "--wings"], ["eval", "x"], ["convert", "x"]]
+)
 def test_wrong_usage_exits_with_2(edgert: Edgert, args: list[str]) -> None:
     ran = edgert(*args)
     assert (ran.code, ran.out) == (2, "")

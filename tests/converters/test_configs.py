@@ -15,7 +15,9 @@ from edgert.graph import Graph
 COMMON = {"initializer_range": 0.02, "use_cache": True, "transformers_version": "4.47.0"}
 
 
-def sizes(width: int, ff: int, layers: int, heads: int, kv: int, vocab: int, context: int) -> dict[str, Any]:
+def sizes(
+    width: int, ff: int, layers: int, heads: int, kv: int, vocab: int, context: int
+) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": ff,
@@ -151,13 +153,24 @@ def test_windows_and_positions_alternate_as_published() -> None:
     gemma2, gemma3 = build(CONFIGS["gemma-2-2b"]).graph, build(CONFIGS["gemma-3-1b"]).graph
     assert [attention(gemma2, i).get("window", 0) for i in range(4)] == [4096, 0, 4096, 0]
     assert [attention(gemma3, i).get("window", 0) for i in range(7)] == [512] * 5 + [0, 512]
-    assert [attention(gemma3, i)["inv_freq"] for i in (0, 5)] == ["inv_freq_sliding", "inv_freq_full"]
+    assert [attention(gemma3, i)["inv_freq"] for i in (0, 5)] == [
+        "inv_freq_sliding",
+        "inv_freq_full",
+    ]
     smollm3 = build(CONFIGS["SmolLM3-3B"]).graph
-    assert ["inv_freq" in attention(smollm3, i) for i in range(5)] == [True, True, True, False, True]
+    assert ["inv_freq" in attention(smollm3, i) for i in range(5)] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
     assert attention(build(CONFIGS["Phi-4-mini"]).graph, 0)["rope_switch"] == 4096
 
 
-@pytest.mark.parametrize("name", ["Llama-3.2-1B", "Qwen3-0.6B", "gemma-3-1b", "Phi-4-mini", "SmolLM3-3B"])
+@pytest.mark.parametrize(
+    "name", ["Llama-3.2-1B", "Qwen3-0.6B", "gemma-3-1b", "Phi-4-mini", "SmolLM3-3B"]
+)
 def test_old_and_new_rope_keys_agree(name: str) -> None:
     """What transformers 5 writes for the same model gives the same graph and frequencies."""
     import transformers
@@ -167,7 +180,10 @@ def test_old_and_new_rope_keys_agree(name: str) -> None:
     new = kind(**copy.deepcopy(old)).to_diff_dict()  # it changes what it is given
     assert "rope_parameters" in new
     assert "rope_theta" not in new
-    first, second = build(old), build({**new, "max_position_embeddings": old["max_position_embeddings"]})
+    first, second = (
+        build(old),
+        build({**new, "max_position_embeddings": old["max_position_embeddings"]}),
+    )
     assert first.graph.to_json() == second.graph.to_json()
     for weight, recipe in first.tensors.items():
         if recipe.values is not None:

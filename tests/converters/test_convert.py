@@ -107,9 +107,7 @@ def test_provenance_names_sources_not_places(checkpoint: Path, tmp_path: Path) -
     with Bundle.open(report.path) as bundle:
         made = bundle.manifest.provenance
     assert set(made.sources) >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert made.command == (
-        "edgert convert tiny -o m.edge --quant int4-g32 --embed-quant int8-g32"
-    )
+    assert made.command == ("edgert convert tiny -o m.edge --quant int4-g32 --embed-quant int8-g32")
     assert {"edgert", "numpy", "python"} <= set(made.versions)
 
 

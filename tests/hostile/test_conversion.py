@@ -218,7 +218,9 @@ def test_h15_index_and_shards_disagree(sharded: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors"])
 def test_h15_shards_lie_in_the_checkpoint(sharded: Path, out: Path, name: str) -> None:
-    shutil.copy(sharded / "model-00001-of-00003.safetensors", sharded.parent / "outside.safetensors")
+    shutil.copy(
+        sharded / "model-00001-of-00003.safetensors", sharded.parent / "outside.safetensors"
+    )
     reindex(sharded, **{"ghost.weight": name})
     assert name in refusal(sharded, out).message
 
@@ -295,6 +297,24 @@ def test_h17_zero_weights_stay_zero(good: Path, out: Path) -> None:
     assert all(np.isfinite(weight.error) for weight in report.weights)
 
 
+def test_h17_a_disk_that_cannot_be_read_is_named(good: Path, out: Path) -> None:
+    from edgert.converters.sources.checkpoint import Shard
+
+    real, reads = Shard._fill, 0
+
+    def fill(self: Shard, *args: Any) -> None:
+        nonlocal reads
+        reads += 1
+        if reads == 5:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(self, *args)
+
+    with mock.patch.object(Shard, "_fill", fill):
+        error = refusal(good, out)
+    assert error.code == "checkpoint-read"
+    assert str(good / "model.safetensors") in error.message
+
+
 # H18: disks that are full, or closed
 
 
@@ -311,7 +331,9 @@ def state(path: Path) -> str:
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_h18_disk_full_while_writing(good: Path, old: Path, share: float) -> None:
     before, real, written = state(old), Stage.write, 0
-    room = int(share * (old / "weights.safetensors").stat().st_size * 0.4)
+    whole = convert_tiny(good, old.with_name("whole.edge"))
+    room = int(share * sum(weight.nbytes for weight in whole.weights))
+    shutil.rmtree(whole.path)
 
     def write(self: Stage, name: str, array: np.ndarray) -> None:
         nonlocal written
@@ -355,16 +377,14 @@ def test_h18_disk_fails_at_the_end(good: Path, old: Path, last: str, code: int) 
 
 
 def test_h18_read_only_target(good: Path, out: Path) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(out.parent))
-
-    with mock.patch.object(os, "open", refuse), pytest.raises(ResourceError) as info:
-        with mock.patch("edgert.converters.convert.HfSource"):
-            from edgert.converters.convert import _told
-
-            with _told(out):
-                os.open(out, os.O_RDONLY)
-    assert "Permission denied" in info.value.message
+    refusal = PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(out.parent))
+    with (
+        mock.patch("edgert.bundle_writer.FileLock", side_effect=refusal),
+        pytest.raises(ResourceError, match="could not be written: Read-only file system") as info,
+    ):
+        convert_tiny(good, out)
+    assert info.value.code == "write"
+    assert list(out.parent.iterdir()) == []
 
 
 def test_h18_target_that_is_no_bundle(good: Path, out: Path) -> None:
