@@ -1,11 +1,11 @@
 """The README's tables, written from the registry and from measurements.
 
     python -m benchmarks.readme                             rewrite the tables
-    python -m benchmarks.readme measure SRC [--name NAME]   convert and time a checkpoint, add a line
+    python -m benchmarks.readme measure SRC [--name NAME]   convert and time a checkpoint
     python -m benchmarks.readme measure --random 135m       the same with random weights
 
-Measurements are lines of `benchmarks/readme.jsonl`; a model's last line counts. Each command that is
-timed runs in a process of its own; the second of two loads is the warm one.
+Measurements are lines of `benchmarks/readme.jsonl`; a model's last line counts. Each command that
+is timed runs in a process of its own; the second of two loads is the warm one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def performance_table(lines: list[dict[str, Any]]) -> str:
         rows += ["| " + " | ".join([*cells, *speeds]) + " |" for speeds in _speeds(bench["rows"])]
     machines = sorted({f"{line['machine']}, {line['date']}" for line in lines})
     note = (
-        f"\n\nint4-g32 unless the name says otherwise; tokens per second, medians; {'; '.join(machines)}. "
+        "\n\nint4-g32 unless the name says otherwise; tokens per second, medians; "
+        f"{'; '.join(machines)}. "
         "`edgert bench` measures your own machine."
     )
     return "\n".join(rows) + note

@@ -33,8 +33,8 @@ PAGE = 64  # tokens by which states grow
 
 class Row(msgspec.Struct, frozen=True):
     """One measured test. tps: tokens per second over repetitions. p90_ms: 90th percentile of the
-    milliseconds for one token (tg) or for the whole prompt (pp). read_bytes: weights and cache that
-    a token must read; read_share: that, times speed, over the machine's read bandwidth (tg only)."""
+    milliseconds for one token (tg) or for the whole prompt (pp). read_bytes (tg only): weights and
+    cache that a token must read; read_share: that, times speed, over the read bandwidth."""
 
     test: str
     depth: int

@@ -38,7 +38,8 @@ class Encoder(Protocol):
 
 
 class TextScore(msgspec.Struct, frozen=True):
-    """Result of `score_text`. tokens, bytes: what was scored; nll in nats; window, stride: tokens."""
+    """Result of `score_text`. tokens, bytes: what was scored; nll in nats; window, stride in
+    tokens."""
 
     nll_per_token: float
     perplexity: float

@@ -44,7 +44,8 @@ class Description(msgspec.Struct, frozen=True):
 
 
 def inspect(path: str | PathLike[str]) -> Description:
-    """Describe a bundle, a checkpoint directory or a hub id. Raises EdgertErrors of reading either."""
+    """Describe a bundle, a checkpoint directory or a hub id. Raises what reading
+    either raises."""
     folder = Path(path)
     if (folder / "manifest.json").is_file():
         return describe_bundle(folder)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +141,8 @@ def _example(task: Task, path: Path, number: int, line: str) -> Example:
         return task.read(json.loads(line))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
-            f"{path}: line {number} is not an example of this task: {type(error).__name__}: {error}",
+            f"{path}: line {number} is not an example of this task: "
+            f"{type(error).__name__}: {error}",
             code="task-data",
         ) from None
 
@@ -193,7 +194,7 @@ def score_task(
     ]
     scores = Scorer(session).score([request for request, _ in encoded], progress)
     cuts = list(accumulate((len(example.pairs) for example in examples), initial=0))
-    parts = [scores[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [scores[a:b] for a, b in pairwise(cuts)]
     return TaskScore(
         task=name,
         examples=len(examples),

@@ -24,11 +24,14 @@ def activate(x: F32, act: str) -> F32:
     """One of the gate activations, elementwise float32."""
     if act == "silu":
         with np.errstate(over="ignore"):
-            return x / (1 + np.exp(-x))
+            out: F32 = x / (1 + np.exp(-x))
+            return out
     if act == "gelu":
-        return (x * 0.5 * (1 + _erf(x * math.sqrt(0.5)))).astype(np.float32)
+        out = (x * 0.5 * (1 + _erf(x * math.sqrt(0.5)))).astype(np.float32)
+        return out
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-    return (0.5 * x * (1 + np.tanh(inner))).astype(np.float32)
+    out = (0.5 * x * (1 + np.tanh(inner))).astype(np.float32)
+    return out
 
 
 def glu(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
@@ -51,7 +54,8 @@ def select(inputs: Sequence[Any], weights: Mapping[str, Any], attrs: Mapping[str
 def softcap(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
     """x float32 of any shape."""
     cap = np.float32(attrs["cap"])
-    return cap * np.tanh(inputs[0] / cap)
+    out: F32 = cap * np.tanh(inputs[0] / cap)
+    return out
 
 
 REFERENCE = {"glu": glu, "add": add, "select": select, "softcap": softcap}

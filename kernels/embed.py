@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, Signature, StoredWeight
+from .onnx_tools import FLOAT, FLOAT16, Body, Call, EmitContext, Signature, StoredWeight
 from .ops import GROUP
 from .quant import F32, Quantized, dequantize
 
@@ -30,45 +30,46 @@ REFERENCE = {"embed": embed}
 
 
 def _rows_body(bits: int) -> Callable[[Body], None]:
-    """Codes uint8 [.., KB, 32 or 16] and scales [.., KB, 1] -> float values [.., KB, 32]."""
+    """Codes uint8 [.., KB, 32 or 16] and scales [.., KB, 1] -> float values [.., KB, 32]. Codes up
+    to 255, their halves and their differences are exact in float16, too."""
 
     def define(body: Body) -> None:
-        codes = body.op("Cast", ["q"], to=FLOAT)
+        codes = body.op("Cast", ["q"], to=FLOAT16 if body.half else FLOAT)
         if bits == 4:
-            high = body.op("Floor", [body.op("Div", [codes, body.const(16.0)])])
-            low = body.op("Sub", [codes, body.op("Mul", [high, body.const(16.0)])])
+            wide = body.activation(body.const(16.0))
+            high = body.op("Floor", [body.op("Div", [codes, wide])])
+            low = body.op("Sub", [codes, body.op("Mul", [high, wide])])
             last = body.const([-1])
             pair = [body.op("Unsqueeze", [half, last]) for half in (low, high)]  # [.., 16, 1]
             codes = body.op("Concat", pair, axis=-1)  # [.., KB, 16, 2]
             codes = body.op("Reshape", [codes, body.const([0, 0, -1, GROUP])])
-        levels = body.op("Sub", [codes, body.const(float(1 << (bits - 1)))])
-        body.op("Mul", [body.activation(levels), "scales"], "y")
+        zero = body.activation(body.const(float(1 << (bits - 1))))
+        body.op("Mul", [body.op("Sub", [codes, zero]), "scales"], "y")
 
     return define
 
 
 def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str) -> str:
-    """Rows of a quantized table as [B, S, KB, 32], without a dequantized copy of the table."""
+    """Rows of a quantized table as [B, S, KB, 32], without a dequantized copy of the table.
+
+    Not com.microsoft's GatherBlockQuantized, though it reads the same bytes: how its CUDA kernel
+    takes packed widths and the default zero point differs between versions of onnxruntime.
+    """
     bits = 4 if table.encoding == "int4-g32" else 8
-    scales = ctx.place(f"{table.name}.scales")
-    if ctx.half and not ctx.standard:
-        three = ctx.tensor(f"{table.name}.scales", dims=(*scales.dims, 1))
-        return ctx.op(
-            "GatherBlockQuantized", [ctx.tensor(f"{table.name}.q"), tokens, three],
-            domain=MICROSOFT, bits=bits, block_size=GROUP, gather_axis=0, quantize_axis=2,
-        )  # fmt: skip
-    # Mapped apart from a tied head: a CPU session then packs and drops the head's mapping, and of
-    # the table only the pages of rows in use stay resident.
-    codes = ctx.op("Gather", [ctx.tensor(f"{table.name}.q", role="rows"), tokens])
-    rows = ctx.op("Gather", [ctx.tensor(f"{table.name}.scales", role="rows"), tokens])
-    rows = ctx.op("Unsqueeze", [ctx.cast(rows, scales.dtype, ctx.float_type), ctx.ints(-1)])
+    # With float32 (CPU) mapped apart from a tied head: the session then packs and drops the head's
+    # mapping, and of the table only the pages of rows in use stay resident. A GPU keeps one copy.
+    role = "" if ctx.half else "rows"
+    codes = ctx.op("Gather", [ctx.tensor(f"{table.name}.q", role=role), tokens])
+    rows = ctx.op("Gather", [ctx.tensor(f"{table.name}.scales", role=role), tokens])
+    have = ctx.place(f"{table.name}.scales").dtype
+    rows = ctx.op("Unsqueeze", [ctx.cast(rows, have, ctx.float_type), ctx.ints(-1)])
     signature: Signature = (["q", "scales"], [])
     return ctx.call(f"DequantizeInt{bits}", [codes, rows], None, _rows_body(bits), signature)
 
 
 def emit_embed(ctx: EmitContext, call: Call) -> None:
-    """Gather for float tables; for quantized ones GatherBlockQuantized (float16 activations) or
-    Gather of codes and scales and the function DequantizeInt4 / DequantizeInt8."""
+    """Gather for float tables; for quantized ones Gather of codes and scales, and the function
+    DequantizeInt4 or DequantizeInt8."""
     table, tokens = call.weights["weight"], call.inputs[0]
     steps: list[tuple[str, list[str]]] = []
     if table.encoding in ("f32", "f16"):

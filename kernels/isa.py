@@ -4,10 +4,11 @@
     avxvnni      256-bit vectors, vpdpbusd            (Alder Lake and later)
     avx2         256-bit vectors, pmaddubsw           (Haswell, Zen and later)
     dotprod      128-bit NEON vectors, sdot           (Cortex-A76, A78AE, Apple M1 and later)
-    portable     whatever LLVM makes of plain vector arithmetic; correct everywhere, slow
+    portable     what LLVM makes of plain vector arithmetic; correct everywhere, slow
 
 `EDGERT_ISA` picks another one; an ISA that this CPU lacks is refused, because LLVM would end the
-process with an illegal instruction.
+process with an illegal instruction. `EDGERT_ISA_FORCE=1` takes it all the same: for emulators, which
+show the features of the machine they run on (tests/arm/README.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ TARGETS = {
     "avx2": ("haswell", "+avx2,+fma,+f16c"),
     "dotprod": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16"),
 }
+MACHINES = {
+    "avx512vnni": ("x86_64", "amd64"),
+    "avxvnni": ("x86_64", "amd64"),
+    "avx2": ("x86_64", "amd64"),
+    "dotprod": ("aarch64", "arm64"),
+}
 VARIABLE = "EDGERT_ISA"
+FORCE = "EDGERT_ISA_FORCE"
 
 
 class IsaError(RuntimeError):
@@ -73,8 +81,15 @@ def cpu_features() -> frozenset[str]:
 
 def supported() -> tuple[str, ...]:
     """Instruction sets usable on this CPU, best first."""
-    have = cpu_features()
-    return tuple(name for name, needs in NEEDS.items() if have.issuperset(needs))
+    return tuple(name for name in NEEDS if not _missing(name))
+
+
+def _missing(name: str) -> list[str]:
+    """What this CPU lacks for an instruction set: its architecture, or features."""
+    machines = MACHINES.get(name, ())
+    if machines and platform.machine().lower() not in machines:
+        return [f"a CPU of {machines[0]}"]
+    return sorted(set(NEEDS[name]) - cpu_features())
 
 
 @lru_cache(maxsize=1)
@@ -85,8 +100,8 @@ def chosen() -> str:
         return supported()[0]
     if wanted not in NEEDS:
         raise IsaError(f"{VARIABLE}={wanted!r} is unknown, expected one of {', '.join(NEEDS)}")
-    missing = sorted(set(NEEDS[wanted]) - cpu_features())
-    if missing:
+    missing = _missing(wanted)
+    if missing and os.environ.get(FORCE) != "1":
         raise IsaError(
             f"{VARIABLE}={wanted!r} needs {', '.join(missing)}, which this CPU lacks; "
             f"it has: {', '.join(supported())}"
@@ -101,3 +116,9 @@ def prepare_numba() -> None:
         name, features = TARGETS[isa]
         os.environ.setdefault("NUMBA_CPU_NAME", name)
         os.environ.setdefault("NUMBA_CPU_FEATURES", features)
+    elif isa == "dotprod":
+        # LLVM lists no dotprod for a core that it does not know by name, and then ends the process.
+        import llvmlite.binding as llvm
+
+        known = llvm.get_host_cpu_features().flatten()
+        os.environ.setdefault("NUMBA_CPU_FEATURES", f"{known},+neon,+dotprod".lstrip(","))

@@ -14,7 +14,8 @@ from .quant import F32
 def normalise(x: F32, weight: F32, eps: float) -> F32:
     """Root-mean-square normalisation of the last axis, float32 in and out."""
     mean = np.mean(np.square(x, dtype=np.float32), axis=-1, keepdims=True)
-    return x / np.sqrt(mean + np.float32(eps)) * weight
+    out: F32 = x / np.sqrt(mean + np.float32(eps)) * weight
+    return out
 
 
 def rms_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:

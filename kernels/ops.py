@@ -5,8 +5,8 @@ rules only, so that reading or checking a graph imports neither numba nor onnx. 
 an op live elsewhere: `reference` (NumPy, reads like the formula), the Numba kernel and the ONNX
 emission side by side in the module that `Op.module` names, the torch twin in the converters.
 
-Shapes are written with these letters: T tokens of a step, R selected rows, H query heads, G key/value
-heads, D head size, C model width, F feed-forward width, V vocabulary.
+Shapes are written with these letters: T tokens of a step, R selected rows, H query heads, G
+key/value heads, D head size, C model width, F feed-forward width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ class Op:
     @property
     def reference(self) -> Callable[..., Any]:
         """The NumPy face: `reference(inputs, weights, attrs, state) -> array` (float32)."""
-        return import_module(f"{__package__}.{self.module}").REFERENCE[self.name]  # type: ignore[no-any-return]
+        faces: dict[str, Callable[..., Any]]
+        faces = import_module(f"{__package__}.{self.module}").REFERENCE
+        return faces[self.name]
 
     @property
     def onnx(self) -> Callable[..., Any] | None:
         """The ONNX face, or None where the op has no emission yet."""
         faces = getattr(import_module(f"{__package__}.{self.module}"), "ONNX", {})
-        return faces.get(self.name)  # type: ignore[no-any-return]
+        return faces.get(self.name)
 
     def check_attrs(self, attrs: Attrs) -> dict[str, Any]:
         """Attributes with defaults filled in; unknown, missing or mistyped ones raise OpError."""
@@ -99,9 +101,13 @@ def _embed(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attr
     return (tokens[0], table[1])
 
 
-def _rms_norm(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
+def _rms_norm(
+    inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs
+) -> Shape:
     (x,) = inputs
-    _need(weights["weight"] == (x[-1],), f"rms_norm: weight {weights['weight']} for rows of {x[-1]}")
+    _need(
+        weights["weight"] == (x[-1],), f"rms_norm: weight {weights['weight']} for rows of {x[-1]}"
+    )
     _need(attrs["eps"] > 0, f"rms_norm: eps is {attrs['eps']}, expected > 0")
     return tuple(x)
 
@@ -127,23 +133,33 @@ def _attention(
     _need(attrs["softcap"] >= 0, f"attention: softcap is {attrs['softcap']}, expected >= 0")
     for slot in ("q_norm", "k_norm"):
         if slot in weights:
-            _need(weights[slot] == (size,), f"attention: {slot} {weights[slot]}, expected ({size},)")
+            _need(
+                weights[slot] == (size,), f"attention: {slot} {weights[slot]}, expected ({size},)"
+            )
     _need(("q_norm" in weights) == ("k_norm" in weights), "attention: only one of q_norm, k_norm")
     for slot in ("inv_freq", "inv_freq_long"):
         if slot in weights:
             pairs = weights[slot]
-            _need(len(pairs) == 1 and 2 * pairs[0] <= size, f"attention: {slot} {pairs}, head {size}")
+            _need(
+                len(pairs) == 1 and 2 * pairs[0] <= size, f"attention: {slot} {pairs}, head {size}"
+            )
     if "inv_freq_long" in weights:
         same = weights.get("inv_freq") == weights["inv_freq_long"]
-        _need(same and attrs["rope_switch"] > 0, "attention: long rope needs inv_freq and rope_switch")
+        _need(
+            same and attrs["rope_switch"] > 0, "attention: long rope needs inv_freq and rope_switch"
+        )
     return (*qkv[:-1], heads * size)
 
 
 def _glu(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
     (x,) = inputs
     width = x[-1]
-    _need(isinstance(width, int) and width % 2 == 0, f"glu: rows of {width}, expected an even width")
-    _need(attrs["act"] in ACTIVATIONS, f"glu: act is {attrs['act']!r}, expected one of {ACTIVATIONS}")
+    _need(
+        isinstance(width, int) and width % 2 == 0, f"glu: rows of {width}, expected an even width"
+    )
+    _need(
+        attrs["act"] in ACTIVATIONS, f"glu: act is {attrs['act']!r}, expected one of {ACTIVATIONS}"
+    )
     return (*x[:-1], int(width) // 2)
 
 
@@ -159,7 +175,9 @@ def _select(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], att
     return (rows[0], x[1])
 
 
-def _softcap(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
+def _softcap(
+    inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs
+) -> Shape:
     _need(attrs["cap"] > 0, f"softcap: cap is {attrs['cap']}, expected > 0")
     return tuple(inputs[0])
 

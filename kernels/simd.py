@@ -62,7 +62,7 @@ i64, i32, f32 = types.int64, types.int32, types.float32
 
 
 def emits(result: Any, *params: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Turn `build(builder, *llvm values) -> llvm value` into a Numba intrinsic of that signature."""
+    """Turn `build(builder, *llvm values) -> llvm value` into an intrinsic of that signature."""
 
     def wrap(build: Callable[..., Any]) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:

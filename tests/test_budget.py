@@ -11,9 +11,18 @@ from pathlib import Path
 from .conftest import ROOT
 
 FILE_LINES, FUNCTION_LINES = 400, 60
+TEST_FILE_LINES = 700  # a test module is a list of cases, not a mechanism
 FOLDERS = ("edgert", "kernels", "converters", "devices", "tests", "benchmarks", "recipes")
-FILES: dict[str, str] = {}
-FUNCTIONS: dict[str, str] = {}
+FILES: dict[str, str] = {
+    "edgert/session/lower.py": "a method for each op of the catalogue; all write one table",
+    "kernels/cpu/attention.py": "the decode and the tile form of one formula, and their reduction",
+    "kernels/simd.py": "the one place that knows instruction sets: a list of small intrinsics",
+}
+FUNCTIONS: dict[str, str] = {
+    "benchmarks/gguf_twin.py::write_gguf": "a line for each key and tensor of a foreign format",
+    "edgert/session/lower.py::_attention": "one instruction of many operands, in their order",
+    "kernels/cpu/attention.py::_products": "a factory of inner loops, unrolled by hand",
+}
 
 
 def sources() -> list[Path]:
@@ -42,7 +51,8 @@ def test_no_file_is_over_the_budget() -> None:
         path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
         for path in sources()
     }
-    over = {name for name, lines in sizes.items() if lines > FILE_LINES}
+    budget = lambda name: TEST_FILE_LINES if name.startswith("tests/") else FILE_LINES
+    over = {name for name, lines in sizes.items() if lines > budget(name)}
     told = sorted(f"{name}: {sizes[name]} lines" for name in over - set(FILES))
     assert not told, "\n".join(told)
     assert not set(FILES) - over, "listed, but within the budget or gone"

@@ -90,7 +90,9 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     for key, value in raw.items():
         if key in fields or key in IGNORED or key in schema.ignored:
             continue
-        if key not in fixed:
+        if key == "quantization_config":
+            faults.append("the checkpoint is quantized already, expected its float original")
+        elif key not in fixed:
             faults.append(f"config key {key!r} (= {_short(value)}) is unknown")
         elif not any(type(value) is type(ok) and value == ok for ok in fixed[key]):
             allowed = " or ".join(_short(ok) for ok in fixed[key])

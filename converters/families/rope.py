@@ -24,6 +24,7 @@ from .config import Decoder
 from .recipe import F32
 
 F64 = NDArray[np.float64]
+LOWEST, HIGHEST = 1e-12, 1e12  # of any number in rope parameters
 
 # type -> (required keys, optional keys), besides rope_type, rope_theta and partial_rotary_factor
 TYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -87,8 +88,8 @@ def rope(
         return Rope(np.ones(max(1, head_dim // 2), np.float32))
     checked = _checked(kind, params, context, faults)
     factor = checked.get("partial_rotary_factor", 1.0)
-    dim = int(head_dim * factor)
-    if not 0 < factor <= 1 or dim % 2 or dim < 2 or (factor != 1 and not partial):
+    dim = int(head_dim * min(factor, 1.0))
+    if factor > 1 or dim % 2 or dim < 2 or (factor != 1 and not partial):
         faults.append(
             f"rope: partial_rotary_factor {factor} of a head of {head_dim}, expected "
             f"{'an even number of channels' if partial else '1 and an even head'}"
@@ -121,7 +122,7 @@ def _checked(
     for key in (*required, *optional, *always[1:]):
         value = params.get(key)
         if value is None:
-            if key in required:
+            if key in (*required, "rope_theta"):
                 faults.append(f"rope: key {key!r} is missing for rope_type {kind!r}")
             continue
         if not _fits(key, value):
@@ -134,7 +135,7 @@ def _checked(
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    return type(value) in (int, float) and LOWEST < value < HIGHEST
 
 
 def _fits(key: str, value: Any) -> bool:
@@ -143,7 +144,7 @@ def _fits(key: str, value: Any) -> bool:
     if key == "truncate":
         return type(value) is bool
     if key == "original_max_position_embeddings":
-        return type(value) is int and value > 1
+        return type(value) is int and 1 < value < HIGHEST
     return _number(value) and (key != "rope_theta" or value > 1)
 
 

@@ -6,6 +6,7 @@ a checkpoint is never run and pickles are never opened.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,12 +73,13 @@ class HfSource:
             return None
         try:
             with open(path, "rb") as file:
-                data = file.read(limit + 1)
+                size = os.fstat(file.fileno()).st_size
+                data = file.read(min(size, limit))
         except OSError as error:
             raise unreadable(path, error) from None
-        if len(data) > limit:
+        if size > limit:
             raise ConvertError(
-                f"{path}: {path.stat().st_size} bytes, the limit is {limit}",
+                f"{path}: {size} bytes, the limit is {limit}",
                 code="checkpoint-file",
                 hint="the file is damaged, or is not what its name says",
             )

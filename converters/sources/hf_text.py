@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,6 +26,7 @@ SPECIAL = (
 BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 TEMPLATE_FILE = "chat_template.jinja"
+T = TypeVar("T")
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -76,16 +77,20 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
 
 def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Ids by token text from tokenizer.json, added tokens over the model's own."""
-    model = tokenizer.get("model")
-    vocab = model.get("vocab", {}) if isinstance(model, dict) else {}
+    vocab = _as(dict, tokenizer.get("model")).get("vocab")
     if isinstance(vocab, list):  # Unigram: [text, score] by id
-        out = {e[0]: i for i, e in enumerate(vocab) if isinstance(e, list) and e}
+        out = {str(e[0]): i for i, e in enumerate(vocab) if isinstance(e, list) and e}
     else:
-        out = dict(vocab)
-    for token in tokenizer.get("added_tokens") or []:
+        out = {text: i for text, i in _as(dict, vocab).items() if type(i) is int}
+    for token in _as(list, tokenizer.get("added_tokens")):
         if isinstance(token, dict) and type(token.get("id")) is int:
             out[str(token.get("content"))] = token["id"]
-    return {text: i for text, i in out.items() if isinstance(text, str) and type(i) is int}
+    return out
+
+
+def _as(kind: type[T], value: Any) -> T:
+    """The value if it is of this kind, else an empty one; the tokenizer's own check comes later."""
+    return value if isinstance(value, kind) else kind()
 
 
 def special_strings(source: HfSource) -> dict[str, str]:
@@ -137,20 +142,22 @@ def _adds_bos(source: HfSource, bos: int, special: Mapping[str, str]) -> bool:
     kind = str(source.tokenizer_config.get("tokenizer_class", "")).removesuffix("Fast")
     if kind in BOS_CLASSES and type(wanted) is bool:
         return wanted
-    processor = source.tokenizer.get("post_processor")
+    processor = _as(dict, source.tokenizer.get("post_processor"))
     steps = [processor]
-    if isinstance(processor, dict) and processor.get("type") == "Sequence":
-        steps = processor.get("processors") or []
+    if processor.get("type") == "Sequence":
+        steps = _as(list, processor.get("processors"))
     return any(_starts_with_bos(step, bos, special.get("bos_token")) for step in steps)
 
 
 def _starts_with_bos(step: Any, bos: int, text: str | None) -> bool:
-    if not isinstance(step, dict) or step.get("type") != "TemplateProcessing":
+    if _as(dict, step).get("type") != "TemplateProcessing":
         return False
-    single = step.get("single") or [{}]
-    token = (single[0].get("SpecialToken") or {}).get("id") if isinstance(single[0], dict) else None
-    entry = (step.get("special_tokens") or {}).get(token)
-    return token is not None and (token == text or (entry or {}).get("ids") == [bos])
+    first = next(iter(_as(list, step.get("single"))), None)
+    token = _as(dict, _as(dict, first).get("SpecialToken")).get("id")
+    if not isinstance(token, str):
+        return False
+    entry = _as(dict, _as(dict, step.get("special_tokens")).get(token))
+    return token == text or entry.get("ids") == [bos]
 
 
 def chat_template(source: HfSource) -> str | None:
@@ -160,8 +167,8 @@ def chat_template(source: HfSource) -> str | None:
         return _decoded(source.texts[TEMPLATE_FILE], TEMPLATE_FILE)
     found = source.template_json.get("chat_template", source.tokenizer_config.get("chat_template"))
     if isinstance(found, list):
-        named = {e.get("name"): e.get("template") for e in found if isinstance(e, dict)}
-        found = named.get("default")
+        named = [e for e in found if isinstance(e, dict) and e.get("name") == "default"]
+        found = named[0].get("template") if named else None
     if found is None:
         return None
     if not isinstance(found, str) or len(found.encode("utf-8")) > limits.TEMPLATE_BYTES:

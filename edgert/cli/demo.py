@@ -24,7 +24,7 @@ from .settings import emit_json, json_option, megabytes, say, session_options, s
 def command(
     max_tokens: int, threads: int | None, device: str, ctx_size: int | None, as_json: bool
 ) -> int:
-    """Convert the small model in this package into a bundle and let it tell a story."""  # fmt: skip
+    """Convert the small model in this package into a bundle and let it tell a story."""
     from ..api import load
     from ..demo import NAME, PROMPT, demo_bundle, demo_checkpoint
     from ..diagnosis import folder_bytes

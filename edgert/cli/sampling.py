@@ -58,7 +58,7 @@ def sampling_params(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bias(text: str) -> tuple[int, float]:
-    token, mark, value = text.partition("=")
+    token, _, value = text.partition("=")
     try:
         return int(token), float(value)
     except ValueError:

@@ -90,7 +90,7 @@ def say(text: str = "") -> None:
 
 
 def show(piece: str) -> None:
-    """A piece of a model's text on stdout, at once. What could steer a terminal is escaped there."""
+    """A piece of text on stdout, at once; what could steer a terminal is escaped there."""
     sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 

@@ -28,9 +28,9 @@ def open_session(
 
     threads: None means one per performance core. ctx_size: tokens a state may hold, 0 means what
     the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide. device: "cpu",
-    "reference", "auto" (CUDA where it can be used, else "cpu"), or an execution provider of onnxruntime with
-    options after a colon, as `providers.parse_device` reads them. Raises DeviceError for a device
-    that is unknown or not usable here.
+    "reference", "auto" (CUDA where it can be used, else "cpu"), or an execution provider of
+    onnxruntime with options after a colon, as `providers.parse_device` reads them. Raises
+    DeviceError for a device that is unknown or not usable here.
     """
     graph = bundle.graph()
     name, _, flags = device.partition(":")
@@ -79,7 +79,7 @@ def auto_device(bundle: Bundle) -> str:
     from .ort import emitted
     from .providers import DEVICES, is_available
 
-    fits = any(not variant.standard for variant in emitted(bundle))
+    fits = any(variant.half and not variant.standard for variant in emitted(bundle))
     return "cuda" if fits and is_available(DEVICES["cuda"]) else "cpu"
 
 

@@ -150,7 +150,7 @@ class CpuSession(Session):
             total = self.check_feeds(feeds)
             rows, cuts = logit_rows(feeds)
             self._fill(feeds, total, rows)
-            if self._team.run():
+            if self._team.run(small=total <= SPLIT_ROWS):
                 raise RequestError("the step was cancelled", code="cancelled")
             for feed in feeds:
                 feed.state.pending = len(feed.tokens)

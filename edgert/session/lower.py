@@ -182,7 +182,7 @@ class Lowering:
             self.max_rows * blocks * linear.TOKEN_BLOCK, self.threads * private
         )
         self.scratch_bytes = max(self.scratch_bytes, 256 + stride_of(width))
-        stride, offset, m = self.layout.strides[source], OFFSETS[encoding], lambda: self._m
+        stride, offset = self.layout.strides[source], OFFSETS[encoding]
         self.steps.append(
             Step(
                 "quantize",
@@ -199,7 +199,7 @@ class Lowering:
                     offset,
                     at[norm] if norm else 0,
                     eps,
-                    m().scratch,
+                    self._m.scratch,
                     self.scratch_bytes,
                 ],
                 barrier=2,
@@ -256,7 +256,7 @@ class Lowering:
             self.skipped.add(out)
         self._buffer(out)
         reads = [x, *([residual] if residual else [])]
-        strides, m = self.layout.strides, lambda: self._m
+        strides = self.layout.strides
         act = activation.ACTS[gated] if gated else 0
         in_place = residual if residual and self._last_use(residual, out) else ""
         self.steps.append(
@@ -276,9 +276,9 @@ class Lowering:
                     at[bias] if bias else 0,
                     at[residual] if residual else 0,
                     act,
-                    m().scratch,
+                    self._m.scratch,
                     self.scratch_bytes,
-                    m().ctrl,
+                    self._m.ctrl,
                 ],
                 in_place=in_place,
             )
@@ -330,7 +330,6 @@ class Lowering:
         keys, values = f"#k:{node.state}", f"#v:{node.state}"
         k_page, v_page = page_bytes(self.graph.states[node.state], wide)
         turned = f"{qkv}#turned"
-        m = lambda: self._m
         self.layout.strides[turned] = strides[qkv]
         self.layout.sizes[turned] = self.layout.sizes[qkv]
         self.steps.append(
@@ -351,8 +350,8 @@ class Lowering:
                     at[k_norm] if k_norm else 0,
                     eps,
                     scale,
-                    m().positions,
-                    m().tables,
+                    self._m.positions,
+                    self._m.tables,
                     at[keys],
                     at[values],
                     k_page,
@@ -382,8 +381,8 @@ class Lowering:
                     size,
                     window,
                     cap,
-                    m().positions,
-                    m().tables,
+                    self._m.positions,
+                    self._m.tables,
                     at[keys],
                     at[values],
                     k_page,
@@ -391,11 +390,11 @@ class Lowering:
                     wide,
                     at[out],
                     strides[out],
-                    m().tiles,
-                    m().partials,
-                    m().counters,
-                    m().scratch,
-                    m().ctrl,
+                    self._m.tiles,
+                    self._m.partials,
+                    self._m.counters,
+                    self._m.scratch,
+                    self._m.ctrl,
                 ],
             )
         )

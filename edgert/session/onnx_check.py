@@ -27,7 +27,7 @@ STANDARD_OPS = frozenset(
     "Pow ReduceMean Reshape Sigmoid Slice Softmax Split Sqrt Sub Tanh Transpose Unsqueeze".split()
 )
 MICROSOFT_OPS = frozenset(
-    "FusedMatMul GatherBlockQuantized GroupQueryAttention MatMulNBits RotaryEmbedding "
+    "FusedMatMul GroupQueryAttention MatMulNBits RotaryEmbedding "
     "SkipSimplifiedLayerNormalization".split()
 )
 DTYPES = {1: ("float32", 32), 2: ("uint8", 8), 6: ("int32", 32), 7: ("int64", 64),

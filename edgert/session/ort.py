@@ -297,7 +297,11 @@ def emitted(bundle: Bundle, part: str = "model") -> list[Variant]:
 
 def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:
     """The variant in the provider's dialect, in its better precision if that was emitted."""
-    variants = [v for v in emitted(bundle, part) if v.standard == provider.standard]
+    variants = [
+        v
+        for v in emitted(bundle, part)
+        if v.standard == provider.standard and (v.half or not provider.half_only)
+    ]
     if not variants:
         precision = "f16" if provider.half else "f32"
         raise BundleError(

@@ -28,7 +28,8 @@ class Provider:
     memory: where states live ("cuda" or host memory, "cpu"). packages: pip package by
     `sys.platform`, "*" for the others. plugin: module of a provider that ships apart from
     onnxruntime and registers a library. half: whether float16 activations are the better choice.
-    standard: wants the standard dialect (no GroupQueryAttention there).
+    standard: wants the standard dialect (no GroupQueryAttention there). half_only: has no float32
+    kernels of the contrib ops.
     """
 
     device: str
@@ -39,6 +40,7 @@ class Provider:
     plugin: str = ""
     half: bool = False
     standard: bool = False
+    half_only: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 
     def with_options(self, **options: str) -> Provider:
@@ -53,7 +55,9 @@ def _table(*providers: Provider) -> dict[str, Provider]:
 _GPU = {"linux": "onnxruntime-gpu", "win32": "onnxruntime-gpu"}
 DEVICES = _table(
     Provider("ort-cpu", CPU, {"*": "onnxruntime"}),
-    Provider("cuda", "CUDAExecutionProvider", _GPU, memory="cuda", half=True),
+    Provider(
+        "cuda", "CUDAExecutionProvider", _GPU, memory="cuda", half=True, half_only=True
+    ),
     Provider(
         "tensorrt", "TensorrtExecutionProvider", _GPU, memory="cuda", half=True, standard=True
     ),

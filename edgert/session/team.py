@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..kernels.cpu import vm
+from .pace import Pace
 
 PATIENCE = 20_000  # idle spins of a worker before it parks: some milliseconds
 
@@ -71,6 +73,7 @@ class Team:
         self._workers: list[threading.Thread] = []
         self._program: tuple[int, int] | None = None
         self._owner = os.getpid()
+        self.pace = Pace()
         self.stopped = False
 
     def use(self, table: NDArray[np.int64], count: int) -> None:
@@ -94,8 +97,9 @@ class Team:
             self._workers.append(worker)
             worker.start()
 
-    def run(self) -> bool:
-        """One step; True when it was cancelled on the way."""
+    def run(self, *, small: bool = False) -> bool:
+        """One step; True when it was cancelled on the way. small: of a few rows, so that waiting
+        for a thread that lost its core would cost more than the thread gives (`Pace` decides)."""
         if self.stopped or self._program is None:
             raise RequestError("this session is closed", code="session-closed")
         if self._owner != os.getpid():
@@ -108,6 +112,17 @@ class Team:
             self._start()
         table, count = self._program
         self._words[vm.CTRL_CANCEL // 8] = 0
+        if self.threads == 1 or not small:
+            return self._together(table, count)
+        began = time.perf_counter()
+        if self.pace.choose():
+            left = bool(self.lead(table, count, self.ctrl, 1))
+        else:
+            left = self._together(table, count)
+        self.pace.observe(time.perf_counter() - began)
+        return left
+
+    def _together(self, table: int, count: int) -> bool:
         self.begin(self.ctrl)
         for index in range(1, self.threads):
             if self._parked[index]:

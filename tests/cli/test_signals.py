@@ -77,6 +77,18 @@ def test_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
     assert errors == b""
 
 
+def test_ctrl_c_with_a_team_of_threads(bundle: Path) -> None:
+    args = ("generate", bundle, "-p", "hello", *ENDLESS, "--device", "cpu", "-t", "2")
+    with started(*args) as process:
+        read(process, 20)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors  # a notice that kernels are compiled may be there
+    assert rest.endswith(b"\n")
+    assert len(rest) < 8000
+
+
 def test_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
     wrapper = (
         "import os, signal, edgert.text.sampling as s\ncalls, before = [], s.Sampler.pick\n"

@@ -180,10 +180,7 @@ def test_old_and_new_rope_keys_agree(name: str) -> None:
     new = kind(**copy.deepcopy(old)).to_diff_dict()  # it changes what it is given
     assert "rope_parameters" in new
     assert "rope_theta" not in new
-    first, second = (
-        build(old),
-        build({**new, "max_position_embeddings": old["max_position_embeddings"]}),
-    )
+    first, second = build(old), build(new)
     assert first.graph.to_json() == second.graph.to_json()
     for weight, recipe in first.tensors.items():
         if recipe.values is not None:
@@ -210,7 +207,7 @@ def test_old_and_new_rope_keys_agree(name: str) -> None:
         ({"hidden_size": 577}, "'hidden_size' is 577, expected a multiple of"),
         ({"rms_norm_eps": 0}, "config 'rms_norm_eps' is 0"),
         ({"max_position_embeddings": 1 << 30}, "'max_position_embeddings' is 1073741824"),
-        ({"quantization_config": {"bits": 4}}, "config key 'quantization_config'"),
+        ({"quantization_config": {"bits": 4}}, "is quantized already, expected its float original"),
     ],
 )
 def test_what_is_not_understood_is_refused(change: dict[str, Any], message: str) -> None:
@@ -253,3 +250,59 @@ def test_one_error_lists_all_faults() -> None:
         build(config)
     for part in ("3 faults", "'hidden_size' is missing", "'mystery'", "'hidden_act'"):
         assert part in info.value.message
+
+
+NASTY = (None, True, -1, 0, 3, 2**70, 1e308, 0.5, "", "x", [], [None], [1, "a"], {}, {"a": 1})
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_any_value_of_any_key_is_taken_or_refused(name: str) -> None:
+    """Never another exception than ConvertError, and never a graph that does not check."""
+    base = {**CONFIGS[name], "num_hidden_layers": 2, "no_rope_layers": None, "layer_types": None}
+    keys = [
+        *base,
+        "rope_parameters",
+        "sliding_window_pattern",
+        "model_type",
+        "partial_rotary_factor",
+    ]
+    refused = 0
+    for key in dict.fromkeys(keys):
+        for value in NASTY:
+            changed = {**base, key: value}
+            try:
+                build(changed).graph.shapes()
+            except ConvertError:
+                refused += 1
+    assert refused > 100
+
+
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192, "mscale": 1.0,
+    "mscale_all_dim": 0.7, "beta_fast": 32, "beta_slow": 1, "attention_factor": None,
+    "truncate": False, "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "llama3", "longrope", "dynamic", "default"])
+def test_any_rope_parameter_is_taken_or_refused(kind: str) -> None:
+    extreme = (*NASTY, 1e-300, 1e-9, 1e11, 10**400, float("inf"), [1e-5] * 32, [0.0] * 32)
+    needed = {
+        "linear": ("factor",), "dynamic": ("factor",), "default": (), "yarn": tuple(YARN),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+        "longrope": ("short_factor", "long_factor", "attention_factor", "factor"),
+    }  # fmt: skip
+    lists = {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+    good = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **lists}
+    base = {**CONFIGS["SmolLM2-135M"], "num_hidden_layers": 1}
+    start = YARN if kind == "yarn" else {k: good[k] for k in needed[kind] if k in good}
+    built = build({**base, "rope_scaling": {**start, "rope_type": kind}})
+    assert np.isfinite(built.tensors["inv_freq"].values).all()  # type: ignore[arg-type]
+    for key in (*needed[kind], "rope_theta", "original_max_position_embeddings"):
+        for value in extreme:
+            params = {**start, "rope_type": kind, key: value}
+            try:
+                found = build({**base, "rope_scaling": params}).tensors["inv_freq"].values
+            except ConvertError:
+                continue
+            assert np.isfinite(found).all(), params  # type: ignore[arg-type]

@@ -160,6 +160,7 @@ def test_memory_is_a_few_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     convert_tiny(made, tmp_path / "m.edge", threads=2)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    print(f"peak {peak / 1e6:.1f} MB")
     assert peak < 48e6, f"{peak / 1e6:.1f} MB"
 
 

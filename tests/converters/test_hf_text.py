@@ -13,6 +13,7 @@ from edgert.converters.sources.hf_text import Text, read_text
 
 from benchmarks.make_checkpoint import make_checkpoint
 from edgert.errors import ConvertError
+from tests.converters.faults import convert_tiny
 
 
 @pytest.fixture
@@ -165,3 +166,43 @@ def test_a_tokenizer_is_needed(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ConvertError, match=r"has no tokenizer\.json"):
         text_of(folder)
+
+
+NASTY = (
+    True,
+    -1,
+    1 << 70,
+    1.5,
+    "x",
+    [],
+    [None],
+    [{}],
+    {},
+    {"a": 1},
+    {"type": "TemplateProcessing"},
+)
+KEYS = {
+    "generation_config.json": (
+        "eos_token_id", "bos_token_id", "temperature", "top_k", "do_sample", "repetition_penalty",
+    ),
+    "tokenizer_config.json": (
+        "bos_token", "eos_token", "chat_template", "add_bos_token", "tokenizer_class",
+    ),
+    "special_tokens_map.json": ("unk_token", "bos_token"),
+    "chat_template.json": ("chat_template",),
+    "tokenizer.json": ("model", "added_tokens", "post_processor", "decoder", "version"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", sorted(KEYS))
+def test_any_value_of_any_key_is_taken_or_refused(folder: Path, tmp_path: Path, file: str) -> None:
+    """Never another exception than ConvertError."""
+    good = (folder / file).read_bytes() if (folder / file).exists() else b"{}"
+    for key in KEYS[file]:
+        for value in NASTY:
+            (folder / file).write_bytes(good)
+            change(folder, file, **{key: value})
+            try:
+                convert_tiny(folder, tmp_path / "m.edge")
+            except ConvertError as error:
+                assert error.hint  # noqa: PT017

@@ -156,6 +156,17 @@ def test_auto_is_cuda_only_where_it_would_work(
         assert auto_device(opened) == "cpu"
 
 
+def test_cuda_takes_float16_only(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GroupQueryAttention has no float32 kernel: better to say so than to name nodes later."""
+    export(bundle)
+    here(monkeypatch, "CUDAExecutionProvider")
+    with Bundle.open(bundle) as opened:
+        assert auto_device(opened) == "cpu"
+        with pytest.raises(BundleError, match=r"found \['model.onnx'\]") as caught:
+            open_session(opened, device="cuda")
+    assert caught.value.hint.endswith("--precision f16")
+
+
 def test_the_fitting_variant_is_chosen(bundle: Path) -> None:
     with Bundle.open(bundle) as opened, pytest.raises(BundleError) as caught:
         open_session(opened, device="ort-cpu")
