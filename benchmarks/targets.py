@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.timing import Row
 
 ALL = ("135m", "0.5b", "1.1b")
 LARGE = ("0.5b", "1.1b")
@@ -48,39 +50,22 @@ def verdict(value: float, wanted: float | None) -> str:
     return "PASS" if value >= wanted else "MISS"
 
 
-def ratios(rows: Iterable[Mapping[str, Any]], shape: str) -> list[dict[str, Any]]:
-    """edgert against every other engine of each test, as ratios of medians and of bests; the
-    `verify4` rows compare edgert with itself. Targets hold against llama.cpp and for edgert alone."""
-    by_test: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        key = row["test"], row["threads"], row["depth"], row.get("group", "")
-        by_test.setdefault(key, {})[row["engine"]] = row
-    found = []
-    for (test, threads, depth, _), engines in by_test.items():
-        own = engines.get("edgert")
-        if own is None:
-            continue
-        figure = test.rstrip("0123456789") if test[:2] in ("tg", "pp") else test
-        for name, other in engines.items():
-            if other is own or test == "verify4":
-                continue
-            wanted = least(figure, shape, threads, depth) if name == "llama.cpp" else None
-            found.append(_ratio(test, name, threads, depth, own, other, wanted))
-    return found
-
-
-def _ratio(
-    test: str, against: str, threads: int, depth: int, own: Mapping[str, Any],
-    other: Mapping[str, Any], wanted: float | None,
-) -> dict[str, Any]:  # fmt: skip
-    value = other["median_ms"] / own["median_ms"]
+def ratio(
+    shape: str, figure: str, threads: int, depth: int, own: Row, other: Row
+) -> dict[str, Any]:
+    """How much faster `own` is than `other`, at the median and at the best. The targets are about
+    llama.cpp, and about edgert's own rows for `verify4`."""
+    value = other.median_ms / own.median_ms
+    asked = other.engine in ("llama.cpp", "edgert") and own.engine == "edgert"
+    wanted = least(figure, shape, threads, depth) if asked else None
     return {
-        "test": test,
-        "against": against,
+        "test": own.test,
+        "engine": own.engine,
+        "against": other.engine if other.test == own.test else other.test,
         "threads": threads,
         "depth": depth,
         "ratio": round(value, 3),
-        "ratio_best": round(other["best_ms"] / own["best_ms"], 3),
+        "ratio_best": round(other.best_ms / own.best_ms, 3),
         "target": wanted,
         "verdict": verdict(value, wanted),
     }

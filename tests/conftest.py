@@ -17,3 +17,9 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of compiled kernels for sessions of this run and for the processes they start."""
+    return tmp_path_factory.mktemp("kernels")

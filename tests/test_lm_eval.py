@@ -34,11 +34,22 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
 
 @pytest.fixture(scope="module")
 def peer(shared_data: Path) -> Any:
-    """The same checkpoint in lm-eval, through transformers, float32."""
+    """The same checkpoint in lm-eval, through transformers, float32.
+
+    Its tokenizer is made from tokenizer.json as it stands: AutoTokenizer of transformers 5 builds a
+    Llama tokenizer of its own, which prepends no space to a text that begins with one.
+    """
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from transformers import PreTrainedTokenizerFast
+
+    folder = shared_data / "lm-tinystories-656k"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token="<|start_story|>",
+        eos_token="<|end_story|>",
+    )
     return huggingface.HFLM(
-        pretrained=str(shared_data / "lm-tinystories-656k"), device="cpu", dtype="float32",
-        batch_size=1,
+        pretrained=str(folder), tokenizer=tokenizer, device="cpu", dtype="float32", batch_size=1,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -24,7 +23,13 @@ SPECIAL = (
 )
 # Tokenizer classes whose add_bos_token decides, whatever the post-processor says.
 BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SAMPLING: Mapping[str, tuple[float, float]] = {  # name: lowest and highest value
+    "temperature": (0.0, limits.TEMPERATURE),
+    "top_k": (0, (1 << 31) - 1),
+    "top_p": (1e-9, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-9, limits.REPEAT_PENALTY),
+}
 TEMPLATE_FILE = "chat_template.jinja"
 T = TypeVar("T")
 
@@ -57,6 +62,7 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
         faults.append(
             "no eos token in config.json, generation_config.json or tokenizer_config.json"
         )
+    generation = sampling_defaults(source.generation, faults)
     if len(faults) > before:
         return None
     files = {"tokenizer.json": source.texts["tokenizer.json"]}
@@ -70,7 +76,7 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
         add_bos=bos is not None and _adds_bos(source, bos, special),
         chat_template=TEMPLATE_FILE if template is not None else None,
         special=special,
-        generation=sampling_defaults(source.generation),
+        generation=generation,
     )
     return Text(spec, files)
 
@@ -190,13 +196,20 @@ def _decoded(data: bytes, name: str) -> str:
         ) from None
 
 
-def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, float | int]:
+def sampling_defaults(generation: Mapping[str, Any], faults: list[str]) -> dict[str, float | int]:
     """What generation_config.json asks for; nothing but the penalty unless it says do_sample."""
     out: dict[str, float | int] = {}
-    for key in SAMPLING:
+    for key, (low, high) in SAMPLING.items():
         value = generation.get(key)
-        if isinstance(value, (int, float)) and math.isfinite(value) and type(value) is not bool:
+        if value is None:
+            continue
+        kinds = (int,) if key == "top_k" else (int, float)
+        if type(value) in kinds and low <= value <= high:
             out[key] = value
+        else:
+            faults.append(
+                f"generation_config {key!r} is {str(value)[:40]!r}, expected {low} to {high}"
+            )
     if generation.get("do_sample") is not True:
         return {key: out[key] for key in ("repetition_penalty",) if key in out}
     return {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | out
