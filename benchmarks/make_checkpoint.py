@@ -1,6 +1,6 @@
 """Random Hugging Face checkpoints in the shapes of real models, to measure conversion and speed.
 
-    python benchmarks/make_checkpoint.py 135m /tmp/random-135m [--dtype bf16] [--shards 3]
+    python benchmarks/make_checkpoint.py 135m random-135m [--dtype bf16] [--shards 3]
 
 NumPy only. Matrices are normal with deviation 1/sqrt(inputs), tables with 0.02, so activations keep
 their size and logits depend on the whole prompt. The tokenizer is byte-level BPE with the model's

@@ -1,4 +1,4 @@
-"""Peers beyond llama.cpp, each optional: onnxruntime's MatMulNBits, and torch with dense weights."""
+"""Peers beyond llama.cpp, each optional: onnxruntime's MatMulNBits, torch with dense weights."""
 
 from __future__ import annotations
 
@@ -30,12 +30,10 @@ def with_onnx(bundle: Path, work: Path) -> Path:
 def ort_runner(bundle: Path, threads: Sequence[int], *, context: int) -> SessionRunner:
     """onnxruntime on the CPU: MatMulNBits with int8 activations, GroupQueryAttention, float32.
 
-    A session keeps its sequence where it cannot be moved, so one is filled for each thread count.
+    Its sequences cannot be moved between sessions: a change of threads starts an empty one.
     """
     with Bundle.open(bundle) as opened:
-        return OrtRunner(
-            opened, threads, context=context, device="ort-cpu", name="onnxruntime"
-        )
+        return OrtRunner(opened, threads, context=context, device="ort-cpu", name="onnxruntime")
 
 
 class OrtRunner(SessionRunner):

@@ -131,14 +131,16 @@ def measure(source: str, name: str) -> None:
 
 def _edgert(*args: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "edgert", *args], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-m", "edgert", *args], stdout=subprocess.PIPE, check=False
     )
     found: dict[str, Any] = json.loads(done.stdout)
+    if done.returncode:
+        raise SystemExit(f"edgert {' '.join(args)}: {found['error']['message']}")
     return found
 
 
 def random_checkpoint(folder: Path, shape: tuple[int, int, int, int, int, int]) -> Path:
-    """A Llama with random bfloat16 weights and a byte-level tokenizer, Hugging Face layout."""
+    """A Llama of random bfloat16 weights with a byte-level tokenizer, Hugging Face layout."""
     from edgert.tensorfile import TensorWriter
     from tests.tiny import BOS, EOS, tiny_tokenizer
 
@@ -172,7 +174,10 @@ def random_checkpoint(folder: Path, shape: tuple[int, int, int, int, int, int]) 
         "rope_theta": 10000.0, "bos_token_id": BOS, "eos_token_id": EOS,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(tiny_tokenizer(), encoding="utf-8")
+    tokenizer = json.loads(tiny_tokenizer())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"unused{n}": n for n in range(len(vocabulary), vocab)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     return folder
 
 

@@ -50,11 +50,13 @@ class SessionRunner(Runner):
 
     def __init__(
         self, bundle: Bundle, threads: Sequence[int], *, context: int, device: str = "cpu",
-        name: str = "edgert",
+        name: str = "edgert", kv_bits: int = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.sessions: dict[int, Session] = {
-            count: open_session(bundle, device=device, threads=count, ctx_size=context)
+            count: open_session(
+                bundle, device=device, threads=count, ctx_size=context, kv_bits=kv_bits
+            )
             for count in threads
         }
         self.states: dict[int, State] = {}

@@ -1,4 +1,4 @@
-"""Interleaved bursts: every program gets its turn within a second, so that all see the same machine.
+"""Interleaved bursts: all programs get their turn within seconds, and see the same machine.
 
 Each measurement takes rounds; in a round each runner has one burst, the order turning round by
 round. Before a burst there is a pause in which the other program's threads stop spinning, and one
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +25,7 @@ PAUSE = 0.03  # seconds; OpenMP's and our own workers park within a few millisec
 @dataclass(frozen=True)
 class Row:
     """One program in one test. Milliseconds are for `tokens` tokens together; `count` of them were
-    measured; tps is tokens a second at the median. other_cores: used by other processes meanwhile."""
+    measured; tps is tokens a second at the median. other_cores: what other processes used."""
 
     test: str
     engine: str
@@ -41,7 +41,9 @@ class Row:
     other_cores: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return {
+            k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(self).items()
+        }
 
 
 def row(
@@ -49,7 +51,7 @@ def row(
     other_cores: float,
 ) -> Row:  # fmt: skip
     """Statistics of `spent` seconds, each for `tokens` tokens."""
-    median, best, p90 = (float(f(spent)) for f in (np.median, np.min, lambda x: np.percentile(x, 90)))
+    best, median, p90 = (float(np.percentile(spent, q)) for q in (0, 50, 90))
     return Row(
         test, engine, threads, depth, tokens, len(spent), median * 1e3, best * 1e3, p90 * 1e3,
         tokens / median, tokens / best, other_cores,
@@ -72,18 +74,24 @@ Burst = Callable[[Runner], list[float]]
 
 
 def interleaved(
-    runners: Sequence[Runner], rounds: int, burst: Burst, *, between: Callable[[], None] | None = None
-) -> tuple[dict[str, list[float]], float]:
-    """Seconds by runner name, and the cores that other processes used. between: once a round."""
-    spent: dict[str, list[float]] = {runner.name: [] for runner in runners}
+    runners: Sequence[Runner],
+    rounds: int,
+    bursts: Mapping[str, Burst],
+    *,
+    between: Callable[[], None] | None = None,
+) -> tuple[dict[tuple[str, str], list[float]], float]:
+    """Seconds by runner and burst name, and the cores that other processes used. A round is every
+    burst on every runner. between: called once a round."""
+    spent = {(runner.name, test): list[float]() for runner in runners for test in bursts}
     watch = Watch()
     for index in range(rounds):
         if between is not None:
             between()
         for runner in runners if index % 2 == 0 else runners[::-1]:
-            time.sleep(PAUSE)
-            with no_collection():
-                spent[runner.name] += burst(runner)
+            for test, burst in bursts.items():
+                time.sleep(PAUSE)
+                with no_collection():
+                    spent[runner.name, test] += burst(runner)
     return spent, watch.others()
 
 

@@ -9,9 +9,7 @@ when it is started again. Needs no torch.
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import shlex
 import shutil
 import time
@@ -23,14 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, BundleWriter
+from ..bundle import BundleWriter
 from ..bundle_check import tensors_of
-from ..errors import BundleError, ConvertError, DeviceError, ResourceError
+from ..errors import BundleError, ConvertError, ResourceError
 from ..graph import Graph, Weight
-from ..manifest import FORMAT, Golden, Manifest, Part, Provenance
+from ..manifest import FORMAT, Golden, Manifest, Part
 from ..tensorfile import aligned_order, nbytes_of
 from . import families
 from .families.config import refused
+from .golden import golden_answers, provenance
 from .match import match_tensors
 from .quantize.rtn import encode_weight
 from .report import ConvertReport, WeightReport, peak_rss, relative
@@ -47,8 +46,6 @@ QUANTS = {
     "int4-g32": "int4-g32",
 }
 GRAPH_FILE, WEIGHTS_FILE = "model.graph.json", "weights.safetensors"
-GOLDEN_PROMPTS = ("Once upon a time", "The capital of France is")
-GOLDEN_TOKENS = 16
 SLACK = 1 << 20  # bytes of manifest, journal and folders
 
 
@@ -75,6 +72,8 @@ def convert(
     ResourceError for a full disk or a bundle that another process is writing.
     """
     quant, embed_quant = encodings_asked(quant, embed_quant)
+    if threads is not None and threads < 1:
+        raise ConvertError(f"threads is {threads}, expected 1 or more", code="threads")
     out = Path(os.path.abspath(out))
     if out.is_dir() and any(out.iterdir()) and not force:
         raise ConvertError(
@@ -279,7 +278,7 @@ class _Job:
     def emit(self, writer: BundleWriter, cache: Stage) -> None:
         """Every file of the bundle but the manifest."""
         writer.file(GRAPH_FILE).write_bytes(self.graph.to_json())
-        for file, data in self.text.files.items():
+        for file, data in (self.text.files | self.source.papers).items():
             writer.file(file).write_bytes(data)
         cache.deliver(writer.file(WEIGHTS_FILE))
 
@@ -290,29 +289,22 @@ class _Job:
             name=self.name,
             parts={"model": Part(GRAPH_FILE, WEIGHTS_FILE)},
             text=self.text.spec,
-            provenance=self.provenance(),
+            provenance=provenance(self.command(), self.hashes),
         )
 
-    def provenance(self) -> Provenance:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            own = version("edgert")
-        except PackageNotFoundError:  # running from a source tree
-            own = "unknown"
+    def command(self) -> str:
+        """The command line that repeats this, without places of this machine."""
         options = ["--quant", self.quant, "--embed-quant", self.embed_quant]
-        command = shlex.join(["edgert", "convert", self.name, "-o", self.out.name, *options])
-        versions = {"edgert": own, "numpy": np.__version__, "python": platform.python_version()}
-        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        return Provenance(command, versions, self.hashes, today)
+        if self.name != self.source.name:
+            options += ["--name", self.name]
+        return shlex.join(["edgert", "convert", self.source.name, "-o", self.out.name, *options])
 
     def verify(self, writer: BundleWriter, *, golden: bool) -> tuple[tuple[Golden, ...], str]:
         """Open what was written, answer the golden prompts."""
         with writer.preview(self.manifest()) as bundle:
             if not golden:
                 return (), "not asked for"
-            prompts = [self.tokenizer.encode(text, bos=True) for text in GOLDEN_PROMPTS]
-            return golden_answers(bundle, prompts)
+            return golden_answers(bundle, self.tokenizer)
 
     def finish(
         self, writer: BundleWriter, notes: list[WeightReport], answers: tuple[Golden, ...]
@@ -340,28 +332,6 @@ class _Job:
             resumed=self.resumed,
             golden=device,
         )
-
-
-def golden_answers(
-    bundle: Bundle, prompts: list[list[int]], *, device: str = "cpu"
-) -> tuple[tuple[Golden, ...], str]:
-    """Greedy answers of a bundle, and the device that gave them (or why there are none)."""
-    from ..session import open_session
-    from ..verify import greedy
-
-    room = bundle.graph().context - GOLDEN_TOKENS
-    usable = [tuple(ids[:room]) for ids in prompts if ids[: max(room, 0)]]
-    if not usable:
-        return (), f"none: prompts and {GOLDEN_TOKENS} tokens do not fit"
-    try:
-        session = open_session(bundle, device=device)
-    except DeviceError as error:
-        return (), f"none: {error.message}"
-    try:
-        answers = [Golden(ids, greedy(session, ids, GOLDEN_TOKENS)) for ids in usable]
-    finally:
-        session.close()
-    return tuple(answers), session.device
 
 
 _blocks = hasattr(os.stat_result, "st_blocks")

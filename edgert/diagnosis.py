@@ -218,13 +218,12 @@ def _jetson(problems: list[Problem], providers: list[str]) -> dict[str, Any] | N
 
 
 def _demo(problems: list[Problem]) -> dict[str, Any]:
-    from .demo import NAME, demo_bundle_path, demo_checkpoint
+    from .demo import NAME, demo_bundle, demo_checkpoint
     from .errors import ResourceError
 
     try:
-        checkpoint, bundle = demo_checkpoint(), demo_bundle_path()
+        checkpoint, bundle = demo_checkpoint(), demo_bundle()
     except ResourceError as error:
         problems.append(Problem(error.message, error.hint))
         return {"name": NAME, "checkpoint": None, "bundle": None}
-    ready = (bundle / "manifest.json").is_file()
-    return {"name": NAME, "checkpoint": str(checkpoint), "bundle": str(bundle) if ready else None}
+    return {"name": NAME, "checkpoint": str(checkpoint), "bundle": str(bundle)}

@@ -338,3 +338,22 @@ def test_a_trained_model_knows_some_grammar(stories: Bundle, shared_data: Path) 
     print(f"BLiMP, 3 of each paradigm: {found}")
     assert found["cpu"] == pytest.approx(found["reference"], abs=1 / 201)
     assert found["cpu"] > 0.5
+
+
+def test_what_quantization_costs(shared_data: Path, tmp_path: Path) -> None:
+    """Perplexity on stories of float32, int8 and int4 weights, side by side."""
+    from edgert.converters.convert import convert
+
+    documents = read_documents(shared_data / "text-tinystories-sample" / "stories.jsonl.gz")[:20]
+    found = {}
+    for quant in ("f32", "int8", "int4"):
+        path = tmp_path / f"{quant}.edge"
+        source = shared_data / "lm-tinystories-656k"
+        convert(source, path, quant=quant, progress=False, golden=False)
+        with Bundle.open(path) as bundle:
+            session, tokenizer = open_session(bundle), Tokenizer.from_bundle(bundle)
+            found[quant] = score_text(session, tokenizer, documents, start=1).perplexity
+            session.close()
+    print("perplexity: " + ", ".join(f"{quant} {value:.3f}" for quant, value in found.items()))
+    assert found["int8"] == pytest.approx(found["f32"], rel=0.01)
+    assert found["f32"] < found["int4"] < 1.15 * found["f32"]

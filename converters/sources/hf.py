@@ -1,7 +1,8 @@
 """Hugging Face checkpoints: a directory, or a hub id (`org/name`, `org/name@revision`).
 
-Read are config.json, generation_config.json, the tokenizer's files and safetensors weights. Code in
-a checkpoint is never run and pickles are never opened.
+Read are config.json, generation_config.json, the tokenizer's files and safetensors weights; the
+model card and the licence travel with the weights. Code in a checkpoint is never run and pickles
+are never opened.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from .checkpoint import Checkpoint, as_convert_error, unreadable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *PAPERS]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class HfSource:
-    """An open checkpoint: `config`, `generation`, `texts` (file name -> bytes), `tensors`.
+    """An open checkpoint: `config`, `generation`, `texts` (file name -> bytes), `papers` (likewise:
+    model card and licence), `tensors`.
 
     ignore_remote_code: accept a config with `auto_map`, using edgert's own implementation of its
     model_type instead of the code it names (which is not run either way).
@@ -37,6 +40,7 @@ class HfSource:
         self.name = Path(str(source).split("@")[0]).name or self.path.resolve().name
         self.texts: dict[str, bytes] = {}
         self.faults: list[str] = []
+        self.index: dict[str, str] = {}  # tensor name -> shard, where there is an index
         self.config = self._json("config.json", required=True)
         self._refuse_remote_code(ignore=ignore_remote_code)
         self.generation = self._json("generation_config.json")
@@ -45,6 +49,8 @@ class HfSource:
         self.template_json = self._json("chat_template.json")
         self.tokenizer = self._json("tokenizer.json", limit=limits.TOKENIZER_BYTES)
         self._text("chat_template.jinja", limits.TEMPLATE_BYTES)
+        found = {name: self._read(name, limits.CONFIG_BYTES) for name in PAPERS}
+        self.papers = {name: data for name, data in found.items() if data is not None}
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)
         self.tensors = self.checkpoint.tensors
 
@@ -68,6 +74,12 @@ class HfSource:
         return dict(sorted(out.items()))
 
     def _text(self, name: str, limit: int) -> bytes | None:
+        data = self._read(name, limit)
+        if data is not None:
+            self.texts[name] = data
+        return data
+
+    def _read(self, name: str, limit: int) -> bytes | None:
         path = self.path / name
         if not path.is_file():
             return None
@@ -83,7 +95,6 @@ class HfSource:
                 code="checkpoint-file",
                 hint="the file is damaged, or is not what its name says",
             )
-        self.texts[name] = data
         return data
 
     def _json(
@@ -153,12 +164,12 @@ class HfSource:
                 self.faults.append(f"shard {name!r} is missing, with {count} tensors")
             else:
                 yield self.path / name
-        self.index: dict[str, str] = placed
+        self.index = placed
 
     def check_index(self) -> list[str]:
         """Faults between a shard index and its shards: tensors that are not where it says."""
         out = []
-        for name, file in getattr(self, "index", {}).items():
+        for name, file in self.index.items():
             found = self.tensors.get(name)
             if found is not None and found.shard.path.name != file:
                 out.append(f"tensor {name!r} is in {found.shard.path.name}, the index says {file}")

@@ -66,11 +66,11 @@ def _lines(found: Findings) -> dict[str, str]:
         f"{megabytes(memory['total'] or 0)}{limit}",
         "cache": f"{cache['path']}, {'writable' if cache['writable'] else 'NOT writable'}, "
         f"{megabytes(cache['bytes'])}",
-        "kernels": f"{kernels['files']} files in {kernels['path']}"
+        "kernels": f"compiled, in {kernels['path']}"
         if kernels["files"]
         else "none compiled yet; `edgert doctor --warm` does it",
         "providers": ", ".join(found.providers) or "none",
-        "demo model": f"{demo['name']}, {'converted' if demo['bundle'] else 'not converted yet'}",
+        "demo model": f"{demo['name']}, {demo['bundle'] or 'missing'}",
     }
     return {**lines, "jetson": jetson} if board else lines
 

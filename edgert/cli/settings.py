@@ -96,12 +96,12 @@ def show(piece: str) -> None:
 
 
 def bundle_or_demo(path: Path | None) -> Path:
-    """The bundle that was named, or the demo model's, which is converted when first needed."""
+    """The bundle that was named, or the chat model's in this package."""
     if path is not None:
         return path
     from ..demo import demo_bundle
 
-    return demo_bundle(progress=say)
+    return demo_bundle()
 
 
 def megabytes(size: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeviceError, RequestError
+from ..errors import DeviceError, EdgertError, RequestError
 from ..graph import Graph
 from ..kernels.cpu import attention, vm
 from ..notices import notice
@@ -149,9 +149,14 @@ class CpuSession(Session):
                 raise RequestError("this session is closed", code="session-closed")
             total = self.check_feeds(feeds)
             rows, cuts = logit_rows(feeds)
-            self._fill(feeds, total, rows)
-            if self._team.run(small=total <= SPLIT_ROWS):
-                raise RequestError("the step was cancelled", code="cancelled")
+            try:
+                self._fill(feeds, total, rows)
+                if self._team.run(small=total <= SPLIT_ROWS):
+                    raise RequestError("the step was cancelled", code="cancelled")
+            except EdgertError:
+                for feed in feeds:
+                    feed.state.trim(feed.state.length)  # pages reserved for nothing
+                raise
             for feed in feeds:
                 feed.state.pending = len(feed.tokens)
             logits = self._logits[: len(rows), : self.graph.vocab_size]

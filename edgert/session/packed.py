@@ -3,13 +3,16 @@
 A twin is written once, beside the bundle (`<out>/packed-<layout>.bin`, by `edgert convert --pack
 cpu`) or in the user's cache on first load, and memory-mapped afterwards. Its name carries the hash
 of the weights file and the layout, so a changed model or a newer kernel never meets an old twin.
+The same name is sealed into its last bytes, so a file of another origin is not taken for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +106,13 @@ def mapped(
 
 
 def _shape_key(graph: Graph, paired: frozenset[str]) -> str:
-    import hashlib
-
     text = repr([(n, w.shape, w.encoding, n in paired) for n, w in graph.weights.items()])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _seal(name: str) -> bytes:
+    """The last bytes of a twin: written after everything else, in the room that kernels ignore."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _map(path: Path, size: int) -> NDArray[np.uint8]:
@@ -119,6 +125,10 @@ def _map(path: Path, size: int) -> NDArray[np.uint8]:
         view = mmap.mmap(handle, size, access=mmap.ACCESS_READ)
     finally:
         os.close(handle)
+    seal = _seal(path.name)
+    if view[-len(seal) :] != seal:
+        view.close()
+        raise ValueError(f"{path} is not what its name says")
     if hasattr(view, "madvise"):
         with contextlib.suppress(OSError, AttributeError):
             view.madvise(mmap.MADV_WILLNEED)
@@ -135,13 +145,16 @@ def _write(
 ) -> None:
     """Written aside and renamed, so that nobody ever maps half a twin."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.{os.getpid()}"
+    aside = folder / f".{name}.{os.getpid()}-{threading.get_ident()}"
     try:
         with open(aside, "wb") as file:
             file.truncate(size)
             for matrix, slot in slots.items():
                 file.seek(slot.offset)
                 file.write(pack.pack(weights[matrix], paired=slot.paired).data)
+            seal = _seal(name)
+            file.seek(size - len(seal))
+            file.write(seal)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, folder / name)

@@ -127,6 +127,8 @@ class CpuState(State):
                 f"the snapshot holds {length!r} tokens, this state takes 0 to {self.context}",
                 code="snapshot",
             )
+        if not isinstance(snapshot.get("long_rope"), bool):
+            raise RequestError("the snapshot does not tell its rotary factors", code="snapshot")
         count = -(-length // PAGE_TOKENS)
         for part, pools in (("keys", self.pool.keys), ("values", self.pool.values)):
             arrays = snapshot.get(part)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError
+from ..errors import RequestError, ResourceError
 from ..kernels.cpu import vm
 from .pace import Pace
 
@@ -94,8 +94,18 @@ class Team:
                 name=f"edgert-{index}",
                 daemon=True,
             )
+            try:
+                worker.start()
+            except BaseException as error:  # an incomplete team would wait for its missing thread
+                self.close()
+                if isinstance(error, RuntimeError):
+                    raise ResourceError(
+                        f"thread {index + 1} of {self.threads} could not be started: {error}",
+                        code="threads-start",
+                        hint="load the model anew with fewer threads",
+                    ) from None
+                raise
             self._workers.append(worker)
-            worker.start()
 
     def run(self, *, small: bool = False) -> bool:
         """One step; True when it was cancelled on the way. small: of a few rows, so that waiting
@@ -111,6 +121,7 @@ class Team:
         if not self._workers and self.threads > 1:
             self._start()
         table, count = self._program
+        self._settle(table, count)
         self._words[vm.CTRL_CANCEL // 8] = 0
         if self.threads == 1 or not small:
             return self._together(table, count)
@@ -123,7 +134,20 @@ class Team:
         return left
 
     def _together(self, table: int, count: int) -> bool:
-        self.begin(self.ctrl)
+        try:
+            self.begin(self.ctrl)
+            return self._lead(table, count)
+        finally:
+            self._settle(table, count)
+
+    def _settle(self, table: int, count: int) -> None:
+        """Leave a step that was opened and not led, because an interrupt came in between: the
+        workers wait in there."""
+        if self._words[vm.CTRL_GO // 8] != self._words[vm.CTRL_LED // 8]:
+            self.cancel()
+            self._lead(table, count)
+
+    def _lead(self, table: int, count: int) -> bool:
         for index in range(1, self.threads):
             if self._parked[index]:
                 self._wake[index].set()
@@ -146,10 +170,12 @@ class Team:
                 worker.join(timeout=5)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        try:  # at interpreter exit anything here may be gone, contextlib included
             self._words[vm.CTRL_STOP // 8] = 1
             for event in self._wake:
                 event.set()
+        except Exception:
+            return
 
 
 def _live(

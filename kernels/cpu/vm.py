@@ -39,7 +39,8 @@ CTRL_GO = 192  # steps started
 CTRL_STOP = 256  # set when the team is dissolved
 CTRL_CANCEL = 320  # set to leave the program at the next barrier
 CTRL_LEFT = 384  # what CTRL_CANCEL was at the last barrier: the same for all threads
-CTRL_BYTES = 448
+CTRL_LED = 448  # steps that the calling thread took its part in, see CTRL_GO
+CTRL_BYTES = 512
 
 _SIGNATURE = types.void(i64, i64, i64)
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -154,6 +155,7 @@ def _run(table: int, count: int, ctrl: int, thread: int, threads: int) -> int:
         if wait == 1 or (wait == 2 and ld_i64(ld_i64(row + 16)) > 1):
             barrier(ctrl, threads)
             if atomic_load(ctrl + CTRL_LEFT) != 0:
+                barrier(ctrl, threads)  # the next step may clear CTRL_LEFT when all have read it
                 return 1
     barrier(ctrl, threads)
     return 0
@@ -189,7 +191,9 @@ def _begin(ctrl: int) -> None:
 
 def _lead(table: int, count: int, ctrl: int, threads: int) -> int:
     """The calling thread's part of an opened step; 1 when it was cancelled."""
-    return _run(table, count, ctrl, 0, threads)
+    left = _run(table, count, ctrl, 0, threads)
+    atomic_store(ctrl + CTRL_LED, atomic_load(ctrl + CTRL_GO))
+    return left
 
 
 ENTRIES = {

@@ -24,6 +24,7 @@ from ..tiny import tiny_graph, tiny_weights
 
 SUMS = 1e-6
 LOGITS = 1e-2  # activations on the edge of two codes may take the other one
+CACHED = 5e-2  # ... and many do, where keys and values are rounded and the reference's are not
 failures: list[str] = []
 
 
@@ -77,7 +78,7 @@ def model() -> None:
     reference = logits(ReferenceSession(graph, weights))
     for kv_bits in (32, 16, 8):
         got = logits(CpuSession(graph, weights, threads=2, kv_bits=kv_bits))
-        limit = LOGITS if kv_bits > 8 else 5e-2
+        limit = LOGITS if kv_bits == 32 else CACHED
         report(f"model, {kv_bits}-bit KV", distance(reference, got)[0], limit, began)
 
 

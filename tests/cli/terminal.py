@@ -10,6 +10,12 @@ import time
 from collections.abc import Callable
 
 SECONDS = 30.0
+START = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # what is typed there reaches this process as signals
+from edgert.cli import main
+main()
+"""
 
 
 class Terminal:
@@ -19,10 +25,9 @@ class Terminal:
         import pty
 
         self._master, slave = pty.openpty()
-        command = [sys.executable, "-m", "edgert", *map(str, args)]
+        command = [sys.executable, "-c", START, *map(str, args)]
         self._process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: _own_terminal(slave),
             env=os.environ | {"TERM": "dumb"},
         )  # fmt: skip
         os.close(slave)
@@ -65,10 +70,3 @@ class Terminal:
         self._process.kill()
         self._process.wait()
         os.close(self._master)
-
-
-def _own_terminal(slave: int) -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)

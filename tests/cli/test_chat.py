@@ -56,12 +56,12 @@ def test_a_base_model_does_not_chat(edgert: Edgert, tmp_path: Path) -> None:
 def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path) -> None:
     from .terminal import Terminal
 
-    path = tiny_bundle(tmp_path / "long.edge", quant="f32", context=4096)
+    path = tiny_bundle(tmp_path / "long.edge", quant="f32", context=65536)
     with Terminal("chat", path, "--device", "reference", "--logit-bias", "1=-100") as terminal:
         terminal.wait_for("> ")
         terminal.write(b"hello\n")
         terminal.wait_for("hello")
-        terminal.wait_for_more(200)  # the answer is running, to about 4000 characters
+        terminal.wait_for_more(200)  # the answer is running, to about 65000 characters
         terminal.write(b"\x03")
         terminal.wait_for(" (stopped)\r\n> ")
         terminal.write(b"\x03")

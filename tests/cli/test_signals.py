@@ -145,6 +145,7 @@ def test_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert not out.exists()
+    assert not list(tmp_path.glob("*partial*"))
     with started("convert", source, "-o", out, "--no-golden") as process:  # goes on, and is whole
         process.communicate(timeout=SECONDS)
     assert process.returncode == 0
@@ -166,20 +167,23 @@ def test_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_without_any_terminal_or_standard_input(bundle: Path) -> None:
-    """No controlling terminal, standard input closed: generate works, chat says what it lacks."""
-    command = [sys.executable, "-m", "edgert", "generate", str(bundle), "-p", "hello", "-n", "4",
-               "--device", "reference"]  # fmt: skip
-    close = lambda: os.close(0)
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("generate", "BUNDLE", "-p", "hello", "-n", "4"), 0, b""),
+        (("chat", "BUNDLE"), 2, b"standard input is closed"),
+    ],
+)
+def test_without_terminal_and_standard_input(
+    bundle: Path, args: tuple[str, ...], code: int, said: bytes
+) -> None:
+    words = [str(bundle) if arg == "BUNDLE" else arg for arg in args]
+    command = [sys.executable, "-m", "edgert", *words, "--device", "reference"]
     done = subprocess.run(
-        command, capture_output=True, timeout=SECONDS, check=False, start_new_session=True,
-        preexec_fn=close,
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command],
+        capture_output=True, timeout=SECONDS, check=False, start_new_session=True,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.endswith(b"\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "edgert", "chat", str(bundle), "--device", "reference"],
-        capture_output=True, timeout=SECONDS, check=False, start_new_session=True, preexec_fn=close,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert b"standard input is closed" in done.stderr
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stdout.endswith(b"\n") == (code == 0)

@@ -188,6 +188,41 @@ def test_old_and_new_rope_keys_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "rotary", "weight", "buffer"),
+    [
+        ("Llama-3.2-1B", "llama.modeling_llama.LlamaRotaryEmbedding", "inv_freq", "inv_freq"),
+        ("Phi-4-mini", "phi3.modeling_phi3.Phi3RotaryEmbedding", "inv_freq", "inv_freq"),
+        ("SmolLM3-3B", "smollm3.modeling_smollm3.SmolLM3RotaryEmbedding", "inv_freq", "inv_freq"),
+        (
+            "gemma-3-1b", "gemma3.modeling_gemma3.Gemma3RotaryEmbedding", "inv_freq_full",
+            "full_attention_inv_freq",
+        ),
+        (
+            "gemma-3-1b", "gemma3.modeling_gemma3.Gemma3RotaryEmbedding", "inv_freq_sliding",
+            "sliding_attention_inv_freq",
+        ),
+    ],
+)  # fmt: skip
+def test_frequencies_are_those_of_transformers(
+    name: str, rotary: str, weight: str, buffer: str
+) -> None:
+    import importlib
+
+    import transformers
+
+    config = copy.deepcopy(CONFIGS[name])
+    module, _, kind = f"transformers.models.{rotary}".rpartition(".")
+    made = getattr(importlib.import_module(module), kind)(
+        transformers.CONFIG_MAPPING[config["model_type"]](**config)
+    )
+    model = build(CONFIGS[name])
+    found = model.tensors[weight].values
+    np.testing.assert_allclose(found, getattr(made, buffer).numpy(), rtol=3e-7)
+    scale = attention(model.graph, 0).get("rope_scale", 1.0)
+    assert scale == pytest.approx(getattr(made, "attention_scaling", 1.0), rel=1e-12)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mystery": 3}, "config key 'mystery' (= 3) is unknown"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+import types
 from collections import namedtuple
 from pathlib import Path
 from unittest import mock
@@ -100,6 +101,42 @@ def test_golden_prompts_are_answered_by_the_bundle(checkpoint: Path, tmp_path: P
     found = verify_bundle(report.path, values=True, device="cpu")
     assert found.ok, found.problems()
     assert report.golden == "cpu"
+
+
+def test_plain_conversion_needs_no_framework(checkpoint: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from edgert.converters.convert import convert\n"
+        "convert(Path(sys.argv[1]), sys.argv[2], golden=False, progress=False)\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'transformers', 'numba', 'huggingface_hub',"
+        " 'safetensors'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, checkpoint, tmp_path / "m.edge"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_hub_id_is_downloaded_by_the_hubs_client(checkpoint: Path, tmp_path: Path) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def snapshot_download(repo: str, **options: object) -> str:
+        asked.append((repo, options))
+        if repo == "org/gone":
+            raise OSError("no such repository")
+        return str(checkpoint)
+
+    client = types.SimpleNamespace(snapshot_download=snapshot_download)
+    with mock.patch.dict(sys.modules, {"huggingface_hub": client}):
+        report = convert("org/name@v1", tmp_path / "m.edge", golden=False, progress=False)
+        with pytest.raises(ConvertError, match="could not be downloaded: OSError: no such rep"):
+            convert("org/gone", tmp_path / "n.edge", golden=False, progress=False)
+    assert report.name == "name"
+    assert asked[0][0] == "org/name"
+    assert asked[0][1]["revision"] == "v1"
+    patterns = asked[0][1]["allow_patterns"]
+    assert "*.safetensors" in patterns  # type: ignore[operator]
+    assert not any(p.endswith((".bin", ".py", ".pt")) for p in patterns)  # type: ignore[attr-defined]
 
 
 def test_provenance_names_sources_not_places(checkpoint: Path, tmp_path: Path) -> None:

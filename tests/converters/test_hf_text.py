@@ -101,6 +101,18 @@ def test_sampling_defaults(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("top_k", 1 << 70), ("top_k", 5.5), ("top_p", 0), ("temperature", "hot"), ("min_p", True)],
+)
+def test_impossible_sampling_defaults_are_faults(folder: Path, key: str, value: Any) -> None:
+    change(folder, "generation_config.json", **{key: value})
+    faults: list[str] = []
+    with HfSource(folder) as source:
+        assert read_text(source, 512, faults) is None
+    assert f"generation_config {key!r} is {str(value)!r}, expected" in faults[0]
+
+
 def test_bos_as_transformers_adds_it(folder: Path) -> None:
     assert not text_of(folder).spec.add_bos
     change(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=True)

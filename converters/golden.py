@@ -1,0 +1,51 @@
+"""What a bundle says about itself: who made it from what, and answers it must give again."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import DeviceError
+from ..manifest import Golden, Provenance
+from ..text.tokenizer import Tokenizer
+
+PROMPTS = ("Once upon a time", "The capital of France is")
+TOKENS = 16
+
+
+def golden_answers(
+    bundle: Bundle, tokenizer: Tokenizer, *, device: str = "cpu"
+) -> tuple[tuple[Golden, ...], str]:
+    """Greedy answers of a bundle, and the device that gave them (or why there are none)."""
+    from ..session import open_session
+    from ..verify import greedy
+
+    room = max(bundle.graph().context - TOKENS, 0)
+    prompts = [tuple(tokenizer.encode(text, bos=True)[:room]) for text in PROMPTS]
+    if not all(prompts):
+        return (), f"none: no room for a prompt and {TOKENS} tokens"
+    try:
+        session = open_session(bundle, device=device)
+    except DeviceError as error:
+        return (), f"none: {error.message}"
+    try:
+        answers = [Golden(ids, greedy(session, ids, TOKENS)) for ids in prompts]
+    finally:
+        session.close()
+    return tuple(answers), session.device
+
+
+def provenance(command: str, sources: Mapping[str, str]) -> Provenance:
+    """command, SHA-256 by source file, the versions that ran, and the day (UTC)."""
+    try:
+        own = version("edgert")
+    except PackageNotFoundError:  # running from a source tree
+        own = "unknown"
+    versions = {"edgert": own, "numpy": np.__version__, "python": platform.python_version()}
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return Provenance(command, versions, dict(sources), today)

@@ -1,0 +1,247 @@
+"""The CPU session's threads: cancelling, closing, interrupts, idleness, and steady memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgert.errors import EdgertError, RequestError, ResourceError
+from edgert.session.base import Feed
+from edgert.session.cpu import CpuSession
+
+from ..tiny import tiny_graph, tiny_weights
+
+F32 = NDArray[np.float32]
+ROWS = 256
+# Large enough that a full step takes a while: about 20 ms a core.
+GRAPH = tiny_graph(quant="int4", context=512, width=128, heads=8, ff=256, layers=8)
+WEIGHTS = tiny_weights(GRAPH)
+TOKENS = np.random.default_rng(2).integers(0, GRAPH.vocab_size, ROWS).astype(np.int32)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def session(request: pytest.FixtureRequest, kernel_folder: Path) -> Iterator[CpuSession]:
+    made = CpuSession(GRAPH, WEIGHTS, threads=request.param, cache=kernel_folder)
+    yield made
+    made.close()
+
+
+def prefill(session: CpuSession) -> F32:
+    """The last logits of a full step on a state of its own."""
+    state = session.new_state()
+    try:
+        return session.step([Feed(state, TOKENS)])[0]
+    finally:
+        state.close()
+
+
+def until_cancelled(session: CpuSession, work: Callable[[], object]) -> None:
+    """Run `work` again and again while another thread cancels, until that is noticed."""
+    done = threading.Event()
+
+    def keep_cancelling() -> None:
+        while not done.wait(0.002):
+            session.cancel()
+
+    other = threading.Thread(target=keep_cancelling)
+    other.start()
+    try:
+        with pytest.raises(RequestError) as caught:
+            for _ in range(1000):
+                work()
+        assert caught.value.code == "cancelled"
+    finally:
+        done.set()
+        other.join()
+
+
+def test_cancel_ends_a_step_and_only_that(session: CpuSession) -> None:
+    expected = prefill(session)
+    for _ in range(10):
+        until_cancelled(session, lambda: prefill(session))
+        assert np.array_equal(prefill(session), expected)
+    assert len(session.pool.free) == session.pool.pages
+
+
+def test_a_cancelled_step_leaves_the_state_as_it_was(session: CpuSession) -> None:
+    state = session.new_state()
+    session.step([Feed(state, TOKENS[:70], "none")])
+    state.commit(70)
+    pages = len(state.pages)
+    expected = session.step([Feed(state, TOKENS[70:80], "all")])[0]
+    state.trim(70)
+
+    def long_step() -> None:
+        session.step([Feed(state, TOKENS[::-1], "none")])
+        state.trim(70)
+
+    until_cancelled(session, long_step)
+    assert (state.length, state.pending, len(state.pages)) == (70, 0, pages)
+    assert np.array_equal(session.step([Feed(state, TOKENS[70:80], "all")])[0], expected)
+
+
+def test_cancelling_nothing_does_nothing(session: CpuSession) -> None:
+    expected = prefill(session)
+    session.cancel()
+    assert np.array_equal(prefill(session), expected)
+
+
+def test_two_threads_share_a_session(session: CpuSession) -> None:
+    """Steps are taken one after the other."""
+    expected, wrong = prefill(session), []
+
+    def work() -> None:
+        for _ in range(5):
+            if not np.array_equal(prefill(session), expected):
+                wrong.append(threading.current_thread().name)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_close_waits_for_a_step_and_refuses_the_next(session: CpuSession) -> None:
+    expected = prefill(session)
+    results: list[object] = []
+
+    def work() -> None:
+        try:
+            while True:
+                results.append(np.array_equal(prefill(session), expected))
+        except EdgertError as error:
+            results.append(error.code)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while len(results) < 4:
+        time.sleep(0.001)
+    session.close()
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    assert results.count("session-closed") == 3
+    assert set(results) == {True, "session-closed"}
+
+
+def test_a_closed_session_is_refused(session: CpuSession) -> None:
+    state = session.new_state()
+    workers = session._team._workers
+    session.step([Feed(state, TOKENS[:5])])
+    session.close()
+    session.close()
+    for use in (session.new_state, lambda: session.step([Feed(state, TOKENS[:1])])):
+        with pytest.raises(RequestError) as caught:
+            use()
+        assert caught.value.code == "session-closed"
+    assert not any(worker.is_alive() for worker in workers)
+    state.close()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_while_a_step_is_opened(
+    kernel_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Ctrl-C between telling the workers and taking part: nobody is left waiting, the next steps
+    are right."""
+    session = CpuSession(GRAPH, WEIGHTS, threads=3, cache=kernel_folder)
+    expected, team = prefill(session), session._team
+    for _ in range(20):
+        calls = []
+
+        def interrupted(index: int, begin: Callable[[int], None] = team.begin) -> None:
+            if moment == "after":
+                begin(index)
+            calls.append(index)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(team, "begin", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                prefill(session)
+        assert calls
+        assert np.array_equal(prefill(session), expected)
+        state = session.new_state()
+        for token in range(10):
+            session.step([Feed(state, TOKENS[token : token + 1])])
+            state.commit(1)
+        state.close()
+    session.close()
+    assert not any(worker.is_alive() for worker in team._workers)
+
+
+def test_a_thread_that_cannot_be_started(
+    kernel_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = CpuSession(GRAPH, WEIGHTS, threads=3, cache=kernel_folder)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "edgert-2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ResourceError, match="thread 3 of 3 could not be started") as caught:
+        prefill(session)
+    assert caught.value.code == "threads-start"
+    with pytest.raises(RequestError) as closed:
+        prefill(session)
+    assert closed.value.code == "session-closed"
+    assert not any(worker.is_alive() for worker in session._team._workers)
+
+
+def test_an_idle_team_burns_no_cpu(session: CpuSession) -> None:
+    state = session.new_state()
+    for token in TOKENS[:20]:
+        session.step([Feed(state, np.array([token]))])
+        state.commit(1)
+    time.sleep(0.2)  # workers look out for the next step for some milliseconds
+    before = time.process_time()
+    time.sleep(1)
+    assert time.process_time() - before < 0.05
+
+
+def resident() -> int:
+    """Bytes of memory of this process."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_nothing_is_kept_per_token(session: CpuSession) -> None:
+    """Rejected drafts among them, within one window of positions. Less than the smallest object a
+    step: what free lists still fill up with."""
+    state = session.new_state()
+
+    def generate(count: int) -> None:
+        for i in range(count):
+            if state.length > 120:
+                state.trim(60)
+            session.step([Feed(state, TOKENS[i % 200 : i % 200 + 1 + i % 4], "all")])
+            state.commit(1)
+
+    tracemalloc.start()
+    try:
+        generate(400)
+        gc.collect()
+        first, rss = tracemalloc.get_traced_memory()[0], resident()
+        generate(400)
+        gc.collect()
+        grown, growth = tracemalloc.get_traced_memory()[0] - first, resident() - rss
+    finally:
+        tracemalloc.stop()
+    print(f"{grown} bytes of Python memory, {growth} bytes of all memory in 400 steps")
+    assert grown < 400 * 24, f"{grown} bytes of Python memory in 400 steps"
+    assert growth < 1 << 20, f"{growth} bytes of memory in 400 steps"

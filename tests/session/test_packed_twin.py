@@ -1,0 +1,171 @@
+"""Packed twins on disk: written once, mapped afterwards, replaced when they are not what their name
+says, done without where nothing can be written."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgert.kernels.quant import Quantized
+from numpy.typing import NDArray
+
+from edgert.session import packed
+from edgert.session.base import Feed
+from edgert.session.cpu import CpuSession
+
+from ..tiny import tiny_graph, tiny_weights
+
+KEY = "5eed" * 16
+GRAPH = tiny_graph(quant="mixed")
+WEIGHTS = tiny_weights(GRAPH)
+TOKENS = np.arange(40, dtype=np.int32)
+
+
+def answer(folders: list[Path], cache: Path, key: str = KEY) -> NDArray[np.float32]:
+    """Logits of a session whose twin may live in `folders`."""
+    session = CpuSession(GRAPH, WEIGHTS, threads=1, cache=cache, twin_folders=folders, key=key)
+    out = session.step([Feed(session.new_state(), TOKENS, "all")])[0]
+    session.close()
+    return out
+
+
+@pytest.fixture
+def expected(kernel_folder: Path) -> NDArray[np.float32]:
+    return answer([], kernel_folder)
+
+
+def only_file(folder: Path) -> Path:
+    """The single file of a folder: nothing half-written lies about."""
+    (path,) = folder.iterdir()
+    return path
+
+
+def forbid_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("weights were packed again")
+
+    monkeypatch.setattr(packed.pack, "pack", refuse)
+
+
+def test_written_once_and_mapped_afterwards(
+    tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert np.array_equal(answer([tmp_path / "twins"], kernel_folder), expected)
+    path = only_file(tmp_path / "twins")
+    assert path.name.startswith(KEY[:24])
+    before = path.stat()
+    forbid_packing(monkeypatch)
+    assert np.array_equal(answer([tmp_path / "none", tmp_path / "twins"], kernel_folder), expected)
+    after = only_file(tmp_path / "twins").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_model_or_layout_gets_a_file_of_its_own(
+    tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    answer([tmp_path], kernel_folder)
+    answer([tmp_path], kernel_folder, key="0" * 64)
+    monkeypatch.setattr(packed.pack, "LAYOUT", "r16s-0")
+    assert np.array_equal(answer([tmp_path], kernel_folder), expected)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "damage", ["shorter", "longer", "empty", "foreign", "another name", "link", "zeros"]
+)
+def test_a_file_that_is_not_the_twin_is_replaced(
+    damage: str, tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32]
+) -> None:
+    folder = tmp_path / "twins"
+    answer([folder], kernel_folder)
+    path = only_file(folder)
+    good = path.read_bytes()
+    other = tmp_path / "other"
+    other.write_bytes(bytes(len(good)))
+    if damage == "link":
+        path.unlink()
+        path.symlink_to(other)
+    elif damage == "another name":
+        answer([tmp_path / "else"], kernel_folder, key="0" * 64)
+        path.write_bytes(only_file(tmp_path / "else").read_bytes())
+    else:
+        foreign = np.random.default_rng(0).bytes(len(good))
+        path.write_bytes(
+            {
+                "shorter": good[:-1], "longer": good + b"\0", "empty": b"", "foreign": foreign,
+                "zeros": bytes(len(good)),
+            }[damage]
+        )  # fmt: skip
+    assert np.array_equal(answer([folder], kernel_folder), expected)
+    path = only_file(folder)
+    assert not path.is_symlink()
+    assert path.read_bytes() == good
+    assert other.read_bytes() == bytes(len(good))
+
+
+def test_where_nothing_can_be_written(
+    tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")  # even root makes no folder under a file
+    closed, second = tmp_path / "file" / "twins", tmp_path / "second"
+    assert np.array_equal(answer([closed], kernel_folder), expected)
+    assert np.array_equal(answer([closed, second], kernel_folder), expected)
+    assert only_file(second).stat().st_size > 0
+
+
+def test_a_folder_in_the_way(
+    tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32]
+) -> None:
+    answer([tmp_path], kernel_folder)
+    path = only_file(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert np.array_equal(answer([tmp_path], kernel_folder), expected)
+    assert only_file(tmp_path).is_dir()
+
+
+def test_a_disk_that_fills_up(
+    tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packed.os, "fsync", full)
+    assert np.array_equal(answer([tmp_path], kernel_folder), expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_threads_write_at_once(
+    tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32]
+) -> None:
+    barrier, wrong = threading.Barrier(4), []
+
+    def load() -> None:
+        barrier.wait()
+        if not np.array_equal(answer([tmp_path], kernel_folder), expected):
+            wrong.append(1)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert only_file(tmp_path).suffix == ".packed"
+
+
+def test_in_memory_twins_hold_the_same_bytes(tmp_path: Path) -> None:
+    paired = frozenset({"l0.gate_up", "l1.gate_up"})
+    here = packed.in_memory(GRAPH, WEIGHTS, paired)
+    there = packed.mapped(GRAPH, WEIGHTS, paired, folders=[tmp_path], key=KEY)
+    assert not there.data.flags.writeable
+    for name, slot in here.slots.items():
+        part = slice(slot.offset, slot.offset + slot.size)
+        assert np.array_equal(here.data[part], there.data[part]), name
+    assert any(isinstance(weight, Quantized) for weight in WEIGHTS.values())

@@ -1,0 +1,64 @@
+"""What a wheel would hold: every package folder, nothing under a bare name, and not too much."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT
+
+ROOMS = {"edgert": "edgert", "kernels": "edgert.kernels", "converters": "edgert.converters",
+         "devices": "edgert.devices"}  # fmt: skip
+WHEEL_BYTES = 35e6
+
+tomllib = pytest.importorskip("tomllib") if sys.version_info >= (3, 11) else None
+
+
+@pytest.fixture(scope="module")
+def project() -> Any:
+    if tomllib is None:
+        pytest.skip("tomllib came with Python 3.11")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def folders() -> dict[str, Path]:
+    """Import name -> folder, of every folder that holds Python files."""
+    found = {}
+    for room, name in ROOMS.items():
+        for path in sorted((ROOT / room).rglob("*.py")):
+            parts = path.parent.relative_to(ROOT / room).parts
+            found[".".join([name, *parts])] = path.parent
+    return found
+
+
+def test_every_package_is_listed(project: Any) -> None:
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(folders())
+
+
+def test_nothing_is_installed_under_a_bare_name(project: Any) -> None:
+    assert {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]} == {"edgert"}
+    mapped = project["tool"]["setuptools"]["package-dir"]
+    assert mapped == {name: room for room, name in ROOMS.items() if room != "edgert"}
+
+
+def test_a_wheel_stays_small() -> None:
+    """Unpacked, so an upper bound: sources and the demo's files."""
+    files = {path for folder in folders().values() for path in folder.glob("*.py")}
+    files |= {path for path in (ROOT / "edgert" / "demo").rglob("*") if path.is_file()}
+    size = sum(path.stat().st_size for path in files)
+    print(f"{len(files)} files, {size / 1e6:.1f} MB")
+    assert size < WHEEL_BYTES
+
+
+def test_the_core_installs_no_training_library(project: Any) -> None:
+    names = {text.split(">")[0].split("=")[0] for text in project["project"]["dependencies"]}
+    assert not names & {"torch", "onnx", "transformers", "diffusers", "gguf"}
+
+
+def test_versions_agree(project: Any) -> None:
+    import edgert
+
+    assert edgert.__version__ == project["project"]["version"]
