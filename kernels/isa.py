@@ -7,8 +7,8 @@
     portable     what LLVM makes of plain vector arithmetic; correct everywhere, slow
 
 `EDGERT_ISA` picks another one; an ISA that this CPU lacks is refused, because LLVM would end the
-process with an illegal instruction. `EDGERT_ISA_FORCE=1` takes it all the same: for emulators, which
-show the features of the machine they run on (tests/arm/README.md).
+process with an illegal instruction. `EDGERT_ISA_FORCE=1` takes it all the same: for emulators,
+which show the features of the machine they run on (tests/arm/README.md).
 """
 
 from __future__ import annotations

@@ -143,13 +143,24 @@ def load_s8_f32(b: Any, p: Any) -> Any:
     return b.sitofp(wide, f32x16.llvm)
 
 
-@emits(types.void, i64)
-def prefetch(b: Any, p: Any) -> None:
-    """Ask for the cache line at p, into L2 (into L1 it gained nothing); any address will do."""
+def _prefetch(b: Any, p: Any, locality: int) -> None:
     q = b.inttoptr(p, _LLVM["i8"].as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [q.type, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    b.call(function, [q, _I32(0), _I32(2), _I32(1)])
+    b.call(function, [q, _I32(0), _I32(locality), _I32(1)])
+
+
+@emits(types.void, i64)
+def prefetch(b: Any, p: Any) -> None:
+    """Ask for the cache line at p, into L2 (into L1 it gained nothing); any address will do."""
+    _prefetch(b, p, 2)
+
+
+@emits(types.void, i64)
+def prefetch_once(b: Any, p: Any) -> None:
+    """Ask for the cache line at p, which will be read once: past the outer caches, so that nothing
+    is driven out of them and written elsewhere; any address will do."""
+    _prefetch(b, p, 0)
 
 
 @emits(i8x64, i64)

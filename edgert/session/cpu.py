@@ -14,9 +14,11 @@ from ..errors import DeviceError, EdgertError, RequestError
 from ..graph import Graph
 from ..kernels.cpu import attention, vm
 from ..notices import notice
+from ..process import give_back_code, give_back_heap
 from . import packed
 from .base import Feed, Session, State
 from .lower import Lowering
+from .memory import reserve
 from .pages import PAGE_TOKENS, CpuState, PagePool
 from .program import Memory, stride_of
 from .reference import logit_rows, needs_long_rope
@@ -76,7 +78,7 @@ class CpuSession(Session):
     def _allocate(self) -> None:
         rows, lowering = self.max_rows, self._lowering
         self._offsets, size = lowering.arena()
-        self._arena = _aligned(size + 4096)
+        self._arena = reserve(size + 4096)
         tiles = rows  # one tile a row at worst
         groups = max((s.kv_heads for s in self.graph.states.values()), default=1)
         segments = -(-self.context // (PAGE_TOKENS * attention.SEGMENT))
@@ -88,11 +90,11 @@ class CpuSession(Session):
         self._counts = np.zeros(2, np.int64)
         self._tiles = np.zeros(2 + tiles, np.int64)
         self._counters = np.zeros(tiles * groups, np.int64)
-        self._partials = _aligned(SPLIT_ROWS * segments * lowering.partial_bytes + 64)
-        self._scratch = _aligned(64 + self.threads * lowering.scratch_bytes)
+        self._partials = reserve(SPLIT_ROWS * segments * lowering.partial_bytes + 64)
+        self._scratch = reserve(64 + self.threads * lowering.scratch_bytes)
         self._scratch[56:64].view(np.int64)[0] = lowering.scratch_bytes
         self._logit_stride = stride_of(self.graph.vocab_size)
-        self._logits = _aligned(rows * self._logit_stride).view(np.float32)
+        self._logits = reserve(rows * self._logit_stride).view(np.float32)
         self._logits = self._logits.reshape(rows, self._logit_stride // 4)
 
     def _bind(self, weights: Mapping[str, Any], folders: list[Path], key: str) -> None:
@@ -205,7 +207,10 @@ def _compiled(names: list[str]) -> dict[str, int]:
     missing = [name for name in names if not vm.is_cached(name)]
     if missing:
         notice(f"compiling {len(missing)} kernels for this CPU, once (about 10 s) ...")
-    return {name: vm.address(name) for name in names}
+    entries = {name: vm.address(name) for name in names}
+    give_back_heap()
+    give_back_code("libllvmlite")
+    return entries
 
 
 def _own(state: State, pool: PagePool) -> CpuState:
@@ -223,13 +228,6 @@ def _thread_count(wanted: int | None) -> int:
     if not 1 <= wanted <= 256:
         raise DeviceError(f"threads is {wanted}, expected 1 to 256", code="threads")
     return wanted
-
-
-def _aligned(size: int) -> NDArray[np.uint8]:
-    """`size` bytes of untouched address space, 64-byte aligned."""
-    room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + size]
 
 
 def _padded(vector: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from ..errors import RequestError, ResourceError
 from ..graph import Graph
 from ..graph import State as StateSpec
 from .base import State
+from .memory import reserve
 
 PAGE_TOKENS = 64
 
@@ -39,22 +40,23 @@ class PagePool:
         self.values: dict[str, NDArray[np.uint8]] = {}
         for name, spec in graph.states.items():
             key, value = page_bytes(spec, wide)
-            self.keys[name] = np.zeros((pages, key), np.uint8)
-            self.values[name] = np.zeros((pages, value), np.uint8)
+            self.keys[name] = reserve(pages * key).reshape(pages, key)
+            self.values[name] = reserve(pages * value).reshape(pages, value)
 
     @property
     def bytes_per_page(self) -> int:
         return sum(sum(page_bytes(spec, self.wide)) for spec in self.specs.values())
 
-    def take(self) -> int:
-        """A free page index."""
-        if not self.free:
+    def take(self, count: int) -> list[int]:
+        """`count` free page indices; all or none of them."""
+        if count > len(self.free):
             raise ResourceError(
-                f"all {self.pages} KV pages of {PAGE_TOKENS} tokens are in use",
+                f"{len(self.free)} of {self.pages} KV pages of {PAGE_TOKENS} tokens are free, "
+                f"{count} are needed",
                 code="kv-pages",
                 hint="close other conversations, or load with a larger ctx_size",
             )
-        return self.free.pop()
+        return [self.free.pop() for _ in range(count)]
 
     def give(self, pages: list[int]) -> None:
         self.free.extend(pages)
@@ -71,13 +73,14 @@ class CpuState(State):
         self.closed = False
 
     def reserve(self, tokens: int) -> None:
-        """Have pages for the first `tokens` tokens."""
+        """Have pages for the first `tokens` tokens. Raises ResourceError and takes none where
+        the pool has too few."""
         if self.closed:
             raise RequestError("this state is closed", code="state-closed")
-        while len(self.pages) * PAGE_TOKENS < tokens:
-            page = self.pool.take()
-            self.table[len(self.pages)] = page
-            self.pages.append(page)
+        held, wanted = len(self.pages), -(-tokens // PAGE_TOKENS)
+        if wanted > held:
+            self.pages += self.pool.take(wanted - held)
+            self.table[held:wanted] = self.pages[held:]
 
     def _release(self, keep: int) -> None:
         count = -(-keep // PAGE_TOKENS)
@@ -93,6 +96,12 @@ class CpuState(State):
         super().trim(length)
         self._release(length)
 
+    def _become(self, length: int) -> None:
+        """Hold `length` tokens' pages and no more, whatever was held before. All or nothing."""
+        self.reserve(length)
+        self._release(length)
+        self.length, self.pending = length, 0
+
     def snapshot(self) -> dict[str, Any]:
         pages = self.pages[: -(-self.length // PAGE_TOKENS)]
         pool = self.pool
@@ -106,12 +115,11 @@ class CpuState(State):
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         self._check(snapshot)
-        self.trim(0)
-        self.reserve(snapshot["length"])
+        self._become(snapshot["length"])
         for name in self.pool.specs:
             self.pool.keys[name][self.pages] = snapshot["keys"][name]
             self.pool.values[name][self.pages] = snapshot["values"][name]
-        self.length, self.long_rope = snapshot["length"], snapshot["long_rope"]
+        self.long_rope = snapshot["long_rope"]
 
     def _check(self, snapshot: Mapping[str, Any]) -> None:
         found = snapshot.get("fingerprint")

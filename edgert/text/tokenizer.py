@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import limits
 from ..errors import BundleError, EdgertError, RequestError, ResourceError
+from ..process import give_back_heap
 from .tokenizer_check import Vocabulary, check_tokenizer, without_added_tokens
 
 if TYPE_CHECKING:
@@ -53,10 +54,9 @@ class Tokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._data, self._plain_tokenizer = data, None
         self._tokenizer = self._build(data)
-        endings = {self.vocabulary.text_of.get(token) for token in self.eos_token_ids}
-        self.control = frozenset(
-            text for text in {*self.vocabulary.special, *special, *endings} if text
-        )
+        give_back_heap()  # half of what the library took to read the file
+        steering = {*self.vocabulary.special, *special, *self.vocabulary.endings}
+        self.control = frozenset(text for text in steering if text)
         self._control_re = pattern_of(self.control)
         self.prefix = self._prefix(bos_token_id if add_bos else None)
         self._newline = self._ids(self._tokenizer, "\n")
@@ -101,6 +101,11 @@ class Tokenizer:
         """A decoder that takes one id at a time."""
         return TextStream(self)
 
+    def id_of(self, text: str) -> int | None:
+        """The id of a token's exact text, or None."""
+        found: int | None = _caged(lambda: self._tokenizer.token_to_id(text))
+        return found
+
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises RequestError for ids that do not exist."""
         bad = [token for token in ids if not 0 <= token < self.size]
@@ -127,10 +132,10 @@ class Tokenizer:
                 hint="the bundle is damaged; convert the model again",
             ) from None
         size = tokenizer.get_vocab_size(with_added_tokens=True)
-        if size != len(self.vocabulary.text_of):
+        if size != self.vocabulary.count:
             raise BundleError(
                 f"{self._where}: the library sees {size} tokens, the file lists "
-                f"{len(self.vocabulary.text_of)}",
+                f"{self.vocabulary.count}",
                 code="tokenizer",
                 hint="duplicate or renumbered tokens; convert the model again",
             )
@@ -164,7 +169,7 @@ class Tokenizer:
             after = self._ids(tokenizer, "\n" + text)
             if newline and after[: len(newline)] == newline:
                 ids = after[len(newline) :]
-        token = self.vocabulary.id_of(text)
+        token = self.id_of(text)
         if plain and token in ids and len(text) > 1:
             # The model's own vocabulary holds this text: only letter by letter is it plain.
             return [t for c in text for t in self._piece(c, plain=True, first=False)]

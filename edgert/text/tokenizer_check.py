@@ -19,21 +19,18 @@ PADDING = 0.10  # share of the logits that may belong to no token, beyond the fi
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """text_of: id -> token. special: texts of special added tokens; added: of all added ones.
+    """What is kept of a checked vocabulary; its tokens themselves the library holds.
 
-    size: highest id + 1. holes: ids below it without a token.
+    count: tokens. size: highest id + 1. holes: ids below it without a token. special: texts of
+    special added tokens; added: of all added ones; endings: of the end tokens.
     """
 
-    text_of: dict[int, str]
-    special: tuple[str, ...]
-    added: tuple[str, ...]
+    count: int
     size: int
     holes: tuple[int, ...]
-    ids: Mapping[str, int]
-
-    def id_of(self, text: str) -> int | None:
-        """The id of a token's exact text, or None."""
-        return self.ids.get(text)
+    special: tuple[str, ...]
+    added: tuple[str, ...]
+    endings: tuple[str, ...]
 
 
 def check_tokenizer(
@@ -65,7 +62,8 @@ def check_tokenizer(
             raise _fail(where, f"end token {token} does not exist, tokens run from 0 to {size - 1}")
     special = tuple(entry["content"] for entry in added if entry.get("special"))
     texts = tuple(entry["content"] for entry in added)
-    return Vocabulary(text_of, special, texts, size, holes, ids)
+    endings = tuple(text_of[token] for token in eos_token_ids)
+    return Vocabulary(len(text_of), size, holes, special, texts, endings)
 
 
 def without_added_tokens(data: bytes) -> bytes:

@@ -36,7 +36,13 @@ CODES = 2e-3  # a value on the edge of two activation codes may take the other o
 
 @contextmanager
 def opened(
-    table: F32, weight: Matrix, threads: int, folder: Path, *, act: str = "", bias: F32 | None = None
+    table: F32,
+    weight: Matrix,
+    threads: int,
+    folder: Path,
+    *,
+    act: str = "",
+    bias: F32 | None = None,
 ) -> Iterator[ProductSession]:
     graph, stored = product_graph(table, weight, act=act, bias=bias)
     session = ProductSession(graph, stored, threads=threads, cache=folder)
@@ -70,9 +76,7 @@ def agree(
 def test_every_row_count(bits: int, shape: tuple[int, int], kernel_folder: Path) -> None:
     n, k = shape
     bias = np.random.default_rng(n).standard_normal(n).astype(np.float32) if n % 2 else None
-    agree(
-        f"int{bits} {n}x{k}", exact_table(k), random_weight(bits, n, k), kernel_folder, bias=bias
-    )
+    agree(f"int{bits} {n}x{k}", exact_table(k), random_weight(bits, n, k), kernel_folder, bias=bias)
 
 
 @pytest.mark.parametrize("bits", ENCODINGS)

@@ -134,7 +134,8 @@ def test_sequences_of_one_step_do_not_touch_each_other(
             tokens = TOKENS[state.length : state.length + rows]
             which = data.draw(st.sampled_from(("all", "last", "none")), label="logits")
             feeds.append(Feed(state, tokens, which))
-            cuts.append({"all": slice(rows), "last": slice(rows - 1, rows), "none": slice(0)}[which])
+            wanted = {"all": slice(rows), "last": slice(rows - 1, rows), "none": slice(0)}
+            cuts.append(wanted[which])
         for fed, cut, got in zip(feeds, cuts, session.step(feeds), strict=True):
             start = fed.state.length
             assert same_bits(expected[start : start + len(fed.tokens)][cut], got)

@@ -55,7 +55,7 @@ def until_cancelled(session: CpuSession, work: Callable[[], object]) -> None:
     other = threading.Thread(target=keep_cancelling)
     other.start()
     try:
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(RequestError, match="cancelled") as caught:  # noqa: PT012
             for _ in range(1000):
                 work()
         assert caught.value.code == "cancelled"
@@ -159,19 +159,16 @@ def test_an_interrupt_while_a_step_is_opened(
     session = CpuSession(GRAPH, WEIGHTS, threads=3, cache=kernel_folder)
     expected, team = prefill(session), session._team
     for _ in range(20):
-        calls = []
 
         def interrupted(index: int, begin: Callable[[int], None] = team.begin) -> None:
             if moment == "after":
                 begin(index)
-            calls.append(index)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
             patch.setattr(team, "begin", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 prefill(session)
-        assert calls
         assert np.array_equal(prefill(session), expected)
         state = session.new_state()
         for token in range(10):

@@ -80,7 +80,7 @@ def test_hostile_content_gives_no_special_ids(name: str, shared_data: Path, work
         ([SYSTEM, USER, {"role": "tool", "content": attack}], {}),
     ):
         ids = ours.encode_segments(template.render(messages, **options))
-        steering = {ours.vocabulary.id_of(token) for token in ours.control}
+        steering = {ours.id_of(token) for token in ours.control}
         same = ours.encode_segments(
             template.render(
                 [{**m, "content": m["content"].replace(attack, "benign")} for m in messages],
