@@ -2,8 +2,8 @@
 
     python -m benchmarks.profile_steps BUNDLE [--rows 1 256] [--depth 0] [--repeats 20]
 
-Prints the time of each kernel, its share, and for the products GB/s of weights and GOP/s. The sum is
-a little more than a real step takes: each instruction is called from Python.
+Prints the time of each kernel, its share, and for the products GB/s of weights and GOP/s. The sum
+is a little more than a real step takes: each instruction is called from Python.
 """
 
 from __future__ import annotations

@@ -21,17 +21,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from edgert.converters.families import FAMILIES
+
+from benchmarks.make_checkpoint import SHAPES, make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "benchmarks" / "readme.jsonl"
-# layers, width, heads, kv heads, feed-forward, vocabulary
-SHAPES = {
-    "135m": (30, 576, 9, 3, 1536, 49152),
-    "0.5b": (24, 896, 14, 2, 4864, 151936),
-    "1.1b": (22, 2048, 32, 4, 5632, 32000),
-}
 
 
 def family_table() -> str:
@@ -139,48 +134,6 @@ def _edgert(*args: str) -> dict[str, Any]:
     return found
 
 
-def random_checkpoint(folder: Path, shape: tuple[int, int, int, int, int, int]) -> Path:
-    """A Llama of random bfloat16 weights with a byte-level tokenizer, Hugging Face layout."""
-    from edgert.tensorfile import TensorWriter
-    from tests.tiny import BOS, EOS, tiny_tokenizer
-
-    layers, width, heads, kv_heads, ff, vocab = shape
-    size = width // heads
-    specs = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
-    for i in range(layers):
-        specs |= {
-            f"model.layers.{i}.{name}.weight": dims
-            for name, dims in {
-                "input_layernorm": (width,), "post_attention_layernorm": (width,),
-                "self_attn.q_proj": (width, width), "self_attn.k_proj": (kv_heads * size, width),
-                "self_attn.v_proj": (kv_heads * size, width), "self_attn.o_proj": (width, width),
-                "mlp.gate_proj": (ff, width), "mlp.up_proj": (ff, width),
-                "mlp.down_proj": (width, ff),
-            }.items()
-        }  # fmt: skip
-    rng = np.random.default_rng(0)
-    declared = {name: ("BF16", dims) for name, dims in specs.items()}
-    with TensorWriter(folder / "model.safetensors", declared) as writer:
-        for name, dims in specs.items():
-            scale = dims[1] ** -0.5 if len(dims) == 2 else 0.0
-            values = rng.standard_normal(dims, np.float32) * scale + (len(dims) == 1)
-            bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-            writer.write(name, bits)
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-        "hidden_size": width, "intermediate_size": ff, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
-        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-        "rope_theta": 10000.0, "bos_token_id": BOS, "eos_token_id": EOS,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tokenizer = json.loads(tiny_tokenizer())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary |= {f"unused{n}": n for n in range(len(vocabulary), vocab)}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    return folder
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("verb", nargs="?", choices=["measure"])
@@ -190,8 +143,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.verb == "measure" and asked.random:
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = random_checkpoint(Path(folder), SHAPES[asked.random])
-            measure(str(checkpoint), asked.name or f"Llama {asked.random.upper()}, random weights")
+            make_checkpoint(asked.random, Path(folder))
+            measure(folder, asked.name or f"Llama {asked.random.upper()}, random weights")
     elif asked.verb == "measure":
         if not asked.source:
             parser.error("measure needs a checkpoint, or --random")

@@ -66,11 +66,12 @@ def trained_bundles(work: Path, quant: str) -> list[Path]:
 
     root = Path(__file__).resolve().parent.parent
     shared = Path(os.environ.get("EDGERT_SHARED_DATA", root.parent / "shared" / "data"))
-    found = [demo_checkpoint()]
+    found = [demo_checkpoint(), root / "recipes" / "demo_text" / "checkpoint"]
     found += sorted(path.parent for path in shared.glob("lm-*/model.safetensors"))
     made = []
     for checkpoint in found:
-        out = work / f"{checkpoint.name}-{quant}.edge"
+        name = "edgert-demo" if checkpoint.name == "checkpoint" else checkpoint.name
+        out = work / f"{name}-{quant}.edge"
         if not (out / "manifest.json").exists():
             convert(checkpoint, out, quant=quant, golden=False, force=True, progress=False)
         made.append(out)
