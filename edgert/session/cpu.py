@@ -203,10 +203,15 @@ class CpuSession(Session):
 
 
 def _compiled(names: list[str]) -> dict[str, int]:
-    """Entry addresses of kernels, with a line on stderr while something has to be compiled."""
+    """Entry addresses of kernels, with a line on stderr while something has to be compiled, and a
+    progress bar where a person looks at it."""
     missing = [name for name in names if not vm.is_cached(name)]
     if missing:
-        notice(f"compiling {len(missing)} kernels for this CPU, once (about 10 s) ...")
+        from tqdm import tqdm
+
+        notice(f"compiling {len(missing)} kernels for this CPU, once (some seconds) ...")
+        for name in tqdm(missing, unit="kernel", leave=False, disable=None):
+            vm.address(name)
     entries = {name: vm.address(name) for name in names}
     give_back_heap()
     give_back_code("libllvmlite")

@@ -23,6 +23,7 @@ from .program import Layout, Memory, Step, float_bits, place, stride_of
 
 QUANTIZED = ("int8-g32", "int4-g32")
 OFFSETS = {"int8-g32": activation.INT8_OFFSET, "int4-g32": activation.INT4_OFFSET}
+ELEMENTS = {4: "f32", 2: "f16", 1: "int8"}  # bytes of a cached value -> its kernel's name
 SHORT = {"f32": "f32", "f16": "f16", "int8-g32": "int8", "int4-g32": "int4"}
 
 
@@ -369,7 +370,7 @@ class Lowering:
         self.partial_bytes = max(self.partial_bytes, groups * tile)
         self.steps.append(
             Step(
-                "attend",
+                f"attend_{ELEMENTS[wide]}",
                 "T",
                 [turned],
                 out,
@@ -387,7 +388,6 @@ class Lowering:
                     at[values],
                     k_page,
                     v_page,
-                    wide,
                     at[out],
                     strides[out],
                     self._m.tiles,
