@@ -134,10 +134,10 @@ def _segmented(page: Any, wide: int) -> Any:
     return segment
 
 
-# Operands of the attend kernels: 3 q (rotated and scaled), 4 q stride in bytes, 5 H, 6 G, 7 D,
-# 8 window or 0, 9 softcap or 0, 10 positions, 11 page tables, 12 K pool, 13 V pool, 14 K page
-# bytes, 15 V page bytes, 16 y, 17 y stride, 18 address of the tile count, followed by int32 tiles
-# (first row, rows), 19 partials shared between threads, 20 finished counters (int64 a tile and kv head),
+# Operands of the attend kernels: 3 q (rotated and scaled), 4 q stride in bytes, 5 H, 6 G, 7 D, 8
+# window or 0, 9 softcap or 0, 10 positions, 11 page tables, 12 K pool, 13 V pool, 14 K page bytes,
+# 15 V page bytes, 16 y, 17 y stride, 18 address of the tile count, followed by int32 tiles (first
+# row, rows), 19 partials shared between threads, 20 finished counters (int64 a tile and kv head),
 # 21 private scratch, 22 control block. Private scratch bytes a thread stand in the word before the
 # scratch's first byte; most segments of a step in the word after the tile count.
 
