@@ -310,8 +310,11 @@ class _Job:
         self, writer: BundleWriter, notes: list[WeightReport], answers: tuple[Golden, ...]
     ) -> None:
         """The final manifest; verified once more and put in place."""
+        report: dict[str, Any]
         errors = {note.name: float(f"{note.error:.4g}") for note in notes if note.error}
         report = {"quant": self.quant, "embed_quant": self.embed_quant, "relative_rms": errors}
+        if self.text.left_out:
+            report["tokens_left_out"] = list(self.text.left_out)
         writer.finish(self.manifest().replace(golden=answers, report=report))
 
     def report(self, notes: list[WeightReport], device: str) -> ConvertReport:
@@ -331,6 +334,7 @@ class _Job:
             weights=tuple(notes),
             resumed=self.resumed,
             golden=device,
+            left_out=self.text.left_out,
         )
 
 

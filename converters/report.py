@@ -23,7 +23,8 @@ class ConvertReport(msgspec.Struct, frozen=True):
     """Result of `convert`. Times in seconds, memory and sizes in bytes.
 
     resumed: weights taken over from an earlier run that was stopped. golden: the device that
-    answered the golden prompts, or why none did.
+    answered the golden prompts, or why none did. left_out: added tokens of the tokenizer that have
+    no logits, and that nothing names.
     """
 
     path: str
@@ -40,6 +41,7 @@ class ConvertReport(msgspec.Struct, frozen=True):
     weights: tuple[WeightReport, ...]
     resumed: int
     golden: str
+    left_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -61,6 +63,9 @@ class ConvertReport(msgspec.Struct, frozen=True):
             )
         if self.resumed:
             lines.append(f"{self.resumed} weights were taken over from an earlier run")
+        if self.left_out:
+            names = ", ".join(map(repr, self.left_out[:4])) + ", ..." * (len(self.left_out) > 4)
+            lines.append(f"{len(self.left_out)} added tokens past the logits left out: {names}")
         lines.append(f"golden prompts: {self.golden}")
         return "\n".join(lines)
 

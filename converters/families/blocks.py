@@ -86,9 +86,12 @@ def _at(layer: int, rest: str) -> str:
     return f"model.layers.{layer}.{rest}"
 
 
-def pattern(every: int, layers: int) -> list[str]:
+def pattern(every: int, layers: int, faults: list[str]) -> list[str]:
     """Sliding layers with a full one at every `every`-th."""
-    return [FULL if every > 0 and (i + 1) % every == 0 else SLIDING for i in range(layers)]
+    if every < 1:
+        faults.append(f"config 'sliding_window_pattern' is {every}, expected 1 or more")
+        return [FULL] * layers
+    return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
 
 
 def kind_of(window: int) -> str:

@@ -19,7 +19,8 @@ from ...errors import ConvertError
 # Keys that do not change what a causal language model computes.
 IGNORED = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _from_model_config _name_or_path architectures
+    _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config _name_or_path
+    architectures
     attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
     cache_implementation decoder_start_token_id diversity_penalty do_sample dtype
     early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
@@ -91,6 +92,8 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
         if key in fields or key in IGNORED or key in schema.ignored:
             continue
         if key == "quantization_config":
+            if value is None:
+                continue
             faults.append("the checkpoint is quantized already, expected its float original")
         elif key not in fixed:
             faults.append(f"config key {key!r} (= {_short(value)}) is unknown")

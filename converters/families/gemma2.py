@@ -32,6 +32,7 @@ SCHEMA = Schema(
         "attention_bias": (False,),
         "use_bidirectional_attention": (None, False),
     },
+    ignored=frozenset({"sliding_window_size"}),  # an old name, beside the new one
 )
 
 
@@ -39,7 +40,7 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
     b = blocks.Builder(c, head_dim=c.head_dim)
-    kinds = c.layer_types or blocks.pattern(2, b.layers)
+    kinds = c.layer_types or blocks.pattern(2, b.layers, faults)
     windows = blocks.typed_windows(kinds, c.sliding_window, b.layers, faults)
     scale = blocks.attention_scale(c.query_pre_attn_scalar, faults)
     turns = blocks.rotary(b, rope(rope_parameters(c), b.head_dim, b.context, faults))

@@ -21,7 +21,7 @@ class Config(Decoder, frozen=True, kw_only=True):
     tie_word_embeddings: bool = True
     query_pre_attn_scalar: float = 256
     sliding_window: int | None = 4096
-    sliding_window_pattern: int | None = None
+    sliding_window_pattern: int = 6
     layer_types: list[str] | None = None
     rope_local_base_freq: float | None = None
     final_logit_softcapping: float | None = None
@@ -44,8 +44,7 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
     b = blocks.Builder(c, head_dim=c.head_dim)
-    every = c.sliding_window_pattern or raw.get("_sliding_window_pattern") or 6
-    kinds = c.layer_types or blocks.pattern(every, b.layers)
+    kinds = c.layer_types or blocks.pattern(c.sliding_window_pattern, b.layers, faults)
     windows = blocks.typed_windows(kinds, c.sliding_window, b.layers, faults)
     scale = blocks.attention_scale(c.query_pre_attn_scalar, faults)
     turns = {

@@ -15,6 +15,7 @@ class Config(Decoder, frozen=True, kw_only=True):
     """config.json of a Phi-3, Phi-3.5 or Phi-4-mini text model."""
 
     rms_norm_eps: float = 1e-5
+    head_dim: int | None = None
     original_max_position_embeddings: int | None = None
     partial_rotary_factor: float | None = None
     sliding_window: int | None = None
@@ -35,7 +36,7 @@ SCHEMA = Schema(
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
-    b = blocks.Builder(c)
+    b = blocks.Builder(c, head_dim=c.head_dim)
     window = blocks.window_of(c.sliding_window, faults)
     found = rope(
         _parameters(c), b.head_dim, b.context, faults, types=("default", "longrope"), partial=True

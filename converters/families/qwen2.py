@@ -15,6 +15,7 @@ class Config(Decoder, frozen=True, kw_only=True):
     """config.json of a Qwen2 or Qwen2.5."""
 
     num_key_value_heads: int | None
+    head_dim: int | None = None
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
     max_window_layers: int = 28
@@ -30,7 +31,7 @@ SCHEMA = Schema(
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
-    b = blocks.Builder(c)
+    b = blocks.Builder(c, head_dim=c.head_dim)
     windows = blocks.upper_windows(c, faults)
     turns = blocks.rotary(b, rope(rope_parameters(c), b.head_dim, b.context, faults))
     x = blocks.embedding(b, tied=c.tie_word_embeddings)

@@ -15,6 +15,7 @@ class Config(Decoder, frozen=True, kw_only=True):
     """config.json of a SmolLM3. no_rope_layers: 1 where a layer turns q and k, 0 where not."""
 
     num_key_value_heads: int | None
+    head_dim: int | None = None
     tie_word_embeddings: bool = True
     use_sliding_window: bool = False
     sliding_window: int | None = None
@@ -35,7 +36,7 @@ SCHEMA = Schema(
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
-    b = blocks.Builder(c)
+    b = blocks.Builder(c, head_dim=c.head_dim)
     turning = _turning(c, faults)
     windows = _windows(c, turning, faults)
     params = rope_parameters(c, theta=2_000_000.0)

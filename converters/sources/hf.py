@@ -23,6 +23,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *PAPERS]
+SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -192,7 +193,8 @@ class HfSource:
             f"{self.path} holds {others[:8] or 'no weights'}, expected {SINGLE}, or {INDEX} and "
             "the shards it lists",
             code="checkpoint-weights",
-            hint="download the whole checkpoint",
+            hint="download the whole checkpoint; where it has no safetensors at all, write them: "
+            "model.save_pretrained(...)",
         )
 
 
@@ -227,12 +229,15 @@ def _download(source: str) -> Path:
         ) from None
     repo, _, revision = source.partition("@")
     try:
-        found = snapshot_download(repo, revision=revision or None, allow_patterns=DOWNLOAD)
+        found = snapshot_download(
+            repo, revision=revision or None, allow_patterns=DOWNLOAD, ignore_patterns=SKIPPED
+        )
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise ConvertError(
             f"{source} is no directory here and could not be downloaded: "
             f"{type(error).__name__}: {str(error)[:300]}",
             code="download",
-            hint="check the name, the network and, for gated models, `hf auth login`",
+            hint="check the name, the network and, for gated models, `hf auth login`; or bring the "
+            "checkpoint's folder here and give its path",
         ) from error
     return Path(found)

@@ -11,6 +11,7 @@ from ... import limits
 from ...errors import ConvertError
 from ...manifest import TextSpec
 from .hf import HfSource
+from .tokenizer_file import tokenizer_file
 
 SPECIAL = (
     "bos_token",
@@ -30,26 +31,23 @@ SAMPLING: Mapping[str, tuple[float, float]] = {  # name: lowest and highest valu
     "min_p": (0.0, 1.0),
     "repetition_penalty": (1e-9, limits.REPEAT_PENALTY),
 }
+OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "spiece.model")
 TEMPLATE_FILE = "chat_template.jinja"
 T = TypeVar("T")
 
 
 class Text(msgspec.Struct, frozen=True):
-    """`spec` for the manifest, and the bundle's text files by name."""
+    """`spec` for the manifest, the bundle's text files by name, and tokens that have no logits."""
 
     spec: TextSpec
     files: dict[str, bytes]
+    left_out: tuple[str, ...] = ()
 
 
 def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | None:
     """Everything the manifest says about text; None where `faults` got the reason."""
     if "tokenizer.json" not in source.texts:
-        raise ConvertError(
-            f"{source.path} has no tokenizer.json, expected one",
-            code="tokenizer-missing",
-            hint="write one with transformers: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-        )
+        raise _no_tokenizer(source)
     ids = token_ids(source.tokenizer)
     special = special_strings(source)
     eos = _eos_ids(source, special, ids, faults)
@@ -63,10 +61,14 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
             "no eos token in config.json, generation_config.json or tokenizer_config.json"
         )
     generation = sampling_defaults(source.generation, faults)
+    template = chat_template(source)
+    tokenizer = tokenizer_file(
+        source.texts["tokenizer.json"], source.tokenizer, source.tokenizer_config, special,
+        ids=ids, width=vocab_size, template=template or "", faults=faults,
+    )  # fmt: skip
     if len(faults) > before:
         return None
-    files = {"tokenizer.json": source.texts["tokenizer.json"]}
-    template = chat_template(source)
+    files = {"tokenizer.json": tokenizer.data}
     if template is not None:
         files[TEMPLATE_FILE] = template.encode("utf-8")
     spec = TextSpec(
@@ -78,7 +80,20 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
         special=special,
         generation=generation,
     )
-    return Text(spec, files)
+    return Text(spec, files, tokenizer.left_out)
+
+
+def _no_tokenizer(source: HfSource) -> ConvertError:
+    """The error for a checkpoint without the one form that is read."""
+    others = [name for name in OTHER_TOKENIZERS if (source.path / name).is_file()]
+    only = f" (only {', '.join(others)})" if others else ""
+    return ConvertError(
+        f"{source.path} has no tokenizer.json{only}, expected one",
+        code="tokenizer-missing",
+        hint='let transformers write one, once: python -c "from transformers import AutoTokenizer '
+        f'as T; T.from_pretrained({source.path.name!r}).save_pretrained({source.path.name!r})" '
+        "(pip install transformers sentencepiece tiktoken)",
+    )
 
 
 def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:

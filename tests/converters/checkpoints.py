@@ -130,13 +130,21 @@ def make_model(case: str) -> Any:
     config = getattr(transformers, kind)(**{**SIZES, **changes})
     torch.manual_seed(sum(map(ord, case)))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    scatter(model)
+    return model.float().eval()
+
+
+def scatter(model: Any) -> None:
+    """Random weights, norms and biases that all matter."""
+    import torch
+
+    gemma = model.config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             spread = 0.3 if weight.dim() == 1 else 1.4 / weight.shape[1] ** 0.5
-            centre = 1.0 if "norm" in name and not kind.startswith("Gemma") else 0.0
+            centre = 1.0 if "norm" in name and not gemma else 0.0
             weight.copy_(centre + spread * torch.randn_like(weight))
         model.tie_weights()
-    return model.float().eval()
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""config.json of published models, as they stand on the hub, and what they become."""
+"""config.json of published models and what they become; what is refused, and how."""
 
 from __future__ import annotations
 
@@ -11,129 +11,7 @@ from edgert.converters.families import build
 
 from edgert.errors import ConvertError
 from edgert.graph import Graph
-
-COMMON = {"initializer_range": 0.02, "use_cache": True, "transformers_version": "4.47.0"}
-
-
-def sizes(
-    width: int, ff: int, layers: int, heads: int, kv: int, vocab: int, context: int
-) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": ff,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "vocab_size": vocab,
-        "max_position_embeddings": context,
-        **COMMON,
-    }
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "SmolLM2-135M": {
-        **sizes(576, 1536, 30, 9, 3, 49152, 8192),
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "silu", "is_llama_config": True,
-        "model_type": "llama", "pretraining_tp": 1, "rms_norm_eps": 1e-05,
-        "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
-        "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
-    },
-    "TinyLlama-1.1B": {
-        **sizes(2048, 5632, 22, 32, 4, 32000, 2048),
-        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
-        "hidden_act": "silu", "model_type": "llama", "pretraining_tp": 1, "rms_norm_eps": 1e-05,
-        "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float32",
-    },
-    "Llama-3.2-1B": {
-        **sizes(2048, 8192, 16, 32, 8, 128256, 131072),
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
-        "hidden_act": "silu", "mlp_bias": False, "model_type": "llama", "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": True,
-        "rope_scaling": {
-            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192, "rope_type": "llama3",
-        },
-    },
-    "Mistral-7B-v0.1": {
-        **sizes(4096, 14336, 32, 32, 8, 32000, 32768),
-        "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
-        "hidden_act": "silu", "model_type": "mistral", "rms_norm_eps": 1e-05,
-        "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
-    },
-    "Qwen2.5-0.5B": {
-        **sizes(896, 4864, 24, 14, 2, 151936, 32768),
-        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
-        "eos_token_id": 151643, "hidden_act": "silu", "max_window_layers": 24,
-        "model_type": "qwen2", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
-        "sliding_window": 32768, "tie_word_embeddings": True, "use_mrope": False,
-        "use_sliding_window": False,
-    },
-    "Qwen3-0.6B": {
-        **sizes(1024, 3072, 28, 16, 8, 151936, 40960),
-        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
-        "max_window_layers": 28, "model_type": "qwen3", "rms_norm_eps": 1e-06,
-        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
-        "tie_word_embeddings": True, "use_sliding_window": False,
-    },
-    "gemma-2-2b": {
-        **sizes(2304, 9216, 26, 8, 4, 256000, 8192),
-        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
-        "eos_token_id": 1, "final_logit_softcapping": 30.0, "head_dim": 256,
-        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
-        "model_type": "gemma2", "pad_token_id": 0, "query_pre_attn_scalar": 256,
-        "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
-    },
-    "gemma-3-1b": {
-        **sizes(1152, 6912, 26, 4, 1, 262144, 32768),
-        "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
-        "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh", "model_type": "gemma3_text", "pad_token_id": 0,
-        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
-        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
-        "sliding_window_pattern": 6,
-    },
-    "Phi-3-mini-4k": {
-        **sizes(3072, 8192, 32, 32, 32, 32064, 4096),
-        "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu",
-        "model_type": "phi3", "original_max_position_embeddings": 4096, "pad_token_id": 32000,
-        "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
-        "sliding_window": 2047, "tie_word_embeddings": False,
-    },
-    "Phi-4-mini": {
-        **sizes(3072, 8192, 32, 24, 8, 200064, 131072),
-        "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 199999, "embd_pdrop": 0.0, "eos_token_id": 199999, "full_attn_mod": 1,
-        "hidden_act": "silu", "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
-        "model_type": "phi3", "original_max_position_embeddings": 4096, "resid_pdrop": 0.0,
-        "partial_rotary_factor": 0.75, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
-        "rope_scaling": {
-            "long_factor": [1.0 + i / 9 for i in range(48)], "short_factor": [1.0] * 48,
-            "type": "longrope",
-        },
-        "sliding_window": 262144, "tie_word_embeddings": True,
-    },
-    "SmolLM3-3B": {
-        **sizes(2048, 11008, 36, 16, 4, 128256, 65536),
-        "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "eos_token_id": 128012, "hidden_act": "silu", "layer_types": ["full_attention"] * 36,
-        "max_window_layers": 28, "mlp_bias": False, "model_type": "smollm3",
-        "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "pad_token_id": 128004,
-        "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0,
-        "sliding_window": None, "use_sliding_window": False,
-    },
-}  # fmt: skip
-PARAMETERS = {  # millions, as published
-    "SmolLM2-135M": 134.5, "TinyLlama-1.1B": 1100.0, "Llama-3.2-1B": 1235.8,
-    "Mistral-7B-v0.1": 7241.7, "Qwen2.5-0.5B": 494.0, "Qwen3-0.6B": 596.0, "gemma-2-2b": 2614.3,
-    "gemma-3-1b": 999.9, "Phi-3-mini-4k": 3821.1, "Phi-4-mini": 3836.0, "SmolLM3-3B": 3075.1,
-}  # fmt: skip
+from tests.converters.published import CONFIGS, PARAMETERS
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -259,6 +137,7 @@ def test_what_is_not_understood_is_refused(change: dict[str, Any], message: str)
         ("gemma-2-2b", {"layer_types": ["chunked_attention"] * 26}, "'layer_types' has 26 entries"),
         ("gemma-2-2b", {"sliding_window": None}, "'sliding_window' is null, expected a size"),
         ("gemma-3-1b", {"attn_logit_softcapping": 5.0}, "'attn_logit_softcapping' is 5.0"),
+        ("gemma-3-1b", {"sliding_window_pattern": 0}, "'sliding_window_pattern' is 0, expected 1"),
         ("gemma-3-1b", {"use_bidirectional_attention": True}, "'use_bidirectional_attention'"),
         ("gemma-3-1b", {"rope_parameters": {"rope_type": "default"}}, "'rope_parameters' has"),
         ("Mistral-7B-v0.1", {"sliding_window": 0}, "'sliding_window' is 0, expected 1 or more"),
@@ -298,6 +177,8 @@ def test_any_value_of_any_key_is_taken_or_refused(name: str) -> None:
         *base,
         "rope_parameters",
         "sliding_window_pattern",
+        "_sliding_window_pattern",
+        "head_dim",
         "model_type",
         "partial_rotary_factor",
     ]

@@ -12,7 +12,9 @@ from edgert.converters.sources.hf import HfSource
 from edgert.converters.sources.hf_text import Text, read_text
 
 from benchmarks.make_checkpoint import make_checkpoint
+from edgert.bundle import Bundle
 from edgert.errors import ConvertError
+from edgert.text.tokenizer import Tokenizer
 from tests.converters.faults import convert_tiny
 
 
@@ -29,10 +31,10 @@ def change(folder: Path, file: str, **values: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def text_of(folder: Path) -> Text:
+def text_of(folder: Path, width: int = 512) -> Text:
     faults: list[str] = []
     with HfSource(folder) as source:
-        found = read_text(source, 512, faults)
+        found = read_text(source, width, faults)
     assert faults == []
     assert found is not None
     return found
@@ -199,6 +201,7 @@ KEYS = {
     ),
     "tokenizer_config.json": (
         "bos_token", "eos_token", "chat_template", "add_bos_token", "tokenizer_class",
+        "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens",
     ),
     "special_tokens_map.json": ("unk_token", "bos_token"),
     "chat_template.json": ("chat_template",),
@@ -218,3 +221,114 @@ def test_any_value_of_any_key_is_taken_or_refused(folder: Path, tmp_path: Path, 
                 convert_tiny(folder, tmp_path / "m.edge")
             except ConvertError as error:
                 assert error.hint  # noqa: PT017
+
+
+def added(folder: Path, width: int = 512) -> dict[str, dict[str, Any]]:
+    """Added tokens of the bundle's tokenizer.json by text."""
+    data = json.loads(text_of(folder, width).files["tokenizer.json"])
+    return {entry["content"]: entry for entry in data["added_tokens"]}
+
+
+def faults_of(folder: Path, width: int = 512) -> list[str]:
+    faults: list[str] = []
+    with HfSource(folder) as source:
+        read_text(source, width, faults)
+    return faults
+
+
+def last_id(folder: Path) -> int:
+    raw = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    return max([*raw["model"]["vocab"].values(), *(e["id"] for e in raw["added_tokens"])])
+
+
+def test_a_tokenizer_that_says_it_all_keeps_its_bytes(folder: Path) -> None:
+    entries = added(folder)
+    decoder = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in entries.values()}
+    change(folder, "tokenizer_config.json", added_tokens_decoder=decoder)
+    assert text_of(folder).files["tokenizer.json"] == (folder / "tokenizer.json").read_bytes()
+
+
+def test_added_tokens_of_tokenizer_config_count_as_in_transformers(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    new, known = last_id(folder) + 1, next(iter(added(folder).values()))
+    decoder = {
+        str(new): {"content": "<|tool|>", "special": True, "normalized": False},
+        str(new + 1): {"content": "<think>", "lstrip": True, "special": False},
+        str(known["id"]): {**known, "special": not known["special"]},
+    }
+    change(
+        folder, "tokenizer_config.json", added_tokens_decoder=decoder,
+        additional_special_tokens=["<|tool|>", "a"], tokenizer_class="PreTrainedTokenizerFast",
+    )  # fmt: skip
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = added(folder, 520)
+    for text, flags in ((t.content, t) for t in theirs.added_tokens_decoder.values()):
+        for flag in ("special", "lstrip", "normalized"):
+            assert ours[text][flag] == getattr(flags, flag), (text, flag)
+        assert ours[text]["id"] == theirs.convert_tokens_to_ids(text)
+    assert len(ours) == len(theirs.added_tokens_decoder)
+    assert ours["a"]["special"], "named special, but in the vocabulary as ordinary text"
+    data = text_of(folder, 520).files["tokenizer.json"]
+    mine = Tokenizer(data, vocab_size=520, eos_token_ids=(1,))
+    text = "b <think>b<|tool|>b"
+    assert mine.encode(text, special=True) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ({"7": {"content": "<|new|>"}}, "gives '<|new|>' the id 7, tokenizer.json differs: its "),
+        ({"7": {"content": "<|im_end|>"}}, "gives '<|im_end|>' the id 7, tokenizer.json differs"),
+        ({"x": {"content": "<|new|>"}}, "'added_tokens_decoder' has 'x'"),
+        ({"7": {"content": 3}}, "'added_tokens_decoder' has '7'"),
+        ({"7": {"content": "<|n|>", "lstrip": "no"}}, "'added_tokens_decoder' has '7'"),
+        ([1], "'added_tokens_decoder' has ''"),
+    ],
+)
+def test_added_tokens_that_contradict_are_faults(folder: Path, decoder: Any, message: str) -> None:
+    change(folder, "tokenizer_config.json", added_tokens_decoder=decoder)
+    (fault,) = faults_of(folder)
+    assert message in fault
+
+
+def past_the_logits(folder: Path, text: str = "<image_soft_token>") -> None:
+    """Gemma 3's text models: their tokenizer is that of larger relatives."""
+    raw = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    entry = {"id": 512, "content": text, "special": True, "normalized": False}
+    change(folder, "tokenizer.json", added_tokens=[*raw["added_tokens"], entry])
+
+
+def test_added_tokens_past_the_logits_are_left_out_and_reported(
+    folder: Path, tmp_path: Path
+) -> None:
+    past_the_logits(folder)
+    report = convert_tiny(folder, tmp_path / "m.edge")
+    assert report.left_out == ("<image_soft_token>",)
+    assert "1 added tokens past the logits left out: '<image_soft_token>'" in report.summary()
+    with Bundle.open(tmp_path / "m.edge") as bundle:
+        assert bundle.manifest.report["tokens_left_out"] == ["<image_soft_token>"]
+        tokenizer = Tokenizer.from_bundle(bundle)
+        ids = tokenizer.encode("a <image_soft_token>", special=True)
+        assert max(ids) < 512
+        assert tokenizer.decode(ids) == "a <image_soft_token>"
+
+
+def test_tokens_past_the_logits_that_matter_are_refused(folder: Path, tmp_path: Path) -> None:
+    past_the_logits(folder)
+    original = (folder / "tokenizer_config.json").read_bytes()
+    for values in ({"unk_token": "<image_soft_token>"}, {"chat_template": "<image_soft_token>"}):
+        (folder / "tokenizer_config.json").write_bytes(original)
+        change(folder, "tokenizer_config.json", **values)
+        with pytest.raises(ConvertError, match="has id 512, the logits have 0 to 511"):
+            convert_tiny(folder, tmp_path / "m.edge")
+
+
+@pytest.mark.parametrize("others", [["tokenizer.model"], ["vocab.json", "merges.txt"]])
+def test_other_tokenizer_files_are_named(folder: Path, others: list[str]) -> None:
+    (folder / "tokenizer.json").unlink()
+    for name in others:
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(ConvertError, match=rf"\(only {', '.join(others)}\), expected one") as info:
+        text_of(folder)
+    assert "save_pretrained('tiny')" in str(info.value.hint)

@@ -1,0 +1,280 @@
+"""config.json of published models, key for key as they stand on the hub, and small models made of
+them: the same keys, smaller numbers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+Config = dict[str, Any]
+
+COMMON = {"initializer_range": 0.02, "use_cache": True, "transformers_version": "4.47.0"}
+
+
+def sizes(
+    width: int, ff: int, layers: int, heads: int, kv: int, vocab: int, context: int
+) -> Config:
+    return {
+        "hidden_size": width,
+        "intermediate_size": ff,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        **COMMON,
+    }
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "model_type": "llama",
+    "rms_norm_eps": 1e-05,
+}  # fmt: skip
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "model_type": "mistral", "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "hidden_act": "silu", "model_type": "qwen2", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "torch_dtype": "bfloat16", "use_sliding_window": False,
+}  # fmt: skip
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "model_type": "qwen3", "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
+    "sliding_window": None, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+}  # fmt: skip
+GEMMA2 = {
+    "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
+    "eos_token_id": 1, "final_logit_softcapping": 30.0, "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+    "model_type": "gemma2", "pad_token_id": 0, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+    "sliding_window": 4096, "torch_dtype": "bfloat16",
+}  # fmt: skip
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": None, "bos_token_id": 2, "final_logit_softcapping": None,
+    "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "model_type": "gemma3_text",
+    "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "sliding_window": 512, "torch_dtype": "bfloat16",
+}  # fmt: skip
+PHI3 = {  # the auto_map of the older ones is asked about before a family sees the config
+    "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "embd_pdrop": 0.0, "hidden_act": "silu", "model_type": "phi3",
+    "original_max_position_embeddings": 4096, "resid_pdrop": 0.0, "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0, "torch_dtype": "bfloat16",
+}  # fmt: skip
+PHI3_MINI = {
+    **PHI3, "_name_or_path": "Phi-3-mini-4k-instruct", "bos_token_id": 1, "eos_token_id": 32000,
+    "pad_token_id": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
+SLOW = [round(1 + i / 9, 3) for i in range(48)]
+FAST = [round(1 + i / 96, 3) for i in range(48)]
+
+CONFIGS: dict[str, Config] = {
+    "Llama-2-7b": {
+        **sizes(4096, 11008, 32, 32, 32, 32000, 4096), **LLAMA,
+        "_name_or_path": "meta-llama/Llama-2-7b-hf", "bos_token_id": 1, "eos_token_id": 2,
+        "pretraining_tp": 1, "rope_scaling": None, "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+    },
+    "llama-7b-2023": {  # before grouped queries and rotary bases were configured
+        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+        "intermediate_size": 11008, "max_position_embeddings": 2048, "model_type": "llama",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": 0,
+        "rms_norm_eps": 1e-06, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "transformers_version": "4.28.0", "use_cache": True, "vocab_size": 32000,
+    },
+    "Llama-3.1-8B": {
+        **sizes(4096, 14336, 32, 32, 8, 128256, 131072), **LLAMA,
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+        "eos_token_id": 128001, "mlp_bias": False, "pretraining_tp": 1, "rope_theta": 500000.0,
+        "rope_scaling": {
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        },
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    },
+    "Llama-3.2-1B": {
+        **sizes(2048, 8192, 16, 32, 8, 128256, 131072), **LLAMA,
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "mlp_bias": False,
+        "pretraining_tp": 1, "rope_theta": 500000.0, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        },
+    },
+    "TinyLlama-1.1B": {
+        **sizes(2048, 5632, 22, 32, 4, 32000, 2048), **LLAMA,
+        "attention_bias": False, "bos_token_id": 1, "eos_token_id": 2, "pretraining_tp": 1,
+        "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+    "SmolLM2-135M": {
+        **sizes(576, 1536, 30, 9, 3, 49152, 8192), **LLAMA,
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 0,
+        "is_llama_config": True, "pretraining_tp": 1, "rope_interleaved": False,
+        "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+    "SmolLM2-360M": {
+        **sizes(960, 2560, 32, 15, 5, 49152, 8192), **LLAMA,
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "is_llama_config": True, "mlp_bias": False, "pad_token_id": 2, "pretraining_tp": 1,
+        "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    },
+    "SmolLM2-1.7B": {
+        **sizes(2048, 8192, 24, 32, 32, 49152, 8192), **LLAMA,
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "mlp_bias": False, "pad_token_id": 2, "pretraining_tp": 1, "rope_scaling": None,
+        "rope_theta": 130000, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    },
+    "Mistral-7B-v0.1": {
+        **sizes(4096, 14336, 32, 32, 8, 32000, 32768), **MISTRAL,
+        "rope_theta": 10000.0, "sliding_window": 4096,
+    },
+    "Mistral-7B-v0.3": {
+        **sizes(4096, 14336, 32, 32, 8, 32768, 32768), **MISTRAL,
+        "attention_dropout": 0.0, "rope_theta": 1000000.0, "sliding_window": None,
+    },
+    "Mistral-Nemo": {
+        **sizes(5120, 14336, 40, 32, 8, 131072, 131072), **MISTRAL,
+        "attention_dropout": 0.0, "head_dim": 128, "rope_theta": 1000000.0,
+        "sliding_window": None,
+    },
+    "Qwen2-0.5B": {
+        **sizes(896, 4864, 24, 14, 2, 151936, 131072), **QWEN2, "eos_token_id": 151643,
+        "max_window_layers": 24, "sliding_window": 131072, "tie_word_embeddings": True,
+    },
+    "Qwen2.5-0.5B": {
+        **sizes(896, 4864, 24, 14, 2, 151936, 32768), **QWEN2, "eos_token_id": 151643,
+        "max_window_layers": 24, "sliding_window": 32768, "tie_word_embeddings": True,
+        "use_mrope": False,
+    },
+    "Qwen2.5-1.5B-Instruct": {
+        **sizes(1536, 8960, 28, 12, 2, 151936, 32768), **QWEN2, "eos_token_id": 151645,
+        "max_window_layers": 21, "sliding_window": 32768, "tie_word_embeddings": True,
+    },
+    "Qwen2.5-7B-yarn": {  # the model card's recipe for long texts
+        **sizes(3584, 18944, 28, 28, 4, 152064, 32768), **QWEN2, "eos_token_id": 151645,
+        "max_window_layers": 28, "sliding_window": 131072, "tie_word_embeddings": False,
+        "rope_scaling": {
+            "factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn",
+        },
+    },
+    "Qwen3-0.6B": {**sizes(1024, 3072, 28, 16, 8, 151936, 40960), **QWEN3, "max_window_layers": 28},
+    "Qwen3-1.7B": {**sizes(2048, 6144, 28, 16, 8, 151936, 40960), **QWEN3, "max_window_layers": 28},
+    "Qwen3-4B": {**sizes(2560, 9728, 36, 32, 8, 151936, 40960), **QWEN3, "max_window_layers": 36},
+    "gemma-2-2b": {**sizes(2304, 9216, 26, 8, 4, 256000, 8192), **GEMMA2,
+        "query_pre_attn_scalar": 256},
+    "gemma-2-2b-it": {
+        **sizes(2304, 9216, 26, 8, 4, 256000, 8192), **GEMMA2, "eos_token_id": [1, 107],
+        "query_pre_attn_scalar": 256,
+    },
+    "gemma-2-9b": {
+        **sizes(3584, 14336, 42, 16, 8, 256000, 8192), **GEMMA2, "query_pre_attn_scalar": 256,
+        "sliding_window_size": 4096,
+    },
+    "gemma-3-270m": {
+        **sizes(640, 2048, 18, 4, 1, 262144, 32768), **GEMMA3, "_sliding_window_pattern": 6,
+        "eos_token_id": 1, "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+        "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0,
+        "use_bidirectional_attention": False,
+    },
+    "gemma-3-1b": {
+        **sizes(1152, 6912, 26, 4, 1, 262144, 32768), **GEMMA3,
+        "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+        "rope_local_base_freq": 10000, "rope_theta": 1000000, "sliding_window_pattern": 6,
+    },
+    "Phi-3-mini-4k": {
+        **sizes(3072, 8192, 32, 32, 32, 32064, 4096), **PHI3_MINI,
+        "rope_scaling": None, "sliding_window": 2047,
+    },
+    "Phi-3-mini-128k": {
+        **sizes(3072, 8192, 32, 32, 32, 32064, 131072), **PHI3_MINI, "sliding_window": 262144,
+        "rope_scaling": {"long_factor": SLOW, "short_factor": FAST, "type": "longrope"},
+    },
+    "Phi-3.5-mini": {
+        **sizes(3072, 8192, 32, 32, 32, 32064, 131072), **PHI3_MINI,
+        "_name_or_path": "Phi-3.5-mini-instruct", "sliding_window": 262144,
+        "rope_scaling": {"long_factor": SLOW, "short_factor": FAST, "type": "longrope"},
+    },
+    "Phi-4-mini": {
+        **sizes(3072, 8192, 32, 24, 8, 200064, 131072), **PHI3,
+        "bos_token_id": 199999, "eos_token_id": 199999, "full_attn_mod": 1,
+        "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
+        "pad_token_id": 199999, "partial_rotary_factor": 0.75,
+        "rope_scaling": {"long_factor": SLOW, "short_factor": [1.0] * 48, "type": "longrope"},
+        "sliding_window": 262144, "tie_word_embeddings": True,
+    },
+    "phi-4": {
+        **sizes(5120, 17920, 40, 40, 10, 100352, 16384), **PHI3,
+        "bos_token_id": 100257, "eos_token_id": 100265, "pad_token_id": 100349,
+        "original_max_position_embeddings": 16384, "rope_scaling": None, "rope_theta": 250000,
+        "sliding_window": None, "tie_word_embeddings": False,
+    },
+    "SmolLM3-3B": {
+        **sizes(2048, 11008, 36, 16, 4, 128256, 65536),
+        "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "eos_token_id": 128012, "hidden_act": "silu", "layer_types": ["full_attention"] * 36,
+        "max_window_layers": 28, "mlp_bias": False, "model_type": "smollm3",
+        "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "pad_token_id": 128004,
+        "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0,
+        "sliding_window": None, "torch_dtype": "bfloat16", "use_cache": False,
+        "use_sliding_window": False,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    },
+}  # fmt: skip
+
+PARAMETERS = {  # millions, as published
+    "Llama-2-7b": 6738.4, "llama-7b-2023": 6738.4, "Llama-3.1-8B": 8030.3, "Llama-3.2-1B": 1235.8,
+    "TinyLlama-1.1B": 1100.0, "SmolLM2-135M": 134.5, "SmolLM2-360M": 361.8, "SmolLM2-1.7B": 1711.4,
+    "Mistral-7B-v0.1": 7241.7, "Mistral-7B-v0.3": 7248.0, "Mistral-Nemo": 12247.8,
+    "Qwen2-0.5B": 494.0, "Qwen2.5-0.5B": 494.0, "Qwen2.5-1.5B-Instruct": 1543.7,
+    "Qwen2.5-7B-yarn": 7615.6, "Qwen3-0.6B": 596.0, "Qwen3-1.7B": 1720.6, "Qwen3-4B": 4022.5,
+    "gemma-2-2b": 2614.3, "gemma-2-2b-it": 2614.3, "gemma-2-9b": 9241.7, "gemma-3-270m": 268.1,
+    "gemma-3-1b": 999.9, "Phi-3-mini-4k": 3821.1, "Phi-3-mini-128k": 3821.1,
+    "Phi-3.5-mini": 3821.1, "Phi-4-mini": 3836.0,
+    "phi-4": 14659.5, "SmolLM3-3B": 3075.1,
+}  # fmt: skip
+
+VOCAB, CONTEXT, WINDOW, ORIGINAL = 272, 512, 40, 128
+
+
+def shrunk(name: str) -> Config:
+    """The config with every key kept and its numbers made small: ids below VOCAB, windows that a
+    prompt passes, and a context of CONTEXT tokens where ORIGINAL ones came first."""
+    config = copy.deepcopy(CONFIGS[name])
+    kv = config.get("num_key_value_heads")
+    groups = 1 if kv is None else config["num_attention_heads"] // kv
+    heads, kv = {1: (3, 3), 3: (6, 2)}.get(groups, (4, 1 if kv == 1 else 2))
+    small = {
+        "vocab_size": VOCAB, "hidden_size": 16 * heads, "intermediate_size": 72,
+        "num_hidden_layers": 3, "num_attention_heads": heads, "num_key_value_heads": kv,
+        "max_position_embeddings": CONTEXT,
+        "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": WINDOW,
+        "sliding_window_size": WINDOW, "original_max_position_embeddings": ORIGINAL,
+        "max_window_layers": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+        "no_rope_layers": [1, 0, 1], "sliding_window_pattern": 2, "_sliding_window_pattern": 2,
+    }  # fmt: skip
+    config |= {key: value for key, value in small.items() if config.get(key) is not None}
+    if config.get("layer_types"):
+        config["layer_types"] = config["layer_types"][4:7]
+    scaling = config.get("rope_scaling")
+    if scaling:
+        pairs = int(16 * config.get("partial_rotary_factor", 1)) // 2
+        for key in {"short_factor", "long_factor"} & set(scaling):
+            scaling[key] = scaling[key][:: 48 // pairs][:pairs]
+        if "original_max_position_embeddings" in scaling:
+            scaling["original_max_position_embeddings"] = ORIGINAL
+    return config
