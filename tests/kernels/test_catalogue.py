@@ -208,15 +208,27 @@ class _Poisoned:
         return array
 
 
+class _PoisonedPages(_Poisoned):
+    """For the page pool: keys and values start as NaN, as an earlier sequence may leave them."""
+
+    @staticmethod
+    def zeros(shape: Any, dtype: Any = np.float64, **more: Any) -> Any:
+        array = np.zeros(shape, dtype, **more)
+        if array.ndim == 2 and array.dtype == np.uint8:
+            array.fill(0xFF)
+        return array
+
+
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninitialised memory of sessions and references is poison (compiled modules keep NumPy)."""
     from edgert.kernels import quant
 
-    from edgert.session import cpu
+    from edgert.session import cpu, pages
 
     for module in (quant, cpu):
         monkeypatch.setattr(module, "np", _Poisoned())
+    monkeypatch.setattr(pages, "np", _PoisonedPages())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -296,3 +308,5 @@ def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> Non
 def test_poison_is_seen() -> None:
     assert np.isnan(_Poisoned.empty(3)).all()
     assert (_Poisoned.empty(3, np.uint8) == 0x5B).all()
+    assert np.isnan(_PoisonedPages.zeros((2, 4), np.uint8).view(np.float32)).all()
+    assert not _PoisonedPages.zeros(3, np.int32).any()
