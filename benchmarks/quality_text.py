@@ -1,10 +1,12 @@
 """Perplexity of a checkpoint in each encoding, beside f32.
 
-    python benchmarks/quality_text.py CHECKPOINT [CHECKPOINT ...] --text stories.jsonl.gz
+    python -m benchmarks.quality_text CHECKPOINT [CHECKPOINT ...] --text stories.jsonl.gz
         [--documents 200] [--quant f32 f16 int8 int4] [--json out.jsonl]
+        [--page benchmarks/QUALITY.md]
 
 The text is a file of JSON strings, one document a line (.gz is unpacked). Each checkpoint is
-converted into a temporary bundle and scored with `edgert.evaluate` on the CPU session.
+converted into a temporary bundle and scored with `edgert.evaluate` on the CPU session. --page
+writes the table into a page, between its `quality` marks.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 from edgert.converters.convert import convert
 
+from benchmarks.results import rewritten
 from edgert.bundle import Bundle
 from edgert.evaluate import score_text
 from edgert.session import open_session
@@ -75,6 +78,21 @@ def shown(row: dict[str, Any]) -> str:
     return " | ".join(cells)
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a table of a page; changes against f32 in per cent."""
+    lines = [
+        "| model | encoding | bundle | tokens scored | nats per token | perplexity | against f32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        change = f"{r['against_f32'] - 1:+.2%}" if r["quant"] != "f32" else ""
+        lines.append(
+            f"| {r['model']} | {r['quant']} | {r['bytes'] / 1e6:.2f} MB | {r['tokens']} | "
+            f"{r['nll']:.4f} | {r['perplexity']:.3f} | {change} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoints", nargs="+", type=Path)
@@ -82,15 +100,21 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--quant", nargs="+", default=list(QUANTS))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
     texts = documents(args.text, args.documents)
     print(" | ".join(COLUMNS))
     for checkpoint in args.checkpoints:
         for row in table(checkpoint, texts, args.quant):
+            rows.append(row)
             print(shown(row), flush=True)
             if args.json:
                 with open(args.json, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+    if args.page:
+        page = rewritten(args.page.read_text("utf-8"), {"quality": markdown(rows)})
+        args.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

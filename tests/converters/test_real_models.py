@@ -157,7 +157,7 @@ def test_tinystories_equals_transformers(
     assert answer(tinystories, device, prompt) == expected
 
 
-# Perplexity of a quantized bundle over that of f32; measured values are in the README's table.
+# Perplexity of a quantized bundle over that of f32; benchmarks/QUALITY.md has measured values.
 BOUNDS = {"f32": 1.0, "f16": 1.001, "int8": 1.005, "int4": 1.15}
 
 
