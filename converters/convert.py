@@ -297,7 +297,9 @@ class _Job:
         options = ["--quant", self.quant, "--embed-quant", self.embed_quant]
         if self.name != self.source.name:
             options += ["--name", self.name]
-        return shlex.join(["edgert", "convert", self.source.name, "-o", self.out.name, *options])
+        if self.source.ignored_code:
+            options.append("--ignore-remote-code")
+        return shlex.join(["edgert", "convert", self.source.label, "-o", self.out.name, *options])
 
     def verify(self, writer: BundleWriter, *, golden: bool) -> tuple[tuple[Golden, ...], str]:
         """Open what was written, answer the golden prompts."""

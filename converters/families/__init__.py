@@ -42,6 +42,7 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Like `build`, but faults that leave a graph to compare tensors with go into `faults`."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
+        _refuse_composite(kind, config.get("text_config"))
         near = difflib.get_close_matches(str(kind)[:64], FAMILIES, 3, 0.5) or sorted(FAMILIES)
         raise ConvertError(
             f"config.json says model_type {str(kind)[:64]!r}, edgert converts {sorted(FAMILIES)}; "
@@ -54,3 +55,17 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     module = import_module(f".{FAMILIES[kind]}", __name__)
     model: FamilyModel = module.build(config, faults)
     return model
+
+
+def _refuse_composite(kind: Any, inner: Any) -> None:
+    """A clearer refusal where a part of the checkpoint is of a known family."""
+    part = inner.get("model_type") if isinstance(inner, dict) else None
+    if isinstance(part, str) and part in FAMILIES:
+        raise ConvertError(
+            f"config.json says model_type {str(kind)[:64]!r}: a model of several parts, of which "
+            f"edgert knows the text part, {part!r}; expected that part alone",
+            code="model-type",
+            hint="take a text-only checkpoint of the family, or save the language model of this one "
+            "by itself with transformers",
+            model_type=kind,
+        )

@@ -33,12 +33,16 @@ class HfSource:
 
     ignore_remote_code: accept a config with `auto_map`, using edgert's own implementation of its
     model_type instead of the code it names (which is not run either way).
-    `faults` holds what is wrong with the set of weights files, for the caller's one error.
+    `label` names the source in a command line that anyone can repeat: a hub id whole, a folder
+    without its place. `faults` holds what is wrong with the set of weights files, for the caller's
+    one error.
     """
 
     def __init__(self, source: str | Path, *, ignore_remote_code: bool = False) -> None:
         self.path = local_folder(source)
         self.name = Path(str(source).split("@")[0]).name or self.path.resolve().name
+        self.label = self.name if self.path == Path(source) else str(source)
+        self.ignored_code = False  # whether a config's own code was set aside
         self.texts: dict[str, bytes] = {}
         self.faults: list[str] = []
         self.index: dict[str, str] = {}  # tensor name -> shard, where there is an index
@@ -127,6 +131,7 @@ class HfSource:
             return
         if ignore:
             del self.config["auto_map"]
+            self.ignored_code = True
             return
         raise ConvertError(
             f"{self.path / 'config.json'} asks for its own code (auto_map: "

@@ -132,10 +132,13 @@ def test_a_hub_id_is_downloaded_by_the_hubs_client(checkpoint: Path, tmp_path: P
         with pytest.raises(ConvertError, match="could not be downloaded: OSError: no such rep"):
             convert("org/gone", tmp_path / "n.edge", golden=False, progress=False)
     assert report.name == "name"
+    with Bundle.open(tmp_path / "m.edge") as bundle:
+        assert bundle.manifest.provenance.command.startswith("edgert convert org/name@v1 -o m.edge")
     assert asked[0][0] == "org/name"
     assert asked[0][1]["revision"] == "v1"
     patterns = asked[0][1]["allow_patterns"]
     assert "*.safetensors" in patterns  # type: ignore[operator]
+    assert asked[0][1]["ignore_patterns"] == ["*/*", "consolidated*"]
     assert not any(p.endswith((".bin", ".py", ".pt")) for p in patterns)  # type: ignore[attr-defined]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import make_checkpoint
+from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from edgert.tensorfile import TensorFile, TensorWriter
 from tests.converters.faults import convert_tiny
@@ -100,6 +101,8 @@ def test_h14_remote_code_is_refused_and_never_run(good: Path, out: Path, tmp_pat
     assert "auto_map" in error.message
     assert "--ignore-remote-code" in error.hint
     convert_tiny(good, out, ignore_remote_code=True)
+    with Bundle.open(out) as bundle:
+        assert bundle.manifest.provenance.command.endswith(" --ignore-remote-code")
     assert not marker.exists()
     assert "modeling" not in sys.modules
 
@@ -245,6 +248,13 @@ def test_h16_unknown_model_type_names_the_nearest(good: Path, out: Path) -> None
     assert "nearest: llama" in error.message
     configure(good, model_type=["llama"])
     assert refusal(good, out).code == "model-type"
+
+
+def test_h16_a_model_of_several_parts_says_which_is_known(good: Path, out: Path) -> None:
+    configure(good, model_type="gemma3", text_config={"model_type": "gemma3_text"})
+    error = refusal(good, out)
+    assert error.code == "model-type"
+    assert "the text part, 'gemma3_text'; expected that part alone" in error.message
 
 
 def test_h16_unknown_key_and_rope_type(good: Path, out: Path) -> None:
