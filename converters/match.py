@@ -37,7 +37,7 @@ def match_tensors(model: FamilyModel, tensors: Mapping[str, Tensor]) -> list[str
             if not same_values(tensors[name], tensors[twin]):
                 faults.append(
                     f"tensor {twin!r} differs from {name!r}, expected equal values: the config "
-                    "says tie_word_embeddings"
+                    "says tie_word_embeddings (where both are meant, set that to false)"
                 )
     for name in sorted(set(tensors) - used):
         if not COMPUTED.search(name):

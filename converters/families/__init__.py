@@ -65,7 +65,7 @@ def _refuse_composite(kind: Any, inner: Any) -> None:
             f"config.json says model_type {str(kind)[:64]!r}: a model of several parts, of which "
             f"edgert knows the text part, {part!r}; expected that part alone",
             code="model-type",
-            hint="take a text-only checkpoint of the family, or save the language model of this one "
-            "by itself with transformers",
+            hint="take a text-only checkpoint of the family, or save this one's language model by "
+            "itself with transformers",
             model_type=kind,
         )
