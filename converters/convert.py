@@ -29,7 +29,7 @@ from ..manifest import FORMAT, Golden, Manifest, Part
 from ..tensorfile import aligned_order, nbytes_of
 from . import families
 from .families.config import refused
-from .golden import golden_answers, provenance
+from .golden import golden_answers, own_version, provenance
 from .match import match_tensors
 from .quantize.rtn import encode_weight
 from .report import ConvertReport, WeightReport, peak_rss, relative
@@ -226,7 +226,7 @@ class _Job:
         folder = self.out.with_name(f"{self.out.name}.stage")
         key = key_of(
             sources=self.hashes, quant=self.quant, embed=self.embed_quant, format=FORMAT,
-            graph=self.graph.to_json().decode(),
+            edgert=own_version(), graph=self.graph.to_json().decode(),
         )  # fmt: skip
         reusable = sum(f.stat().st_blocks * 512 for f in folder.glob("*")) if _blocks else 0
         if shutil.disk_usage(self.out.parent).free + reusable < self.bytes_needed():

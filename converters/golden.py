@@ -40,12 +40,20 @@ def golden_answers(
     return tuple(answers), session.device
 
 
+def own_version() -> str:
+    """edgert's version, "unknown" where it runs from a source tree."""
+    try:
+        return version("edgert")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def provenance(command: str, sources: Mapping[str, str]) -> Provenance:
     """command, SHA-256 by source file, the versions that ran, and the day (UTC)."""
-    try:
-        own = version("edgert")
-    except PackageNotFoundError:  # running from a source tree
-        own = "unknown"
-    versions = {"edgert": own, "numpy": np.__version__, "python": platform.python_version()}
+    versions = {
+        "edgert": own_version(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return Provenance(command, versions, dict(sources), today)

@@ -314,6 +314,12 @@ def test_other_options_start_again(
     assert convert_tiny(checkpoint, tmp_path / "m.edge", **options).resumed == 0
 
 
+def test_another_version_starts_again(checkpoint: Path, tmp_path: Path) -> None:
+    interrupted(checkpoint, tmp_path / "m.edge", 6)
+    with mock.patch.object(module, "own_version", lambda: "another"):
+        assert convert_tiny(checkpoint, tmp_path / "m.edge").resumed == 0
+
+
 def test_another_checkpoint_starts_again(checkpoint: Path, tmp_path: Path) -> None:
     interrupted(checkpoint, tmp_path / "m.edge", 6)
     other = maker.make_checkpoint("tiny", tmp_path / "tiny", seed=1)
