@@ -40,8 +40,10 @@ class HfSource:
 
     def __init__(self, source: str | Path, *, ignore_remote_code: bool = False) -> None:
         self.path = local_folder(source)
-        self.name = Path(str(source).split("@")[0]).name or self.path.resolve().name
-        self.label = self.name if self.path == Path(source) else str(source)
+        if self.path == Path(source):
+            self.name = self.label = self.path.resolve().name
+        else:
+            self.name, self.label = str(source).split("@")[0].rpartition("/")[2], str(source)
         self.ignored_code = False  # whether a config's own code was set aside
         self.texts: dict[str, bytes] = {}
         self.faults: list[str] = []

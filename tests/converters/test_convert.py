@@ -163,6 +163,17 @@ def test_sources_of_all_types(checkpoint: Path, tmp_path: Path, dtype: str, shar
             assert distance(b.weights()[name], values)[0] < 3e-3, name
 
 
+def test_a_folder_is_called_what_it_is_called(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "me@work" / "model@2"
+    shutil.copytree(checkpoint, folder)
+    for source, place in ((folder, tmp_path), (".", folder), ("..", folder / "sub")):
+        place.mkdir(exist_ok=True)
+        monkeypatch.chdir(place)
+        assert convert_tiny(source, tmp_path / "m.edge").name == "model@2"  # type: ignore[arg-type]
+
+
 def test_existing_output_needs_force(checkpoint: Path, old: Path) -> None:
     before = fingerprint(old)
     with pytest.raises(ConvertError, match=r"m\.edge exists"):
@@ -316,7 +327,7 @@ def test_other_options_start_again(
 
 def test_another_version_starts_again(checkpoint: Path, tmp_path: Path) -> None:
     interrupted(checkpoint, tmp_path / "m.edge", 6)
-    with mock.patch.object(module, "own_version", lambda: "another"):
+    with mock.patch.object(module, "own_version", return_value="another"):
         assert convert_tiny(checkpoint, tmp_path / "m.edge").resumed == 0
 
 
