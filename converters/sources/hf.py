@@ -41,7 +41,7 @@ class HfSource:
     def __init__(self, source: str | Path, *, ignore_remote_code: bool = False) -> None:
         self.path = local_folder(source)
         if self.path == Path(source):
-            self.name = self.label = self.path.resolve().name
+            self.name = self.label = Path(os.path.abspath(self.path)).name
         else:
             self.name, self.label = str(source).split("@")[0].rpartition("/")[2], str(source)
         self.ignored_code = False  # whether a config's own code was set aside

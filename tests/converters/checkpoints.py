@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("MistralConfig", {"sliding_window": 40}),
     "mistral-full": ("MistralConfig", {"sliding_window": None, "head_dim": 32}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen2-head": ("Qwen2Config", {"head_dim": 32}),
     "qwen2-window": (
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 33, "max_window_layers": 1},
@@ -97,6 +98,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("Phi3Config", {"sliding_window": 50}),
+    "phi3-head": ("Phi3Config", {"head_dim": 32}),
     "phi3-longrope": (
         "Phi3Config",
         {
@@ -108,6 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "SmolLM3Config",
         {"no_rope_layers": [1, 0, 1], "no_rope_layer_interval": 2, "tie_word_embeddings": True},
     ),
+    "smollm3-head": ("SmolLM3Config", {"head_dim": 24, "attention_bias": True, "mlp_bias": True}),
     "smollm3-window": (
         "SmolLM3Config",
         {
