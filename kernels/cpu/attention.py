@@ -33,7 +33,7 @@ from ..simd import (
     st_f32,
 )
 from .append import PAGE
-from .attention_tile import products
+from .attention_tile import key_products, value_products
 from .softmax import clear, finish, merge, times, update, zero_scores
 from .vm import claim, kernel
 
@@ -42,7 +42,8 @@ TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 
 
 def _paged(load: Any, wide: int) -> Any:
-    scores4, scores1, values4, values1 = products(load, wide)
+    scores4, scores1 = key_products(load, wide)
+    values4, values1 = value_products(load, wide)
 
     @njit(error_model="numpy")
     def page(

@@ -12,8 +12,9 @@ from numba import njit
 from ..simd import bcast_f32, f32, fma, load_f32, prefetch, splat, store_f32
 
 
-def products(load: Any, wide: int) -> tuple[Any, Any, Any, Any]:
-    """The inner loops for one cache element type: load widens 16 elements of `wide` bytes."""
+def key_products(load: Any, wide: int) -> tuple[Any, Any]:
+    """Scores of four rows and of one, for one cache element type: load widens 16 elements of `wide`
+    bytes."""
 
     @njit(error_model="numpy")
     def scores4(q: int, step: int, k: int, size: int, out: int, next_k: int, next_v: int) -> None:
@@ -53,6 +54,12 @@ def products(load: Any, wide: int) -> tuple[Any, Any, Any, Any]:
         store_f32(out + 64, a1)
         store_f32(out + 128, a2)
         store_f32(out + 192, a3)
+
+    return scores4, scores1
+
+
+def value_products(load: Any, wide: int) -> tuple[Any, Any]:
+    """Weighted sums of four rows and of one, as `key_products`."""
 
     @njit(error_model="numpy")
     def strip(w: int, v: int, padded: int, d: int, count: int, out: int) -> None:
@@ -98,4 +105,4 @@ def products(load: Any, wide: int) -> tuple[Any, Any, Any, Any]:
         for d in range(0, padded, 16):
             strip(w, v, padded, d, count, out)
 
-    return scores4, scores1, values4, values1
+    return values4, values1
