@@ -31,7 +31,12 @@ STORY_SAMPLING = {"temperature": 0.8, "seed": 2}  # greedy stories mostly follow
 @session_options
 @json_option
 def command(
-    max_tokens: int, threads: int | None, device: str, ctx_size: int | None, as_json: bool
+    max_tokens: int,
+    threads: int | None,
+    device: str,
+    ctx_size: int | None,
+    kv_bits: int,
+    as_json: bool,
 ) -> int:
     """Convert the small checkpoint in this package, then hear a story from its chat model."""
     from ..api import load
@@ -50,7 +55,7 @@ def command(
     )
     path, answers, cut = demo_bundle(), [], False
     size = folder_bytes(path)
-    with load(path, device=device, threads=threads, ctx_size=ctx_size) as model:
+    with load(path, device=device, threads=threads, ctx_size=ctx_size, kv_bits=kv_bits) as model:
         tell(f"{model.name}: {megabytes(size)} on disk, loaded in {model.load_s:.2f} s")
         for text, sampling in ((STORY, STORY_SAMPLING), (QUESTION, {"temperature": 0.0})):
             options = {**sampling, "max_tokens": max_tokens}

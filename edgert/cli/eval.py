@@ -47,6 +47,7 @@ def command(
     threads: int | None,
     device: str,
     ctx_size: int | None,
+    kv_bits: int,
     as_json: bool,
 ) -> int:
     """Measure BUNDLE on a text and on zero-shot tasks.
@@ -64,7 +65,8 @@ def command(
 
     with Bundle.open(bundle) as opened:
         tokenizer = Tokenizer.from_bundle(opened)
-        session = open_session(opened, device=device, threads=threads, ctx_size=ctx_size or 0)
+        session = open_session(opened, device=device, threads=threads, ctx_size=ctx_size or 0,
+                               kv_bits=kv_bits)  # fmt: skip
         try:
             start = start_id(opened)
             found: dict[str, Any] = {"schema": 1, "bundle": str(bundle), "device": session.device}
@@ -124,7 +126,9 @@ def _tasks(
     unknown = sorted(set(chosen) - set(TASKS))
     if unknown:
         raise RequestError(
-            f"task {unknown[0]!r} is unknown, expected all or some of {sorted(TASKS)}", code="task"
+            f"task {unknown[0]!r} is unknown, expected all or some of {sorted(TASKS)}",
+            code="task",
+            hint="edgert eval --help",
         )
     for name in chosen:
         examples = load_task(name, data, limit=limit)

@@ -29,6 +29,7 @@ def command(
     threads: int | None,
     device: str,
     ctx_size: int | None,
+    kv_bits: int,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -44,7 +45,7 @@ def command(
     from ..api import load
 
     path = bundle_or_demo(bundle)
-    with load(path, device=device, threads=threads, ctx_size=ctx_size) as model:
+    with load(path, device=device, threads=threads, ctx_size=ctx_size, kv_bits=kv_bits) as model:
         stream = model.stream(text, **sampling_params(options))
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:

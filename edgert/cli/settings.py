@@ -66,9 +66,19 @@ def device_options(function: F) -> F:
     return function
 
 
+def _number(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    return int(value or 0)
+
+
+kv_bits_option = click.option(
+    "--kv-bits", type=click.Choice(("8", "16", "32")), callback=_number,
+    help="Precision of keys and values; default: the model's.",
+)  # fmt: skip
+
+
 def session_options(function: F) -> F:
-    """--threads, --device, --allow-cpu-nodes, --ctx-size."""
-    function = device_options(function)
+    """--threads, --device, --allow-cpu-nodes, --ctx-size, --kv-bits (0 where it is not given)."""
+    function = kv_bits_option(device_options(function))
     for option in (
         click.option("-c", "--ctx-size", type=click.IntRange(1), metavar="TOKENS",
                      help="Tokens of prompt and answer together; default: the model's."),

@@ -40,7 +40,11 @@ def write(path: str | PathLike[str], content: Mapping[str, Any], owner: Mapping[
         os.replace(aside, target)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise ResourceError(f"{target}: cannot be written: {error}", code="save") from None
+        raise ResourceError(
+            f"{target}: cannot be written: {error}",
+            code="save",
+            hint="check the folder, its permissions and the free space",
+        ) from None
 
 
 def read(path: str | PathLike[str], owner: Mapping[str, str]) -> dict[str, Any]:

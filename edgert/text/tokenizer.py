@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import limits
@@ -82,6 +83,12 @@ class Tokenizer:
         stays text. bos: put in front what the model wants there (nothing, for many models).
         Raises RequestError for text that cannot be encoded, ResourceError when it takes too long.
         """
+        if not isinstance(text, str):
+            raise RequestError(
+                f"the text is of type {type(text).__name__}, expected str",
+                code="parameter-type",
+                hint="decode bytes first, for example with .decode('utf-8')",
+            )
         front = list(self.prefix) if bos else []
         if special or not self._control_re.search(text):
             return front + self._ids(self._tokenizer, text)
@@ -93,8 +100,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special: show special tokens too. Raises RequestError."""
-        self.check_ids(ids)
-        kept = [int(token) for token in ids]
+        kept = self.check_ids(ids)
         return _caged(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
 
     def stream(self) -> TextStream:
@@ -106,13 +112,17 @@ class Tokenizer:
         found: int | None = _caged(lambda: self._tokenizer.token_to_id(text))
         return found
 
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises RequestError for ids that do not exist."""
-        bad = [token for token in ids if not 0 <= token < self.size]
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """The ids as Python's own numbers; RequestError for others than exist."""
+        whole = whole_numbers(ids)
+        bad = [token for token in whole if not 0 <= token < self.size]
         if bad:
             raise RequestError(
-                f"token id {bad[0]}, expected 0 to {self.size - 1}", code="token-range"
+                f"token id {bad[0]}, expected 0 to {self.size - 1}",
+                code="token-range",
+                hint="take ids from this model's own tokenize",
             )
+        return whole
 
     def _build(self, data: bytes) -> Any:
         from tokenizers import Tokenizer as Rust
@@ -238,6 +248,21 @@ class TextStream:
             self._ids, self._read = self._ids[self._start :], self._read - self._start
             self._start = 0
         return text
+
+
+def whole_numbers(values: Iterable[Any]) -> list[int]:
+    """A list of ints from any iterable of whole numbers (NumPy's too); RequestError otherwise."""
+    try:
+        if not isinstance(values, (str, bytes, Mapping)):
+            return [index(value) for value in values]
+    except TypeError:
+        pass
+    raise RequestError(
+        f"found {repr(values)[:40]} of type {type(values).__name__}, expected a list of token ids, "
+        "which are whole numbers",
+        code="parameter-type",
+        hint="text is turned into token ids by tokenize",
+    )
 
 
 def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:

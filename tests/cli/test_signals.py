@@ -168,6 +168,35 @@ def test_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("--help",), ">&-"),
+        (("GENERATE",), ">&-"),
+        (("GENERATE", "--json"), ">/dev/full"),
+        (("GENERATE",), ">/dev/full"),
+        (("GENERATE", "--json"), ">&- 2>&- <&-"),
+    ],
+)
+def test_a_standard_output_that_takes_nothing(
+    bundle: Path, words: tuple[str, ...], where: str
+) -> None:
+    if "/dev/full" in where and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    generate = ("generate", str(bundle), "-p", "hello", "-n", "4", "--device", "reference")
+    args = [part for word in words for part in (generate if word == "GENERATE" else (word,))]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {where}', "sh", sys.executable, "-m", "edgert", *args],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    told = b"No space left" if "full" in where else b"standard output is closed"
+    assert done.stderr.count(told) == (0 if "2>&-" in where else 1)
+
+
+@pytest.mark.parametrize(
     ("args", "code", "said"),
     [
         (("generate", "BUNDLE", "-p", "hello", "-n", "4"), 0, b""),

@@ -79,6 +79,7 @@ def test_h27_values_out_of_range(model: edgert.TextModel, field: str, value: Any
     with pytest.raises(RequestError, match=f"{field.split('_')[0]}.*expected.*to") as caught:
         model.generate("hi", **{field: value})
     assert caught.value.code == "parameter-range"
+    assert caught.value.hint
     assert model.generate("hi", max_tokens=1).usage.completion_tokens == 1
 
 
@@ -87,6 +88,45 @@ def test_h27_wrong_types_and_names(model: edgert.TextModel, field: str, value: A
     with pytest.raises(RequestError, match=field) as caught:
         model.generate("hi", **{field: value})
     assert caught.value.code in ("parameter-type", "parameter-name")
+
+
+@pytest.mark.parametrize(
+    "ids", [None, 3, b"hi", [1.0], ["a"], [None], {1: 2}, np.array([[1]]), np.array([1.0])], ids=str
+)
+def test_h27_what_is_no_list_of_token_ids(model: edgert.TextModel, ids: Any) -> None:
+    for use in (model.generate, model.logits, model.detokenize):
+        with pytest.raises(RequestError, match="expected a list of token ids") as caught:
+            use(ids)
+        assert caught.value.code == "parameter-type"
+    assert model.generate(np.array([5, 6]), max_tokens=1).usage.prompt_tokens == 2
+
+
+def test_h27_what_is_no_text_and_no_chat(model: edgert.TextModel) -> None:
+    user = [{"role": "user", "content": "hi"}]
+    for use, said in (
+        (lambda: model.tokenize(b"a"), "type bytes, expected str"),  # type: ignore[arg-type]
+        (lambda: model.chat("hi"), "messages is of type str"),  # type: ignore[arg-type]
+        (lambda: model.chat(None), "messages is of type NoneType"),  # type: ignore[arg-type]
+        (lambda: model.chat([{"role": "user", "content": b"hi"}]), "message 0 has content of type"),
+        (lambda: model.conversation().say(3), "message 0 has content of type int"),  # type: ignore[arg-type]
+        (lambda: model.chat(user, tools="x"), "tools is of type str"),
+        (lambda: model.chat(user, template="x"), "expected variables"),
+        (lambda: model.chat(user, template={"messages": []}), "expected variables"),
+    ):
+        with pytest.raises(RequestError, match=said) as caught:
+            use()
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("threads", "2"), ("threads", 1.5), ("ctx_size", "9"), ("kv_bits", True), ("device", None),
+     ("verify", "often")],
+)  # fmt: skip
+def test_h27_wrong_types_of_load(path: Path, field: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{field} is {value!r}, expected") as caught:
+        edgert.load(path, **({"device": "reference"} | {field: value}))
+    assert caught.value.code == "parameter-type"
 
 
 @pytest.mark.parametrize("size", [0, -1, 1 << 40])
