@@ -59,8 +59,11 @@ class Tokenizer:
         steering = {*self.vocabulary.special, *special, *self.vocabulary.endings}
         self.control = frozenset(text for text in steering if text)
         self._control_re = pattern_of(self.control)
-        self.prefix = self._prefix(bos_token_id if add_bos else None)
-        self._newline = self._ids(self._tokenizer, "\n")
+        try:
+            self.prefix = self._prefix(bos_token_id if add_bos else None)
+            self._newline = self._ids(self._tokenizer, "\n")
+        except RequestError as error:
+            raise self._broken(f"it encodes no text: {error.message}") from None
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
@@ -136,20 +139,21 @@ class Tokenizer:
         try:
             tokenizer = _caged(build)
         except EdgertError as error:
-            raise BundleError(
-                f"{self._where}: the tokenizer cannot be built: {error.message}",
-                code="tokenizer",
-                hint="the bundle is damaged; convert the model again",
-            ) from None
+            raise self._broken(f"the tokenizer cannot be built: {error.message}") from None
         size = tokenizer.get_vocab_size(with_added_tokens=True)
         if size != self.vocabulary.count:
-            raise BundleError(
-                f"{self._where}: the library sees {size} tokens, the file lists "
-                f"{self.vocabulary.count}",
-                code="tokenizer",
-                hint="duplicate or renumbered tokens; convert the model again",
+            raise self._broken(
+                f"the library sees {size} tokens, the file lists {self.vocabulary.count}; "
+                "some are duplicate or renumbered"
             )
         return tokenizer
+
+    def _broken(self, why: str) -> BundleError:
+        return BundleError(
+            f"{self._where}: {why}",
+            code="tokenizer",
+            hint="the tokenizer is damaged or belongs to another model; convert the model again",
+        )
 
     def _prefix(self, bos: int | None) -> tuple[int, ...]:
         """Ids that stand before any text: the post-processor's own, else the bundle's BOS."""
@@ -161,6 +165,12 @@ class Tokenizer:
             return list(encoded.ids[:count])
 
         found = _caged(lambda: front("a"))
+        absent = [token for token in found if token >= self.size or token in self.holes]
+        if absent:
+            raise self._broken(
+                f"the post-processor begins every text with id {absent[0]}, which no token has; "
+                f"ids run from 0 to {self.size - 1}"
+            )
         return tuple(found) if found or bos is None else (bos,)
 
     def _pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
