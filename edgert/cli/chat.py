@@ -12,7 +12,7 @@ import click
 from ..errors import EdgertError, RequestError
 from .generate import answer_object
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import Opening, bundle_or_demo, emit_json, json_option, say, session_options, show
 
 if TYPE_CHECKING:
     from ..api import TextModel
@@ -41,10 +41,7 @@ def command(
     bundle: Path | None,
     prompt: str | None,
     system: str | None,
-    threads: int | None,
-    device: str,
-    ctx_size: int | None,
-    kv_bits: int,
+    opening: Opening,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -56,10 +53,9 @@ def command(
     """
     if prompt is None and sys.stdin is None:
         raise click.UsageError("standard input is closed, expected a terminal or a pipe there")
-    from ..api import load
 
     path = bundle_or_demo(bundle)
-    with load(path, device=device, threads=threads, ctx_size=ctx_size, kv_bits=kv_bits) as model:
+    with opening.load(path) as model:
         told = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
         room = Room(model, system, sampling_params(options), told=told, stats=stats)
         if prompt is not None:

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from ..errors import RequestError
-from .settings import emit_json, json_option, say, session_options
+from .settings import Opening, emit_json, json_option, say, session_options
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -44,10 +44,7 @@ def command(
     tasks: tuple[str, ...],
     data: Path | None,
     limit: int | None,
-    threads: int | None,
-    device: str,
-    ctx_size: int | None,
-    kv_bits: int,
+    opening: Opening,
     as_json: bool,
 ) -> int:
     """Measure BUNDLE on a text and on zero-shot tasks.
@@ -60,13 +57,11 @@ def command(
     if tasks and data is None:
         raise click.UsageError("--task needs --data, the folder with the tasks' files")
     from ..bundle import Bundle
-    from ..session import open_session
     from ..text.tokenizer import Tokenizer
 
-    with Bundle.open(bundle) as opened:
+    with Bundle.open(bundle, verify=opening.verify) as opened:
         tokenizer = Tokenizer.from_bundle(opened)
-        session = open_session(opened, device=device, threads=threads, ctx_size=ctx_size or 0,
-                               kv_bits=kv_bits)  # fmt: skip
+        session = opening.session(opened)
         try:
             start = start_id(opened)
             found: dict[str, Any] = {"schema": 1, "bundle": str(bundle), "device": session.device}

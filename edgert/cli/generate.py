@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import RequestError
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import Opening, bundle_or_demo, emit_json, json_option, say, session_options, show
 
 
 @click.command("generate")
@@ -26,10 +26,7 @@ def command(
     bundle: Path | None,
     prompt: str | None,
     source: str | None,
-    threads: int | None,
-    device: str,
-    ctx_size: int | None,
-    kv_bits: int,
+    opening: Opening,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -42,10 +39,9 @@ def command(
     if str(bundle) == "-":  # `edgert generate -`: the demo model continues standard input
         bundle, source = None, source or "-"
     text = prompt_text(prompt, source)
-    from ..api import load
 
     path = bundle_or_demo(bundle)
-    with load(path, device=device, threads=threads, ctx_size=ctx_size, kv_bits=kv_bits) as model:
+    with opening.load(path) as model:
         stream = model.stream(text, **sampling_params(options))
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:

@@ -34,7 +34,9 @@ class Terminal:
         self.seen = ""
 
     def write(self, data: bytes) -> None:
-        """What a person types."""
+        """What a person types, who takes a moment to see the prompt: a signal that arrives between
+        readline's prompt and its wait is seen at the next key only."""
+        time.sleep(0.1)
         os.write(self._master, data)
 
     def wait_for(self, text: str) -> None:

@@ -63,9 +63,14 @@ def fifo(bundle: Path) -> None:
     os.mkfifo(_replace(bundle, WEIGHTS))
 
 
-@spoils("H09", "file-kind", MANIFEST, "is a FIFO", "expected a regular file")
-def fifo_as_manifest(bundle: Path) -> None:
-    os.mkfifo(_replace(bundle, MANIFEST))
+def _fifo(name: str) -> None:
+    spoils(
+        "H09", "file-kind", name, "is a FIFO", "expected a regular file", name=f"fifo_as_{name}"
+    )(lambda bundle: os.mkfifo(_replace(bundle, name)))
+
+
+for _name in (MANIFEST, GRAPH, "tokenizer.json", "chat_template.jinja"):
+    _fifo(_name)
 
 
 @spoils("H09", "file-kind", WEIGHTS, "is a directory", "expected a regular file")

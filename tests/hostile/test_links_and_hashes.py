@@ -15,6 +15,7 @@ import pytest
 from edgert import bundle as bundle_module
 from edgert import hash_cache
 from edgert.bundle import Bundle
+from edgert.cli import run
 from edgert.errors import BundleError
 from tests.tiny import tiny_bundle, tiny_graph, tiny_weights
 
@@ -131,6 +132,23 @@ def test_skipping_warns_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixt
             assert len(caplog.records) == count
     assert "hashes are not verified; damaged files go unnoticed" in caplog.text
     assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "eval"])
+def test_skipping_on_the_command_line(
+    verb: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tiny_bundle(tmp_path / "a.edge")
+    flip(path / WEIGHTS)
+    (tmp_path / "text").write_text("text", encoding="utf-8")
+    given = ["--text", str(tmp_path / "text")] if verb == "eval" else ["-p", "a", "-n", "2"]
+    args = [verb, str(path), *given, "--device", "reference"]
+    assert run(args) == 2
+    with caplog.at_level(logging.WARNING, "edgert"):
+        for count in (1, 2):
+            assert run([*args, "--skip-verify"]) == 0
+            told = [record for record in caplog.records if "not verified" in record.message]
+            assert len(told) == count
 
 
 def test_the_warning_reaches_people(tmp_path: Path) -> None:
