@@ -166,15 +166,18 @@ class TextModel:
         are checked before this returns: RequestError.
         """
         self.gate.check_open()
-        asked = self.checked_params(params)
         tokens = self._prompt_ids(prompt, special=special)
+        return self._answer(tokens, params, proposer=proposer, progress=progress, joined=True)
+
+    def _answer(self, tokens: list[int], params: Mapping[str, Any], **options: Any) -> Stream:
+        """A stream on a state of its own; options as for `run`."""
+        asked = self.checked_params(params)
         check_room(len(tokens), asked.max_tokens, self.context)
         resolved = asked.resolved(self.advice)
 
         def start() -> Run:
             expected = expected_length(len(tokens), resolved.max_tokens, self.context)
-            state = self.session.new_state(expected)
-            return self.run(state, tokens, resolved, proposer=proposer, progress=progress)
+            return self.run(self.session.new_state(expected), tokens, resolved, **options)
 
         return Stream(self.gate, start, lambda run: self._end(run.state))
 
@@ -188,11 +191,15 @@ class TextModel:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
-        **options: Any,
+        proposer: Proposer | None = None,
+        progress: Progress | None = None,
+        **params: Any,
     ) -> Stream:
         """Answer messages, piece by piece. template: variables for the chat template, such as
-        {"enable_thinking": False}; options as for `stream`."""
-        return self.stream(self.chat_ids(messages, tools=tools, template=template), **options)
+        {"enable_thinking": False}; the others as for `stream`."""
+        self.gate.check_open()
+        tokens = self.chat_ids(messages, tools=tools, template=template)
+        return self._answer(tokens, params, proposer=proposer, progress=progress)
 
     def chat_ids(
         self,

@@ -106,9 +106,10 @@ class Tokenizer:
         kept = self.check_ids(ids)
         return _caged(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
 
-    def stream(self) -> TextStream:
-        """A decoder that takes one id at a time."""
-        return TextStream(self)
+    def stream(self, before: Sequence[int] = ()) -> TextStream:
+        """A decoder that takes one id at a time. before: ids whose text the stream goes on from,
+        so that a word keeps the space in front of it."""
+        return TextStream(self, before)
 
     def id_of(self, text: str) -> int | None:
         """The id of a token's exact text, or None."""
@@ -224,16 +225,17 @@ class Tokenizer:
 class TextStream:
     """Text from ids, one at a time; bytes of unfinished characters are held back.
 
-    The pieces together are what `Tokenizer.decode` gives for all ids. An undecodable byte comes
-    out as U+FFFD once it is clear that it stays one.
+    The pieces together are what `Tokenizer.decode` gives for all ids, less what it gives for those
+    before. An undecodable byte comes out as U+FFFD once it is clear that it stays one (how many of
+    them one broken character becomes may then differ).
     """
 
     HELD = 8  # tokens; no UTF-8 character is made of more than four bytes
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._start = self._read = 0  # ids [start:read] are context, [read:] is unseen text
+        self._ids: list[int] = [int(token) for token in before[-self.HELD :]]
+        self._start, self._read = 0, len(self._ids)  # [start:read] is context, [read:] unseen text
 
     def push(self, token: int) -> str:
         """Text that became certain with this id (possibly none)."""
