@@ -62,6 +62,14 @@ class Terminal:
         except OSError:  # the other end is gone
             return ""
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Another size of the window, which its process is told about."""
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
     def exit_code(self) -> int:
         return self._process.wait(SECONDS)
 

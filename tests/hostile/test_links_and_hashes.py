@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and special files
 WEIGHTS = "weights.safetensors"
 
 
-def test_a_hard_link_passes_and_is_never_written_through(tmp_path: Path) -> None:
+def test_h09_a_hard_link_passes_and_is_never_written_through(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     os.link(path / WEIGHTS, tmp_path / "elsewhere")
     before = (tmp_path / "elsewhere").read_bytes()
@@ -34,7 +34,7 @@ def test_a_hard_link_passes_and_is_never_written_through(tmp_path: Path) -> None
     assert (path / WEIGHTS).read_bytes() != before
 
 
-def test_a_hard_link_to_something_else_fails_by_its_hash(tmp_path: Path) -> None:
+def test_h09_a_hard_link_to_something_else_fails_by_its_hash(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     other = tiny_bundle(tmp_path / "b.edge", seed=1)
     (path / WEIGHTS).unlink()
@@ -44,7 +44,7 @@ def test_a_hard_link_to_something_else_fails_by_its_hash(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("verify", ["full", "skip"])
-def test_a_name_swapped_after_the_check(
+def test_h09_a_name_swapped_after_the_check(
     verify: bundle_module.Verify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights that are mapped are those that were checked, whatever the name means by then."""
@@ -67,7 +67,7 @@ def test_a_name_swapped_after_the_check(
         Bundle.open(path)
 
 
-def test_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h09_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     (path / WEIGHTS).unlink()
     monkeypatch.chdir(path)  # socket names are short
@@ -78,7 +78,7 @@ def test_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "file-kind"
 
 
-def test_a_device(tmp_path: Path) -> None:
+def test_h09_a_device(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     (path / WEIGHTS).unlink()
     try:
@@ -90,7 +90,7 @@ def test_a_device(tmp_path: Path) -> None:
     assert caught.value.code in ("file-kind", "file-open")
 
 
-def test_the_bundle_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
+def test_h09_the_bundle_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "a.edge")
     (tmp_path / "link").symlink_to("a.edge")
     with Bundle.open(tmp_path / "link") as bundle:
@@ -107,7 +107,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "chat_template.jinja"])
-def test_remembered_hashes_do_not_hide_a_change(
+def test_h10_remembered_hashes_do_not_hide_a_change(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGERT_CACHE", str(tmp_path / "cache"))
@@ -122,7 +122,7 @@ def test_remembered_hashes_do_not_hide_a_change(
     assert name in caught.value.message
 
 
-def test_skipping_warns_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_h10_skipping_warns_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     flip(path / WEIGHTS)
     with caplog.at_level(logging.WARNING, "edgert"):
@@ -135,7 +135,7 @@ def test_skipping_warns_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "eval"])
-def test_skipping_on_the_command_line(
+def test_h10_skipping_on_the_command_line(
     verb: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
@@ -151,7 +151,7 @@ def test_skipping_on_the_command_line(
             assert len(told) == count
 
 
-def test_the_warning_reaches_people(tmp_path: Path) -> None:
+def test_h10_the_warning_reaches_people(tmp_path: Path) -> None:
     """Without any logging set up, the warning of a skipped check stands on stderr."""
     import subprocess
     import sys

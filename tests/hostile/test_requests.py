@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -349,6 +354,48 @@ def test_h37_edited_states(model: edgert.TextModel, saved: Path, what: str) -> N
     with pytest.raises(RequestError) as caught:
         model.restore(saved)
     assert caught.value.code == ("state-foreign" if what == "version" else "state-damaged")
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_h37_a_save_that_fails_leaves_the_old_one(
+    model: edgert.TextModel, saved: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Any
+) -> None:
+    before = saved.read_bytes()
+
+    def fail(path: Any, *args: Any) -> None:
+        Path(path).write_text("half", encoding="utf-8")
+        raise error
+
+    monkeypatch.setattr(Path if step == "write_bytes" else os, step, fail)
+    chat = model.conversation()
+    with pytest.raises((edgert.ResourceError, KeyboardInterrupt)) as caught:
+        chat.save(saved)
+    if isinstance(error, OSError):
+        assert "cannot be written" in str(caught.value)
+    monkeypatch.undo()
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    chat.save(saved)
+    assert model.restore(saved).messages == []
+
+
+def test_h37_killed_while_saving(model: edgert.TextModel, path: Path, saved: Path) -> None:
+    before = saved.read_bytes()
+    code = (
+        "import os, signal, sys, edgert\n"
+        "model = edgert.load(sys.argv[1], device='reference')\n"
+        "chat = model.conversation()\n"
+        "chat.say('hello', max_tokens=3)\n"
+        "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "chat.save(sys.argv[2])\n"
+    )
+    run = [sys.executable, "-c", code, str(path), str(saved)]
+    assert subprocess.run(run, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert saved.read_bytes() == before
+    assert len(list(saved.parent.iterdir())) == 2, "the killed process left its half"
+    model.conversation().save(saved)
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
 
 
 def test_h37_no_such_state(model: edgert.TextModel, tmp_path: Path) -> None:

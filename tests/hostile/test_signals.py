@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ..cli.terminal import Terminal
 from ..tiny import tiny_bundle
 
 SECONDS = 60
@@ -66,7 +67,7 @@ def interrupting(target: str) -> str:
     )
 
 
-def test_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
+def test_h36_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
     with started("generate", bundle, "-p", "hello", *ENDLESS) as process:
         first = read(process, 20)
         process.send_signal(signal.SIGINT)
@@ -77,7 +78,7 @@ def test_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
     assert errors == b""
 
 
-def test_ctrl_c_with_a_team_of_threads(bundle: Path) -> None:
+def test_h36_ctrl_c_with_a_team_of_threads(bundle: Path) -> None:
     args = ("generate", bundle, "-p", "hello", *ENDLESS, "--device", "cpu", "-t", "2")
     with started(*args) as process:
         read(process, 20)
@@ -89,7 +90,7 @@ def test_ctrl_c_with_a_team_of_threads(bundle: Path) -> None:
     assert len(rest) < 8000
 
 
-def test_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
+def test_h36_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
     wrapper = (
         "import os, signal, edgert.text.sampling as s\ncalls, before = [], s.Sampler.pick\n"
         "def pick(*args):\n"
@@ -109,13 +110,13 @@ def test_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
 @pytest.mark.parametrize(
     "target", ["edgert.bundle:Bundle.open", "edgert.text.tokenizer:Tokenizer.from_bundle"]
 )
-def test_ctrl_c_while_loading(bundle: Path, target: str) -> None:
+def test_h36_ctrl_c_while_loading(bundle: Path, target: str) -> None:
     with started("generate", bundle, "-p", "a", *ENDLESS, wrapper=interrupting(target)) as process:
         out, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, out, errors) == (130, b"", b"")
 
 
-def test_ctrl_c_while_reading_the_prompt(bundle: Path) -> None:
+def test_h36_ctrl_c_while_reading_the_prompt(bundle: Path) -> None:
     wrapper = interrupting("edgert.session.reference:ReferenceSession.step")
     args = ("generate", bundle, "-p", "a" * 4000, *ENDLESS)
     with started(*args, wrapper=wrapper) as process:
@@ -123,7 +124,7 @@ def test_ctrl_c_while_reading_the_prompt(bundle: Path) -> None:
     assert (process.returncode, out, errors) == (130, b"\n", b"")
 
 
-def test_a_second_ctrl_c_ends_it(bundle: Path) -> None:
+def test_h36_a_second_ctrl_c_ends_it(bundle: Path) -> None:
     """Both arrive within one step: the first asks the answer to stop, the second insists."""
     wrapper = interrupting("edgert.session.reference:ReferenceSession.step").replace(
         "signal.SIGINT)", "signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
@@ -133,7 +134,7 @@ def test_a_second_ctrl_c_ends_it(bundle: Path) -> None:
     assert (process.returncode, out, errors) == (130, b"", b"")
 
 
-def test_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
+def test_h36_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
     from benchmarks.readme import random_checkpoint
 
     source, out = tmp_path / "source", tmp_path / "out.edge"
@@ -155,7 +156,7 @@ def test_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [("--help",), ("generate", "BUNDLE", "-p", "hello", *ENDLESS)])
-def test_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
+def test_h36_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "edgert", *(str(bundle) if a == "BUNDLE" else a for a in args)]
@@ -177,7 +178,7 @@ def test_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
         (("GENERATE", "--json"), ">&- 2>&- <&-"),
     ],
 )
-def test_a_standard_output_that_takes_nothing(
+def test_h36_a_standard_output_that_takes_nothing(
     bundle: Path, words: tuple[str, ...], where: str
 ) -> None:
     if "/dev/full" in where and not os.path.exists("/dev/full"):
@@ -196,6 +197,22 @@ def test_a_standard_output_that_takes_nothing(
     assert done.stderr.count(told) == (0 if "2>&-" in where else 1)
 
 
+def test_h36_a_terminal_that_changes_its_size(bundle: Path) -> None:
+    with Terminal("chat", bundle, *ENDLESS) as terminal:
+        terminal.wait_for("> ")
+        terminal.write(b"hello\n")
+        terminal.wait_for_more(100)
+        terminal.resize(5, 11)
+        terminal.wait_for_more(100)
+        terminal.write(b"\x03")
+        terminal.wait_for(" (stopped)\r\n")
+        terminal.resize(50, 200)
+        terminal.write(b"/stats\n")
+        terminal.wait_for("cancelled")
+        terminal.write(b"\x04")
+        assert terminal.exit_code() == 0
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
@@ -203,7 +220,7 @@ def test_a_standard_output_that_takes_nothing(
         (("chat", "BUNDLE"), 2, b"standard input is closed"),
     ],
 )
-def test_without_terminal_and_standard_input(
+def test_h36_without_terminal_and_standard_input(
     bundle: Path, args: tuple[str, ...], code: int, said: bytes
 ) -> None:
     words = [str(bundle) if arg == "BUNDLE" else arg for arg in args]
