@@ -331,6 +331,8 @@ TOO_MUCH = {
     "join filter": "{{ (['a'] * 100000) | join('x' * 1000000) }}",
     "shared default": "{{ range(100000) | map(attribute='q', default='x' * 4000000) | join }}",
     "power": "{{ 9 ** (9 ** 9) }}",
+    "round down": "{{ (10 ** 100) | round(-10 ** 9) }}",
+    "round up": "{{ 1 | round(10 ** 9, 'ceil') }}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "macros that double": (
         "{% macro a(n) %}{% if n %}{{ a(n - 1) }}{{ a(n - 1) }}{% endif %}{% endmacro %}{{ a(60) }}"
