@@ -15,7 +15,6 @@ the others one chunk and not its whole share.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import pickle
 import threading
@@ -83,26 +82,27 @@ def _numba_cache(folder: Path) -> Iterator[None]:
         numba.core.config.CACHE_DIR = previous
 
 
-def _made(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """A compiled function, through the cache folder where that can be read and written: a full
-    disk or a damaged file costs the time to compile and nothing else."""
+def _made(compiled: Callable[..., Any]) -> Any:
+    """`compiled()`, through the cache folder where that can be read and written: a full disk or a
+    damaged file costs the time to compile and nothing else."""
     if _cache_folder is not None:
         with (
             contextlib.suppress(OSError, EOFError, pickle.UnpicklingError),
             _numba_cache(_cache_folder),
         ):
-            return compiler(cache=True)(function)
-    return compiler()(function)
+            return compiled(cache=True)
+    return compiled()
 
 
 def compile_kernel(name: str) -> Any:
     """The compiled kernel `name` (a numba CFunc), from the cache where it has it."""
     with _lock:
         if name not in _compiled:
-            compiler = functools.partial(
-                numba.cfunc, _SIGNATURE, nopython=True, error_model="numpy"
+            function = _registry[name]
+            options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
+            _compiled[name] = _made(
+                lambda **cache: numba.cfunc(_SIGNATURE, **options, **cache)(function)
             )
-            _compiled[name] = _made(compiler, _registry[name])
         return _compiled[name]
 
 
@@ -219,6 +219,6 @@ def entry_point(name: str) -> Callable[..., Any]:
     with _lock:
         if name not in _compiled:
             function, signature = ENTRIES[name]
-            compiler = functools.partial(njit, signature, nogil=True, error_model="numpy")
-            _compiled[name] = _made(compiler, function)
+            options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+            _compiled[name] = _made(lambda **cache: njit(signature, **options, **cache)(function))
         return _compiled[name]  # type: ignore[no-any-return]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.make_checkpoint import make_checkpoint
+
 from ..cli.terminal import Terminal
 from ..tiny import tiny_bundle
 
@@ -135,11 +137,7 @@ def test_h36_a_second_ctrl_c_ends_it(bundle: Path) -> None:
 
 
 def test_h36_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
-    from benchmarks.readme import random_checkpoint
-
-    source, out = tmp_path / "source", tmp_path / "out.edge"
-    source.mkdir()
-    random_checkpoint(source, (2, 64, 4, 2, 96, 512))
+    source, out = make_checkpoint("tiny", tmp_path / "source"), tmp_path / "out.edge"
     wrapper = interrupting("edgert.converters.stage:Stage.deliver")
     with started("convert", source, "-o", out, "--no-golden", wrapper=wrapper) as process:
         _, errors = process.communicate(timeout=SECONDS)
