@@ -7,6 +7,7 @@ from __future__ import annotations
 
 MANIFEST_BYTES = 1 << 20
 GRAPH_BYTES = 16 << 20
+GRAPH_NODES = 15_000
 TENSOR_HEADER_BYTES = 16 << 20
 TENSOR_COUNT = 100_000
 TENSOR_RANK = 8

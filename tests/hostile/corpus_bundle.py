@@ -192,6 +192,12 @@ def attention_after_select(bundle: Path) -> None:
     edit_json(bundle, GRAPH, change)
 
 
+@spoils("H12", "graph-size", GRAPH, "15024 nodes", "the limit is 15000")
+def nodes_without_end(bundle: Path) -> None:
+    more = [{"op": "add", "inputs": ["x0", "x0"], "output": f"y{n}"} for n in range(15_000)]
+    edit_json(bundle, GRAPH, lambda graph: graph["nodes"].extend(more))
+
+
 @spoils("H12", "graph-interface", "logits: f32 ['R', 260]", "['R', 259]")
 def manifest_logits_width(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest["text"].update(vocab_size=259))
