@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,10 +30,30 @@ A line that ends with \\ goes on in the next one.
 Ctrl-C stops the answer, not the program."""
 
 
+def _variables(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any]:
+    """The JSON object of a flag; {} where it was not given."""
+    try:
+        found = json.loads(value or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise click.BadParameter(
+            f'found {str(value)[:40]!r}, expected a JSON object such as {{"enable_thinking": false}}'
+        )
+    return found
+
+
 @click.command("chat")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", help="Ask this, print the answer and leave.")
 @click.option("--system", help="A system message.")
+@click.option(
+    "--chat-template-kwargs",
+    "variables",
+    callback=_variables,
+    metavar="JSON",
+    help='Variables for the chat template, such as {"enable_thinking": false}.',
+)
 @sampling_options
 @session_options
 @click.option("--stats", is_flag=True, help="Say on stderr what each answer cost.")
@@ -41,6 +62,7 @@ def command(
     bundle: Path | None,
     prompt: str | None,
     system: str | None,
+    variables: dict[str, Any],
     opening: Opening,
     stats: bool,
     as_json: bool,
@@ -57,7 +79,7 @@ def command(
     path = bundle_or_demo(bundle)
     with opening.load(path) as model:
         told = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
-        room = Room(model, system, sampling_params(options), told=told, stats=stats)
+        room = Room(model, system, variables, sampling_params(options), told=told, stats=stats)
         if prompt is not None:
             return 130 if room.answer(prompt) else 0
         people = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
@@ -67,14 +89,16 @@ def command(
 class Room:
     """One conversation and the commands around it.
 
-    told: gets each whole answer, which is then not shown piece by piece. stats: say each time what
-    it cost. Raises RequestError for a model that does not chat and for impossible parameters.
+    variables: for the chat template. told: gets each whole answer, which is then not shown piece by
+    piece. stats: say each time what it cost. Raises RequestError for a model that does not chat and
+    for impossible parameters.
     """
 
     def __init__(
         self,
         model: TextModel,
         system: str | None,
+        variables: Mapping[str, Any],
         params: Mapping[str, Any],
         *,
         told: Callable[[Generation], None] | None,
@@ -82,8 +106,10 @@ class Room:
     ) -> None:
         self.model, self.params, self.told, self.stats = model, params, told, stats
         model.checked_params(params)
-        self.talk = model.conversation(system)
-        model.chat_ids([*self.talk.messages, {"role": "user", "content": "?"}])
+        self.variables = variables
+        self.talk = model.conversation(system, template=variables)
+        probe = [*self.talk.messages, {"role": "user", "content": "?"}]
+        model.chat_ids(probe, template=variables)
         self.last: Generation | None = None
 
     def terminal(self) -> int:
@@ -125,7 +151,7 @@ class Room:
             say("(forgotten)")
         elif word == "/system":
             self.talk.close()
-            self.talk = self.model.conversation(rest.strip() or None)
+            self.talk = self.model.conversation(rest.strip() or None, template=self.variables)
             say("(begun again)")
         elif word == "/undo":
             self.talk.undo()

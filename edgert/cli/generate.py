@@ -33,6 +33,7 @@ def command(
 ) -> int:
     """Continue a prompt with BUNDLE, or with the model in this package.
 
+    The prompt goes in as it is, without a chat template; `edgert chat -p` asks a question.
     The prompt comes from -p, -f, or standard input when it is a pipe. Without sampling flags the
     bundle's advice holds. Ctrl-C ends the answer, keeps its text, and exits with 130.
     """

@@ -59,6 +59,22 @@ def test_one_question(edgert: Edgert, bundle: Path) -> None:
     assert told[0]["text"] == found["text"]
 
 
+def test_variables_for_the_template(edgert: Edgert, tmp_path: Path) -> None:
+    template = "{{ word }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = tiny_bundle(tmp_path / "t.edge", quant="f32", template=template)
+    ask = lambda *args: edgert("chat", path, *NUMPY, "--json", *args)
+    plain, flag = ask("-p", "ab").json, "--chat-template-kwargs"
+    assert plain["prompt_tokens"] == 2
+    assert ask("-p", "b", flag, '{"word": "a"}').json["token_ids"] == plain["token_ids"]
+    ran = edgert("chat", path, *NUMPY, "--json", flag, '{"word": "a"}', stdin="/system x\nb\n")
+    assert ran.json["prompt_tokens"] == 3
+    for bad in ("{", "[1]", "3", "[" * 100_000):
+        ran = ask("-p", "b", flag, bad)
+        assert (ran.code, "expected a JSON object" in ran.json["error"]["message"]) == (2, True)
+    ran = ask("-p", "b", flag, '{"messages": []}')
+    assert (ran.code, "expected variables" in ran.json["error"]["message"]) == (2, True)
+
+
 def test_an_answer_cut_by_the_context_says_so(edgert: Edgert, bundle: Path) -> None:
     args = ("--device", "reference", "--temp", "0", "--logit-bias", "1=-100")
     ran = edgert("chat", bundle, "-p", "one", *args)
