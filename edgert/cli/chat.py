@@ -38,7 +38,7 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
         found = None
     if not isinstance(found, dict):
         raise click.BadParameter(
-            f'found {str(value)[:40]!r}, expected a JSON object such as {{"enable_thinking": false}}'
+            f'found {str(value)[:40]!r}, expected JSON such as {{"enable_thinking": false}}'
         )
     return found
 

@@ -70,7 +70,7 @@ def test_variables_for_the_template(edgert: Edgert, tmp_path: Path) -> None:
     assert ran.json["prompt_tokens"] == 3
     for bad in ("{", "[1]", "3", "[" * 100_000):
         ran = ask("-p", "b", flag, bad)
-        assert (ran.code, "expected a JSON object" in ran.json["error"]["message"]) == (2, True)
+        assert (ran.code, "expected JSON such as" in ran.json["error"]["message"]) == (2, True)
     ran = ask("-p", "b", flag, '{"messages": []}')
     assert (ran.code, "expected variables" in ran.json["error"]["message"]) == (2, True)
 
