@@ -57,10 +57,12 @@ def load(
     from .bundle import Bundle
     from .session import open_session
 
+    _check_types(device, verify, {"threads": threads, "ctx_size": ctx_size, "kv_bits": kv_bits})
     if ctx_size is not None and not 1 <= ctx_size <= limits.CONTEXT_TOKENS:
         raise RequestError(
             f"ctx_size is {ctx_size}, expected 1 to {limits.CONTEXT_TOKENS}",
             code="parameter-range",
+            hint="leave it out for all that the model takes",
             field="ctx_size",
         )
     start = time.perf_counter()
@@ -84,6 +86,26 @@ def load(
     )
     model.load_s = time.perf_counter() - start
     return model
+
+
+def _check_types(device: Any, verify: Any, numbers: Mapping[str, Any]) -> None:
+    wrong = {
+        name: value
+        for name, value in numbers.items()
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__"))
+    }
+    if not isinstance(device, str):
+        wrong["device"] = device
+    if verify not in ("cached", "full", "skip"):
+        wrong["verify"] = verify
+    for name, value in wrong.items():
+        kinds = {"device": "a name such as 'cpu'", "verify": "'cached', 'full' or 'skip'"}
+        raise RequestError(
+            f"{name} is {value!r}, expected {kinds.get(name, 'a whole number')}",
+            code="parameter-type",
+            hint="help(edgert.load) says what each one means",
+            field=name,
+        )
 
 
 def _template(bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -144,16 +166,18 @@ class TextModel:
         are checked before this returns: RequestError.
         """
         self.gate.check_open()
-        asked = self.checked_params(params)
         tokens = self._prompt_ids(prompt, special=special)
-        self.tokenizer.check_ids(tokens)
+        return self._answer(tokens, params, proposer=proposer, progress=progress, joined=True)
+
+    def _answer(self, tokens: list[int], params: Mapping[str, Any], **options: Any) -> Stream:
+        """A stream on a state of its own; options as for `run`."""
+        asked = self.checked_params(params)
         check_room(len(tokens), asked.max_tokens, self.context)
         resolved = asked.resolved(self.advice)
 
         def start() -> Run:
             expected = expected_length(len(tokens), resolved.max_tokens, self.context)
-            state = self.session.new_state(expected)
-            return self.run(state, tokens, resolved, proposer=proposer, progress=progress)
+            return self.run(self.session.new_state(expected), tokens, resolved, **options)
 
         return Stream(self.gate, start, lambda run: self._end(run.state))
 
@@ -167,11 +191,15 @@ class TextModel:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
-        **options: Any,
+        proposer: Proposer | None = None,
+        progress: Progress | None = None,
+        **params: Any,
     ) -> Stream:
         """Answer messages, piece by piece. template: variables for the chat template, such as
-        {"enable_thinking": False}; options as for `stream`."""
-        return self.stream(self.chat_ids(messages, tools=tools, template=template), **options)
+        {"enable_thinking": False}; the others as for `stream`."""
+        self.gate.check_open()
+        tokens = self.chat_ids(messages, tools=tools, template=template)
+        return self._answer(tokens, params, proposer=proposer, progress=progress)
 
     def chat_ids(
         self,
@@ -188,7 +216,17 @@ class TextModel:
                 code="no-template",
                 hint="use generate with a plain prompt; a base model does not chat",
             )
-        segments = self.template.render(messages, tools=tools, **dict(template or {}))
+        variables = {} if template is None else template
+        if not isinstance(variables, Mapping) or {"messages", "tools"} & set(variables):
+            raise RequestError(
+                f"template is {str(template)[:80]!r}, expected variables such as "
+                "{'enable_thinking': False}",
+                code="parameter-type",
+                hint="messages and tools have arguments of their own",
+                field="template",
+            )
+        named = {str(name): value for name, value in variables.items()}
+        segments = self.template.render(messages, tools=tools, **named)
         return self.tokenizer.encode_segments(segments)
 
     def restore(self, path: str | PathLike[str]) -> Conversation:
@@ -209,10 +247,13 @@ class TextModel:
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 [T, V] after each of T tokens."""
-        self.tokenizer.check_ids(token_ids)
-        ids = np.asarray(token_ids, np.int32)
+        ids = np.asarray(self.tokenizer.check_ids(token_ids), np.int32)
         if not 1 <= len(ids) <= self.context:
-            raise RequestError(f"{len(ids)} tokens, expected 1 to {self.context}", code="context")
+            raise RequestError(
+                f"{len(ids)} tokens, expected 1 to {self.context}",
+                code="context",
+                hint="score a long text in pieces; see `edgert eval`",
+            )
         self.gate.enter()
         state = self.session.new_state(len(ids))
         try:
@@ -250,7 +291,7 @@ class TextModel:
 
     def _prompt_ids(self, prompt: Prompt, *, special: bool) -> list[int]:
         if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
+            return self.tokenizer.check_ids(prompt)
         longest = self.context * limits.PROMPT_CHARACTERS_PER_TOKEN
         if len(prompt) > longest:
             raise RequestError(

@@ -93,9 +93,11 @@ def run(
     plan: Plan,
     *,
     device: str = "cpu",
+    kv_bits: int = 0,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
-    """Measure a bundle. progress: told what comes next. Raises what loading raises."""
+    """Measure a bundle. progress: told what comes next. kv_bits: as `session.open_session` takes
+    it. Raises what loading raises."""
     from .bundle import Bundle
     from .session import open_session
 
@@ -106,7 +108,7 @@ def run(
         progress("loading")
         start = time.perf_counter()
         with Bundle.open(bundle) as opened:
-            session = open_session(opened, device=device, threads=threads)
+            session = open_session(opened, device=device, threads=threads, kv_bits=kv_bits)
             load_s = load_s or time.perf_counter() - start
             on_cpu = session.device == "cpu"
             try:

@@ -67,12 +67,29 @@ class Bundle:
         self._tensors: dict[str, TensorFile] = {}
         self._folder = Folder(self.path)
         try:
-            raw = self._folder.read(MANIFEST_NAME, limits.MANIFEST_BYTES)
+            raw = self._manifest_bytes()
             self.manifest = Manifest.from_json(raw, where=str(self.path / MANIFEST_NAME))
         except BaseException:
             self._folder.close()
             raise
         self.fingerprint = hashlib.sha256(raw).hexdigest()
+
+    def _manifest_bytes(self) -> bytes:
+        try:
+            return self._folder.read(MANIFEST_NAME, limits.MANIFEST_BYTES)
+        except BundleError as error:
+            if error.code != "file-missing":
+                raise
+        checkpoint = (self.path / "config.json").is_file()
+        raise BundleError(
+            f"{self.path} {'is a checkpoint' if checkpoint else f'has no {MANIFEST_NAME}'}, "
+            "expected a bundle directory (name.edge)",
+            code="bundle-missing",
+            hint=f"convert it first: edgert convert {self.path} -o {self.path.resolve().name}.edge"
+            if checkpoint
+            else "check the path; if it was a bundle, copy it again",
+            path=self.path,
+        )
 
     @staticmethod
     def open(path: str | os.PathLike[str], *, verify: Verify = "cached") -> Bundle:

@@ -139,7 +139,9 @@ def read_text(path: Path) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"{path}: byte {error.start} is not UTF-8, expected UTF-8 text", code="eval-file"
+            f"{path}: byte {error.start} is not UTF-8, expected UTF-8 text",
+            code="eval-file",
+            hint="convert it, for example with iconv",
         ) from None
     if len(data) > limits.EVAL_BYTES:
         raise RequestError(
@@ -165,12 +167,15 @@ def _document(path: Path, number: int, line: str) -> str:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RequestError(
-            f"{path}: line {number} is not JSON: {error}", code="eval-file"
+            f"{path}: line {number} is not JSON: {error}",
+            code="eval-file",
+            hint="a .jsonl file holds one JSON value a line; name other texts .txt",
         ) from None
     text = found.get("text") if isinstance(found, dict) else found
     if not isinstance(text, str):
         raise RequestError(
             f'{path}: line {number} holds no text, expected a string or an object with "text"',
             code="eval-file",
+            hint="put the text under that key",
         )
     return text

@@ -130,8 +130,15 @@ def open_regular(
     return fd
 
 
+def _why_not(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError) or not isinstance(error, OSError):
+        return "not there"
+    return f"not to be had ({error.strerror})"
+
+
 def _kind(mode: int) -> str:
     tests = (
+        (stat.S_ISREG, "a file"),
         (stat.S_ISDIR, "a directory"),
         (stat.S_ISFIFO, "a FIFO"),
         (stat.S_ISCHR, "a character device"),
@@ -180,8 +187,13 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
-        if not path.is_dir():
-            found = "a file" if path.exists() else "not there"
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError) as error:
+            mode, found = 0, _why_not(error)
+        else:
+            found = _kind(mode)
+        if not stat.S_ISDIR(mode):
             raise BundleError(
                 f"{path} is {found}, expected a bundle directory (name.edge)",
                 code="bundle-missing",
@@ -190,7 +202,10 @@ class Folder:
                 path=path,
             )
         if os.open in os.supports_dir_fd:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            try:
+                self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            except OSError as error:
+                raise _refusal(path, error) from None
             self._closer = weakref.finalize(self, os.close, self._fd)
 
     def path_of(self, name: str) -> Path:

@@ -93,7 +93,9 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Parse and check a graph; anything unknown, missing or misshapen raises BundleError."""
         if len(data) > limits.GRAPH_BYTES:
             raise BundleError(
-                f"{where}: {len(data)} bytes, the limit is {limits.GRAPH_BYTES}", code="graph-size"
+                f"{where}: {len(data)} bytes, the limit is {limits.GRAPH_BYTES}",
+                code="graph-size",
+                hint="no model needs so many; get the bundle again from where it came from",
             )
         try:
             graph = msgspec.json.decode(data, type=Graph)
@@ -103,6 +105,12 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 code="graph",
                 hint="convert the model again with this edgert version",
             ) from None
+        if len(graph.nodes) > limits.GRAPH_NODES:
+            raise BundleError(
+                f"{where}: {len(graph.nodes)} nodes, the limit is {limits.GRAPH_NODES}",
+                code="graph-size",
+                hint="no model has so many; get the bundle again from where it came from",
+            )
         graph.shapes()
         return graph
 

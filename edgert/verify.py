@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .errors import BundleError, EdgertError
+from .errors import BundleError, DeviceError, EdgertError
 from .manifest import MANIFEST_NAME, Golden
 from .session.base import Feed, Session
 from .tensorfile import TensorFile
@@ -69,19 +69,24 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def verify_bundle(
-    path: str | os.PathLike[str], *, values: bool = False, device: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    values: bool = False,
+    device: str | None = None,
+    kv_bits: int = 0,
 ) -> Report:
     """Check manifest, sizes, SHA-256 of every file, graphs, and each tensor's type and shape.
 
     values: also look at every float (NaN, infinity, denormal scales). device: also answer the
-    golden prompts greedily on that device and compare. Faults are in the report, not raised.
+    golden prompts greedily on that device, with that precision of keys and values, and compare.
+    Faults are in the report, not raised, but for a device that cannot be used: DeviceError.
     """
     try:
         bundle = Bundle(path)
     except BundleError as error:
         return Report(str(path), False, (_failed(MANIFEST_NAME, error),))
     with bundle:
-        checks, counts = _examine(bundle, values, device)
+        checks, counts = _examine(bundle, values, device, kv_bits)
         return Report(
             str(path),
             all(check.ok for check in checks),
@@ -94,7 +99,7 @@ def verify_bundle(
 
 
 def _examine(
-    bundle: Bundle, values: bool, device: str | None
+    bundle: Bundle, values: bool, device: str | None, kv_bits: int
 ) -> tuple[list[Check], list[ValueCounts]]:
     checks = [Check(MANIFEST_NAME, True)]
     faults = bundle.check_files("full")
@@ -111,7 +116,7 @@ def _examine(
             checks.append(found)
             counts += seen
     if device is not None and structure.ok:
-        checks += _golden(bundle, device)
+        checks += _golden(bundle, device, kv_bits)
     return checks, counts
 
 
@@ -177,11 +182,13 @@ def _count(file: TensorFile, name: str) -> ValueCounts:
     return ValueCounts(name, flat.size, nan, infinite, denormal, zero)
 
 
-def _golden(bundle: Bundle, device: str) -> list[Check]:
+def _golden(bundle: Bundle, device: str, kv_bits: int) -> list[Check]:
     from .session import open_session
 
     try:
-        session = open_session(bundle, device=device)
+        session = open_session(bundle, device=device, kv_bits=kv_bits)
+    except DeviceError:
+        raise
     except EdgertError as error:
         return [_failed(f"session on {device}", error)]
     try:

@@ -89,6 +89,12 @@ class HfSource:
     def _read(self, name: str, limit: int) -> bytes | None:
         path = self.path / name
         if not path.is_file():
+            if os.path.lexists(path):  # leaving it out would change the model in silence
+                raise ConvertError(
+                    f"{path} is a link that leads nowhere or no regular file, expected a file",
+                    code="checkpoint-file",
+                    hint="download it again, or remove it if the model needs none",
+                )
             return None
         try:
             with open(path, "rb") as file:

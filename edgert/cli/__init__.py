@@ -9,17 +9,20 @@ on stderr. With `--json`, stdout holds one JSON object and nothing else: the res
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
 
-from ..errors import EdgertError, printable
+from ..errors import EdgertError
 from .settings import Settings
 
 VERBS: Mapping[str, str] = {
@@ -45,7 +48,9 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
-            return None
+            near = get_close_matches(cmd_name, VERBS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
+            raise click.UsageError(f"no verb {cmd_name[:40]!r}, {hint}", ctx)
         command: click.Command = import_module(f".{cmd_name}", __package__).command
         return command
 
@@ -80,15 +85,34 @@ def cli(settings: Settings, debug: bool) -> None:
 
 def main() -> None:
     """Console entry: runs the command line and exits."""
+    _hold_standard_descriptors()
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the clean-up at once
     sys.exit(code)
 
 
+def _hold_standard_descriptors() -> None:
+    """Where one of the three was closed, no file that is opened later may take its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+class _Closed(io.TextIOBase):
+    """Stands for a standard output that was closed before we began."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "standard output is closed, expected a terminal, pipe or file")
+
+
 def run(args: Sequence[str]) -> int:
     """Run one command line; returns its exit code, having printed whatever went wrong."""
     settings = Settings()
+    sys.stdout = sys.stdout or _Closed()
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -119,8 +143,8 @@ def _failed(error: Exception, *, as_json: bool) -> int:
             error.show()
         else:
             click.echo(f"error: {told}", err=True)
-    except BrokenPipeError:
-        return _pipe_closed()
+    except OSError as worse:
+        return _unwritable(worse, 0)
     return _last_flush(code)
 
 
@@ -131,7 +155,9 @@ def _described(error: Exception) -> tuple[int, EdgertError]:
         return 2, EdgertError(error.format_message(), code="usage", hint="edgert --help")
     if isinstance(error, OSError):
         hint = "check the path, its permissions and the free space"
-        return 2, EdgertError(printable(str(error)), code="system", hint=hint)
+        reason = error.strerror or str(error)
+        where = f"{os.fspath(error.filename)!s}: " if error.filename else ""
+        return 2, EdgertError(f"{where}{reason}", code="system", hint=hint)
     if isinstance(error, MemoryError):
         hint = "a smaller --ctx-size or a smaller model needs less; see edgert inspect"
         return 2, EdgertError("out of memory", code="memory", hint=hint)
@@ -143,15 +169,30 @@ def _described(error: Exception) -> tuple[int, EdgertError]:
 def _last_flush(code: int) -> int:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        return _pipe_closed()
+    except OSError as error:
+        return _unwritable(error, code)
     return code
 
 
+def _unwritable(error: OSError, code: int) -> int:
+    """Standard output takes nothing more: say so on stderr, unless its reader just left or we
+    leave with another `code` anyway."""
+    if error.errno == errno.EPIPE:
+        return _pipe_closed()
+    with suppress(OSError):  # nor may stderr
+        if code == 0:
+            click.echo(f"error: standard output: {error.strerror}", err=True)
+    return _drop_output(code or 2)
+
+
 def _pipe_closed() -> int:
+    return _drop_output(PIPE_CLOSED)
+
+
+def _drop_output(code: int) -> int:
     """Nobody reads any more: make the interpreter's last flush harmless."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # a stdout without a descriptor has nothing to fail
         pass
-    return PIPE_CLOSED
+    return code

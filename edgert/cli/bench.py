@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .settings import bundle_or_demo, emit_json, json_option, say
+from .settings import bundle_or_demo, emit_json, json_option, kv_bits_option, say
 
 
 @click.command("bench")
@@ -48,6 +48,7 @@ from .settings import bundle_or_demo, emit_json, json_option, say
 )
 @click.option("-r", "--repetitions", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@kv_bits_option
 @json_option
 def command(
     bundle: Path | None,
@@ -57,6 +58,7 @@ def command(
     threads: tuple[int, ...],
     repetitions: int,
     device: str,
+    kv_bits: int,
     as_json: bool,
 ) -> int:
     """Measure how fast BUNDLE, or the model in this package, reads (pp) and writes (tg).
@@ -67,9 +69,9 @@ def command(
     from .. import bench
 
     plan = bench.Plan(prompt_tokens, max_tokens, depths or (0,), threads or (None,), repetitions)
-    report = bench.run(
-        bundle_or_demo(bundle), plan, device=device, progress=_progress(sys.stderr.isatty())
-    )
+    progress = _progress(sys.stderr.isatty())
+    path = bundle_or_demo(bundle)
+    report = bench.run(path, plan, device=device, kv_bits=kv_bits, progress=progress)
     if as_json:
         emit_json(report.to_dict())
         return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .sampling import read_answer
-from .settings import emit_json, json_option, megabytes, say, session_options, show
+from .settings import Opening, emit_json, json_option, megabytes, say, session_options, show
 
 if TYPE_CHECKING:
     from ..api import TextModel
@@ -31,10 +31,11 @@ STORY_SAMPLING = {"temperature": 0.8, "seed": 2}  # greedy stories mostly follow
 @session_options
 @json_option
 def command(
-    max_tokens: int, threads: int | None, device: str, ctx_size: int | None, as_json: bool
+    max_tokens: int,
+    opening: Opening,
+    as_json: bool,
 ) -> int:
     """Convert the small checkpoint in this package, then hear a story from its chat model."""
-    from ..api import load
     from ..demo import demo_bundle
     from ..diagnosis import folder_bytes
     from .generate import answer_object
@@ -50,7 +51,7 @@ def command(
     )
     path, answers, cut = demo_bundle(), [], False
     size = folder_bytes(path)
-    with load(path, device=device, threads=threads, ctx_size=ctx_size) as model:
+    with opening.load(path) as model:
         tell(f"{model.name}: {megabytes(size)} on disk, loaded in {model.load_s:.2f} s")
         for text, sampling in ((STORY, STORY_SAMPLING), (QUESTION, {"temperature": 0.0})):
             options = {**sampling, "max_tokens": max_tokens}

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from ..errors import RequestError
-from .settings import emit_json, json_option, say, session_options
+from .settings import Opening, emit_json, json_option, say, session_options
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -44,9 +44,7 @@ def command(
     tasks: tuple[str, ...],
     data: Path | None,
     limit: int | None,
-    threads: int | None,
-    device: str,
-    ctx_size: int | None,
+    opening: Opening,
     as_json: bool,
 ) -> int:
     """Measure BUNDLE on a text and on zero-shot tasks.
@@ -59,12 +57,11 @@ def command(
     if tasks and data is None:
         raise click.UsageError("--task needs --data, the folder with the tasks' files")
     from ..bundle import Bundle
-    from ..session import open_session
     from ..text.tokenizer import Tokenizer
 
-    with Bundle.open(bundle) as opened:
+    with Bundle.open(bundle, verify=opening.verify) as opened:
         tokenizer = Tokenizer.from_bundle(opened)
-        session = open_session(opened, device=device, threads=threads, ctx_size=ctx_size or 0)
+        session = opening.session(opened)
         try:
             start = start_id(opened)
             found: dict[str, Any] = {"schema": 1, "bundle": str(bundle), "device": session.device}
@@ -124,7 +121,9 @@ def _tasks(
     unknown = sorted(set(chosen) - set(TASKS))
     if unknown:
         raise RequestError(
-            f"task {unknown[0]!r} is unknown, expected all or some of {sorted(TASKS)}", code="task"
+            f"task {unknown[0]!r} is unknown, expected all or some of {sorted(TASKS)}",
+            code="task",
+            hint="edgert eval --help",
         )
     for name in chosen:
         examples = load_task(name, data, limit=limit)

@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import RequestError
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import Opening, bundle_or_demo, emit_json, json_option, say, session_options, show
 
 
 @click.command("generate")
@@ -26,25 +26,23 @@ def command(
     bundle: Path | None,
     prompt: str | None,
     source: str | None,
-    threads: int | None,
-    device: str,
-    ctx_size: int | None,
+    opening: Opening,
     stats: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
     """Continue a prompt with BUNDLE, or with the model in this package.
 
+    The prompt goes in as it is, without a chat template; `edgert chat -p` asks a question.
     The prompt comes from -p, -f, or standard input when it is a pipe. Without sampling flags the
     bundle's advice holds. Ctrl-C ends the answer, keeps its text, and exits with 130.
     """
     if str(bundle) == "-":  # `edgert generate -`: the demo model continues standard input
         bundle, source = None, source or "-"
     text = prompt_text(prompt, source)
-    from ..api import load
 
     path = bundle_or_demo(bundle)
-    with load(path, device=device, threads=threads, ctx_size=ctx_size) as model:
+    with opening.load(path) as model:
         stream = model.stream(text, **sampling_params(options))
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:

@@ -6,12 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from ..errors import printable
+
+if TYPE_CHECKING:
+    from ..api import TextModel
+    from ..bundle import Bundle, Verify
+    from ..session import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +35,46 @@ def _note_json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     if value and isinstance(ctx.obj, Settings):
         ctx.obj.json = True
     return value
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a verb shall open its bundle: what `session_options` were given."""
+
+    threads: int | None
+    device: str
+    ctx_size: int | None
+    kv_bits: int
+    skip_verify: bool
+
+    @property
+    def verify(self) -> Verify:
+        return "skip" if self.skip_verify else "cached"
+
+    def load(self, path: Path) -> TextModel:
+        """The bundle as a text model; close it."""
+        from ..api import load
+
+        return load(
+            path,
+            device=self.device,
+            threads=self.threads,
+            ctx_size=self.ctx_size,
+            verify=self.verify,
+            kv_bits=self.kv_bits,
+        )
+
+    def session(self, bundle: Bundle) -> Session:
+        """A session for a bundle that is open; close it."""
+        from ..session import open_session
+
+        return open_session(
+            bundle,
+            device=self.device,
+            threads=self.threads,
+            ctx_size=self.ctx_size or 0,
+            kv_bits=self.kv_bits,
+        )
 
 
 json_option = click.option(
@@ -66,17 +112,36 @@ def device_options(function: F) -> F:
     return function
 
 
+def _number(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    return int(value or 0)
+
+
+kv_bits_option = click.option(
+    "--kv-bits", type=click.Choice(("8", "16", "32")), callback=_number,
+    help="Precision of keys and values; default: the model's.",
+)  # fmt: skip
+
+
 def session_options(function: F) -> F:
-    """--threads, --device, --allow-cpu-nodes, --ctx-size."""
-    function = device_options(function)
+    """--threads, --device, --allow-cpu-nodes, --ctx-size, --kv-bits and --skip-verify, as one
+    argument `opening`."""
+
+    @wraps(function)
+    def call(**options: Any) -> Any:
+        own = {name: options.pop(name) for name in Opening.__dataclass_fields__}
+        return function(opening=Opening(**own), **options)
+
+    decorated: Any = kv_bits_option(device_options(call))
     for option in (
+        click.option("--skip-verify", is_flag=True,
+                     help="Do not compare the bundle's files with their hashes."),
         click.option("-c", "--ctx-size", type=click.IntRange(1), metavar="TOKENS",
                      help="Tokens of prompt and answer together; default: the model's."),
         click.option("-t", "--threads", type=click.IntRange(1), metavar="N",
                      help="Default: one per performance core."),
     ):  # fmt: skip
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return cast(F, decorated)
 
 
 def emit_json(value: Any) -> None:

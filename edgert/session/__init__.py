@@ -41,11 +41,13 @@ def open_session(
         raise DeviceError(
             f"ctx_size is {ctx_size}, this model takes 1 to {graph.context} tokens",
             code="ctx-size",
+            hint="leave it out for all that the model takes",
         )
     if device == "cpu" and not _have_numba():
         notice("numba is not installed, using the NumPy path (slow); `pip install numba` mends it")
         device = "reference"
     if device == "reference":
+        _refuse_kv_bits(kv_bits, (0, 32), "the NumPy path keeps 32")
         from .reference import ReferenceSession
 
         return ReferenceSession(graph, bundle.weights(), context=ctx_size)
@@ -64,14 +66,19 @@ def open_session(
             twin_folders=[cache_root() / "packed"],
             key=bundle.manifest.files[bundle.manifest.parts["model"].weights].sha256,
         )
-    if kv_bits:
-        raise DeviceError(
-            f"kv_bits is {kv_bits}, on {device!r} the ONNX model's precision decides, expected 0",
-            code="kv-bits",
-        )
+    _refuse_kv_bits(kv_bits, (0,), f"on {device!r} the ONNX model's precision decides")
     from .ort import open_ort
 
     return open_ort(bundle, device=device, threads=threads, ctx_size=ctx_size)
+
+
+def _refuse_kv_bits(found: int, allowed: tuple[int, ...], why: str) -> None:
+    if found not in allowed:
+        raise DeviceError(
+            f"kv_bits is {found}, {why}, expected {' or '.join(map(str, allowed))}",
+            code="kv-bits",
+            hint="leave it out, or use the cpu device",
+        )
 
 
 def auto_device(bundle: Bundle) -> str:

@@ -36,7 +36,7 @@ class Conversation:
         template: Mapping[str, Any] | None = None,
     ) -> None:
         self._model = model
-        self._tools, self._template = tools, dict(template or {})
+        self._tools, self._template = tools, template
         self.messages: list[dict[str, Any]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
@@ -87,7 +87,11 @@ class Conversation:
         """Take the last turn back; RequestError when there is none."""
         turns = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not turns:
-            raise RequestError("the conversation has no turn to take back", code="nothing-to-undo")
+            raise RequestError(
+                "the conversation has no turn to take back",
+                code="nothing-to-undo",
+                hint="say something first",
+            )
         self.messages = self.messages[: turns[-1]]
 
     def reset(self) -> None:

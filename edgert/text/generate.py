@@ -61,8 +61,11 @@ class Run:
         cancelled: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
         load_s: float = 0.0,
+        joined: bool = False,
     ) -> None:
-        """Raises RequestError for prompts that are empty or leave no room (`check_room`)."""
+        """joined: the text goes on where the prompt's ended, with the space that may lie between;
+        otherwise it begins anew, as an answer does. Raises RequestError for prompts that are empty
+        or leave no room (`check_room`)."""
         tokenizer.check_ids(prompt)
         check_room(len(prompt), params.max_tokens, state.context)
         self.session, self.state, self.tokenizer = session, state, tokenizer
@@ -76,7 +79,8 @@ class Run:
             self._room = min(self._room, params.max_tokens)
         self._sampler = Sampler(params, allowed=tokenizer.size, holes=tokenizer.holes)
         self._ends = {*tokenizer.eos_token_ids, *params.stop_token_ids}
-        self._decoder, self._stop = tokenizer.stream(), StopText(params.stop)
+        self._decoder = tokenizer.stream(self.tokens if joined else ())
+        self._stop = StopText(params.stop)
         self._text: list[str] = []
         self._reason: FinishReason | None = None
         self._started = self._first = self._prompt_end = 0.0

@@ -82,6 +82,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise RequestError(
                 f"unknown parameters {unknown}, expected some of {list(fields)}",
                 code="parameter-name",
+                hint="help(edgert.SamplingParams) says what each one means",
                 field=unknown[0],
             )
         values = {key: _plain(value) for key, value in given.items()}
@@ -92,7 +93,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
             raise RequestError(
-                f"parameter of a wrong type: {error}", code="parameter-type"
+                f"parameter of a wrong type: {error}",
+                code="parameter-type",
+                hint="help(edgert.SamplingParams) lists names and types",
             ) from None
 
     def checked(self, vocab: int) -> SamplingParams:
@@ -165,5 +168,8 @@ def _between(
         return
     bounds = f"{'more than' if open_low else 'from'} {low} {'up ' if open_low else ''}to {high}"
     raise RequestError(
-        f"{field} is {value}, expected {bounds}", code="parameter-range", field=field.split()[-1]
+        f"{field} is {value}, expected {bounds}",
+        code="parameter-range",
+        hint="choose a value in that range, or leave it out for the default",
+        field=field.split()[-1],
     )

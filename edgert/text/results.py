@@ -37,7 +37,8 @@ class Generation(msgspec.Struct, frozen=True):
 
     token_ids: everything generated, the end token included. finish_reason: "stop" (end token, stop
     id or stop text), "length" (max_tokens or a full context), "cancelled". seed: what it was drawn
-    with. text: without special tokens, cut before a stop text.
+    with. text: without special tokens, cut before a stop text; what `generate` continues and its
+    text together are what all token ids decode to.
     """
 
     text: str

@@ -32,7 +32,9 @@ FORBIDDEN = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 WIDEST = 10_000  # columns that a width argument or a format specification may ask for
 DEEPEST = 100  # containers in one another
 INT_BITS = 1 << 16
-WIDTHS = frozenset({"center", "ljust", "rjust", "zfill", "indent", "batch", "slice", "tojson"})
+WIDTHS = frozenset(
+    {"center", "ljust", "rjust", "zfill", "indent", "batch", "slice", "tojson", "round"}
+)
 LONG_NUMBER = re.compile(r"\d{5,}|\*|\{[^{}]*\{")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
+from ..exchange import glob_escape
 
 FORMAT = "edgert-conversation-1"
 ARRAY = "\u0000array"  # key that stands for an array in the tree
@@ -36,11 +37,27 @@ def write(path: str | PathLike[str], content: Mapping[str, Any], owner: Mapping[
     target = Path(path)
     aside = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
+        _remove_stale(target)
         aside.write_bytes(save(arrays, metadata))
         os.replace(aside, target)
     except OSError as error:
+        raise ResourceError(
+            f"{target}: cannot be written: {error}",
+            code="save",
+            hint="check the folder, its permissions and the free space",
+        ) from None
+    finally:
         aside.unlink(missing_ok=True)
-        raise ResourceError(f"{target}: cannot be written: {error}", code="save") from None
+
+
+def _remove_stale(target: Path) -> None:
+    """What a process left that was killed while it saved to the same name."""
+    from psutil import pid_exists
+
+    for path in target.parent.glob(f"{glob_escape(target.name)}.partial-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdigit() and not pid_exists(int(number)):
+            path.unlink(missing_ok=True)
 
 
 def read(path: str | PathLike[str], owner: Mapping[str, str]) -> dict[str, Any]:

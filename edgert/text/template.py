@@ -41,6 +41,19 @@ class Segment(NamedTuple):
     plain: bool
 
 
+def _check_list(name: str, value: Any) -> None:
+    """Raises RequestError unless it is a list (or tuple) of objects."""
+    if value is None and name != "messages":
+        return
+    if not isinstance(value, (list, tuple)):
+        raise RequestError(
+            f"{name} is of type {type(value).__name__}, expected a list of objects",
+            code="parameter-type",
+            hint=f"{name} goes in as a list, also where it is only one",
+            field=name,
+        )
+
+
 class ChatTemplate:
     """A compiled template. Safe to share between threads; one renders at a time."""
 
@@ -102,10 +115,14 @@ class ChatTemplate:
         the template, such as enable_thinking. Raises RequestError for messages that are none, that
         the template rejects (with its own reason), or that drive it past its limits.
         """
+        for name, value in (("messages", messages), ("tools", tools), ("documents", documents)):
+            _check_list(name, value)
         chat = [self._message(message, index) for index, message in enumerate(messages)]
         if not chat:
             raise RequestError(
-                "the list of messages is empty, expected one or more", code="messages-empty"
+                "the list of messages is empty, expected one or more",
+                code="messages-empty",
+                hint='give at least [{"role": "user", "content": "..."}]',
             )
         text = self._run(
             messages=chat,
@@ -124,7 +141,17 @@ class ChatTemplate:
             raise RequestError(
                 f"message {index} is {str(message)[:80]!r}, expected an object with a text `role`",
                 code="messages",
+                hint='a message looks like {"role": "user", "content": "..."}',
                 field=f"messages[{index}]",
+            )
+        content = message.get("content")
+        if not isinstance(content, (str, list, tuple, Mapping)) and content is not None:
+            raise RequestError(
+                f"message {index} has content of type {type(content).__name__}, expected text or "
+                "a list of parts",
+                code="messages",
+                hint="turn it into text first",
+                field=f"messages[{index}].content",
             )
         kept = {key: value for key, value in plain_data(message).items() if value is not None}
         thought = next((kept[key] for key in REASONING if key in kept), None)

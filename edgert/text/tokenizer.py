@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import limits
@@ -58,8 +59,11 @@ class Tokenizer:
         steering = {*self.vocabulary.special, *special, *self.vocabulary.endings}
         self.control = frozenset(text for text in steering if text)
         self._control_re = pattern_of(self.control)
-        self.prefix = self._prefix(bos_token_id if add_bos else None)
-        self._newline = self._ids(self._tokenizer, "\n")
+        try:
+            self.prefix = self._prefix(bos_token_id if add_bos else None)
+            self._newline = self._ids(self._tokenizer, "\n")
+        except RequestError as error:
+            raise self._broken(f"it encodes no text: {error.message}") from None
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
@@ -82,6 +86,12 @@ class Tokenizer:
         stays text. bos: put in front what the model wants there (nothing, for many models).
         Raises RequestError for text that cannot be encoded, ResourceError when it takes too long.
         """
+        if not isinstance(text, str):
+            raise RequestError(
+                f"the text is of type {type(text).__name__}, expected str",
+                code="parameter-type",
+                hint="decode bytes first, for example with .decode('utf-8')",
+            )
         front = list(self.prefix) if bos else []
         if special or not self._control_re.search(text):
             return front + self._ids(self._tokenizer, text)
@@ -93,26 +103,30 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special: show special tokens too. Raises RequestError."""
-        self.check_ids(ids)
-        kept = [int(token) for token in ids]
+        kept = self.check_ids(ids)
         return _caged(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
 
-    def stream(self) -> TextStream:
-        """A decoder that takes one id at a time."""
-        return TextStream(self)
+    def stream(self, before: Sequence[int] = ()) -> TextStream:
+        """A decoder that takes one id at a time. before: ids whose text the stream goes on from,
+        so that a word keeps the space in front of it."""
+        return TextStream(self, before)
 
     def id_of(self, text: str) -> int | None:
         """The id of a token's exact text, or None."""
         found: int | None = _caged(lambda: self._tokenizer.token_to_id(text))
         return found
 
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises RequestError for ids that do not exist."""
-        bad = [token for token in ids if not 0 <= token < self.size]
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """The ids as Python's own numbers; RequestError for others than exist."""
+        whole = whole_numbers(ids)
+        bad = [token for token in whole if not 0 <= token < self.size]
         if bad:
             raise RequestError(
-                f"token id {bad[0]}, expected 0 to {self.size - 1}", code="token-range"
+                f"token id {bad[0]}, expected 0 to {self.size - 1}",
+                code="token-range",
+                hint="take ids from this model's own tokenize",
             )
+        return whole
 
     def _build(self, data: bytes) -> Any:
         from tokenizers import Tokenizer as Rust
@@ -126,20 +140,21 @@ class Tokenizer:
         try:
             tokenizer = _caged(build)
         except EdgertError as error:
-            raise BundleError(
-                f"{self._where}: the tokenizer cannot be built: {error.message}",
-                code="tokenizer",
-                hint="the bundle is damaged; convert the model again",
-            ) from None
+            raise self._broken(f"the tokenizer cannot be built: {error.message}") from None
         size = tokenizer.get_vocab_size(with_added_tokens=True)
         if size != self.vocabulary.count:
-            raise BundleError(
-                f"{self._where}: the library sees {size} tokens, the file lists "
-                f"{self.vocabulary.count}",
-                code="tokenizer",
-                hint="duplicate or renumbered tokens; convert the model again",
+            raise self._broken(
+                f"the library sees {size} tokens, the file lists {self.vocabulary.count}; "
+                "some are duplicate or renumbered"
             )
         return tokenizer
+
+    def _broken(self, why: str) -> BundleError:
+        return BundleError(
+            f"{self._where}: {why}",
+            code="tokenizer",
+            hint="the tokenizer is damaged or belongs to another model; convert the model again",
+        )
 
     def _prefix(self, bos: int | None) -> tuple[int, ...]:
         """Ids that stand before any text: the post-processor's own, else the bundle's BOS."""
@@ -151,6 +166,12 @@ class Tokenizer:
             return list(encoded.ids[:count])
 
         found = _caged(lambda: front("a"))
+        absent = [token for token in found if token >= self.size or token in self.holes]
+        if absent:
+            raise self._broken(
+                f"the post-processor begins every text with id {absent[0]}, which no token has; "
+                f"ids run from 0 to {self.size - 1}"
+            )
         return tuple(found) if found or bos is None else (bos,)
 
     def _pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
@@ -204,16 +225,17 @@ class Tokenizer:
 class TextStream:
     """Text from ids, one at a time; bytes of unfinished characters are held back.
 
-    The pieces together are what `Tokenizer.decode` gives for all ids. An undecodable byte comes
-    out as U+FFFD once it is clear that it stays one.
+    The pieces together are what `Tokenizer.decode` gives for all ids, less what it gives for those
+    before. An undecodable byte comes out as U+FFFD once it is clear that it stays one (how many of
+    them one broken character becomes may then differ).
     """
 
     HELD = 8  # tokens; no UTF-8 character is made of more than four bytes
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._start = self._read = 0  # ids [start:read] are context, [read:] is unseen text
+        self._ids: list[int] = [int(token) for token in before[-self.HELD :]]
+        self._start, self._read = 0, len(self._ids)  # [start:read] is context, [read:] unseen text
 
     def push(self, token: int) -> str:
         """Text that became certain with this id (possibly none)."""
@@ -238,6 +260,21 @@ class TextStream:
             self._ids, self._read = self._ids[self._start :], self._read - self._start
             self._start = 0
         return text
+
+
+def whole_numbers(values: Iterable[Any]) -> list[int]:
+    """A list of ints from any iterable of whole numbers (NumPy's too); RequestError otherwise."""
+    try:
+        if not isinstance(values, (str, bytes, Mapping)):
+            return [index(value) for value in values]
+    except TypeError:
+        pass
+    raise RequestError(
+        f"found {repr(values)[:40]} of type {type(values).__name__}, expected a list of token ids, "
+        "which are whole numbers",
+        code="parameter-type",
+        hint="text is turned into token ids by tokenize",
+    )
 
 
 def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -11,6 +11,7 @@ import msgspec
 
 from .. import limits
 from ..errors import BundleError
+from .tokenizer_steps import check_steps
 
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 MERGES = 8  # a token; SentencePiece vocabularies list about two ways to make each
@@ -38,9 +39,10 @@ def check_tokenizer(
 ) -> Vocabulary:
     """The vocabulary of tokenizer.json `data` for logits of `width`; raises BundleError.
 
-    Refused: other JSON, unknown model types, ids that repeat, leave [0, width) or have gaps
-    inside the model's vocabulary, far more merges than tokens, a width that does not fit, end
-    tokens that do not exist (generation could never stop). Merges of unknown tokens are left to
+    Refused: other JSON, unknown model types, steps that stretch texts beyond measure, ids that
+    repeat, leave [0, width) or have gaps inside the model's vocabulary, enormous tokens, far more
+    merges than tokens, a width that does not fit, end tokens that do not exist (generation could
+    never stop). Merges of unknown tokens are left to
     the library, which refuses them.
     """
     raw = _parse(data, where)
@@ -48,6 +50,7 @@ def check_tokenizer(
     if not isinstance(model, dict) or _kind(model) not in KINDS:
         found = model.get("type") if isinstance(model, dict) else model
         raise _fail(where, f"model type is {str(found)[:40]!r}, expected one of {KINDS}")
+    check_steps(raw, where)
     base = _base(model, where)
     added = _added(raw, where)
     ids = _merged(base, added, where)
@@ -147,6 +150,12 @@ def _merged(
 
 def _check_ids(ids: Mapping[str, Any], base: int, width: int, where: str) -> None:
     for text, token in ids.items():
+        if len(text) > limits.TOKEN_CHARACTERS:
+            raise _fail(
+                where,
+                f"token {text[:40]!r} has {len(text)} characters, the limit is "
+                f"{limits.TOKEN_CHARACTERS}",
+            )
         if type(token) is not int or not 0 <= token < width:
             raise _fail(
                 where, f"token {text[:40]!r} has id {token!r}, the logits have 0 to {width - 1}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,17 +82,27 @@ def _numba_cache(folder: Path) -> Iterator[None]:
         numba.core.config.CACHE_DIR = previous
 
 
+def _made(compiled: Callable[..., Any]) -> Any:
+    """`compiled()`, through the cache folder where that can be read and written: a full disk or a
+    damaged file costs the time to compile and nothing else."""
+    if _cache_folder is not None:
+        with (
+            contextlib.suppress(OSError, EOFError, pickle.UnpicklingError),
+            _numba_cache(_cache_folder),
+        ):
+            return compiled(cache=True)
+    return compiled()
+
+
 def compile_kernel(name: str) -> Any:
     """The compiled kernel `name` (a numba CFunc), from the cache where it has it."""
     with _lock:
         if name not in _compiled:
+            function = _registry[name]
             options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
-            if _cache_folder is None:
-                _compiled[name] = numba.cfunc(_SIGNATURE, **options)(_registry[name])
-            else:
-                with _numba_cache(_cache_folder):
-                    made = numba.cfunc(_SIGNATURE, cache=True, **options)(_registry[name])
-                _compiled[name] = made
+            _compiled[name] = _made(
+                lambda **cache: numba.cfunc(_SIGNATURE, **options, **cache)(function)
+            )
         return _compiled[name]
 
 
@@ -209,9 +220,5 @@ def entry_point(name: str) -> Callable[..., Any]:
         if name not in _compiled:
             function, signature = ENTRIES[name]
             options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-            if _cache_folder is None:
-                _compiled[name] = njit(signature, **options)(function)
-            else:
-                with _numba_cache(_cache_folder):
-                    _compiled[name] = njit(signature, cache=True, **options)(function)
+            _compiled[name] = _made(lambda **cache: njit(signature, **options, **cache)(function))
         return _compiled[name]  # type: ignore[no-any-return]

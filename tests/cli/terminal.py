@@ -34,7 +34,9 @@ class Terminal:
         self.seen = ""
 
     def write(self, data: bytes) -> None:
-        """What a person types."""
+        """What a person types, who takes a moment to see the prompt: a signal that arrives between
+        readline's prompt and its wait is seen at the next key only."""
+        time.sleep(0.1)
         os.write(self._master, data)
 
     def wait_for(self, text: str) -> None:
@@ -59,6 +61,14 @@ class Terminal:
             return os.read(self._master, 4096).decode(errors="replace") if ready else ""
         except OSError:  # the other end is gone
             return ""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Another size of the window, which its process is told about."""
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def exit_code(self) -> int:
         return self._process.wait(SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -37,6 +38,64 @@ def test_commands(edgert: Edgert, bundle: Path) -> None:
         assert said in ran.err
 
 
+def test_a_turn_can_be_taken_back(edgert: Edgert, bundle: Path) -> None:
+    ask = lambda *lines: edgert("chat", bundle, *NUMPY, stdin="\n".join(lines))
+    once = ask("one").out
+    assert ask("one", "/undo", "one").out == once * 2
+    ran = ask("/undo")
+    assert (ran.code, "no turn to take back" in ran.err) == (2, True)
+
+
+def test_one_question(edgert: Edgert, bundle: Path) -> None:
+    once = edgert("chat", bundle, *NUMPY, stdin="one").out
+    ran = edgert("chat", bundle, "-p", "one", "--stats", *NUMPY, stdin="not read")
+    assert (ran.code, ran.out) == (0, once)
+    assert "4 tokens at" in ran.err
+    found = edgert("chat", bundle, "-p", "one", "--json", *NUMPY).json
+    assert (found["text"] + "\n", found["finish_reason"]) == (once, "length")
+    ran = edgert("chat", bundle, "--json", *NUMPY, stdin="one\ntwo\n")
+    told = [json.loads(line) for line in ran.out.splitlines()]
+    assert [bool(answer["cached_tokens"]) for answer in told] == [False, True]
+    assert told[0]["text"] == found["text"]
+
+
+def test_variables_for_the_template(edgert: Edgert, tmp_path: Path) -> None:
+    template = "{{ word }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = tiny_bundle(tmp_path / "t.edge", quant="f32", template=template)
+    ask = lambda *args: edgert("chat", path, *NUMPY, "--json", *args)
+    plain, flag = ask("-p", "ab").json, "--chat-template-kwargs"
+    assert plain["prompt_tokens"] == 2
+    assert ask("-p", "b", flag, '{"word": "a"}').json["token_ids"] == plain["token_ids"]
+    ran = edgert("chat", path, *NUMPY, "--json", flag, '{"word": "a"}', stdin="/system x\nb\n")
+    assert ran.json["prompt_tokens"] == 3
+    for bad in ("{", "[1]", "3", "[" * 100_000):
+        ran = ask("-p", "b", flag, bad)
+        assert (ran.code, "expected JSON such as" in ran.json["error"]["message"]) == (2, True)
+    ran = ask("-p", "b", flag, '{"messages": []}')
+    assert (ran.code, "expected variables" in ran.json["error"]["message"]) == (2, True)
+
+
+def test_an_answer_cut_by_the_context_says_so(edgert: Edgert, bundle: Path) -> None:
+    args = ("--device", "reference", "--temp", "0", "--logit-bias", "1=-100")
+    ran = edgert("chat", bundle, "-p", "one", *args)
+    assert (ran.code, "fill the context of 128" in ran.err) == (0, True)
+    assert edgert("chat", bundle, "-p", "one", *args, "-n", "4").err == ""
+
+
+def test_what_can_never_work_is_told_before_the_first_question(
+    edgert: Edgert, bundle: Path
+) -> None:
+    for args, said in ((["--temp", "nan"], "temperature is nan"), (["--stop", ""], "stop string")):
+        ran = edgert("chat", bundle, *NUMPY, *args, stdin="")
+        assert (ran.code, said in ran.err) == (2, True)
+
+
+def test_lines_that_are_no_text_are_named(edgert: Edgert, bundle: Path) -> None:
+    ran = edgert("chat", bundle, *NUMPY, stdin=b"one\na\xff\n")
+    assert (ran.code, ran.out.count("\n")) == (2, 1)
+    assert "standard input, line 2: byte 1 is not UTF-8" in ran.err
+
+
 def test_a_full_conversation_can_be_forgotten(edgert: Edgert, bundle: Path) -> None:
     ran = edgert("chat", bundle, *NUMPY, stdin="one\n" + "x" * 200 + "\n/reset\none\n")
     once = edgert("chat", bundle, *NUMPY, stdin="one").out
@@ -59,8 +118,13 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path)
     path = tiny_bundle(tmp_path / "long.edge", quant="f32", context=65536)
     with Terminal("chat", path, "--device", "reference", "--logit-bias", "1=-100") as terminal:
         terminal.wait_for("> ")
-        terminal.write(b"hello\n")
-        terminal.wait_for("hello")
+        terminal.write(b"\xff\n")  # no text: this turn fails, the chat goes on
+        terminal.wait_for("replace'\r\n> ")
+        assert "lone surrogate" in terminal.seen
+        terminal.write(b"hel\\\n")
+        terminal.wait_for(". ")
+        terminal.write(b"lo\n")
+        terminal.wait_for("lo")
         terminal.wait_for_more(200)  # the answer is running, to about 65000 characters
         terminal.write(b"\x03")
         terminal.wait_for(" (stopped)\r\n> ")

@@ -34,6 +34,52 @@ def test_every_verb_explains_itself(edgert: Edgert, verb: str) -> None:
     assert ran.out.startswith(f"Usage: edgert {verb} ")
 
 
+@pytest.mark.parametrize("args", [["generrate"], ["bensh", "--json"]])
+def test_a_misspelt_verb_names_the_nearest(edgert: Edgert, args: list[str]) -> None:
+    ran = edgert(*args)
+    assert ran.code == 2
+    assert f"did you mean {args[0][:2]}" in (ran.err + ran.out).replace("'", "")
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "bench", "eval", "verify"])
+def test_kv_bits_reach_the_session(
+    edgert: Edgert, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    import edgert.session as module
+
+    def refuse(*args: object, kv_bits: int, **options: object) -> None:
+        raise package.DeviceError(f"asked for {kv_bits} bits")
+
+    monkeypatch.setattr(module, "open_session", refuse)
+    (tmp_path / "text").write_text("some text", encoding="utf-8")
+    more = {"generate": ["-p", "a"], "chat": ["-p", "a"], "eval": ["--text", tmp_path / "text"],
+            "verify": ["--device", "cpu"]}  # fmt: skip
+    for bits in ("8", "16", "32"):
+        assert (
+            f"asked for {bits} bits"
+            in edgert(verb, bundle, *more.get(verb, []), "--kv-bits", bits).err
+        )
+    assert "asked for 0 bits" in edgert(verb, bundle, *more.get(verb, [])).err
+    assert "is not one of" in edgert(verb, bundle, "--kv-bits", "7").err
+
+
+def test_kv_bits_where_they_mean_nothing(edgert: Edgert, bundle: Path) -> None:
+    ran = edgert("generate", bundle, "-p", "a", "--kv-bits", "8", *NUMPY)
+    assert (ran.code, "kv_bits is 8, the NumPy path keeps 32" in ran.err) == (2, True)
+    ran = edgert("verify", bundle, "--kv-bits", "8")
+    assert (ran.code, "--kv-bits needs --device" in ran.err) == (2, True)
+
+
+def test_a_checkpoint_is_no_bundle(edgert: Edgert, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    ran = edgert("generate", tmp_path, "-p", "a")
+    assert ran.code == 2
+    assert "is a checkpoint, expected a bundle directory" in ran.err
+    assert f"edgert convert {tmp_path} -o {tmp_path.name}.edge" in ran.err
+    (tmp_path / "config.json").unlink()
+    assert "has no manifest.json" in edgert("generate", tmp_path, "-p", "a").err
+
+
 def test_version(edgert: Edgert) -> None:
     assert edgert("--version").out.startswith("edgert ")
 

@@ -63,9 +63,14 @@ def fifo(bundle: Path) -> None:
     os.mkfifo(_replace(bundle, WEIGHTS))
 
 
-@spoils("H09", "file-kind", MANIFEST, "is a FIFO", "expected a regular file")
-def fifo_as_manifest(bundle: Path) -> None:
-    os.mkfifo(_replace(bundle, MANIFEST))
+def _fifo(name: str) -> None:
+    spoils(
+        "H09", "file-kind", name, "is a FIFO", "expected a regular file", name=f"fifo_as_{name}"
+    )(lambda bundle: os.mkfifo(_replace(bundle, name)))
+
+
+for _name in (MANIFEST, GRAPH, "tokenizer.json", "chat_template.jinja"):
+    _fifo(_name)
 
 
 @spoils("H09", "file-kind", WEIGHTS, "is a directory", "expected a regular file")
@@ -185,6 +190,12 @@ def attention_after_select(bundle: Path) -> None:
             n["inputs"] = [{"x0": "early", "picked": "x2"}.get(i, i) for i in n["inputs"]]
 
     edit_json(bundle, GRAPH, change)
+
+
+@spoils("H12", "graph-size", GRAPH, "15024 nodes", "the limit is 15000")
+def nodes_without_end(bundle: Path) -> None:
+    more = [{"op": "add", "inputs": ["x0", "x0"], "output": f"y{n}"} for n in range(15_000)]
+    edit_json(bundle, GRAPH, lambda graph: graph["nodes"].extend(more))
 
 
 @spoils("H12", "graph-interface", "logits: f32 ['R', 260]", "['R', 259]")

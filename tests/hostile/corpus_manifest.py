@@ -43,6 +43,25 @@ def duplicate_key_in_graph(bundle: Path) -> None:
     reseal(bundle)
 
 
+@spoils("H07", "tensor-header-duplicate", WEIGHTS, "'dtype' stands twice", "expected once")
+def duplicate_key_in_a_tensor(bundle: Path) -> None:
+    header, data = header_of((bundle / WEIGHTS).read_bytes())
+    text = json.dumps(header).replace('"dtype": "F32"', '"dtype": "F16", "dtype": "F32"', 1)
+    set_weights(bundle, file_of(text.encode(), data))
+
+
+@spoils("H07", "manifest-duplicate", MANIFEST, "'size' stands twice", "expected once")
+def duplicate_key_in_a_file_entry(bundle: Path) -> None:
+    text = (bundle / MANIFEST).read_text(encoding="utf-8")
+    (bundle / MANIFEST).write_text(text.replace('"size":', '"size": 1, "size":', 1), "utf-8")
+
+
+@spoils("H07", "manifest-duplicate", MANIFEST, "'kind' stands twice", "expected once")
+def duplicate_key_spelt_with_an_escape(bundle: Path) -> None:
+    text = (bundle / MANIFEST).read_text(encoding="utf-8")
+    (bundle / MANIFEST).write_text('{"k\\u0069nd": "text",' + text.lstrip()[1:], "utf-8")
+
+
 @spoils("H07", "tensor-dtype", "tensor 'norm'", "'F4_E2M1'", "'BF16'")
 def unknown_dtype(bundle: Path) -> None:
     edit_header(bundle, lambda header: vector(header).update(dtype="F4_E2M1"))
@@ -180,6 +199,20 @@ def used_name_leaves(bundle: Path) -> None:
 @spoils("H08", "path", "'tokenizer.json' and 'TOKENIZER.json' are twins", "expected")
 def case_twins(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda m: m["files"].update({"TOKENIZER.json": ENTRY}))
+
+
+@spoils("H08", "path", "'caf\u00e9' and 'CAF\u00c9' are twins", "expected")
+def case_twins_with_accents(bundle: Path) -> None:
+    edit_json(
+        bundle, MANIFEST, lambda m: m["files"].update({"caf\u00e9": ENTRY, "CAF\u00c9": ENTRY})
+    )
+
+
+@spoils("H08", "path", "'cafe\\u0301' is not Unicode in composed form (NFC)", "expected")
+def twins_but_for_composition(bundle: Path) -> None:
+    edit_json(
+        bundle, MANIFEST, lambda m: m["files"].update({"caf\u00e9": ENTRY, "cafe\u0301": ENTRY})
+    )
 
 
 @spoils("H08", "path", "'manifest.json' and 'Manifest.json' are twins", "expected")

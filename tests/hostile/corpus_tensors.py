@@ -56,6 +56,16 @@ def length_two_to_63(bundle: Path) -> None:
     set_weights(bundle, file_of(b"{}" + bytes(62), b"", 1 << 63))
 
 
+@spoils("H02", "tensor-header", "9223372036854775807", "expected 2 to 64")
+def length_one_less_than_two_to_63(bundle: Path) -> None:
+    set_weights(bundle, file_of(b"{}" + bytes(62), b"", (1 << 63) - 1))
+
+
+@spoils("H02", "tensor-header", "18446744073709551608", "expected 2 to 64")
+def length_that_wraps_with_its_field(bundle: Path) -> None:
+    set_weights(bundle, file_of(b"{}" + bytes(62), b"", (1 << 64) - 8))
+
+
 @spoils("H02", "tensor-header", "18446744073709551615", "expected 2 to")
 def length_all_ones(bundle: Path) -> None:
     set_weights(bundle, file_of(b"{}" + bytes(62), b"", (1 << 64) - 1))
@@ -150,6 +160,11 @@ def _shape(name: str, shape: Any, code: str, *says: str) -> None:
 
 _shape("shape_overflow", [1 << 30] * 8, "tensor-shape", "takes", "bytes, its byte range holds 256")
 _shape("shape_overflow_to_zero", [1 << 30, 1 << 30, 16], "tensor-shape", "its byte range holds 256")
+_shape(
+    "shape_overflow_to_itself", [(1 << 31) - 1] * 4 + [64], "tensor-shape", "its byte range holds"
+)
+_shape("dims_beyond_any_integer", [1 << 70, 0], "tensor-shape", "expected sizes 0 to 2147483647")
+_shape("negative_pair", [-8, -8], "tensor-shape", "[-8, -8]", "expected sizes 0 to 2147483647")
 _shape("negative_dim", [-64], "tensor-shape", "[-64]", "expected sizes 0 to 2147483647")
 _shape("zero_dim", [64, 0], "tensor-shape", "takes 0 bytes", "holds 256")
 _shape("huge_dim", [1 << 31], "tensor-shape", "[2147483648]", "expected sizes 0 to 2147483647")

@@ -238,6 +238,22 @@ def test_h15_truncated_weights(good: Path, out: Path, keep: int) -> None:
     assert str(path) in refusal(good, out).message
 
 
+@pytest.mark.skipif(os.name == "nt", reason="FIFOs of POSIX")
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "generation_config.json", "tokenizer.json"]
+)
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_h15_a_file_that_is_none_is_not_taken_for_absent(
+    good: Path, out: Path, name: str, kind: str
+) -> None:
+    (good / name).unlink(missing_ok=True)
+    make = {"link": lambda path: path.symlink_to("gone"), "fifo": os.mkfifo, "folder": os.mkdir}
+    make[kind](good / name)
+    assert f"{good / name} is a link that leads nowhere or no regular file" in (
+        refusal(good, out).message
+    )
+
+
 # H16: what is not known is refused
 
 

@@ -48,7 +48,7 @@ def expected(bundle: Path) -> str:
         return str(model.generate("hello", max_tokens=6, temperature=0).token_ids)
 
 
-def test_without_numba_the_numpy_path_answers_with_one_notice(bundle: Path) -> None:
+def test_h35_without_numba_the_numpy_path_answers_with_one_notice(bundle: Path) -> None:
     code = (
         f"{WITHOUT_NUMBA}{OFFLINE}import edgert\n"
         f"for _ in range(2):\n"
@@ -65,7 +65,7 @@ def test_without_numba_the_numpy_path_answers_with_one_notice(bundle: Path) -> N
 @pytest.mark.parametrize(
     "args", [["doctor", "--json"], ["bench", "BUNDLE", "-p", "4", "-n", "2", "-r", "1", "--json"]]
 )
-def test_verbs_without_numba(bundle: Path, args: list[str]) -> None:
+def test_h35_verbs_without_numba(bundle: Path, args: list[str]) -> None:
     argv = ["edgert", *(str(bundle) if arg == "BUNDLE" else arg for arg in args)]
     done = fresh(f"{WITHOUT_NUMBA}sys.argv = {argv!r}\nfrom edgert.cli import main\nmain()")
     assert done.returncode in (0, 1), done.stderr
@@ -73,7 +73,7 @@ def test_verbs_without_numba(bundle: Path, args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_path: Path) -> None:
+def test_h35_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")  # even root makes no folder under a file
     code = (
         f"{OFFLINE}import edgert\n"
@@ -89,14 +89,38 @@ def test_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-def test_a_damaged_hash_cache_is_made_anew(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["full disk", "cut files"])
+def test_h35_a_kernel_cache_that_fails_costs_time_only(tmp_path: Path, fault: str) -> None:
+    make = (
+        f"from pathlib import Path\nimport edgert.session.lower\n"
+        f"from edgert.kernels.cpu import vm\n"
+        f"vm.use_cache(Path({str(tmp_path)!r}))\n"
+        f"print(vm.address('select') > 0, callable(vm.entry_point('begin')))\n"
+    )
+    full = (
+        "import errno, numba.core.caching as c\n"
+        "def fail(*args): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "c.IndexDataCacheFile.save = fail\n"
+    )
+    if fault == "cut files":
+        full = ""
+        assert fresh(make).returncode == 0
+        files = [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
+        assert len(files) == 4
+        for file in files:
+            os.truncate(file, file.stat().st_size // 2)
+    done = fresh(full + make)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
+
+
+def test_h35_a_damaged_hash_cache_is_made_anew(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "verified.json").write_text('{"half', encoding="utf-8")
     code = f"import edgert; edgert.load({str(bundle)!r}, device='reference').close()"
     done = fresh(code, env={"EDGERT_CACHE": str(tmp_path)})
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_kernels_of_another_cpu_are_not_used() -> None:
+def test_h35_kernels_of_another_cpu_are_not_used() -> None:
     """The folder of compiled kernels is named by instruction set and sources."""
     code = "from edgert.session import kernel_cache; print(kernel_cache().name)"
     names = {}
@@ -109,7 +133,7 @@ def test_kernels_of_another_cpu_are_not_used() -> None:
         assert name in folder
 
 
-def test_an_instruction_set_this_cpu_lacks_is_refused(bundle: Path) -> None:
+def test_h35_an_instruction_set_this_cpu_lacks_is_refused(bundle: Path) -> None:
     lacking = sorted(set(isa.NEEDS) - set(isa.supported()))
     assert lacking, "no CPU has both SSE and NEON"
     argv = ["edgert", "generate", str(bundle), "-p", "hi", "-n", "2"]
@@ -122,7 +146,7 @@ def test_an_instruction_set_this_cpu_lacks_is_refused(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_does_not_crash_or_hang(bundle: Path) -> None:
+def test_h35_a_fork_does_not_crash_or_hang(bundle: Path) -> None:
     """The child of a process with a thread team gets an error that says why, can load for itself,
     and leaves its parent unharmed."""
     code = (

@@ -15,6 +15,7 @@ import pytest
 from edgert import bundle as bundle_module
 from edgert import hash_cache
 from edgert.bundle import Bundle
+from edgert.cli import run
 from edgert.errors import BundleError
 from tests.tiny import tiny_bundle, tiny_graph, tiny_weights
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and special files
 WEIGHTS = "weights.safetensors"
 
 
-def test_a_hard_link_passes_and_is_never_written_through(tmp_path: Path) -> None:
+def test_h09_a_hard_link_passes_and_is_never_written_through(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     os.link(path / WEIGHTS, tmp_path / "elsewhere")
     before = (tmp_path / "elsewhere").read_bytes()
@@ -33,7 +34,7 @@ def test_a_hard_link_passes_and_is_never_written_through(tmp_path: Path) -> None
     assert (path / WEIGHTS).read_bytes() != before
 
 
-def test_a_hard_link_to_something_else_fails_by_its_hash(tmp_path: Path) -> None:
+def test_h09_a_hard_link_to_something_else_fails_by_its_hash(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     other = tiny_bundle(tmp_path / "b.edge", seed=1)
     (path / WEIGHTS).unlink()
@@ -43,7 +44,7 @@ def test_a_hard_link_to_something_else_fails_by_its_hash(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("verify", ["full", "skip"])
-def test_a_name_swapped_after_the_check(
+def test_h09_a_name_swapped_after_the_check(
     verify: bundle_module.Verify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights that are mapped are those that were checked, whatever the name means by then."""
@@ -66,7 +67,7 @@ def test_a_name_swapped_after_the_check(
         Bundle.open(path)
 
 
-def test_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h09_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     (path / WEIGHTS).unlink()
     monkeypatch.chdir(path)  # socket names are short
@@ -77,7 +78,7 @@ def test_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "file-kind"
 
 
-def test_a_device(tmp_path: Path) -> None:
+def test_h09_a_device(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     (path / WEIGHTS).unlink()
     try:
@@ -89,7 +90,7 @@ def test_a_device(tmp_path: Path) -> None:
     assert caught.value.code in ("file-kind", "file-open")
 
 
-def test_the_bundle_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
+def test_h09_the_bundle_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "a.edge")
     (tmp_path / "link").symlink_to("a.edge")
     with Bundle.open(tmp_path / "link") as bundle:
@@ -106,7 +107,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "chat_template.jinja"])
-def test_remembered_hashes_do_not_hide_a_change(
+def test_h10_remembered_hashes_do_not_hide_a_change(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGERT_CACHE", str(tmp_path / "cache"))
@@ -121,7 +122,7 @@ def test_remembered_hashes_do_not_hide_a_change(
     assert name in caught.value.message
 
 
-def test_skipping_warns_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_h10_skipping_warns_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     flip(path / WEIGHTS)
     with caplog.at_level(logging.WARNING, "edgert"):
@@ -133,7 +134,24 @@ def test_skipping_warns_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert str(path) in caplog.text
 
 
-def test_the_warning_reaches_people(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["generate", "chat", "eval"])
+def test_h10_skipping_on_the_command_line(
+    verb: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tiny_bundle(tmp_path / "a.edge")
+    flip(path / WEIGHTS)
+    (tmp_path / "text").write_text("text", encoding="utf-8")
+    given = ["--text", str(tmp_path / "text")] if verb == "eval" else ["-p", "a", "-n", "2"]
+    args = [verb, str(path), *given, "--device", "reference"]
+    assert run(args) == 2
+    with caplog.at_level(logging.WARNING, "edgert"):
+        for count in (1, 2):
+            assert run([*args, "--skip-verify"]) == 0
+            told = [record for record in caplog.records if "not verified" in record.message]
+            assert len(told) == count
+
+
+def test_h10_the_warning_reaches_people(tmp_path: Path) -> None:
     """Without any logging set up, the warning of a skipped check stands on stderr."""
     import subprocess
     import sys

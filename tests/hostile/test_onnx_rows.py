@@ -201,12 +201,12 @@ def _spoiled(good: Path, spoil: Spoil) -> Path:
     return bad
 
 
-def test_the_good_model_passes(good: Path) -> None:
+def test_h11_the_good_model_passes(good: Path) -> None:
     check_model(good, GRAPH, PLAIN)
 
 
 @pytest.mark.parametrize(("name", "code", "says", "spoil"), CORPUS, ids=[row[0] for row in CORPUS])
-def test_refused_before_onnxruntime(
+def test_h11_refused_before_onnxruntime(
     name: str,
     code: str,
     says: tuple[str, ...],
@@ -240,7 +240,7 @@ def test_refused_before_onnxruntime(
         (b"\x0b\x0c", "onnx-format"),
     ],
 )
-def test_bytes_that_are_no_model(data: bytes, code: str, tmp_path: Path) -> None:
+def test_h11_bytes_that_are_no_model(data: bytes, code: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
     with pytest.raises(BundleError) as caught:
@@ -248,7 +248,7 @@ def test_bytes_that_are_no_model(data: bytes, code: str, tmp_path: Path) -> None
     assert caught.value.code == code
 
 
-def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
+def test_h11_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
         file.truncate(limits.ONNX_BYTES + 1)
@@ -265,7 +265,7 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
         b"\x72\x00" * (1 << 22),  # metadata
     ],
 )
-def test_millions_of_fields_are_refused_quickly(data: bytes, tmp_path: Path) -> None:
+def test_h11_millions_of_fields_are_refused_quickly(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
     start = time.monotonic()
@@ -275,7 +275,7 @@ def test_millions_of_fields_are_refused_quickly(data: bytes, tmp_path: Path) -> 
     assert time.monotonic() - start < 30
 
 
-def test_a_link_is_refused(good: Path, tmp_path: Path) -> None:
+def test_h11_a_link_is_refused(good: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.symlink_to(good)
     with pytest.raises(BundleError) as caught:
@@ -283,7 +283,7 @@ def test_a_link_is_refused(good: Path, tmp_path: Path) -> None:
     assert caught.value.code == "file-kind"
 
 
-def test_a_model_of_another_graph_is_refused(good: Path) -> None:
+def test_h12_a_model_of_another_graph_is_refused(good: Path) -> None:
     with pytest.raises(BundleError) as caught:
         check_model(good, tiny_graph(layers=1, ff=64), PLAIN)
     assert caught.value.code == "onnx-foreign"
@@ -293,7 +293,7 @@ def test_a_model_of_another_graph_is_refused(good: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_flipped_bytes_never_crash_the_check(good: Path, data: st.DataObject) -> None:
+def test_h11_flipped_bytes_never_crash_the_check(good: Path, data: st.DataObject) -> None:
     raw = bytearray(good.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -79,6 +84,7 @@ def test_h27_values_out_of_range(model: edgert.TextModel, field: str, value: Any
     with pytest.raises(RequestError, match=f"{field.split('_')[0]}.*expected.*to") as caught:
         model.generate("hi", **{field: value})
     assert caught.value.code == "parameter-range"
+    assert caught.value.hint
     assert model.generate("hi", max_tokens=1).usage.completion_tokens == 1
 
 
@@ -87,6 +93,45 @@ def test_h27_wrong_types_and_names(model: edgert.TextModel, field: str, value: A
     with pytest.raises(RequestError, match=field) as caught:
         model.generate("hi", **{field: value})
     assert caught.value.code in ("parameter-type", "parameter-name")
+
+
+@pytest.mark.parametrize(
+    "ids", [None, 3, b"hi", [1.0], ["a"], [None], {1: 2}, np.array([[1]]), np.array([1.0])], ids=str
+)
+def test_h27_what_is_no_list_of_token_ids(model: edgert.TextModel, ids: Any) -> None:
+    for use in (model.generate, model.logits, model.detokenize):
+        with pytest.raises(RequestError, match="expected a list of token ids") as caught:
+            use(ids)
+        assert caught.value.code == "parameter-type"
+    assert model.generate(np.array([5, 6]), max_tokens=1).usage.prompt_tokens == 2
+
+
+def test_h27_what_is_no_text_and_no_chat(model: edgert.TextModel) -> None:
+    user = [{"role": "user", "content": "hi"}]
+    for use, said in (
+        (lambda: model.tokenize(b"a"), "type bytes, expected str"),  # type: ignore[arg-type]
+        (lambda: model.chat("hi"), "messages is of type str"),  # type: ignore[arg-type]
+        (lambda: model.chat(None), "messages is of type NoneType"),  # type: ignore[arg-type]
+        (lambda: model.chat([{"role": "user", "content": b"hi"}]), "message 0 has content of type"),
+        (lambda: model.conversation().say(3), "message 0 has content of type int"),  # type: ignore[arg-type]
+        (lambda: model.chat(user, tools="x"), "tools is of type str"),
+        (lambda: model.chat(user, template="x"), "expected variables"),
+        (lambda: model.chat(user, template={"messages": []}), "expected variables"),
+    ):
+        with pytest.raises(RequestError, match=said) as caught:
+            use()
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("threads", "2"), ("threads", 1.5), ("ctx_size", "9"), ("kv_bits", True), ("device", None),
+     ("verify", "often")],
+)  # fmt: skip
+def test_h27_wrong_types_of_load(path: Path, field: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{field} is {value!r}, expected") as caught:
+        edgert.load(path, **({"device": "reference"} | {field: value}))
+    assert caught.value.code == "parameter-type"
 
 
 @pytest.mark.parametrize("size", [0, -1, 1 << 40])
@@ -309,6 +354,48 @@ def test_h37_edited_states(model: edgert.TextModel, saved: Path, what: str) -> N
     with pytest.raises(RequestError) as caught:
         model.restore(saved)
     assert caught.value.code == ("state-foreign" if what == "version" else "state-damaged")
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_h37_a_save_that_fails_leaves_the_old_one(
+    model: edgert.TextModel, saved: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Any
+) -> None:
+    before = saved.read_bytes()
+
+    def fail(path: Any, *args: Any) -> None:
+        Path(path).write_text("half", encoding="utf-8")
+        raise error
+
+    monkeypatch.setattr(Path if step == "write_bytes" else os, step, fail)
+    chat = model.conversation()
+    with pytest.raises((edgert.ResourceError, KeyboardInterrupt)) as caught:
+        chat.save(saved)
+    if isinstance(error, OSError):
+        assert "cannot be written" in str(caught.value)
+    monkeypatch.undo()
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    chat.save(saved)
+    assert model.restore(saved).messages == []
+
+
+def test_h37_killed_while_saving(model: edgert.TextModel, path: Path, saved: Path) -> None:
+    before = saved.read_bytes()
+    code = (
+        "import os, signal, sys, edgert\n"
+        "model = edgert.load(sys.argv[1], device='reference')\n"
+        "chat = model.conversation()\n"
+        "chat.say('hello', max_tokens=3)\n"
+        "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "chat.save(sys.argv[2])\n"
+    )
+    run = [sys.executable, "-c", code, str(path), str(saved)]
+    assert subprocess.run(run, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert saved.read_bytes() == before
+    assert len(list(saved.parent.iterdir())) == 2, "the killed process left its half"
+    model.conversation().save(saved)
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
 
 
 def test_h37_no_such_state(model: edgert.TextModel, tmp_path: Path) -> None:

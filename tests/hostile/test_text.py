@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from edgert import limits
 from edgert.errors import BundleError, RequestError, ResourceError
 from edgert.text.template import ChatTemplate
 from edgert.text.tokenizer import Tokenizer
+from edgert.text.tokenizer_steps import check_steps
 from tests.tiny import EOS, VOCAB, reseal, tiny_bundle, tiny_tokenizer
 
 USER = [{"role": "user", "content": "hi"}]
@@ -29,8 +32,96 @@ def good() -> dict[str, Any]:
     return json.loads(tiny_tokenizer())  # type: ignore[no-any-return]
 
 
+def replacing(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def charsmap(tree: bytes, texts: bytes, size: int | None = None) -> dict[str, Any]:
+    """A step with a SentencePiece character map; `size` overrides that of its tree."""
+    length = (len(tree) if size is None else size).to_bytes(4, "little")
+    return {"type": "Precompiled",
+            "precompiled_charsmap": base64.b64encode(length + tree + texts).decode()}  # fmt: skip
+
+
+def adding(ids: list[int], times: int = 1) -> dict[str, Any]:
+    """A post-processor that puts ids in front of every text, so many times."""
+    text, pair = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * times + [text],
+        "pair": [text, pair],
+        "special_tokens": {"x": {"id": "x", "ids": ids, "tokens": ["x"] * len(ids)}},
+    }
+
+
 Mutation = Callable[[dict[str, Any]], Any]
 MUTATIONS: dict[str, tuple[Mutation, str]] = {
+    # The library ends the process when memory runs out, so none of these may reach it.
+    "replacement of a megabyte": (
+        lambda t: t.update(normalizer=replacing({"String": "a"}, "x" * 10**6)),
+        "2000000 times as long, the limit is 1024",
+    ),
+    "forty doublings": (
+        lambda t: t.update(
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [replacing({"String": "a"}, "aa")] * 40,
+            }
+        ),
+        "2199023255552 times as long",
+    ),
+    "forty empty matches": (
+        lambda t: t.update(
+            normalizer={"type": "Sequence", "normalizers": [replacing({"Regex": ""}, "a")] * 40}
+        ),
+        "2199023255552 times as long",
+    ),
+    "decoder of a megabyte": (
+        lambda t: t.update(decoder=replacing({"String": "a"}, "x" * 10**6)),
+        "decoder may make a text 1000000 times as long",
+    ),
+    "a thousand steps": (
+        lambda t: t.update(
+            normalizer={"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 1000}
+        ),
+        "1001 steps, the limit is 64",
+    ),
+    "prefix of a megabyte": (
+        lambda t: t.update(normalizer={"type": "Prepend", "prepend": "x" * 10**6}),
+        "prepends 1000000 bytes",
+    ),
+    "character map that is none": (
+        lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "?"}),
+        "not base64",
+    ),
+    "character map of 4 GB": (
+        lambda t: t.update(normalizer=charsmap(bytes(8), b"a\0", 2**32 - 4)),
+        "names a tree of 4294967292, expected a multiple of 4 from 4 to 10",
+    ),
+    "character map of long texts": (
+        lambda t: t.update(normalizer=charsmap(bytes(8), b"a" * 9999 + b"\0")),
+        "replaces a character by 9999 bytes",
+    ),
+    "character map that points outside": (
+        lambda t: t.update(normalizer=charsmap(b"\xff\xff\xff\x7f" * 2, b"a\0")),
+        "it encodes no text",
+    ),
+    "pieces of no length": (
+        lambda t: t.update(pre_tokenizer={"type": "FixedLength", "length": 0}),
+        "it encodes no text",
+    ),
+    "a token of 5000 letters": (
+        lambda t: t["model"]["vocab"].update({"z" * 5000: t["model"]["vocab"].pop("a")}),
+        "has 5000 characters, the limit is 4096",
+    ),
+    "a beginning of a million ids": (
+        lambda t: t.update(post_processor=adding([0] * 1000, 1000)),
+        "adds 1000000 ids, the limit is 64",
+    ),
+    "a beginning that does not exist": (
+        lambda t: t.update(post_processor=adding([260])),
+        "begins every text with id 260",
+    ),
     "unknown model": (lambda t: t["model"].update(type="Quantum"), "Quantum.*expected one of"),
     "no model": (lambda t: t.pop("model"), "model type is 'None'"),
     "no vocabulary": (lambda t: t["model"].update(vocab={}, merges=[]), "model.vocab is empty"),
@@ -85,6 +176,13 @@ def test_h22_tokenizers(name: str) -> None:
     with pytest.raises(BundleError, match=message) as caught:
         load(tokenizer)
     assert caught.value.code == "tokenizer"
+
+
+def test_h22_real_steps_are_within_the_limits(shared_data: Path) -> None:
+    files = sorted((shared_data / "tokenizers").glob("*/tokenizer.json.gz"))
+    assert len(files) >= 6
+    for file in files:
+        check_steps(json.loads(gzip.decompress(file.read_bytes())), str(file))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +331,8 @@ TOO_MUCH = {
     "join filter": "{{ (['a'] * 100000) | join('x' * 1000000) }}",
     "shared default": "{{ range(100000) | map(attribute='q', default='x' * 4000000) | join }}",
     "power": "{{ 9 ** (9 ** 9) }}",
+    "round down": "{{ (10 ** 100) | round(-10 ** 9) }}",
+    "round up": "{{ 1 | round(10 ** 9, 'ceil') }}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "macros that double": (
         "{% macro a(n) %}{% if n %}{{ a(n - 1) }}{{ a(n - 1) }}{% endif %}{% endmacro %}{{ a(60) }}"

@@ -60,7 +60,7 @@ BAD: dict[str, tuple[Change, str, ValueCounts]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_reported_with_tensor_and_count(name: str, tmp_path: Path) -> None:
+def test_h06_reported_with_tensor_and_count(name: str, tmp_path: Path) -> None:
     change, text, counts = BAD[name]
     path = spoiled(tmp_path / "a.edge", change)
     assert verify_bundle(path).ok, "values are looked at only when asked"
@@ -74,7 +74,7 @@ def test_reported_with_tensor_and_count(name: str, tmp_path: Path) -> None:
     assert counts in report.values
 
 
-def test_some_denormal_scales_and_zero_groups_are_told_not_refused(tmp_path: Path) -> None:
+def test_h06_some_denormal_scales_and_zero_groups_are_told_not_refused(tmp_path: Path) -> None:
     def change(stored: dict[str, np.ndarray]) -> None:
         stored["l0.qkv.scales"][0] = SUBNORMAL, 0
         stored["embed.scales"][:2] = 0
@@ -87,7 +87,7 @@ def test_some_denormal_scales_and_zero_groups_are_told_not_refused(tmp_path: Pat
     }
 
 
-def test_a_zero_group_gives_zeros(tmp_path: Path) -> None:
+def test_h06_a_zero_group_gives_zeros(tmp_path: Path) -> None:
     """No division fault, no NaN: an all-zero table embeds to zero and the model still answers."""
 
     def change(stored: dict[str, np.ndarray]) -> None:
@@ -105,7 +105,7 @@ def test_a_zero_group_gives_zeros(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantize", [quantize_int4, quantize_int8])
-def test_zero_groups_quantize_to_zeros(quantize: Callable[..., Quantized]) -> None:
+def test_h06_zero_groups_quantize_to_zeros(quantize: Callable[..., Quantized]) -> None:
     dense = np.zeros((3, 70), np.float32)
     dense[1, :32] = 1e-9  # a scale that no float16 holds
     dense[2, 69] = 1.0
@@ -116,7 +116,7 @@ def test_zero_groups_quantize_to_zeros(quantize: Callable[..., Quantized]) -> No
     assert back[2, 69] == pytest.approx(1.0, rel=1e-2)
 
 
-def test_every_float_type_is_looked_at(tmp_path: Path) -> None:
+def test_h06_every_float_type_is_looked_at(tmp_path: Path) -> None:
     nan, inf = np.nan, np.inf
     stored = {
         "f64": ("F64", np.array([nan, inf, 1.0])),

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgert.api import TextModel
+from edgert.demo import demo_checkpoint
+from edgert.graph import Graph
 from edgert.session.base import Feed
 from edgert.session.reference import ReferenceSession
 from edgert.text.stopping import StopText
@@ -40,8 +42,8 @@ def model() -> Iterator[TextModel]:
 class Script(ReferenceSession):
     """A session whose greedy answer is a given list of ids, whatever it is fed."""
 
-    def __init__(self, prompt: int, answer: Sequence[int]) -> None:
-        super().__init__(GRAPH, WEIGHTS)
+    def __init__(self, prompt: int, answer: Sequence[int], graph: Graph = GRAPH) -> None:
+        super().__init__(graph, WEIGHTS if graph is GRAPH else tiny_weights(graph))
         self.prompt, self.answer = prompt, answer
 
     def step(self, feeds: Sequence[Feed]) -> list[np.ndarray]:
@@ -190,6 +192,22 @@ def test_pieces_never_split_characters() -> None:
         pieces = list(model.stream("hi"))
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces)
+
+
+def test_a_continuation_keeps_its_space_and_an_answer_begins_anew() -> None:
+    """SentencePiece tokens hold the space in front of them, which decoding them alone drops."""
+    raw = (demo_checkpoint() / "tokenizer.json").read_bytes()
+    tokenizer = Tokenizer(raw, vocab_size=512, eos_token_ids=(2,), bos_token_id=1, add_bos=True)
+    ids, more = tokenizer.encode("Lily went", bos=True), tokenizer.encode("to the park")
+    graph = tiny_graph(quant="f32", context=96, vocab=512)
+    session = Script(len(ids), [*more, 2], graph)
+    template = ChatTemplate("{{ messages[0].content }}")
+    with TextModel(session, tokenizer, template) as model:
+        assert model.generate("Lily went").text == " to the park"
+        assert model.generate(ids).text == " to the park"
+        assert next(model.stream("Lily went")).startswith(" ")
+        session.prompt = len(ids) - 1  # the template writes no beginning token
+        assert model.chat([{"role": "user", "content": "Lily went"}]).text == "to the park"
 
 
 def test_broken_bytes_become_replacement_characters() -> None:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.make_checkpoint import make_checkpoint
+
+from ..cli.terminal import Terminal
 from ..tiny import tiny_bundle
 
 SECONDS = 60
@@ -66,7 +69,7 @@ def interrupting(target: str) -> str:
     )
 
 
-def test_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
+def test_h36_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
     with started("generate", bundle, "-p", "hello", *ENDLESS) as process:
         first = read(process, 20)
         process.send_signal(signal.SIGINT)
@@ -77,7 +80,7 @@ def test_ctrl_c_in_an_answer_keeps_its_text(bundle: Path) -> None:
     assert errors == b""
 
 
-def test_ctrl_c_with_a_team_of_threads(bundle: Path) -> None:
+def test_h36_ctrl_c_with_a_team_of_threads(bundle: Path) -> None:
     args = ("generate", bundle, "-p", "hello", *ENDLESS, "--device", "cpu", "-t", "2")
     with started(*args) as process:
         read(process, 20)
@@ -89,7 +92,7 @@ def test_ctrl_c_with_a_team_of_threads(bundle: Path) -> None:
     assert len(rest) < 8000
 
 
-def test_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
+def test_h36_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
     wrapper = (
         "import os, signal, edgert.text.sampling as s\ncalls, before = [], s.Sampler.pick\n"
         "def pick(*args):\n"
@@ -109,13 +112,13 @@ def test_ctrl_c_in_an_answer_as_json(bundle: Path) -> None:
 @pytest.mark.parametrize(
     "target", ["edgert.bundle:Bundle.open", "edgert.text.tokenizer:Tokenizer.from_bundle"]
 )
-def test_ctrl_c_while_loading(bundle: Path, target: str) -> None:
+def test_h36_ctrl_c_while_loading(bundle: Path, target: str) -> None:
     with started("generate", bundle, "-p", "a", *ENDLESS, wrapper=interrupting(target)) as process:
         out, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, out, errors) == (130, b"", b"")
 
 
-def test_ctrl_c_while_reading_the_prompt(bundle: Path) -> None:
+def test_h36_ctrl_c_while_reading_the_prompt(bundle: Path) -> None:
     wrapper = interrupting("edgert.session.reference:ReferenceSession.step")
     args = ("generate", bundle, "-p", "a" * 4000, *ENDLESS)
     with started(*args, wrapper=wrapper) as process:
@@ -123,7 +126,7 @@ def test_ctrl_c_while_reading_the_prompt(bundle: Path) -> None:
     assert (process.returncode, out, errors) == (130, b"\n", b"")
 
 
-def test_a_second_ctrl_c_ends_it(bundle: Path) -> None:
+def test_h36_a_second_ctrl_c_ends_it(bundle: Path) -> None:
     """Both arrive within one step: the first asks the answer to stop, the second insists."""
     wrapper = interrupting("edgert.session.reference:ReferenceSession.step").replace(
         "signal.SIGINT)", "signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
@@ -133,12 +136,8 @@ def test_a_second_ctrl_c_ends_it(bundle: Path) -> None:
     assert (process.returncode, out, errors) == (130, b"", b"")
 
 
-def test_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
-    from benchmarks.readme import random_checkpoint
-
-    source, out = tmp_path / "source", tmp_path / "out.edge"
-    source.mkdir()
-    random_checkpoint(source, (2, 64, 4, 2, 96, 512))
+def test_h36_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
+    source, out = make_checkpoint("tiny", tmp_path / "source"), tmp_path / "out.edge"
     wrapper = interrupting("edgert.converters.stage:Stage.deliver")
     with started("convert", source, "-o", out, "--no-golden", wrapper=wrapper) as process:
         _, errors = process.communicate(timeout=SECONDS)
@@ -155,7 +154,7 @@ def test_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [("--help",), ("generate", "BUNDLE", "-p", "hello", *ENDLESS)])
-def test_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
+def test_h36_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "edgert", *(str(bundle) if a == "BUNDLE" else a for a in args)]
@@ -168,13 +167,58 @@ def test_a_reader_that_went_away(bundle: Path, args: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("--help",), ">&-"),
+        (("GENERATE",), ">&-"),
+        (("GENERATE", "--json"), ">/dev/full"),
+        (("GENERATE",), ">/dev/full"),
+        (("GENERATE", "--json"), ">&- 2>&- <&-"),
+    ],
+)
+def test_h36_a_standard_output_that_takes_nothing(
+    bundle: Path, words: tuple[str, ...], where: str
+) -> None:
+    if "/dev/full" in where and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    generate = ("generate", str(bundle), "-p", "hello", "-n", "4", "--device", "reference")
+    args = [part for word in words for part in (generate if word == "GENERATE" else (word,))]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {where}', "sh", sys.executable, "-m", "edgert", *args],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    told = b"No space left" if "full" in where else b"standard output is closed"
+    assert done.stderr.count(told) == (0 if "2>&-" in where else 1)
+
+
+def test_h36_a_terminal_that_changes_its_size(bundle: Path) -> None:
+    with Terminal("chat", bundle, *ENDLESS) as terminal:
+        terminal.wait_for("> ")
+        terminal.write(b"hello\n")
+        terminal.wait_for_more(100)
+        terminal.resize(5, 11)
+        terminal.wait_for_more(100)
+        terminal.write(b"\x03")
+        terminal.wait_for(" (stopped)\r\n")
+        terminal.resize(50, 200)
+        terminal.write(b"/stats\n")
+        terminal.wait_for("cancelled")
+        terminal.write(b"\x04")
+        assert terminal.exit_code() == 0
+
+
+@pytest.mark.parametrize(
     ("args", "code", "said"),
     [
         (("generate", "BUNDLE", "-p", "hello", "-n", "4"), 0, b""),
         (("chat", "BUNDLE"), 2, b"standard input is closed"),
     ],
 )
-def test_without_terminal_and_standard_input(
+def test_h36_without_terminal_and_standard_input(
     bundle: Path, args: tuple[str, ...], code: int, said: bytes
 ) -> None:
     words = [str(bundle) if arg == "BUNDLE" else arg for arg in args]
