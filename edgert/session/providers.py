@@ -99,8 +99,9 @@ class Choice(NamedTuple):
 def parse_device(text: str) -> Choice:
     """A device name with options: `cuda`, `cuda:graph,device_id=1`, `openvino:allow-cpu-nodes`.
 
-    `graph` and `allow-cpu-nodes` are ours, `key=value` goes to the provider as it is. DeviceError
-    for unknown names and for providers that are not here, naming the package.
+    `graph` and `allow-cpu-nodes` are ours, `key=value` goes to the provider as it is, or to
+    onnxruntime's session where the key has a dot (`ep.cuda.fpa_intb_gemm=1`). DeviceError for
+    unknown names and for providers that are not here, naming the package.
     """
     device, _, rest = text.partition(":")
     provider = find_provider(device)
@@ -211,13 +212,14 @@ def create_session(
     import onnxruntime
 
     options = _session_options(provider, threads, allow_cpu_nodes)
+    own = {key: value for key, value in provider.options.items() if "." not in key}
     plugins = []
     if provider.name not in onnxruntime.get_available_providers():
         plugins = _plugin_devices(provider)
         if not plugins:
             raise _missing(provider)
-        options.add_provider_for_devices(plugins, dict(provider.options))
-    chosen = None if plugins else [(provider.name, dict(provider.options))]
+        options.add_provider_for_devices(plugins, own)
+    chosen = None if plugins else [(provider.name, own)]
     try:
         session = onnxruntime.InferenceSession(
             str(model), options, providers=chosen, enable_fallback=0
@@ -252,6 +254,9 @@ def _session_options(provider: Provider, threads: int | None, allow_cpu_nodes: b
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     elif provider.name != CPU and not allow_cpu_nodes:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for key, value in provider.options.items():
+        if "." in key:
+            options.add_session_config_entry(key, value)
     return options
 
 
