@@ -6,8 +6,8 @@ Per model: decode tokens a second after a prompt of 128, prefill tokens a second
 and the share of the copy bandwidth measured in the same run that decoding reads. Rows: edgert int4
 and f16, with and without CUDA graphs; transformers float16, eager and compiled with a static cache,
 prepared in processes of their own and measured when nothing else runs; onnxruntime-genai int4, if
-it is installed. No speed of edgert is printed unless its greedy tokens agree with its CPU session's,
-or part where the top two logits are closer than the measured difference. Weights of the shapes are
+it is installed. No speed of edgert is printed unless its greedy tokens are its CPU session's, or
+part where the top two logits are closer than the measured difference. Weights of the shapes are
 random (`random_bundle`).
 
 `--golden FOLDER` keeps the CPU session's answers, for machines where that session cannot run: fill
