@@ -181,7 +181,8 @@ def _missing(provider: Provider) -> DeviceError:
     elif provider.plugin:
         hint = f"pip install {package}"
     else:
-        hint = f"pip uninstall onnxruntime && pip install {package}"
+        builds = " ".join(installed_builds()) or "onnxruntime"
+        hint = f"pip uninstall {builds} && pip install {package}"
         if package == "onnxruntime":
             hint = "pip install --upgrade onnxruntime"
     return DeviceError(

@@ -50,11 +50,14 @@ def test_a_missing_provider_names_the_package_for_this_platform(
     here(monkeypatch)
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(providers, "installed_builds", lambda: ["onnxruntime-qnn"])
     with pytest.raises(DeviceError) as caught:
         find_provider(device)
     assert caught.value.code == "provider-missing"
     assert DEVICES[device].name in caught.value.message
     assert says in caught.value.hint
+    if "uninstall" in caught.value.hint:  # what is really here, since one overwrites the other
+        assert "pip uninstall onnxruntime-qnn && " in caught.value.hint
 
 
 def test_missing_through_every_door(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +93,24 @@ def test_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = parse_device("cuda:graph,device_id=2,allow-cpu-nodes")
     assert (choice.graph, choice.allow_cpu_nodes, choice.provider.index) == (True, True, 2)
     assert choice.provider.options == {"device_id": "2"}
+
+
+def test_options_with_a_dot_reach_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the provider, which would refuse them."""
+    graph, seen = tiny_graph(), {}
+
+    class Recording(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            seen[key] = value
+            super().add_session_config_entry(key, value)
+
+    model = emit_model(graph, tiny_weights(graph), tmp_path)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Recording)
+    choice = parse_device("ort-cpu:session.set_denormal_as_zero=1")
+    providers.create_session(model, choice.provider)
+    assert seen["session.set_denormal_as_zero"] == "1"
 
 
 def test_a_provider_that_does_not_load_is_an_error(
