@@ -295,6 +295,7 @@ def open_ort(
     graph's).
     """
     choice = parse_device(device)
+    _check_weights(bundle, part, choice.provider)
     variant = _choose(bundle, part, choice.provider)
     return OrtSession(
         bundle.graph(part),
@@ -323,6 +324,19 @@ def emitted(bundle: Bundle, part: str = "model") -> list[Variant]:
     """The ONNX variants that a bundle holds."""
     found = (Variant.of_file(part, name) for name in bundle.manifest.files)
     return [variant for variant in found if variant is not None]
+
+
+def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
+    """QNN leaves DequantizeLinear by blocks to the CPU, and what its simulator then computes from
+    the codes is wrong: refused even where nodes on the CPU are allowed."""
+    found = {weight.encoding for weight in bundle.graph(part).weights.values()} - {"f32", "f16"}
+    if provider.float_weights and found:
+        raise DeviceError(
+            f"{provider.name} has no kernel for the {sorted(found)} weights of {bundle.path}, "
+            "expected f16 or f32",
+            code="device-weights",
+            hint="convert the model with --quant f16 for this device",
+        )
 
 
 def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:

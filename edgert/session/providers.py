@@ -29,7 +29,7 @@ class Provider:
     `sys.platform`, "*" for the others. plugin: module of a provider that ships apart from
     onnxruntime and registers a library. half: whether float16 activations are the better choice.
     standard: wants the standard dialect (no GroupQueryAttention there). half_only: has no float32
-    kernels of the contrib ops.
+    kernels of the contrib ops. float_weights: has no kernel for weights quantized by blocks.
     """
 
     device: str
@@ -41,6 +41,7 @@ class Provider:
     half: bool = False
     standard: bool = False
     half_only: bool = False
+    float_weights: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 
     def with_options(self, **options: str) -> Provider:
@@ -66,7 +67,7 @@ DEVICES = _table(
     ),
     Provider(
         "qnn", "QNNExecutionProvider", {"*": "onnxruntime-qnn"},
-        plugin="onnxruntime_qnn", standard=True,
+        plugin="onnxruntime_qnn", standard=True, float_weights=True,
     ),
     Provider("coreml", "CoreMLExecutionProvider", {"darwin": "onnxruntime"}, standard=True),
     Provider("directml", "DmlExecutionProvider", {"win32": "onnxruntime-directml"}, half=True),
@@ -128,6 +129,12 @@ def parse_device(text: str) -> Choice:
 def find_provider(device: str) -> Provider:
     """The provider of a device name; DeviceError names the package when it is not here."""
     provider = DEVICES.get(device)
+    if device in ("cpu", "reference"):
+        raise DeviceError(
+            f"device {device!r} runs without onnxruntime and takes no options, expected it alone",
+            code="device-options",
+            hint="onnxruntime's own CPU provider is called ort-cpu",
+        )
     if provider is None:
         raise DeviceError(
             f"device {device!r} is unknown, expected one of {['auto', 'cpu', *DEVICES]}",
@@ -144,12 +151,18 @@ def available() -> dict[str, bool]:
 
 
 def is_available(provider: Provider) -> bool:
-    """Whether onnxruntime has this provider, built in or as an installed plugin."""
+    """Whether onnxruntime has this provider, built in or as an installed plugin with a device."""
     import onnxruntime
 
-    if provider.name in onnxruntime.get_available_providers():
+    if not _has_plugin(provider) and provider.name in onnxruntime.get_available_providers():
         return True
     return bool(_plugin_devices(provider))
+
+
+def _has_plugin(provider: Provider) -> bool:
+    """Whether the provider's own package is here. A registered one is among onnxruntime's
+    available providers even where it finds no device."""
+    return bool(provider.plugin) and importlib.util.find_spec(provider.plugin) is not None
 
 
 def _plugin_devices(provider: Provider) -> list[Any]:
@@ -159,10 +172,11 @@ def _plugin_devices(provider: Provider) -> list[Any]:
     if not hasattr(onnxruntime, "get_ep_devices"):
         return []
     found = [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider.name]
-    if found or not provider.plugin or importlib.util.find_spec(provider.plugin) is None:
+    if found or not _has_plugin(provider):
         return found
-    module = importlib.import_module(provider.plugin)
-    onnxruntime.register_execution_provider_library(provider.name, module.get_library_path())
+    if provider.name not in onnxruntime.get_available_providers():
+        library = importlib.import_module(provider.plugin).get_library_path()
+        onnxruntime.register_execution_provider_library(provider.name, library)
     return [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider.name]
 
 
@@ -178,6 +192,8 @@ def _missing(provider: Provider) -> DeviceError:
             "on a Jetson install the onnxruntime-gpu wheel made for its JetPack, see "
             "devices/jetson.md"
         )
+    elif _has_plugin(provider):
+        hint = f"{package} is installed but finds no device it can use: install the device's driver"
     elif provider.plugin:
         hint = f"pip install {package}"
     else:
@@ -214,11 +230,10 @@ def create_session(
 
     options = _session_options(provider, threads, allow_cpu_nodes)
     own = {key: value for key, value in provider.options.items() if "." not in key}
-    plugins = []
-    if provider.name not in onnxruntime.get_available_providers():
-        plugins = _plugin_devices(provider)
-        if not plugins:
-            raise _missing(provider)
+    if not is_available(provider):
+        raise _missing(provider)
+    plugins = _plugin_devices(provider) if _has_plugin(provider) else []
+    if plugins:
         options.add_provider_for_devices(plugins, own)
     chosen = None if plugins else [(provider.name, own)]
     try:

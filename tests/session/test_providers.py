@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -80,6 +81,8 @@ def test_two_builds_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_devices_and_flags(bundle: Path) -> None:
     with pytest.raises(DeviceError, match=r"'toaster' is unknown.*'cuda'"):
         parse_device("toaster")
+    with pytest.raises(DeviceError, match=r"'cpu' .* takes no options"):
+        parse_device("cpu:graph")
     with pytest.raises(DeviceError, match=r"flags \['fast'\]"):
         parse_device("ort-cpu:fast")
     with pytest.raises(DeviceError, match=r"graph \(cuda only\)"):
@@ -162,6 +165,56 @@ def test_placement_of_every_node(bundle: Path) -> None:
         placed = place(opened, "ort-cpu")
     assert {p.provider for p in placed} == {providers.CPU}
     assert {"GroupQueryAttention", "MatMulNBits"} <= {p.op for p in placed}
+
+
+def test_qnn_refuses_weights_that_it_would_get_wrong(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(bundle, standard=True, rows=8, capacity=64)
+    here(monkeypatch, "QNNExecutionProvider")
+    monkeypatch.setattr(providers, "_has_plugin", lambda _: False)
+    for device in ("qnn", "qnn:allow-cpu-nodes"):
+        with Bundle.open(bundle) as opened, pytest.raises(DeviceError, match="int") as caught:
+            open_session(opened, device=device)
+        assert caught.value.code == "device-weights"
+        assert "--quant f16" in caught.value.hint
+
+
+class Plugin:
+    """onnxruntime with the package of a plugin provider, which may find a device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+        self.registered: list[str] = []
+        self.devices = devices
+        monkeypatch.setattr(providers, "_has_plugin", lambda p: bool(p.plugin))
+        module = SimpleNamespace(get_library_path=lambda: "/lib/webgpu.so")
+        monkeypatch.setattr("importlib.import_module", lambda _: module)
+        for name in ("get_available_providers", "get_ep_devices"):
+            monkeypatch.setattr(onnxruntime, name, getattr(self, name))
+        register = "register_execution_provider_library"
+        monkeypatch.setattr(onnxruntime, register, lambda name, _: self.registered.append(name))
+
+    def get_available_providers(self) -> list[str]:
+        return [*self.registered, providers.CPU]
+
+    def get_ep_devices(self) -> list[Any]:
+        return [SimpleNamespace(ep_name=name) for name in self.registered * self.devices]
+
+
+def test_a_plugin_provider_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = Plugin(monkeypatch, devices=1)
+    for _ in range(2):
+        assert find_provider("webgpu").name == "WebGpuExecutionProvider"
+    assert plugin.registered == ["WebGpuExecutionProvider"]
+
+
+def test_a_plugin_without_a_device_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although onnxruntime counts it among its available providers once it is registered."""
+    Plugin(monkeypatch, devices=0)
+    for _ in range(2):
+        with pytest.raises(DeviceError) as caught:
+            find_provider("webgpu")
+        assert "is installed but finds no device" in caught.value.hint
 
 
 def test_auto_is_cuda_only_where_it_would_work(
