@@ -117,7 +117,7 @@ class OrtSession(Session):
         state, count = feed.state, len(feed.tokens)
         if not isinstance(state, OrtState) or state.session is not self:
             raise RequestError("a state of another session", code="step-states")
-        if not state.buffers:
+        if state.closed:
             raise RequestError("the state is closed, expected an open one", code="step-states")
         first = {"all": 0, "last": count - 1, "none": count}[feed.logits]
         piece = self.variant.rows or count

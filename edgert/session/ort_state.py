@@ -69,6 +69,7 @@ class OrtState(State):
         super().__init__(context)
         self.session = session
         self.long_rope = long_rope
+        self.closed = False
         self.buffers: dict[str, Any] = {}
         self.bindings: dict[tuple[int, int], Any] = {}
         fixed = session.variant.capacity
@@ -173,6 +174,7 @@ class OrtState(State):
         self.buffers, self.bindings = {}, {}
 
     def close(self) -> None:
+        self.closed = True
         self._give_back()
 
 
