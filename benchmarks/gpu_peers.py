@@ -1,91 +1,120 @@
 """edgert on onnxruntime against transformers and onnxruntime-genai, on a GPU.
 
-    python -m benchmarks.gpu_peers --shapes 0.5b 1.1b --bundle demo.edge --out results.jsonl
+    python -m benchmarks.gpu_peers --shapes 1.1b 0.5b --bundle demo.edge --out results.jsonl
 
 Per model: decode tokens a second after a prompt of 128, prefill tokens a second of a prompt of 512,
 and the share of the copy bandwidth measured in the same run that decoding reads. Rows: edgert int4
-and f16, each with and without CUDA graphs; transformers float16, eager and compiled with a static
-cache; onnxruntime-genai int4 where it is installed. Nothing is printed for edgert unless its greedy
-tokens agree with its CPU session's, or part where the top two logits are closer than the measured
-difference. Weights of the shapes are random.
+and f16, with and without CUDA graphs; transformers float16, eager and compiled with a static cache,
+prepared in processes of their own and measured when nothing else runs; onnxruntime-genai int4, if
+it is installed. No speed of edgert is printed unless its greedy tokens are its CPU session's, or
+part where the top two logits are closer than the measured difference. Weights of the shapes are
+random (`random_bundle`).
 
-`--device ort-cpu --shapes tiny` runs the edgert half anywhere.
+`--golden FOLDER` keeps the CPU session's answers, for machines where that session cannot run: fill
+it with `--golden-only` on one where it can. `--device ort-cpu --shapes tiny` runs everything
+without a GPU. Rows and complaints go to `--out` as they come.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import statistics
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgert.converters.convert import convert
 from edgert.converters.onnx_emit import export
 
+from benchmarks import gpu_edgert as own
+from benchmarks.gpu_torch import Peer
 from benchmarks.make_checkpoint import make_checkpoint
-from edgert.bench import bytes_per_token
+from benchmarks.random_bundle import random_bundle
 from edgert.bundle import Bundle
-from edgert.errors import EdgertError
 from edgert.session import open_session
-from edgert.session.base import Feed, Session
-from edgert.session.ort import place
+from edgert.session.ort import emitted
 
-LOGITS_APART = 0.1
-PROMPT, PREFILL, DECODE, CHECK, REPEATS = 128, 512, 128, 64, 5
+FPA = "ep.cuda.fpa_intb_gemm=1"  # the weight-only kernels of onnxruntime that repack at load
+PEER_SECONDS = 20.0  # for measuring a prepared peer
+DEMO = "edgert-demo"  # the bundled model: the peer of its shape is called demo
 
 
-@dataclass
-class Line:
-    """One row of the table. Bandwidths in 10^9 bytes a second."""
+class Log:
+    """Rows and complaints, printed and written as they come."""
 
-    model: str
-    runner: str
-    decode_tps: float
-    prefill_tps: float
-    read_gbps: float | None = None
-    share: float | None = None
-    note: str = ""
+    def __init__(self, out: Path | None, deadline: float) -> None:
+        self.start = time.monotonic()
+        self.end = self.start + deadline
+        self.rows: list[dict[str, Any]] = []
+        self.out = out
+        if out:
+            out.write_text("", encoding="utf-8")
+
+    @property
+    def spent(self) -> bool:
+        return time.monotonic() > self.end
+
+    def note(self, kind: str, **values: Any) -> None:
+        """One line: what, when (seconds since the start), values."""
+        line = {"at": round(time.monotonic() - self.start, 2), "kind": kind, **values}
+        text = json.dumps(line)
+        print(text, flush=True)
+        if kind == "row":
+            self.rows.append(values)
+        if self.out:
+            with self.out.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="*", default=["0.5b", "1.1b"])
-    parser.add_argument("--bundle", type=Path, nargs="*", default=[], help="with f16 ONNX inside")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--work", type=Path, help="folder for checkpoints and bundles")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--no-peers", action="store_true")
-    args = parser.parse_args()
-    cuda = args.device.startswith("cuda")
-    copy = copy_bandwidth() if cuda else None
-    if copy:
-        print(f"copy bandwidth {copy:.0f} GB/s")
-    lines: list[Line] = []
+    args = arguments()
+    log = Log(args.out, args.deadline)
+    cuda = args.device == "cuda"
     with folder_or_temporary(args.work) as work:
-        for bundle in args.bundle:
-            lines += list(edgert_lines(bundle.stem, bundle, args.device, copy))
-        for shape in args.shapes:
-            checkpoint = work / shape
-            if not (checkpoint / "config.json").exists():
-                make_checkpoint(shape, checkpoint, dtype="f16")
-            for quant in ("int4", "f16"):
-                bundle = converted(checkpoint, work, quant, half=cuda)
-                lines += list(edgert_lines(f"{shape} {quant}", bundle, args.device, copy))
-            if cuda and not args.no_peers:
-                lines += list(peer_lines(shape, checkpoint, work))
-    print(table(lines))
-    if args.out:
-        text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-        args.out.write_text(text, encoding="utf-8")
+        if args.golden_only:
+            for name, bundle in bundles(args, work, log):
+                with Bundle.open(bundle) as opened:
+                    own.golden_of(opened, name, args.golden)
+            return
+        peers = {}
+        if not args.no_peers:
+            names = [*args.shapes, *(["demo"] if DEMO in map(stem, args.bundle) else [])]
+            peers = {n: Peer(n, work / "peers", "cuda" if cuda else "cpu") for n in names}
+        try:
+            compare(args, work, log, peers)
+        finally:
+            for peer in peers.values():
+                peer.close()
+    print(table(log.rows))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="*", default=["1.1b", "0.5b"])
+    parser.add_argument("--bundle", type=Path, nargs="*", default=[])
+    parser.add_argument("--quants", nargs="*", default=["int4", "f16"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--work", type=Path, help="folder for bundles and peers")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--golden", type=Path)
+    parser.add_argument("--golden-only", action="store_true")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument(
+        "--deadline", type=float, default=3600, help="begin nothing after (seconds)"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=600, help="for peers to compile (seconds)"
+    )
+    return parser.parse_args()
+
+
+def stem(path: Path) -> str:
+    return path.stem
 
 
 @contextmanager
@@ -98,215 +127,183 @@ def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def converted(checkpoint: Path, work: Path, quant: str, *, half: bool) -> Path:
-    """A bundle with its ONNX model, made once."""
-    out = work / f"{checkpoint.name}-{quant}.edge"
-    if not out.exists():
-        convert(checkpoint, out, quant=quant, golden=False, progress=False)
-        export(out, precision="f16" if half else "f32")
-    return out
+def bundles(args: argparse.Namespace, work: Path, log: Log) -> Iterator[tuple[str, Path]]:
+    """Name and place of every model, most important first, made when it is its turn."""
+    for bundle in args.bundle:
+        copy = work / bundle.name  # export writes into it
+        if not copy.exists():
+            shutil.copytree(bundle, copy)
+        yield stem(bundle), copy
+    for quant in args.quants:
+        for shape in args.shapes:
+            out = work / f"{shape}-{quant}.edge"
+            if not log.spent and not (out / "manifest.json").exists():
+                random_bundle(shape, out, quant)
+            if out.exists():
+                yield f"{shape} {quant}", out
 
 
-def copy_bandwidth() -> float:
-    """Bytes read and written a second by copies of 1 GiB on the GPU, in 10^9."""
-    import torch
+def compare(args: argparse.Namespace, work: Path, log: Log, peers: dict[str, Peer]) -> None:
+    """Check every model first; when the peers are prepared, measure one after the other."""
+    cuda = args.device == "cuda"
+    if cuda:  # also loads the CUDA libraries of torch, which onnxruntime then finds
+        with guarded(log, "copy bandwidth"):
+            log.note("copy", gbps=round(own.copy_bandwidth(), 1), alone=False)
+    models = []
+    for name, bundle in bundles(args, work, log):
+        if log.spent:
+            break
+        with guarded(log, f"{name}: export"):
+            prepared(bundle, half=cuda)
+            models.append((name, bundle))
+            if bundle in [work / given.name for given in args.bundle]:
+                checked(name, bundle, args, log, graph=cuda)
+    until = min(log.start + args.patience, log.end)
+    for shape, peer in peers.items():
+        log.note("peer", shape=shape, ready=peer.wait(until), ended=peer.over)
+    for peer in peers.values():
+        peer.pause(stopped=True)
+    copy = None
+    if cuda:
+        copy = own.copy_bandwidth()
+        log.note("copy", gbps=round(copy, 1), alone=True)
+    for name, bundle in [*models[len(args.bundle) :], *models[: len(args.bundle)]]:
+        measure(name, bundle, args, log, copy)
+        shape, _, quant = ("demo", "", args.quants[0]) if name == DEMO else name.partition(" ")
+        if quant == args.quants[0] and shape in peers:
+            measure_peer(shape, peers[shape], log)
+        if quant == "int4" and cuda and not log.spent and find_spec("onnxruntime_genai"):
+            with guarded(log, f"{shape}: onnxruntime-genai"):
+                log.note("row", model=name, **genai_row(shape, work))
 
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    seconds = timed(lambda: target.copy_(source), torch.cuda.synchronize)
-    return 2 * source.numel() / seconds / 1e9
+
+@contextmanager
+def guarded(log: Log, what: str) -> Iterator[None]:
+    """One step's failure is written down and does not end the others."""
+    try:
+        yield
+    except Exception as error:
+        log.note("failed", what=what, error=f"{type(error).__name__}: {error}"[:1500])
 
 
-def timed(work: Callable[[], Any], done: Callable[[], Any] = lambda: None) -> float:
-    """Median seconds of a call, after one that does not count."""
-    work()
-    done()
-    found = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        done()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
-
-
-def edgert_lines(model: str, bundle: Path, device: str, copy: float | None) -> Iterator[Line]:
-    """edgert's rows, each only if its tokens are right."""
-    graphs = (device, f"{device}:graph") if device == "cuda" else (device,)
+def prepared(bundle: Path, *, half: bool) -> None:
+    """The ONNX model that the device wants, emitted unless it is there."""
     with Bundle.open(bundle) as opened:
-        where = {node.provider for node in place(opened, device)}
-        for name in graphs:
-            try:
-                session = open_session(opened, device=name)
-                note = agreement(opened, session)
-            except EdgertError as error:
-                print(f"{model} {name}: {error}")
-                continue
-            line = measured(model, f"edgert {name}", session)
-            line.note = f"{note}; nodes on {', '.join(sorted(where))}"
-            line.share = line.read_gbps / copy if copy and line.read_gbps else None
+        here = [v for v in emitted(opened) if v.half == half and not v.standard]
+    if not here:
+        export(bundle, precision="f16" if half else "f32")
+
+
+def devices(device: str, name: str) -> list[str]:
+    """The ways to run a model, the most telling first."""
+    if device != "cuda":
+        return [device]
+    repacked = [] if name.endswith(" f16") else [f"cuda:graph,{FPA}"]
+    return ["cuda:graph", *repacked, "cuda"]
+
+
+def checked(name: str, bundle: Path, args: argparse.Namespace, log: Log, *, graph: bool) -> None:
+    """Placement and agreement of one model, without timing it."""
+    device = f"{args.device}:graph" if graph else args.device
+    with Bundle.open(bundle) as opened:
+        session = open_session(opened, device=device)
+        note = own.agreement(session, own.golden_of(opened, name, args.golden))
+        log.note("checked", model=name, device=device, nodes=own.nodes(session), note=note)
+        session.close()
+
+
+def measure(
+    name: str, bundle: Path, args: argparse.Namespace, log: Log, copy: float | None
+) -> None:
+    """edgert's rows of one model; with nodes on the CPU only if it cannot run without."""
+    before = len(log.rows)
+    for device in devices(args.device, name):
+        if not log.spent:
+            with guarded(log, f"{name} on {device}"):
+                measure_on(device, name, bundle, args, log, copy)
+    if len(log.rows) == before and args.device == "cuda" and not log.spent:
+        with guarded(log, f"{name} with nodes on the CPU"):
+            measure_on("cuda:allow-cpu-nodes", name, bundle, args, log, copy)
+
+
+def measure_on(
+    device: str, name: str, bundle: Path, args: argparse.Namespace, log: Log, copy: float | None
+) -> None:
+    """One of those rows."""
+    with Bundle.open(bundle) as opened:
+        start = time.monotonic()
+        session = open_session(opened, device=device)
+        log.note("loaded", model=name, seconds=round(time.monotonic() - start, 2))
+        try:
+            row = measured(session, own.golden_of(opened, name, args.golden), copy)
+        finally:
             session.close()
-            yield line
+        log.note("row", model=name, runner=f"edgert {device}", **row)
 
 
-def agreement(opened: Bundle, session: Session) -> str:
-    """How long the session's greedy tokens equal the CPU session's; EdgertError when they part
-    without being close, or when the logits up to there are not the same model's."""
-    cpu = open_session(opened, device="cpu")
-    tokens, logits = greedy(cpu, CHECK)
-    found, other = greedy(session, CHECK)
-    cpu.close()
-    same = next((i for i in range(CHECK) if tokens[i] != found[i]), CHECK)
-    a, b = (np.array(kept[: same + 1], np.float64) for kept in (logits, other))
-    apart = float(np.sqrt(((a - b) ** 2).mean() / (a**2).mean()))
-    if apart > LOGITS_APART:
-        raise EdgertError(f"logits differ by {apart:.3f} relative RMS, the limit is {LOGITS_APART}")
-    if same < CHECK:
-        gap = float(np.diff(np.sort(logits[same])[-2:])[0])
-        difference = float(np.abs(logits[same] - other[same]).max())
-        if gap > 2 * difference:
-            raise EdgertError(
-                f"token {same} differs: top-2 gap {gap:.4f}, logits differ by {difference:.4f}"
-            )
-        return f"{same} tokens as on the CPU, then a gap of {gap:.4f} below {difference:.4f}"
-    return f"{CHECK} tokens as on the CPU"
+def measured(session: Any, golden: own.Golden, copy: float | None) -> dict[str, Any]:
+    """One row, if the session is right."""
+    note = f"{own.nodes(session)}; {own.agreement(session, golden)}"
+    row: dict[str, Any] = own.speeds(session)
+    middle = own.PROMPT + own.DECODE * 5 // 8  # of the steps that count
+    row["read_gbps"] = own.read_bytes(session, middle) * row["decode_tps"] / 1e9
+    row["share"] = row["read_gbps"] / copy if copy else None
+    return {**row, "note": note}
 
 
-def greedy(session: Session, count: int) -> tuple[list[int], list[Any]]:
-    """Greedy tokens after a fixed prompt, and the logits they were chosen from."""
-    state = session.new_state(PROMPT + count)
-    feed, tokens, kept = prompt(session, 16), [], []
-    for _ in range(count):
-        logits = session.step([Feed(state, feed)])[0][-1]
-        state.commit(len(feed))
-        tokens.append(int(np.argmax(logits)))
-        kept.append(logits)
-        feed = np.array(tokens[-1:], np.int32)
-    state.close()
-    return tokens, kept
+def measure_peer(shape: str, peer: Peer, log: Log) -> None:
+    """Rows of a prepared peer; one that is not ready gets the rest of its time."""
+    with guarded(log, f"{shape}: transformers"):
+        peer.pause(stopped=False)
+        if not peer.wait(min(log.end, time.monotonic() + PEER_SECONDS)):
+            log.note("peer", shape=shape, ready=False, said=peer.complaint())
+            peer.pause(stopped=True)
+            return
+        for row in peer.measure(time.monotonic() + PEER_SECONDS):
+            log.note("row", model=f"{shape} f16", **row)
+        log.note("peer", shape=shape, said=peer.complaint())
 
 
-def prompt(session: Session, count: int) -> Any:
-    rng = np.random.default_rng(0)
-    return rng.integers(3, session.graph.vocab_size, count).astype(np.int32)
-
-
-def measured(model: str, runner: str, session: Session) -> Line:
-    """Decode and prefill speed of one of our sessions."""
-    state = session.new_state(PROMPT + DECODE)
-    session.step([Feed(state, prompt(session, PROMPT))])
-    state.commit(PROMPT)
-    token, seconds = prompt(session, 1), []
-    for index in range(DECODE):
-        start = time.perf_counter()
-        session.step([Feed(state, token)])
-        state.commit(1)
-        if index >= DECODE // 4:  # the first ones capture graphs and grow buffers
-            seconds.append(time.perf_counter() - start)
-    decode = 1 / statistics.median(seconds)
-    read = bytes_per_token(session.graph, state) * decode / 1e9
-    state.close()
-    long = min(PREFILL, session.context - 1, session.max_rows)
-
-    def prefill() -> None:
-        fresh = session.new_state(long)
-        session.step([Feed(fresh, prompt(session, long))])
-        fresh.close()
-
-    return Line(model, runner, decode, long / timed(prefill), read)
-
-
-def peer_lines(shape: str, checkpoint: Path, work: Path) -> Iterator[Line]:
-    """transformers, and onnxruntime-genai where it is installed."""
-    for compiled in (False, True):
-        yield transformers_line(shape, checkpoint, compiled=compiled)
-        free()
-    if find_spec("onnxruntime_genai") is None:
-        print("onnxruntime-genai is not installed; its rows are left out")
-        return
-    yield genai_line(shape, checkpoint, work / f"{shape}-genai")
-
-
-def free() -> None:
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def transformers_line(shape: str, checkpoint: Path, *, compiled: bool) -> Line:
-    """float16 with a static cache; compiled is torch.compile(mode="reduce-overhead")."""
-    import torch
-    from transformers import AutoModelForCausalLM, StaticCache
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float16).cuda().eval()
-    size = PROMPT + DECODE + 8
-    step: Callable[..., Any] = model.forward
-    if compiled:
-        step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
-    cache = StaticCache(config=model.config, max_cache_len=size)
-    ids = torch.randint(3, model.config.vocab_size, (1, PROMPT), device="cuda")
-    place_of = torch.arange(PROMPT, device="cuda")
-    seconds = []
-    with torch.inference_mode():
-        model(ids, past_key_values=cache, cache_position=place_of, use_cache=True)
-        token, position = ids[:, :1].clone(), torch.tensor([PROMPT], device="cuda")
-        for index in range(DECODE):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            out = step(token, past_key_values=cache, cache_position=position, use_cache=True)
-            token.copy_(out.logits[:, -1:].argmax(-1))
-            position += 1
-            torch.cuda.synchronize()
-            if index >= DECODE // 4:
-                seconds.append(time.perf_counter() - start)
-        long = torch.randint(3, model.config.vocab_size, (1, PREFILL), device="cuda")
-        prefill = timed(
-            lambda: model(long, use_cache=False, logits_to_keep=1), torch.cuda.synchronize
-        )
-    kind = "compiled" if compiled else "eager"
-    decode = 1 / statistics.median(seconds)
-    return Line(f"{shape} f16", f"transformers {kind}", decode, PREFILL / prefill)
-
-
-def genai_line(shape: str, checkpoint: Path, folder: Path) -> Line:
-    """onnxruntime-genai's own int4 build of the same checkpoint."""
+def genai_row(shape: str, work: Path) -> dict[str, Any]:
+    """onnxruntime-genai's own int4 build of a random checkpoint of the shape."""
     import onnxruntime_genai as genai
     from onnxruntime_genai.models.builder import create_model
 
+    checkpoint, folder = work / shape, work / f"{shape}-genai"
     if not folder.exists():
+        make_checkpoint(shape, checkpoint, dtype="f16")
         create_model("", str(checkpoint), str(folder), "int4", "cuda", str(folder / "cache"))
     model = genai.Model(str(folder))
     rng = np.random.default_rng(0)
 
     def generator(count: int) -> Any:
         params = genai.GeneratorParams(model)
-        params.set_search_options(max_length=count + DECODE + 8, do_sample=False)
+        params.set_search_options(max_length=count + own.DECODE + 8, do_sample=False)
         made = genai.Generator(model, params)
         made.append_tokens(rng.integers(3, 1000, count).astype(np.int32))
         return made
 
-    running, seconds = generator(PROMPT), []
-    for index in range(DECODE):
+    running, seconds = generator(own.PROMPT), []
+    for _ in range(own.DECODE):
         start = time.perf_counter()
         running.generate_next_token()
-        if index >= DECODE // 4:
-            seconds.append(time.perf_counter() - start)
-    prefill = timed(lambda: generator(PREFILL).generate_next_token())
-    decode = 1 / statistics.median(seconds)
-    return Line(f"{shape} int4", "onnxruntime-genai", decode, PREFILL / prefill)
+        seconds.append(time.perf_counter() - start)
+    decode = 1 / float(np.median(seconds[own.DECODE // 4 :]))
+    prefill = own.PREFILL / own.timed(lambda: generator(own.PREFILL).generate_next_token())
+    return {"runner": "onnxruntime-genai", "decode_tps": decode, "prefill_tps": prefill}
 
 
-def table(lines: list[Line]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    rows = ["| Model | Runner | Decode tok/s | Prefill tok/s | Reads GB/s | Of copy | Note |"]
-    rows.append("|---|---|---|---|---|---|---|")
-    for line in lines:
-        read = f"{line.read_gbps:.1f}" if line.read_gbps else ""
-        share = f"{line.share:.0%}" if line.share else ""
-        speeds = f"{line.decode_tps:.1f} | {line.prefill_tps:.0f}"
-        rows.append(f"| {line.model} | {line.runner} | {speeds} | {read} | {share} | {line.note} |")
-    return "\n".join(rows)
+    lines = ["| Model | Runner | Decode tok/s | Prefill tok/s | Reads GB/s | Of copy | Note |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in rows:
+        read = f"{row['read_gbps']:.1f}" if row.get("read_gbps") else ""
+        share = f"{row['share']:.0%}" if row.get("share") else ""
+        speeds = f"{row['decode_tps']:.1f} | {row['prefill_tps']:.0f}"
+        words = row["model"], row["runner"], speeds, read, share, row.get("note", "")
+        lines.append(f"| {' | '.join(words)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

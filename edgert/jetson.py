@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,21 +113,34 @@ def judge(board: Jetson, root: Path, providers: Sequence[str] | None) -> list[Ad
     return found + _slow(board) + _devices(root)
 
 
+def fastest(modes: Mapping[int, str]) -> int | None:
+    """Number of the fastest power mode by its name (MAXN_SUPER, MAXN, else most watts): numbers
+    differ between boards. None without modes."""
+
+    def rank(number: int) -> tuple[bool, bool, int, int]:
+        name = modes[number].upper()
+        watts = re.search(r"(\d{1,4})W", name)
+        return "SUPER" in name, "MAXN" in name, int(watts[1]) if watts else 0, -number
+
+    return max(modes, key=rank, default=None)
+
+
 def _slow(board: Jetson) -> list[Advice]:
     found = []
-    best = board.power_modes.get(0)
-    if best and board.power_mode and board.power_mode != best:
+    best = fastest(board.power_modes)
+    switch = f"sudo nvpmodel -m {0 if best is None else best}"
+    if best is not None and board.power_mode and board.power_mode != board.power_modes[best]:
         found.append(
             Advice(
-                f"power mode {board.power_mode}, the fastest is {best}",
-                "sudo nvpmodel -m 0 (more heat and battery drain; some boards reboot)",
+                f"power mode {board.power_mode}, the fastest is {board.power_modes[best]}",
+                f"{switch} (more heat and battery drain; some boards reboot)",
             )
         )
     if 0 < board.cores_online < board.cores_present:
         found.append(
             Advice(
                 f"{board.cores_online} of {board.cores_present} cores are on",
-                "the power mode switches cores off: sudo nvpmodel -m 0",
+                f"the power mode switches cores off: {switch}",
             )
         )
     for name, pair in (("CPU", board.cpu_hz), ("GPU", board.gpu_hz)):
@@ -135,7 +148,7 @@ def _slow(board: Jetson) -> list[Advice]:
             found.append(
                 Advice(
                     f"{name} limited to {pair[0] / 1e6:.0f} of {pair[1] / 1e6:.0f} MHz",
-                    "sudo nvpmodel -m 0, then sudo jetson_clocks",
+                    f"{switch}, then sudo jetson_clocks",
                 )
             )
     if board.temperature is not None and board.temperature >= HOT:

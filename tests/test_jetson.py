@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from edgert.jetson import look
+from edgert.jetson import fastest, look
 
 CONF = """
 < PM_CONFIG DEFAULT=1 >
-< POWER_MODEL ID=0 NAME=MAXN_SUPER >
+< POWER_MODEL ID=0 NAME=15W >
 CPU_ONLINE CORE_0 1
 < POWER_MODEL ID=1 NAME=25W >
-< POWER_MODEL ID=2 NAME=15W >
+< POWER_MODEL ID=2 NAME=MAXN_SUPER >
 """
 ORIN = {
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, "
     "EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n",
     "etc/nvpmodel.conf": CONF,
-    "var/lib/nvpmodel/status": "pmode:0000",
+    "var/lib/nvpmodel/status": "pmode:0002",
     "proc/meminfo": "MemTotal:        7802480 kB\nMemAvailable:    6000000 kB\nSwapTotal: 0 kB\n",
     "sys/devices/system/cpu/online": "0-5\n",
     "sys/devices/system/cpu/present": "0-5\n",
@@ -49,7 +49,7 @@ def test_a_well_kept_board(tmp_path: Path) -> None:
     assert board.problems == []
     assert board.model.startswith("NVIDIA Jetson Orin Nano")
     assert (board.l4t, board.jetpack, board.cuda) == ("36.4.3", "6.1 or 6.2", "12.6.68")
-    assert (board.power_mode, board.power_modes[2]) == ("MAXN_SUPER", "15W")
+    assert (board.power_mode, board.power_modes[2]) == ("MAXN_SUPER", "MAXN_SUPER")
     assert (board.cores_online, board.cores_present) == (6, 6)
     assert board.gpu_hz == (1_020_000_000, 1_020_000_000)
     assert board.cpu_hz == (1_728_000_000, 1_728_000_000)
@@ -60,9 +60,9 @@ def test_a_well_kept_board(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says", "hint"),
     [
-        ({"var/lib/nvpmodel/status": "pmode:0002"}, "power mode 15W", "nvpmodel -m 0"),
+        ({"var/lib/nvpmodel/status": "pmode:0000"}, "power mode 15W", "nvpmodel -m 2"),
         ({"var/lib/nvpmodel/status": ""}, "power mode 25W, the fastest is MAXN_SUPER", "nvpmodel"),
-        ({"sys/devices/system/cpu/online": "0-1,4"}, "3 of 6 cores", "nvpmodel -m 0"),
+        ({"sys/devices/system/cpu/online": "0-1,4"}, "3 of 6 cores", "nvpmodel -m 2"),
         (
             {"sys/class/devfreq/17000000.gpu/max_freq": "612000000"},
             "GPU limited to 612 of 1020 MHz",
@@ -90,6 +90,22 @@ def test_what_is_wrong_is_told(
     assert len(board.problems) == 1, board.problems
     assert says in board.problems[0].message
     assert hint in board.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("modes", "number"),
+    [
+        ({}, None),
+        ({0: "MAXN", 1: "MODE_15W", 2: "MODE_30W", 3: "MODE_50W"}, 0),  # AGX Orin
+        ({0: "15W", 1: "25W", 2: "MAXN_SUPER", 3: "7W"}, 2),  # Orin Nano Super
+        ({0: "MAXN", 1: "15W", 2: "MAXN_SUPER"}, 2),
+        ({0: "15W", 1: "7W"}, 0),  # Orin Nano
+        ({0: "120W", 1: "MAXN"}, 1),
+        ({3: "fast", 4: "slow"}, 3),
+    ],
+)
+def test_the_fastest_mode_is_found_by_name(modes: dict[int, str], number: int | None) -> None:
+    assert fastest(modes) == number
 
 
 def test_the_wheel_for_this_jetpack_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from .settings import emit_json, json_option, megabytes
     help="Activations: f32 for CPUs, f16 for GPUs.",
 )
 @click.option(
-    "--standard", is_flag=True, help="Only ops of the ONNX standard, for openvino, qnn and coreml."
+    "--standard",
+    is_flag=True,
+    help="Only ops of the ONNX standard, for openvino, coreml, and qnn (f16 or f32 weights there).",
 )
 @click.option(
     "--rows",

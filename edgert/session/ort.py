@@ -20,13 +20,14 @@ from ..graph import Graph
 from .base import Feed, Session
 from .onnx_check import check_model
 from .onnx_io import PLAIN, Variant, attentions, interface, rope_tables, ropes
-from .ort_state import OrtState
+from .ort_state import OrtState, Spares
 from .providers import Placement, Provider, create_session, find_provider, parse_device, placement
 from .reference import needs_long_rope
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
+_WORDS = 64  # int32 values: inputs in one buffer begin at multiples of 256 bytes
 _HIDDEN = {"float32": -1e30, "float16": -6e4}  # what a mask adds to a score nobody may see
 
 
@@ -75,6 +76,7 @@ class OrtSession(Session):
         self._tables: dict[tuple[str, bool], tuple[int, Any, Any]] = {}
         self._lock = threading.Lock()
         self._captures = 0
+        self.spares = Spares()
 
     def new_state(self, expected: int = 0) -> OrtState:
         far = needs_long_rope(self.graph, expected)
@@ -86,6 +88,13 @@ class OrtSession(Session):
 
         where = "cpu" if host else self.provider.memory
         return OrtValue.ortvalue_from_numpy(array, where, self.provider.index)
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """Uninitialised float32 on the device."""
+        from onnxruntime import OrtValue
+
+        place = self.provider.memory, self.provider.index
+        return OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *place)
 
     def tables(self, name: str, rows: int, *, long: bool) -> tuple[Any, Any]:
         """cos and sin of rotary table `name` on the device, for at least `rows` positions."""
@@ -108,6 +117,8 @@ class OrtSession(Session):
         state, count = feed.state, len(feed.tokens)
         if not isinstance(state, OrtState) or state.session is not self:
             raise RequestError("a state of another session", code="step-states")
+        if state.closed:
+            raise RequestError("the state is closed, expected an open one", code="step-states")
         first = {"all": 0, "last": count - 1, "none": count}[feed.logits]
         piece = self.variant.rows or count
         parts = []
@@ -142,22 +153,49 @@ class OrtSession(Session):
     def close(self) -> None:
         with self._lock:
             self.session, self._tables = None, {}
+            self.spares.close()
 
 
 class _Binding:
-    """Inputs, outputs and states of steps of S tokens and R logits rows of one sequence."""
+    """Inputs, outputs and states of steps of S tokens and R logits rows of one sequence.
+
+    The int32 inputs lie in one buffer: a step copies them to the device at once.
+    """
 
     def __init__(self, session: OrtSession, state: OrtState, size: int, rows: int) -> None:
+        from onnxruntime import RunOptions
+
         self.session, self.state, self.size, self.rows = session, state, size, rows
         self.io = session.session.io_binding()
         self.values: dict[str, Any] = {}
         self.windows: dict[str, int] = {}
+        self.words: dict[str, NDArray[np.int32]] = {}
+        self._bind_words()
         for port in session.inputs:
-            self.io.bind_ortvalue_input(port.name, self._input(port.name, port.dtype))
+            if port.name not in self.words:
+                self.io.bind_ortvalue_input(port.name, self._input(port.name, port.dtype))
         for port in session.outputs:
             self.io.bind_ortvalue_output(port.name, self._output(port.name))
         # only one-token steps are repeated with the same buffers, so only they are captured
         self.graph_id = session.capture_id() if session.cuda_graph and size == 1 else -1
+        self.options = RunOptions()
+        if session.cuda_graph:
+            self.options.add_run_config_entry("gpu_graph_id", str(self.graph_id))
+
+    def _bind_words(self) -> None:
+        """Put the int32 inputs into one buffer, each at a multiple of 256 bytes."""
+        sizes = {"tokens": self.size, "positions": self.size, "rows": self.rows, "seqlens_k": 1}
+        ports = [p for p in self.session.inputs if p.name in sizes and p.dtype == "int32"]
+        *starts, end = np.cumsum([0] + [-(-sizes[p.name] // _WORDS) * _WORDS for p in ports])
+        self.host = np.zeros(end, np.int32)
+        self.block = self.session.ortvalue(self.host)
+        place, base = self.session.provider, self.block.data_ptr()
+        for port, start in zip(ports, map(int, starts), strict=True):
+            count = sizes[port.name]
+            self.words[port.name] = self.host[start : start + count]
+            shape = (1, count) if len(port.shape) == 2 else (count,)
+            where = place.memory, place.index, np.int32, shape, base + 4 * start
+            self.io.bind_input(port.name, *where)
 
     def _input(self, name: str, dtype: str) -> Any:
         kind, _, rest = name.partition(".")
@@ -167,8 +205,7 @@ class _Binding:
             far, rows = self.state.long_rope, self.state.capacity
             return self.session.tables(rest, rows, long=far)[kind == "sin"]
         shape: tuple[int, ...] = {
-            "tokens": (1, self.size), "positions": (1, self.size), "rows": (self.rows,),
-            "seqlens_k": (1,), "total_sequence_length": (1,),
+            "positions": (1, self.size), "total_sequence_length": (1,),
         }.get(kind, (1, 1, self.size, self.state.capacity + self.size))  # fmt: skip
         if kind == "mask":
             self.windows[name] = int(rest)
@@ -179,8 +216,7 @@ class _Binding:
     def _output(self, name: str) -> Any:
         kind, _, rest = name.partition(".")
         if kind == "logits":
-            shape: tuple[int, ...] = (self.rows, self.session.graph.vocab_size)
-            value = self.session.ortvalue(np.zeros(shape, np.float32))
+            value = self.session.empty((self.rows, self.session.graph.vocab_size))
         elif kind.startswith("present_"):
             return self.state.buffers[f"{kind.replace('present', 'past')}.{rest}"]
         else:
@@ -193,14 +229,9 @@ class _Binding:
     def run(
         self, tokens: NDArray[np.int32], rows: NDArray[np.int32], start: int
     ) -> NDArray[np.float32]:
-        from onnxruntime import RunOptions
-
         self._feed(tokens, rows, start)
-        options = RunOptions()
-        if self.session.cuda_graph:
-            options.add_run_config_entry("gpu_graph_id", str(self.graph_id))
         try:
-            self.session.session.run_with_iobinding(self.io, options)
+            self.session.session.run_with_iobinding(self.io, self.options)
         except Exception as error:  # onnxruntime raises its own types, which share no base
             raise DeviceError(
                 f"{self.session.provider.name} failed on a step of {len(tokens)} tokens: {error}",
@@ -211,33 +242,32 @@ class _Binding:
             if name.startswith("new_"):
                 fresh = value.numpy()[0, :, : len(tokens)]
                 self.state.store(name.replace("new", "past", 1), fresh, start)
-        logits: NDArray[np.float32] = self.values["logits"].numpy()
-        return np.array(logits[: len(rows)])
+        logits: NDArray[np.float32] = self.values["logits"].numpy()[: len(rows)]
+        # of host memory `numpy()` is a view that the next step overwrites
+        return logits.copy() if self.session.provider.memory == "cpu" else logits
 
     def _feed(self, tokens: NDArray[np.int32], rows: NDArray[np.int32], start: int) -> None:
         end = start + self.size
+        positions = np.minimum(np.arange(start, end), self.state.capacity - 1)
+        for name, array in (
+            ("tokens", tokens), ("positions", positions), ("rows", rows), ("seqlens_k", end - 1),
+        ):  # fmt: skip
+            if name in self.words:
+                word = self.words[name]
+                word[:], word[: np.size(array)] = 0, array
+        self.block.update_inplace(self.host)
         # a captured graph replays the total it was captured with: the whole buffer
         total = self.state.capacity if self.graph_id >= 0 else end
         feeds: dict[str, NDArray[Any]] = {
-            "tokens": _padded(tokens, self.size)[None],
-            "rows": _padded(rows, self.rows),
-            "seqlens_k": np.array([end - 1], np.int32),
             "total_sequence_length": np.array([total], np.int32),
+            "positions": positions.astype(np.int64)[None],
         }
-        if "positions" in self.values:
-            top = self.state.capacity - 1
-            kind = np.int32 if self.session.variant.standard else np.int64
-            feeds["positions"] = np.minimum(np.arange(start, end), top).astype(kind)[None]
         dtype = "float16" if self.session.variant.half else "float32"
         for name, window in self.windows.items():
             feeds[name] = mask(start, self.size, self.state.capacity, window, dtype)
         for name, array in feeds.items():
             if name in self.values:
                 self.values[name].update_inplace(array)
-
-
-def _padded(array: NDArray[np.int32], size: int) -> NDArray[np.int32]:
-    return np.pad(array, (0, size - len(array))) if len(array) < size else array
 
 
 def mask(start: int, size: int, capacity: int, window: int, dtype: str) -> NDArray[Any]:
@@ -265,6 +295,7 @@ def open_ort(
     graph's).
     """
     choice = parse_device(device)
+    _check_weights(bundle, part, choice.provider)
     variant = _choose(bundle, part, choice.provider)
     return OrtSession(
         bundle.graph(part),
@@ -293,6 +324,19 @@ def emitted(bundle: Bundle, part: str = "model") -> list[Variant]:
     """The ONNX variants that a bundle holds."""
     found = (Variant.of_file(part, name) for name in bundle.manifest.files)
     return [variant for variant in found if variant is not None]
+
+
+def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
+    """QNN leaves DequantizeLinear by blocks to the CPU, and what its simulator then computes from
+    the codes is wrong: refused even where nodes on the CPU are allowed."""
+    found = {weight.encoding for weight in bundle.graph(part).weights.values()} - {"f32", "f16"}
+    if provider.float_weights and found:
+        raise DeviceError(
+            f"{provider.name} has no kernel for the {sorted(found)} weights of {bundle.path}, "
+            "expected f16 or f32",
+            code="device-weights",
+            hint="convert the model with --quant f16 for this device",
+        )
 
 
 def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:

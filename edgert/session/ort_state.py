@@ -6,7 +6,8 @@ for plain nodes the session copies the new rows in. P grows by doubling up to th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,44 @@ if TYPE_CHECKING:
     from .ort import OrtSession
 
 _FIRST = 256  # rows of a new state's buffers, unless more are expected
+_SPARES = 4  # closed states whose buffers and captured steps wait for the next ones
+
+
+class Buffers(NamedTuple):
+    """Keys and values of `capacity` rows by ONNX input name, and the steps bound to them."""
+
+    capacity: int
+    long_rope: bool
+    values: dict[str, Any]
+    bindings: dict[tuple[int, int], Any]
+
+
+class Spares:
+    """Buffers of closed states. A captured step belongs to its buffers and onnxruntime never frees
+    it, so a server must use both again instead of capturing anew for every conversation."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[Buffers] | None = []
+
+    def put(self, buffers: Buffers) -> None:
+        """Keep these for a later state; beyond a few, the oldest go."""
+        with self._lock:
+            if self._kept is not None:
+                self._kept = [*self._kept, buffers][-_SPARES:]
+
+    def take(self, capacity: int, *, long_rope: bool) -> Buffers | None:
+        """Kept buffers of exactly this kind, if there are any."""
+        with self._lock:
+            for index, kept in enumerate(self._kept or ()):
+                if (kept.capacity, kept.long_rope) == (capacity, long_rope):
+                    return (self._kept or []).pop(index)
+        return None
+
+    def close(self) -> None:
+        """Free what is kept, and keep nothing any more."""
+        with self._lock:
+            self._kept = None
 
 
 class OrtState(State):
@@ -30,13 +69,27 @@ class OrtState(State):
         super().__init__(context)
         self.session = session
         self.long_rope = long_rope
+        self.closed = False
         self.buffers: dict[str, Any] = {}
         self.bindings: dict[tuple[int, int], Any] = {}
         fixed = session.variant.capacity
-        self.capacity = fixed or min(context, max(expected, _FIRST))
+        self.capacity = fixed or self._rounded(max(expected, _FIRST))
         self._allocate()
 
+    def _rounded(self, rows: int) -> int:
+        """Where steps are captured, capacities are powers of two, so that buffers fit again."""
+        if self.session.cuda_graph:
+            rows = 1 << (rows - 1).bit_length()
+        return min(self.context, rows)
+
     def _allocate(self) -> None:
+        spare = self.session.spares.take(self.capacity, long_rope=self.long_rope)
+        if spare is not None:
+            self.buffers, self.bindings = spare.values, spare.bindings
+            for binding in self.bindings.values():
+                binding.state = self
+            return
+        self.buffers, self.bindings = {}, {}
         kind = np.float16 if self.session.variant.half else np.float32
         try:
             for node in self.session.attentions:
@@ -56,8 +109,8 @@ class OrtState(State):
         if rows <= self.capacity:
             return
         kept = self._read()
-        self.bindings = {}
-        self.capacity = min(self.context, max(2 * self.capacity, rows))
+        self._give_back()
+        self.capacity = self._rounded(max(2 * self.capacity, rows))
         self._allocate()
         self._write(kept)
 
@@ -114,8 +167,15 @@ class OrtState(State):
     def nbytes(self) -> int:
         return sum(value.tensor_size_in_bytes() for value in self.buffers.values())
 
-    def close(self) -> None:
+    def _give_back(self) -> None:
+        if self.session.cuda_graph and self.buffers:
+            spare = Buffers(self.capacity, self.long_rope, self.buffers, self.bindings)
+            self.session.spares.put(spare)
         self.buffers, self.bindings = {}, {}
+
+    def close(self) -> None:
+        self.closed = True
+        self._give_back()
 
 
 def _names(node: Attention) -> tuple[str, str]:

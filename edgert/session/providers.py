@@ -29,7 +29,7 @@ class Provider:
     `sys.platform`, "*" for the others. plugin: module of a provider that ships apart from
     onnxruntime and registers a library. half: whether float16 activations are the better choice.
     standard: wants the standard dialect (no GroupQueryAttention there). half_only: has no float32
-    kernels of the contrib ops.
+    kernels of the contrib ops. float_weights: has no kernel for weights quantized by blocks.
     """
 
     device: str
@@ -41,6 +41,7 @@ class Provider:
     half: bool = False
     standard: bool = False
     half_only: bool = False
+    float_weights: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 
     def with_options(self, **options: str) -> Provider:
@@ -66,7 +67,7 @@ DEVICES = _table(
     ),
     Provider(
         "qnn", "QNNExecutionProvider", {"*": "onnxruntime-qnn"},
-        plugin="onnxruntime_qnn", standard=True,
+        plugin="onnxruntime_qnn", standard=True, float_weights=True,
     ),
     Provider("coreml", "CoreMLExecutionProvider", {"darwin": "onnxruntime"}, standard=True),
     Provider("directml", "DmlExecutionProvider", {"win32": "onnxruntime-directml"}, half=True),
@@ -99,8 +100,9 @@ class Choice(NamedTuple):
 def parse_device(text: str) -> Choice:
     """A device name with options: `cuda`, `cuda:graph,device_id=1`, `openvino:allow-cpu-nodes`.
 
-    `graph` and `allow-cpu-nodes` are ours, `key=value` goes to the provider as it is. DeviceError
-    for unknown names and for providers that are not here, naming the package.
+    `graph` and `allow-cpu-nodes` are ours, `key=value` goes to the provider as it is, or to
+    onnxruntime's session where the key has a dot (`ep.cuda.fpa_intb_gemm=1`). DeviceError for
+    unknown names and for providers that are not here, naming the package.
     """
     device, _, rest = text.partition(":")
     provider = find_provider(device)
@@ -127,6 +129,12 @@ def parse_device(text: str) -> Choice:
 def find_provider(device: str) -> Provider:
     """The provider of a device name; DeviceError names the package when it is not here."""
     provider = DEVICES.get(device)
+    if device in ("cpu", "reference"):
+        raise DeviceError(
+            f"device {device!r} runs without onnxruntime and takes no options, expected it alone",
+            code="device-options",
+            hint="onnxruntime's own CPU provider is called ort-cpu",
+        )
     if provider is None:
         raise DeviceError(
             f"device {device!r} is unknown, expected one of {['auto', 'cpu', *DEVICES]}",
@@ -143,12 +151,18 @@ def available() -> dict[str, bool]:
 
 
 def is_available(provider: Provider) -> bool:
-    """Whether onnxruntime has this provider, built in or as an installed plugin."""
+    """Whether onnxruntime has this provider, built in or as an installed plugin with a device."""
     import onnxruntime
 
-    if provider.name in onnxruntime.get_available_providers():
+    if not _has_plugin(provider) and provider.name in onnxruntime.get_available_providers():
         return True
     return bool(_plugin_devices(provider))
+
+
+def _has_plugin(provider: Provider) -> bool:
+    """Whether the provider's own package is here. A registered one is among onnxruntime's
+    available providers even where it finds no device."""
+    return bool(provider.plugin) and importlib.util.find_spec(provider.plugin) is not None
 
 
 def _plugin_devices(provider: Provider) -> list[Any]:
@@ -158,10 +172,11 @@ def _plugin_devices(provider: Provider) -> list[Any]:
     if not hasattr(onnxruntime, "get_ep_devices"):
         return []
     found = [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider.name]
-    if found or not provider.plugin or importlib.util.find_spec(provider.plugin) is None:
+    if found or not _has_plugin(provider):
         return found
-    module = importlib.import_module(provider.plugin)
-    onnxruntime.register_execution_provider_library(provider.name, module.get_library_path())
+    if provider.name not in onnxruntime.get_available_providers():
+        library = importlib.import_module(provider.plugin).get_library_path()
+        onnxruntime.register_execution_provider_library(provider.name, library)
     return [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider.name]
 
 
@@ -177,10 +192,13 @@ def _missing(provider: Provider) -> DeviceError:
             "on a Jetson install the onnxruntime-gpu wheel made for its JetPack, see "
             "devices/jetson.md"
         )
+    elif _has_plugin(provider):
+        hint = f"{package} is installed but finds no device it can use: install the device's driver"
     elif provider.plugin:
         hint = f"pip install {package}"
     else:
-        hint = f"pip uninstall onnxruntime && pip install {package}"
+        builds = " ".join(installed_builds()) or "onnxruntime"
+        hint = f"pip uninstall {builds} && pip install {package}"
         if package == "onnxruntime":
             hint = "pip install --upgrade onnxruntime"
     return DeviceError(
@@ -211,13 +229,13 @@ def create_session(
     import onnxruntime
 
     options = _session_options(provider, threads, allow_cpu_nodes)
-    plugins = []
-    if provider.name not in onnxruntime.get_available_providers():
-        plugins = _plugin_devices(provider)
-        if not plugins:
-            raise _missing(provider)
-        options.add_provider_for_devices(plugins, dict(provider.options))
-    chosen = None if plugins else [(provider.name, dict(provider.options))]
+    own = {key: value for key, value in provider.options.items() if "." not in key}
+    if not is_available(provider):
+        raise _missing(provider)
+    plugins = _plugin_devices(provider) if _has_plugin(provider) else []
+    if plugins:
+        options.add_provider_for_devices(plugins, own)
+    chosen = None if plugins else [(provider.name, own)]
     try:
         session = onnxruntime.InferenceSession(
             str(model), options, providers=chosen, enable_fallback=0
@@ -252,6 +270,9 @@ def _session_options(provider: Provider, threads: int | None, allow_cpu_nodes: b
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     elif provider.name != CPU and not allow_cpu_nodes:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for key, value in provider.options.items():
+        if "." in key:
+            options.add_session_config_entry(key, value)
     return options
 
 

@@ -113,6 +113,68 @@ def function_of_another_domain(model: onnx.ModelProto) -> None:
     model.functions[0].domain = ""
 
 
+@spoils("onnx-op", "'Again'", "'edgert'")
+def function_that_calls_itself(model: onnx.ModelProto) -> None:
+    _function(model, "Again", helper.make_node("Again", ["x"], ["y"], "n", domain="edgert"))
+
+
+@spoils("onnx-op", "'L0'", "'edgert'")
+def functions_that_double_when_inlined(model: onnx.ModelProto) -> None:
+    """Thirty lines that would be a thousand million nodes."""
+    _function(model, "L0", helper.make_node("Add", ["x", "x"], ["y"]))
+    for level in range(1, 31):
+        below = f"L{level - 1}"
+        first = helper.make_node(below, ["x"], ["t"], "n", domain="edgert")
+        _function(
+            model, f"L{level}", first, helper.make_node(below, ["t"], ["y"], "m", domain="edgert")
+        )
+    model.graph.node.append(helper.make_node("L30", ["tokens"], ["r"], domain="edgert"))
+
+
+@spoils("onnx-format", "65 nodes")
+def function_that_is_long(model: onnx.ModelProto) -> None:
+    _function(model, "Long", *[helper.make_node("Add", ["x", "x"], [f"y{i}"]) for i in range(65)])
+
+
+def _function(model: onnx.ModelProto, name: str, *nodes: onnx.NodeProto) -> None:
+    domains = [helper.make_opsetid("", 21), helper.make_opsetid("edgert", 1)]
+    model.functions.append(helper.make_function("edgert", name, ["x"], ["y"], nodes, domains))
+
+
+def _column_and_row(model: onnx.ModelProto) -> tuple[str, str]:
+    """Two small constants whose product has 10^10 elements."""
+    column = np.ones((100_000, 1), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(column, "column"))
+    model.graph.initializer.append(numpy_helper.from_array(column.T, "row"))
+    return "column", "row"
+
+
+@spoils("onnx-constant", "'boom'", "'Mul'")
+def constants_that_grow_when_folded(model: onnx.ModelProto) -> None:
+    node = helper.make_node("Mul", _column_and_row(model), ["big"], name="boom")
+    model.graph.node.insert(0, node)
+
+
+@spoils("onnx-constant", "'boom'", "'Concat'")
+def constants_that_grow_behind_a_cast(model: onnx.ModelProto) -> None:
+    column, _ = _column_and_row(model)
+    model.graph.node.insert(0, helper.make_node("Cast", [column], ["half"], to=TensorProto.FLOAT16))
+    node = helper.make_node("Concat", ["half"] * 1000, ["big"], name="boom", axis=0)
+    model.graph.node.insert(1, node)
+
+
+@spoils("onnx-constant", "'boom'", "'Mul'")
+def constants_that_grow_in_a_function(model: onnx.ModelProto) -> None:
+    column, row = _column_and_row(model)
+    boom = helper.make_node("Mul", ["b", "c"], ["y"], name="boom")
+    made = helper.make_function(
+        "edgert", "Sly", ["a", "b", "c"], ["y"], [boom], [helper.make_opsetid("", 21)]
+    )
+    model.functions.append(made)
+    call = helper.make_node("Sly", ["tokens", column, row], ["big"], domain="edgert")
+    model.graph.node.append(call)
+
+
 @spoils("onnx-format", "an attribute holds field 6")
 def loop_with_a_body(model: onnx.ModelProto) -> None:
     body = helper.make_graph([], "body", [], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from edgert.converters.onnx_emit import export
 from numpy.typing import NDArray
 
 from edgert.bundle import Bundle
-from edgert.demo import demo_checkpoint
+from edgert.demo import demo_bundle, demo_checkpoint
 from edgert.session import open_session
 from edgert.session.base import Feed
 from edgert.session.providers import DEVICES, is_available
@@ -22,11 +23,13 @@ STEPS = 64
 PROMPT = (1, 403, 407, 261, 378)  # "Once upon a time" to the shipped tokenizer
 
 
-def _greedy(bundle: Path, device: str) -> tuple[list[int], NDArray[np.float32]]:
+def _greedy(
+    bundle: Path, device: str, prompt: tuple[int, ...] = PROMPT
+) -> tuple[list[int], NDArray[np.float32]]:
     """Token ids, and the logits each was chosen from."""
     with Bundle.open(bundle) as opened:
         session = open_session(opened, device=device, threads=1)
-        state, feed = session.new_state(STEPS + 8), np.array(PROMPT, np.int32)
+        state, feed = session.new_state(STEPS + len(prompt)), np.array(prompt, np.int32)
         tokens, logits = [], []
         for _ in range(STEPS):
             logits.append(session.step([Feed(state, feed)])[0][-1])
@@ -56,16 +59,34 @@ def test_float_models_tell_the_same_story(device: str, tmp_path: Path) -> None:
 
 
 def test_int4_models_part_only_where_it_is_a_toss_up(tmp_path: Path) -> None:
-    """Values on the edge between two codes fall to either side, here and there: where the stories
-    part, the two best tokens are closer than the executors' logits."""
     bundle = _bundle(tmp_path, "int4")
     export(bundle)
-    expected, logits = _greedy(bundle, "cpu")
-    tokens, got = _greedy(bundle, "ort-cpu")
+    _same_or_a_toss_up(bundle, "ort-cpu", PROMPT)
+
+
+@pytest.mark.parametrize("device", ["ort-cpu", "openvino"])
+def test_the_shipped_bundle_answers_as_on_the_cpu(device: str, tmp_path: Path) -> None:
+    if not is_available(DEVICES[device]):
+        pytest.skip(f"{DEVICES[device].name} is not in this onnxruntime")
+    bundle = tmp_path / "demo.edge"
+    shutil.copytree(demo_bundle(), bundle)
+    export(bundle, standard=DEVICES[device].standard)
+    with Bundle.open(bundle) as opened:
+        prompts = [golden.prompt_ids for golden in opened.manifest.golden]
+    assert prompts
+    for prompt in prompts:
+        _same_or_a_toss_up(bundle, device, prompt)
+
+
+def _same_or_a_toss_up(bundle: Path, device: str, prompt: tuple[int, ...]) -> None:
+    """Values on the edge between two codes fall to either side, here and there: where the stories
+    part, the two best tokens are closer than the executors' logits."""
+    expected, logits = _greedy(bundle, "cpu", prompt)
+    tokens, got = _greedy(bundle, device, prompt)
     same = next((i for i in range(STEPS) if tokens[i] != expected[i]), STEPS)
     shared = slice(0, min(same + 1, STEPS))
     relative, largest = distance(logits[shared], got[shared])
-    print(f"{same} tokens alike, relative RMS {relative:.3g}, max abs {largest:.3g}")
+    print(f"{device}: {same} tokens alike, relative RMS {relative:.3g}, max abs {largest:.3g}")
     assert relative < 0.05
     if same < STEPS:
         best = np.sort(logits[same])[-2:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -50,11 +51,14 @@ def test_a_missing_provider_names_the_package_for_this_platform(
     here(monkeypatch)
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(providers, "installed_builds", lambda: ["onnxruntime-qnn"])
     with pytest.raises(DeviceError) as caught:
         find_provider(device)
     assert caught.value.code == "provider-missing"
     assert DEVICES[device].name in caught.value.message
     assert says in caught.value.hint
+    if "uninstall" in caught.value.hint:  # what is really here, since one overwrites the other
+        assert "pip uninstall onnxruntime-qnn && " in caught.value.hint
 
 
 def test_missing_through_every_door(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +81,8 @@ def test_two_builds_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_devices_and_flags(bundle: Path) -> None:
     with pytest.raises(DeviceError, match=r"'toaster' is unknown.*'cuda'"):
         parse_device("toaster")
+    with pytest.raises(DeviceError, match=r"'cpu' .* takes no options"):
+        parse_device("cpu:graph")
     with pytest.raises(DeviceError, match=r"flags \['fast'\]"):
         parse_device("ort-cpu:fast")
     with pytest.raises(DeviceError, match=r"graph \(cuda only\)"):
@@ -90,6 +96,24 @@ def test_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = parse_device("cuda:graph,device_id=2,allow-cpu-nodes")
     assert (choice.graph, choice.allow_cpu_nodes, choice.provider.index) == (True, True, 2)
     assert choice.provider.options == {"device_id": "2"}
+
+
+def test_options_with_a_dot_reach_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the provider, which would refuse them."""
+    graph, seen = tiny_graph(), {}
+
+    class Recording(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            seen[key] = value
+            super().add_session_config_entry(key, value)
+
+    model = emit_model(graph, tiny_weights(graph), tmp_path)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Recording)
+    choice = parse_device("ort-cpu:session.set_denormal_as_zero=1")
+    providers.create_session(model, choice.provider)
+    assert seen["session.set_denormal_as_zero"] == "1"
 
 
 def test_a_provider_that_does_not_load_is_an_error(
@@ -141,6 +165,56 @@ def test_placement_of_every_node(bundle: Path) -> None:
         placed = place(opened, "ort-cpu")
     assert {p.provider for p in placed} == {providers.CPU}
     assert {"GroupQueryAttention", "MatMulNBits"} <= {p.op for p in placed}
+
+
+def test_qnn_refuses_weights_that_it_would_get_wrong(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(bundle, standard=True, rows=8, capacity=64)
+    here(monkeypatch, "QNNExecutionProvider")
+    monkeypatch.setattr(providers, "_has_plugin", lambda _: False)
+    for device in ("qnn", "qnn:allow-cpu-nodes"):
+        with Bundle.open(bundle) as opened, pytest.raises(DeviceError, match="int") as caught:
+            open_session(opened, device=device)
+        assert caught.value.code == "device-weights"
+        assert "--quant f16" in caught.value.hint
+
+
+class Plugin:
+    """onnxruntime with the package of a plugin provider, which may find a device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+        self.registered: list[str] = []
+        self.devices = devices
+        monkeypatch.setattr(providers, "_has_plugin", lambda p: bool(p.plugin))
+        module = SimpleNamespace(get_library_path=lambda: "/lib/webgpu.so")
+        monkeypatch.setattr("importlib.import_module", lambda _: module)
+        for name in ("get_available_providers", "get_ep_devices"):
+            monkeypatch.setattr(onnxruntime, name, getattr(self, name))
+        register = "register_execution_provider_library"
+        monkeypatch.setattr(onnxruntime, register, lambda name, _: self.registered.append(name))
+
+    def get_available_providers(self) -> list[str]:
+        return [*self.registered, providers.CPU]
+
+    def get_ep_devices(self) -> list[Any]:
+        return [SimpleNamespace(ep_name=name) for name in self.registered * self.devices]
+
+
+def test_a_plugin_provider_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = Plugin(monkeypatch, devices=1)
+    for _ in range(2):
+        assert find_provider("webgpu").name == "WebGpuExecutionProvider"
+    assert plugin.registered == ["WebGpuExecutionProvider"]
+
+
+def test_a_plugin_without_a_device_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although onnxruntime counts it among its available providers once it is registered."""
+    Plugin(monkeypatch, devices=0)
+    for _ in range(2):
+        with pytest.raises(DeviceError) as caught:
+            find_provider("webgpu")
+        assert "is installed but finds no device" in caught.value.hint
 
 
 def test_auto_is_cuda_only_where_it_would_work(
