@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +168,22 @@ def timed(work: Callable[[], Any], done: Callable[[], Any] = lambda: None) -> fl
         done()
         found.append(time.perf_counter() - start)
     return statistics.median(found[1:])
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What a run ran on: device, date, the GPU by its name and driver, versions."""
+    names = ("onnxruntime-gpu", "onnxruntime", "torch", "transformers")
+    found: dict[str, Any] = {"device": device, "date": date.today().isoformat()}
+    if device == "cuda":
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+            found["gpu"] = said.stdout.strip()
+    found["versions"] = {"python": platform.python_version()}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found["versions"][name] = version(name)
+    return found
 
 
 def copy_bandwidth() -> float:

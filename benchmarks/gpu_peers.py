@@ -75,6 +75,7 @@ def main() -> None:
     args = arguments()
     log = Log(args.out, args.deadline)
     cuda = args.device == "cuda"
+    log.note("machine", **own.machine(args.device))
     with folder_or_temporary(args.work) as work:
         if args.golden_only:
             for name, bundle in bundles(args, work, log):

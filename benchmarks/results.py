@@ -144,6 +144,45 @@ def check_table(lines: list[Line]) -> str:
     return table(("model", "check", "value", "limit", ""), rows)
 
 
+def gpu_section(lines: list[Line]) -> str:
+    """The last run of `benchmarks.gpu_peers`: what it ran on, targets, every row."""
+    rows = [line for line in lines if line["kind"] == "row"]
+    if not rows:
+        return "Not measured yet."
+    machine = next(line for line in lines if line["kind"] == "machine")
+    copied = [line["gbps"] for line in lines if line["kind"] == "copy"][-1]  # nothing else ran
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    head = ("model", "program", "decode tok/s", "prefill tok/s", "reads GB/s", "of copy", "checked")
+    body = [
+        (
+            row["model"], row["runner"], f"{row['decode_tps']:.1f}", f"{row['prefill_tps']:.0f}",
+            f"{row['read_gbps']:.0f}" if "read_gbps" in row else None,
+            f"{row['share']:.0%}" if "share" in row else None, row.get("note"),
+        )
+        for row in rows
+    ]  # fmt: skip
+    checked = [f"- {line['model']}: {line['note']}" for line in lines if line["kind"] == "checked"]
+    return "\n\n".join([
+        f"{machine['gpu']}, {machine['date']}, {versions}; copy bandwidth {copied:.0f} GB/s (read "
+        "and written bytes together).",
+        gpu_targets(rows), table(head, body), *checked,
+    ])  # fmt: skip
+
+
+def gpu_targets(rows: list[Line]) -> str:
+    """The demanded figures of the 1.1B int4 shape."""
+    mine = [r for r in rows if r["model"] == "1.1b int4" and r["runner"].startswith("edgert")]
+    peer = next(r for r in rows if r["model"] == "1.1b f16" and r["runner"].endswith("compiled"))
+    best = max(mine, key=lambda r: float(r["decode_tps"]))
+    ratio = best["decode_tps"] / peer["decode_tps"]
+    found = (
+        ("1.1B int4 decode over transformers compiled f16", f"{ratio:.2f}", 1.5, ratio),
+        ("1.1B int4 decode, share of copy bandwidth", f"{best['share']:.0%}", 0.2, best["share"]),
+    )
+    told = [(what, text, f">= {w}", "PASS" if v >= w else "MISS") for what, text, w, v in found]
+    return table(("figure", "found", "must reach", ""), told)
+
+
 def machine_list(lines: list[Line]) -> str:
     """What the shown runs ran on."""
     said = []
@@ -177,6 +216,7 @@ def sections() -> dict[str, str]:
         "speeds": speed_table(peers),
         "logits": logits_table(peers),
         "machines": machine_list(peers + checks),
+        "gpu": gpu_section(read_lines("gpu_peers")),
     }
 
 
