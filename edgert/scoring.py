@@ -3,12 +3,14 @@
     scorer = Scorer(session)
     scores = scorer.score([Request((1, 5), (7, 9)), Request((1, 5), (8,))])
 
-Requests that follow each other with the same context share its computation. Several sequences go
-into one step; because a row's result does not depend on its company, neither does any score.
+Requests that follow each other with the same context share its computation, and that of the tokens
+with which their continuations begin alike. Several sequences go into one step; because a row's
+result does not depend on its company, neither does any score.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -42,14 +44,23 @@ class Score(NamedTuple):
     greedy: bool
 
 
-def token_logprobs(logits: F32, targets: Sequence[int]) -> tuple[NDArray[np.float64], bool]:
-    """log softmax of float32 [n, V] at one target a row, float64 [n]; whether all are argmax."""
+def token_logprobs(
+    logits: F32, targets: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """log softmax of float32 [n, V] at one target a row, float64 [n]; which are argmax, bool [n]."""
     rows = np.arange(len(targets))
     peak = logits.max(axis=1, keepdims=True)
     total = np.exp(logits - peak).sum(axis=1, dtype=np.float64)
     picked = logits[rows, targets].astype(np.float64) - peak[:, 0]
-    greedy = bool(np.all(logits.argmax(axis=1) == np.asarray(targets)))
-    return picked - np.log(total), greedy
+    best = picked == 0
+    best[best] = logits[best].argmax(axis=1) == np.asarray(targets)[best]
+    return picked - np.log(total), best
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` begin with in common."""
+    pairs = zip(a, b, strict=False)
+    return next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
 class _Group(NamedTuple):
@@ -59,10 +70,12 @@ class _Group(NamedTuple):
     places: list[int]
     continuations: list[tuple[int, ...]]
 
-    @property
-    def room(self) -> int:
-        """How many requests may be in it: one, where there is nothing to share."""
-        return SHARED if len(self.context) > 1 else 1
+    def takes(self, request: Request) -> bool:
+        """Whether the request belongs here: there is something to share, and room."""
+        same = request.context == self.context and len(self.places) < SHARED
+        return same and (
+            len(self.context) > 1 or _alike(self.continuations[-1], request.continuation) > 0
+        )
 
     @property
     def longest(self) -> int:
@@ -70,13 +83,14 @@ class _Group(NamedTuple):
 
 
 class _Lane:
-    """One sequence at work: the shared context once, then each continuation after it."""
+    """One sequence at work: the shared context once, then each continuation after it, less what it
+    shares with the one before."""
 
     def __init__(self, group: _Group, state: State) -> None:
         self.group, self.state = group, state
         self.base = len(group.context) - 1  # the last context token is fed with each continuation
         self.index = 0
-        self.logprob, self.greedy = 0.0, True
+        self.found: list[tuple[float, bool]] = []  # a token each of the current continuation
         self.scores: list[tuple[int, Score]] = []
 
     @property
@@ -103,16 +117,19 @@ class _Lane:
             return
         continuation = self.group.continuations[self.index]
         first = self.state.length - self.base
-        found, greedy = token_logprobs(logits, continuation[first : first + count])
-        self.logprob += float(found.sum())
-        self.greedy = self.greedy and greedy
+        found, best = token_logprobs(logits, continuation[first : first + count])
+        self.found += zip(found.tolist(), best.tolist(), strict=True)
+        self.state.commit(count)
         if first + count < len(continuation):
-            self.state.commit(count)
             return
-        self.state.commit(0)
-        self.state.trim(self.base)
-        self.scores.append((self.group.places[self.index], Score(self.logprob, self.greedy)))
-        self.index, self.logprob, self.greedy = self.index + 1, 0.0, True
+        score = Score(math.fsum(x for x, _ in self.found), all(greedy for _, greedy in self.found))
+        self.scores.append((self.group.places[self.index], score))
+        self.index += 1
+        if not self.done:
+            following = self.group.continuations[self.index]
+            kept = min(_alike(continuation, following), len(following) - 1)
+            self.state.trim(self.base + kept)
+            del self.found[kept:]
 
 
 class Scorer:
@@ -157,7 +174,7 @@ class Scorer:
                     "score, expected one of each at least",
                     code="score-empty",
                 )
-            if group is None or group.context != context or len(group.places) >= group.room:
+            if group is None or not group.takes(Request(context, continuation)):
                 if group is not None:
                     yield group
                 group = _Group(context, [], [])

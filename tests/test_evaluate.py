@@ -69,6 +69,9 @@ def test_scores_are_those_of_one_token_at_a_time(
     shared = tokens(rng, 20)
     requests += [Request(shared, tokens(rng, n)) for n in (1, 5, 33, *range(1, 9))]
     requests += [Request((1,), tokens(rng, n)) for n in (4, 5, 6)]
+    alike = tokens(rng, 24)  # longer than a step of the session: cut inside the shared part
+    for front, end in ((24, 3), (24, 1), (24, 0), (20, 6), (24, 0), (1, 1), (2, 30), (2, 1)):
+        requests.append(Request((1,), (*alike[:front], *tokens(rng, end))))
     scores = Scorer(session).score(requests)
     for request, score in zip(requests, scores, strict=True):
         logprob, greedy = plain(
@@ -82,8 +85,24 @@ def test_short_requests_share_steps(session: Session, monkeypatch: pytest.Monkey
     steps: list[int] = []
     step = session.step
     monkeypatch.setattr(session, "step", lambda feeds: (steps.append(len(feeds)), step(feeds))[1])
-    Scorer(session).score([Request((1,), (2, 3)) for _ in range(8)])
+    Scorer(session).score([Request((1,), (n, 3)) for n in range(4, 12)])
     assert len(steps) <= 8 * 64 // CONTEXT + 1
+
+
+def test_continuations_that_begin_alike_compute_that_once(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+    step = session.step
+
+    def counted(feeds: list[Feed]) -> Any:
+        fed.extend(len(feed.tokens) for feed in feeds)
+        return step(feeds)
+
+    monkeypatch.setattr(session, "step", counted)
+    good, bad = (5, 6, 7, 8, 9), (5, 6, 7, 4, 9)
+    Scorer(session).score([Request((1,), good), Request((1,), bad), Request((1,), good)])
+    assert sum(fed) == 5 + 2 + 2
 
 
 def test_greedy_is_seen(session: Session) -> None:
