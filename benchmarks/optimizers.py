@@ -139,22 +139,29 @@ def _drain() -> None:
         torch.cuda.synchronize()
 
 
-def r2() -> None:
-    """One batched Newton-DB call against one call per matrix."""
+def batching(n: int, k: int) -> tuple[float, float, float]:
+    """Seconds for `n` fourth roots of side `k`: in one call, in `n` calls; of one batched eigh."""
 
     def solve(a: Tensor) -> Tensor:
         start = scaling.start_vectors(a.shape[-1], 0, a.device, a.dtype)
         x: Tensor = roots.ndb_root(a, 4, 10, scaling.guarded_scale(a, start))
         return x
 
+    a = torch.randn(n, k, k)
+    a = a @ a.mT / k + 1e-2 * torch.eye(k)
+    return (
+        clock(lambda: solve(a)),
+        clock(lambda: [solve(one) for one in a.split(1)]),
+        clock(lambda: torch.linalg.eigh(a)),
+    )
+
+
+def r2() -> None:
+    """One batched Newton-DB call against one call per matrix."""
     gains = []
     print("R2  NDB(10) with power-iteration scaling, CPU, 1 thread")
     for (n, k), expected in {(64, 32): 15, (64, 64): 13, (32, 128): 2, (8, 256): 1.15}.items():
-        a = torch.randn(n, k, k)
-        a = a @ a.mT / k + 1e-2 * torch.eye(k)
-        batched = clock(lambda a=a: solve(a))
-        looped = clock(lambda a=a: [solve(one) for one in a.split(1)])
-        eigen = clock(lambda a=a: torch.linalg.eigh(a))
+        batched, looped, eigen = batching(n, k)
         print(
             f"  ({n:2},{k:3},{k:3})  batched {1e3 * batched:6.1f} ms, looped {1e3 * looped:6.1f}: "
             f"{looped / batched:5.2f}x (reference {expected}x), batched eigh {1e3 * eigen:6.1f} ms"
@@ -198,16 +205,16 @@ def product_norm(matrices: list[Tensor]) -> float:
     return float(torch.linalg.matrix_norm(total, 2))
 
 
-def chains(alignment: float, srank: float) -> tuple[float, float, float, float]:
-    """Smallest, median and largest product norm of 15 chains, and the largest after MSign."""
+def chains(alignment: float, srank: float, *, draws: int = 15) -> tuple[float, float, float, float]:
+    """Smallest, median and largest product norm of `draws` chains, and the largest after MSign."""
     before, after = [], []
-    for seed in range(15):
+    for seed in range(draws):
         params = [nn.Parameter(w) for w in chain(alignment, srank, seed=seed)]
         before.append(product_norm([p.detach() for p in params]))
         named = [(f"{i}.w", p) for i, p in enumerate(params)]
         optim.MSign(torch.optim.SGD(params, 0.1), named_params=named, targets="all2d").apply()
         after.append(product_norm([p.detach() for p in params]))
-    return min(before), sorted(before)[7], max(before), max(after)
+    return min(before), sorted(before)[draws // 2], max(before), max(after)
 
 
 def r3() -> None:
@@ -280,7 +287,7 @@ def markov(generator: torch.Generator, table: Tensor, batch: int, length: int) -
     return tokens
 
 
-def small_run(period: int | None, steps: int = 750) -> tuple[list[str], float]:
+def small_run(period: int | None, steps: int = 750) -> tuple[dict[int, float], float]:
     """Mean stable rank of the first three W_O along the way, and the last 50 losses' mean."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -291,13 +298,14 @@ def small_run(period: int | None, steps: int = 750) -> tuple[list[str], float]:
     groups = [{"params": rest}, {"params": small, "lr": 2.5e-3}]
     base = torch.optim.AdamW(groups, 1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     optimizer = optim.MSign(base, named_params=net.named_parameters(), period=period)
-    seen, losses = [], []
+    seen: dict[int, float] = {}
+    losses = []
     for step in range(steps + 1):
         if step in (0, 50, 250, 500, steps):
             outputs = torch.stack(
                 [layer.attn["o_proj"].weight.detach() for layer in net.layers[:3]]
             )
-            seen.append(f"{step}: {float(optim.stable_rank(outputs, 100).mean()):.1f}")
+            seen[step] = float(optim.stable_rank(outputs, 100).mean())
         tokens = markov(generator, table, 16, 32)
         loss = nn.functional.cross_entropy(
             net(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
@@ -320,8 +328,9 @@ def r4() -> None:
     ):
         seen, loss = small_run(period)
         losses.append(loss)
+        steps = ", ".join(f"{step}: {rank:.1f}" for step, rank in seen.items())
         print(
-            f"  {name:10} srank(W_O), first 3 layers: {', '.join(seen)} "
+            f"  {name:10} srank(W_O), first 3 layers: {steps} "
             f"(reference {reference}); loss {loss:.3f}"
         )
     print(

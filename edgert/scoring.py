@@ -47,7 +47,7 @@ class Score(NamedTuple):
 def token_logprobs(
     logits: F32, targets: Sequence[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """log softmax of float32 [n, V] at one target a row, float64 [n]; which are argmax, bool [n]."""
+    """log softmax of float32 [n, V] at one target a row, float64 [n]; which are argmax, [n]."""
     rows = np.arange(len(targets))
     peak = logits.max(axis=1, keepdims=True)
     total = np.exp(logits - peak).sum(axis=1, dtype=np.float64)

@@ -44,7 +44,7 @@ class Dash(Optimizer):
             squared gradient used by grafting.
         eps_root: added to the diagonal of every factor; None: `max(1e-10, 1e-6 * trace / k)`.
         eps_graft: added to the root of the squared gradient.
-        block: largest tile side; None: 128 on the CPU, 512 on a GPU.
+        block: largest tile side; None: 128 on the CPU, on a GPU 512, or 1024 from 500M parameters.
         freq: steps between refreshes of the roots; None: 1 on a GPU with a Newton solver, else 10.
             Roots are also computed on the first preconditioned step.
         start: first preconditioned step; before it the update is the Adam step itself.

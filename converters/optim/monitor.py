@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .targets import layer_of
 
@@ -39,16 +40,18 @@ def jacobian_alignment(
 
     `J[l]` is the Jacobian of block `l` at its input; `hidden [1, T, d]`, `T <= 64`, enters the
     first block and every block keeps its shape. The top singular pair takes `iterations`
-    alternations of one forward-mode and one reverse-mode product; no Jacobian is formed.
+    alternations of one forward-mode and one reverse-mode product; no Jacobian is formed. Fused
+    attention kernels have no forward mode, so torch's plain one is used meanwhile.
     Raises ValueError for a longer sequence.
     """
     if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] > 64:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}, expected [1, T <= 64, d]")
     pairs = []
-    for block in blocks:
-        pairs.append(_top_pair(block, hidden, iterations))
-        with torch.no_grad():
-            hidden = block(hidden)
+    with sdpa_kernel(SDPBackend.MATH):
+        for block in blocks:
+            pairs.append(_top_pair(block, hidden, iterations))
+            with torch.no_grad():
+                hidden = block(hidden)
     return [float((below[0] * above[1]).sum().abs()) for below, above in pairwise(pairs)]
 
 

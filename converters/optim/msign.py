@@ -44,10 +44,11 @@ class MSign(Optimizer):
         alignment_probe: called at every record, its result goes to `watch.alignments`; usually
             `lambda: jacobian_alignment(blocks, hidden)` with dropout switched off.
 
-    `t` counts the steps the base really took. `stats` counts "applied", "guarded" and "skipped"
-    (norm below 1e-12) matrices. Meant for training from scratch: on trained weights the flattening
-    destroys what was learnt, so healing runs leave it off. Raises ValueError for arguments out of
-    range or targets that match nothing.
+    `t` counts the steps the base really took. Records of the monitor are no part of the saved
+    state: after a resume the next one at or after `warmup` is the baseline. `stats` counts
+    "applied", "guarded" and "skipped" (norm below 1e-12) matrices. Meant for training from scratch:
+    on trained weights the flattening destroys what was learnt, so healing runs leave it off. Raises
+    ValueError for arguments out of range or targets that match nothing.
     """
 
     def __init__(

@@ -11,9 +11,12 @@ from .roots import SOLVERS, RootConfig
 from .scaling import SCALINGS
 from .stacks import Hyper
 
+LARGE_MODEL = 500_000_000  # parameters
+
 
 def resolve(options: dict[str, Any], params: Iterable[Tensor]) -> tuple[int, Hyper]:
     """Tile side and shared settings, with the defaults that depend on the device filled in."""
+    params = list(params)
     cuda = any(p.is_cuda for p in params)
     solver = options["solver"]
     if solver == "auto":
@@ -41,7 +44,8 @@ def resolve(options: dict[str, Any], params: Iterable[Tensor]) -> tuple[int, Hyp
         nesterov=options["nesterov"],
         root=root,
     )
-    return options["block"] or (512 if cuda else 128), hyper
+    large = sum(p.numel() for p in params) >= LARGE_MODEL
+    return options["block"] or ((1024 if large else 512) if cuda else 128), hyper
 
 
 def check_options(o: dict[str, Any], *, allow_high_mu: bool) -> None:

@@ -20,7 +20,7 @@ def polar_svd(w: Tensor, eps: float, mix: float = 1.0) -> tuple[Tensor, Tensor]:
     """`U diag(S ** (1 - mix)) V^T` and `U V^T` of `w [n, rows, cols]`, rank rule included.
 
     Singular values up to `max(rows, cols) * eps * S[0]` count as zero and stay zero; `eps` is that
-    of the stored weights. Computed in float64 if the short side is at most 64.
+    of `w`'s type before any widening here. Computed in float64 if the short side is at most 64.
     """
     small = min(w.shape[-2:]) <= 64
     u, s, vh = torch.linalg.svd(w.double() if small else w, full_matrices=False)

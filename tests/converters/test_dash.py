@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from edgert.converters.optim.blocks import (
     scatter,
     tile_grids,
 )
+from edgert.converters.optim.options import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -579,6 +581,31 @@ def test_empty_parameters_are_left_alone():
 def test_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Dash([weight(4, 4)], **{"lr": 1e-3, **options})
+
+
+@pytest.mark.parametrize(
+    ("cuda", "numel", "solver", "expected"),
+    [
+        (False, 10**9, "auto", ("evd", 128, 10)),
+        (True, 10**6, "auto", ("ndb", 512, 1)),
+        (True, 10**9, "cn", ("cn", 1024, 1)),
+        (True, 10**6, "evd", ("evd", 512, 10)),
+    ],
+)
+def test_defaults_follow_the_device(cuda, numel, solver, expected):
+    dash = Dash([weight(4, 4)], 1e-3, solver=solver)
+    block, hyper = resolve(dash._options, [SimpleNamespace(is_cuda=cuda, numel=lambda: numel)])
+    assert (hyper.root.solver, block, hyper.freq) == expected
+
+
+def test_defaults_are_the_papers_or_say_why():
+    dash = Dash([weight(4, 4)], 1e-3)
+    _, hyper = resolve(dash._options, [])
+    assert (hyper.beta_grad, hyper.beta_factor, hyper.beta_graft) == (0.9, 0.95, 0.95)
+    assert (hyper.eps_graft, hyper.start, hyper.mu, hyper.nesterov) == (1e-8, 1, 0.0, True)
+    root = hyper.root
+    assert (root.steps, root.scaling, root.degree, root.cheb_eps) == (15, "pim", 60, 1e-3)
+    assert root.eps is None  # max(1e-10, 1e-6 trace / k), which the loop above uses too
 
 
 def test_high_momentum_by_explicit_choice():

@@ -488,6 +488,22 @@ def test_alignment_runs_on_transformer_blocks():
     assert all(0 <= value <= 1 + 1e-6 for value in found)
 
 
+def test_alignment_runs_on_fused_attention():
+    """Models call `scaled_dot_product_attention`, whose fast kernels have no forward mode."""
+
+    def block(x):
+        return x + nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    def plain(x):
+        late = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = (x @ x.mT / x.shape[-1] ** 0.5).masked_fill(late, -math.inf)
+        return x + scores.softmax(-1) @ x
+
+    hidden = gaussian(1, 8, 16)
+    found = jacobian_alignment([block, block], hidden)
+    assert found == pytest.approx(jacobian_alignment([plain, plain], hidden), abs=1e-4)
+
+
 def test_monitor_records_alignment_without_changing_the_run():
     plain, watched = model(), model()
     hidden = gaussian(1, 8, 16)
