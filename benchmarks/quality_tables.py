@@ -1,0 +1,206 @@
+"""Tables of `quality_demo`'s lines, in `benchmarks/QUALITY.md` and in the demo model's card.
+
+Nothing in them is typed by hand: both files keep their own words outside of the marks
+`<!-- NAME: begin -->` and `<!-- NAME: end -->`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgert.zeroshot import TASKS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "benchmarks" / "QUALITY.md"
+CARD = ROOT / "recipes" / "demo_text" / "checkpoint" / "README.md"
+TEXTS = ("wikipedia_valid", "wikitext2_valid", "novels_held_out")
+HEADS = {
+    "wikipedia_valid": "Wikipedia, bits per byte",
+    "wikitext2_valid": "WikiText-2, bits per byte",
+    "novels_held_out": "novels, bits per byte",
+    "blimp": "BLiMP",
+}
+ENGINES = {
+    "transformers": "stored weights, transformers (float32)",
+    "f32": "stored weights, edgert f32",
+    "f16": "edgert f16",
+    "int8": "edgert int8",
+    "int4": "edgert int4",
+}
+LEAST_BLIMP, MOST_BITS, EQUAL = 0.72, 1.30, 1e-3
+
+Line = Mapping[str, Any]
+Cells = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def joined(lines: Iterable[Line], *, only: int | None = None) -> Cells:
+    """Parts put together, by (model, engine, measure); `only`: that part alone.
+
+    Accuracies are weighted by examples, bits by bytes, log-perplexities by examples; `share` is the
+    part of the measure that was measured.
+    """
+    groups: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines:
+        if only is None or line["part"] == only:
+            key = (line["model"], line["engine"], line["measure"])
+            groups.setdefault(key, []).append(line)
+    return {key: _join(some) for key, some in groups.items() if key[2] != "answer"}
+
+
+def _join(lines: Sequence[Line]) -> dict[str, Any]:
+    if len({line["parts"] for line in lines}) != 1:
+        raise ValueError(f"lines of one measure are cut into different parts: {lines[:2]}")
+
+    def mean(name: str, weight: str) -> float:
+        total = sum(line[weight] for line in lines)
+        return float(sum(line[name] * line[weight] for line in lines) / total)
+
+    found: dict[str, Any] = {
+        "examples": sum(line["examples"] for line in lines),
+        "share": len(lines) / lines[0]["parts"],
+        "date": max(line["date"] for line in lines),
+    }
+    if "bytes" in lines[0]:
+        return found | {"value": mean("value", "bytes")}
+    for name in ("acc", "acc_norm"):
+        if name in lines[0]:
+            p = mean(name, "examples")
+            spread = math.sqrt(p * (1 - p) / (found["examples"] - 1))
+            found |= {name: p, f"{name}_stderr": spread}
+    if "perplexity" in lines[0]:
+        logs = [{**line, "log": math.log(line["perplexity"])} for line in lines]
+        total = sum(line["log"] * line["examples"] for line in logs)
+        found["perplexity"] = math.exp(total / found["examples"])
+    return found | {"value": found["acc"]}
+
+
+def _cell(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return "–"
+    if "acc" not in cell:
+        text = f"{cell['value']:.4f}"
+    else:
+        text = f"{100 * cell['acc']:.2f} ± {100 * cell['acc_stderr']:.2f} %"
+    return text if cell["share"] > 1 - 1e-9 else f"{text} ({cell['share']:.0%} of it)"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def quality_table(cells: Cells) -> str:
+    """A row a model and engine, a column a text and BLiMP."""
+    models = sorted({key[0] for key in cells}, key=lambda m: (m != "demo", m))
+    rows = []
+    for model in models:
+        for engine, words in ENGINES.items():
+            found = [cells.get((model, engine, measure)) for measure in HEADS]
+            if any(found):
+                rows.append([f"{model}: {words}", *map(_cell, found)])
+    return _table(["", *HEADS.values()], rows)
+
+
+def task_table(cells: Cells) -> str:
+    """A row a zero-shot task, for the demo model: int4 as it ships, and the stored weights."""
+    rows = []
+    for task in TASKS:
+        row = [task]
+        for engine in ("int4", "f32"):
+            cell = cells.get(("demo", engine, task))
+            extra = ""
+            if cell and "acc_norm" in cell:
+                extra = f"; acc_norm {100 * cell['acc_norm']:.2f} ± "
+                extra += f"{100 * cell['acc_norm_stderr']:.2f} %"
+            if cell and "perplexity" in cell:
+                extra = f"; perplexity {cell['perplexity']:.1f}"
+            row.append(_cell(cell) + extra)
+        found = cells.get(("demo", "int4", task)) or cells.get(("demo", "f32", task))
+        rows.append([*row, str(found["examples"]) if found else "–"])
+    return _table(["task, acc", ENGINES["int4"], ENGINES["f32"], "examples"], rows)
+
+
+def verdicts(cells: Cells) -> str:
+    """What was asked for, found and whether that is enough."""
+    rows = []
+    for engine in ENGINES:
+        for measure, bound in (("blimp", LEAST_BLIMP), ("wikipedia_valid", MOST_BITS)):
+            cell = cells.get(("demo", engine, measure))
+            if cell:
+                good = cell["value"] >= bound if measure == "blimp" else cell["value"] <= bound
+                asked = f"≥ {bound:.0%}" if measure == "blimp" else f"≤ {bound:.2f}"
+                rows.append(
+                    [f"{HEADS[measure]}, {ENGINES[engine]}", _cell(cell), asked, _yes(good)]
+                )
+    for measure, words in HEADS.items():
+        pair = [cells.get(("demo", engine, measure)) for engine in ("transformers", "f32")]
+        if pair[0] and pair[1] and pair[0]["examples"] == pair[1]["examples"]:
+            gap = abs(pair[0]["value"] - pair[1]["value"])
+            what = f"{words}: edgert f32 against transformers, {pair[0]['share']:.0%} of it"
+            rows.append([what, f"{gap:.1e} apart", f"≤ {EQUAL:g}", _yes(gap <= EQUAL)])
+    return _table(["", "found", "wanted", "reached"], rows)
+
+
+def _yes(good: bool) -> str:
+    return "yes" if good else "**no**"
+
+
+def answers(lines: Iterable[Line]) -> str:
+    """The ten prompts as the shipped bundle answers them, greedily."""
+    found = sorted(
+        (line for line in lines if line["measure"] == "answer" and line["engine"] == "int4"),
+        key=lambda line: int(line["part"]),
+    )
+    return "\n\n".join(
+        f"**{line['prompt']}**\n\n> " + str(line["text"]).replace("\n", "\n> ") for line in found
+    )
+
+
+def commands(lines: Iterable[Line]) -> str:
+    """How to measure it all again."""
+    groups: dict[tuple[str, str], set[str]] = {}
+    for line in lines:
+        if line["measure"] != "answer":
+            groups.setdefault((line["model"], line["engine"]), set()).add(line["measure"])
+    order = [*TEXTS, *TASKS]
+    rows = []
+    for (model, engine), measures in groups.items():
+        names = " ".join(sorted(measures, key=order.index))
+        rows.append(f"    python -m benchmarks.quality_demo --part all --models {model}"
+                    f" --engines {engine} --measures {names}")  # fmt: skip
+    rows.append("    python -m benchmarks.quality_demo --models demo --engines transformers int4"
+                " --measures --answers")  # fmt: skip
+    return "\n".join([*rows, "    python -m benchmarks.quality_demo --write"])
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the marks of `name` replaced. ValueError without marks."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected {begin} and {end} once each")
+    return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
+
+
+def write(lines: Sequence[Line]) -> None:
+    """Put the tables into the page and the card."""
+    whole, tenth = joined(lines), joined(lines, only=0)
+    dates = sorted({cell["date"] for cell in whole.values()})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    page, card = PAGE.read_text(encoding="utf-8"), CARD.read_text(encoding="utf-8")
+    for name, content in {
+        "when": f"Measured {when}.",
+        "verdicts": verdicts(whole),
+        "quality": quality_table(whole),
+        "tenth": quality_table(tenth),
+        "tasks": task_table(whole),
+        "commands": commands(lines),
+    }.items():
+        page = replaced(page, name, content)
+    note = f"Measured {when} with `python -m benchmarks.quality_demo` in edgert's source tree."
+    card = replaced(card, "quality", f"{note}\n\n{quality_table(whole)}\n\n{task_table(whole)}")
+    card = replaced(card, "int4 answers", answers(lines))
+    PAGE.write_text(page, encoding="utf-8")
+    CARD.write_text(card, encoding="utf-8")
