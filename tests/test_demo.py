@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from edgert.converters.convert import convert
 
 import edgert
 from edgert import demo
+from edgert.bundle import Bundle
 from edgert.errors import ResourceError
 from edgert.verify import verify_bundle
+from recipes.demo_text.card import CARD
+from recipes.demo_text.evaluate import PROMPTS
+from recipes.demo_text.sources import LICENCES
+
+from .conftest import ROOT
+
+CHECKPOINT = ROOT / "recipes" / "demo_text" / "checkpoint"
 
 
 def run_demo(*args: str) -> subprocess.CompletedProcess[str]:
@@ -23,6 +34,70 @@ def test_the_shipped_bundle_is_what_its_maker_wrote() -> None:
     report = verify_bundle(demo.demo_bundle(), values=True)
     assert not report.problems()
     assert report.name == demo.NAME
+
+
+def test_the_shipped_bundle_comes_from_the_shipped_checkpoint(tmp_path: Path) -> None:
+    """The command in `edgert/demo/__init__.py` makes the same files again, byte for byte."""
+    again = tmp_path / "again.edge"
+    convert(CHECKPOINT, again, name=demo.NAME, golden=False, progress=False)
+    with Bundle.open(again) as made, Bundle.open(demo.demo_bundle()) as shipped:
+        assert made.manifest.files == shipped.manifest.files
+        assert made.manifest.text == shipped.manifest.text
+        assert made.manifest.provenance.sources == shipped.manifest.provenance.sources
+
+
+def test_the_model_card_ships_with_the_model() -> None:
+    card = (demo.demo_bundle() / "README.md").read_text(encoding="utf-8")
+    assert card == (CHECKPOINT / "README.md").read_text(encoding="utf-8")
+    template = [line for line in CARD.splitlines() if line.startswith(("## ", "<!-- "))]
+    assert [line for line in card.splitlines() if line.startswith(("## ", "<!-- "))] == template
+    assert "Not measured" not in card
+    for licence in LICENCES:
+        assert f"| {licence.name} | {licence.origin} | {licence.licence} |" in card
+
+
+def answers_of(card: str, section: str) -> dict[str, str]:
+    """Prompt and answer, as they stand under a heading of the card."""
+    text = card.split(f"\n## {section}")[1].split("\n## ")[0]
+    pairs = re.findall(r"\*\*(.+?)\*\*\n\n((?:> .*\n)+)", text)
+    return {prompt: re.sub(r"(?m)^> ", "", answer).strip() for prompt, answer in pairs}
+
+
+@pytest.mark.slow
+def test_the_cards_answers_are_the_models() -> None:
+    """Greedy answers, int4 through edgert. Another instruction set may round another way."""
+    card = (demo.demo_bundle() / "README.md").read_text(encoding="utf-8")
+    expected = answers_of(card, "The same prompts, answered by the int4 bundle")
+    assert list(expected) == list(PROMPTS)
+    with edgert.load(demo.demo_bundle()) as model:
+        for prompt, answer in expected.items():
+            found = model.chat([{"role": "user", "content": prompt}], temperature=0, max_tokens=320)
+            assert found.text.strip() == answer
+
+
+@pytest.mark.slow
+def test_the_cards_answers_are_those_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    card = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
+    expected = answers_of(card, "Ten fixed prompts, greedy, unedited")
+    assert list(expected) == list(PROMPTS)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    model = transformers.AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype="float32")
+    for prompt, answer in expected.items():
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True, return_tensors="pt", return_dict=True,
+        )  # fmt: skip
+        out = model.generate(**asked, do_sample=False, temperature=None, top_p=None)
+        said = tokenizer.decode(out[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert said.strip() == answer
+
+
+def test_the_demo_samples_as_its_card_says() -> None:
+    with Bundle.open(demo.demo_bundle()) as bundle:
+        assert bundle.manifest.text.generation == {
+            "temperature": 0.7, "top_k": 0, "top_p": 0.9,
+        }  # fmt: skip
 
 
 def test_the_shipped_bundle_chats() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,38 @@ def test_a_wheel_stays_small() -> None:
     size = sum(path.stat().st_size for path in files)
     print(f"{len(files)} files, {size / 1e6:.1f} MB")
     assert size < WHEEL_BYTES
+
+
+@pytest.mark.slow
+def test_the_wheel_itself(tmp_path: Path) -> None:
+    """Built, measured, unpacked elsewhere: the chat model answers and brings its card."""
+    pytest.importorskip("setuptools", minversion="77")
+    tree, out, site = tmp_path / "tree", tmp_path / "out", tmp_path / "site"
+    for room in (*ROOMS, "README.md", "LICENSE", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / room).is_dir() else shutil.copy
+        tree.mkdir(exist_ok=True)
+        copy(ROOT / room, tree / room)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", str(out), str(tree)], check=True)
+    (wheel,) = out.glob("edgert-*.whl")
+    print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
+    assert wheel.stat().st_size < WHEEL_BYTES
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+        packed.extractall(site)
+    assert "edgert/demo/edgert-demo.edge/README.md" in names
+    assert "edgert/demo/stories260k/README.md" in names
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"edgert"}
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    code = "import edgert, sys; sys.stderr.write(edgert.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert str(site) in found.stderr
+    asked = [sys.executable, "-m", "edgert", "generate", "-p", "Once upon a time", "-n", "8"]
+    done = subprocess.run(asked, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) >= 4
 
 
 def test_the_core_installs_no_training_library(project: Any) -> None:

@@ -72,17 +72,30 @@ byte-level BPE of {vocab} tokens, context {context}.
 
 Chat turns follow a ChatML-like template (in `tokenizer_config.json`): `<|im_start|>role`, line
 break, text, `<|im_end|>`. Plain text was trained after `<|endoftext|>` (the BOS token; the
-tokenizer does not add it).
+tokenizer does not add it). Sampled by default, at temperature 0.7 and top-p 0.9
+(`generation_config.json`): greedy plain text soon repeats itself, greedy stories have one plot.
 
 ## Figures
 
-Weights in bfloat16 as shipped, arithmetic in float32. Bits per byte: per document, after
-`<|endoftext|>`, non-overlapping windows of {context} tokens, divided by UTF-8 bytes. BLiMP:
-summed log-probability after `<|endoftext|>`, all 67 paradigms, ties wrong.
+From the recipe's own evaluation in torch, at the end of training. Weights in bfloat16 as shipped,
+arithmetic in float32. Bits per byte: per document, after `<|endoftext|>`, non-overlapping windows
+of {context} tokens, divided by UTF-8 bytes. BLiMP: summed log-probability after `<|endoftext|>`,
+all 67 paradigms, ties wrong.
 
 {bits}
 
 {blimp}
+
+## Figures through transformers and edgert
+
+The texts as above, but novels in pieces of 16 kB. BLiMP and the other tasks by lm-eval's
+definitions, which put a space before each sentence, so that BLiMP differs a little from the figure
+above. ± is one standard error. edgert f32 holds the bfloat16 weights exactly; int4 is the bundle in
+the edgert package (int4 matrices, int8 embedding, 8-bit activations).
+
+<!-- quality: begin -->
+Not measured for this checkpoint.
+<!-- quality: end -->
 
 ## Training
 
@@ -123,5 +136,14 @@ had no safety tuning: do not put it before the public, and do not use it for adv
 
 ## Ten fixed prompts, greedy, unedited
 
+From the bfloat16 weights, arithmetic in float32 (this recipe's torch code; transformers answers the
+same):
+
 {answers}
+
+## The same prompts, answered by the int4 bundle through edgert, greedy, unedited
+
+<!-- int4 answers: begin -->
+Not measured for this checkpoint.
+<!-- int4 answers: end -->
 """

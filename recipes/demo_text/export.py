@@ -14,6 +14,17 @@ from safetensors.torch import load_file, save_file
 from .card import model_card
 from .model import Llama, ModelConfig, hf_state_dict, load_hf_state_dict
 
+# Advice for sampling: `python -m benchmarks.demo_advice` prints what it rests on.
+GENERATION = {
+    "bos_token_id": 0,
+    "eos_token_id": [2, 0],
+    "pad_token_id": 0,
+    "max_new_tokens": 320,
+    "do_sample": True,
+    "top_k": 0,
+    "temperature": 0.7,
+    "top_p": 0.9,
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -64,13 +75,7 @@ def export(
             f"{aside}/model.safetensors differs from memory in {wrong[0]} and {len(wrong) - 1} more"
         )
     _write_json(aside / "config.json", hf_config(model.config))
-    generation = {
-        "bos_token_id": 0,
-        "eos_token_id": [2, 0],
-        "pad_token_id": 0,
-        "max_new_tokens": 320,
-    }
-    _write_json(aside / "generation_config.json", generation)
+    _write_json(aside / "generation_config.json", GENERATION)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, aside / name)
     (aside / "README.md").write_text(model_card(model.config, results, notes or {}))
