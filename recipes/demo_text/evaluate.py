@@ -135,11 +135,13 @@ def evaluate(
     out: Path,
     *,
     documents: int | None = None,
+    characters: int | None = None,
     every: int = 1,
 ) -> dict:
     """All figures and the greedy answers, also written to `out`/results.json.
 
-    Weights are rounded to bfloat16 first, as they ship; the arithmetic is float32.
+    documents, characters: only so many of each text, and of each document. Weights are rounded to
+    bfloat16 first, as they ship; the arithmetic is float32.
     """
     with torch.no_grad():
         for weight in model.parameters():
@@ -148,7 +150,9 @@ def evaluate(
     results: dict = {
         "parameters": model.size,
         "bits_per_byte": {
-            name: round(bits_per_byte(model, tokenizer, docs[:documents]), 4)
+            name: round(
+                bits_per_byte(model, tokenizer, [d[:characters] for d in docs[:documents]]), 4
+            )
             for name, docs in texts.items()
         },
         "blimp": {

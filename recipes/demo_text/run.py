@@ -38,6 +38,7 @@ class Recipe:
     sample: corpus_data.Sample
     tokenizer_characters: int = 40_000_000
     evaluation_documents: int | None = None
+    evaluation_characters: int | None = None  # of each document
     blimp_every: int = 1
 
 
@@ -61,6 +62,7 @@ TINY = Recipe(
     sample=corpus_data.TINY,
     tokenizer_characters=400_000,
     evaluation_documents=2,
+    evaluation_characters=20_000,
     blimp_every=500,
 )
 
@@ -125,6 +127,7 @@ def finish(recipe: Recipe, data: Path, work: Path, out: Path) -> dict:
         data,
         work / "final",
         documents=recipe.evaluation_documents,
+        characters=recipe.evaluation_characters,
         every=recipe.blimp_every,
     )
     print(json.dumps(results, indent=1, ensure_ascii=False), flush=True)
