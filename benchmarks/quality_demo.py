@@ -10,12 +10,12 @@ paradigm in BLiMP); parts are measured one by one, so that no command needs to l
 line already there is not measured again (`--again` does). `--write` joins them into the tables of
 `benchmarks/QUALITY.md` and of the model card.
 
-Bits per byte: documents on their own after the start token, windows of at most 1024 tokens that do
-not overlap but for a document's last; novels are cut into documents of about 16 kB at spaces.
-Tasks: `edgert.zeroshot`. Engines: f32, f16, int8, int4 are bundles of that quantization (int4 of
-the demo model: the bundle that ships); f32 holds a bfloat16 checkpoint exactly. The engine
-"transformers" computes logits with `AutoModelForCausalLM` in float32 from the stored weights;
-everything else is the same code, so the two must agree.
+Bits per byte: `edgert.texts`, documents on their own after the start token, windows of at most 1024
+tokens that do not overlap but for a document's last. Tasks: `edgert.zeroshot`. Engines: f32, f16,
+int8, int4 are bundles of that quantization (int4 of the demo model: the bundle that ships); f32
+holds a bfloat16 checkpoint exactly. The engine "transformers" computes logits with
+`AutoModelForCausalLM` in float32 from the stored weights; everything else is the same code, so the
+two must agree.
 """
 
 from __future__ import annotations
@@ -44,14 +44,13 @@ from edgert.evaluate import WINDOW, score_text
 from edgert.session import open_session
 from edgert.session.base import Session
 from edgert.text.tokenizer import Tokenizer
+from edgert.texts import load_text
 from edgert.zeroshot import TASKS, Example, load_task, score_task
-from recipes.demo_text.data import evaluation_texts
 from recipes.demo_text.evaluate import PROMPTS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality_demo.jsonl"
 ENGINES = ("transformers", "f32", "f16", "int8", "int4")
-PIECE = 16_000  # characters of a piece of a novel
 LONGEST_ANSWER = 320  # tokens
 KEY = ("model", "engine", "measure", "parts", "part")
 
@@ -70,18 +69,7 @@ def checkpoints(data: Path) -> dict[str, Path]:
 @lru_cache(maxsize=8)
 def documents(data: Path, name: str) -> list[str]:
     """All documents of a text."""
-    found = evaluation_texts(data)[name]
-    if name.startswith("novels"):
-        found = [piece for novel in found for piece in _pieces(novel)]
-    return found
-
-
-def _pieces(novel: str) -> Iterator[str]:
-    begin = 0
-    while begin < len(novel):
-        end = novel.find(" ", begin + PIECE) + 1 or len(novel)
-        yield novel[begin:end]
-        begin = end
+    return load_text(TEXTS[name], data)
 
 
 @lru_cache(maxsize=8)

@@ -21,6 +21,7 @@ from edgert.session import open_session
 from edgert.session.base import Feed, Session
 from edgert.session.reference import ReferenceSession
 from edgert.text.tokenizer import Tokenizer
+from edgert.texts import HELD_OUT_NOVELS, load_text
 from edgert.zeroshot import TASKS, encode_pair, load_task, score_task
 
 from .tiny import BOS, tiny_bundle, tiny_graph, tiny_weights
@@ -318,6 +319,46 @@ def test_bad_tasks_are_refused(tmp_path: Path, name: str, line: str | None, said
         (tmp_path / "piqa.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(RequestError, match=said):
         load_task(name, tmp_path)
+
+
+def test_texts_by_name(tmp_path: Path) -> None:
+    (tmp_path / "valid.txt").write_text(
+        " = One = \n\n a b \n = = Part = = \n c \n = Two = \n d", encoding="utf-8"
+    )
+    assert load_text("wikitext2", tmp_path) == [
+        " = One = \n\n a b \n = = Part = = \n c \n",
+        " = Two = \n d",
+    ]
+    assert load_text("wikipedia", tmp_path)[0] == "= One ="
+    novel = "word " * 7000
+    (tmp_path / "text-novels").mkdir()
+    packed = lzma.compress(f"= A_B_1900 =\nx\n= Doyle_Hound_1902 =\n{novel}".encode())
+    (tmp_path / "text-novels" / "train.txt.xz").write_bytes(packed)
+    pieces = load_text("novels", tmp_path)
+    assert "".join(pieces) == novel.strip()
+    assert [len(piece) for piece in pieces[:-1]] == [16_005, 16_005][: len(pieces) - 1]
+    (tmp_path / "train.txt.xz").write_bytes(lzma.compress(b"= A_B_1900 =\nx"))
+    (tmp_path / "text-novels" / "train.txt.xz").unlink()
+    for name, said in (
+        ("novels", "holds no document"),
+        ("wikitext2-test", "no test.txt"),
+        ("poems", "is unknown"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            load_text(name, tmp_path)
+
+
+def test_texts_are_those_the_demo_model_was_kept_from(shared_data: Path) -> None:
+    """The recipe and `edgert eval` cut the same documents from the same files."""
+    pytest.importorskip("torch")
+    from recipes.demo_text import sources
+
+    assert HELD_OUT_NOVELS == sources.HELD_OUT_NOVELS
+    assert load_text("wikipedia", shared_data) == sources.wikipedia_valid(shared_data)
+    assert load_text("wikitext2", shared_data) == sources.wikitext2(shared_data, "valid")
+    assert "".join(load_text("novels", shared_data)) == "".join(
+        sources.novels_held_out(shared_data)
+    )
 
 
 @pytest.fixture(scope="module")

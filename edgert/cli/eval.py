@@ -1,4 +1,4 @@
-"""`edgert eval`: perplexity of a text, accuracy on zero-shot tasks."""
+"""`edgert eval`: perplexity of texts, accuracy on zero-shot tasks."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 @click.option("--split", metavar="MARK", help="Documents of --text are separated by this mark.")
 @click.option("--window", type=int, help="Tokens seen at once; default: the context, at most 1024.")
 @click.option("--stride", type=int, help="Tokens between windows; default: half a window.")
-@click.option("--task", "tasks", multiple=True, help="A zero-shot task, or all; may be repeated.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with the tasks' files.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    help="A task or a text by name, or all tasks; may be repeated.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with their files.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first examples of each task.")
 @session_options
 @json_option
@@ -50,7 +55,8 @@ def command(
     """Measure BUNDLE on a text and on zero-shot tasks.
 
     Tasks: blimp, lambada, piqa, arc-easy, copa, winogrande, openbookqa, with the definitions of
-    lm-eval 0.4.
+    lm-eval 0.4. Texts by name: wikipedia, wikitext2, wikitext2-test, novels, document by document
+    in windows that do not overlap.
     """
     if text is None and not tasks:
         raise click.UsageError("nothing to measure: give --text FILE, --task NAME, or both")
@@ -71,8 +77,8 @@ def command(
                 if not as_json:
                     _print_text(text, score)
             if data is not None and tasks:
-                scores = list(_tasks(session, tokenizer, tasks, data, limit, start))
-                found["tasks"] = {score.task: msgspec.to_builtins(score) for score in scores}
+                scores = dict(_tasks(session, tokenizer, tasks, data, limit, start))
+                found["tasks"] = {name: msgspec.to_builtins(s) for name, s in scores.items()}
                 if not as_json:
                     _print_tasks(scores)
         finally:
@@ -114,21 +120,34 @@ def _tasks(
     data: Path,
     limit: int | None,
     start: int,
-) -> Iterator[TaskScore]:
+) -> Iterator[tuple[str, TaskScore | TextScore]]:
+    from ..evaluate import WINDOW, score_text
+    from ..texts import TEXTS, load_text
     from ..zeroshot import TASKS, load_task, score_task
 
-    chosen = list(TASKS) if "all" in names else list(dict.fromkeys(names))
-    unknown = sorted(set(chosen) - set(TASKS))
+    chosen = dict.fromkeys(name for n in names for name in (TASKS if n == "all" else (n,)))
+    unknown = sorted(set(chosen) - set(TASKS) - set(TEXTS))
     if unknown:
         raise RequestError(
-            f"task {unknown[0]!r} is unknown, expected all or some of {sorted(TASKS)}",
+            f"task {unknown[0]!r} is unknown, expected all or some of {sorted(TASKS)} and of the "
+            f"texts {sorted(TEXTS)}",
             code="task",
             hint="edgert eval --help",
         )
     for name in chosen:
-        examples = load_task(name, data, limit=limit)
         with _bar(name) as progress:
-            yield score_task(session, tokenizer, name, examples, start=start, progress=progress)
+            if name in TASKS:
+                examples = load_task(name, data, limit=limit)
+                yield (
+                    name,
+                    score_task(session, tokenizer, name, examples, start=start, progress=progress),
+                )
+            else:
+                size = min(session.context, WINDOW)
+                yield name, score_text(
+                    session, tokenizer, load_text(name, data)[:limit],
+                    start=start, window=size, stride=size, progress=progress,
+                )  # fmt: skip
 
 
 @contextmanager
@@ -154,13 +173,21 @@ def _print_text(path: Path, score: TextScore) -> None:
     )
 
 
-def _print_tasks(scores: list[TaskScore]) -> None:
-    for score in scores:
+def _print_tasks(scores: dict[str, TaskScore | TextScore]) -> None:
+    from ..evaluate import TextScore
+
+    for name, score in scores.items():
+        if isinstance(score, TextScore):
+            click.echo(
+                f"{name:14} bits per byte {score.bits_per_byte:.4f}, perplexity "
+                f"{score.perplexity:.4f}  ({score.documents} documents, {score.bytes} bytes)"
+            )
+            continue
         parts = []
-        for name, value in score.metrics.items():
-            error = score.metrics.get(f"{name}_stderr")
-            if not name.endswith("_stderr"):
-                parts.append(f"{name} {value:.4f}" + (f" ± {error:.4f}" if error else ""))
-        click.echo(f"{score.task:12} {', '.join(parts)}  ({score.examples} examples)")
+        for metric, value in score.metrics.items():
+            error = score.metrics.get(f"{metric}_stderr")
+            if not metric.endswith("_stderr"):
+                parts.append(f"{metric} {value:.4f}" + (f" ± {error:.4f}" if error else ""))
+        click.echo(f"{name:14} {', '.join(parts)}  ({score.examples} examples)")
         if score.truncated:
-            say(f"{score.task}: {score.truncated} prompts were longer than the context")
+            say(f"{name}: {score.truncated} prompts were longer than the context")

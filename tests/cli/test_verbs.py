@@ -250,6 +250,12 @@ def test_eval_of_a_task(edgert: Edgert, bundle: Path, tmp_path: Path) -> None:
     assert "--task needs --data" in edgert("eval", bundle, "--task", "copa").err
     ran = edgert("eval", bundle, "--task", "chess", "--data", tmp_path, *NUMPY)
     assert (ran.code, "task 'chess' is unknown" in ran.err) == (2, True)
+    (tmp_path / "valid.txt").write_text("One\nline.\n\nTwo", encoding="utf-8")
+    args = ("eval", bundle, "--task", "copa", "--task", "wikipedia", "--data", tmp_path, *NUMPY)
+    found = edgert(*args, "--json").json["tasks"]
+    assert set(found) == {"copa", "wikipedia"}
+    assert (found["wikipedia"]["documents"], found["wikipedia"]["bytes"]) == (2, 12)
+    assert "bits per byte" in edgert(*args).out
 
 
 def test_inspect_a_bundle(edgert: Edgert, tmp_path: Path) -> None:
