@@ -138,7 +138,12 @@ def _find(data: Path, file: str) -> Path:
 
 def _example(task: Task, path: Path, number: int, line: str) -> Example:
     try:
-        return task.read(json.loads(line))
+        example = task.read(json.loads(line))
+        if not 0 <= example.gold < len(example.pairs):
+            raise ValueError(f"answer {example.gold} of {len(example.pairs)} is the right one")
+        if not all(answer.strip() for _, answer in example.pairs):
+            raise ValueError("an answer is empty")
+        return example
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
             f"{path}: line {number} is not an example of this task: "

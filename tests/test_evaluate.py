@@ -310,6 +310,10 @@ def test_tokens_that_reach_over_the_border() -> None:
     ("name", "line", "said"),
     [
         ("piqa", '{"choices": []}', "line 1 is not an example"),
+        ("piqa", '{"query": "q", "choices": [], "gold": 0}', "answer 0 of 0 is the right one"),
+        ("piqa", '{"query": "q", "choices": ["a", "b"], "gold": 2}', "answer 2 of 2"),
+        ("piqa", '{"query": "q", "choices": ["a", "b"], "gold": -1}', "answer -1 of 2"),
+        ("piqa", '{"query": "q", "choices": ["a", " "], "gold": 0}', "an answer is empty"),
         ("nothing", "{}", "is unknown, expected one of"),
         ("lambada", None, "no lambada_openai.jsonl"),
     ],
