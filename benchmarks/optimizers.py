@@ -11,11 +11,8 @@ was measured, and says what it does not show.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
 import importlib
 import importlib.util
-import io
 import math
 import sys
 import time
@@ -347,69 +344,14 @@ def r4() -> None:
     print("  nothing to rescue; the paper's result needs runs of 20,000 steps and more.")
 
 
-PAGE = """# Optimizers: the papers' reproductions
-
-DASH (arXiv 2602.02016) and MSign (arXiv 2602.01734), `converters/optim/`. Written by
-`python -m benchmarks.optimizers --write`; "reference" is the number expected for the same
-experiment, and lines that begin with "Falls short" or "Not shown" say what is missing. R1, R3 (and,
-marked slow, R2, R4) are also tests: `tests/converters/test_optimizer_reproductions.py`.
-
-## On the CPU
-
-{date}, {cpu}, torch {torch}, one thread.
-
-```
-{cpu_text}
-```
-
-## On a GPU
-
-Kept from the day of the demo model's training (`python benchmarks/optimizers.py --gpu`,
-`recipes/demo_text/curves/optimizer_steps.txt`); how the optimizers trained it is in
-`recipes/demo_text/README.md`.
-
-```
-{gpu_text}
-```
-
-Reading: stacking gains 10 to 200 times over one block at a time with Newton solvers (the smaller
-the blocks the more) and little with EVD. The step still costs many times AdamW's on so small a
-model: 96 ms with fresh roots, 14 ms on average with roots every tenth step, against 0.5 ms. The
-paper's 5.6 times is DASH against Distributed Shampoo at 953M parameters on eight GPUs and is not
-reproduced here. Half-precision coupled Newton, the paper's fastest, is slower here than Newton-DB
-in float32, because many of its roots fail and are computed again ("repaired").
-"""
-
-
-class Tee(io.StringIO):
-    """Keeps what is printed, and prints it."""
-
-    def write(self, text: str) -> int:
-        sys.__stdout__.write(text)  # type: ignore[union-attr]
-        return super().write(text)
-
-
-def write_page(cpu_text: str) -> None:
-    """`benchmarks/OPTIMIZERS.md` from this run and the kept one of a GPU."""
-    from benchmarks.machine import cpu_model
-
-    root = Path(__file__).resolve().parent.parent
-    kept = root / "recipes" / "demo_text" / "curves" / "optimizer_steps.txt"
-    page = PAGE.format(
-        date=datetime.date.today().isoformat(),
-        cpu=cpu_model(),
-        torch=torch.__version__,
-        cpu_text=cpu_text.rstrip(),
-        gpu_text=kept.read_text(encoding="utf-8").rstrip(),
-    )
-    (root / "benchmarks" / "OPTIMIZERS.md").write_text(page, encoding="utf-8")
+RUNS = {"r1": r1, "r2": r2, "r3": r3, "r4": r4}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="step times on a CUDA device")
     parser.add_argument("--write", action="store_true", help="write benchmarks/OPTIMIZERS.md")
-    parser.add_argument("--only", nargs="+", choices=("r1", "r2", "r3", "r4"), help="some of r1-r4")
+    parser.add_argument("--only", nargs="+", choices=tuple(RUNS), help="some of r1-r4")
     options = parser.parse_args()
     if options.write and (options.only or options.gpu):
         parser.error("--write needs all of r1 to r4: leave out --only and --gpu")
@@ -419,13 +361,12 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     gate()
-    text = Tee()
-    with contextlib.redirect_stdout(text):
-        for name, run in (("r1", r1), ("r2", r2), ("r3", r3), ("r4", r4)):
-            if not options.only or name in options.only:
-                run()
+    chosen = [run for name, run in RUNS.items() if not options.only or name in options.only]
     if options.write:
-        write_page(text.getvalue())
+        importlib.import_module("benchmarks.optimizers_page").write(chosen)
+        return
+    for run in chosen:
+        run()
 
 
 if __name__ == "__main__":
