@@ -151,7 +151,7 @@ def verdicts(lines: Sequence[Line]) -> str:
     for measure, words in HEADS.items():
         if pair := common(lines, measure, ("transformers", "f32")):
             gap = abs(pair[0]["value"] - pair[1]["value"])
-            what = f"{words}: edgert f32 against transformers, {pair[0]['share']:.0%} of it"
+            what = f"{words}: edgert f32 against transformers, over {pair[0]['share']:.0%} of it"
             rows.append([what, f"{gap:.1e} apart", f"≤ {EQUAL:g}", _yes(gap <= EQUAL)])
     return _table(["", "found", "wanted", "reached"], rows)
 
@@ -196,23 +196,31 @@ def replaced(text: str, name: str, content: str) -> str:
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
 
 
-def write(lines: Sequence[Line]) -> None:
-    """Put the tables into the page and the card."""
-    whole, tenth = joined(lines), joined(lines, only=0)
+def contents(lines: Sequence[Line]) -> dict[Path, dict[str, str]]:
+    """What stands between the marks of the page and of the card."""
+    whole = joined(lines)
     dates = sorted({cell["date"] for cell in whole.values()})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    page, card = PAGE.read_text(encoding="utf-8"), CARD.read_text(encoding="utf-8")
-    for name, content in {
+    page = {
         "when": f"Measured {when}.",
         "verdicts": verdicts(lines),
         "quality": quality_table(whole),
-        "tenth": quality_table(tenth),
+        "tenth": quality_table(joined(lines, only=0)),
         "tasks": task_table(whole),
         "commands": commands(lines),
-    }.items():
-        page = replaced(page, name, content)
+    }
     note = f"Measured {when} with `python -m benchmarks.quality_demo` in edgert's source tree."
-    card = replaced(card, "quality", f"{note}\n\n{quality_table(whole)}\n\n{task_table(whole)}")
-    card = replaced(card, "int4 answers", answers(lines))
-    PAGE.write_text(page, encoding="utf-8")
-    CARD.write_text(card, encoding="utf-8")
+    card = {
+        "quality": f"{note}\n\n{quality_table(whole)}\n\n{task_table(whole)}",
+        "int4 answers": answers(lines),
+    }
+    return {PAGE: page, CARD: card}
+
+
+def write(lines: Sequence[Line]) -> None:
+    """Put the tables into the page and the card."""
+    for path, sections in contents(lines).items():
+        text = path.read_text(encoding="utf-8")
+        for name, content in sections.items():
+            text = replaced(text, name, content)
+        path.write_text(text, encoding="utf-8")

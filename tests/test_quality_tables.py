@@ -1,0 +1,83 @@
+"""The quality tables: parts put together are the whole, and pages keep their own words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from benchmarks import quality_tables as tables
+
+from .conftest import ROOT
+
+
+def line(measure: str, part: int, engine: str = "int4", **values: Any) -> dict[str, Any]:
+    place = {"model": "demo", "engine": engine, "measure": measure, "parts": 2, "part": part}
+    return place | {"date": "2026-01-02"} | values
+
+
+def test_accuracies_are_weighted_by_examples() -> None:
+    lines = [
+        line("piqa", 0, examples=30, acc=0.5, acc_norm=0.2),
+        line("piqa", 1, examples=10, acc=0.9, acc_norm=0.6),
+    ]
+    cell = tables.joined(lines)["demo", "int4", "piqa"]
+    hits = [1.0] * 24 + [0.0] * 16
+    mean = sum(hits) / 40
+    spread = math.sqrt(sum((x - mean) ** 2 for x in hits) / 39 / 40)
+    assert cell["acc"] == pytest.approx(mean)
+    assert cell["acc_stderr"] == pytest.approx(spread)
+    assert cell["acc_norm"] == pytest.approx(0.3)
+    assert (cell["examples"], cell["share"]) == (40, 1.0)
+
+
+def test_bits_are_weighted_by_bytes_and_perplexities_in_the_logarithm() -> None:
+    lines = [
+        line("wikipedia_valid", 0, examples=1, bytes=100, value=1.0),
+        line("wikipedia_valid", 1, examples=1, bytes=300, value=2.0),
+        line("lambada", 0, examples=1, acc=0.0, perplexity=10.0),
+        line("lambada", 1, examples=3, acc=0.0, perplexity=1000.0),
+    ]
+    cells = tables.joined(lines)
+    assert cells["demo", "int4", "wikipedia_valid"]["value"] == pytest.approx(1.75)
+    assert cells["demo", "int4", "lambada"]["perplexity"] == pytest.approx(10**2.5)
+
+
+def test_a_part_says_that_it_is_one() -> None:
+    lines = [line("blimp", 1, examples=100, acc=0.5)]
+    table = tables.quality_table(tables.joined(lines))
+    assert "| 50.00 ± 5.03 % (50% of it) |" in table
+    assert tables.joined(lines, only=0) == {}
+
+
+def test_verdicts_compare_engines_over_what_both_measured() -> None:
+    lines = [
+        line("blimp", 0, "f32", examples=100, acc=0.75),
+        line("blimp", 0, "transformers", examples=100, acc=0.75),
+        line("blimp", 1, "transformers", examples=100, acc=0.65),
+    ]
+    said = tables.verdicts(lines)
+    assert "over 50% of it | 0.0e+00 apart | ≤ 0.001 | yes |" in said
+    assert "| 70.00 ± 3.25 % | ≥ 72% | **no** |" in said
+    lines[0]["acc"] = 0.752
+    assert "| 2.0e-03 apart | ≤ 0.001 | **no** |" in tables.verdicts(lines)
+
+
+def test_only_what_stands_between_the_marks_changes() -> None:
+    text = "a <!-- x: begin --> old <!-- x: end --> b"
+    assert tables.replaced(text, "x", "new") == "a <!-- x: begin -->\nnew\n<!-- x: end --> b"
+    with pytest.raises(ValueError, match="y: begin"):
+        tables.replaced(text, "y", "new")
+
+
+def test_the_shipped_tables_are_those_of_the_kept_lines() -> None:
+    """Nobody edited a number: `--write` would change nothing."""
+    from benchmarks.quality_demo import RESULTS, read
+
+    contents = tables.contents(list(read(RESULTS).values()))
+    for path, sections in contents.items():
+        text = path.read_text(encoding="utf-8")
+        for name, content in sections.items():
+            assert tables.replaced(text, name, content) == text, (path.name, name)
+    assert (ROOT / "benchmarks" / "QUALITY.md") in contents
