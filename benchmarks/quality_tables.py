@@ -109,11 +109,14 @@ def quality_table(cells: Cells) -> str:
 
 
 def task_table(cells: Cells) -> str:
-    """A row a zero-shot task, for the demo model: int4 as it ships, and the stored weights."""
+    """A row a zero-shot task, for the demo model: int4 as it ships, and what else was measured."""
+    measured = {engine for model, engine, task in cells if model == "demo" and task in TASKS}
+    measured = {e for e in measured if any(("demo", e, t) in cells for t in TASKS if t != "blimp")}
+    engines = [engine for engine in ("int4", "f32") if engine in measured]
     rows = []
     for task in TASKS:
         row = [task]
-        for engine in ("int4", "f32"):
+        for engine in engines:
             cell = cells.get(("demo", engine, task))
             extra = ""
             if cell and "acc_norm" in cell:
@@ -122,9 +125,9 @@ def task_table(cells: Cells) -> str:
             if cell and "perplexity" in cell:
                 extra = f"; perplexity {cell['perplexity']:.1f}"
             row.append(_cell(cell) + extra)
-        found = cells.get(("demo", "int4", task)) or cells.get(("demo", "f32", task))
+        found = next((c for e in engines if (c := cells.get(("demo", e, task)))), None)
         rows.append([*row, str(found["examples"]) if found else "–"])
-    return _table(["task, acc", ENGINES["int4"], ENGINES["f32"], "examples"], rows)
+    return _table(["task, acc", *(ENGINES[engine] for engine in engines), "examples"], rows)
 
 
 def common(lines: Iterable[Line], measure: str, engines: tuple[str, str]) -> list[dict[str, Any]]:
