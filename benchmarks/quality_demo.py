@@ -8,7 +8,7 @@ Every measurement is a line of `benchmarks/results/quality_demo.jsonl`. A measur
 `--parts` even parts (part K takes every document or example number K, K + parts, ...; of every
 paradigm in BLiMP); parts are measured one by one, so that no command needs to last long, and a
 line already there is not measured again (`--again` does). `--write` joins them into the tables of
-`benchmarks/QUALITY.md` and of the model card.
+`benchmarks/DEMO_QUALITY.md` and of the model card.
 
 Bits per byte: `edgert.texts`, documents on their own after the start token, windows of at most 1024
 tokens that do not overlap but for a document's last. Tasks: `edgert.zeroshot`. Engines: f32, f16,

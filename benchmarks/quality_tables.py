@@ -1,4 +1,4 @@
-"""Tables of `quality_demo`'s lines, in `benchmarks/QUALITY.md` and in the demo model's card.
+"""Tables of `quality_demo`'s lines, in `benchmarks/DEMO_QUALITY.md` and in the demo model's card.
 
 Nothing in them is typed by hand: both files keep their own words outside of the marks
 `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
@@ -14,7 +14,7 @@ from typing import Any
 from edgert.zeroshot import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "benchmarks" / "QUALITY.md"
+PAGE = ROOT / "benchmarks" / "DEMO_QUALITY.md"
 CARD = ROOT / "recipes" / "demo_text" / "checkpoint" / "README.md"
 TEXTS = {  # measure: its name in `edgert eval --task`
     "wikipedia_valid": "wikipedia",

@@ -80,4 +80,4 @@ def test_the_shipped_tables_are_those_of_the_kept_lines() -> None:
         text = path.read_text(encoding="utf-8")
         for name, content in sections.items():
             assert tables.replaced(text, name, content) == text, (path.name, name)
-    assert (ROOT / "benchmarks" / "QUALITY.md") in contents
+    assert (ROOT / "benchmarks" / "DEMO_QUALITY.md") in contents
