@@ -29,6 +29,8 @@ HELP = """\
 A line that ends with \\ goes on in the next one.
 Ctrl-C stops the answer, not the program."""
 
+LEAVING = ("/quit", "/exit", "/bye")  # the first is ours, the others are what fingers know
+
 
 def _variables(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any]:
     """The JSON object of a flag; {} where it was not given."""
@@ -142,7 +144,7 @@ class Room:
     def _command(self, line: str) -> bool:
         """Do what a line asks; True means leave."""
         word, _, rest = line.partition(" ")
-        if word == "/quit":
+        if word in LEAVING:
             return True
         if word == "/help":
             say(HELP)

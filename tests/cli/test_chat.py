@@ -31,7 +31,8 @@ def test_commands(edgert: Edgert, bundle: Path) -> None:
     assert ask("one", "one").out != once * 2
     assert ask("/system s", "one").out == edgert("chat", bundle, "--system", "s", *NUMPY,
                                                   stdin="one").out  # fmt: skip
-    assert ask("one", "/quit", "two").out == once
+    for word in ("/quit", "/exit", "/bye"):
+        assert ask("one", word, "two").out == once
     ran = ask("/help", "/stats", "/dance", "one", "/stats")
     assert ran.out == once
     for said in ("/reset ", "no answer yet", "/dance is no command", "4 tokens at"):
