@@ -3,6 +3,7 @@
     avx512vnni   512-bit vectors, vpdpbusd            (Zen 4, Ice Lake and later)
     avxvnni      256-bit vectors, vpdpbusd            (Alder Lake and later)
     avx2         256-bit vectors, pmaddubsw           (Haswell, Zen and later)
+    i8mm         128-bit NEON vectors, smmla, sdot    (Cortex-A710, Neoverse V1, Apple M2 and later)
     dotprod      128-bit NEON vectors, sdot           (Cortex-A76, A78AE, Apple M1 and later)
     portable     what LLVM makes of plain vector arithmetic; correct everywhere, slow
 
@@ -21,6 +22,7 @@ NEEDS = {
     "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"),
     "avxvnni": ("avxvnni", "avx2", "f16c", "fma"),
     "avx2": ("avx2", "f16c", "fma"),
+    "i8mm": ("i8mm", "dotprod", "neon"),
     "dotprod": ("dotprod", "neon"),
     "portable": (),
 }
@@ -29,12 +31,14 @@ TARGETS = {
     "avx512vnni": ("icelake-server", ""),
     "avxvnni": ("alderlake", ""),
     "avx2": ("haswell", "+avx2,+fma,+f16c"),
+    "i8mm": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16,+i8mm"),
     "dotprod": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16"),
 }
 MACHINES = {
     "avx512vnni": ("x86_64", "amd64"),
     "avxvnni": ("x86_64", "amd64"),
     "avx2": ("x86_64", "amd64"),
+    "i8mm": ("aarch64", "arm64"),
     "dotprod": ("aarch64", "arm64"),
 }
 VARIABLE = "EDGERT_ISA"
@@ -57,7 +61,6 @@ def features_from_proc(text: str) -> set[str]:
         "avx_vnni": "avxvnni",
         "asimddp": "dotprod",
         "asimd": "neon",
-        "i8mm": "i8mm",
     }
     return found | {new for old, new in renamed.items() if old in found}
 
@@ -116,9 +119,10 @@ def prepare_numba() -> None:
         name, features = TARGETS[isa]
         os.environ.setdefault("NUMBA_CPU_NAME", name)
         os.environ.setdefault("NUMBA_CPU_FEATURES", features)
-    elif isa == "dotprod":
-        # LLVM lists no dotprod for a core that it does not know by name, and then ends the process.
+    elif isa in ("dotprod", "i8mm"):
+        # LLVM does not list these for a core that it does not know by name, and then ends the
+        # process.
         import llvmlite.binding as llvm
 
-        known = llvm.get_host_cpu_features().flatten()
-        os.environ.setdefault("NUMBA_CPU_FEATURES", f"{known},+neon,+dotprod".lstrip(","))
+        wanted = [llvm.get_host_cpu_features().flatten(), *(f"+{name}" for name in NEEDS[isa])]
+        os.environ.setdefault("NUMBA_CPU_FEATURES", ",".join(filter(None, wanted)))

@@ -9,7 +9,8 @@ name instructions of an ISA. Vector types:
 Addresses are plain int64; every load and store is unaligned. Nothing here checks bounds.
 
 The `dot` family computes, for 16 rows at once, sums over groups of four bytes:
-acc[r] + sum_{i<4} w[4r + i] * x[4r + i] with w unsigned (`dot_u8`) or signed (`dot_s8`).
+acc[r] + sum_{i<4} w[4r + i] * x[4r + i], see `dot_nibbles` and `dot_bytes`. `simd_pairs.py` has the
+names for 8 rows by 2 tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from numba.extending import intrinsic, models, register_model  # noqa: E402
 
 ISA = isa.chosen()
 VNNI = ISA in ("avx512vnni", "avxvnni")
+NEON = ISA in ("dotprod", "i8mm")
 
 _LLVM = {
     "f32": ir.FloatType(),
@@ -82,7 +84,9 @@ def emits(result: Any, *params: Any) -> Callable[[Callable[..., Any]], Any]:
         )[len(params)]
         typing.__name__ = typing.__qualname__ = build.__name__
         typing.__doc__ = build.__doc__
-        return intrinsic(typing)
+        made = intrinsic(typing)
+        made.build = build  # for another target's code, see tests/kernels/test_codegen.py
+        return made
 
     return wrap
 
@@ -425,7 +429,7 @@ def dot_nibbles(b: Any, acc: Any, w: Any, x: Any) -> Any:
     """acc + four-byte dot products of w in 0..15 and signed x."""
     if VNNI:
         return _vpdpbusd(b, acc, w, x)
-    if ISA == "dotprod":
+    if NEON:
         return _sdot(b, acc, w, x)
     return _plain_dot(b, acc, w, x, signed=False)
 
@@ -440,7 +444,7 @@ def dot_bytes(b: Any, acc: Any, w: Any, x: Any) -> Any:
     if VNNI:
         return _vpdpbusd(b, acc, w, x)
     w = b.xor(w, ir.Constant(i8x64.llvm, [-128] * 64))
-    if ISA == "dotprod":
+    if NEON:
         return _sdot(b, acc, w, x)
     return _plain_dot(b, acc, w, x, signed=True)
 
@@ -509,7 +513,7 @@ def pause(b: Any) -> None:
     """Tell the core that this is a spin loop."""
     if ISA in ("avx512vnni", "avxvnni", "avx2"):
         _call(b, "llvm.x86.sse2.pause", ir.VoidType())
-    elif ISA == "dotprod":
+    elif NEON:
         _call(b, "llvm.aarch64.hint", ir.VoidType(), _I32(1))
 
 

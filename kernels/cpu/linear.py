@@ -52,7 +52,9 @@ from ..simd import (
     store_f32,
     to_f32,
 )
+from ..simd_pairs import PAIRED, pair_bytes, pair_nibbles
 from .activation import gate
+from .linear_pairs import paired_tile
 from .vm import claim, kernel
 
 TILE = 32  # tokens that share one unpacking of a weight block
@@ -69,6 +71,20 @@ def _ahead(w: int, count: int) -> None:
     """Ask for the `count` cache lines that lie AHEAD of w."""
     for i in range(count):
         prefetch_once(w + AHEAD + 64 * i)
+
+
+def _ahead_of_few(count: int) -> Any:
+    """`_ahead` for steps of up to FEW rows; with more, a block is worked on for long enough."""
+
+    @njit(error_model="numpy")
+    def ask(w: int, n: int) -> None:
+        if n <= FEW:
+            _ahead(w, count)
+
+    return ask
+
+
+_ask_int4, _ask_int8 = _ahead_of_few(5), _ahead_of_few(9)
 
 
 if simd.ISA == "avx2":
@@ -162,8 +178,7 @@ def tile_int4(w: int, blocks: int, x: int, n: int, acc: int) -> None:
     for t in range(n):
         store_f32(acc + 64 * t, splat(f32(0.0)))
     for _ in range(blocks):
-        if n <= FEW:
-            _ahead(w, 5)
+        _ask_int4(w, n)
         ws = load_f16(w)
         v0, v1 = load_i8(w + 32), load_i8(w + 96)
         v2, v3 = load_i8(w + 160), load_i8(w + 224)
@@ -212,8 +227,7 @@ def tile_int8(w: int, blocks: int, x: int, n: int, acc: int) -> None:
     for t in range(n):
         store_f32(acc + 64 * t, splat(f32(0.0)))
     for _ in range(blocks):
-        if n <= FEW:
-            _ahead(w, 9)
+        _ask_int8(w, n)
         ws = load_f16(w)
         w0, w1, w2, w3 = load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224)
         w4, w5, w6, w7 = load_i8(w + 288), load_i8(w + 352), load_i8(w + 416), load_i8(w + 480)
@@ -226,6 +240,11 @@ def tile_int8(w: int, blocks: int, x: int, n: int, acc: int) -> None:
         x += 32 * n
         scales += 4 * n
         corrections += 4 * n
+
+
+if PAIRED:
+    tile_int4 = paired_tile(pair_nibbles, 64, INT4_BYTES, _ask_int4, corrected=True)
+    tile_int8 = paired_tile(pair_bytes, 128, INT8_BYTES, _ask_int8, corrected=False)
 
 
 @njit(error_model="numpy")

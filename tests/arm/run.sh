@@ -1,0 +1,19 @@
+#!/bin/sh
+# The kernel checks on an emulated ARM CPU; README.md beside this file makes the folder.
+#   tests/arm/run.sh FOLDER ISA [products] [model] [assembly]
+set -eu
+folder=$1 isa=$2
+shift 2
+here=$(cd "$(dirname "$0")/../.." && pwd)
+case $isa in
+  dotprod) cpu=cortex-a76 ;; # has sdot and no smmla: a kernel that takes the wrong one is killed
+  *) cpu=max ;;
+esac
+tree=$(mktemp -d)
+trap 'rm -rf "$tree"' EXIT INT TERM
+cp -R "$here/edgert" "$here/tests" "$tree/"
+cp -R "$here/kernels" "$tree/edgert/kernels"
+cd "$tree"
+EDGERT_ISA=$isa EDGERT_ISA_FORCE=1 PYTHONPATH="$tree:$folder/site" PYTHONDONTWRITEBYTECODE=1 \
+  qemu-aarch64-static -cpu "$cpu" -L "$folder/root" "$folder/root/usr/bin/python3.11" \
+  -m tests.arm.check_kernels "$@"
