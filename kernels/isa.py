@@ -18,6 +18,7 @@ import os
 import platform
 from functools import lru_cache
 
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 NEEDS = {
     "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"),
     "avxvnni": ("avxvnni", "avx2", "f16c", "fma"),
@@ -26,20 +27,21 @@ NEEDS = {
     "dotprod": ("dotprod", "neon"),
     "portable": (),
 }
-# A CPU that has exactly the instruction set, for `EDGERT_ISA` on a richer machine.
+# A CPU that has the instruction set and little else, for `EDGERT_ISA` on a richer machine.
 TARGETS = {
-    "avx512vnni": ("icelake-server", ""),
+    "avx512vnni": ("cascadelake", ""),
     "avxvnni": ("alderlake", ""),
     "avx2": ("haswell", "+avx2,+fma,+f16c"),
     "i8mm": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16,+i8mm"),
     "dotprod": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16"),
+    "portable": ("x86-64", "") if platform.machine().lower() in X86 else ("generic", ""),
 }
 MACHINES = {
-    "avx512vnni": ("x86_64", "amd64"),
-    "avxvnni": ("x86_64", "amd64"),
-    "avx2": ("x86_64", "amd64"),
-    "i8mm": ("aarch64", "arm64"),
-    "dotprod": ("aarch64", "arm64"),
+    "avx512vnni": X86,
+    "avxvnni": X86,
+    "avx2": X86,
+    "i8mm": ARM,
+    "dotprod": ARM,
 }
 VARIABLE = "EDGERT_ISA"
 FORCE = "EDGERT_ISA_FORCE"

@@ -15,6 +15,7 @@ names for 8 rows by 2 tokens.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ from numba.extending import intrinsic, models, register_model  # noqa: E402
 ISA = isa.chosen()
 VNNI = ISA in ("avx512vnni", "avxvnni")
 NEON = ISA in ("dotprod", "i8mm")
+# Whether the ISA converts float16; LLVM would call functions that no process has.
+HALVES = ISA != "portable" or platform.machine().lower() in isa.ARM
 
 _LLVM = {
     "f32": ir.FloatType(),
@@ -125,6 +128,51 @@ def _join(b: Any, parts: list[Any]) -> Any:
     return parts[0]
 
 
+def _like(kind: Any, value: Any) -> Any:
+    """A constant of this kind, in every lane of a vector."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def _with(kind: Any, element: Any) -> Any:
+    """`kind` with another element."""
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def _widen(b: Any, v: Any) -> Any:
+    """float16, a scalar or lanes, to float32."""
+    kind, whole = _with(v.type, _LLVM["f32"]), _with(v.type, _I32)
+    if HALVES:
+        return b.fpext(v, kind)
+    bits = b.zext(b.bitcast(v, _with(v.type, _LLVM["i16"])), whole)
+    sign = b.shl(b.and_(bits, _like(whole, 0x8000)), _like(whole, 16))
+    size = b.shl(b.and_(bits, _like(whole, 0x7FFF)), _like(whole, 13))
+    scaled = b.fmul(b.bitcast(size, kind), _like(kind, 2.0**112))  # exact, subnormals too
+    special = b.or_(size, _like(whole, 0x7F800000))
+    finite = b.icmp_unsigned("<", size, _like(whole, 0x7C00 << 13))
+    return b.bitcast(b.or_(b.select(finite, b.bitcast(scaled, whole), special), sign), kind)
+
+
+def _narrow(b: Any, v: Any) -> Any:
+    """float32, a scalar or lanes, to the nearest float16, ties to even."""
+    half, whole = _with(v.type, _HALF), _with(v.type, _I32)
+    if HALVES:
+        return b.fptrunc(v, half)
+    bits = b.bitcast(v, whole)
+    sign = b.and_(b.lshr(bits, _like(whole, 16)), _like(whole, 0x8000))
+    size = b.and_(bits, _like(whole, 0x7FFFFFFF))
+    odd = b.and_(b.lshr(size, _like(whole, 13)), _like(whole, 1))
+    normal = b.add(b.add(size, _like(whole, 0xFFF - (112 << 23))), odd)
+    normal = b.lshr(normal, _like(whole, 13))
+    # Below the normal range, adding 0.5 leaves multiples of 2**-24 in the low bits.
+    tiny = b.bitcast(b.fadd(b.bitcast(size, v.type), _like(v.type, 0.5)), whole)
+    tiny = b.sub(tiny, _like(whole, 126 << 23))
+    out = b.select(b.icmp_unsigned("<", size, _like(whole, 113 << 23)), tiny, normal)
+    out = b.select(b.icmp_unsigned("<", size, _like(whole, 143 << 23)), out, _like(whole, 0x7C00))
+    nan = b.icmp_unsigned(">", size, _like(whole, 0x7F800000))
+    out = b.or_(b.select(nan, _like(whole, 0x7E00), out), sign)
+    return b.bitcast(b.trunc(out, _with(v.type, _LLVM["i16"])), half)
+
+
 # --- memory -----------------------------------------------------------------------------------
 
 
@@ -137,7 +185,7 @@ def load_f32(b: Any, p: Any) -> Any:
 @emits(f32x16, i64)
 def load_f16(b: Any, p: Any) -> Any:
     """16 float16 at p, widened."""
-    return b.fpext(_load(b, p, ir.VectorType(_HALF, 16)), f32x16.llvm)
+    return _widen(b, _load(b, p, ir.VectorType(_HALF, 16)))
 
 
 @emits(f32x16, i64)
@@ -182,7 +230,7 @@ def store_f32(b: Any, p: Any, v: Any) -> None:
 @emits(types.void, i64, f32x16)
 def store_f16(b: Any, p: Any, v: Any) -> None:
     """16 float32, rounded to float16, to p."""
-    _store(b, p, b.fptrunc(v, ir.VectorType(_HALF, 16)))
+    _store(b, p, _narrow(b, v))
 
 
 @emits(types.void, i64, i32x16)
@@ -230,13 +278,13 @@ ld_i8, st_i8 = _scalar(types.int8, _LLVM["i8"])
 @emits(f32, i64)
 def ld_f16(b: Any, p: Any) -> Any:
     """The float16 at p, widened."""
-    return b.fpext(_load(b, p, _HALF), _LLVM["f32"])
+    return _widen(b, _load(b, p, _HALF))
 
 
 @emits(types.void, i64, f32)
 def st_f16(b: Any, p: Any, v: Any) -> None:
     """One float32, rounded to float16, to p."""
-    _store(b, p, b.fptrunc(v, _HALF))
+    _store(b, p, _narrow(b, v))
 
 
 # --- arithmetic -------------------------------------------------------------------------------

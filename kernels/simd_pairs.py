@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
+
 from .simd import (
     ISA,
     Vec,
@@ -20,12 +22,12 @@ from .simd import (
     _join,
     _load,
     _slice,
+    _widen,
     emits,
     f32x16,
     i8x64,
     i32x16,
     i64,
-    ir,
 )
 
 PAIRED = ISA in ("dotprod", "i8mm", "portable")
@@ -53,7 +55,7 @@ def _spread(b: Any, one: Any, two: Any) -> Any:
 @emits(f32x16, i64)
 def pair_scales(b: Any, p: Any) -> Any:
     """8 float16 at p, one a row, widened."""
-    rows = b.fpext(_load(b, p, ir.VectorType(_HALF, 8)), ir.VectorType(ir.FloatType(), 8))
+    rows = _widen(b, _load(b, p, ir.VectorType(_HALF, 8)))
     return _pick(b, rows, rows, ROWS)
 
 
@@ -83,7 +85,9 @@ def _weights(b: Any, first: Any, second: Any) -> Any:
         return _join(b, [first, second])
     fours = ir.VectorType(_I32, 8)
     places = [i // 2 + 8 * (i % 2) for i in range(16)]
-    return b.bitcast(_pick(b, b.bitcast(first, fours), b.bitcast(second, fours), places), i8x64.llvm)
+    return b.bitcast(
+        _pick(b, b.bitcast(first, fours), b.bitcast(second, fours), places), i8x64.llvm
+    )
 
 
 @emits(i8x64, i64)

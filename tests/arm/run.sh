@@ -6,7 +6,9 @@ folder=$1 isa=$2
 shift 2
 here=$(cd "$(dirname "$0")/../.." && pwd)
 case $isa in
-  dotprod) cpu=cortex-a76 ;; # has sdot and no smmla: a kernel that takes the wrong one is killed
+  # Without the instructions of the next better set: a kernel that takes one of those is killed.
+  portable) cpu=cortex-a72 ;;
+  dotprod) cpu=cortex-a76 ;;
   *) cpu=max ;;
 esac
 tree=$(mktemp -d)

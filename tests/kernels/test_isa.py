@@ -1,0 +1,138 @@
+"""Every instruction set that this CPU has: against the NumPy reference and against the others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgert.kernels import isa, simd
+
+from ..arm.check_kernels import LIMITS
+from ..closeness import assert_close
+from ..conftest import ROOT
+from ..fresh import python
+from .isa_logits import KV_BITS, cpu_logits, reference_logits
+from .products import F32
+
+SETS = 1e-5  # of the logits, between instruction sets
+
+
+def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """A module of the tests in a process of its own, with kernels for this instruction set."""
+    return subprocess.run(
+        [sys.executable, "-m", *args], env=os.environ | {isa.VARIABLE: name},
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def own(kernel_folder: Path) -> F32:
+    """Logits of the instruction set that this process uses."""
+    return cpu_logits(kernel_folder)
+
+
+def test_this_one_agrees_with_the_reference(own: F32) -> None:
+    reference = reference_logits()
+    for bits, got in zip(KV_BITS, own, strict=True):
+        assert_close(f"{simd.ISA}, {bits}-bit KV", reference, got, rms=LIMITS[bits])
+
+
+def others() -> list[object]:
+    """The common set and the portable one; a third has no code of its own, and takes 15 s too."""
+    names = [name for name in isa.supported() if name != simd.ISA]
+    fast = ("avx2", "dotprod", "portable")
+    return [pytest.param(n, marks=[] if n in fast else pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", others())
+def test_instruction_sets_agree(name: str, own: F32, kernel_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "logits.npy"
+    done = run(name, "tests.kernels.isa_logits", str(out), str(kernel_folder / name))
+    assert done.returncode == 0, done.stderr
+    for bits, expected, got in zip(KV_BITS, own, np.load(out), strict=True):
+        assert_close(f"{name} and {simd.ISA}, {bits}-bit KV", expected, got, rms=SETS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", isa.supported())
+def test_products_of_every_instruction_set(name: str) -> None:
+    done = run(name, "tests.arm.check_kernels")
+    assert (done.returncode, f"kernels for {name}" in done.stdout) == (0, True), done.stdout
+    print(done.stdout)
+
+
+HALVES = """
+import numpy as np
+from edgert.kernels import simd
+from numba import njit
+
+@njit
+def widen(source, out, n):
+    for i in range(n // 16):
+        simd.store_f32(out + 64 * i, simd.load_f16(source + 32 * i))
+
+@njit
+def narrow(source, out, n):
+    for i in range(n // 16):
+        simd.store_f16(out + 32 * i, simd.load_f32(source + 64 * i))
+
+codes = np.arange(1 << 16, dtype=np.uint16)
+expected = codes.view(np.float16).astype(np.float32)
+wide = np.empty_like(expected)
+widen(codes.ctypes.data, wide.ctypes.data, codes.size)
+print(np.array_equal(wide.view(np.uint32), expected.view(np.uint32)))
+
+# Every code's neighbours, the midpoints and their neighbours, and anything else.
+near = expected.view(np.uint32)[:, None] + np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF])
+bits = np.append(near.ravel(), np.random.default_rng(0).integers(0, 1 << 32, 1 << 16))
+values = bits.astype(np.uint32).view(np.float32)
+got = np.empty(values.size, np.float16)
+narrow(values.ctypes.data, got.ctypes.data, values.size)
+with np.errstate(over="ignore", invalid="ignore"):
+    rounded = values.astype(np.float16)
+known = ~np.isnan(values)
+print(np.array_equal(got.view(np.uint16)[known], rounded.view(np.uint16)[known]))
+print(bool(np.isnan(got[~known]).all()), simd.HALVES)
+"""
+
+
+def test_float16_without_instructions_for_it() -> None:
+    """LLVM would call functions that no process has, and end it."""
+    done = python(HALVES, env={isa.VARIABLE: "portable"})
+    assert done.returncode == 0, done.stderr
+    native = "False" if isa.platform.machine().lower() in isa.X86 else "True"
+    assert done.stdout.split() == ["True", "True", "True", native]
+
+
+def test_features_are_read_from_proc() -> None:
+    arm = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n"
+    assert {"neon", "dotprod", "i8mm"} <= isa.features_from_proc(arm)
+    x86 = "flags\t\t: avx2 avx512_vnni avx_vnni\n"
+    assert {"avx2", "avx512vnni", "avxvnni"} <= isa.features_from_proc(x86)
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "best"),
+    [
+        ("aarch64", "asimd asimddp i8mm", "i8mm"),
+        ("aarch64", "asimd asimddp", "dotprod"),
+        ("aarch64", "asimd i8mm", "portable"),
+        ("aarch64", "asimd", "portable"),
+        ("x86_64", "avx2 fma f16c avx_vnni", "avxvnni"),
+        ("x86_64", "avx2 fma f16c", "avx2"),
+        ("x86_64", "avx2 fma", "portable"),
+        ("x86_64", "asimd asimddp i8mm", "portable"),
+    ],
+)
+def test_the_best_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, machine: str, features: str, best: str
+) -> None:
+    found = frozenset(isa.features_from_proc(f"flags : {features}"))
+    monkeypatch.setattr(isa, "cpu_features", lambda: found)
+    monkeypatch.setattr(isa.platform, "machine", lambda: machine)
+    assert isa.supported()[0] == best
+    assert isa.supported()[-1] == "portable"
