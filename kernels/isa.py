@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from functools import lru_cache
 
 X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
@@ -115,16 +116,18 @@ def chosen() -> str:
 
 
 def prepare_numba() -> None:
-    """Settle what Numba compiles for. Must run before numba is imported for the first time."""
-    isa = chosen()
-    if os.environ.get(VARIABLE) and isa in TARGETS:
-        name, features = TARGETS[isa]
-        os.environ.setdefault("NUMBA_CPU_NAME", name)
-        os.environ.setdefault("NUMBA_CPU_FEATURES", features)
+    """Settle what Numba compiles for. Must run before anything is compiled."""
+    isa, settings = chosen(), {}
+    if os.environ.get(VARIABLE):
+        settings = dict(zip(("CPU_NAME", "CPU_FEATURES"), TARGETS[isa], strict=True))
     elif isa in ("dotprod", "i8mm"):
         # LLVM does not list these for a core that it does not know by name, and then ends the
         # process.
         import llvmlite.binding as llvm
 
         wanted = [llvm.get_host_cpu_features().flatten(), *(f"+{name}" for name in NEEDS[isa])]
-        os.environ.setdefault("NUMBA_CPU_FEATURES", ",".join(filter(None, wanted)))
+        settings = {"CPU_FEATURES": ",".join(filter(None, wanted))}
+    for name, value in settings.items():
+        os.environ.setdefault(f"NUMBA_{name}", value)
+        if "numba" in sys.modules:  # it has read its environment already
+            setattr(sys.modules["numba"].config, name, os.environ[f"NUMBA_{name}"])

@@ -108,6 +108,21 @@ def test_float16_without_instructions_for_it() -> None:
     assert done.stdout.split() == ["True", "True", "True", native]
 
 
+@pytest.mark.parametrize("first", ["numba", "edgert.kernels.cpu.linear", "edgert.kernels.simd"])
+def test_numba_compiles_for_the_chosen_set(first: str) -> None:
+    """Whatever was imported first."""
+    code = (
+        f"import {first}\n"
+        f"from edgert.kernels import simd\n"
+        f"from numba.core.registry import cpu_target\n"
+        f"codegen = cpu_target.target_context.codegen()\n"
+        f"print([codegen._get_host_cpu_name(), codegen._get_host_cpu_features()])\n"
+    )
+    done = python(code, env={isa.VARIABLE: "portable"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(list(isa.TARGETS["portable"]))
+
+
 def test_features_are_read_from_proc() -> None:
     arm = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n"
     assert {"neon", "dotprod", "i8mm"} <= isa.features_from_proc(arm)
