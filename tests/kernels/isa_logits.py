@@ -2,7 +2,7 @@
 
     python -m tests.kernels.isa_logits OUT.npy KERNEL-FOLDER
 
-Needs NumPy, msgspec and Numba only, so that it runs on an emulated ARM board as well.
+Needs NumPy, msgspec, tqdm and Numba only, so that it runs on an emulated ARM board as well.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One matrix product as a CPU session: table rows -> linear (-> glu) -> all rows back.
 
-Needs NumPy, msgspec and Numba only, so that it runs on an emulated ARM board as well.
+Needs NumPy, msgspec, tqdm and Numba only, so that it runs on an emulated ARM board as well.
 """
 
 from __future__ import annotations
