@@ -9,8 +9,8 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-
 from edgert.kernels.cpu import naming, vm
+
 from edgert.session import lower  # noqa: F401  (it registers the kernels)
 
 LISTED = """
