@@ -246,8 +246,10 @@ class TextModel:
         return Conversation(self, system, tools=tools, template=template)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits float32 [T, V] after each of T tokens."""
-        ids = np.asarray(self.tokenizer.check_ids(token_ids), np.int32)
+        """Logits float32 [T, V] after each of T tokens, each from 0 to V - 1: also one of the ids
+        by which a model's vocabulary may be wider than its tokenizer's."""
+        width = self.session.graph.vocab_size
+        ids = np.asarray(self.tokenizer.check_ids(token_ids, width), np.int32)
         if not 1 <= len(ids) <= self.context:
             raise RequestError(
                 f"{len(ids)} tokens, expected 1 to {self.context}",
@@ -257,7 +259,7 @@ class TextModel:
         self.gate.enter()
         state = self.session.new_state(len(ids))
         try:
-            rows = np.empty((len(ids), self.session.graph.vocab_size), np.float32)
+            rows = np.empty((len(ids), width), np.float32)
             for at in range(0, len(ids), self.session.max_rows):
                 chunk = ids[at : at + self.session.max_rows]
                 rows[at : at + len(chunk)] = self.session.step([Feed(state, chunk, "all")])[0]

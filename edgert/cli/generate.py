@@ -16,6 +16,7 @@ from .settings import Opening, bundle_or_demo, emit_json, json_option, say, sess
 
 @click.command("generate")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("dash", required=False, metavar="[-]", type=click.Choice(["-"]))
 @click.option("-p", "--prompt", help="The text to continue; - reads standard input.")
 @click.option("-f", "--file", "source", help="A file with the text; - reads standard input.")
 @sampling_options
@@ -24,6 +25,7 @@ from .settings import Opening, bundle_or_demo, emit_json, json_option, say, sess
 @json_option
 def command(
     bundle: Path | None,
+    dash: str | None,
     prompt: str | None,
     source: str | None,
     opening: Opening,
@@ -34,12 +36,15 @@ def command(
     """Continue a prompt with BUNDLE, or with the model in this package.
 
     The prompt goes in as it is, without a chat template; `edgert chat -p` asks a question.
-    The prompt comes from -p, -f, or standard input when it is a pipe. Without sampling flags the
-    bundle's advice holds. Ctrl-C ends the answer, keeps its text, and exits with 130.
+    The prompt comes from -p, -f, or standard input, when it is a pipe or - asks for it. Without
+    sampling flags the bundle's advice holds. Ctrl-C ends the answer, keeps its text, and exits
+    with 130.
     """
     if str(bundle) == "-":  # `edgert generate -`: the demo model continues standard input
-        bundle, source = None, source or "-"
-    text = prompt_text(prompt, source)
+        bundle, dash = None, "-"
+    if dash and (prompt, source) != (None, None):
+        raise click.UsageError("- and -p or -f name two prompts, expected one")
+    text = prompt_text(prompt, source or dash)
 
     path = bundle_or_demo(bundle)
     with opening.load(path) as model:

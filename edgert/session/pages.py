@@ -6,6 +6,7 @@ Pools are reserved as address space and take real memory page by page as sequenc
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,12 +64,16 @@ class PagePool:
 
 
 class CpuState(State):
-    """One sequence's pages. `table` is what kernels read: int32, one entry for 64 tokens."""
+    """One sequence's pages. `table` is what kernels read: int32, one entry for 64 tokens.
+
+    The pages go back to the pool at `close`, or when the state is dropped without one.
+    """
 
     def __init__(self, pool: PagePool, context: int, fingerprint: str, *, long_rope: bool) -> None:
         super().__init__(context)
         self.pool, self.fingerprint, self.long_rope = pool, fingerprint, long_rope
-        self.pages: list[int] = []
+        self.pages: list[int] = []  # changed in place only: the finalizer holds this list
+        weakref.finalize(self, pool.give, self.pages).atexit = False
         self.table = np.zeros(-(-context // PAGE_TOKENS), np.int32)
         self.closed = False
 

@@ -24,7 +24,7 @@ class Conversation:
     messages: what was said, each {"role", "content"}, a system message first where there is one.
     Every turn renders all of them; the longest prefix of tokens that the state already holds is
     reused. A cancelled answer stays in the messages as far as it came; a failed turn leaves none.
-    Its state takes memory until it is closed, or its model is.
+    Its state takes memory until it is closed or dropped, or its model is closed.
     """
 
     def __init__(

@@ -116,13 +116,14 @@ class Tokenizer:
         found: int | None = _caged(lambda: self._tokenizer.token_to_id(text))
         return found
 
-    def check_ids(self, ids: Sequence[int]) -> list[int]:
-        """The ids as Python's own numbers; RequestError for others than exist."""
-        whole = whole_numbers(ids)
-        bad = [token for token in whole if not 0 <= token < self.size]
+    def check_ids(self, ids: Sequence[int], size: int = 0) -> list[int]:
+        """The ids as Python's own numbers; RequestError for others than exist. size: how many
+        there are, where not the tokenizer decides."""
+        whole, size = whole_numbers(ids), size or self.size
+        bad = [token for token in whole if not 0 <= token < size]
         if bad:
             raise RequestError(
-                f"token id {bad[0]}, expected 0 to {self.size - 1}",
+                f"token id {bad[0]}, expected 0 to {size - 1}",
                 code="token-range",
                 hint="take ids from this model's own tokenize",
             )

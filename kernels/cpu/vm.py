@@ -24,6 +24,7 @@ from typing import Any
 
 from .. import simd
 from ..simd import atomic_add, atomic_load, atomic_store, call_kernel, i64, ld_i64, pause
+from .naming import name_versions
 
 import numba  # isort: skip
 from numba import njit, types  # isort: skip
@@ -99,6 +100,7 @@ def compile_kernel(name: str) -> Any:
     with _lock:
         if name not in _compiled:
             function = _registry[name]
+            name_versions(function)
             options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
             _compiled[name] = _made(
                 lambda **cache: numba.cfunc(_SIGNATURE, **options, **cache)(function)

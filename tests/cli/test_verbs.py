@@ -171,6 +171,16 @@ def test_a_prompt_is_asked_for(edgert: Edgert, bundle: Path) -> None:
     assert (ran.code, "standard input: byte 0 is not UTF-8" in ran.err) == (2, True)
 
 
+def test_a_dash_reads_standard_input(edgert: Edgert, bundle: Path) -> None:
+    options = ["-n", "3", "--temp", "0", "--json", *NUMPY]
+    given = edgert("generate", bundle, "-p", "hi", *options).json
+    for dash in (["-"], ["-p", "-"], ["-f", "-"]):
+        assert edgert("generate", bundle, *dash, *options, stdin="hi").json["text"] == given["text"]
+    for wrong in (["-", "-p", "a"], ["-", "-f", "b"], ["words"]):
+        ran = edgert("generate", bundle, *wrong, *NUMPY, stdin="hi")
+        assert (ran.code, ran.out) == (2, ""), wrong
+
+
 def test_absent_files_are_one_line(edgert: Edgert, bundle: Path, tmp_path: Path) -> None:
     for args in (["generate", tmp_path / "no.edge", "-p", "a"],
                  ["generate", bundle, "-f", tmp_path / "no.txt"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,21 @@ def test_a_closed_state_is_refused_and_closing_twice_is_not(sessions: Sessions) 
         with pytest.raises(RequestError) as caught:
             use()
         assert caught.value.code == "state-closed"
+
+
+def test_a_dropped_state_gives_its_pages_back(kernel_folder: Path) -> None:
+    session = CpuSession(GRAPH, WEIGHTS, threads=1, context=256, sequences=1, cache=kernel_folder)
+    for _ in range(session.pool.pages + 1):
+        feed(session.new_state(), session, TOKENS[:3])
+    gc.collect()
+    assert sorted(session.pool.free) == list(range(session.pool.pages))
+    state = session.new_state()
+    feed(state, session, TOKENS[:130])
+    state.close()
+    del state
+    gc.collect()
+    assert sorted(session.pool.free) == list(range(session.pool.pages)), "given back twice"
+    session.close()
 
 
 def test_states_of_another_session_are_refused(sessions: Sessions) -> None:

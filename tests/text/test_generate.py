@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgert.api import TextModel
 from edgert.demo import demo_checkpoint
+from edgert.errors import RequestError
 from edgert.graph import Graph
 from edgert.session.base import Feed
 from edgert.session.reference import ReferenceSession
@@ -271,6 +272,15 @@ def test_logits_equal_a_step(model: TextModel) -> None:
     np.testing.assert_array_equal(got, expected)
     with make(max_rows=4) as small:
         np.testing.assert_allclose(small.logits(ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_take_ids_that_only_the_model_has() -> None:
+    graph = tiny_graph(quant="f32", context=96, vocab=VOCAB + 30)
+    tokenizer = Tokenizer(tiny_tokenizer().encode(), vocab_size=VOCAB + 30, eos_token_ids=(EOS,))
+    with TextModel(ReferenceSession(graph, tiny_weights(graph)), tokenizer) as model:
+        assert model.logits([VOCAB + 29, 1]).shape == (2, VOCAB + 30)
+        with pytest.raises(RequestError, match=f"expected 0 to {VOCAB + 29}"):
+            model.logits([VOCAB + 30])
 
 
 def test_a_conversation_reuses_its_state(model: TextModel) -> None:
