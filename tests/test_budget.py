@@ -14,12 +14,10 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 TEST_FILE_LINES = 700  # a test module is a list of cases, not a mechanism
 FOLDERS = ("edgert", "kernels", "converters", "devices", "tests", "benchmarks", "recipes")
 FILES: dict[str, str] = {
-    "edgert/session/lower.py": "a method for each op of the catalogue; all write one table",
     "kernels/simd.py": "the one place that knows instruction sets: a list of small intrinsics",
 }
 FUNCTIONS: dict[str, str] = {
     "benchmarks/gguf_twin.py::write_gguf": "a line for each key and tensor of a foreign format",
-    "edgert/session/lower.py::_attention": "one instruction of many operands, in their order",
 }
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+Operands = Callable[[Mapping[str, int]], list[int]]  # addresses by name -> words of a row
+
 
 @dataclass
 class Step:
@@ -16,7 +18,7 @@ class Step:
     rows: str  # "T" or "R": which count it works on
     reads: list[str]
     writes: str
-    operands: Callable[[Mapping[str, int]], list[int]]
+    operands: Operands
     barrier: int = 1
     in_place: str = ""  # a read value whose memory the written one takes over
 
@@ -45,6 +47,10 @@ class Memory:
     scratch: int
     partials: int
     ctrl: int
+
+    def named(self) -> dict[str, int]:
+        """The addresses as operands name them: @tokens, @rows, ..."""
+        return {f"@{name}": value for name, value in vars(self).items()}
 
 
 def float_bits(value: float) -> int:
