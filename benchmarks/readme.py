@@ -24,6 +24,7 @@ from typing import Any
 from edgert.converters.families import FAMILIES
 
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint
+from benchmarks.results import chosen, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "benchmarks" / "readme.jsonl"
@@ -83,6 +84,31 @@ def _speeds(rows: list[dict[str, Any]]) -> list[list[str]]:
     return found
 
 
+def peers_table() -> str:
+    """How many times llama.cpp's speed, of the last measurements in benchmarks/results."""
+    lines = chosen(read_lines("text_peers"))
+    rows = []
+    for line in lines:
+        found = {
+            (r["test"][:2], r["depth"], r["threads"]): f"{r['ratio']:.2f}"
+            for r in line["ratios"]
+            if r["engine"] == "edgert" and r["against"] == "llama.cpp"
+        }
+        cells = [
+            " / ".join(found.get((test, depth, threads), "–") for threads in (1, 2))
+            for test, depth in (("tg", 0), ("tg", 1024), ("tg", 4096), ("pp", 0))
+        ]
+        rows.append(f"| {line['model']} | " + " | ".join(cells) + " |")
+    if not rows:
+        return "Not measured yet: `python -m benchmarks.text_peers` does it."
+    head = [
+        "| Times llama.cpp's speed (1 / 2 threads) | Write | Write after 1024 | Write after 4096 "
+        "| Prompt 512 |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join(head + rows)
+
+
 def filled(readme: str, sections: dict[str, str]) -> str:
     """The README with the text between each pair of marks exchanged."""
     for name, text in sections.items():
@@ -101,6 +127,7 @@ def sections() -> dict[str, str]:
     return {
         "families": family_table(),
         "performance": performance_table([json.loads(line) for line in lines if line]),
+        "peers": peers_table(),
     }
 
 

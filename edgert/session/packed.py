@@ -38,16 +38,27 @@ class Slot:
 
 
 def plan(graph: Graph, paired: frozenset[str]) -> tuple[dict[str, Slot], int]:
-    """Where every matrix of the graph goes, and the size of the whole twin in bytes."""
+    """Where every matrix of the graph goes, and the size of the whole twin in bytes.
+
+    In the order in which a step reads them, so that a step is one stream through memory. The
+    embedding table, of which it reads a few rows, comes first unless it is the head as well.
+    """
     slots, offset = {}, 0
-    for name, weight in graph.weights.items():
-        if len(weight.shape) != 2:
-            continue
+    for name in _in_order(graph):
+        weight = graph.weights[name]
         both = name in paired
         size = pack.packed_bytes(weight.encoding, *weight.shape, paired=both)
         slots[name] = Slot(offset, size, both)
         offset += -(-size // 64) * 64
     return slots, offset + TAIL
+
+
+def _in_order(graph: Graph) -> list[str]:
+    """Matrices by the last node that reads them."""
+    used = [name for node in graph.nodes for name in node.weights.values()]
+    last = {name: index for index, name in enumerate(used)}
+    matrices = [name for name, weight in graph.weights.items() if len(weight.shape) == 2]
+    return sorted(matrices, key=lambda name: last[name])
 
 
 def fill(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..quant import Matrix, Quantized, blocks_of
 from .linear import INT4_BYTES, INT8_BYTES
 
-LAYOUT = "r16s-1"
+LAYOUT = "r16s-2"  # the last number also counts orders of matrices
 ROWS = 16
 ENCODINGS = {"f32": 0, "f16": 1, "int8-g32": 2, "int4-g32": 3}
 
