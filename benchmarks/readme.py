@@ -51,7 +51,8 @@ def performance_table(lines: list[dict[str, Any]]) -> str:
         "| Write 128 | p90 | Of read limit |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for line in {line["model"]: line for line in lines}.values():
+    lines = list({line["model"]: line for line in lines}.values())
+    for line in lines:
         made, bench = line["convert"], line["bench"]
         cells = [
             line["model"],
@@ -86,7 +87,7 @@ def _speeds(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 def peers_table() -> str:
     """How many times llama.cpp's speed, of the last measurements in benchmarks/results."""
-    lines = chosen(read_lines("text_peers"))
+    lines = [line for line in chosen(read_lines("text_peers")) if "llama" in line["peers"]]
     rows = []
     for line in lines:
         found = {

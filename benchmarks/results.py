@@ -30,10 +30,11 @@ def read_lines(kind: str, folder: Path = FOLDER / "results") -> list[Line]:
 
 
 def chosen(lines: Iterable[Line]) -> list[Line]:
-    """One line for each model on each CPU: the last quiet one, else the last."""
-    best: dict[tuple[str, str, str], Line] = {}
+    """One line for each model and set of peers on each CPU: the last quiet one, else the last."""
+    best: dict[tuple[str, ...], Line] = {}
     for line in lines:
-        key = line["machine"]["cpu"], line["machine"]["isa"], line["model"]
+        machine, peers = line["machine"], sorted(line.get("peers", ()))
+        key = machine["cpu"], machine["isa"], line["model"], *peers
         if key not in best or best[key]["run"]["noisy"] or not line["run"]["noisy"]:
             best[key] = line
     return list(best.values())
