@@ -4,7 +4,7 @@ On a quiet machine the team wins. When another process holds a core, a thread th
 in the middle of a step keeps the others waiting at the next barrier, and a decode step of a few
 hundred microseconds can last milliseconds. Results do not depend on the thread count, so the
 choice can be made again at every step: the mode not in use is tried for a few steps now and then,
-more rarely each time it loses.
+more rarely each time it loses, and sooner when steps are slow for what they have been.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from collections import deque
 from statistics import fmean
 
 TRIAL = 4  # steps of a trial; the first one, which wakes parked threads, does not count
-FIRST_WAIT, LONGEST_WAIT = 8, 1024  # steps between trials
+FIRST_WAIT, LONGEST_WAIT = 64, 1024  # steps until the first trial, most steps between two
+BACK_WAIT = 16  # steps in a mode that has just won
+GROWTH = 4  # of the wait, each time a trial loses
 GAIN = 0.9  # a trial wins when it takes less than this share of the present mode's time
+SLOW, HASTE = 1.5, 16  # a step of SLOW times the quickest's time counts for HASTE of the wait
+FORGET = 1.01  # a step: the quickest is of the recent past, for steps grow with the context
 
 
 class Pace:
@@ -23,6 +27,7 @@ class Pace:
     def __init__(self) -> None:
         self.alone = False
         self._recent: deque[float] = deque(maxlen=16)
+        self._quickest = float("inf")
         self._trial: list[float] = []
         self._trying = False
         self._wait = self._left = FIRST_WAIT
@@ -35,16 +40,20 @@ class Pace:
         """How long the step took that `choose` decided about."""
         if not self._trying:
             self._recent.append(seconds)
-            self._left -= 1
+            self._quickest = min(seconds, self._quickest * FORGET)
+            self._left -= HASTE if seconds > SLOW * self._quickest else 1
             self._trying = self._left <= 0
             return
         self._trial.append(seconds)
-        if len(self._trial) < TRIAL:
-            return
-        if fmean(self._trial[1:]) < GAIN * fmean(self._recent):
+        if len(self._trial) == TRIAL:
+            self._decide(fmean(self._trial[1:]) < GAIN * fmean(self._recent))
+
+    def _decide(self, won: bool) -> None:
+        """End a trial: change the mode, or keep it for longer."""
+        if won:
             self.alone = not self.alone
             self._recent.clear()
-            self._wait = FIRST_WAIT
+            self._quickest, self._wait = float("inf"), BACK_WAIT
         else:
-            self._wait = min(2 * self._wait, LONGEST_WAIT)
+            self._wait = min(GROWTH * self._wait, LONGEST_WAIT)
         self._trial, self._trying, self._left = [], False, self._wait
