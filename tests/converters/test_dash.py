@@ -609,7 +609,15 @@ def test_defaults_are_the_papers_or_say_why():
 
 
 def test_high_momentum_by_explicit_choice():
-    Dash([weight(4, 4)], 1e-3, mu=0.9, allow_high_mu=True)
+    moved = {}
+    for mu in (0.0, 0.9):
+        p = weight(4, 4)
+        dash, start = Dash([p], 1e-3, mu=mu, allow_high_mu=True), p.detach().clone()
+        for _ in range(3):
+            p.grad = torch.ones_like(p)
+            dash.step()
+        moved[mu] = (p.detach() - start).norm().item()
+    assert moved[0.9] > 1.5 * moved[0.0] > 0
 
 
 def test_groups_may_not_differ_in_shared_settings():
