@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgert.bench import bytes_per_token
 from edgert.bundle import Bundle
 from edgert.errors import EdgertError
+from edgert.machine.bench import bytes_per_token
 from edgert.session import open_session
 from edgert.session.base import Feed, Session
 from edgert.session.ort import OrtSession

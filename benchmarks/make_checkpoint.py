@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgert.tensorfile import TensorWriter
+from edgert.storage.safetensors import TensorWriter
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (

@@ -10,12 +10,12 @@ paradigm in BLiMP); parts are measured one by one, so that no command needs to l
 line already there is not measured again (`--again` does). `--write` joins them into the tables of
 `benchmarks/DEMO_QUALITY.md` and of the model card.
 
-Bits per byte: `edgert.texts`, documents on their own after the start token, windows of at most 1024
-tokens that do not overlap but for a document's last. Tasks: `edgert.zeroshot`. Engines: f32, f16,
-int8, int4 are bundles of that quantization (int4 of the demo model: the bundle that ships); f32
-holds a bfloat16 checkpoint exactly. The engine "transformers" computes logits with
-`AutoModelForCausalLM` in float32 from the stored weights; everything else is the same code, so the
-two must agree.
+Bits per byte: `edgert.evaluation.corpora`, documents on their own after the start token, windows of
+at most 1024 tokens that do not overlap but for a document's last. Tasks:
+`edgert.evaluation.zeroshot`. Engines: f32, f16, int8, int4 are bundles of that quantization (int4
+of the demo model: the bundle that ships); f32 holds a bfloat16 checkpoint exactly. The engine
+"transformers" computes logits with `AutoModelForCausalLM` in float32 from the stored weights;
+everything else is the same code, so the two must agree.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from edgert.api import load
 from edgert.bundle import Bundle
 from edgert.cli.eval import start_id
 from edgert.demo import demo_bundle, demo_checkpoint
-from edgert.evaluate import WINDOW, score_text
+from edgert.evaluation.corpora import load_text
+from edgert.evaluation.perplexity import WINDOW, score_text
+from edgert.evaluation.zeroshot import TASKS, Example, load_task, score_task
 from edgert.session import open_session
 from edgert.session.base import Session
 from edgert.text.tokenizer import Tokenizer
-from edgert.texts import load_text
-from edgert.zeroshot import TASKS, Example, load_task, score_task
 from recipes.demo_text.evaluate import PROMPTS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgert.zeroshot import TASKS
+from edgert.evaluation.zeroshot import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "benchmarks" / "DEMO_QUALITY.md"

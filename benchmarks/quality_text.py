@@ -5,8 +5,8 @@
         [--page benchmarks/QUALITY.md]
 
 The text is a file of JSON strings, one document a line (.gz is unpacked). Each checkpoint is
-converted into a temporary bundle and scored with `edgert.evaluate` on the CPU session. --page
-writes the table into a page, between its `quality` marks.
+converted into a temporary bundle and scored with `edgert.evaluation.perplexity` on the CPU
+session. --page writes the table into a page, between its `quality` marks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgert.converters.convert import convert
 
 from benchmarks.results import rewritten
 from edgert.bundle import Bundle
-from edgert.evaluate import score_text
+from edgert.evaluation.perplexity import score_text
 from edgert.session import open_session
 from edgert.text.tokenizer import Tokenizer
 

@@ -134,7 +134,7 @@ def sections() -> dict[str, str]:
 
 def measure(source: str, name: str) -> None:
     """Convert, load twice and time a checkpoint; append the line."""
-    from edgert.diagnosis import examine
+    from edgert.machine.doctor import examine
 
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/model.edge"

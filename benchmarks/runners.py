@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgert.bench import bytes_per_token
 from edgert.bundle import Bundle
+from edgert.machine.bench import bytes_per_token
 from edgert.session import Feed, Session, State, open_session
 
 Ids = NDArray[np.int32]

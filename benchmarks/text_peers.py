@@ -233,7 +233,7 @@ def measure(
 
 def shape_facts(bundle: Bundle) -> dict[str, Any]:
     """Bytes of the weights by encoding."""
-    from edgert.inspection import stored_bytes
+    from edgert.bundle.describe import stored_bytes
 
     found: dict[str, int] = {}
     for weight in bundle.graph().weights.values():

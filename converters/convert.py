@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import BundleWriter
-from ..bundle_check import tensors_of
+from ..bundle.check import tensors_of
+from ..bundle.manifest import FORMAT, Golden, Manifest, Part
+from ..bundle.writer import BundleWriter
 from ..errors import BundleError, ConvertError, ResourceError
 from ..graph import Graph, Weight
-from ..manifest import FORMAT, Golden, Manifest, Part
-from ..tensorfile import aligned_order, nbytes_of
+from ..storage.safetensors import aligned_order, nbytes_of
 from . import families
 from .families.config import refused
 from .golden import golden_answers, own_version, provenance

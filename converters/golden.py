@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle.manifest import Golden, Provenance
+from ..bundle.reader import Bundle
 from ..errors import DeviceError
-from ..manifest import Golden, Provenance
 from ..text.tokenizer import Tokenizer
 
 PROMPTS = ("Once upon a time", "The capital of France is")
@@ -22,8 +22,8 @@ def golden_answers(
     bundle: Bundle, tokenizer: Tokenizer, *, device: str = "cpu"
 ) -> tuple[tuple[Golden, ...], str]:
     """Greedy answers of a bundle, and the device that gave them (or why there are none)."""
+    from ..evaluation.verify import greedy
     from ..session import open_session
-    from ..verify import greedy
 
     room = max(bundle.graph().context - TOKENS, 0)
     prompts = [tuple(tokenizer.encode(text, bos=True)[:room]) for text in PROMPTS]

@@ -15,18 +15,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import Bundle
+from ..bundle.manifest import MANIFEST_NAME, Manifest
+from ..bundle.reader import Bundle
 from ..errors import ConvertError
-from ..files import open_regular, sha256_fd
 from ..graph import Graph, Node
 from ..kernels import onnx_tools as tools
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE, Shape
-from ..lock import FileLock
-from ..manifest import MANIFEST_NAME, Manifest
 from ..session.onnx_check import check_model
 from ..session.onnx_io import PLAIN, Port, Variant, interface
-from ..tensorfile import TensorInfo, read_header
+from ..storage.folder import open_regular, sha256_fd
+from ..storage.lock import FileLock
+from ..storage.safetensors import TensorInfo, read_header
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ResourceError
-from ..exchange import remove_folder
-from ..tensor_writer import Specs, layout
+from ..storage.replace import remove_folder
+from ..storage.safetensors_writer import Specs, layout
 
 KEY, JOURNAL, DATA = "key", "journal", "weights.safetensors"
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

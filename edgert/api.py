@@ -32,7 +32,7 @@ from .text.stream import Gate, Stream
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
+    from .bundle.reader import Bundle
     from .text.template import ChatTemplate
 
 Message = Mapping[str, Any]
@@ -54,7 +54,7 @@ def load(
     always, "skip" never. device, kv_bits: as `session.open_session` takes them. Raises BundleError,
     DeviceError, RequestError, ResourceError.
     """
-    from .bundle import Bundle
+    from .bundle.reader import Bundle
     from .session import open_session
 
     _check_types(device, verify, {"threads": threads, "ctx_size": ctx_size, "kv_bits": kv_bits})

@@ -15,7 +15,7 @@ import edgert
 from edgert import demo
 from edgert.bundle import Bundle
 from edgert.errors import ResourceError
-from edgert.verify import verify_bundle
+from edgert.evaluation.verify import verify_bundle
 from recipes.demo_text.card import CARD
 from recipes.demo_text.evaluate import PROMPTS
 from recipes.demo_text.sources import LICENCES

@@ -17,9 +17,9 @@ import numpy as np
 from edgert.kernels.quant import Matrix, Quantized, quantize_int4, quantize_int8
 
 from edgert.bundle import BundleWriter, Golden, Manifest, Part, Provenance, TextSpec
-from edgert.bundle_check import tensors_of
+from edgert.bundle.check import tensors_of
 from edgert.graph import Graph, Node, State, Value, Weight
-from edgert.tensorfile import TensorWriter, aligned_order
+from edgert.storage.safetensors import TensorWriter, aligned_order
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
 VOCAB = 260

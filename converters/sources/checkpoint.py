@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BundleError, ConvertError
-from ...files import open_regular, sha256_fd
-from ...hash_cache import HashCache
-from ...tensorfile import DTYPES, TensorInfo, read_header
+from ...storage.folder import open_regular, sha256_fd
+from ...storage.hash_cache import HashCache
+from ...storage.safetensors import DTYPES, TensorInfo, read_header
 
 FLOATS = ("F32", "F16", "BF16")
 F32 = NDArray[np.float32]

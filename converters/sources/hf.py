@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ... import limits, strict_json
+from ... import limits
 from ...errors import BundleError, ConvertError
-from ...files import check_name
-from ...hash_cache import HashCache
+from ...storage import strict_json
+from ...storage.folder import check_name
+from ...storage.hash_cache import HashCache
 from .checkpoint import Checkpoint, as_convert_error, unreadable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

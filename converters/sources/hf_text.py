@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from ... import limits
+from ...bundle.manifest import TextSpec
 from ...errors import ConvertError
-from ...manifest import TextSpec
 from .hf import HfSource
 from .tokenizer_file import tokenizer_file
 

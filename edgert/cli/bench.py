@@ -66,7 +66,7 @@ def command(
     Tokens are random; tokenizing and sampling are not measured. p90 is the time for one token (tg)
     or for the whole prompt (pp).
     """  # fmt: skip
-    from .. import bench
+    from ..machine import bench
 
     plan = bench.Plan(prompt_tokens, max_tokens, depths or (0,), threads or (None,), repetitions)
     progress = _progress(sys.stderr.isatty())

@@ -37,7 +37,7 @@ def command(
 ) -> int:
     """Convert the small checkpoint in this package, then hear a story from its chat model."""
     from ..demo import demo_bundle
-    from ..diagnosis import folder_bytes
+    from ..machine.doctor import folder_bytes
     from .generate import answer_object
 
     def tell(text: str) -> None:
@@ -76,7 +76,7 @@ def _convert() -> dict[str, Any]:
     """Convert the checkpoint into a temporary place: names, bytes and seconds."""
     from ..converters.convert import convert
     from ..demo import demo_checkpoint
-    from ..diagnosis import folder_bytes
+    from ..machine.doctor import folder_bytes
 
     source = demo_checkpoint()
     with tempfile.TemporaryDirectory(prefix="edgert-demo-") as folder:

@@ -10,7 +10,7 @@ import click
 from .settings import emit_json, json_option, megabytes, say
 
 if TYPE_CHECKING:
-    from ..diagnosis import Findings
+    from ..machine.doctor import Findings
 
 
 @click.command("doctor")
@@ -21,7 +21,7 @@ def command(warm: bool, as_json: bool) -> int:
 
     Exits with 1 when something is wrong.
     """
-    from ..diagnosis import examine
+    from ..machine.doctor import examine
 
     seconds = _warm() if warm else None
     found = examine()

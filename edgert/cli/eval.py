@@ -15,11 +15,11 @@ from ..errors import RequestError
 from .settings import Opening, emit_json, json_option, say, session_options
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
-    from ..evaluate import TextScore
+    from ..bundle.reader import Bundle
+    from ..evaluation.perplexity import TextScore
+    from ..evaluation.zeroshot import TaskScore
     from ..session.base import Session
     from ..text.tokenizer import Tokenizer
-    from ..zeroshot import TaskScore
 
 
 @click.command("eval")
@@ -62,7 +62,7 @@ def command(
         raise click.UsageError("nothing to measure: give --text FILE, --task NAME, or both")
     if tasks and data is None:
         raise click.UsageError("--task needs --data, the folder with the tasks' files")
-    from ..bundle import Bundle
+    from ..bundle.reader import Bundle
     from ..text.tokenizer import Tokenizer
 
     with Bundle.open(bundle, verify=opening.verify) as opened:
@@ -103,7 +103,7 @@ def _text(
     stride: int | None,
     start: int,
 ) -> TextScore:
-    from ..evaluate import read_documents, score_text
+    from ..evaluation.perplexity import read_documents, score_text
 
     documents = read_documents(path, split=split)
     with _bar("windows") as progress:
@@ -121,9 +121,9 @@ def _tasks(
     limit: int | None,
     start: int,
 ) -> Iterator[tuple[str, TaskScore | TextScore]]:
-    from ..evaluate import WINDOW, score_text
-    from ..texts import TEXTS, load_text
-    from ..zeroshot import TASKS, load_task, score_task
+    from ..evaluation.corpora import TEXTS, load_text
+    from ..evaluation.perplexity import WINDOW, score_text
+    from ..evaluation.zeroshot import TASKS, load_task, score_task
 
     chosen = dict.fromkeys(name for n in names for name in (TASKS if n == "all" else (n,)))
     unknown = sorted(set(chosen) - set(TASKS) - set(TEXTS))
@@ -174,7 +174,7 @@ def _print_text(path: Path, score: TextScore) -> None:
 
 
 def _print_tasks(scores: dict[str, TaskScore | TextScore]) -> None:
-    from ..evaluate import TextScore
+    from ..evaluation.perplexity import TextScore
 
     for name, score in scores.items():
         if isinstance(score, TextScore):

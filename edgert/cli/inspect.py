@@ -19,7 +19,7 @@ from .settings import emit_json, json_option, megabytes
 @json_option
 def command(source: str, device: str | None, as_json: bool) -> int:
     """Say what SOURCE, a bundle, a checkpoint directory or a hub id, holds and what it takes."""
-    from ..inspection import inspect
+    from ..bundle.describe import inspect
 
     found = inspect(source)
     placed = _placement(Path(source), device) if device else []
@@ -55,7 +55,7 @@ def command(source: str, device: str | None, as_json: bool) -> int:
 
 def _placement(bundle: Path, device: str) -> list[dict[str, Any]]:
     """Provider, op and name of every node, before onnxruntime merges them."""
-    from ..bundle import Bundle
+    from ..bundle.reader import Bundle
     from ..session.ort import place
 
     with Bundle.open(bundle) as opened:

@@ -16,7 +16,7 @@ from ..errors import printable
 
 if TYPE_CHECKING:
     from ..api import TextModel
-    from ..bundle import Bundle, Verify
+    from ..bundle.reader import Bundle, Verify
     from ..session import Session
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -23,7 +23,7 @@ def command(bundle: Path, values: bool, device: str | None, kv_bits: int, as_jso
     """
     if kv_bits and device is None:
         raise click.UsageError("--kv-bits needs --device, which computes the answers")
-    from ..verify import verify_bundle
+    from ..evaluation.verify import verify_bundle
 
     report = verify_bundle(bundle, values=values, device=device, kv_bits=kv_bits)
     if as_json:

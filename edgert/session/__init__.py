@@ -11,7 +11,7 @@ from ..notices import notice
 from .base import Feed, Session, State
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..bundle.reader import Bundle
 
 __all__ = ["Feed", "Session", "State", "kernel_cache", "open_session", "warm"]
 
@@ -53,7 +53,7 @@ def open_session(
         return ReferenceSession(graph, bundle.weights(), context=ctx_size)
     if device == "cpu":
         check_isa()
-        from ..cachedir import cache_root
+        from ..storage.cachedir import cache_root
         from .cpu import CpuSession
 
         return CpuSession(
@@ -112,9 +112,9 @@ def check_isa() -> None:
 def kernel_cache() -> Path | None:
     """Folder of compiled kernels for these sources, this Numba and this ISA; None (with a notice)
     when nothing can be written there."""
-    from ..cachedir import cache_root, writable
     from ..kernels import isa
     from ..kernels.cpu import vm
+    from ..storage.cachedir import cache_root, writable
 
     folder = cache_root() / f"kernels-{isa.chosen()}-{vm.sources_hash()}"
     if folder.is_dir() or writable(folder):

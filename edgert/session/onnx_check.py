@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import limits
 from ..graph import Graph
-from ..tensorfile import TensorInfo, read_header
+from ..storage.safetensors import TensorInfo, read_header
 from .onnx_file import Initializer, Model, Op, read_model, refusal
 from .onnx_io import Port, Variant, interface
 

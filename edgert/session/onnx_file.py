@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .. import limits
 from ..errors import BundleError
-from ..files import open_regular
+from ..storage.folder import open_regular
 from .onnx_io import Port
 from .protobuf import Field, WireError, fields, message, text, varints
 

@@ -25,7 +25,7 @@ from .providers import Placement, Provider, create_session, find_provider, parse
 from .reference import needs_long_rope
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..bundle.reader import Bundle
 
 _WORDS = 64  # int32 values: inputs in one buffer begin at multiples of 256 bytes
 _HIDDEN = {"float32": -1e30, "float16": -6e4}  # what a mask adds to a score nobody may see

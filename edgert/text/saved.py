@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
-from ..exchange import glob_escape
+from ..storage.replace import glob_escape
 
 FORMAT = "edgert-conversation-1"
 ARRAY = "\u0000array"  # key that stands for an array in the tree

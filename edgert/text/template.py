@@ -24,7 +24,7 @@ from .template_globals import GLOBALS, Rejected, plain_data, tojson
 from .tokenizer import pattern_of
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..bundle.reader import Bundle
     from .tokenizer import Tokenizer
 
 FILE = "<chat template>"

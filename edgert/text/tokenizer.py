@@ -21,7 +21,7 @@ from ..process import give_back_heap
 from .tokenizer_check import Vocabulary, check_tokenizer, without_added_tokens
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..bundle.reader import Bundle
     from .template import Segment
 
 T = TypeVar("T")

@@ -198,7 +198,7 @@ def test_faults_of_ours_say_so(
     def broken(*args: object, **options: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("edgert.verify.verify_bundle", broken)
+    monkeypatch.setattr("edgert.evaluation.verify.verify_bundle", broken)
     ran = edgert("verify", bundle)
     assert ran.code == 70
     assert "fault in edgert: ZeroDivisionError: oh" in ran.err
@@ -213,7 +213,7 @@ def test_memory_errors_name_a_way_out(
     def full(*args: object, **options: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("edgert.verify.verify_bundle", full)
+    monkeypatch.setattr("edgert.evaluation.verify.verify_bundle", full)
     ran = edgert("verify", bundle)
     assert (ran.code, "--ctx-size" in ran.err) == (2, True)
 
@@ -322,7 +322,7 @@ def test_doctor_reports_what_is_wrong(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("EDGERT_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr("edgert.diagnosis.CORE", ("numpy", "surely-not-installed"))
+    monkeypatch.setattr("edgert.machine.doctor.CORE", ("numpy", "surely-not-installed"))
     ran = edgert("doctor", "--json")
     said = [problem["message"] for problem in ran.json["problems"]]
     assert ran.code == 1

@@ -18,8 +18,8 @@ from unittest import mock
 from edgert.converters.convert import ConvertReport, convert
 from edgert.converters.stage import Stage
 
-import edgert.bundle_writer
-import edgert.exchange
+import edgert.bundle.writer
+import edgert.storage.replace
 
 STEPS: tuple[tuple[Any, str], ...] = (
     (Stage, "write"),
@@ -30,7 +30,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (os, "link"),
     (os, "rename"),
     (os, "replace"),
-    (edgert.exchange, "_swap"),
+    (edgert.storage.replace, "_swap"),
 )
 
 

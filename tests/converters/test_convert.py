@@ -21,7 +21,7 @@ from edgert.kernels.quant import dequantize
 from benchmarks import make_checkpoint as maker
 from edgert.bundle import Bundle, BundleWriter
 from edgert.errors import ConvertError, ResourceError
-from edgert.verify import verify_bundle
+from edgert.evaluation.verify import verify_bundle
 from tests.closeness import distance
 from tests.conftest import ROOT
 from tests.converters.faults import breaking, convert_tiny, count_steps

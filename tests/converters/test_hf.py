@@ -16,7 +16,7 @@ from edgert.converters.convert import convert
 
 from edgert.bundle import Bundle
 from edgert.session import open_session
-from edgert.tensorfile import TensorFile, TensorWriter
+from edgert.storage.safetensors import TensorFile, TensorWriter
 from tests.closeness import assert_close
 from tests.conftest import ROOT
 from tests.converters.checkpoints import expected_logits, make_model, prompt, write_tokenizer

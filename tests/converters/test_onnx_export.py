@@ -15,9 +15,9 @@ from edgert.kernels.quant import Quantized
 
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError, ResourceError
-from edgert.lock import FileLock
+from edgert.evaluation.verify import verify_bundle
 from edgert.session.onnx_io import PLAIN, Variant
-from edgert.verify import verify_bundle
+from edgert.storage.lock import FileLock
 
 from ..tiny import tiny_bundle
 

@@ -16,9 +16,9 @@ from edgert.converters.sources.gguf_to_hf import gguf_to_hf, half_split
 from benchmarks.quality_text import documents, table
 from edgert.bundle import Bundle
 from edgert.demo import demo_checkpoint
+from edgert.evaluation.verify import greedy
 from edgert.session import open_session
 from edgert.text.tokenizer import Tokenizer
-from edgert.verify import greedy
 
 TOKENS = 200
 DEVICES = ("reference", "cpu")

@@ -91,7 +91,7 @@ def look(action: Any, path: str, opened: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     from edgert.bundle import Bundle
-    from edgert.verify import verify_bundle
+    from edgert.evaluation.verify import verify_bundle
 
     def open_(path: str) -> None:
         Bundle.open(path).close()

@@ -10,7 +10,7 @@ import pytest
 
 from edgert.bundle import Bundle
 from edgert.errors import BundleError
-from edgert.verify import verify_bundle
+from edgert.evaluation.verify import verify_bundle
 from tests.hostile.box import examine, snapshot
 from tests.hostile.make_corpus import CORPUS, Mutation, make
 from tests.tiny import tiny_bundle

@@ -96,7 +96,7 @@ def test_h18_disk_fails_at_the_end(good: Path, old: Path, last: str, code: int) 
 def test_h18_read_only_target(good: Path, out: Path) -> None:
     refusal = PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(out.parent))
     with (
-        mock.patch("edgert.bundle_writer.FileLock", side_effect=refusal),
+        mock.patch("edgert.bundle.writer.FileLock", side_effect=refusal),
         pytest.raises(ResourceError, match="could not be written: Read-only file system") as info,
     ):
         convert_tiny(good, out)

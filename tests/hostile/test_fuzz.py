@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgert.bundle import Bundle, Manifest
 from edgert.errors import BundleError
-from edgert.tensorfile import read_header
+from edgert.storage.safetensors import read_header
 from tests.hostile.spoil import file_of, header_of
 from tests.tiny import reseal, tiny_bundle
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgert import bundle as bundle_module
-from edgert import hash_cache
 from edgert.bundle import Bundle
+from edgert.bundle import reader as bundle_module
 from edgert.cli import run
 from edgert.errors import BundleError
+from edgert.storage import hash_cache
 from tests.tiny import tiny_bundle, tiny_graph, tiny_weights
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and special files of POSIX")

@@ -11,9 +11,9 @@ import pytest
 from edgert.kernels.quant import Quantized, dequantize, quantize_int4, quantize_int8
 
 from edgert.bundle import Bundle
+from edgert.evaluation.verify import ValueCounts, count_values, verify_bundle
 from edgert.session import Feed, open_session
-from edgert.tensorfile import TensorFile, TensorWriter
-from edgert.verify import ValueCounts, count_values, verify_bundle
+from edgert.storage.safetensors import TensorFile, TensorWriter
 from tests.tiny import tensors, tiny_bundle, tiny_graph, tiny_weights
 
 SUBNORMAL = np.float16(3e-6)

@@ -1,0 +1,148 @@
+"""What a checkpoint or a bundle holds, and what running it will take."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import RequestError
+from ..graph import Graph, Weight
+from ..kernels.ops import GROUP
+
+RUNTIME_BYTES = 160_000_000  # interpreter, NumPy, Numba, kernels: measured on x86-64 Linux
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What `inspect` tells. Sizes in bytes, context and cache in tokens.
+
+    encodings: bytes of the weights by encoding (of a checkpoint: as stored there). cache_per_token:
+    at 16 bits. memory: weights, cache of a full context and the program, roughly. converted: of a
+    checkpoint, what each --quant would make of the weights.
+    """
+
+    kind: str
+    path: str
+    name: str
+    layers: int
+    parameters: int
+    vocabulary: int
+    context: int
+    encodings: dict[str, int]
+    weights: int
+    cache_per_token: int
+    memory: int
+    converted: dict[str, int] = {}
+    provenance: dict[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
+
+def inspect(path: str | PathLike[str]) -> Description:
+    """Describe a bundle, a checkpoint directory or a hub id. Raises what reading
+    either raises."""
+    folder = Path(path)
+    if (folder / "manifest.json").is_file():
+        return describe_bundle(folder)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise RequestError(
+            f"{folder} holds neither manifest.json nor config.json, expected a bundle or a "
+            "checkpoint directory",
+            code="inspect-path",
+            hint="name the directory itself, not a file in it",
+        )
+    return describe_checkpoint(path)
+
+
+def describe_bundle(path: Path) -> Description:
+    """A bundle, all its hashes checked."""
+    from .reader import Bundle
+
+    with Bundle.open(path) as bundle:
+        graph, manifest = bundle.graph(), bundle.manifest
+    encodings: dict[str, int] = {}
+    for weight in graph.weights.values():
+        encodings[weight.encoding] = encodings.get(weight.encoding, 0) + stored_bytes(weight)
+    return _description(
+        "bundle", path, manifest.name, graph, encodings,
+        provenance=msgspec.to_builtins(manifest.provenance),
+    )  # fmt: skip
+
+
+def describe_checkpoint(source: str | PathLike[str]) -> Description:
+    """A checkpoint in the Hugging Face layout, or its hub id; of weights, only headers are read."""
+    from ..converters.convert import QUANTS, encoded, encodings_asked
+    from ..converters.families import build
+    from ..converters.sources.hf import HfSource
+
+    with HfSource(Path(source) if Path(source).exists() else str(source)) as opened:
+        graph = build(opened.config).graph
+        encodings: dict[str, int] = {}
+        for tensor in opened.tensors.values():
+            key, size = tensor.info.dtype.lower(), tensor.info.end - tensor.info.begin
+            encodings[key] = encodings.get(key, 0) + size
+        name = opened.name
+    converted = {
+        quant: sum(
+            map(stored_bytes, encoded(graph, *encodings_asked(quant, None)).weights.values())
+        )
+        for quant in sorted(set(QUANTS.values()))
+    }
+    return _description("checkpoint", source, name, graph, encodings, converted=converted)
+
+
+def _description(
+    kind: str,
+    path: str | PathLike[str],
+    name: str,
+    graph: Graph,
+    encodings: dict[str, int],
+    **more: Any,
+) -> Description:
+    weights = sum(encodings.values())
+    cache = cache_per_token(graph)
+    return Description(
+        kind=kind,
+        path=str(path),
+        name=name,
+        layers=len(graph.states),
+        parameters=parameters(graph),
+        vocabulary=graph.vocab_size,
+        context=graph.context,
+        encodings=dict(sorted(encodings.items())),
+        weights=weights,
+        cache_per_token=cache,
+        memory=weights + cache * graph.context + RUNTIME_BYTES,
+        **more,
+    )
+
+
+def stored_bytes(weight: Weight) -> int:
+    """Bytes of a weight in `weights.safetensors`."""
+    count = math.prod(weight.shape)
+    if weight.encoding in ("f32", "f16"):
+        return count * (4 if weight.encoding == "f32" else 2)
+    rows, width = weight.shape
+    code = GROUP // 2 if weight.encoding == "int4-g32" else GROUP
+    return rows * -(-width // GROUP) * (code + 2)
+
+
+def parameters(graph: Graph) -> int:
+    """Trained numbers: all weights once, but for the rotary tables, which are computed."""
+    tables = {
+        name
+        for node in graph.nodes
+        for slot, name in node.weights.items()
+        if slot.startswith("inv_freq")
+    }
+    return sum(math.prod(w.shape) for name, w in graph.weights.items() if name not in tables)
+
+
+def cache_per_token(graph: Graph) -> int:
+    """Bytes of keys and values of one token at 16 bits."""
+    return sum(4 * state.kv_heads * state.head_dim for state in graph.states.values())

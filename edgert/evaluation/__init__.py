@@ -1,0 +1,1 @@
+"""Quality: perplexity, zero-shot tasks, and checks of a bundle against its own answers."""

@@ -1,0 +1,205 @@
+"""Log-likelihoods of continuations, batched over a session.
+
+    scorer = Scorer(session)
+    scores = scorer.score([Request((1, 5), (7, 9)), Request((1, 5), (8,))])
+
+Requests that follow each other with the same context share its computation, and that of the tokens
+with which their continuations begin alike. Several sequences go into one step; because a row's
+result does not depend on its company, neither does any score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError
+from ..session.base import Feed, Session, State
+
+F32 = NDArray[np.float32]
+LANES = 32  # sequences in flight
+SHARED = 8  # continuations that one computed context may serve; more lanes keep steps full
+PAGE = 64  # tokens by which sessions hand out memory
+LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
+
+Progress = Callable[[int], None]
+
+
+class Request(NamedTuple):
+    """Token ids: what is given (one at least) and what is scored (one at least)."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+class Score(NamedTuple):
+    """Natural logarithm of the continuation's probability; greedy: whether every one of its tokens
+    is the likeliest (the lowest id of equals)."""
+
+    logprob: float
+    greedy: bool
+
+
+def token_logprobs(
+    logits: F32, targets: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """log softmax of float32 [n, V] at one target a row, float64 [n]; which are argmax, [n]."""
+    rows = np.arange(len(targets))
+    peak = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - peak).sum(axis=1, dtype=np.float64)
+    picked = logits[rows, targets].astype(np.float64) - peak[:, 0]
+    best = picked == 0
+    best[best] = logits[best].argmax(axis=1) == np.asarray(targets)[best]
+    return picked - np.log(total), best
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` begin with in common."""
+    pairs = zip(a, b, strict=False)
+    return next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
+class _Group(NamedTuple):
+    """Requests of one context: their places in the answer and their continuations."""
+
+    context: tuple[int, ...]
+    places: list[int]
+    continuations: list[tuple[int, ...]]
+
+    def takes(self, request: Request) -> bool:
+        """Whether the request belongs here: there is something to share, and room."""
+        same = request.context == self.context and len(self.places) < SHARED
+        return same and (
+            len(self.context) > 1 or _alike(self.continuations[-1], request.continuation) > 0
+        )
+
+    @property
+    def longest(self) -> int:
+        return len(self.context) - 1 + max(len(c) for c in self.continuations)
+
+
+class _Lane:
+    """One sequence at work: the shared context once, then each continuation after it, less what it
+    shares with the one before."""
+
+    def __init__(self, group: _Group, state: State) -> None:
+        self.group, self.state = group, state
+        self.base = len(group.context) - 1  # the last context token is fed with each continuation
+        self.index = 0
+        self.found: list[tuple[float, bool]] = []  # a token each of the current continuation
+        self.scores: list[tuple[int, Score]] = []
+
+    @property
+    def done(self) -> bool:
+        return self.index == len(self.group.places)
+
+    def take(self, rows: int, logit_rows: int) -> Feed:
+        """The next tokens, at most `rows` of them, `logit_rows` if they are scored."""
+        at = self.state.length
+        if at < self.base:
+            piece = self.group.context[at : min(self.base, at + rows)]
+            return Feed(self.state, np.array(piece, np.int32), "none")
+        continuation = self.group.continuations[self.index]
+        inputs = self.group.context[-1:] + continuation[:-1]
+        first = at - self.base
+        piece = inputs[first : first + min(rows, logit_rows)]
+        return Feed(self.state, np.array(piece, np.int32), "all")
+
+    def give(self, feed: Feed, logits: F32) -> None:
+        """Take in what the step answered."""
+        count = len(feed.tokens)
+        if feed.logits == "none":
+            self.state.commit(count)
+            return
+        continuation = self.group.continuations[self.index]
+        first = self.state.length - self.base
+        found, best = token_logprobs(logits, continuation[first : first + count])
+        self.found += zip(found.tolist(), best.tolist(), strict=True)
+        self.state.commit(count)
+        if first + count < len(continuation):
+            return
+        score = Score(math.fsum(x for x, _ in self.found), all(greedy for _, greedy in self.found))
+        self.scores.append((self.group.places[self.index], score))
+        self.index += 1
+        if not self.done:
+            following = self.group.continuations[self.index]
+            kept = min(_alike(continuation, following), len(following) - 1)
+            self.state.trim(self.base + kept)
+            del self.found[kept:]
+
+
+class Scorer:
+    """Scores requests on a session, which it neither owns nor closes."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._logit_rows = max(1, LOGIT_VALUES // session.graph.vocab_size)
+
+    def score(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Score]:
+        """One score a request, in order. progress: called with the number of scores just made.
+
+        Raises RequestError for empty parts and for requests longer than the session's context.
+        """
+        waiting = self._groups(requests)
+        answers: dict[int, Score] = {}
+        lanes: list[_Lane] = []
+        following = next(waiting, None)
+        try:
+            while lanes or following is not None:
+                while following is not None and self._fits(lanes, following):
+                    lanes.append(_Lane(following, self.session.new_state(following.longest)))
+                    following = next(waiting, None)
+                self._step(lanes)
+                for lane in [lane for lane in lanes if lane.done]:
+                    lanes.remove(lane)
+                    lane.state.close()
+                    answers.update(lane.scores)
+                    if progress is not None:
+                        progress(len(lane.scores))
+        finally:
+            for lane in lanes:
+                lane.state.close()
+        return [answers[place] for place in range(len(requests))]
+
+    def _groups(self, requests: Sequence[Request]) -> Iterator[_Group]:
+        group: _Group | None = None
+        for place, (context, continuation) in enumerate(requests):
+            if not context or not continuation:
+                raise RequestError(
+                    f"request {place}: {len(context)} tokens of context and {len(continuation)} to "
+                    "score, expected one of each at least",
+                    code="score-empty",
+                )
+            if group is None or not group.takes(Request(context, continuation)):
+                if group is not None:
+                    yield group
+                group = _Group(context, [], [])
+            group.places.append(place)
+            group.continuations.append(continuation)
+        if group is not None:
+            yield group
+
+    def _fits(self, lanes: Sequence[_Lane], group: _Group) -> bool:
+        """Whether memory for one more sequence is sure to be there: one context in all."""
+        if not lanes:
+            return True
+        pages = sum(-(-one.longest // PAGE) for one in [*(x.group for x in lanes), group])
+        return len(lanes) < LANES and pages * PAGE <= self.session.context
+
+    def _step(self, lanes: Sequence[_Lane]) -> None:
+        rows, logit_rows = self.session.max_rows, self._logit_rows
+        fed: list[tuple[_Lane, Feed]] = []
+        for lane in lanes:
+            if rows < 1 or logit_rows < 1:
+                break
+            feed = lane.take(rows, logit_rows)
+            fed.append((lane, feed))
+            rows -= len(feed.tokens)
+            logit_rows -= len(feed.tokens) if feed.logits == "all" else 0
+        answers = self.session.step([feed for _, feed in fed])
+        for (lane, feed), logits in zip(fed, answers, strict=True):
+            lane.give(feed, logits)

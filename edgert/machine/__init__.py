@@ -1,0 +1,1 @@
+"""This machine: speed measurements and a check of what is installed."""

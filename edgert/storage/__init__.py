@@ -1,0 +1,1 @@
+"""Files on disk: folders that cannot be left, atomic replacement, locks, safetensors, caches."""
