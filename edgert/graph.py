@@ -1,29 +1,36 @@
 """The graph: the only description of a model that the runtime knows.
 
 A graph is a frozen list of nodes over the op catalogue (`edgert.kernels.ops`), in execution order
-and single assignment, with declared weights and states. A model family is a function from a
-checkpoint's config to a graph plus a map from checkpoint names to graph weights; nothing downstream
-asks which family it came from.
+and single assignment, with declared inputs, outputs, weights and states. A model family is a
+function from a checkpoint's config to a graph plus a map from checkpoint names to graph weights;
+nothing downstream asks which family it came from.
+
+Values are rows: [T, C]. The first dimension of an input is a symbol, whose size is known when the
+graph runs, or a number. "T" is the tokens of a step; nodes with a state have T rows.
 
 Serialised as JSON (`<part>.graph.json`): deterministic, unknown fields refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from . import limits
 from .errors import BundleError
+from .kernels import states
 from .kernels.ops import CATALOGUE, MATRIX_ENCODINGS, OpError, Shape
+from .kernels.states import BorrowedState, KVState, StateSpec
 
 Scalar = str | int | float | bool
+DTYPES = ("f32", "int32")
 
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A graph input or output: a name, a shape of ints and symbols ("T", "R"), a dtype."""
+    """A graph input or output: a name, a shape of ints and symbols ("T", "R"), a dtype: f32 or
+    int32 (inputs only)."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -42,7 +49,8 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One operation: values in, one value out, weights by slot, and the state it owns."""
+    """One operation: values in, one value out, weights by slot, and the state it owns or
+    borrows."""
 
     op: str
     inputs: tuple[str, ...]
@@ -52,30 +60,17 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: str = ""
 
 
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Per-sequence memory that a node owns. kind "kv": keys and values of G heads of size D."""
-
-    kind: str
-    kv_heads: int
-    head_dim: int
-    window: int = 0
-
-
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole model part. `context` is the longest sequence (tokens) it was made for."""
+    """A whole model part. `context` is the longest sequence (tokens) it was made for, 0 where no
+    node remembers anything."""
 
     name: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
     weights: dict[str, Weight]
-    states: dict[str, State] = {}
+    states: dict[str, StateSpec] = {}
     context: int = 0
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the first output's rows."""
-        return int(self.outputs[0].shape[-1])
 
     def shapes(self) -> dict[str, Shape]:
         """Shape of every value, by walking the nodes; raises BundleError where they do not fit."""
@@ -84,6 +79,46 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def replace(self, **changes: Any) -> Graph:
         """A copy with fields exchanged."""
         return msgspec.structs.replace(self, **changes)
+
+    def with_outputs(self, names: Iterable[str]) -> Graph:
+        """A copy that gives the values `names` (any node's output) besides its own outputs."""
+        given = {value.name for value in self.outputs}
+        wanted = [name for name in dict.fromkeys(names) if name not in given]
+        made = {node.output for node in self.nodes}
+        if unknown := sorted(set(wanted) - made):
+            raise BundleError(
+                f"graph {self.name!r} computes no {unknown}, expected names of its values",
+                code="graph-value",
+                hint="`edgert inspect` lists a part's values; hidden rows are called layers.N",
+            )
+        shapes = self.shapes()
+        return self.replace(outputs=self.outputs + tuple(Value(n, shapes[n]) for n in wanted))
+
+    def cut(self, inputs: Iterable[str], outputs: Iterable[str], *, name: str = "") -> Graph:
+        """The sub-graph that computes the values `outputs` from the values `inputs`.
+
+        inputs, outputs: graph inputs or values of nodes. Graph inputs that the kept nodes read
+        besides are kept as inputs. Weights and states come along with their nodes, so that cuts at
+        one value compose to the whole. Raises BundleError where an output is not among the values
+        or a kept node borrows a state whose owner is cut off.
+        """
+        return _cut(self, list(inputs), list(outputs), name or self.name)
+
+    def index_bounds(self) -> dict[str, int | str]:
+        """int32 inputs -> what their values must stay below: the rows of the smallest table they
+        index, or the symbol of the rows they select."""
+        shapes, bounds = self.shapes(), dict[str, int | str]()
+        for node in self.nodes:
+            for slot, value in zip(CATALOGUE[node.op].inputs, node.inputs, strict=True):
+                if slot not in CATALOGUE[node.op].integer:
+                    continue
+                table = node.weights.get("weight")
+                limit = self.weights[table].shape[0] if table else shapes[node.inputs[0]][0]
+                found = bounds.get(value, limit)
+                if isinstance(found, int) and isinstance(limit, int):
+                    found = min(found, limit)
+                bounds[value] = found
+        return bounds
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1)
@@ -115,12 +150,50 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return graph
 
 
+def _cut(graph: Graph, inputs: list[str], outputs: list[str], name: str) -> Graph:
+    shapes = graph.shapes()
+    declared = {value.name: value for value in graph.inputs}
+    if unknown := sorted(set(inputs + outputs) - set(shapes)):
+        raise BundleError(
+            f"graph {graph.name!r} has no values {unknown}, expected names of its inputs and nodes",
+            code="graph-value",
+        )
+    needed, kept = set(outputs), list[Node]()
+    for node in reversed(graph.nodes):
+        if node.output in needed and node.output not in inputs:
+            kept.append(node)
+            needed.update(node.inputs)
+    kept.reverse()
+    made = {node.output for node in kept}
+    reads = {value for node in kept for value in node.inputs} | set(outputs)
+    entries = [*inputs, *(n for n in declared if n in reads and n not in inputs)]
+    held = {node.state for node in kept if node.state}
+    lent = {graph.states[n].owner for n in held if isinstance(graph.states[n], BorrowedState)}
+    if lost := sorted(owner for owner in lent if owner in graph.states and owner not in held):
+        raise BundleError(
+            f"graph {graph.name!r}: the cut borrows states {lost} whose owners it leaves out",
+            code="graph-cut",
+            hint="cut so that the nodes that write these states are kept",
+        )
+    used = {weight for node in kept for weight in node.weights.values()}
+    return Graph(
+        name,
+        tuple(declared.get(n, Value(n, shapes[n])) for n in entries if n not in made),
+        tuple(Value(n, shapes[n]) for n in outputs),
+        tuple(kept),
+        {n: w for n, w in graph.weights.items() if n in used},
+        {n: s for n, s in graph.states.items() if n in held},
+        graph.context if held else 0,
+    )
+
+
 class _Checker:
     """Walks a graph once; every complaint names the node."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.values: dict[str, Shape] = {}
+        self.integers: set[str] = set()
         self.used: set[str] = set()
         self.owned: set[str] = set()
 
@@ -134,30 +207,66 @@ class _Checker:
     def run(self) -> dict[str, Shape]:
         for name, weight in self.graph.weights.items():
             self.weight(name, weight)
+        for name, state in self.graph.states.items():
+            self.spec(name, state)
         for value in self.graph.inputs:
-            self.define(value.name, tuple(value.shape))
+            self.input(value)
         for index, node in enumerate(self.graph.nodes):
             try:
                 self.node(node)
             except OpError as error:
                 raise self.fail(f"node {index} ({node.output}): {error}") from None
+        self.outputs()
+        self.leftovers()
+        return self.values
+
+    def input(self, value: Value) -> None:
+        dims = value.shape
+        rows = bool(dims) and (isinstance(dims[0], int) or dims[0].isidentifier())
+        sizes = all(isinstance(n, int) for n in dims[1:])
+        whole = rows and sizes and all(0 < n < limits.TENSOR_DIM for n in dims if type(n) is int)
+        if not whole or len(dims) != (1 if value.dtype == "int32" else 2):
+            raise self.fail(
+                f"input {value.name!r} has shape {dims}, expected rows [N] of int32 or [N, width] "
+                "of f32, N a symbol or a number"
+            )
+        if value.dtype not in DTYPES:
+            raise self.fail(
+                f"input {value.name!r} has dtype {value.dtype!r}, expected one of {DTYPES}"
+            )
+        self.define(value.name, tuple(dims))
+        if value.dtype == "int32":
+            self.integers.add(value.name)
+
+    def outputs(self) -> None:
+        if len({value.name for value in self.graph.outputs}) != len(self.graph.outputs):
+            raise self.fail("an output is declared twice")
         for value in self.graph.outputs:
             if self.values.get(value.name) != tuple(value.shape):
                 raise self.fail(
                     f"output {value.name!r} has shape {self.values.get(value.name)}, "
                     f"declared {tuple(value.shape)}"
                 )
-        self.leftovers()
-        return self.values
+            if value.dtype != "f32" or value.name in self.integers:
+                raise self.fail(f"output {value.name!r} is {value.dtype}, expected f32")
+
+    def spec(self, name: str, state: StateSpec) -> None:
+        wrong = states.faults(state)
+        if isinstance(state, BorrowedState) and not state.part:
+            owner = self.graph.states.get(state.owner)
+            if not isinstance(owner, KVState):
+                wrong.append(f"owner {state.owner!r} is no kv state of this graph")
+        if wrong:
+            raise self.fail(f"state {name!r}: {'; '.join(wrong)}")
 
     def weight(self, name: str, weight: Weight) -> None:
         dims = weight.shape
-        if not dims or len(dims) > 2 or any(not 0 < n < limits.TENSOR_DIM for n in dims):
-            raise self.fail(f"weight {name!r} has shape {dims}, expected 1 or 2 positive sizes")
-        if weight.encoding not in MATRIX_ENCODINGS or (len(dims) == 1 and weight.encoding != "f32"):
+        if not 1 <= len(dims) <= 4 or any(not 0 < n < limits.TENSOR_DIM for n in dims):
+            raise self.fail(f"weight {name!r} has shape {dims}, expected 1 to 4 positive sizes")
+        if weight.encoding not in MATRIX_ENCODINGS or (len(dims) != 2 and weight.encoding != "f32"):
             raise self.fail(
                 f"weight {name!r} of rank {len(dims)} has encoding {weight.encoding!r}, expected "
-                f"f32 for vectors, one of {MATRIX_ENCODINGS} for matrices"
+                f"one of {MATRIX_ENCODINGS} for matrices, f32 for others"
             )
 
     def define(self, name: str, shape: Shape) -> None:
@@ -176,10 +285,14 @@ class _Checker:
             raise OpError(f"{node.op} reads {missing}, which nothing has produced yet")
         attrs = op.check_attrs(node.attrs)
         shapes = self.weight_shapes(node)
-        if op.state:
-            self.state(node, attrs)
+        for slot, name in zip(op.inputs, node.inputs, strict=True):
+            if (name in self.integers) != (slot in op.integer):
+                kind = "an int32 input" if slot in op.integer else "float rows"
+                raise OpError(f"{node.op}.{slot} is {name!r}, expected {kind}")
+        if op.state_of is not None:
+            self.state(node, op.state_of(attrs), borrows=op.borrows)
         elif node.state:
-            raise OpError(f"{node.op} owns no state, found {node.state!r}")
+            raise OpError(f"{node.op} has no state, found {node.state!r}")
         self.define(node.output, op.infer([self.values[n] for n in node.inputs], shapes, attrs))
 
     def weight_shapes(self, node: Node) -> dict[str, tuple[int, ...]]:
@@ -199,16 +312,35 @@ class _Checker:
             self.used.add(name)
         return shapes
 
-    def state(self, node: Node, attrs: Mapping[str, Any]) -> None:
+    def state(self, node: Node, expected: StateSpec, *, borrows: bool) -> None:
         state = self.graph.states.get(node.state)
         if state is None:
             raise OpError(f"{node.op} needs a declared state, found {node.state!r}")
+        if borrows:
+            self.borrowed(node, state, expected)
+            return
         if node.state in self.owned:
             raise OpError(f"state {node.state!r} has two owners")
-        expected = State("kv", attrs["kv_heads"], attrs["head_dim"], attrs["window"])
         if state != expected:
             raise OpError(f"state {node.state!r} is {state}, the node expects {expected}")
         self.owned.add(node.state)
+
+    def borrowed(self, node: Node, state: StateSpec, expected: StateSpec) -> None:
+        """A reader's owner must have written before, in heads of the same number and size."""
+        if not isinstance(state, BorrowedState):
+            raise OpError(f"{node.op} borrows, but state {node.state!r} is {state}")
+        self.owned.add(node.state)
+        if state.part:
+            return
+        owner = self.graph.states[state.owner]
+        sizes = lambda s: (s.kv_heads, s.head_dim)
+        if state.owner not in self.owned:
+            raise OpError(f"state {node.state!r} is read before {state.owner!r} is written")
+        if sizes(owner) != sizes(expected):
+            raise OpError(
+                f"state {node.state!r} reads {state.owner!r} of heads {sizes(owner)}, the node "
+                f"expects {sizes(expected)}"
+            )
 
     def leftovers(self) -> None:
         unused = sorted(set(self.graph.weights) - self.used)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from .states import KVState, StateSpec
+
 Dim = int | str
 Shape = tuple[Dim, ...]
 Attrs = Mapping[str, Any]
@@ -42,8 +44,10 @@ class Attr:
 class Op:
     """One row of the catalogue.
 
+    inputs: names of the values it reads, float32 but for those in `integer`, which are int32.
     weights: slot name -> True when required. `matrix` names the slots that may be quantized.
-    state: kind of per-sequence state the op owns ("kv") or "" for none.
+    state_of: complete attributes -> the state that a node of this op owns, None for none. An op
+    that `borrows` reads a state of that description which another node owns.
     infer: input shapes, weight shapes, attributes -> output shape; raises OpError.
     """
 
@@ -54,7 +58,9 @@ class Op:
     weights: Mapping[str, bool] = field(default_factory=dict)
     matrix: tuple[str, ...] = ()
     attrs: Mapping[str, Attr] = field(default_factory=dict)
-    state: str = ""
+    integer: tuple[str, ...] = ()
+    state_of: Callable[[Attrs], StateSpec] | None = None
+    borrows: bool = False
 
     @property
     def reference(self) -> Callable[..., Any]:
@@ -123,12 +129,23 @@ def _linear(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], att
 def _attention(
     inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs
 ) -> Shape:
-    (qkv,) = inputs
+    kv_heads = attrs["kv_heads"]
+    return _attended(inputs[0], attrs["heads"] + 2 * kv_heads, weights, attrs)
+
+
+def _shared_attention(
+    inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs
+) -> Shape:
+    return _attended(inputs[0], attrs["heads"], weights, attrs)
+
+
+def _attended(x: Shape, packed: int, weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
+    """Rows of `packed` head vectors in, rows of H head vectors out."""
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
     _need(min(heads, kv_heads, size) > 0, f"attention: heads {heads}/{kv_heads}, head size {size}")
     _need(heads % kv_heads == 0, f"attention: {heads} heads are no multiple of {kv_heads} kv heads")
-    width = (heads + 2 * kv_heads) * size
-    _need(qkv[-1] == width, f"attention: qkv rows of {qkv[-1]}, expected {width}")
+    _need(x[-1] == packed * size, f"attention: rows of {x[-1]}, expected {packed * size}")
+    _need(x[0] == "T", f"attention: {x[0]} rows, expected T, the tokens of a step")
     _need(attrs["window"] >= 0, f"attention: window is {attrs['window']}, expected >= 0")
     _need(attrs["softcap"] >= 0, f"attention: softcap is {attrs['softcap']}, expected >= 0")
     for slot in ("q_norm", "k_norm"):
@@ -136,7 +153,16 @@ def _attention(
             _need(
                 weights[slot] == (size,), f"attention: {slot} {weights[slot]}, expected ({size},)"
             )
-    _need(("q_norm" in weights) == ("k_norm" in weights), "attention: only one of q_norm, k_norm")
+    both = packed > heads
+    alone = both and ("q_norm" in weights) != ("k_norm" in weights)
+    _need(not alone, "attention: only one of q_norm, k_norm")
+    axes = attrs["rope_axes"]
+    if axes:
+        pairs = weights.get("inv_freq", (0,))[0]
+        _need(
+            len(axes) == pairs and set(axes) <= set("012"),
+            f"attention: rope_axes {axes!r}, expected 0, 1 or 2 for each of {pairs} frequencies",
+        )
     for slot in ("inv_freq", "inv_freq_long"):
         if slot in weights:
             pairs = weights[slot]
@@ -148,7 +174,11 @@ def _attention(
         _need(
             same and attrs["rope_switch"] > 0, "attention: long rope needs inv_freq and rope_switch"
         )
-    return (*qkv[:-1], heads * size)
+    return (*x[:-1], heads * size)
+
+
+def _kv_state(attrs: Attrs) -> StateSpec:
+    return KVState(attrs["kv_heads"], attrs["head_dim"], attrs["window"])
 
 
 def _glu(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
@@ -182,12 +212,21 @@ def _softcap(
     return tuple(inputs[0])
 
 
+_ATTENTION_ATTRS = {
+    "heads": Attr(int), "kv_heads": Attr(int), "head_dim": Attr(int),
+    "scale": Attr(float), "window": Attr(int, 0), "softcap": Attr(float, 0.0),
+    "qk_eps": Attr(float, 1e-6), "rope_scale": Attr(float, 1.0),
+    "rope_long_scale": Attr(float, 1.0), "rope_switch": Attr(int, 0),
+    "rope_axes": Attr(str, ""),
+}  # fmt: skip
+
 CATALOGUE: dict[str, Op] = {
     op.name: op
     for op in (
         Op(
             "embed", "embed", ("tokens",), _embed,
             weights={"weight": True}, matrix=("weight",), attrs={"scale": Attr(float, 1.0)},
+            integer=("tokens",),
         ),
         Op(
             "rms_norm", "norm", ("x",), _rms_norm,
@@ -200,17 +239,19 @@ CATALOGUE: dict[str, Op] = {
         Op(
             "attention", "attention", ("qkv",), _attention,
             weights={"q_norm": False, "k_norm": False, "inv_freq": False, "inv_freq_long": False},
-            attrs={
-                "heads": Attr(int), "kv_heads": Attr(int), "head_dim": Attr(int),
-                "scale": Attr(float), "window": Attr(int, 0), "softcap": Attr(float, 0.0),
-                "qk_eps": Attr(float, 1e-6), "rope_scale": Attr(float, 1.0),
-                "rope_long_scale": Attr(float, 1.0), "rope_switch": Attr(int, 0),
-            },
-            state="kv",
+            attrs=_ATTENTION_ATTRS,
+            state_of=_kv_state,
+        ),
+        Op(
+            "shared_attention", "attention", ("q",), _shared_attention,
+            weights={"q_norm": False, "inv_freq": False, "inv_freq_long": False},
+            attrs=_ATTENTION_ATTRS,
+            state_of=_kv_state,
+            borrows=True,
         ),
         Op("glu", "elementwise", ("x",), _glu, attrs={"act": Attr(str)}),
         Op("add", "elementwise", ("a", "b"), _add),
-        Op("select", "elementwise", ("x", "rows"), _select),
+        Op("select", "elementwise", ("x", "rows"), _select, integer=("rows",)),
         Op("softcap", "elementwise", ("x",), _softcap, attrs={"cap": Attr(float)}),
     )
 }  # fmt: skip

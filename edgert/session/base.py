@@ -1,33 +1,39 @@
 """The contract between everything that generates and whatever computes.
 
 A session holds one graph with its weights on one device. A state holds the memory of one sequence
-(KV pages, recurrent state). A step takes a ragged batch of tokens, several sequences at once if
-need be, and is the same call for prefill chunks, decoding and speculative verification.
+(pages of keys and values, recurrent matrices, convolution inputs). A step takes several sequences
+at once and is the same call for prompt chunks, decoding, speculative verification and trees:
 
     state = session.new_state()
-    logits, = session.step([Feed(state, tokens)])   # [1, V]: the last row's logits
-    state.commit(len(tokens))                        # or fewer: the rest is forgotten
+    result, = session.step([Feed(state, tokens)])     # result.logits: [1, V], after the last token
+    state.commit(len(tokens))                         # or fewer: the rest is forgotten
+
+A graph without states is a function of arrays:
+
+    outputs = session.run({"x": x})                   # {"y": float32 [N, width]}
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..graph import Graph
+from ..graph import Graph, Value
+
+F32 = NDArray[np.float32]
+TREE_ROWS = 63  # rows of a feed with parents: a row's ancestors are the bits of one word
 
 
 class State(ABC):
     """Memory of one sequence. `length` tokens are committed, `pending` were fed since.
 
-    append is what a step does: it writes tokens at length .. length + pending. Nothing durable
-    changes until `commit`.
+    A step writes tokens at length .. length + pending. Nothing durable changes until `commit`.
     """
 
     def __init__(self, context: int) -> None:
@@ -35,23 +41,56 @@ class State(ABC):
         self.pending = 0
         self.context = context
 
-    def commit(self, count: int) -> None:
-        """Keep the first `count` pending tokens, forget the others."""
-        if not 0 <= count <= self.pending:
+    def commit(self, path: int | Sequence[int]) -> None:
+        """Keep pending tokens, forget the others: the first `path` of them, or the ones whose
+        numbers `path` lists in rising order (one branch of a tree)."""
+        kept = range(path) if isinstance(path, int) else [int(row) for row in path]
+        rising = all(a < b for a, b in zip(kept, kept[1:], strict=False))
+        if not rising or not 0 <= len(kept) <= self.pending or any(
+            not 0 <= row < self.pending for row in kept[-1:]
+        ) or any(row < 0 for row in kept[:1]):
             raise RequestError(
-                f"commit of {count} tokens, {self.pending} are pending", code="commit-range"
+                f"commit of {path if isinstance(path, int) else list(kept)[:16]}, {self.pending} "
+                "tokens are pending, expected as many at most, in rising order",
+                code="commit-range",
             )
-        self.length += count
+        self._keep(kept)
+        self.length += len(kept)
         self.pending = 0
+        self._shrink()
 
-    def trim(self, length: int) -> None:
-        """Forget every token past the first `length`, pending ones included."""
+    def discard(self) -> None:
+        """Forget every pending token."""
+        self.pending = 0
+        self._shrink()
+
+    def rewind(self, length: int) -> int:
+        """Forget tokens past the first `length`, pending ones included; returns the length that
+        was reached. Keys and values go back to any length, recurrent states only to some: then
+        more is forgotten, and the caller feeds the difference again."""
         if not 0 <= length <= self.length:
             raise RequestError(
-                f"trim to {length} tokens, the state holds {self.length}", code="trim-range"
+                f"rewind to {length} tokens, the state holds {self.length}", code="rewind-range"
             )
-        self.length = length
         self.pending = 0
+        self.length = self._reach(length)
+        self._shrink()
+        return self.length
+
+    def _keep(self, rows: Sequence[int]) -> None:  # noqa: B027 (nothing to move by default)
+        """Move the pending tokens `rows` to the front, before they are committed."""
+
+    def _reach(self, length: int) -> int:
+        """Go back to `length` tokens, or to fewer where that is not possible."""
+        return length
+
+    def _shrink(self) -> None:  # noqa: B027
+        """Give back what is not needed for `length` tokens."""
+
+    @abstractmethod
+    def fork(self) -> State:
+        """A second sequence that holds the same committed tokens; what they share is copied when
+        one of them changes it."""
 
     @abstractmethod
     def snapshot(self) -> dict[str, Any]:
@@ -64,7 +103,7 @@ class State(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes this sequence occupies."""
+        """Bytes this sequence occupies; pages that it shares count for each who shares them."""
 
     @abstractmethod
     def close(self) -> None:
@@ -73,14 +112,41 @@ class State(ABC):
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens for one sequence in one step: int32 [n], and which rows' logits are wanted.
+    """What one sequence gets in one step: n tokens.
 
-    logits: "last" (default, one row), "all" (n rows, for verification and evaluation), "none".
+    tokens: int32 [n]. embeddings: float32 [n, C] instead, rows as the graph's `embed` node (scale
+    included) or its input "embeddings" has them. inputs: other float inputs of the graph by name,
+    float32 [n, width]. positions: int32 [n], or [3, n] for rotary axes (time, height, width);
+    None: the tokens follow what is committed. parents: int32 [n] for a tree, the row each row
+    continues, -1 for the committed text; None: each continues the one before. logits: rows whose
+    logits are wanted, "last" (one), "all" (n), "none". taps: values of the graph whose rows are
+    wanted, all n of them.
     """
 
     state: State
-    tokens: NDArray[np.int32]
+    tokens: NDArray[np.int32] | None = None
     logits: str = "last"
+    embeddings: F32 | None = None
+    inputs: Mapping[str, F32] = field(default_factory=dict)
+    positions: NDArray[np.int32] | None = None
+    parents: NDArray[np.int32] | None = None
+    taps: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many tokens: n."""
+        for given in (self.tokens, self.embeddings, *self.inputs.values()):
+            if given is not None:
+                return len(given)
+        return 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one feed gets: logits float32 [rows, V], and each wanted tap float32 [n, width]."""
+
+    logits: F32
+    taps: dict[str, F32] = field(default_factory=dict)
 
 
 class Session(ABC):
@@ -91,53 +157,46 @@ class Session(ABC):
     max_rows: int  # tokens that one step may hold, over all its feeds
     context: int  # tokens that one state may hold
 
+    @property
+    def vocab_size(self) -> int:
+        """Width of the rows that a step gives as logits: the graph's first output."""
+        return int(self.graph.outputs[0].shape[-1])
+
     @abstractmethod
     def new_state(self, expected: int = 0) -> State:
         """An empty sequence. `expected` is the length it will probably reach (0: unknown), which
         decides between the short and the long rotary factors of models that have both."""
 
     @abstractmethod
-    def step(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
-        """Run all feeds at once; returns float32 [rows, V] a feed, in order. The arrays are the
-        caller's. Raises RequestError for too many rows, a full context or uncommitted states."""
+    def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        """Run all feeds at once; one result a feed, in order. The arrays are the caller's. Raises
+        RequestError for too many rows, a full context or uncommitted states."""
+
+    @abstractmethod
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+        """The graph as a function: every input by name, int32 [N] or float32 [N, width], to every
+        output, float32. For graphs without states. Raises RequestError for missing, unknown or
+        misshapen inputs, indices out of range and graphs that remember."""
 
     @abstractmethod
     def close(self) -> None:
         """Free everything. Closing twice is allowed; using a closed session raises RequestError."""
 
-    def check_feeds(self, feeds: Sequence[Feed]) -> int:
-        """Total rows of a step, after checking what every session must check."""
-        total = sum(len(feed.tokens) for feed in feeds)
-        if not feeds or any(len(feed.tokens) == 0 for feed in feeds) or total > self.max_rows:
-            raise RequestError(
-                f"a step of {total} tokens in {len(feeds)} feeds, expected 1 to {self.max_rows} "
-                "and none empty",
-                code="step-rows",
-            )
-        if len({id(feed.state) for feed in feeds}) != len(feeds):
-            raise RequestError("a step feeds one state twice", code="step-states")
-        for feed in feeds:
-            self._check_feed(feed)
-        return total
 
-    def _check_feed(self, feed: Feed) -> None:
-        state, count = feed.state, len(feed.tokens)
-        if state.pending:
-            raise RequestError(
-                f"{state.pending} tokens are pending, commit or trim before the next step",
-                code="step-pending",
-            )
-        if state.length + count > state.context:
-            raise RequestError(
-                f"{state.length} tokens and {count} more do not fit the context of {state.context}",
-                code="context",
-                hint="shorten the prompt, or load with a larger ctx_size if the model allows it",
-            )
-        low, high = int(np.min(feed.tokens)), int(np.max(feed.tokens))
-        if low < 0 or high >= self.graph.vocab_size:
-            raise RequestError(
-                f"token ids from {low} to {high}, expected 0 to {self.graph.vocab_size - 1}",
-                code="token-range",
-            )
-        if feed.logits not in ("last", "all", "none"):
-            raise RequestError(f"logits is {feed.logits!r}, expected last, all or none")
+def token_input(graph: Graph) -> str:
+    """Name of the int32 input that holds tokens (an `embed` node reads it), "" for none."""
+    names = {value.name for value in graph.inputs}
+    return next(
+        (node.inputs[0] for node in graph.nodes if node.op == "embed" and node.inputs[0] in names),
+        "",
+    )
+
+
+def row_input(graph: Graph) -> str:
+    """Name of the int32 input that selects the rows whose logits are wanted, "" for none."""
+    return next((node.inputs[1] for node in graph.nodes if node.op == "select"), "")
+
+
+def step_inputs(graph: Graph) -> dict[str, Value]:
+    """The float inputs [T, width] that a feed gives, by name."""
+    return {v.name: v for v in graph.inputs if v.dtype == "f32" and v.shape[0] == "T"}
