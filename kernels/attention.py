@@ -6,10 +6,17 @@ Input rows are [q | k | v] of widths H*D, G*D, G*D. For a token at position p of
     q, k  <- rotate(., p)                      first 2*len(inv_freq) channels, half-split pairs
     append k, v to the sequence's cache
     s_j    = scale * q . k_j ;  s_j <- softcap * tanh(s_j / softcap) where softcap > 0
-    y      = sum_j softmax(s)_j v_j            over p - window < j <= p (window 0: all j <= p)
+    y      = sum_j softmax(s)_j v_j            over the tokens j that this one sees
 
 rotate: angle = p * inv_freq; (a, b) -> (a cos - b sin, b cos + a sin), times `rope_scale`
-(arXiv 2104.09864). Sequences longer than `rope_switch` use inv_freq_long and rope_long_scale.
+(arXiv 2104.09864). With `rope_axes`, character i names the axis of p = (time, height, width) that
+frequency i turns by (M-RoPE, arXiv 2409.12191). Sequences longer than `rope_switch` use
+inv_freq_long and rope_long_scale.
+
+A token sees itself and what came before it, the last `window` of them (0: all). In a tree it sees
+its ancestors.
+
+shared_attention: rows of q alone, over the keys and values that another node has appended.
 """
 
 from __future__ import annotations
@@ -30,66 +37,100 @@ from .quant import F32
 class KVRows:
     """Where the rows of one step stand, and the caches they extend (the reference's state).
 
-    sequence, position: int [T]. long_rope: bool a sequence.
+    sequence: int [T]. slot: int [T], where a row's key is stored. place: int [T], how many tokens
+    it continues (its slot, except in trees). position: int [3, T], rotary axes. long_rope: bool a
+    sequence. ancestors: a sequence each, bool [n, n] (row, ancestor or itself) for trees, or None.
     keys, values: a list a sequence of float32 [n, G, D], extended in place by `append`.
     """
 
     sequence: NDArray[np.int64]
+    slot: NDArray[np.int64]
+    place: NDArray[np.int64]
     position: NDArray[np.int64]
     long_rope: list[bool]
+    ancestors: list[NDArray[np.bool_] | None]
     keys: list[F32] = field(default_factory=list)
     values: list[F32] = field(default_factory=list)
 
     def append(self, k: F32, v: F32) -> None:
-        """k, v float32 [T, G, D], stored at each row's position."""
+        """k, v float32 [T, G, D], stored at each row's slot."""
         for index in range(len(self.keys)):
             mine = self.sequence == index
             if not mine.any():
                 continue
-            length = int(self.position[mine].min())
+            length = int(self.slot[mine].min())
             self.keys[index] = np.concatenate([self.keys[index][:length], k[mine]])
             self.values[index] = np.concatenate([self.values[index][:length], v[mine]])
 
+    def seen(self, index: int, window: int) -> NDArray[np.bool_]:
+        """Which cached tokens the rows of a sequence see: bool [T, n]."""
+        mine = self.sequence == index
+        slot, place = self.slot[mine], self.place[mine]
+        count = len(self.keys[index])
+        known = np.arange(count)  # place of the token in each slot
+        known[slot] = place
+        age = place[:, None] - known[None, :]
+        seen = (np.arange(count)[None, :] <= slot[:, None]) & (age < (window or count + 1))
+        tree = self.ancestors[index]
+        if tree is not None:
+            seen[:, slot] &= tree
+        return seen
+
 
 def rotate(x: F32, position: NDArray[np.int64], inv_freq: F32, scale: float) -> F32:
-    """x float32 [T, H, D] turned by position * inv_freq; channels past the rotary ones pass."""
+    """x float32 [T, H, D] turned by position * inv_freq, position int [T] or [T, half];
+    channels past the rotary ones pass."""
     half = len(inv_freq)
-    angle = position[:, None].astype(np.float32) * inv_freq[None, :]  # [T, half]
+    angle = position.reshape(len(x), -1).astype(np.float32) * inv_freq[None, :]  # [T, half]
     cos = (np.cos(angle) * np.float32(scale))[:, None, :]
     sin = (np.sin(angle) * np.float32(scale))[:, None, :]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def _turned(x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
+def axes_of(attrs: Mapping[str, Any], pairs: int) -> NDArray[np.int64]:
+    """Axis of position (0 time, 1 height, 2 width) of each of `pairs` frequencies, int [pairs]."""
+    return np.array([int(axis) for axis in attrs["rope_axes"] or "0" * pairs], np.int64)
+
+
+def _rotated(x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
     if "inv_freq" not in weights:
         return x
-    out = rotate(x, kv.position, weights["inv_freq"], attrs["rope_scale"])
+    position = kv.position[axes_of(attrs, len(weights["inv_freq"]))].T  # [T, half]
+    out = rotate(x, position, weights["inv_freq"], attrs["rope_scale"])
     if "inv_freq_long" in weights:
-        far = rotate(x, kv.position, weights["inv_freq_long"], attrs["rope_long_scale"])
+        long = rotate(x, position, weights["inv_freq_long"], attrs["rope_long_scale"])
         long_row = np.array(kv.long_rope, bool)[kv.sequence]
-        out = np.where(long_row[:, None, None], far, out)
+        out = np.where(long_row[:, None, None], long, out)
     return out
 
 
 def attend(
-    q: F32, keys: F32, values: F32, position: NDArray[np.int64], attrs: Mapping[str, Any]
+    q: F32, keys: F32, values: F32, seen: NDArray[np.bool_], attrs: Mapping[str, Any]
 ) -> F32:
-    """Queries float32 [T, H, D] at `position` [T] of one sequence, over its keys and values
-    float32 [n, G, D] -> [T, H, D]."""
+    """Queries float32 [T, H, D] of one sequence over its keys and values float32 [n, G, D], where
+    `seen` [T, n] -> [T, H, D]."""
     share = q.shape[1] // keys.shape[1]
     keys = np.repeat(keys, share, axis=1).transpose(1, 2, 0)  # [H, D, n]
     values = np.repeat(values, share, axis=1).transpose(1, 0, 2)  # [H, n, D]
     scores = q.transpose(1, 0, 2) @ keys * np.float32(attrs["scale"])  # [H, T, n]
     if attrs["softcap"]:
         scores = attrs["softcap"] * np.tanh(scores / np.float32(attrs["softcap"]))
-    age = position[:, None] - np.arange(keys.shape[-1])  # [T, n]
-    seen = (age >= 0) & (age < (attrs["window"] or keys.shape[-1]))
     scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     out: F32 = (weights @ values).transpose(1, 0, 2).astype(np.float32)
     return out
+
+
+def _attended(q: F32, attrs: Mapping[str, Any], kv: KVRows) -> F32:
+    """Queries float32 [T, H, D] of all sequences -> rows [T, H * D]."""
+    out = np.empty_like(q)
+    for index in np.unique(kv.sequence):
+        mine = kv.sequence == index
+        seen = kv.seen(index, attrs["window"])
+        out[mine] = attend(q[mine], kv.keys[index], kv.values[index], seen, attrs)
+    return out.reshape(len(out), -1)
 
 
 def attention(
@@ -102,14 +143,20 @@ def attention(
     if "q_norm" in weights:
         q = normalise(q, weights["q_norm"], attrs["qk_eps"])
         k = normalise(k, weights["k_norm"], attrs["qk_eps"])
-    q, k = _turned(q, weights, attrs, kv), _turned(k, weights, attrs, kv)
+    q, k = _rotated(q, weights, attrs, kv), _rotated(k, weights, attrs, kv)
     kv.append(k, v)
-    out = np.empty_like(q)
-    for index in np.unique(kv.sequence):
-        mine = kv.sequence == index
-        out[mine] = attend(q[mine], kv.keys[index], kv.values[index], kv.position[mine], attrs)
-    return out.reshape(len(out), heads * size)
+    return _attended(q, attrs, kv)
 
 
-REFERENCE = {"attention": attention}
+def shared_attention(
+    inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows
+) -> F32:
+    """q float32 [T, H * D] -> float32 [T, H * D], over what the owner of `kv` has appended."""
+    q = inputs[0].reshape(len(inputs[0]), attrs["heads"], attrs["head_dim"])
+    if "q_norm" in weights:
+        q = normalise(q, weights["q_norm"], attrs["qk_eps"])
+    return _attended(_rotated(q, weights, attrs, kv), attrs, kv)
+
+
+REFERENCE = {"attention": attention, "shared_attention": shared_attention}
 ONNX = {"attention": emit_attention}

@@ -4,13 +4,11 @@ A node that remembers names a state of its graph; the op says which state that m
 (`Op.state_of`). How the memory is kept is the session's affair: pages for the paged kinds, one slot
 a sequence for the others.
 
-| kind        | holds                                                      | rewinds                    |
-|-------------|------------------------------------------------------------|----------------------------|
-| kv          | keys and values of every token, in pages                   | to any length              |
-| block-stats | a few rows for each block of tokens, beside the pages      | with its pages             |
-| recurrent   | a matrix, a normaliser, the last tokens not yet folded in  | within these last tokens   |
-| conv        | the last inputs of a causal convolution                    | within the inputs kept     |
-| borrowed    | nothing: reads the keys and values of another node         | follows the owner          |
+kv           keys and values of every token, in pages; rewinds to any length
+block-stats  a few rows for each block of tokens, beside the pages; rewinds with them
+recurrent    a matrix, a normaliser, the last tokens not yet folded in; rewinds within these
+conv         the last inputs of a causal convolution; rewinds within the inputs kept
+borrowed     nothing: reads the keys and values of another node, and follows their owner
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,10 @@ class State(ABC):
         """Keep pending tokens, forget the others: the first `path` of them, or the ones whose
         numbers `path` lists in rising order (one branch of a tree)."""
         kept = range(path) if isinstance(path, int) else [int(row) for row in path]
-        rising = all(a < b for a, b in zip(kept, kept[1:], strict=False))
-        if not rising or not 0 <= len(kept) <= self.pending or any(
-            not 0 <= row < self.pending for row in kept[-1:]
-        ) or any(row < 0 for row in kept[:1]):
+        rising = all(a < b for a, b in pairwise((-1, *kept, self.pending)))
+        if not rising or (isinstance(path, int) and path < 0):
             raise RequestError(
-                f"commit of {path if isinstance(path, int) else list(kept)[:16]}, {self.pending} "
+                f"commit of {path if isinstance(path, int) else kept[:16]}, {self.pending} "
                 "tokens are pending, expected as many at most, in rising order",
                 code="commit-range",
             )

@@ -13,7 +13,9 @@ from ..graph import Graph, Node
 from ..kernels.attention import KVRows
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
-from .base import Feed, Session, State
+from ..kernels.states import BorrowedState, KVState
+from .base import F32, Feed, Session, State, StepResult, row_input
+from .feeds import FeedChecker, Rows, check_arrays, lay_out
 
 
 class ReferenceState(State):
@@ -25,7 +27,22 @@ class ReferenceState(State):
         self.kv = {
             name: tuple(np.zeros((0, s.kv_heads, s.head_dim), np.float32) for _ in range(2))
             for name, s in graph.states.items()
+            if isinstance(s, KVState)
         }
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        kept = [*range(self.length), *(self.length + row for row in rows)]
+        self.kv = {name: tuple(a[kept] for a in pair) for name, pair in self.kv.items()}
+
+    def _shrink(self) -> None:
+        self.kv = {name: tuple(a[: self.length] for a in pair) for name, pair in self.kv.items()}
+
+    def fork(self) -> ReferenceState:
+        other = object.__new__(type(self))
+        State.__init__(other, self.context)
+        other.long_rope, other.length = self.long_rope, self.length
+        other.kv = {n: tuple(a[: self.length] for a in pair) for n, pair in self.kv.items()}
+        return other
 
     def snapshot(self) -> dict[str, Any]:
         kv = {name: tuple(a[: self.length].copy() for a in pair) for name, pair in self.kv.items()}
@@ -62,82 +79,111 @@ class ReferenceSession(Session):
         self.graph, self.weights = graph, weights
         self.context = context or graph.context
         self.max_rows = max_rows
-        graph.shapes()
+        self.checker = FeedChecker(self)
 
     def new_state(self, expected: int = 0) -> ReferenceState:
         return ReferenceState(
             self.graph, self.context, long_rope=needs_long_rope(self.graph, expected)
         )
 
-    def step(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
-        self.check_feeds(feeds)
-        counts = [len(feed.tokens) for feed in feeds]
-        sequence = np.repeat(np.arange(len(feeds)), counts)
-        position = np.concatenate(
-            [
-                np.arange(f.state.length, f.state.length + n)
-                for f, n in zip(feeds, counts, strict=True)
-            ]
-        )
-        rows, cuts = logit_rows(feeds)
-        values: dict[str, Any] = {
-            "tokens": np.concatenate([feed.tokens for feed in feeds]).astype(np.int32),
-            "rows": rows,
-        }
-        for node in self.graph.nodes:
-            values[node.output] = self._run(node, values, feeds, sequence, position)
-        for feed, count in zip(feeds, counts, strict=True):
-            feed.state.pending = count
-        logits = values[self.graph.outputs[0].name]
-        return [np.array(part) for part in np.split(logits, cuts)]
+    def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        self.checker.check(feeds)
+        rows = lay_out(feeds)
+        graph = self.graph.with_outputs({name for feed in feeds for name in feed.taps})
+        given = self._given(feeds)
+        if picks := row_input(self.graph):
+            given[picks] = rows.picked
+        values = self._walk(graph, given, feeds, rows)
+        for feed in feeds:
+            feed.state.pending = feed.rows
+        first = values[self.graph.outputs[0].name]
+        logits = np.split(first if picks else first[rows.picked], rows.cuts)
+        return [
+            StepResult(np.array(part), {n: np.array(values[n][start:stop]) for n in feed.taps})
+            for feed, part, start, stop in zip(
+                feeds, logits, rows.starts, rows.starts[1:], strict=False
+            )
+        ]
+
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+        check_arrays(self.graph, arrays)
+        values = self._walk(self.graph, dict(arrays), [], None)
+        return {value.name: np.array(values[value.name]) for value in self.graph.outputs}
+
+    def _given(self, feeds: Sequence[Feed]) -> dict[str, Any]:
+        """The graph's inputs; tokens as -1 where a feed brings embeddings."""
+        checker, given = self.checker, dict[str, Any]()
+        for name in checker.floats:
+            parts = [f.embeddings if name == "embeddings" else f.inputs[name] for f in feeds]
+            given[name] = np.concatenate([np.asarray(part, np.float32) for part in parts])
+        if checker.tokens:
+            ids = [np.full(f.rows, -1) if f.tokens is None else f.tokens for f in feeds]
+            given[checker.tokens] = np.concatenate(ids).astype(np.int32)
+        return given
+
+    def _walk(
+        self, graph: Graph, values: dict[str, Any], feeds: Sequence[Feed], rows: Rows | None
+    ) -> dict[str, Any]:
+        """Every value of the graph, by name."""
+        checker = self.checker
+        for node in graph.nodes:
+            values[node.output] = self._run(node, values, feeds, rows)
+            if node.output == checker.embedded and rows is not None:
+                for feed, start in zip(feeds, rows.starts, strict=False):
+                    if feed.embeddings is not None:
+                        values[node.output][start : start + feed.rows] = feed.embeddings
+        return values
 
     def _run(
-        self,
-        node: Node,
-        values: Mapping[str, Any],
-        feeds: Sequence[Feed],
-        sequence: NDArray[np.int64],
-        position: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
+        self, node: Node, values: Mapping[str, Any], feeds: Sequence[Feed], rows: Rows | None
+    ) -> F32:
         op = CATALOGUE[node.op]
         inputs = [values[name] for name in node.inputs]
         weights = {slot: self.weights[name] for slot, name in node.weights.items()}
         attrs = op.check_attrs(node.attrs)
-        if not op.state:
-            out: NDArray[np.float32] = op.reference(inputs, weights, attrs)
+        if op.state_of is None or rows is None:
+            out: F32 = op.reference(inputs, weights, attrs)
             return out
-        states = [feed.state for feed in feeds]
-        pairs = [state.kv[node.state] for state in states]  # type: ignore[attr-defined]
-        kv = KVRows(
-            sequence,
-            position,
-            [state.long_rope for state in states],  # type: ignore[attr-defined]
-            [pair[0] for pair in pairs],
-            [pair[1] for pair in pairs],
-        )
+        state = self.graph.states[node.state]
+        name = state.owner if isinstance(state, BorrowedState) else node.state
+        kv = _cache(name, feeds, rows)
         out = op.reference(inputs, weights, attrs, kv)
-        for index, state in enumerate(states):
-            state.kv[node.state] = (kv.keys[index], kv.values[index])  # type: ignore[attr-defined]
+        for index, feed in enumerate(feeds):
+            _own(feed.state).kv[name] = (kv.keys[index], kv.values[index])
         return out
 
     def close(self) -> None:
         self.weights = {}
 
 
+def _own(state: State) -> ReferenceState:
+    if not isinstance(state, ReferenceState):
+        raise RequestError("a state of another session was fed", code="state-foreign")
+    return state
+
+
+def _cache(name: str, feeds: Sequence[Feed], rows: Rows) -> KVRows:
+    """A state's keys and values of all feeds, for the reference ops."""
+    counts = np.diff(rows.starts)
+    pairs = [_own(feed.state).kv[name] for feed in feeds]
+    trees: list[Any] = [None] * len(feeds)
+    for index, feed in enumerate(feeds):
+        if feed.parents is not None:
+            bits = rows.visible[rows.starts[index] : rows.starts[index + 1]]
+            trees[index] = (bits[:, None] >> np.arange(feed.rows) & 1).astype(bool)
+    return KVRows(
+        np.repeat(np.arange(len(feeds)), counts),
+        rows.slot.astype(np.int64),
+        rows.place.astype(np.int64),
+        rows.position.astype(np.int64),
+        [_own(feed.state).long_rope for feed in feeds],
+        trees,
+        [pair[0] for pair in pairs],
+        [pair[1] for pair in pairs],
+    )
+
+
 def needs_long_rope(graph: Graph, expected: int) -> bool:
     """Whether a sequence of `expected` tokens passes a node's `rope_switch`."""
     switches = [int(node.attrs.get("rope_switch", 0)) for node in graph.nodes]
     return any(0 < switch < expected for switch in switches)
-
-
-def logit_rows(feeds: Sequence[Feed]) -> tuple[NDArray[np.int32], list[int]]:
-    """Step rows whose logits are wanted, int32 [R], and where to cut [R] back into feeds."""
-    picked: list[NDArray[np.int32]] = []
-    start = 0
-    for feed in feeds:
-        stop = start + len(feed.tokens)
-        first = {"last": stop - 1, "all": start, "none": stop}[feed.logits]
-        picked.append(np.arange(first, stop, dtype=np.int32))
-        start = stop
-    cuts = np.cumsum([len(rows) for rows in picked])[:-1]
-    return np.concatenate(picked), cuts.tolist()

@@ -1,0 +1,222 @@
+"""The rows of a step: feeds checked and laid end to end, the same for every executor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError
+from ..graph import Graph
+from .base import F32, TREE_ROWS, Feed, Session, step_inputs, token_input
+
+POSITION_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a step stand. T rows of all feeds, in order.
+
+    starts: int a feed and one more, its first row. slot: int32 [T], where a row's key is stored.
+    place: int32 [T], how many tokens it continues: its slot, except in trees. position: int32
+    [3, T], rotary axes. visible: int64 [T], which pending rows of its feed a row sees (bits), -1
+    for all before it. picked: int32 [R], rows whose logits are wanted; cuts: where [R] divides
+    into feeds.
+    """
+
+    starts: list[int]
+    slot: NDArray[np.int32]
+    place: NDArray[np.int32]
+    position: NDArray[np.int32]
+    visible: NDArray[np.int64]
+    picked: NDArray[np.int32]
+    cuts: list[int]
+
+    @property
+    def total(self) -> int:
+        return self.starts[-1]
+
+
+def lay_out(feeds: Sequence[Feed]) -> Rows:
+    """The rows of checked feeds."""
+    counts = [feed.rows for feed in feeds]
+    starts = [0, *np.cumsum(counts).tolist()]
+    total = starts[-1]
+    slot, visible = np.empty(total, np.int32), np.full(total, -1, np.int64)
+    place, position = np.empty(total, np.int32), np.empty((3, total), np.int32)
+    for feed, start, count in zip(feeds, starts, counts, strict=False):
+        rows, length = slice(start, start + count), feed.state.length
+        slot[rows] = place[rows] = np.arange(length, length + count)
+        if feed.parents is not None:
+            visible[rows], depth = tree(feed.parents)
+            place[rows] = length + depth
+        position[:, rows] = place[rows] if feed.positions is None else feed.positions
+    picked, cuts = logit_rows(feeds, starts)
+    return Rows(starts, slot, place, position, visible, picked, cuts)
+
+
+def tree(parents: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Each row's ancestors and itself as bits, int64 [n], and its depth, int32 [n] from 0."""
+    bits, depth = np.zeros(len(parents), np.int64), np.zeros(len(parents), np.int32)
+    for row, parent in enumerate(parents.tolist()):
+        bits[row] = 1 << row
+        if parent >= 0:
+            bits[row] |= bits[parent]
+            depth[row] = depth[parent] + 1
+    return bits, depth
+
+
+def logit_rows(feeds: Sequence[Feed], starts: Sequence[int]) -> tuple[NDArray[np.int32], list[int]]:
+    """Step rows whose logits are wanted, int32 [R], and where to cut [R] back into feeds."""
+    picked: list[NDArray[np.int32]] = []
+    for feed, start in zip(feeds, starts, strict=False):
+        stop = start + feed.rows
+        first = {"last": stop - 1, "all": start, "none": stop}[feed.logits]
+        picked.append(np.arange(first, stop, dtype=np.int32))
+    cuts = np.cumsum([len(rows) for rows in picked])[:-1]
+    return np.concatenate(picked), cuts.tolist()
+
+
+class FeedChecker:
+    """What every session must check of a step, and of `run`, for one graph."""
+
+    def __init__(self, session: Session) -> None:
+        graph = session.graph
+        self.session, self.tokens = session, token_input(graph)
+        self.floats = {name: int(value.shape[-1]) for name, value in step_inputs(graph).items()}
+        self.bounds = graph.index_bounds()
+        shapes = graph.shapes()
+        embeds = (n for n in graph.nodes if n.op == "embed" and n.inputs[0] == self.tokens)
+        self.embedded = next((n.output for n in embeds), "")
+        self.width = int(shapes[self.embedded][-1]) if self.embedded else 0
+        limit = self.bounds.get(self.tokens, 0)
+        # a table may be wider than the logits: such ids mean nothing
+        self.ids = min(int(limit), session.vocab_size) if self.tokens else 0
+
+    def check(self, feeds: Sequence[Feed]) -> None:
+        """Raises RequestError for feeds that the session cannot take."""
+        counts = [feed.rows for feed in feeds]
+        if not feeds or 0 in counts or sum(counts) > self.session.max_rows:
+            raise RequestError(
+                f"a step of {sum(counts)} tokens in {len(feeds)} feeds, expected 1 to "
+                f"{self.session.max_rows} and none empty",
+                code="step-rows",
+            )
+        if len({id(feed.state) for feed in feeds}) != len(feeds):
+            raise RequestError("a step feeds one state twice", code="step-states")
+        for feed, count in zip(feeds, counts, strict=True):
+            self._room(feed, count)
+            self._inputs(feed, count)
+            self._order(feed, count)
+
+    def _room(self, feed: Feed, count: int) -> None:
+        state = feed.state
+        if state.pending:
+            raise RequestError(
+                f"{state.pending} tokens are pending, commit or discard before the next step",
+                code="step-pending",
+            )
+        if state.length + count > state.context:
+            raise RequestError(
+                f"{state.length} tokens and {count} more do not fit the context of {state.context}",
+                code="context",
+                hint="shorten the prompt, or load with a larger ctx_size if the model allows it",
+            )
+        if feed.logits not in ("last", "all", "none"):
+            raise RequestError(f"logits is {feed.logits!r}, expected last, all or none")
+
+    def _inputs(self, feed: Feed, count: int) -> None:
+        """Tokens or embeddings, and every other float input, of one length."""
+        given: dict[str, F32] = dict(feed.inputs)
+        wanted = dict(self.floats)
+        if feed.embeddings is not None:
+            name = self.embedded or "embeddings"
+            given[name] = feed.embeddings
+            wanted.setdefault(name, self.width)
+        if (feed.tokens is None) != (not self.tokens or feed.embeddings is not None):
+            raise RequestError(
+                f"a feed with tokens {'left out' if feed.tokens is None else 'given'}, expected "
+                + ("tokens or embeddings" if self.tokens else f"the inputs {sorted(wanted)}"),
+                code="step-inputs",
+            )
+        if set(given) != set(wanted):
+            raise RequestError(
+                f"a feed with inputs {sorted(given)}, expected {sorted(wanted)}",
+                code="step-inputs",
+            )
+        for name, array in given.items():
+            if np.shape(array) != (count, wanted[name]):
+                raise RequestError(
+                    f"input {name!r} has shape {np.shape(array)}, expected {(count, wanted[name])}",
+                    code="step-inputs",
+                )
+        if feed.tokens is not None:
+            low, high = int(np.min(feed.tokens)), int(np.max(feed.tokens))
+            if low < 0 or high >= self.ids:
+                raise RequestError(
+                    f"token ids from {low} to {high}, expected 0 to {self.ids - 1}",
+                    code="token-range",
+                )
+
+    def _order(self, feed: Feed, count: int) -> None:
+        """Positions and parents that kernels may index by."""
+        if feed.positions is not None:
+            shape = np.shape(feed.positions)
+            values = np.asarray(feed.positions)
+            if shape not in ((count,), (3, count)) or not (
+                0 <= int(values.min()) and int(values.max()) < POSITION_LIMIT
+            ):
+                raise RequestError(
+                    f"positions of shape {shape}, expected ({count},) or (3, {count}) of whole "
+                    "numbers from 0",
+                    code="step-positions",
+                )
+        if feed.parents is not None:
+            parents = np.asarray(feed.parents)
+            ok = parents.shape == (count,) and count <= TREE_ROWS
+            if not ok or (parents < -1).any() or (parents >= np.arange(count)).any():
+                raise RequestError(
+                    f"parents {parents.tolist()[:16]} of {count} rows, expected an earlier row or "
+                    f"-1 for each of at most {TREE_ROWS}",
+                    code="step-parents",
+                )
+
+
+def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Sizes of the graph's symbols for the arrays of `run`; RequestError where they do not fit."""
+    if graph.states:
+        raise RequestError(
+            f"graph {graph.name!r} remembers ({sorted(graph.states)[:4]}), expected one without "
+            "states",
+            code="run-states",
+            hint="use step with a state for it",
+        )
+    names = [value.name for value in graph.inputs]
+    if set(arrays) != set(names):
+        raise RequestError(f"inputs {sorted(arrays)}, expected {sorted(names)}", code="run-inputs")
+    sizes: dict[str, int] = {}
+    for value in graph.inputs:
+        array = np.asarray(arrays[value.name])
+        rows = array.shape[0] if array.ndim else 0
+        if isinstance(value.shape[0], str):
+            sizes.setdefault(value.shape[0], rows)
+        shape = tuple(sizes.get(str(n), n) for n in value.shape)
+        kind = "iu" if value.dtype == "int32" else "f"
+        if array.shape != shape or rows == 0 or array.dtype.kind not in kind:
+            raise RequestError(
+                f"input {value.name!r} is {array.dtype} {list(array.shape)}, expected "
+                f"{value.dtype} {list(shape)}",
+                code="run-inputs",
+            )
+    for name, bound in graph.index_bounds().items():
+        limit = sizes[bound] if isinstance(bound, str) else bound
+        low, high = int(np.min(arrays[name])), int(np.max(arrays[name]))
+        if low < 0 or high >= limit:
+            raise RequestError(
+                f"input {name!r} holds {low} to {high}, expected 0 to {limit - 1}",
+                code="run-range",
+            )
+    return sizes
