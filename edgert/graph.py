@@ -13,7 +13,7 @@ Serialised as JSON (`<part>.graph.json`): deterministic, unknown fields refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from .kernels.states import BorrowedState, KVState, StateSpec
 
 Scalar = str | int | float | bool
 DTYPES = ("f32", "int32")
+RESERVED = frozenset("#@$")  # sessions name their own memory with these
 
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,20 +105,17 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         return _cut(self, list(inputs), list(outputs), name or self.name)
 
-    def index_bounds(self) -> dict[str, int | str]:
-        """int32 inputs -> what their values must stay below: the rows of the smallest table they
-        index, or the symbol of the rows they select."""
-        shapes, bounds = self.shapes(), dict[str, int | str]()
+    def index_bounds(self) -> dict[str, set[int | str]]:
+        """int32 inputs -> what their values must stay below: rows of the tables they index, and
+        symbols of the rows they select."""
+        shapes = self.shapes()
+        bounds: dict[str, set[int | str]] = {v.name: set() for v in self.inputs if v.dtype != "f32"}
         for node in self.nodes:
             for slot, value in zip(CATALOGUE[node.op].inputs, node.inputs, strict=True):
-                if slot not in CATALOGUE[node.op].integer:
-                    continue
-                table = node.weights.get("weight")
-                limit = self.weights[table].shape[0] if table else shapes[node.inputs[0]][0]
-                found = bounds.get(value, limit)
-                if isinstance(found, int) and isinstance(limit, int):
-                    found = min(found, limit)
-                bounds[value] = found
+                if slot in CATALOGUE[node.op].integer:
+                    table = node.weights.get("weight")
+                    rows = self.weights[table].shape[0] if table else shapes[node.inputs[0]][0]
+                    bounds[value].add(rows)
         return bounds
 
     def to_json(self) -> bytes:
@@ -272,6 +270,8 @@ class _Checker:
     def define(self, name: str, shape: Shape) -> None:
         if name in self.values:
             raise self.fail(f"value {name!r} is defined twice")
+        if not name or set(name) & RESERVED:
+            raise self.fail(f"value {name!r} is empty or holds one of {sorted(RESERVED)}")
         self.values[name] = shape
 
     def node(self, node: Node) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .attention_lower import LOWER, axes_of
 from .attention_onnx import emit_attention
 from .norm import normalise
 from .quant import F32
@@ -86,11 +87,6 @@ def rotate(x: F32, position: NDArray[np.int64], inv_freq: F32, scale: float) -> 
     sin = (np.sin(angle) * np.float32(scale))[:, None, :]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
-
-
-def axes_of(attrs: Mapping[str, Any], pairs: int) -> NDArray[np.int64]:
-    """Axis of position (0 time, 1 height, 2 width) of each of `pairs` frequencies, int [pairs]."""
-    return np.array([int(axis) for axis in attrs["rope_axes"] or "0" * pairs], np.int64)
 
 
 def _rotated(x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
@@ -157,6 +153,8 @@ def shared_attention(
         q = normalise(q, weights["q_norm"], attrs["qk_eps"])
     return _attended(_rotated(q, weights, attrs, kv), attrs, kv)
 
+
+__all__ = ["LOWER", "ONNX", "REFERENCE", "KVRows", "attend", "attention", "rotate"]
 
 REFERENCE = {"attention": attention, "shared_attention": shared_attention}
 ONNX = {"attention": emit_attention}

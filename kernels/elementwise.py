@@ -14,8 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from .cpu.layout import ACTS
+from .lowering import Builder, Lower
 from .onnx_tools import Body, Call, EmitContext
+from .operands import operands
 from .quant import F32
+
+GLU = operands("x", "x_stride", "width", "act", "y", "y_stride", "scratch", "scratch_bytes")
+ADD = operands("a", "b", "y", "stride", "width")
+COPY = operands("x", "x_stride", "y", "y_stride", "width")
+SELECT = operands("x", "stride", "rows", "y", "row_bytes")
+SOFTCAP = operands("x", "x_stride", "y", "y_stride", "width", "cap")
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])
 
@@ -58,6 +67,45 @@ def softcap(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[st
     return out
 
 
+def lower_glu(b: Builder, node: Any) -> None:
+    """glu, where the product before it did not take it in."""
+    x, y = node.inputs[0], b.floats(node.output)
+    words = {
+        "x": x, "x_stride": b.stride(x), "width": b.width(y), "act": ACTS[b.attrs(node)["act"]],
+        "y": y, "y_stride": b.stride(y), "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
+    }  # fmt: skip
+    b.scratch(256)
+    b.step("glu", GLU, y, [x], words)
+
+
+def lower_add(b: Builder, node: Any) -> None:
+    """add_rows: both summands have the sum's stride."""
+    (left, right), y = node.inputs, b.floats(node.output)
+    words = {"a": left, "b": right, "y": y, "stride": b.stride(y), "width": b.width(y)}
+    b.step("add_rows", ADD, y, [left, right], words)
+
+
+def lower_select(b: Builder, node: Any) -> None:
+    """select: as many rows as the selection has."""
+    (x, rows), y = node.inputs, b.floats(node.output)
+    stride = b.stride(y)
+    words = {"x": x, "stride": stride, "rows": rows, "y": y, "row_bytes": stride}
+    b.step("select", SELECT, y, [x], words)
+
+
+def lower_softcap(b: Builder, node: Any) -> None:
+    """softcap by rows."""
+    x, y = node.inputs[0], b.floats(node.output)
+    words = {
+        "x": x, "x_stride": b.stride(x), "y": y, "y_stride": b.stride(y), "width": b.width(y),
+        "cap": b.attrs(node)["cap"],
+    }  # fmt: skip
+    b.step("softcap", SOFTCAP, y, [x], words)
+
+
+LOWER: dict[str, Lower] = {
+    "glu": lower_glu, "add": lower_add, "select": lower_select, "softcap": lower_softcap,
+}  # fmt: skip
 REFERENCE = {"glu": glu, "add": add, "select": select, "softcap": softcap}
 
 

@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .lowering import ENCODING_CODES, Builder, Lower, weight
 from .onnx_tools import FLOAT, FLOAT16, Body, Call, EmitContext, Signature, StoredWeight
+from .operands import operands
 from .ops import GROUP
 from .quant import F32, Quantized, dequantize
+
+# given: rows that the caller brings instead of a token below 0, or 0 where there are none
+EMBED = operands(
+    "table", "width", "encoding", "tokens", "y", "y_stride", "scale", "given", "given_stride"
+)
 
 
 def embed(
@@ -26,6 +33,18 @@ def embed(
     return rows * np.float32(attrs["scale"])
 
 
+def lower_embed(b: Builder, node: Any) -> None:
+    """embed, from a packed table; rows of a token below 0 are taken from @embeddings."""
+    table, y = node.weights["weight"], b.floats(node.output)
+    words = {
+        "table": weight(node, "weight"), "width": b.width(y), "encoding": ENCODING_CODES[b.encoding(table)],
+        "tokens": node.inputs[0], "y": y, "y_stride": b.stride(y),
+        "scale": b.attrs(node)["scale"], "given": "@embeddings", "given_stride": b.stride(y),
+    }  # fmt: skip
+    b.step("embed", EMBED, y, [], words)
+
+
+LOWER: dict[str, Lower] = {"embed": lower_embed}
 REFERENCE = {"embed": embed}
 
 

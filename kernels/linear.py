@@ -15,9 +15,27 @@ from typing import Any
 
 import numpy as np
 
+from .cpu.layout import ACTS, INT4_OFFSET, INT8_OFFSET, ROWS, TILE, TOKEN_BLOCK
+from .lowering import QUANTIZED, SHORT, Builder, Lower, stride_of, weight
 from .onnx_tools import MICROSOFT, UINT4, Body, Call, EmitContext, StoredWeight
+from .operands import operands
 from .ops import GROUP
-from .quant import F32, Matrix, Quantized, codes_of, quantize_rows
+from .quant import F32, Matrix, Quantized, blocks_of, codes_of, quantize_rows
+
+# Of the linear and gated kernels. groups: of 16 output rows, or pairs of such groups (gated).
+# depth: blocks of 32 inputs, or inputs (float weights). x_stride: bytes between float rows, or
+# between the threads' copies of a single quantized row. bias, residual: 0 for none; residual rows
+# have the output's stride.
+LINEAR = operands(
+    "weights", "groups", "depth", "x", "x_stride", "y", "y_stride", "bias", "residual", "act",
+    "scratch", "scratch_bytes", "ctrl",
+)  # fmt: skip
+# private_bytes: of the copy of a single row that each thread makes for itself, without a barrier.
+# norm: weight of an RMS norm before it, or 0.
+QUANTIZE = operands(
+    "x", "x_stride", "width", "blocks", "tiles", "private_bytes", "offset", "norm", "eps",
+    "scratch", "scratch_bytes",
+)  # fmt: skip
 
 
 def product(x: F32, w: Matrix) -> F32:
@@ -39,6 +57,88 @@ def linear(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str
     return y + weights["bias"] if "bias" in weights else y
 
 
+_OFFSETS = {"int8-g32": INT8_OFFSET, "int4-g32": INT4_OFFSET}
+
+
+def lower_linear(b: Builder, node: Any) -> None:
+    """linear; a gate or a residual sum right after it becomes part of the same instruction."""
+    reader = b.only_reader(node.output)
+    if reader is not None and reader.op == "glu" and _gates(b, node, reader):
+        b.pair(node.weights["weight"])
+        _product(b, node, reader.output, gated=str(b.attrs(reader)["act"]))
+        return
+    if reader is not None and reader.op == "add":
+        other = next((name for name in reader.inputs if name != node.output), "")
+        if b.exists(other) and b.stride(other) == stride_of(b.width(node.output)):
+            _product(b, node, reader.output, residual=other)
+            return
+    _product(b, node, node.output)
+
+
+def _gates(b: Builder, node: Any, reader: Any) -> bool:
+    """Whether a product and the gate after it can be one instruction."""
+    matrix = node.weights["weight"]
+    return (
+        "bias" not in node.weights
+        and b.attrs(reader)["act"] != "gelu"
+        and b.weight_shape(matrix)[0] % (2 * ROWS) == 0
+        and not b.shared(matrix)
+    )
+
+
+def _activations(b: Builder, x: str, encoding: str) -> str:
+    """The int8 tiles of a value, made once for each correction offset, normed on the way where an
+    rms_norm was left out."""
+    offset = _OFFSETS[encoding]
+    if have := b.made("tiles", (x, offset)):
+        return have
+    width, source, norm, eps = b.width(x), x, "", 0.0
+    producer = b.producer(x)
+    if producer is not None and producer.op == "rms_norm" and not b.exists(x):
+        norm, source = weight(producer, "weight"), producer.inputs[0]
+        eps = b.attrs(producer)["eps"]
+    blocks = blocks_of(width)
+    private = -(-blocks * TOKEN_BLOCK // 64) * 64
+    tiles = b.make("tiles", (x, offset), f"{x}#{offset}")
+    b.buffer(tiles, b.rows(x), blocks * TOKEN_BLOCK, least=b.threads * private)
+    b.scratch(256 + stride_of(width))
+    words = {
+        "x": source, "x_stride": b.stride(source), "width": width, "blocks": blocks,
+        "tiles": tiles, "private_bytes": private, "offset": offset, "norm": norm, "eps": eps,
+        "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
+    }  # fmt: skip
+    b.step("quantize", QUANTIZE, tiles, [source], words, rows=b.rows(x), barrier=2)
+    return tiles
+
+
+def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = "") -> None:
+    matrix, x = node.weights["weight"], node.inputs[0]
+    encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
+    stride = 0
+    if encoding in QUANTIZED:
+        x, depth = _activations(b, x, encoding), blocks_of(depth)
+        stride = -(-depth * TOKEN_BLOCK // 64) * 64
+    else:
+        stride = b.stride(x)
+    if y != node.output:
+        b.skip(y)
+    b.floats(y)
+    b.scratch(4096 + 2 * TILE * 64)
+    words = {
+        "weights": weight(node, "weight"), "groups": -(-(n // 2 if gated else n) // ROWS), "depth": depth,
+        "x": x, "x_stride": stride, "y": y, "y_stride": b.stride(y),
+        "bias": weight(node, "bias"), "residual": residual,
+        "act": ACTS[gated] if gated else 0, "scratch": "@scratch",
+        "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl",
+    }  # fmt: skip
+    b.step(
+        f"{'gated' if gated else 'linear'}_{SHORT[encoding]}", LINEAR, y,
+        [x, *filter(None, [residual])], words,
+        in_place=residual if residual and b.is_last_use(residual, y) else "",
+    )  # fmt: skip
+
+
+LOWER: dict[str, Lower] = {"linear": lower_linear}
 REFERENCE = {"linear": linear}
 
 

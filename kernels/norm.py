@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from .lowering import QUANTIZED, Builder, Lower, weight
 from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
+from .operands import operands
 from .quant import F32
+
+RMS_NORM = operands("x", "x_stride", "width", "weight", "eps", "y", "y_stride")
 
 
 def normalise(x: F32, weight: F32, eps: float) -> F32:
@@ -23,6 +27,21 @@ def rms_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[s
     return normalise(inputs[0], weights["weight"], attrs["eps"])
 
 
+def lower_rms_norm(b: Builder, node: Any) -> None:
+    """rms_norm, unless every reader is a product that norms as it quantizes its input."""
+    readers = b.readers(node.output)
+    inside = all(r.op == "linear" and b.encoding(r.weights["weight"]) in QUANTIZED for r in readers)
+    if readers and inside and not b.is_output(node.output):
+        return
+    x, y = node.inputs[0], b.floats(node.output)
+    words = {
+        "x": x, "x_stride": b.stride(x), "width": b.width(y), "weight": weight(node, "weight"),
+        "eps": b.attrs(node)["eps"], "y": y, "y_stride": b.stride(y),
+    }  # fmt: skip
+    b.step("rms_norm", RMS_NORM, y, [x], words)
+
+
+LOWER: dict[str, Lower] = {"rms_norm": lower_rms_norm}
 REFERENCE = {"rms_norm": rms_norm}
 
 

@@ -75,6 +75,13 @@ class Op:
         faces = getattr(import_module(f"{__package__}.{self.module}"), "ONNX", {})
         return faces.get(self.name)
 
+    @property
+    def lower(self) -> Callable[..., None]:
+        """The CPU face: `lower(builder, node)` appends instructions (`kernels/lowering.py`)."""
+        faces: dict[str, Callable[..., None]]
+        faces = import_module(f"{__package__}.{self.module}").LOWER
+        return faces[self.name]
+
     def check_attrs(self, attrs: Attrs) -> dict[str, Any]:
         """Attributes with defaults filled in; unknown, missing or mistyped ones raise OpError."""
         unknown = sorted(set(attrs) - set(self.attrs))

@@ -129,8 +129,10 @@ def kernel_cache() -> Path | None:
 def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
     """Compile every kernel into the cache; returns how many. progress: (name, done, total)."""
     check_isa()
-    from ..kernels.cpu import vm
-    from . import lower  # noqa: F401  (it registers the kernels)
+    from ..kernels.cpu import (
+        kernels,  # noqa: F401  (each registers itself)
+        vm,
+    )
 
     vm.use_cache(kernel_cache())
     names = vm.names()

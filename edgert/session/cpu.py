@@ -1,4 +1,4 @@
-"""The CPU session: packed weights, an arena, a program table and a team of threads."""
+"""The CPU session: packed weights, page pools, and programs that the process's team runs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceError, EdgertError, RequestError
 from ..graph import Graph
-from ..kernels.cpu import attention, vm
+from ..kernels.cpu import kernels as _kernels  # noqa: F401  (each registers itself)
+from ..kernels.cpu import vm
+from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..notices import notice
 from ..process import give_back_code, give_back_heap
-from . import packed
-from .base import Feed, Session, State
-from .lower import Lowering
-from .memory import reserve
-from .pages import PAGE_TOKENS, CpuState, PagePool
-from .program import Memory, stride_of
-from .reference import logit_rows, needs_long_rope
-from .team import Team, performance_cores
+from . import packed, team
+from .base import F32, Feed, Session, State, StepResult, row_input
+from .feeds import FeedChecker, Rows, check_arrays, lay_out
+from .lowering import Lowering
+from .pages import CpuState, PagePool
+from .program import SPLIT_ROWS, Program
+from .reference import needs_long_rope
+from .team import performance_cores
 
 MAX_ROWS = 256
-SPLIT_ROWS = 8  # steps of at most this many rows share a sequence's context out between threads
+PROGRAMS = 4  # sets of taps, or sizes of `run`, whose programs are kept
 
 
 class CpuSession(Session):
@@ -56,16 +58,25 @@ class CpuSession(Session):
         self.graph, self.max_rows = graph, max_rows
         self.threads = _thread_count(threads)
         self.context = context or graph.context
-        self.fingerprint = f"{key[:24]}-kv{self._kv_bits(kv_bits)}"
-        self._lock = threading.Lock()
-        self._closed = False
+        self.kv_bytes = self._kv_bits(kv_bits) // 8
+        self.fingerprint = f"{key[:24]}-kv{8 * self.kv_bytes}"
+        self.checker = FeedChecker(self)
+        self._lock, self._closed = threading.Lock(), False
+        self._programs: dict[object, Program] = {}
+        self._selects = bool(row_input(graph))
         vm.use_cache(cache)
-        wide = self._kv_bits(kv_bits) // 8
-        self._lowering = Lowering(graph, max_rows=max_rows, threads=self.threads, kv_bytes=wide)
-        self._team = Team(self.threads)
-        self.pool = PagePool(graph, sequences * (-(-self.context // PAGE_TOKENS)), wide)
-        self._allocate()
-        self._bind(weights, list(twin_folders), key)
+        self._team = team.join(self.threads)
+        try:
+            first = self._lower(graph, {"T": max_rows, "R": max_rows})
+            self.paired = frozenset(first.paired)
+            self.pool = PagePool(graph, sequences * (-(-self.context // PAGE)), self.kv_bytes)
+            self._pack(weights, list(twin_folders), key)
+            code = _compiled(first.kernels)
+            if graph.states or self._symbols() <= {"T", "R"}:
+                self._programs[frozenset[str]()] = self._bind(first, code)
+        except BaseException:
+            self.close()
+            raise
 
     def _kv_bits(self, wanted: int) -> int:
         if wanted not in (0, 8, 16, 32):
@@ -75,131 +86,174 @@ class CpuSession(Session):
 
     # --- building ---------------------------------------------------------------------------
 
-    def _allocate(self) -> None:
-        rows, lowering = self.max_rows, self._lowering
-        self._offsets, size = lowering.arena()
-        self._arena = reserve(size + 4096)
-        tiles = rows  # one tile a row at worst
-        groups = max((s.kv_heads for s in self.graph.states.values()), default=1)
-        segments = -(-self.context // (PAGE_TOKENS * attention.SEGMENT))
-        self._tokens = np.zeros(rows, np.int32)
-        self._rows = np.zeros(rows, np.int32)
-        self._positions = np.zeros(rows, np.int32)
-        self._long = np.zeros(rows, np.int32)
-        self._tables = np.zeros(rows, np.int64)
-        self._counts = np.zeros(2, np.int64)
-        self._tiles = np.zeros(2 + tiles, np.int64)
-        self._counters = np.zeros(tiles * groups, np.int64)
-        self._partials = reserve(SPLIT_ROWS * segments * lowering.partial_bytes + 64)
-        self._scratch = reserve(64 + self.threads * lowering.scratch_bytes)
-        self._scratch[56:64].view(np.int64)[0] = lowering.scratch_bytes
-        self._logit_stride = stride_of(self.graph.vocab_size)
-        self._logits = reserve(rows * self._logit_stride).view(np.float32)
-        self._logits = self._logits.reshape(rows, self._logit_stride // 4)
+    def _symbols(self) -> set[str]:
+        values = (*self.graph.inputs, *self.graph.outputs)
+        return {n for value in values for n in value.shape if isinstance(n, str)}
 
-    def _bind(self, weights: Mapping[str, Any], folders: list[Path], key: str) -> None:
-        lowering, graph = self._lowering, self.graph
+    def _lower(self, graph: Graph, limits: Mapping[str, int]) -> Lowering:
+        limits = {**dict.fromkeys(self._symbols(), 1), **limits}
+        return Lowering(graph, limits=limits, threads=self.threads, kv_bytes=self.kv_bytes)
+
+    def _pack(self, weights: Mapping[str, Any], folders: list[Path], key: str) -> None:
+        """Matrices packed for the kernels, vectors padded; addresses of both."""
+        graph = self.graph
         if folders and key:
-            self.twin = packed.mapped(
-                graph, weights, lowering.paired_weights, folders=folders, key=key
-            )
+            self.twin = packed.mapped(graph, weights, self.paired, folders=folders, key=key)
         else:
-            self.twin = packed.in_memory(graph, weights, lowering.paired_weights)
-        addresses = {name: self.twin.address(name) for name in self.twin.slots}
+            self.twin = packed.in_memory(graph, weights, self.paired)
+        self._addresses = {f"${name}": self.twin.address(name) for name in self.twin.slots}
         self._vectors = {
             name: _padded(weights[name]) for name, w in graph.weights.items() if len(w.shape) == 1
         }
-        addresses.update({name: array.ctypes.data for name, array in self._vectors.items()})
-        base = self._arena.ctypes.data
-        addresses.update({name: base + offset for name, offset in self._offsets.items()})
-        addresses[lowering.output] = self._logits.ctypes.data
-        for name in graph.states:
-            addresses[f"#k:{name}"] = self.pool.keys[name].ctypes.data
-            addresses[f"#v:{name}"] = self.pool.values[name].ctypes.data
-        code = _compiled(lowering.kernels)
-        self._table = lowering.emit(self._memory(), addresses, code)
-        self._team.use(self._table, len(self._table))
+        self._addresses.update({f"${name}": a.ctypes.data for name, a in self._vectors.items()})
+        for name in self.pool.keys:
+            self._addresses[f"@k:{name}"] = self.pool.keys[name].ctypes.data
+            self._addresses[f"@v:{name}"] = self.pool.values[name].ctypes.data
 
-    def _memory(self) -> Memory:
-        counts = self._counts.ctypes.data
-        return Memory(
-            tokens=self._tokens.ctypes.data,
-            rows=self._rows.ctypes.data,
-            positions=self._positions.ctypes.data,
-            tables=self._tables.ctypes.data,
-            long_flags=self._long.ctypes.data,
-            tiles=self._tiles.ctypes.data,
-            count_t=counts,
-            count_r=counts + 8,
-            counters=self._counters.ctypes.data,
-            scratch=self._scratch.ctypes.data + 64,
-            partials=self._partials.ctypes.data,
-            ctrl=self._team.ctrl,
-        )
+    def _bind(self, lowering: Lowering, code: Mapping[str, int]) -> Program:
+        kept = self.twin, self._vectors, self.pool
+        return Program(lowering, self._addresses, code, self._team, context=self.context, kept=kept)
+
+    def _program(self, key: object, graph: Graph, limits: Mapping[str, int]) -> Program:
+        """The program of a graph over the same weights, made when it is first asked for."""
+        program = self._programs.pop(key, None)
+        if program is None:
+            lowering = self._lower(graph, limits)
+            if frozenset(lowering.paired) != self.paired:
+                raise RequestError(
+                    "a wanted value only exists inside a gated product, expected hidden rows",
+                    code="step-taps",
+                )
+            program = self._bind(lowering, _compiled(lowering.kernels))
+        self._programs[key] = program
+        while len(self._programs) > PROGRAMS:
+            oldest = next(k for k in self._programs if k != frozenset())
+            self._programs.pop(oldest).close()
+        return program
 
     # --- running ----------------------------------------------------------------------------
 
     def new_state(self, expected: int = 0) -> CpuState:
-        if self._closed:
-            raise RequestError("this session is closed", code="session-closed")
+        self._check_open()
         long_rope = needs_long_rope(self.graph, expected)
         return CpuState(self.pool, self.context, self.fingerprint, long_rope=long_rope)
 
-    def step(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError("this session is closed", code="session-closed")
+
+    def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         with self._lock:
-            if self._closed:
-                raise RequestError("this session is closed", code="session-closed")
-            total = self.check_feeds(feeds)
-            rows, cuts = logit_rows(feeds)
+            self._check_open()
+            self.checker.check(feeds)
+            rows = lay_out(feeds)
+            taps = frozenset(name for feed in feeds for name in feed.taps)
+            graph = self.graph.with_outputs(sorted(taps)) if taps else self.graph
+            program = self._program(taps, graph, {"T": self.max_rows, "R": self.max_rows})
             try:
-                self._fill(feeds, total, rows)
-                if self._team.run(small=total <= SPLIT_ROWS):
-                    raise RequestError("the step was cancelled", code="cancelled")
+                self._fill(program, feeds, rows)
+                program.execute(small=rows.total <= SPLIT_ROWS)
             except EdgertError:
                 for feed in feeds:
-                    feed.state.trim(feed.state.length)  # pages reserved for nothing
+                    feed.state.discard()  # pages reserved for nothing
                 raise
             for feed in feeds:
-                feed.state.pending = len(feed.tokens)
-            logits = self._logits[: len(rows), : self.graph.vocab_size]
-            return [np.array(part) for part in np.split(logits, cuts)]
+                feed.state.pending = feed.rows
+            return self._results(program, feeds, rows)
 
-    def _fill(self, feeds: Sequence[Feed], total: int, rows: NDArray[np.int32]) -> None:
-        tiles = self._tiles[2:].view(np.int32).reshape(-1, 2)
-        start = count = deepest = 0
-        for feed in feeds:
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+        with self._lock:
+            self._check_open()
+            sizes = check_arrays(self.graph, arrays)
+            # programs are made for powers of two, so that a few serve all sizes
+            limits = {symbol: 1 << (n - 1).bit_length() for symbol, n in sizes.items()}
+            program = self._program(tuple(sorted(limits.items())), self.graph, limits)
+            program.set_counts(sizes)
+            for name, array in arrays.items():
+                program.fill(name, array)
+            program.execute()
+            return {
+                value.name: program.read(value.name, slice(0, sizes.get(str(value.shape[0]))))
+                for value in self.graph.outputs
+            }
+
+    def _fill(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
+        self._fill_inputs(program, feeds, rows)
+        program.set_counts({"T": rows.total, "R": len(rows.picked)})
+        memory, total = program.step, rows.total
+        if memory is None:
+            return
+        memory.slots[:total], memory.places[:total] = rows.slot, rows.place
+        memory.positions[:, :total] = rows.position
+        memory.visible[:total, 0] = rows.visible
+        tiles = memory.tiles[2:].view(np.int32).reshape(-1, 2)
+        count = deepest = 0
+        for feed, start, stop in zip(feeds, rows.starts, rows.starts[1:], strict=False):
             state = _own(feed.state, self.pool)
-            n, length = len(feed.tokens), state.length
-            state.reserve(length + n)
-            stop = start + n
-            self._tokens[start:stop] = feed.tokens
-            self._positions[start:stop] = np.arange(length, length + n)
-            self._tables[start:stop] = state.table.ctypes.data
-            self._long[start:stop] = state.long_rope
-            for first in range(start, stop, attention.TILE_TOKENS):
-                tiles[count] = first, min(attention.TILE_TOKENS, stop - first)
+            state.reserve(state.length + stop - start)
+            memory.tables[start:stop] = state.table.ctypes.data
+            memory.long_flags[start:stop] = state.long_rope
+            memory.visible[start:stop, 1] = state.length
+            for first in range(start, stop, TILE_TOKENS):
+                tiles[count] = first, min(TILE_TOKENS, stop - first)
                 count += 1
-            deepest = max(deepest, (length + n - 1) // (PAGE_TOKENS * attention.SEGMENT) + 1)
-            start = stop
-        self._rows[: len(rows)] = rows
-        self._counts[:] = total, len(rows)
-        self._tiles[:2] = count, deepest if total <= SPLIT_ROWS else 1
+            last = state.length + stop - start - 1
+            deepest = max(deepest, last // (PAGE * SEGMENT) + 1)
+        memory.tiles[:2] = count, deepest if total <= SPLIT_ROWS else 1
+
+    def _fill_inputs(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
+        checker = self.checker
+        for feed, start in zip(feeds, rows.starts, strict=False):
+            if feed.tokens is not None:
+                program.fill(checker.tokens, feed.tokens, start)
+            elif checker.tokens:
+                program.fill(checker.tokens, np.full(feed.rows, -1, np.int32), start)
+            for name, array in feed.inputs.items():
+                program.fill(name, array, start)
+            if feed.embeddings is None:
+                continue
+            if not checker.embedded:
+                program.fill("embeddings", feed.embeddings, start)
+            elif program.embeddings is not None:
+                given = np.asarray(feed.embeddings)
+                program.embeddings[start : start + feed.rows, : given.shape[1]] = given
+        if self._selects:
+            program.fill(row_input(self.graph), rows.picked)
+
+    def _results(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> list[StepResult]:
+        first = self.graph.outputs[0].name
+        if self._selects:
+            logits = program.read(first, slice(0, len(rows.picked)))
+        else:
+            logits = program.read(first, slice(0, rows.total))[rows.picked]
+        spans = zip(rows.starts, rows.starts[1:], strict=False)
+        return [
+            StepResult(part, {n: program.read(n, slice(start, stop)) for n in feed.taps})
+            for feed, part, (start, stop) in zip(
+                feeds, np.split(logits, rows.cuts), spans, strict=True
+            )
+        ]
 
     def cancel(self) -> None:
         """Make a running step raise RequestError(code="cancelled"); any thread may call."""
-        self._team.cancel()
+        for program in list(self._programs.values()):
+            program.cancel()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of packed weights, arena and KV in use."""
+        """Bytes of packed weights, arenas and KV in use."""
         used = (self.pool.pages - len(self.pool.free)) * self.pool.bytes_per_page
-        return self.twin.nbytes + self._arena.nbytes + used
+        return self.twin.nbytes + sum(p.nbytes for p in self._programs.values()) + used
 
     def close(self) -> None:
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._team.close()
+            if self._closed:
+                return
+            self._closed = True
+            for program in self._programs.values():
+                program.close()
+            self._programs = {}
+            team.leave(self._team)
 
 
 def _compiled(names: list[str]) -> dict[str, int]:

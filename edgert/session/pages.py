@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
 from ..graph import Graph
-from ..graph import State as StateSpec
+from ..kernels.states import KVState
 from .base import State
 from .memory import reserve
 
 PAGE_TOKENS = 64
 
 
-def page_bytes(spec: StateSpec, wide: int) -> tuple[int, int]:
+def page_bytes(spec: KVState, wide: int) -> tuple[int, int]:
     """Bytes of a K and of a V page; `wide` is the bytes of an element (1: int8 with scales)."""
     padded = -(-spec.head_dim // 16) * 16
     rows = spec.kv_heads * PAGE_TOKENS
@@ -35,11 +35,11 @@ class PagePool:
 
     def __init__(self, graph: Graph, pages: int, wide: int) -> None:
         self.wide, self.pages = wide, pages
-        self.specs = dict(graph.states)
+        self.specs = {n: s for n, s in graph.states.items() if isinstance(s, KVState)}
         self.free = list(range(pages - 1, -1, -1))
         self.keys: dict[str, NDArray[np.uint8]] = {}
         self.values: dict[str, NDArray[np.uint8]] = {}
-        for name, spec in graph.states.items():
+        for name, spec in self.specs.items():
             key, value = page_bytes(spec, wide)
             self.keys[name] = reserve(pages * key).reshape(pages, key)
             self.values[name] = reserve(pages * value).reshape(pages, value)
@@ -92,14 +92,11 @@ class CpuState(State):
         self.pool.give(self.pages[count:])
         del self.pages[count:]
 
-    def commit(self, count: int) -> None:
-        super().commit(count)
-        if count == 0:
-            self._release(self.length)
+    def _shrink(self) -> None:
+        self._release(self.length)
 
-    def trim(self, length: int) -> None:
-        super().trim(length)
-        self._release(length)
+    def fork(self) -> CpuState:
+        raise NotImplementedError
 
     def _become(self, length: int) -> None:
         """Hold `length` tokens' pages and no more, whatever was held before. All or nothing."""

@@ -1,109 +1,186 @@
-"""What a lowered program is made of: steps, the memory it is bound to, and arena placement."""
+"""A program: lowered steps bound to memory, ready to be run by the team."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Operands = Callable[[Mapping[str, int]], list[int]]  # addresses by name -> words of a row
+from ..errors import RequestError
+from ..kernels.cpu.layout import PAGE, SEGMENT
+from ..kernels.lowering import Word
+from ..kernels.operands import ROW, WORD
+from .arena import place
+from .base import F32
+from .lowering import Lowering, Step
+from .memory import reserve
+from .pace import Pace
+from .team import Team
 
-
-@dataclass
-class Step:
-    """One instruction to be: its kernel, what it reads and writes, and how to fill its row."""
-
-    kernel: str
-    rows: str  # "T" or "R": which count it works on
-    reads: list[str]
-    writes: str
-    operands: Operands
-    barrier: int = 1
-    in_place: str = ""  # a read value whose memory the written one takes over
-
-
-@dataclass
-class Layout:
-    """Sizes that lowering fixed. Bytes."""
-
-    strides: dict[str, int] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
+SPLIT_ROWS = 8  # steps of at most this many rows share a sequence's context out between threads
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Addresses and sizes a program is bound to; the session owns them all."""
+class Program:
+    """The table of a graph, its arena, inputs and outputs.
 
-    tokens: int
-    rows: int
-    positions: int
-    tables: int
-    long_flags: int
-    tiles: int
-    count_t: int
-    count_r: int
-    counters: int
-    scratch: int
-    partials: int
-    ctrl: int
+    addresses: of weights and page pools, by the names that lowering gives them. code: entry
+    addresses of kernels. kept: what the addresses point into. context: tokens of the longest
+    sequence, 0 without states.
+    """
+
+    def __init__(
+        self,
+        lowering: Lowering,
+        addresses: Mapping[str, int],
+        code: Mapping[str, int],
+        team: Team,
+        *,
+        context: int = 0,
+        kept: Any = None,
+    ) -> None:
+        self.lowering, self.team, self.threads = lowering, team, lowering.threads
+        self.pace = Pace()
+        graph = lowering.graph
+        self.symbols = {symbol: index for index, symbol in enumerate(self._symbols())}
+        self.counts = np.zeros(len(self.symbols), np.int64)
+        for symbol, index in self.symbols.items():
+            if symbol.isdecimal():
+                self.counts[index] = int(symbol)
+        self.inputs = {v.name: self._memory(v.name, v.dtype) for v in graph.inputs}
+        made = {value.name for value in graph.outputs} - set(self.inputs)
+        self.outputs = {name: self._memory(name, "f32") for name in made}
+        self.step = StepMemory(lowering, context) if graph.states else None
+        apart = {*self.inputs, *self.outputs}
+        offsets, size = place(lowering.steps, lowering.sizes, apart)
+        self.arena = reserve(size + 4096)
+        self.scratch = reserve(64 + self.threads * lowering.scratch_bytes)
+        self.scratch[56:64].view(np.int64)[0] = lowering.scratch_bytes
+        self.control = team.control_block()
+        self._kept = kept, self._embeddings()
+        at = {name: self.arena.ctypes.data + offset for name, offset in offsets.items()}
+        self.table = self._emit({**addresses, **at, **self._named()}, code)
+        self.nbytes = size
+
+    def _symbols(self) -> list[str]:
+        values = (*self.lowering.graph.inputs, *self.lowering.graph.outputs)
+        symbols = [str(value.shape[0]) for value in values]
+        return list(dict.fromkeys([*symbols, *(step.rows for step in self.lowering.steps)]))
+
+    def _memory(self, name: str, dtype: str) -> NDArray[Any]:
+        """int32 [rows] or float32 [rows, padded width] for an input or output."""
+        lowering, rows = self.lowering, self.lowering.rows(name)
+        count = int(rows) if rows.isdecimal() else lowering.limits[rows]
+        if dtype == "int32":
+            return np.zeros(count, np.int32)
+        stride = lowering.stride(name) if lowering.exists(name) else 64
+        return reserve(count * stride).view(np.float32).reshape(count, stride // 4)
+
+    def _embeddings(self) -> F32 | None:
+        """Rows that feeds bring instead of tokens, [T, padded width]."""
+        embeds = [node.output for node in self.lowering.graph.nodes if node.op == "embed"]
+        self.embeddings = None
+        if embeds and self.step is not None:
+            stride, rows = self.lowering.stride(embeds[0]), self.lowering.limits["T"]
+            self.embeddings = reserve(rows * stride).view(np.float32).reshape(rows, -1)
+        return self.embeddings
+
+    def _named(self) -> dict[str, int]:
+        """Addresses by the names of operands; "" is 0."""
+        named = {
+            "": 0,
+            "@scratch": self.scratch.ctypes.data + 64,
+            "@scratch_bytes": self.lowering.scratch_bytes,
+            "@ctrl": self.control,
+            "@embeddings": 0 if self.embeddings is None else self.embeddings.ctypes.data,
+        }
+        for group in (self.inputs, self.outputs, self.lowering.constants):
+            named.update({name: array.ctypes.data for name, array in group.items()})
+        return named | (self.step.named() if self.step is not None else {})
+
+    def _emit(self, at: dict[str, int], code: Mapping[str, int]) -> NDArray[np.int64]:
+        """int64 [steps, ROW]."""
+        steps = self.lowering.steps
+        table, counts = np.zeros((len(steps), ROW), np.int64), self.counts.ctypes.data
+        for row, step in zip(table, steps, strict=True):
+            if step.in_place:
+                at.setdefault(step.writes, at[step.in_place])
+            row[:3] = code[step.kernel], step.barrier, counts + WORD * self.symbols[step.rows]
+            self._fill(row, step, at)
+        return table
+
+    @staticmethod
+    def _fill(row: NDArray[np.int64], step: Step, at: Mapping[str, int]) -> None:
+        for name, offset in zip(step.operands._fields, step.operands, strict=True):
+            row[offset // WORD] = _word(step.words[name], at)
+
+    def set_counts(self, sizes: Mapping[str, int]) -> None:
+        """How many rows each symbol has in the next run."""
+        for symbol, count in sizes.items():
+            if symbol in self.symbols:
+                self.counts[self.symbols[symbol]] = count
+
+    def fill(self, name: str, array: NDArray[Any], start: int = 0) -> None:
+        """Rows of an input, from row `start` on."""
+        target = self.inputs[name]
+        rows = slice(start, start + len(array))
+        if target.ndim == 1:
+            target[rows] = array
+        else:
+            target[rows, : array.shape[1]] = array
+
+    def read(self, name: str, rows: slice) -> F32:
+        """A copy of an output's rows, [n, width]."""
+        source = self.outputs.get(name)
+        if source is None:
+            source = self.inputs[name]
+        return np.array(source[rows, : self.lowering.width(name)])
+
+    def execute(self, *, small: bool = False) -> None:
+        """Run once; RequestError(code="cancelled") where it was cancelled on the way. small: of a
+        few rows, so that waiting for a thread that lost its core would cost more than the thread
+        gives (`Pace` decides)."""
+        if self.team.run(self, small=small):
+            raise RequestError("the step was cancelled", code="cancelled")
+
+    def cancel(self) -> None:
+        """Make the running step leave at its next barrier; any thread may call."""
+        self.team.cancel(self.control)
+
+    def close(self) -> None:
+        """Give the control block back."""
+        if self.control:
+            self.team.free_control(self.control)
+            self.control = 0
+
+
+def _word(word: Word, at: Mapping[str, int]) -> int:
+    if isinstance(word, str):
+        return at[word]
+    if isinstance(word, float):
+        return int(np.float32(word).view(np.uint32))
+    return word
+
+
+class StepMemory:
+    """What kernels read of a step's rows: where each stands in its sequence (`feeds.Rows`)."""
+
+    def __init__(self, lowering: Lowering, context: int) -> None:
+        rows = lowering.limits["T"]
+        states = lowering.graph.states.values()
+        groups = max((getattr(spec, "kv_heads", 1) for spec in states), default=1)
+        segments = -(-context // (PAGE * SEGMENT))
+        self.slots, self.places = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        self.positions = np.zeros((3, rows), np.int32)
+        self.visible = np.zeros((rows, 2), np.int64)
+        self.long_flags = np.zeros(rows, np.int32)
+        self.tables = np.zeros(rows, np.int64)
+        self.tiles = np.zeros(2 + rows, np.int64)  # one tile a row at worst
+        self.counters = np.zeros(rows * groups, np.int64)
+        self.partials = reserve(SPLIT_ROWS * segments * lowering.partial_bytes + 64)
 
     def named(self) -> dict[str, int]:
-        """The addresses as operands name them: @tokens, @rows, ..."""
-        return {f"@{name}": value for name, value in vars(self).items()}
-
-
-def float_bits(value: float) -> int:
-    """A float32's bits as the low half of an operand word."""
-    return int(np.float32(value).view(np.uint32))
-
-
-def stride_of(width: int) -> int:
-    """Row stride of a float32 buffer: 64-byte rows, padded to 16 columns."""
-    return -(-width // 16) * 64
-
-
-def place(
-    steps: Sequence[Step], sizes: Mapping[str, int], output: str
-) -> tuple[dict[str, int], int]:
-    """Offset of every value but `output` in one arena, and the arena's bytes (64-byte aligned).
-
-    A value lives from the step that writes it to the last that reads it; values whose lives do not
-    meet share memory, and an in-place step's result takes over what it read.
-    """
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    home: dict[str, str] = {}
-    for index, step in enumerate(steps):
-        if step.in_place:
-            home[step.writes] = home.get(step.in_place, step.in_place)
-        for name in [*step.reads, step.writes]:
-            name = home.get(name, name)
-            first.setdefault(name, index)
-            last[name] = index
-    offsets: dict[str, int] = {}
-    ends: dict[str, int] = {}
-    for name in sorted(first, key=lambda n: first[n]):
-        if name == output or name not in sizes:
-            continue
-        size = -(-sizes[name] // 64) * 64
-        live = sorted(
-            (offsets[other], ends[other])
-            for other in offsets
-            if last[other] >= first[name] and first[other] <= last[name]
-        )
-        offsets[name] = _gap(live, size)
-        ends[name] = offsets[name] + size
-    total = max(ends.values(), default=0)
-    offsets.update({name: offsets[other] for name, other in home.items() if other in offsets})
-    return offsets, total
-
-
-def _gap(taken: Sequence[tuple[int, int]], size: int) -> int:
-    """The lowest start where `size` bytes fit between sorted ranges."""
-    start = 0
-    for low, high in taken:
-        if start + size <= low:
-            break
-        start = max(start, high)
-    return start
+        """The arrays' addresses as operands name them: @slots, @places, ..."""
+        named = {f"@{name}": array.ctypes.data for name, array in vars(self).items()}
+        return named | {"@axis_stride": self.positions.strides[0]}

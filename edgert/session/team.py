@@ -1,4 +1,9 @@
-"""A team of threads that runs one program in lock-step; workers park when nothing is asked."""
+"""The threads of a process: one team of workers for the programs of every session.
+
+A step runs on the thread that asked for it and on free workers, all of them in lock-step. Each
+thread of a step takes one of the team's cores, so sessions wait for cores instead of fighting for
+them. Workers park when nothing is asked.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,23 @@ import contextlib
 import os
 import threading
 import time
-import weakref
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
 from ..kernels.cpu import vm
+from ..kernels.cpu.layout import (
+    BOX_BYTES,
+    BOX_GO,
+    BOX_STOP,
+    CTRL_BYTES,
+    CTRL_CANCEL,
+    CTRL_GO,
+    CTRL_LED,
+)
 from .pace import Pace
 
 PATIENCE = 20_000  # idle spins of a worker before it parks: some milliseconds
@@ -58,59 +72,56 @@ def performance_cores() -> list[int]:
     return cores if limit >= len(cores) else cores[: max(1, int(limit))]
 
 
-class Team:
-    """`threads` threads, the caller's included. One program at a time; not re-entrant."""
+class Runnable(Protocol):
+    """What a team runs: a table int64 [steps, words], its control block, its threads."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.control = np.zeros(vm.CTRL_BYTES + 64, np.uint8)
-        self.ctrl = -(-self.control.ctypes.data // 64) * 64
-        self._words = self.control[self.ctrl - self.control.ctypes.data :].view(np.int64)
+    @property
+    def table(self) -> NDArray[np.int64]: ...
+    @property
+    def control(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def pace(self) -> Pace: ...
+
+
+class Team:
+    """Workers and the cores they stand for. Make one with `join`; call `leave` when done."""
+
+    def __init__(self) -> None:
         self.begin, self.lead = vm.entry_point("begin"), vm.entry_point("lead")
-        self.work = vm.entry_point("work") if threads > 1 else None
-        self._wake = [threading.Event() for _ in range(threads)]
-        self._parked = [False] * threads
-        self._workers: list[threading.Thread] = []
-        self._program: tuple[int, int] | None = None
+        self.work: Any = None
+        self.cores = max(1, len(performance_cores()))
+        self._turn = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._workers: list[Worker] = []
+        self._held: dict[int, Held] = {}  # by control block
+        self._controls = _Blocks(CTRL_BYTES)
         self._owner = os.getpid()
-        self.pace = Pace()
+        self.users = 0
         self.stopped = False
 
-    def use(self, table: NDArray[np.int64], count: int) -> None:
-        """The program every following `run` executes: int64 [count, vm.ROW], kept alive by the
-        caller."""
-        self._program = (table.ctypes.data, count)
+    # --- control blocks ---------------------------------------------------------------------
 
-    def _start(self) -> None:
-        """Workers get a core of their own when the team takes all cores there are: sharing one by
-        accident costs more than half the speed. Smaller teams are left to the scheduler."""
-        program, cores = self._program, available_cores()
-        if len(cores) != self.threads:
-            cores = []
-        for index in range(1, self.threads):
-            worker = threading.Thread(
-                target=_live,
-                args=(weakref.ref(self), index, program, self.ctrl, self.threads, self.work, cores),
-                name=f"edgert-{index}",
-                daemon=True,
-            )
-            try:
-                worker.start()
-            except BaseException as error:  # an incomplete team would wait for its missing thread
-                self.close()
-                if isinstance(error, RuntimeError):
-                    raise ResourceError(
-                        f"thread {index + 1} of {self.threads} could not be started: {error}",
-                        code="threads-start",
-                        hint="load the model anew with fewer threads",
-                    ) from None
-                raise
-            self._workers.append(worker)
+    def control_block(self) -> int:
+        """Address of a control block for one program."""
+        return self._controls.take()
 
-    def run(self, *, small: bool = False) -> bool:
-        """One step; True when it was cancelled on the way. small: of a few rows, so that waiting
-        for a thread that lost its core would cost more than the thread gives (`Pace` decides)."""
-        if self.stopped or self._program is None:
+    def free_control(self, address: int) -> None:
+        """Take a control block back. Its memory stays: a worker that passed the last barrier may
+        still look at it."""
+        self._held.pop(address, None)
+        self._controls.give(address)
+
+    def cancel(self, control: int) -> None:
+        """Make the step that runs with this control block leave at its next barrier."""
+        self._controls.word(control, CTRL_CANCEL)[0] = 1
+
+    # --- running ----------------------------------------------------------------------------
+
+    def run(self, program: Runnable, *, small: bool = False) -> bool:
+        """One run of a program; True when it was cancelled on the way. One at a time a program."""
+        if self.stopped:
             raise RequestError("this session is closed", code="session-closed")
         if self._owner != os.getpid():
             raise RequestError(
@@ -118,92 +129,234 @@ class Team:
                 code="fork",
                 hint="load the model in the child process",
             )
-        if not self._workers and self.threads > 1:
-            self._start()
-        table, count = self._program
-        self._settle(table, count)
-        self._words[vm.CTRL_CANCEL // 8] = 0
-        if self.threads == 1 or not small:
-            return self._together(table, count)
+        self._controls.word(program.control, CTRL_CANCEL)[0] = 0
+        if program.threads == 1 or not small:
+            return self._run(program, program.threads)
         began = time.perf_counter()
-        if self.pace.choose():
-            left = bool(self.lead(table, count, self.ctrl, 1))
-        else:
-            left = self._together(table, count)
-        self.pace.observe(time.perf_counter() - began)
+        left = self._run(program, 1 if program.pace.choose() else program.threads)
+        program.pace.observe(time.perf_counter() - began)
         return left
 
-    def _together(self, table: int, count: int) -> bool:
+    def _run(self, program: Runnable, threads: int) -> bool:
+        table, count = program.table.ctypes.data, len(program.table)
         try:
-            self.begin(self.ctrl)
-            return self._lead(table, count)
+            held = self._acquire(program.control, threads)
+            if threads > 1:
+                self._open(program, held.workers)
+            return bool(self.lead(table, count, program.control, threads))
         finally:
-            self._settle(table, count)
+            self._settle(table, count, program.control)
+            self._release(program.control)
 
-    def _settle(self, table: int, count: int) -> None:
+    def _open(self, program: Runnable, workers: list[Worker]) -> None:
+        """Open a step for workers, and wake those that are parked."""
+        boxes = np.array([worker.box for worker in workers], np.int64)
+        table, count = program.table.ctypes.data, len(program.table)
+        self.begin(table, count, program.control, boxes.ctypes.data, len(workers))
+        for worker in workers:
+            if worker.parked:
+                worker.wake.set()
+
+    def _settle(self, table: int, count: int, control: int) -> None:
         """Leave a step that was opened and not led, because an interrupt came in between: the
         workers wait in there."""
-        if self._words[vm.CTRL_GO // 8] != self._words[vm.CTRL_LED // 8]:
-            self.cancel()
-            self._lead(table, count)
+        word, held = self._controls.word, self._held.get(control)
+        if held is None or word(control, CTRL_GO)[0] == word(control, CTRL_LED)[0]:
+            return
+        self.cancel(control)
+        for worker in held.workers:
+            if worker.parked:
+                worker.wake.set()
+        self.lead(table, count, control, held.threads)
 
-    def _lead(self, table: int, count: int) -> bool:
-        for index in range(1, self.threads):
-            if self._parked[index]:
-                self._wake[index].set()
-        return bool(self.lead(table, count, self.ctrl, self.threads))
+    # --- cores ------------------------------------------------------------------------------
 
-    def cancel(self) -> None:
-        """Make the running step leave at its next barrier (any thread may call)."""
-        self._words[vm.CTRL_CANCEL // 8] = 1
+    def _acquire(self, control: int, threads: int) -> Held:
+        """Wait for `threads` cores, first come first served. What is held stands in one place and
+        is changed by one assignment, so that an interrupt leaves nothing half taken."""
+        with self._turn:
+            self._held.pop(control, None)  # left by an interrupted run
+            if self._queue or self._idle_cores() < threads:
+                self._wait(threads)
+            busy = {id(worker) for held in self._held.values() for worker in held.workers}
+            idle = [worker for worker in self._workers if id(worker) not in busy]
+            self._held[control] = held = Held(threads, idle[: threads - 1])
+            return held
+
+    def _idle_cores(self) -> int:
+        return self.cores - sum(held.threads for held in self._held.values())
+
+    def _wait(self, threads: int) -> None:
+        ticket = object()
+        try:
+            self._queue.append(ticket)
+            while self._queue[0] is not ticket or self._idle_cores() < threads:
+                self._turn.wait()
+        finally:
+            self._queue.remove(ticket)
+            self._turn.notify_all()
+
+    def _release(self, control: int) -> None:
+        self._held.pop(control, None)
+        if self._queue:
+            with self._turn:
+                self._turn.notify_all()
+
+    def ensure(self, threads: int) -> None:
+        """Have cores and workers for steps of so many threads."""
+        with self._turn:
+            self.cores = max(self.cores, threads)
+            if threads > 1 and self.work is None:
+                self.work = vm.entry_point("work")
+            while len(self._workers) < threads - 1:
+                self._start(len(self._workers) + 1, threads)
+
+    def _start(self, index: int, threads: int) -> None:
+        """Workers get a core of their own when the team takes all cores there are: sharing one by
+        accident costs more than half the speed. Smaller teams are left to the scheduler."""
+        cores = available_cores()
+        worker = Worker(cores[index] if len(cores) == threads else None)
+        try:
+            worker.start(index, self.work)
+        except RuntimeError as error:
+            raise ResourceError(
+                f"thread {index + 1} of {threads} could not be started: {error}",
+                code="threads-start",
+                hint="load the model anew with fewer threads",
+            ) from None
+        self._workers.append(worker)
+
+    # --- ending -----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Dissolve the team; its threads end."""
-        if self.stopped:
-            return
-        self.stopped = True
-        self._words[vm.CTRL_STOP // 8] = 1
-        for event in self._wake:
-            event.set()
-        if self._owner == os.getpid():
+        if not self.stopped:
+            self.stopped = True
             for worker in self._workers:
-                worker.join(timeout=5)
+                worker.stop()
+            if self._owner == os.getpid():
+                for worker in self._workers:
+                    worker.join()
 
     def __del__(self) -> None:
-        try:  # at interpreter exit anything here may be gone, contextlib included
-            self._words[vm.CTRL_STOP // 8] = 1
-            for event in self._wake:
-                event.set()
-        except Exception:
-            return
+        with contextlib.suppress(BaseException):  # at interpreter exit anything may be gone
+            for worker in self._workers:
+                worker.stop()
 
 
-def _live(
-    team: weakref.ref[Team],
-    index: int,
-    program: tuple[int, int],
-    ctrl: int,
-    threads: int,
-    work: Any,
-    cores: list[int],
-) -> None:
-    """A worker: run steps while they come, park when they do not, end when the team stops."""
-    if cores and hasattr(os, "sched_setaffinity"):
+class Held(NamedTuple):
+    """What a running step has taken: cores, and the workers for all but the calling thread."""
+
+    threads: int
+    workers: list[Worker]
+
+
+class Worker:
+    """A thread with a mailbox. It ends when it is told to, or when its team is gone."""
+
+    def __init__(self, core: int | None) -> None:
+        memory = np.zeros(BOX_BYTES + 64, np.uint8)
+        self.box = -(-memory.ctypes.data // 64) * 64
+        self.words = memory[self.box - memory.ctypes.data :][:BOX_BYTES].view(np.int64)
+        self.wake, self.parked, self.core = threading.Event(), False, core
+        self._thread: threading.Thread | None = None
+
+    def start(self, index: int, work: Any) -> None:
+        """Raises RuntimeError where the system gives no thread."""
+        name = f"edgert-{index}"
+        self._thread = threading.Thread(target=_live, args=(self, work), name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tell it to end."""
+        self.words[BOX_STOP // 8] = 1
+        self.wake.set()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+
+
+def _live(worker: Worker, work: Any) -> None:
+    """A worker's life: run steps while they come, park when they do not, end when told."""
+    if worker.core is not None and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, {cores[index]})
-    held = team()
-    if held is None:
-        return
-    control, wake, parked, words = held.control, held._wake[index], held._parked, held._words
-    del held
+            os.sched_setaffinity(0, {worker.core})
     seen = 0
     while True:
-        seen = work(program[0], program[1], ctrl, index, threads, seen, PATIENCE)
+        seen = work(worker.box, seen, PATIENCE)
         if seen < 0:
             break
-        wake.clear()
-        parked[index] = True
-        if words[vm.CTRL_GO // 8] == seen and words[vm.CTRL_STOP // 8] == 0:
-            wake.wait()
-        parked[index] = False
-    del control
+        worker.wake.clear()
+        worker.parked = True
+        if worker.words[BOX_GO // 8] == seen and worker.words[BOX_STOP // 8] == 0:
+            worker.wake.wait()
+        worker.parked = False
+
+
+class _Blocks:
+    """Blocks of one size on cache lines, reused and never freed while the team lives."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._lock = size, threading.Lock()
+        self._free: list[int] = []
+        self._arrays: dict[int, NDArray[np.int64]] = {}
+
+    def take(self) -> int:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            memory = np.zeros(self._size + 64, np.uint8)
+            address = -(-memory.ctypes.data // 64) * 64
+            start = address - memory.ctypes.data
+            self._arrays[address] = memory[start : start + self._size].view(np.int64)
+            return address
+
+    def give(self, address: int) -> None:
+        with self._lock:
+            self._free.append(address)
+
+    def word(self, address: int, offset: int) -> NDArray[np.int64]:
+        """A view of one word, int64 [1]."""
+        at = offset // 8
+        return self._arrays[address][at : at + 1]
+
+
+_lock = threading.Lock()
+_team: Team | None = None
+
+
+def join(threads: int) -> Team:
+    """The process's team, with cores and workers for `threads` threads. Raises ResourceError where
+    the system gives no more threads."""
+    global _team
+    with _lock:
+        if _team is None or _team.stopped:
+            _team = Team()
+        try:
+            _team.ensure(threads)
+        except BaseException:
+            if _team.users == 0:
+                _team.close()
+            raise
+        _team.users += 1
+        return _team
+
+
+def leave(team: Team) -> None:
+    """One user less; the last one dissolves the team."""
+    with _lock:
+        team.users -= 1
+        if team.users == 0:
+            team.close()
+
+
+def _forget() -> None:
+    """In a forked child: the threads did not come along, and a lock may be held for ever."""
+    global _lock, _team
+    _lock, _team = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -8,6 +8,11 @@ from typing import Any
 from numba import njit
 
 from .. import simd
+from ..elementwise import ADD, COPY, GLU, SELECT, SOFTCAP
+from ..embed import EMBED
+from ..linear import QUANTIZE
+from ..norm import RMS_NORM
+from ..operands import COUNT
 from ..simd import (
     add,
     add_i32,
@@ -33,12 +38,8 @@ from ..simd import (
     vabs,
     vmax,
 )
+from .layout import GELU, SILU, TILE
 from .vm import kernel
-
-SILU, GELU, GELU_TANH = 0, 1, 2
-ACTS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
-TILE = 32
-INT4_OFFSET, INT8_OFFSET = 8, 128
 
 
 @njit(error_model="numpy")
@@ -84,9 +85,9 @@ def _inverse_rms(x: int, width: int, eps: float) -> float:
 def norm_row(x: int, weight: int, y: int, width: int, eps: float) -> None:
     """y = x / rms(x) * weight for one row; y may be x."""
     scale = _inverse_rms(x, width, eps)
-    wide = splat(f32(scale))
+    factor = splat(f32(scale))
     for i in range(0, width - 15, 16):
-        store_f32(y + 4 * i, mul(mul(load_f32(x + 4 * i), wide), load_f32(weight + 4 * i)))
+        store_f32(y + 4 * i, mul(mul(load_f32(x + 4 * i), factor), load_f32(weight + 4 * i)))
     for i in range(width - width % 16, width):
         st_f32(y + 4 * i, f32(f32(ld_f32(x + 4 * i) * scale) * ld_f32(weight + 4 * i)))
 
@@ -123,22 +124,19 @@ def quantize_row(
         _quantize_block(load_f32(at), load_f32(at + 64), q, s, c, offset)
 
 
-# Operands of `quantize`: 3 x, 4 x row stride in bytes, 5 width, 6 blocks, 7 tiles out, 8 bytes of
-# a private copy (one row: every thread fills its own, no barrier), 9 correction offset, 10 norm
-# weight or 0, 11 norm eps (float32 bits), 12 scratch, 13 scratch bytes a thread.
-
-
 @kernel
 def quantize(ins: int, thread: int, threads: int) -> None:
     """Optional RMS norm, then int8 tiles for a quantized product."""
-    n = ld_i64(ld_i64(ins + 16))
-    x, stride, width = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-    blocks, tiles, offset = ld_i64(ins + 48), ld_i64(ins + 56), ld_i64(ins + 72)
-    weight, eps = ld_i64(ins + 80), ld_f32(ins + 88)
-    scratch = ld_i64(ins + 96) + thread * ld_i64(ins + 104)
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, stride = ld_i64(ins + QUANTIZE.x), ld_i64(ins + QUANTIZE.x_stride)
+    width = ld_i64(ins + QUANTIZE.width)
+    blocks, tiles = ld_i64(ins + QUANTIZE.blocks), ld_i64(ins + QUANTIZE.tiles)
+    offset = ld_i64(ins + QUANTIZE.offset)
+    weight, eps = ld_i64(ins + QUANTIZE.norm), ld_f32(ins + QUANTIZE.eps)
+    scratch = ld_i64(ins + QUANTIZE.scratch) + thread * ld_i64(ins + QUANTIZE.scratch_bytes)
     start, stop = _share(n, thread, threads)
     if n == 1:
-        tiles += thread * ld_i64(ins + 64)
+        tiles += thread * ld_i64(ins + QUANTIZE.private_bytes)
         start, stop = 0, 1
     for row in range(start, stop):
         source = x + row * stride
@@ -150,34 +148,27 @@ def quantize(ins: int, thread: int, threads: int) -> None:
         quantize_row(source, width, tile, row - t0, min(TILE, n - t0), blocks, offset, scratch)
 
 
-# Operands of `rms_norm`: 3 x, 4 x stride, 5 width, 6 weight, 7 eps, 8 y, 9 y stride.
-
-
 @kernel
 def rms_norm(ins: int, thread: int, threads: int) -> None:
     """Root-mean-square norm of float rows, rows shared out."""
-    n = ld_i64(ld_i64(ins + 16))
-    x, stride, width = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-    weight, eps = ld_i64(ins + 48), ld_f32(ins + 56)
-    y, y_stride = ld_i64(ins + 64), ld_i64(ins + 72)
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, stride = ld_i64(ins + RMS_NORM.x), ld_i64(ins + RMS_NORM.x_stride)
+    width = ld_i64(ins + RMS_NORM.width)
+    weight, eps = ld_i64(ins + RMS_NORM.weight), ld_f32(ins + RMS_NORM.eps)
+    y, y_stride = ld_i64(ins + RMS_NORM.y), ld_i64(ins + RMS_NORM.y_stride)
     start, stop = _share(n, thread, threads)
     for row in range(start, stop):
         norm_row(x + row * stride, weight, y + row * y_stride, width, eps)
 
 
-# Operands of `glu`: 3 x (gate columns, then up columns), 4 x stride, 5 F, 6 act, 7 y, 8 y stride,
-# 9 scratch, 10 scratch bytes a thread.
-
-
 @kernel
 def glu(ins: int, thread: int, threads: int) -> None:
     """act(gate) * up where the product did not apply it already."""
-    n = ld_i64(ld_i64(ins + 16))
-    x, stride, width, act = (
-        ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40), ld_i64(ins + 48),
-    )  # fmt: skip
-    y, y_stride = ld_i64(ins + 56), ld_i64(ins + 64)
-    spare = ld_i64(ins + 72) + thread * ld_i64(ins + 80)
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, stride, width = ld_i64(ins + GLU.x), ld_i64(ins + GLU.x_stride), ld_i64(ins + GLU.width)
+    act = ld_i64(ins + GLU.act)
+    y, y_stride = ld_i64(ins + GLU.y), ld_i64(ins + GLU.y_stride)
+    spare = ld_i64(ins + GLU.scratch) + thread * ld_i64(ins + GLU.scratch_bytes)
     start, stop = _share(n, thread, threads)
     for row in range(start, stop):
         a, out = x + row * stride, y + row * y_stride
@@ -193,15 +184,12 @@ def glu(ins: int, thread: int, threads: int) -> None:
                 st_f32(out + 4 * (i + j), ld_f32(spare + 4 * j))
 
 
-# Operands of `add_rows`: 3 a, 4 b, 5 y, 6 row stride in bytes, 7 width.
-
-
 @kernel
 def add_rows(ins: int, thread: int, threads: int) -> None:
     """y = a + b, all with one stride."""
-    n = ld_i64(ld_i64(ins + 16))
-    a, b, y = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-    stride, width = ld_i64(ins + 48), ld_i64(ins + 56)
+    n = ld_i64(ld_i64(ins + COUNT))
+    a, b, y = ld_i64(ins + ADD.a), ld_i64(ins + ADD.b), ld_i64(ins + ADD.y)
+    stride, width = ld_i64(ins + ADD.stride), ld_i64(ins + ADD.width)
     start, stop = _share(n, thread, threads)
     for row in range(start, stop):
         for i in range(0, width, 16):
@@ -209,44 +197,44 @@ def add_rows(ins: int, thread: int, threads: int) -> None:
             store_f32(y + at, add(load_f32(a + at), load_f32(b + at)))
 
 
-# Operands of `softcap`: 3 x, 4 x stride, 5 y, 6 y stride, 7 width, 8 cap.
+@kernel
+def copy_rows(ins: int, thread: int, threads: int) -> None:
+    """y = x."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, x_stride = ld_i64(ins + COPY.x), ld_i64(ins + COPY.x_stride)
+    y, y_stride, width = ld_i64(ins + COPY.y), ld_i64(ins + COPY.y_stride), ld_i64(ins + COPY.width)
+    start, stop = _share(n, thread, threads)
+    for row in range(start, stop):
+        for i in range(0, width, 16):
+            store_f32(y + row * y_stride + 4 * i, load_f32(x + row * x_stride + 4 * i))
 
 
 @kernel
 def softcap(ins: int, thread: int, threads: int) -> None:
     """y = cap * tanh(x / cap); columns shared out, so that one row uses every thread."""
-    n = ld_i64(ld_i64(ins + 16))
-    x, stride = ld_i64(ins + 24), ld_i64(ins + 32)
-    y, y_stride, width, cap = (
-        ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56), ld_f32(ins + 64),
-    )  # fmt: skip
-    wide, inverse = splat(cap), splat(f32(1.0) / cap)
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, stride = ld_i64(ins + SOFTCAP.x), ld_i64(ins + SOFTCAP.x_stride)
+    y, y_stride = ld_i64(ins + SOFTCAP.y), ld_i64(ins + SOFTCAP.y_stride)
+    width, cap = ld_i64(ins + SOFTCAP.width), ld_f32(ins + SOFTCAP.cap)
+    factor, inverse = splat(cap), splat(f32(1.0) / cap)
     start, stop = _share((width + 15) // 16, thread, threads)
     for row in range(n):
         for g in range(start, stop):
             v = mul(load_f32(x + row * stride + 64 * g), inverse)
-            store_f32(y + row * y_stride + 64 * g, mul(wide, tanh(v)))
-
-
-# Operands of `select`: 3 x, 4 stride, 5 rows (int32), 6 y, 7 bytes of a row (same stride).
+            store_f32(y + row * y_stride + 64 * g, mul(factor, tanh(v)))
 
 
 @kernel
 def select(ins: int, thread: int, threads: int) -> None:
     """y[r] = x[rows[r]]."""
-    n = ld_i64(ld_i64(ins + 16))
-    x, stride, rows, y, size = (
-        ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56),
-    )  # fmt: skip
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, stride, rows = ld_i64(ins + SELECT.x), ld_i64(ins + SELECT.stride), ld_i64(ins + SELECT.rows)
+    y, size = ld_i64(ins + SELECT.y), ld_i64(ins + SELECT.row_bytes)
     start, stop = _share(n, thread, threads)
     for r in range(start, stop):
         source = x + simd.ld_i32(rows + 4 * r) * stride
         for i in range(0, size, 64):
             store_f32(y + r * stride + i, load_f32(source + i))
-
-
-# Operands of `embed`: 3 table, 4 K, 5 encoding (0 f32, 1 f16, 2 int8, 3 int4), 6 tokens (int32),
-# 7 y, 8 y stride, 9 scale.
 
 
 @njit(error_model="numpy")
@@ -272,13 +260,18 @@ def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
 @kernel
 def embed(ins: int, thread: int, threads: int) -> None:
     """Rows of the embedding table, scaled."""
-    n = ld_i64(ld_i64(ins + 16))
-    table, width, encoding = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-    tokens, y, stride, scale = (
-        ld_i64(ins + 48), ld_i64(ins + 56), ld_i64(ins + 64), ld_f32(ins + 72),
-    )  # fmt: skip
+    n = ld_i64(ld_i64(ins + COUNT))
+    table, width = ld_i64(ins + EMBED.table), ld_i64(ins + EMBED.width)
+    encoding = ld_i64(ins + EMBED.encoding)
+    tokens, y = ld_i64(ins + EMBED.tokens), ld_i64(ins + EMBED.y)
+    stride, scale = ld_i64(ins + EMBED.y_stride), ld_f32(ins + EMBED.scale)
+    given, given_stride = ld_i64(ins + EMBED.given), ld_i64(ins + EMBED.given_stride)
     start, stop = _share(n, thread, threads)
     for t in range(start, stop):
         row = simd.ld_i32(tokens + 4 * t)
+        if row < 0:
+            for k in range(width):
+                st_f32(y + t * stride + 4 * k, ld_f32(given + t * given_stride + 4 * k))
+            continue
         for k in range(width):
             st_f32(y + t * stride + 4 * k, f32(_entry(table, row, k, width, encoding) * scale))

@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit, types
 
 from .. import simd
+from ..attention_lower import APPEND, ROPE_TABLE
+from ..operands import COUNT
 from ..simd import (
     add,
     f32,
@@ -27,27 +29,26 @@ from ..simd import (
     sub,
 )
 from .activation import norm_row
+from .layout import PAGE
 from .vm import kernel
-
-PAGE = 64  # tokens of one sequence in a page
-
-# Operands of `rope_table`: 3 positions (int32 [T]), 4 inv_freq, 5 inv_freq_long or 0, 6 half,
-# 7 long flags (int32 [T]), 8 out float32 [T][2][half] (cos, sin), 9 scale, 10 long scale.
 
 
 @kernel
 def rope_table(ins: int, thread: int, threads: int) -> None:
     """cos and sin of position * inv_freq for the rows of this step."""
-    n = ld_i64(ld_i64(ins + 16))
-    positions, short, far = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-    half, flags, out = ld_i64(ins + 48), ld_i64(ins + 56), ld_i64(ins + 64)
+    n = ld_i64(ld_i64(ins + COUNT))
+    positions, apart = ld_i64(ins + ROPE_TABLE.positions), ld_i64(ins + ROPE_TABLE.axis_stride)
+    axes, out = ld_i64(ins + ROPE_TABLE.axes), ld_i64(ins + ROPE_TABLE.table)
+    short, long = ld_i64(ins + ROPE_TABLE.inv_freq), ld_i64(ins + ROPE_TABLE.inv_freq_long)
+    half, flags = ld_i64(ins + ROPE_TABLE.half), ld_i64(ins + ROPE_TABLE.long_flags)
     for t in range(n * thread // threads, n * (thread + 1) // threads):
-        freq, scale = short, ld_f32(ins + 72)
-        if far != 0 and ld_i32(flags + 4 * t) != 0:
-            freq, scale = far, ld_f32(ins + 80)
-        row = out + t * half * 8
+        freq, scale = short, ld_f32(ins + ROPE_TABLE.scale)
+        if long != 0 and ld_i32(flags + 4 * t) != 0:
+            freq, scale = long, ld_f32(ins + ROPE_TABLE.long_scale)
+        row, at = out + t * half * 8, positions + 4 * t
         for i in range(half):
-            angle = f32(f32(ld_i32(positions + 4 * t)) * ld_f32(freq + 4 * i))
+            axis = ld_i32(axes + 4 * i) * apart if axes != 0 else 0
+            angle = f32(f32(ld_i32(at + axis)) * ld_f32(freq + 4 * i))
             st_f32(row + 4 * i, f32(f32(math.cos(float(angle))) * scale))
             st_f32(row + 4 * (half + i), f32(f32(math.sin(float(angle))) * scale))
 
@@ -68,28 +69,28 @@ def _rotate(x: int, table: int, half: int) -> None:
 
 
 @njit(error_model="numpy")
-def _store_key(x: int, page: int, group: int, size: int, slot: int, wide: int) -> None:
+def _store_key(x: int, page: int, group: int, size: int, slot: int, element: int) -> None:
     """One key into lane slot % 16 of its page."""
-    at = page + ((group * 4 + slot // 16) * size * 16 + slot % 16) * wide
+    at = page + ((group * 4 + slot // 16) * size * 16 + slot % 16) * element
     for d in range(size):
-        if wide == 4:
+        if element == 4:
             st_f32(at + d * 64, ld_f32(x + 4 * d))
         else:
             st_f16(at + d * 32, ld_f32(x + 4 * d))
 
 
 @njit(error_model="numpy")
-def _store_value(x: int, page: int, group: int, size: int, slot: int, wide: int) -> None:
+def _store_value(x: int, page: int, group: int, size: int, slot: int, element: int) -> None:
     padded = (size + 15) // 16 * 16
-    at = page + (group * PAGE + slot) * padded * wide
+    at = page + (group * PAGE + slot) * padded * element
     whole = size - size % 16
     for d in range(0, whole, 16):
-        if wide == 4:
+        if element == 4:
             store_f32(at + 4 * d, load_f32(x + 4 * d))
         else:
             store_f16(at + 2 * d, load_f32(x + 4 * d))
     for d in range(whole, size):
-        if wide == 4:
+        if element == 4:
             st_f32(at + 4 * d, ld_f32(x + 4 * d))
         else:
             st_f16(at + 2 * d, ld_f32(x + 4 * d))
@@ -97,9 +98,9 @@ def _store_value(x: int, page: int, group: int, size: int, slot: int, wide: int)
 
 @njit(error_model="numpy")
 def _scale_row(x: int, size: int, scale: float) -> None:
-    whole, wide = size - size % 16, splat(f32(scale))
+    whole, factor = size - size % 16, splat(f32(scale))
     for d in range(0, whole, 16):
-        store_f32(x + 4 * d, mul(load_f32(x + 4 * d), wide))
+        store_f32(x + 4 * d, mul(load_f32(x + 4 * d), factor))
     for d in range(whole, size):
         st_f32(x + 4 * d, f32(ld_f32(x + 4 * d) * scale))
 
@@ -117,25 +118,20 @@ def _store_int8(x: int, at: int, stride: int, size: int, scale_at: int) -> None:
         simd.st_i8(at + d * stride, types.int8(types.int32(code)))
 
 
-# Operands of `append`: 3 qkv, 4 qkv stride in bytes, 5 H, 6 G, 7 D, 8 rope table or 0, 9 half,
-# 10 q norm or 0, 11 k norm, 12 norm eps, 13 score scale, 14 positions, 15 page tables (int64
-# address a row), 16 K pool, 17 V pool, 18 bytes of a K page, 19 bytes of a V page, 20 bytes of an
-# element.
-
-
 @kernel
 def append(ins: int, thread: int, threads: int) -> None:
     """Norm and rotate queries (scaled, in place) and keys; store keys and values in their pages."""
-    n = ld_i64(ld_i64(ins + 16))
-    qkv, stride = ld_i64(ins + 24), ld_i64(ins + 32)
-    heads, groups, size = ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56)
-    table, half = ld_i64(ins + 64), ld_i64(ins + 72)
-    q_norm, k_norm, eps, scale = (
-        ld_i64(ins + 80), ld_i64(ins + 88), ld_f32(ins + 96), ld_f32(ins + 104),
-    )  # fmt: skip
-    positions, tables = ld_i64(ins + 112), ld_i64(ins + 120)
-    k_pool, v_pool = ld_i64(ins + 128), ld_i64(ins + 136)
-    k_page, v_page, wide = ld_i64(ins + 144), ld_i64(ins + 152), ld_i64(ins + 160)
+    n = ld_i64(ld_i64(ins + COUNT))
+    qkv, stride = ld_i64(ins + APPEND.qkv), ld_i64(ins + APPEND.stride)
+    heads, groups = ld_i64(ins + APPEND.heads), ld_i64(ins + APPEND.kv_heads)
+    size = ld_i64(ins + APPEND.size)
+    table, half = ld_i64(ins + APPEND.rope), ld_i64(ins + APPEND.half)
+    q_norm, k_norm = ld_i64(ins + APPEND.q_norm), ld_i64(ins + APPEND.k_norm)
+    eps, scale = ld_f32(ins + APPEND.eps), ld_f32(ins + APPEND.scale)
+    slots, tables = ld_i64(ins + APPEND.slots), ld_i64(ins + APPEND.tables)
+    k_pool, v_pool = ld_i64(ins + APPEND.keys), ld_i64(ins + APPEND.values)
+    k_page, v_page = ld_i64(ins + APPEND.k_page), ld_i64(ins + APPEND.v_page)
+    element = ld_i64(ins + APPEND.element_bytes)
     units = n * (heads + groups)
     for unit in range(units * thread // threads, units * (thread + 1) // threads):
         t, head = unit // (heads + groups), unit % (heads + groups)
@@ -147,17 +143,17 @@ def append(ins: int, thread: int, threads: int) -> None:
         if head < heads:
             _scale_row(x, size, scale)
             continue
-        position = ld_i32(positions + 4 * t)
-        page = ld_i32(ld_i64(tables + 8 * t) + 4 * (position // PAGE))
-        g, slot = head - heads, position % PAGE
+        place = ld_i32(slots + 4 * t)
+        page = ld_i32(ld_i64(tables + 8 * t) + 4 * (place // PAGE))
+        g, slot = head - heads, place % PAGE
         k, v = k_pool + page * k_page, v_pool + page * v_page
         value = x + groups * size * 4
-        if wide == 1:
+        if element == 1:
             padded = (size + 15) // 16 * 16
             at = k + (g * 4 + slot // 16) * size * 16 + slot % 16
             _store_int8(x, at, 16, size, k + groups * PAGE * size + (g * PAGE + slot) * 4)
             scales = v + groups * PAGE * padded + (g * PAGE + slot) * 4
             _store_int8(value, v + (g * PAGE + slot) * padded, 1, size, scales)
         else:
-            _store_key(x, k, g, size, slot, wide)
-            _store_value(value, v, g, size, slot, wide)
+            _store_key(x, k, g, size, slot, element)
+            _store_value(value, v, g, size, slot, element)

@@ -21,6 +21,7 @@ from typing import Any
 
 from numba import njit
 
+from ..attention_lower import ATTEND
 from ..simd import (
     atomic_add,
     atomic_store,
@@ -32,18 +33,16 @@ from ..simd import (
     load_s8_f32,
     st_f32,
 )
-from .append import PAGE
 from .attention_tile import key_products, value_products
+from .attention_tree import tree_page
+from .layout import PAGE, SEGMENT, TILE_TOKENS
 from .softmax import clear, finish, merge, times, update, zero_scores
 from .vm import claim, kernel
 
-SEGMENT = 4  # pages
-TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 
-
-def _paged(load: Any, wide: int) -> Any:
-    scores4, scores1 = key_products(load, wide)
-    values4, values1 = value_products(load, wide)
+def _paged(load: Any, element: int) -> Any:
+    scores4, scores1 = key_products(load, element)
+    values4, values1 = value_products(load, element)
 
     @njit(error_model="numpy")
     def page(
@@ -74,10 +73,10 @@ def _paged(load: Any, wide: int) -> Any:
             if last < 0 or first >= PAGE:
                 zero_scores(row)
                 continue
-            if wide == 1:
+            if element == 1:
                 times(row, k_scales)
             update(row, part + (r0 + r) * step, padded, first, last, cap)
-            if wide == 1:
+            if element == 1:
                 times(row, v_scales)
         count = min(high - base, PAGE - 1) + 1
         out = part + r0 * step + 64
@@ -89,19 +88,19 @@ def _paged(load: Any, wide: int) -> Any:
     return page
 
 
-def _segmented(page: Any, wide: int) -> Any:
+def _segmented(page: Any, tree: Any, element: int) -> Any:
     @njit(error_model="numpy")
     def segment(ins: int, t0: int, n: int, g: int, which: int, part: int, scores: int) -> None:
         """n tokens' query heads of one kv head over one segment; partials [n][share] to part.
 
         scores: 1024 bytes of scratch, followed by room for the tile's queries.
         """
-        q, stride = ld_i64(ins + 24), ld_i64(ins + 32)
-        heads, groups, size = ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56)
-        window, cap = ld_i64(ins + 64), ld_f32(ins + 72)
-        positions, tables = ld_i64(ins + 80), ld_i64(ins + 88)
-        k_pool, v_pool = ld_i64(ins + 96), ld_i64(ins + 104)
-        k_page, v_page = ld_i64(ins + 112), ld_i64(ins + 120)
+        q, stride = ld_i64(ins + ATTEND.q), ld_i64(ins + ATTEND.q_stride)
+        heads, groups = ld_i64(ins + ATTEND.heads), ld_i64(ins + ATTEND.kv_heads)
+        size = ld_i64(ins + ATTEND.size)
+        window, cap = ld_i64(ins + ATTEND.window), ld_f32(ins + ATTEND.softcap)
+        k_pool, v_pool = ld_i64(ins + ATTEND.keys), ld_i64(ins + ATTEND.values)
+        k_page, v_page = ld_i64(ins + ATTEND.k_page), ld_i64(ins + ATTEND.v_page)
         share, padded = heads // groups, (size + 15) // 16 * 16
         step, rows = 64 + 4 * padded, n * share
         for r in range(rows):
@@ -111,20 +110,32 @@ def _segmented(page: Any, wide: int) -> Any:
             at = q + (t0 + r // share) * stride + (g * share + r % share) * size * 4
             for d in range(size):
                 st_f32(mine + (r * size + d) * 4, ld_f32(at + 4 * d))
-        table, positions = ld_i64(tables + 8 * t0), positions + 4 * t0
+        table = ld_i64(ld_i64(ins + ATTEND.tables) + 8 * t0)
+        positions = ld_i64(ins + ATTEND.places) + 4 * t0
+        visible = ld_i64(ins + ATTEND.visible) + 16 * t0
+        if ld_i64(visible) != -1:
+            pools = (k_pool, v_pool, k_page, v_page, g, groups)
+            for r in range(rows):
+                place, seen = ld_i32(positions + 4 * (r // share)), visible + 16 * (r // share)
+                for index in range(which * SEGMENT, (which + 1) * SEGMENT):
+                    tree(
+                        mine + r * size * 4, table, pools, size, index * PAGE, place,
+                        ld_i64(seen + 8), ld_i64(seen), window, cap, part + r * step, scores,
+                    )  # fmt: skip
+            return
         newest, oldest = ld_i32(positions + 4 * (n - 1)), ld_i32(positions)
         start = max(which * SEGMENT, max(0, oldest - window + 1) // PAGE if window > 0 else 0)
         for index in range(start, min((which + 1) * SEGMENT, newest // PAGE + 1)):
             entry = ld_i32(table + 4 * index)
-            k = k_pool + entry * k_page + g * 64 * size * wide
-            v = v_pool + entry * v_page + g * 64 * padded * wide
+            k = k_pool + entry * k_page + g * 64 * size * element
+            v = v_pool + entry * v_page + g * 64 * padded * element
             k_scales = k_pool + (entry + 1) * k_page - (groups - g) * PAGE * 4
             v_scales = v_pool + (entry + 1) * v_page - (groups - g) * PAGE * 4
             next_k, next_v = k, v
             if (index + 1) * PAGE <= newest:
                 entry = ld_i32(table + 4 * index + 4)
-                next_k = k_pool + entry * k_page + g * 64 * size * wide
-                next_v = v_pool + entry * v_page + g * 64 * padded * wide
+                next_k = k_pool + entry * k_page + g * 64 * size * element
+                next_v = v_pool + entry * v_page + g * 64 * padded * element
             for r0 in range(0, rows, 4):
                 page(
                     mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,
@@ -135,30 +146,25 @@ def _segmented(page: Any, wide: int) -> Any:
     return segment
 
 
-# Operands of the attend kernels: 3 q (rotated and scaled), 4 q stride in bytes, 5 H, 6 G, 7 D, 8
-# window or 0, 9 softcap or 0, 10 positions, 11 page tables, 12 K pool, 13 V pool, 14 K page bytes,
-# 15 V page bytes, 16 y, 17 y stride, 18 address of the tile count, followed by int32 tiles (first
-# row, rows), 19 partials shared between threads, 20 finished counters (int64 a tile and kv head),
-# 21 private scratch, 22 control block. Private scratch bytes a thread stand in the word before the
-# scratch's first byte; most segments of a step in the word after the tile count.
-
-
-def _attended(load: Any, wide: int) -> Any:
-    segment = _segmented(_paged(load, wide), wide)
+def _attended(load: Any, element: int) -> Any:
+    tree = tree_page(key_products(load, element)[1], load, element)
+    segment = _segmented(_paged(load, element), tree, element)
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
-        tiles_at, partials = ld_i64(ins + 144), ld_i64(ins + 152)
+        tiles_at, partials = ld_i64(ins + ATTEND.tiles), ld_i64(ins + ATTEND.partials)
         count, split = ld_i64(tiles_at), ld_i64(tiles_at + 8)
         tiles = tiles_at + 16
-        done, ctrl = ld_i64(ins + 160), ld_i64(ins + 176)
-        heads, groups, size = ld_i64(ins + 40), ld_i64(ins + 48), ld_i64(ins + 56)
-        window, positions = ld_i64(ins + 64), ld_i64(ins + 80)
-        y, y_stride = ld_i64(ins + 128), ld_i64(ins + 136)
+        done, ctrl = ld_i64(ins + ATTEND.counters), ld_i64(ins + ATTEND.ctrl)
+        heads, groups = ld_i64(ins + ATTEND.heads), ld_i64(ins + ATTEND.kv_heads)
+        size = ld_i64(ins + ATTEND.size)
+        window, visible = ld_i64(ins + ATTEND.window), ld_i64(ins + ATTEND.visible)
+        slots, places = ld_i64(ins + ATTEND.slots), ld_i64(ins + ATTEND.places)
+        y, y_stride = ld_i64(ins + ATTEND.y), ld_i64(ins + ATTEND.y_stride)
         share, padded = heads // groups, (size + 15) // 16 * 16
         step = 64 + 4 * padded
         tile_bytes = (TILE_TOKENS * share + 3) * step
-        private = ld_i64(ins + 168)
+        private = ld_i64(ins + ATTEND.scratch)
         private += thread * ld_i64(private - 8)
         queries = (TILE_TOKENS * share + 3) * size * 4
         scores, mine = private, private + 1024 + (queries + 63) // 64 * 64
@@ -172,8 +178,10 @@ def _attended(load: Any, wide: int) -> Any:
                 tile, rest = unit // (groups * split), unit % (groups * split)
                 g, part = rest // split, rest % split
                 t0, n = ld_i32(tiles + 8 * tile), ld_i32(tiles + 8 * tile + 4)
-                newest = ld_i32(positions + 4 * (t0 + n - 1))
-                oldest = ld_i32(positions + 4 * t0)
+                newest = ld_i32(slots + 4 * (t0 + n - 1))
+                oldest = ld_i32(places + 4 * t0)
+                if ld_i64(visible + 16 * t0) != -1:  # a later row may stand at an earlier place
+                    oldest = ld_i64(visible + 16 * t0 + 8)
                 low = max(0, oldest - window + 1) // (PAGE * SEGMENT) if window > 0 else 0
                 high = newest // (PAGE * SEGMENT)
                 if split == 1:

@@ -12,9 +12,9 @@ from numba import njit
 from ..simd import bcast_f32, f32, fma, load_f32, prefetch, splat, store_f32
 
 
-def key_products(load: Any, wide: int) -> tuple[Any, Any]:
-    """Scores of four rows and of one, for one cache element type: load widens 16 elements of `wide`
-    bytes."""
+def key_products(load: Any, element: int) -> tuple[Any, Any]:
+    """Scores of four rows and of one, for one cache element type: load widens 16 elements of
+    `element` bytes."""
 
     @njit(error_model="numpy")
     def scores4(q: int, step: int, k: int, size: int, out: int, next_k: int, next_v: int) -> None:
@@ -26,10 +26,10 @@ def key_products(load: Any, wide: int) -> tuple[Any, Any]:
         for c in range(4):
             ahead = (next_k if c < 2 else next_v) + (c % 2) * size * 64
             a0 = a1 = a2 = a3 = splat(f32(0.0))
-            at = k + c * size * 16 * wide
+            at = k + c * size * 16 * element
             for d in range(size):
                 prefetch(ahead + 64 * d)
-                key = load(at + d * 16 * wide)
+                key = load(at + d * 16 * element)
                 a0 = fma(key, bcast_f32(q + 4 * d), a0)
                 a1 = fma(key, bcast_f32(q + step + 4 * d), a1)
                 a2 = fma(key, bcast_f32(q + 2 * step + 4 * d), a2)
@@ -43,9 +43,9 @@ def key_products(load: Any, wide: int) -> tuple[Any, Any]:
     def scores1(q: int, k: int, size: int, out: int) -> None:
         """One query row times 64 keys; float32 [64] to out."""
         a0 = a1 = a2 = a3 = splat(f32(0.0))
-        step = size * 16 * wide
+        step = size * 16 * element
         for d in range(size):
-            x, at = bcast_f32(q + 4 * d), k + d * 16 * wide
+            x, at = bcast_f32(q + 4 * d), k + d * 16 * element
             a0 = fma(load(at), x, a0)
             a1 = fma(load(at + step), x, a1)
             a2 = fma(load(at + 2 * step), x, a2)
@@ -58,7 +58,7 @@ def key_products(load: Any, wide: int) -> tuple[Any, Any]:
     return scores4, scores1
 
 
-def value_products(load: Any, wide: int) -> tuple[Any, Any]:
+def value_products(load: Any, element: int) -> tuple[Any, Any]:
     """Weighted sums of four rows and of one, as `key_products`."""
 
     @njit(error_model="numpy")
@@ -66,7 +66,7 @@ def value_products(load: Any, wide: int) -> tuple[Any, Any]:
         """16 columns of one row: out += weights [count] times values, keys in order."""
         a = load_f32(out + 4 * d)
         for j in range(count):
-            a = fma(load(v + (j * padded + d) * wide), bcast_f32(w + 4 * j), a)
+            a = fma(load(v + (j * padded + d) * element), bcast_f32(w + 4 * j), a)
         store_f32(out + 4 * d, a)
 
     @njit(error_model="numpy")
@@ -79,8 +79,8 @@ def value_products(load: Any, wide: int) -> tuple[Any, Any]:
             a2, b2 = load_f32(at + 2 * step), load_f32(at + 2 * step + 64)
             a3, b3 = load_f32(at + 3 * step), load_f32(at + 3 * step + 64)
             for j in range(count):
-                p = v + (j * padded + d) * wide
-                x, y = load(p), load(p + 16 * wide)
+                p = v + (j * padded + d) * element
+                x, y = load(p), load(p + 16 * element)
                 w0, w1 = bcast_f32(w + 4 * j), bcast_f32(w + 256 + 4 * j)
                 w2, w3 = bcast_f32(w + 512 + 4 * j), bcast_f32(w + 768 + 4 * j)
                 a0, b0 = fma(x, w0, a0), fma(y, w0, b0)

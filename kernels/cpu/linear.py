@@ -23,6 +23,8 @@ from typing import Any
 from numba import njit
 
 from .. import simd
+from ..linear import LINEAR
+from ..operands import COUNT
 from ..simd import (
     CORRECTED_BYTES,
     add,
@@ -54,14 +56,13 @@ from ..simd import (
 )
 from ..simd_pairs import PAIRED, pair_bytes, pair_nibbles
 from .activation import gate
+from .layout import TILE, TOKEN_BLOCK
 from .linear_pairs import paired_tile
 from .vm import claim, kernel
 
-TILE = 32  # tokens that share one unpacking of a weight block
 GRAIN = 8  # chunks a thread
 INT4_BYTES = 32 + 256
 INT8_BYTES = 32 + 512
-TOKEN_BLOCK = 32 + 4 + 4  # bytes of one token's block in a tile
 FEW = 8  # rows of a step that waits for memory more than it computes
 AHEAD = 4096  # bytes between a decode kernel and what it asks for: 7 % over the hardware alone
 
@@ -257,26 +258,20 @@ def finish(acc: Any, y: int, bias: int, residual: int) -> None:
     store_f32(y, acc)
 
 
-# Operands of the linear kernels, by word: 3 weights, 4 groups of 16 rows (pairs of groups for the
-# gated ones), 5 blocks (quantized) or K (float), 6 activations, 7 activation stride in bytes (a
-# thread for the private copy of a single quantized row; a row for float), 8 output, 9 output row
-# stride in bytes, 10 bias or 0, 11 residual or 0 (same stride as the output), 12 activation of the
-# gated kernels, 13 scratch, 14 scratch bytes a thread, 15 control block.
-
-
 def _quantized(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
-        n = ld_i64(ld_i64(ins + 16))
-        w, groups, blocks = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-        x, y, stride = ld_i64(ins + 48), ld_i64(ins + 64), ld_i64(ins + 72)
-        bias, residual = ld_i64(ins + 80), ld_i64(ins + 88)
-        scratch = ld_i64(ins + 104) + thread * ld_i64(ins + 112)
-        ctrl = ld_i64(ins + 120)
+        n = ld_i64(ld_i64(ins + COUNT))
+        w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
+        blocks = ld_i64(ins + LINEAR.depth)
+        x, y, stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
+        bias, residual = ld_i64(ins + LINEAR.bias), ld_i64(ins + LINEAR.residual)
+        scratch = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
+        ctrl = ld_i64(ins + LINEAR.ctrl)
         if n == 0:
             return
         if n == 1:
-            x += thread * ld_i64(ins + 56)
+            x += thread * ld_i64(ins + LINEAR.x_stride)
         while True:
             start, stop = claim(ctrl, groups, threads, GRAIN)
             if start >= groups:
@@ -302,16 +297,17 @@ def _quantized(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
 def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
-        n = ld_i64(ld_i64(ins + 16))
-        w, groups, blocks = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-        x, y, stride = ld_i64(ins + 48), ld_i64(ins + 64), ld_i64(ins + 72)
-        act = ld_i64(ins + 96)
-        scratch = ld_i64(ins + 104) + thread * ld_i64(ins + 112)
-        ctrl = ld_i64(ins + 120)
+        n = ld_i64(ld_i64(ins + COUNT))
+        w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
+        blocks = ld_i64(ins + LINEAR.depth)
+        x, y, stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
+        act = ld_i64(ins + LINEAR.act)
+        scratch = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
+        ctrl = ld_i64(ins + LINEAR.ctrl)
         if n == 0:
             return
         if n == 1:
-            x += thread * ld_i64(ins + 56)
+            x += thread * ld_i64(ins + LINEAR.x_stride)
         while True:
             start, stop = claim(ctrl, groups, threads, GRAIN)
             if start >= groups:

@@ -9,6 +9,8 @@ from typing import Any
 
 from numba import njit
 
+from ..linear import LINEAR
+from ..operands import COUNT
 from ..simd import add, bcast_f32, f32, fma, ld_i64, load_f16, load_f32, splat, store_f32
 from .activation import gate
 from .linear import GRAIN, finish
@@ -50,12 +52,13 @@ def row_f16(w: int, k: int, x: int) -> Any:
 def _float(row_kernel: Any, element: int) -> Any:
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
-        n = ld_i64(ld_i64(ins + 16))
-        w, groups, k = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-        x, x_stride = ld_i64(ins + 48), ld_i64(ins + 56)
-        y, stride = ld_i64(ins + 64), ld_i64(ins + 72)
-        bias, residual = ld_i64(ins + 80), ld_i64(ins + 88)
-        ctrl = ld_i64(ins + 120)
+        n = ld_i64(ld_i64(ins + COUNT))
+        w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
+        k = ld_i64(ins + LINEAR.depth)
+        x, x_stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.x_stride)
+        y, stride = ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
+        bias, residual = ld_i64(ins + LINEAR.bias), ld_i64(ins + LINEAR.residual)
+        ctrl = ld_i64(ins + LINEAR.ctrl)
         if n == 0:
             return
         while True:
@@ -76,11 +79,12 @@ def _float(row_kernel: Any, element: int) -> Any:
 def _float_gated(row_kernel: Any, element: int) -> Any:
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
-        n = ld_i64(ld_i64(ins + 16))
-        w, groups, k = ld_i64(ins + 24), ld_i64(ins + 32), ld_i64(ins + 40)
-        x, x_stride = ld_i64(ins + 48), ld_i64(ins + 56)
-        y, stride = ld_i64(ins + 64), ld_i64(ins + 72)
-        act, ctrl = ld_i64(ins + 96), ld_i64(ins + 120)
+        n = ld_i64(ld_i64(ins + COUNT))
+        w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
+        k = ld_i64(ins + LINEAR.depth)
+        x, x_stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.x_stride)
+        y, stride = ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
+        act, ctrl = ld_i64(ins + LINEAR.act), ld_i64(ins + LINEAR.ctrl)
         if n == 0:
             return
         while True:

@@ -60,9 +60,9 @@ def _softmax(scores: int, m: float, first: int, last: int, cap: float) -> tuple[
 
 @njit(error_model="numpy")
 def _scale(out: int, padded: int, factor: float) -> None:
-    wide = splat(f32(factor))
+    factor = splat(f32(factor))
     for d in range(0, padded, 16):
-        store_f32(out + 4 * d, mul(load_f32(out + 4 * d), wide))
+        store_f32(out + 4 * d, mul(load_f32(out + 4 * d), factor))
 
 
 @njit(error_model="numpy")

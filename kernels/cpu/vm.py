@@ -1,15 +1,18 @@
 """The direct-threaded program: kernels, the interpreter loop, barriers and the worker loop.
 
-A program is an int64 table, one row of `ROW` words an instruction:
+A program is an int64 table, one row of `ROW` words an instruction (`kernels/operands.py`):
 
     word 0       address of a kernel, void(row, thread, threads)
     word 1       barrier afterwards: 0 never, 1 always, 2 when the step has more than one row
     word 2       address of the int64 that holds the number of rows this instruction works on
-    word 3 ...   operands, as each kernel documents them
+    word 3 ...   operands, by the names that the kernel's op family gives them
 
-Every thread of the team runs the whole program. Kernels share their work out by claiming chunks
+Every thread of a step runs the whole program. Kernels share their work out by claiming chunks
 from the counter at `CTRL_WORK`, which each barrier resets, so a thread that loses its core costs
 the others one chunk and not its whole share.
+
+A program has a control block (CTRL_*), through which the threads of its steps meet. A worker
+thread has a mailbox (BOX_*), in which the thread that leads a step tells it what to run.
 """
 
 from __future__ import annotations
@@ -23,26 +26,31 @@ from pathlib import Path
 from typing import Any
 
 from .. import simd
-from ..simd import atomic_add, atomic_load, atomic_store, call_kernel, i64, ld_i64, pause
+from ..operands import COUNT, ROW_BYTES
+from ..simd import atomic_add, atomic_load, atomic_store, call_kernel, i64, ld_i64, pause, st_i64
+from .layout import (
+    BOX_COUNT,
+    BOX_CTRL,
+    BOX_GO,
+    BOX_STOP,
+    BOX_TABLE,
+    BOX_THREAD,
+    BOX_THREADS,
+    CTRL_ARRIVED,
+    CTRL_CANCEL,
+    CTRL_GO,
+    CTRL_LED,
+    CTRL_LEFT,
+    CTRL_PHASE,
+    CTRL_WORK,
+)
 from .naming import name_versions
 
 import numba  # isort: skip
 from numba import njit, types  # isort: skip
 
-ROW = 24
-WORD = 8
 SPINS = 2000
 
-# Control block: int64 words, each used one on a cache line of its own.
-CTRL_WORK = 0  # next chunk of the running instruction
-CTRL_ARRIVED = 64  # threads at the barrier
-CTRL_PHASE = 128  # barriers passed
-CTRL_GO = 192  # steps started
-CTRL_STOP = 256  # set when the team is dissolved
-CTRL_CANCEL = 320  # set to leave the program at the next barrier
-CTRL_LEFT = 384  # what CTRL_CANCEL was at the last barrier: the same for all threads
-CTRL_LED = 448  # steps that the calling thread took its part in, see CTRL_GO
-CTRL_BYTES = 512
 
 _SIGNATURE = types.void(i64, i64, i64)
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -162,10 +170,10 @@ def barrier(ctrl: int, threads: int) -> None:
 @njit(error_model="numpy")
 def _run(table: int, count: int, ctrl: int, thread: int, threads: int) -> int:
     for index in range(count):
-        row = table + index * ROW * WORD
+        row = table + index * ROW_BYTES
         call_kernel(ld_i64(row), row, thread, threads)
         wait = ld_i64(row + 8)
-        if wait == 1 or (wait == 2 and ld_i64(ld_i64(row + 16)) > 1):
+        if wait == 1 or (wait == 2 and ld_i64(ld_i64(row + COUNT)) > 1):
             barrier(ctrl, threads)
             if atomic_load(ctrl + CTRL_LEFT) != 0:
                 barrier(ctrl, threads)  # the next step may clear CTRL_LEFT when all have read it
@@ -174,18 +182,19 @@ def _run(table: int, count: int, ctrl: int, thread: int, threads: int) -> int:
     return 0
 
 
-def _work(
-    table: int, count: int, ctrl: int, thread: int, threads: int, seen: int, patience: int
-) -> int:
-    """A worker's life between parkings: run each step that starts, return after `patience` idle
-    spins (the number of the last step seen) or when the team stops (-1)."""
+def _work(box: int, seen: int, patience: int) -> int:
+    """A worker's life between parkings: run each step that its mailbox brings, return after
+    `patience` idle spins (how many steps it has seen) or when it is told to stop (-1)."""
     idle = 0
     while idle < patience:
-        if atomic_load(ctrl + CTRL_STOP) != 0:
+        if atomic_load(box + BOX_STOP) != 0:
             return -1
-        if atomic_load(ctrl + CTRL_GO) != seen:
+        if atomic_load(box + BOX_GO) != seen:
             seen += 1
-            _run(table, count, ctrl, thread, threads)
+            _run(
+                ld_i64(box + BOX_TABLE), ld_i64(box + BOX_COUNT), ld_i64(box + BOX_CTRL),
+                ld_i64(box + BOX_THREAD), ld_i64(box + BOX_THREADS),
+            )  # fmt: skip
             idle = 0
         else:
             idle += 1
@@ -196,10 +205,19 @@ def _work(
     return seen
 
 
-def _begin(ctrl: int) -> None:
-    """Open a step: whoever spins in `work` enters it. Parked workers must be woken after this."""
+def _begin(table: int, count: int, ctrl: int, boxes: int, workers: int) -> None:
+    """Open a step for the workers whose mailboxes stand at `boxes` (int64 addresses): whoever
+    spins in `work` enters it. Parked workers must be woken after this."""
     atomic_store(ctrl + CTRL_LEFT, 0)
     atomic_store(ctrl + CTRL_GO, atomic_load(ctrl + CTRL_GO) + 1)
+    for index in range(workers):
+        box = ld_i64(boxes + 8 * index)
+        st_i64(box + BOX_TABLE, table)
+        st_i64(box + BOX_COUNT, count)
+        st_i64(box + BOX_CTRL, ctrl)
+        st_i64(box + BOX_THREAD, index + 1)
+        st_i64(box + BOX_THREADS, workers + 1)
+        atomic_store(box + BOX_GO, atomic_load(box + BOX_GO) + 1)
 
 
 def _lead(table: int, count: int, ctrl: int, threads: int) -> int:
@@ -210,9 +228,9 @@ def _lead(table: int, count: int, ctrl: int, threads: int) -> int:
 
 
 ENTRIES = {
-    "begin": (_begin, types.void(i64)),
+    "begin": (_begin, types.void(i64, i64, i64, i64, i64)),
     "lead": (_lead, i64(i64, i64, i64, i64)),
-    "work": (_work, i64(i64, i64, i64, i64, i64, i64, i64)),
+    "work": (_work, i64(i64, i64, i64)),
 }
 
 

@@ -1,0 +1,202 @@
+"""Lowering: a graph becomes the steps of a program, by the op families' own rules.
+
+The families (`LOWER` in `edgert.kernels`) fold norms into activation quantization, and residual
+sums and gates into the product before them. Values that only ever exist inside a fused step get no
+memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Graph, Node
+from ..kernels.lowering import Pages, Word, stride_of
+from ..kernels.ops import CATALOGUE
+from ..kernels.states import BorrowedState, KVState
+from .pages import page_bytes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One instruction to be: its kernel, the rows it works on, what it touches, its operands."""
+
+    kernel: str
+    operands: Any
+    rows: str
+    reads: Sequence[str]
+    writes: str
+    words: Mapping[str, Word]
+    barrier: int = 1
+    in_place: str = ""
+
+
+class Lowering:
+    """The steps of a graph, and the sizes of everything they touch (`kernels.lowering.Builder`).
+
+    limits: the most rows each symbol may have. kv_bytes: bytes of a cached element.
+    """
+
+    def __init__(
+        self, graph: Graph, *, limits: Mapping[str, int], threads: int, kv_bytes: int
+    ) -> None:
+        self.graph, self.limits = graph, dict(limits)
+        self.threads, self.kv_bytes = threads, kv_bytes
+        self.shapes = graph.shapes()
+        self.outputs = {value.name for value in graph.outputs}
+        self.steps: list[Step] = []
+        self.sizes: dict[str, int] = {}
+        self.strides: dict[str, int] = {}
+        self.constants: dict[str, NDArray[Any]] = {}
+        self.paired: set[str] = set()
+        self.scratch_bytes = self.partial_bytes = 0
+        self._skipped: set[str] = set()
+        self._made: dict[tuple[str, Any], str] = {}
+        self._index_nodes()
+        for value in graph.inputs:
+            if value.dtype == "f32":
+                self.floats(value.name)
+        for node in graph.nodes:
+            if node.output not in self._skipped:
+                CATALOGUE[node.op].lower(self, node)
+
+    def _index_nodes(self) -> None:
+        self._producers = {node.output: node for node in self.graph.nodes}
+        self._order = {node.output: index for index, node in enumerate(self.graph.nodes)}
+        self._readers: dict[str, list[Node]] = {}
+        self._owners: Counter[str] = Counter()
+        for node in self.graph.nodes:
+            self._owners.update(set(node.weights.values()))
+            for name in node.inputs:
+                self._readers.setdefault(name, []).append(node)
+
+    @property
+    def kernels(self) -> list[str]:
+        """Kernels the program uses, without repeats."""
+        return sorted({step.kernel for step in self.steps})
+
+    # --- what the families ask (documented in `kernels.lowering.Builder`) --------------------
+
+    def attrs(self, node: Any) -> dict[str, Any]:
+        return CATALOGUE[node.op].check_attrs(node.attrs)
+
+    def encoding(self, weight: str) -> str:
+        return self.graph.weights[weight].encoding
+
+    def weight_shape(self, weight: str) -> tuple[int, ...]:
+        return self.graph.weights[weight].shape
+
+    def rows(self, value: str) -> str:
+        return str(self.shapes[value][0])
+
+    def width(self, value: str) -> int:
+        return int(self.shapes[value][-1])
+
+    def stride(self, buffer: str) -> int:
+        return self.strides[buffer]
+
+    def exists(self, buffer: str) -> bool:
+        return buffer in self.strides
+
+    def producer(self, value: str) -> Node | None:
+        return self._producers.get(value)
+
+    def readers(self, value: str) -> Sequence[Node]:
+        return self._readers.get(value, [])
+
+    def only_reader(self, value: str) -> Node | None:
+        readers = self.readers(value)
+        return readers[0] if len(readers) == 1 and not self.is_output(value) else None
+
+    def is_output(self, value: str) -> bool:
+        return value in self.outputs
+
+    def shared(self, weight: str) -> bool:
+        return self._owners[weight] > 1
+
+    def is_last_use(self, value: str, by: str) -> bool:
+        given = value not in self._producers
+        last = max((self._order[node.output] for node in self.readers(value)), default=-1)
+        return not given and not self.is_output(value) and last <= self._order[by]
+
+    def skip(self, value: str) -> None:
+        self._skipped.add(value)
+
+    def pair(self, weight: str) -> None:
+        self.paired.add(weight)
+
+    def floats(self, value: str) -> str:
+        return self.buffer(value, self.rows(value), stride_of(self.width(value)))
+
+    def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0) -> str:
+        count = int(rows) if rows.isdecimal() else self.limits[rows]
+        self.strides[name] = row_bytes
+        self.sizes[name] = max(count * row_bytes, least)
+        return name
+
+    def like(self, name: str, buffer: str) -> str:
+        self.strides[name], self.sizes[name] = self.strides[buffer], self.sizes[buffer]
+        return name
+
+    def constant(self, array: NDArray[Any]) -> str:
+        name = f"#constant{len(self.constants)}"
+        self.constants[name] = np.ascontiguousarray(array)
+        return name
+
+    def scratch(self, nbytes: int) -> None:
+        self.scratch_bytes = max(self.scratch_bytes, -(-nbytes // 64) * 64)
+
+    def partials(self, nbytes: int) -> None:
+        self.partial_bytes = max(self.partial_bytes, nbytes)
+
+    def pages(self, state: str) -> Pages:
+        spec = self.graph.states[state]
+        if isinstance(spec, BorrowedState):
+            state = spec.owner
+            spec = self.graph.states[state]
+        if not isinstance(spec, KVState):
+            raise TypeError(f"state {state!r} is {spec}, expected keys and values")
+        return Pages(f"@k:{state}", f"@v:{state}", *page_bytes(spec, self.kv_bytes), self.kv_bytes)
+
+    def made(self, kind: str, key: Any) -> str:
+        return self._made.get((kind, key), "")
+
+    def make(self, kind: str, key: Any, name: str) -> str:
+        self._made[kind, key] = name
+        return name
+
+    def step(
+        self,
+        kernel: str,
+        operands: Any,
+        writes: str,
+        reads: Sequence[str],
+        words: Mapping[str, Word],
+        *,
+        rows: str = "",
+        barrier: int = 1,
+        in_place: str = "",
+    ) -> None:
+        if set(words) != set(operands._fields):
+            odd = sorted(set(words) ^ set(operands._fields))
+            raise TypeError(f"{kernel}: operands {odd} are missing or unknown")
+        rows = rows or self.rows(writes)
+        if in_place and self._may_still_read(in_place):
+            in_place = ""
+        step = Step(kernel, operands, rows, tuple(reads), writes, words, barrier, in_place)
+        self.steps.append(step)
+
+    def _may_still_read(self, name: str) -> bool:
+        """Whether a thread that is behind may read a value: no barrier is sure to follow its last
+        reading yet."""
+        for step in reversed(self.steps):
+            if step.barrier == 1:
+                return False
+            if name in step.reads:
+                return True
+        return False

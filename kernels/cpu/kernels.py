@@ -1,0 +1,5 @@
+"""Every kernel module, imported so that each registers its kernels with the interpreter."""
+
+from . import activation, append, attention, linear, linear_float
+
+__all__ = ["activation", "append", "attention", "linear", "linear_float"]
