@@ -59,9 +59,10 @@ def _rope(b: Builder, node: Any, attrs: dict[str, Any]) -> tuple[str, int]:
     name = b.make("rope", key, f"#rope.{node.output}")
     b.buffer(name, "T", half * 8)
     words = {
-        "positions": "@positions", "axis_stride": "@axis_stride", "axes": axes, "inv_freq": weight(node, "inv_freq"),
-        "inv_freq_long": weight(node, "inv_freq_long"), "half": half, "long_flags": "@long_flags", "table": name,
-        "scale": scales[0], "long_scale": scales[1],
+        "positions": "@positions", "axis_stride": "@axis_stride", "axes": axes,
+        "inv_freq": weight(node, "inv_freq"), "inv_freq_long": weight(node, "inv_freq_long"),
+        "half": half, "long_flags": "@long_flags", "table": name, "scale": scales[0],
+        "long_scale": scales[1],
     }  # fmt: skip
     b.step("rope_table", ROPE_TABLE, name, [], words, rows="T")
     return name, half

@@ -37,7 +37,8 @@ def lower_embed(b: Builder, node: Any) -> None:
     """embed, from a packed table; rows of a token below 0 are taken from @embeddings."""
     table, y = node.weights["weight"], b.floats(node.output)
     words = {
-        "table": weight(node, "weight"), "width": b.width(y), "encoding": ENCODING_CODES[b.encoding(table)],
+        "table": weight(node, "weight"), "width": b.width(y),
+        "encoding": ENCODING_CODES[b.encoding(table)],
         "tokens": node.inputs[0], "y": y, "y_stride": b.stride(y),
         "scale": b.attrs(node)["scale"], "given": "@embeddings", "given_stride": b.stride(y),
     }  # fmt: skip

@@ -125,7 +125,8 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
     b.floats(y)
     b.scratch(4096 + 2 * TILE * 64)
     words = {
-        "weights": weight(node, "weight"), "groups": -(-(n // 2 if gated else n) // ROWS), "depth": depth,
+        "weights": weight(node, "weight"), "depth": depth,
+        "groups": -(-(n // 2 if gated else n) // ROWS),
         "x": x, "x_stride": stride, "y": y, "y_stride": b.stride(y),
         "bias": weight(node, "bias"), "residual": residual,
         "act": ACTS[gated] if gated else 0, "scratch": "@scratch",

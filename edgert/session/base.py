@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..graph import Graph, Value
+from ..graph import Graph
 
 F32 = NDArray[np.float32]
 TREE_ROWS = 63  # rows of a feed with parents: a row's ancestors are the bits of one word
@@ -180,22 +180,3 @@ class Session(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free everything. Closing twice is allowed; using a closed session raises RequestError."""
-
-
-def token_input(graph: Graph) -> str:
-    """Name of the int32 input that holds tokens (an `embed` node reads it), "" for none."""
-    names = {value.name for value in graph.inputs}
-    return next(
-        (node.inputs[0] for node in graph.nodes if node.op == "embed" and node.inputs[0] in names),
-        "",
-    )
-
-
-def row_input(graph: Graph) -> str:
-    """Name of the int32 input that selects the rows whose logits are wanted, "" for none."""
-    return next((node.inputs[1] for node in graph.nodes if node.op == "select"), "")
-
-
-def step_inputs(graph: Graph) -> dict[str, Value]:
-    """The float inputs [T, width] that a feed gives, by name."""
-    return {v.name: v for v in graph.inputs if v.dtype == "f32" and v.shape[0] == "T"}

@@ -17,8 +17,9 @@ from ..kernels.cpu import vm
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..notices import notice
 from ..process import give_back_code, give_back_heap
+from ..roles import row_input
 from . import packed, team
-from .base import F32, Feed, Session, State, StepResult, row_input
+from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .lowering import Lowering
 from .pages import CpuState, PagePool

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..graph import Graph
-from .base import F32, TREE_ROWS, Feed, Session, step_inputs, token_input
+from ..roles import step_faults, step_inputs, token_input
+from .base import F32, TREE_ROWS, Feed, Session
 
 POSITION_LIMIT = 1 << 30
 
@@ -87,17 +88,23 @@ class FeedChecker:
         graph = session.graph
         self.session, self.tokens = session, token_input(graph)
         self.floats = {name: int(value.shape[-1]) for name, value in step_inputs(graph).items()}
-        self.bounds = graph.index_bounds()
         shapes = graph.shapes()
         embeds = (n for n in graph.nodes if n.op == "embed" and n.inputs[0] == self.tokens)
         self.embedded = next((n.output for n in embeds), "")
         self.width = int(shapes[self.embedded][-1]) if self.embedded else 0
-        limit = self.bounds.get(self.tokens, 0)
         # a table may be wider than the logits: such ids mean nothing
-        self.ids = min(int(limit), session.vocab_size) if self.tokens else 0
+        tables = (int(rows) for rows in graph.index_bounds().get(self.tokens, ()))
+        self.ids = min((*tables, session.vocab_size)) if self.tokens else 0
+        self.faults = step_faults(graph)
 
     def check(self, feeds: Sequence[Feed]) -> None:
         """Raises RequestError for feeds that the session cannot take."""
+        if self.faults:
+            raise RequestError(
+                f"graph {self.session.graph.name!r} cannot be stepped: {'; '.join(self.faults)}",
+                code="step-graph",
+                hint="use run for a graph that is a function of arrays",
+            )
         counts = [feed.rows for feed in feeds]
         if not feeds or 0 in counts or sum(counts) > self.session.max_rows:
             raise RequestError(
@@ -211,8 +218,10 @@ def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, 
                 f"{value.dtype} {list(shape)}",
                 code="run-inputs",
             )
-    for name, bound in graph.index_bounds().items():
-        limit = sizes[bound] if isinstance(bound, str) else bound
+    for name, bounds in graph.index_bounds().items():
+        if not bounds:
+            continue
+        limit = min(sizes[n] if isinstance(n, str) else n for n in bounds)
         low, high = int(np.min(arrays[name])), int(np.max(arrays[name]))
         if low < 0 or high >= limit:
             raise RequestError(

@@ -14,7 +14,8 @@ from ..kernels.attention import KVRows
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
-from .base import F32, Feed, Session, State, StepResult, row_input
+from ..roles import row_input
+from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
 
 
