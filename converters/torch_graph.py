@@ -1,7 +1,7 @@
-"""The torch twin of a graph: the same nodes over torch tensors, differentiable in the weights.
+"""A graph on torch: the same nodes over torch tensors, differentiable in the weights.
 
 Healing, COMPOT and draft training run a graph on whole sequences, many at once, with gradients. So
-the twin takes a batch of full sequences, attends causally without a cache, and keeps every weight
+it takes a batch of full sequences, attends causally without a cache, and keeps every weight
 as a float tensor that may require a gradient. Quantized weights enter dequantized; the activations
 of their products stay float (the runtime quantizes them too, see `kernels/linear.py`).
 
@@ -11,7 +11,7 @@ Letters as in `kernels/ops.py`, and B sequences of T tokens each.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from torch import Tensor
 
 from ..errors import ConvertError
 from ..graph import Graph, Node
+from ..kernels.attention_lower import axes_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix, dequantize
+from ..kernels.states import BorrowedState, KVState
+from ..roles import row_input, token_input
 
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
@@ -66,22 +69,35 @@ def _softcap(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     return cap * torch.tanh(inputs[0] / cap)
 
 
-def _rotate(x: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
-    """x [B, heads, T, D] turned by its position; channels past the rotary ones pass."""
+class Cache(NamedTuple):
+    """Keys and values [B, G, T, D] that an attention node has made, for nodes that read them."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def _rotate(x: Tensor, position: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
+    """x [B, heads, T, D] turned by position [T, half]; channels past the rotary ones pass."""
     half = len(inv_freq)
-    position = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
-    angle = position[:, None] * inv_freq[None, :].to(torch.float32)  # [T, half]
+    angle = position * inv_freq[None, :].to(torch.float32)  # [T, half]
     cos, sin = (angle.cos() * scale).to(x.dtype), (angle.sin() * scale).to(x.dtype)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-def _turned(x: Tensor, w: Slots, attrs: Attrs) -> Tensor:
+def _rotated(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> Tensor:
+    """x [B, T, heads, D] -> [B, heads, T, D], rotated where the node has frequencies."""
+    x = x.transpose(1, 2)
     if "inv_freq" not in w:
         return x
-    if "inv_freq_long" in w and x.shape[2] > attrs["rope_switch"]:
-        return _rotate(x, w["inv_freq_long"], attrs["rope_long_scale"])
-    return _rotate(x, w["inv_freq"], attrs["rope_scale"])
+    length, pairs = x.shape[2], len(w["inv_freq"])
+    if positions is None:
+        positions = torch.arange(length, device=x.device).expand(3, length)
+    axes = torch.from_numpy(axes_of(attrs, pairs)).to(x.device)
+    position = positions.to(torch.float32)[axes].T  # [T, half]
+    if "inv_freq_long" in w and length > attrs["rope_switch"]:
+        return _rotate(x, position, w["inv_freq_long"], attrs["rope_long_scale"])
+    return _rotate(x, position, w["inv_freq"], attrs["rope_scale"])
 
 
 def _visible(length: int, window: int, device: torch.device) -> Tensor:
@@ -91,32 +107,47 @@ def _visible(length: int, window: int, device: torch.device) -> Tensor:
     return seen & (t[None, :] > t[:, None] - window) if window else seen
 
 
-def _attention(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
-    heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
-    batch, length, _ = inputs[0].shape
-    rows = inputs[0].view(batch, length, heads + 2 * groups, size)
-    q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
-    if "q_norm" in w:
-        q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
-    q, k = (_turned(x.transpose(1, 2), w, attrs) for x in (q, k))  # [B, H, T, D], [B, G, T, D]
-    k = k.repeat_interleave(heads // groups, dim=1)
-    v = v.transpose(1, 2).repeat_interleave(heads // groups, dim=1)
-    seen = _visible(length, attrs["window"], q.device)
+def _attend(q: Tensor, cache: Cache, attrs: Attrs) -> Tensor:
+    """Queries [B, H, T, D] over keys and values of as many rows -> [B, T, H * D]."""
+    share = attrs["heads"] // attrs["kv_heads"]
+    k, v = (x.repeat_interleave(share, dim=1) for x in cache)
+    seen = _visible(q.shape[2], attrs["window"], q.device)
     if attrs["softcap"]:
         scores = q @ k.transpose(-1, -2) * attrs["scale"]
         scores = attrs["softcap"] * torch.tanh(scores / attrs["softcap"])
         y = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attrs["scale"])
-    out: Tensor = y.transpose(1, 2).reshape(batch, length, heads * size)
+    out: Tensor = y.transpose(1, 2).flatten(2)
     return out
+
+
+def _attention(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> tuple[Tensor, Cache]:
+    """Rows [q | k | v] -> attended rows and the cache they make."""
+    heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+    rows = x.view(*x.shape[:2], heads + 2 * groups, size)
+    q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
+    if "q_norm" in w:
+        q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
+    q, k = (_rotated(part, w, attrs, positions) for part in (q, k))
+    cache = Cache(k, v.transpose(1, 2))
+    return _attend(q, cache, attrs), cache
+
+
+def _shared_attention(
+    x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None, cache: Cache
+) -> Tensor:
+    """Rows of queries over another node's cache."""
+    q = x.view(*x.shape[:2], attrs["heads"], attrs["head_dim"])
+    if "q_norm" in w:
+        q = _rms(q, w["q_norm"], attrs["qk_eps"])
+    return _attend(_rotated(q, w, attrs, positions), cache, attrs)
 
 
 TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "embed": _embed,
     "rms_norm": _rms_norm,
     "linear": _linear,
-    "attention": _attention,
     "glu": _glu,
     "add": _add,
     "select": _select,
@@ -169,25 +200,50 @@ class TorchGraph:
         weights: Mapping[str, Tensor] | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
-        """tokens int [B, T] -> logits float [B, R, V], in the twin's dtype.
+        """tokens int [B, T] -> logits float [B, R, V], in this graph's dtype.
 
-        rows: int [R], positions whose logits are wanted (default: all T, R = T).
-        weights: tensors that stand in for some of `self.weights` in this call.
-        watch: called with every node and its inputs before it runs (calibration statistics).
+        rows: int [R], positions whose logits are wanted (default: all T, R = T). weights, watch: as
+        `run` takes them.
         """
-        values: dict[str, Tensor] = {
-            "tokens": tokens,
-            "rows": torch.arange(tokens.shape[1], device=tokens.device) if rows is None else rows,
-        }
+        given = {token_input(self.graph): tokens}
+        if name := row_input(self.graph):
+            given[name] = torch.arange(tokens.shape[1], device=tokens.device)
+            given[name] = given[name] if rows is None else rows
+        return self.run(given, weights=weights, watch=watch)[self.graph.outputs[0].name]
+
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        positions: Tensor | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        watch: Watch | None = None,
+    ) -> dict[str, Tensor]:
+        """Every input by name to every output by name, for B whole sequences.
+
+        inputs: float [B, N, width] or int [B, N], selected rows int [R]. positions: int [3, T],
+        rotary axes, the same in all sequences (default: 0 to T - 1). weights: tensors that stand in
+        for some of `self.weights` in this call. watch: called with every node and its inputs before
+        it runs (calibration statistics).
+        """
+        values, caches = dict(inputs), dict[str, Cache]()
         held = {**self.weights, **(weights or {})}
         for node in self.graph.nodes:
-            inputs = tuple(values[name] for name in node.inputs)
+            reads = tuple(values[name] for name in node.inputs)
             if watch is not None:
-                watch(node, inputs)
+                watch(node, reads)
             slots = {slot: held[name] for slot, name in node.weights.items()}
             attrs = CATALOGUE[node.op].check_attrs(node.attrs)
-            values[node.output] = TORCH[node.op](inputs, slots, attrs)
-        return values[self.graph.outputs[0].name]
+            state = self.graph.states.get(node.state)
+            if isinstance(state, BorrowedState):
+                cache = caches[state.owner]
+                values[node.output] = _shared_attention(reads[0], slots, attrs, positions, cache)
+            elif isinstance(state, KVState):
+                made = _attention(reads[0], slots, attrs, positions)
+                values[node.output], caches[node.state] = made
+            else:
+                values[node.output] = TORCH[node.op](reads, slots, attrs)
+        return {value.name: values[value.name] for value in self.graph.outputs}
 
 
 def _tensor(weight: Matrix | Tensor) -> Tensor:

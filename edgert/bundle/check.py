@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import BundleError
-from ..graph import Graph, Value, Weight
+from ..graph import Graph, Weight
 from ..kernels.ops import GROUP
 from ..kernels.quant import Matrix, Quantized, blocks_of
+from ..roles import STEPPED, role_faults, token_input
 from ..storage.safetensors import DTYPES, TensorFile
 from .manifest import TextSpec
 
@@ -24,40 +25,20 @@ _PLAIN = {"f32": "F32", "f16": "F16"}
 _CODE_BYTES = {"int8-g32": GROUP, "int4-g32": GROUP // 2}
 
 
-def check_text_graph(graph: Graph, text: TextSpec, *, where: str) -> None:
-    """The interface of a text part: tokens and rows in, logits of the manifest's width out."""
-    width = text.vocab_size
-    inputs = (Value("tokens", ("T",), "int32"), Value("rows", ("R",), "int32"))
-    _same(where, "inputs", graph.inputs, inputs)
-    _same(where, "outputs", graph.outputs, (Value("logits", ("R", width), "f32"),))
+def check_part(role: str, graph: Graph, text: TextSpec | None, *, where: str) -> None:
+    """The interface of a part: what its role asks, and logits of the manifest's width."""
+    for fault in role_faults(role, graph):
+        _fail(where, f"as a part with the role {role!r}: {fault}")
+    if role not in STEPPED:
+        return
     if not 0 < graph.context <= limits.CONTEXT_TOKENS:
         _fail(where, f"context of {graph.context} tokens, expected 1 to {limits.CONTEXT_TOKENS}")
-    shapes = graph.shapes()
-    for node in graph.nodes:
-        label = f"node {node.output!r} ({node.op})"
-        if node.op == "embed":
-            _same(where, f"{label} input", node.inputs, ("tokens",))
-            rows = graph.weights[node.weights["weight"]].shape[0]
-            if rows < width:
-                _fail(where, f"{label} has {rows} rows, expected {width}, as many as logits")
-        elif node.op == "select":
-            _same(where, f"{label} row numbers", node.inputs[1], "rows")
-            _same(where, f"{label} rows of", shapes[node.inputs[0]][0], "T")
-        elif node.op == "attention":
-            _same(where, f"{label} rows of", shapes[node.inputs[0]][0], "T")
-        elif set(node.inputs) & {"tokens", "rows"}:
-            _fail(where, f"{label} computes with {node.inputs}, expected float values")
-
-
-def _same(where: str, what: str, found: Any, expected: Any) -> None:
-    if found != expected:
-        _fail(where, f"{what} {_show(found)}, expected {_show(expected)}")
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, tuple) and value and isinstance(value[0], Value):
-        return ", ".join(f"{v.name}: {v.dtype} {list(v.shape)}" for v in value)
-    return str(value)[:200]
+    width = int(graph.outputs[0].shape[-1])
+    if role == "text" and text is not None and width != text.vocab_size:
+        _fail(where, f"logits of width {width}, expected {text.vocab_size} as text.vocab_size says")
+    rows = min((int(n) for n in graph.index_bounds().get(token_input(graph), ())), default=width)
+    if role == "text" and rows < width:
+        _fail(where, f"tokens have {rows} embedding rows, expected {width}, as many as logits")
 
 
 def _fail(where: str, message: str, code: str = "graph-interface") -> NoReturn:

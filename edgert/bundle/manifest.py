@@ -1,7 +1,9 @@
 """manifest.json: what a bundle holds, who made it, and what it must answer.
 
-Unknown fields are refused, except those whose name begins with "x-" in the manifest itself, in
-`text` or in `provenance`, which are ignored. A new meaning needs a new `format`.
+Unknown fields are refused, except those whose name begins with "x-" in the manifest itself, in a
+section or in `provenance`, which are ignored. A new meaning needs a new `format`. Format 1 knew one
+part, called "model", and no roles; it is read as what it means in format 2, which is written.
+`docs/bundle-format.md` is the specification.
 """
 
 from __future__ import annotations
@@ -12,21 +14,26 @@ from typing import Annotated, Any
 import msgspec
 
 from ..errors import BundleError
+from ..roles import KINDS, ROLES
 from ..storage import strict_json
 from ..storage.folder import check_names
 
-FORMAT = 1
+FORMAT = 2  # what is written
+FORMATS = (1, 2)  # what is read
 MANIFEST_NAME = "manifest.json"
 
 _AGAIN = "the bundle is damaged or was made by another edgert; convert the model again"
-_EXTENSIBLE = ("text", "provenance")
+_SECTIONS = ("text", "image", "vision")
+_EXTENSIBLE = (*_SECTIONS, "provenance")
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph and the safetensors file that holds its weights (file names)."""
+    """One graph and the safetensors file that holds its weights (file names). role: what it is
+    for, one of `edgert.roles.ROLES`; it decides which interface is checked."""
 
     graph: str
     weights: str
+    role: str = "text"
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +60,22 @@ class TextSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: dict[str, float | int] = {}
 
 
+class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture is sampled. scheduler: the settings of the noise schedule. tokenizers: file
+    name by text-encoder part. defaults: sampling (steps, guidance, width, height)."""
+
+    scheduler: dict[str, str | float | int | bool] = {}
+    tokenizers: dict[str, str] = {}
+    defaults: dict[str, float | int] = {}
+
+
+class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture becomes rows of a vision encoder. processor: sizes, means and deviations."""
+
+    processor: dict[str, str | float | int | bool] = {}
+    image_token_id: int | None = None
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """command line, versions of what ran, SHA-256 of source files, ISO date."""
 
@@ -76,11 +99,36 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
     name: str
     parts: dict[str, Part]
-    text: TextSpec
+    text: TextSpec | None = None
+    image: ImageSpec | None = None
+    vision: VisionSpec | None = None
     files: dict[str, FileEntry] = {}
     provenance: Provenance = Provenance()
     golden: tuple[Golden, ...] = ()
     report: dict[str, Any] = {}
+
+    def part_of(self, role: str) -> str:
+        """Name of the part with a role; BundleError where there is none or several."""
+        names = [name for name, part in self.parts.items() if part.role == role]
+        if len(names) != 1:
+            found = {name: part.role for name, part in self.parts.items()}
+            raise BundleError(
+                f"{self.name}: {len(names)} parts with the role {role!r}, expected one of {found}",
+                code="bundle-part",
+                hint="this model was not converted with that part",
+            )
+        return names[0]
+
+    @property
+    def text_spec(self) -> TextSpec:
+        """The section `text`; BundleError for bundles that write no text."""
+        if self.text is None:
+            raise BundleError(
+                f"{self.name} is of kind {self.kind!r}, expected a model that writes text",
+                code="bundle-kind",
+                hint="`edgert inspect` says what is in it",
+            )
+        return self.text
 
     def replace(self, **changes: Any) -> Manifest:
         """A copy with fields exchanged."""
@@ -98,7 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise _fail(where, f"is a JSON {type(raw).__name__}, expected an object")
         _check_format(where, raw)
         try:
-            manifest = msgspec.convert(_without_extensions(raw), Manifest)
+            manifest = msgspec.convert(_in_format_2(where, _without_extensions(raw)), Manifest)
         except msgspec.ValidationError as error:
             raise _fail(where, f"{error}, expected the fields of format {FORMAT}") from None
         _check_manifest(where, manifest)
@@ -111,16 +159,34 @@ def _fail(where: str, message: str, code: str = "manifest", hint: str = _AGAIN) 
 
 def _check_format(where: str, raw: dict[str, Any]) -> None:
     found = raw.get("format")
-    if type(found) is int and found == FORMAT:
+    if type(found) is int and found in FORMATS:
         return
-    if type(found) is not int or found < FORMAT:
-        raise _fail(where, f"format is {str(found)[:32]!r}, this edgert reads format {FORMAT}")
+    known = f"formats {FORMATS[0]} to {FORMAT}"
+    if type(found) is not int or found < FORMATS[0]:
+        raise _fail(where, f"format is {str(found)[:32]!r}, this edgert reads {known}")
     raise _fail(
         where,
-        f"format {found} is newer than this edgert, which reads format {FORMAT}",
+        f"format {found} is newer than this edgert, which reads {known}",
         "manifest-version",
         f"update edgert (pip install -U edgert); {_maker(raw)}",
     )
+
+
+def _in_format_2(where: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 1 as format 2 says the same: its only part is the text model."""
+    if raw["format"] == FORMAT:
+        return raw
+    parts = raw.get("parts")
+    newer = sorted({"image", "vision"} & set(raw))
+    if isinstance(parts, dict):
+        newer += [
+            f"parts.{n}.role" for n, p in parts.items() if isinstance(p, dict) and "role" in p
+        ]
+    if newer:
+        raise _fail(where, f"holds {newer[:4]}, which format {raw['format']} does not know")
+    if raw.get("kind") != "text" or not isinstance(parts, dict) or "model" not in parts:
+        raise _fail(where, "expected a format 1 manifest of kind 'text' with a part called 'model'")
+    return {**raw, "format": FORMAT}
 
 
 def _maker(raw: dict[str, Any]) -> str:
@@ -140,10 +206,19 @@ def _without_extensions(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_manifest(where: str, manifest: Manifest) -> None:
-    if manifest.kind != "text":
-        raise _fail(where, f"kind is {manifest.kind[:32]!r}, this edgert reads 'text'")
-    if "model" not in manifest.parts:
-        raise _fail(where, f"parts are {sorted(manifest.parts)[:8]}, expected one called 'model'")
+    if manifest.kind not in KINDS:
+        raise _fail(where, f"kind is {manifest.kind[:32]!r}, this edgert reads {sorted(KINDS)}")
+    roles = [part.role for part in manifest.parts.values()]
+    if unknown := sorted(set(roles) - set(ROLES)):
+        raise _fail(where, f"roles {unknown[:4]} are unknown, expected some of {ROLES}")
+    if missing := [role for role in KINDS[manifest.kind] if roles.count(role) != 1]:
+        raise _fail(
+            where,
+            f"parts have the roles {sorted(roles)[:8]}, kind {manifest.kind!r} expects one "
+            f"{' and one '.join(missing)}",
+        )
+    if ("text" in roles) != (manifest.text is not None):
+        raise _fail(where, "a part with the role 'text' and a section `text` go together")
     used = list(used_files(manifest))
     check_names([MANIFEST_NAME, *manifest.files], where)
     check_names(set(used), where)
@@ -158,13 +233,20 @@ def used_files(manifest: Manifest) -> Iterable[str]:
     for part in manifest.parts.values():
         yield part.graph
         yield part.weights
-    yield manifest.text.tokenizer
-    if manifest.text.chat_template is not None:
-        yield manifest.text.chat_template
+    if manifest.text is not None:
+        yield manifest.text.tokenizer
+        if manifest.text.chat_template is not None:
+            yield manifest.text.chat_template
+    if manifest.image is not None:
+        yield from manifest.image.tokenizers.values()
 
 
 def _check_ids(where: str, manifest: Manifest) -> None:
     text = manifest.text
+    if text is None:
+        if manifest.golden:
+            raise _fail(where, "golden answers without a section `text`")
+        return
     if text.vocab_size < 1:
         raise _fail(where, f"text.vocab_size is {text.vocab_size}, expected 1 or more")
     if not text.eos_token_ids:

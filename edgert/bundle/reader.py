@@ -27,7 +27,7 @@ from ..storage import strict_json
 from ..storage.folder import Folder, sha256_fd
 from ..storage.hash_cache import HashCache
 from ..storage.safetensors import TensorFile
-from .check import check_text_graph, check_weights, load_weights
+from .check import check_part, check_weights, load_weights
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, Part
 
 Verify = Literal["cached", "full", "skip"]
@@ -115,7 +115,7 @@ class Bundle:
     def check_structure(self) -> None:
         """Parse the graphs and compare them with the manifest and the mapped weights."""
         for part, entry in self.manifest.parts.items():
-            self._graphs[part] = self._read_graph(entry.graph)
+            self._graphs[part] = self._read_graph(entry)
         for file, tensors in self._tensors.items():
             users = [p for p, entry in self.manifest.parts.items() if entry.weights == file]
             check_weights([self._graphs[part] for part in users], tensors)
@@ -134,31 +134,34 @@ class Bundle:
         if found != expected.sha256:
             raise changed(path, f"SHA-256 {found}", expected.sha256, "file-hash")
 
-    def _read_graph(self, name: str) -> Graph:
-        where = str(self.path_of(name))
-        data = self.read(name)
+    def _read_graph(self, part: Part) -> Graph:
+        where = str(self.path_of(part.graph))
+        data = self.read(part.graph)
         graph = Graph.from_json(data, where=where)
         strict_json.parse(data, where=where, code="graph")  # after the size: refuses repeated keys
-        check_text_graph(graph, self.manifest.text, where=where)
+        check_part(part.role, graph, self.manifest.text, where=where)
         return graph
 
-    def _part(self, part: str) -> Part:
+    def part(self, part: str = "") -> str:
+        """A part's name: "" for the one with the role "text". BundleError for unknown ones."""
+        if not part:
+            return self.manifest.part_of("text")
         if part not in self.manifest.parts:
             raise BundleError(
                 f"{self.path}: no part {part!r}, expected one of {sorted(self.manifest.parts)}",
                 code="bundle-part",
                 hint="this model was not converted with that part",
             )
-        return self.manifest.parts[part]
+        return part
 
-    def graph(self, part: str = "model") -> Graph:
-        """A part's checked graph."""
-        self._part(part)
-        return self._graphs[part]
+    def graph(self, part: str = "") -> Graph:
+        """A part's checked graph, the text part's by default."""
+        return self._graphs[self.part(part)]
 
-    def weights(self, part: str = "model") -> dict[str, Matrix | NDArray[Any]]:
+    def weights(self, part: str = "") -> dict[str, Matrix | NDArray[Any]]:
         """A part's weights by graph name: read-only views, float arrays or Quantized."""
-        return load_weights(self.graph(part), self._tensors[self._part(part).weights])
+        entry = self.manifest.parts[self.part(part)]
+        return load_weights(self.graph(part), self._tensors[entry.weights])
 
     def tensor_files(self) -> list[TensorFile]:
         """The mapped weights files."""

@@ -73,7 +73,7 @@ class CpuSession(Session):
             self.pool = PagePool(graph, sequences * (-(-self.context // PAGE)), self.kv_bytes)
             self._pack(weights, list(twin_folders), key)
             code = _compiled(first.kernels)
-            if graph.states or self._symbols() <= {"T", "R"}:
+            if graph.states or self.checker.tokens:
                 self._programs[frozenset[str]()] = self._bind(first, code)
         except BaseException:
             self.close()

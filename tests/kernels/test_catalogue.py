@@ -1,7 +1,8 @@
 """Every op of the catalogue: reference, torch twin, ONNX emission and CPU kernel agree.
 
-An op runs inside the smallest graph that can feed it: an f32 table whose rows are the op's input,
-the op, and a selection of rows. A face that is missing fails here; none is skipped.
+An op is a graph of its own: float rows go straight in, its rows come straight out. Ops without a
+state run as functions, ops with one step by step. A face that is missing fails here; none is
+skipped.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 from edgert.converters.torch_graph import TorchGraph
 from edgert.kernels.ops import ACTIVATIONS, CATALOGUE, MATRIX_ENCODINGS
 from edgert.kernels.quant import Matrix, quantize_int4, quantize_int8
+from edgert.kernels.states import BorrowedState
 from numpy.typing import NDArray
 
-from edgert.graph import Graph, Node, State, Value, Weight
+from edgert.graph import Graph, Node, Value, Weight
 from edgert.session.base import Feed, Session
 from edgert.session.cpu import CpuSession
 from edgert.session.onnx_io import Variant
@@ -78,6 +80,13 @@ def _attention(
     return Case("attention", (heads + 2 * kv) * size, rows, weights, attrs, label)
 
 
+def _shared(heads: int, kv: int, size: int, pairs: int, rows: int, label: str, **more: Any) -> Case:
+    """A second node that reads the pages which `attention` writes: rows [qkv of the owner | q]."""
+    owner = _attention(heads, kv, size, pairs, rows, label, **more)
+    weights = {slot: spec for slot, spec in owner.weights.items() if slot != "k_norm"}
+    return Case("shared_attention", heads * size, rows, weights, owner.attrs, label)
+
+
 SIZES = (1, 63, 500, 1000)
 CASES: dict[str, list[Case]] = {
     "embed": [
@@ -118,6 +127,12 @@ CASES: dict[str, list[Case]] = {
             long=True, rope_switch=50, rope_scale=1.1, rope_long_scale=1.2,
         ),
     ],
+    "shared_attention": [
+        _shared(4, 2, 16, 8, 63, "plain"),
+        _shared(4, 1, 64, 32, 500, "window", window=63, softcap=2.0),
+        _shared(3, 1, 20, 10, 63, "odd-head", norm=True),
+        _shared(4, 2, 16, 0, 1, "one-row"),
+    ],
     "glu": [
         Case("glu", 2 * f, rows, attrs={"act": act}, label=act)
         for act in ACTIVATIONS
@@ -148,51 +163,75 @@ def _stored(rng: np.random.Generator, shape: tuple[int, ...], encoding: str, slo
 
 
 def build(case: Case) -> tuple[Graph, dict[str, Matrix]]:
-    """tokens -> table row -> op -> selected rows, with random weights."""
+    """The op alone, with random weights; shared_attention after the owner of its pages."""
     rng = np.random.default_rng(len(case.name))
     op = CATALOGUE[case.op]
-    weights: dict[str, Weight] = {}
-    stored: dict[str, Matrix] = {}
-    for slot, (shape, encoding) in case.weights.items():
-        weights[slot] = Weight(shape, encoding)
-        stored[slot] = _stored(rng, shape, encoding, slot)
-    nodes = []
-    for name in () if case.op == "embed" else op.inputs[: 2 if case.op == "add" else 1]:
-        weights[f"table.{name}"] = Weight((90, case.width))
-        stored[f"table.{name}"] = rng.standard_normal((90, case.width)).astype(np.float32)
-        nodes.append(Node("embed", ("tokens",), name, {"weight": f"table.{name}"}))
-    states, slots = {}, {slot: slot for slot in case.weights}
-    if op.state:
-        a = op.check_attrs(case.attrs)
-        states["kv"] = State("kv", a["kv_heads"], a["head_dim"], a["window"])
-    last = op.inputs[0]
-    if case.op != "select":
-        state = "kv" if op.state else ""
-        nodes.append(Node(case.op, op.inputs, "y", slots, case.attrs, state))
-        last = "y"
-    nodes.append(Node("select", (last, "rows"), "out"))
-    inputs = (Value("tokens", ("T",), "int32"), Value("rows", ("R",), "int32"))
-    graph = Graph("op", inputs, (), tuple(nodes), weights, states, CONTEXT)
-    shape = graph.shapes()["out"]
-    return graph.replace(outputs=(Value("out", shape),)), stored
+    weights = {slot: Weight(shape, encoding) for slot, (shape, encoding) in case.weights.items()}
+    stored = {
+        slot: _stored(rng, shape, encoding, slot)
+        for slot, (shape, encoding) in case.weights.items()
+    }
+    attrs = op.check_attrs(case.attrs)
+    inputs = [
+        Value(name, ("R" if name == "rows" else "T",), "int32")
+        if name in op.integer
+        else Value(name, ("T", case.width))
+        for name in op.inputs
+    ]
+    nodes = [Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs)]
+    states: dict[str, Any] = {}
+    if op.state_of is not None:
+        nodes = [Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs, "kv")]
+        states["kv"] = op.state_of(attrs)
+    if op.borrows:
+        width = (attrs["heads"] + 2 * attrs["kv_heads"]) * attrs["head_dim"]
+        inputs.insert(0, Value("qkv", ("T", width)))
+        rotary = {s: s for s in weights if s.startswith("inv_freq")}
+        owner = Node("attention", ("qkv",), "owned", rotary, case.attrs, "kv")
+        nodes = [owner, Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs, "lent")]
+        states["lent"] = BorrowedState("kv")
+    context = CONTEXT if states else 0
+    graph = Graph("op", tuple(inputs), (), tuple(nodes), weights, states, context)
+    outputs = tuple(Value(node.output, graph.shapes()[node.output]) for node in nodes[::-1])
+    return graph.replace(outputs=outputs), stored
 
 
-def tokens_of(case: Case, graph: Graph) -> NDArray[np.int32]:
-    """Row numbers of the table, below the output's width as sessions demand."""
+Arrays = dict[str, NDArray[Any]]
+
+
+def arrays_of(case: Case, graph: Graph) -> Arrays:
+    """Random inputs: tokens of the table, selected rows, float rows."""
     rng = np.random.default_rng(7)
-    return rng.integers(0, min(90, graph.vocab_size), case.rows).astype(np.int32)
+    bounds = graph.index_bounds()
+    arrays: Arrays = {}
+    for value in graph.inputs:
+        if value.dtype == "f32":
+            shape = (case.rows, int(value.shape[1]))
+            arrays[value.name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            below = min(case.rows if n == "T" else int(n) for n in bounds[value.name])
+            count = case.rows + 5 if value.name == "rows" else case.rows
+            arrays[value.name] = rng.integers(0, below, count).astype(np.int32)
+    return arrays
 
 
-def run(session: Session, tokens: NDArray[np.int32]) -> F32:
-    """All rows: the larger half as one step, then the rest in one, so that caches are read."""
-    state = session.new_state(expected=len(tokens))
-    out, cut = [], len(tokens) - len(tokens) // 3
-    for part in (tokens[:cut], tokens[cut:]):
-        if len(part):
-            out.append(session.step([Feed(state, part, "all")])[0])
-            state.commit(len(part))
+def run(session: Session, arrays: Arrays) -> F32:
+    """All rows: as a function, or with a state the larger part as one step and the rest in one, so
+    that caches are read."""
+    graph = session.graph
+    if not graph.states:
+        out = session.run(arrays)[graph.outputs[0].name]
+        session.close()
+        return out
+    rows = len(next(iter(arrays.values())))
+    state, parts = session.new_state(expected=rows), []
+    for span in np.split(np.arange(rows), [rows - rows // 3]):
+        if len(span):
+            feed = Feed(state, logits="all", inputs={n: a[span] for n, a in arrays.items()})
+            parts.append(session.step([feed])[0].logits)
+            state.commit(len(span))
     session.close()
-    return np.concatenate(out)
+    return np.concatenate(parts)
 
 
 class _Poisoned:
@@ -208,27 +247,22 @@ class _Poisoned:
         return array
 
 
-class _PoisonedPages(_Poisoned):
-    """For the page pool: keys and values start as NaN, as an earlier sequence may leave them."""
-
-    @staticmethod
-    def zeros(shape: Any, dtype: Any = np.float64, **more: Any) -> Any:
-        array = np.zeros(shape, dtype, **more)
-        if array.ndim == 2 and array.dtype == np.uint8:
-            array.fill(0xFF)
-        return array
+def _poisoned_reserve(size: int) -> NDArray[np.uint8]:
+    """Reserved memory as an earlier use may leave it: NaN as float32, -1 as int64."""
+    return np.full(size, 0xFF, np.uint8)
 
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised memory of sessions and references is poison (compiled modules keep NumPy)."""
+    """Uninitialised memory of sessions and references is poison: arenas, scratch, outputs, pages
+    (compiled modules keep NumPy)."""
     from edgert.kernels import quant
 
-    from edgert.session import cpu, pages
+    from edgert.session import pages, program
 
-    for module in (quant, cpu):
-        monkeypatch.setattr(module, "np", _Poisoned())
-    monkeypatch.setattr(pages, "np", _PoisonedPages())
+    monkeypatch.setattr(quant, "np", _Poisoned())
+    for module in (program, pages):
+        monkeypatch.setattr(module, "reserve", _poisoned_reserve)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -239,29 +273,30 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-Executor = Callable[[Graph, Mapping[str, Any], NDArray[np.int32], Path], F32]
+Executor = Callable[[Graph, Mapping[str, Any], Arrays, Path], F32]
 
 
-def _torch(graph: Graph, weights: Mapping[str, Any], tokens: NDArray[np.int32], _: Path) -> F32:
+def _torch(graph: Graph, weights: Mapping[str, Any], arrays: Arrays, _: Path) -> F32:
+    given = {
+        name: torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int64))
+        for name, array in arrays.items()
+    }
+    batch = {n: x if n == "rows" else x[None] for n, x in given.items()}
     with torch.no_grad():
-        out = TorchGraph(graph, weights)(torch.from_numpy(tokens.astype(np.int64))[None])
-    return out[0].numpy()
+        out = TorchGraph(graph, weights).run(batch)
+    return out[graph.outputs[0].name][0].numpy()
 
 
 def _onnx(variant: Variant) -> Executor:
-    def execute(
-        graph: Graph, weights: Mapping[str, Any], tokens: NDArray[np.int32], folder: Path
-    ) -> F32:
-        return run(ort_session(graph, weights, folder, variant, max_rows=CONTEXT), tokens)
+    def execute(graph: Graph, weights: Mapping[str, Any], arrays: Arrays, folder: Path) -> F32:
+        return run(ort_session(graph, weights, folder, variant, max_rows=CONTEXT), arrays)
 
     return execute
 
 
 def _cpu(threads: int) -> Executor:
-    def execute(
-        graph: Graph, weights: Mapping[str, Any], tokens: NDArray[np.int32], _: Path
-    ) -> F32:
-        return run(CpuSession(graph, weights, threads=threads, max_rows=CONTEXT), tokens)
+    def execute(graph: Graph, weights: Mapping[str, Any], arrays: Arrays, _: Path) -> F32:
+        return run(CpuSession(graph, weights, threads=threads, max_rows=CONTEXT), arrays)
 
     return execute
 
@@ -297,10 +332,10 @@ def test_names_are_unique() -> None:
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> None:
     graph, weights = build(case)
-    tokens = tokens_of(case, graph)
-    expected = run(ReferenceSession(graph, weights, max_rows=CONTEXT), tokens)
+    arrays = arrays_of(case, graph)
+    expected = run(ReferenceSession(graph, weights, max_rows=CONTEXT), arrays)
     execute, plain, quantized = EXECUTORS[executor]
-    got = execute(graph, weights, tokens, tmp_path)
+    got = execute(graph, weights, arrays, tmp_path)
     limit = quantized if case.quantized else plain
     assert_close(f"{case.name} {executor}", expected, got, rms=limit)
 
@@ -308,5 +343,13 @@ def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> Non
 def test_poison_is_seen() -> None:
     assert np.isnan(_Poisoned.empty(3)).all()
     assert (_Poisoned.empty(3, np.uint8) == 0x5B).all()
-    assert np.isnan(_PoisonedPages.zeros((2, 4), np.uint8).view(np.float32)).all()
-    assert not _PoisonedPages.zeros(3, np.int32).any()
+    assert np.isnan(_poisoned_reserve(8).view(np.float32)).all()
+
+
+def test_poison_reaches_the_arena() -> None:
+    graph, weights = build(CASES["add"][0])
+    session = CpuSession(graph, weights, threads=1)
+    session.run(arrays_of(CASES["add"][0], graph))
+    program = list(session._programs.values())[-1]
+    assert np.isnan(program.arena[-4:].view(np.float32)).all()
+    session.close()
