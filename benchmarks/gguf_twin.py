@@ -16,6 +16,7 @@ from edgert.kernels.quant import Quantized, dequantize
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from edgert.graph import Graph
+from edgert.roles import vocab_size
 
 
 def rows_of(w: Any, index: Any) -> Any:
@@ -82,7 +83,7 @@ def write_gguf(graph: Graph, weights: dict[str, Any], path: Path) -> None:
     writer.add_rope_dimension_count(2 * len(inv_freq))
     writer.add_rope_freq_base(base)
     writer.add_layer_norm_rms_eps(float(norms[0].attrs["eps"]))
-    writer.add_vocab_size(graph.vocab_size)
+    writer.add_vocab_size(vocab_size(graph))
     writer.add_tokenizer_model("no_vocab")
 
     def add(name: str, w: Any) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgert.bundle import Bundle
 from edgert.errors import EdgertError
 from edgert.machine.bench import bytes_per_token
+from edgert.roles import vocab_size
 from edgert.session import open_session
 from edgert.session.base import Feed, Session
 from edgert.session.ort import OrtSession
@@ -46,7 +47,7 @@ class Golden:
     def make(bundle: Bundle) -> Golden:
         """Ask the CPU session."""
         golden = bundle.manifest.golden
-        vocabulary = bundle.graph().vocab_size
+        vocabulary = vocab_size(bundle.graph())
         drawn = np.random.default_rng(0).integers(3, vocabulary, 16)
         ids = np.array(golden[0].prompt_ids if golden else drawn, np.int32)
         session = open_session(bundle, device="cpu")
@@ -81,7 +82,7 @@ def greedy(session: Session, ids: Ids, count: int) -> tuple[Ids, NDArray[np.floa
     state = session.new_state(len(ids) + count)
     feed, tokens, kept = ids, [], []
     for _ in range(count):
-        kept.append(session.step([Feed(state, feed)])[0][-1])
+        kept.append(session.step([Feed(state, feed)])[0].logits[-1])
         state.commit(len(feed))
         tokens.append(int(np.argmax(kept[-1])))
         feed = np.array(tokens[-1:], np.int32)
@@ -131,7 +132,7 @@ def read_bytes(session: Session, length: int) -> float:
 
 def prompt(session: Session, count: int) -> Ids:
     rng = np.random.default_rng(0)
-    return rng.integers(3, session.graph.vocab_size, count).astype(np.int32)
+    return rng.integers(3, session.vocab_size, count).astype(np.int32)
 
 
 def speeds(session: Session) -> dict[str, float]:
@@ -142,7 +143,7 @@ def speeds(session: Session) -> dict[str, float]:
     token, seconds = prompt(session, 1), []
     for _ in range(DECODE):
         start = time.perf_counter()
-        token = session.step([Feed(state, token)])[0].argmax(axis=1).astype(np.int32)
+        token = session.step([Feed(state, token)])[0].logits.argmax(axis=1).astype(np.int32)
         state.commit(1)
         seconds.append(time.perf_counter() - start)
     state.close()

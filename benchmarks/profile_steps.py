@@ -28,7 +28,7 @@ ENCODING = {"int4": "int4-g32", "int8": "int8-g32", "f16": "f16", "f32": "f32"}
 def profile(session: CpuSession, rows: int, depth: int, repeats: int) -> dict[str, list[float]]:
     """Kernel and shape -> best seconds, calls, bytes of weights, operations, of one step."""
     state = session.new_state(session.context)
-    tokens = np.random.default_rng(0).integers(0, session.graph.vocab_size, 8192, dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(0, session.vocab_size, 8192, dtype=np.int32)
     for at in range(0, depth, session.max_rows):
         piece = tokens[at : min(depth, at + session.max_rows)]
         session.step([Feed(state, piece)])

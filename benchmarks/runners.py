@@ -88,12 +88,12 @@ class SessionRunner(Runner):
             piece = tokens[at : at + session.max_rows]
             last = at + len(piece) == len(tokens)
             wanted = "all" if every else "last" if last else "none"
-            found.append(session.step([Feed(state, piece, wanted)])[0])
+            found.append(session.step([Feed(state, piece, wanted)])[0].logits)
             state.commit(len(piece))
         return np.concatenate(found) if every else found[-1]
 
     def trim(self, length: int) -> None:
-        self.state.trim(length)
+        self.state.rewind(length)
 
     def read_bytes(self) -> float:
         """Bytes of weights and cache that the next single token must read."""

@@ -33,6 +33,7 @@ from benchmarks import machine, targets, timing
 from benchmarks.runners import SessionRunner
 from benchmarks.text_models import shape_of
 from edgert.bundle import Bundle
+from edgert.roles import vocab_size
 
 RESULTS = Path(__file__).resolve().parent / "results" / "runtime_checks.jsonl"
 CHECKS = ("rss", "start", "busy")
@@ -44,7 +45,7 @@ from edgert.bench import peak_rss
 from edgert.session import Feed
 with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
     session = model.session
-    tokens = np.random.default_rng(0).integers(0, session.graph.vocab_size, 545, dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(0, session.vocab_size, 545, dtype=np.int32)
     count = min(512, session.context - 33)
     state = session.new_state(session.context)
     for at in range(0, count, session.max_rows):
@@ -143,7 +144,7 @@ def busy_core(path: Path, rounds: int, core: str) -> dict[str, Any]:
     with Bundle.open(path) as bundle, busy_process(core) as other:
         room = min(bundle.graph().context, 256)
         runner = SessionRunner(bundle, (1, 2), context=room)
-        vocabulary = bundle.graph().vocab_size
+        vocabulary = vocab_size(bundle.graph())
         tokens = np.random.default_rng(0).integers(0, vocabulary, 24, dtype=np.int32)
         burst = timing.writing(tokens, 0)
         try:

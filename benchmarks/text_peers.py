@@ -29,6 +29,7 @@ from benchmarks.make_checkpoint import SHAPES
 from benchmarks.runners import Ids, LlamaRunner, Runner, SessionRunner
 from benchmarks.targets import least, ratio, verdict
 from edgert.bundle import Bundle
+from edgert.roles import vocab_size
 
 RESULTS = Path(__file__).resolve().parent / "results" / "text_peers.jsonl"
 CACHED = 64e6  # bytes; smaller models may live in the last-level cache, memory does not limit them
@@ -205,7 +206,7 @@ def measure(
         room = min(graph.context, -(-room // 256) * 256)
         prompt = text_models.prompt_of(bundle)
         edgert = SessionRunner(bundle, plan.threads, context=room)
-        contest = Contest(plan, shape, edgert, graph.vocab_size)
+        contest = Contest(plan, shape, edgert, vocab_size(graph))
         line: dict[str, Any] = {
             "schema": 1, "kind": "text_peers", "model": path.name.removesuffix(".edge"),
             "shape": shape, "weights": shape_facts(bundle), "machine": machine.describe(),

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgert.session.base import Feed, Session, State
+from edgert.errors import RequestError
+from edgert.session.base import Feed, Session, State, StepResult
+
+
+def _ids(feed: Feed) -> list[int]:
+    if feed.tokens is None:
+        raise RequestError("a feed without tokens, expected token ids", code="step-inputs")
+    return [int(token) for token in feed.tokens]
 
 
 class _Tokens(State):
     """The committed ids themselves: a session without a cache computes them again."""
 
     ids: tuple[int, ...] = ()
+
+    def fork(self) -> State:
+        other = _Tokens(self.context)
+        other.restore(self.snapshot())
+        return other
 
     def snapshot(self) -> dict[str, Any]:
         return {"ids": self.ids[: self.length]}
@@ -48,17 +59,20 @@ class TransformersSession(Session):
         self.model = model.eval()
         self.context = int(model.config.max_position_embeddings)
         self.max_rows = max_rows
-        self.graph: Any = SimpleNamespace(vocab_size=int(model.config.vocab_size))
+        self.width = int(model.config.vocab_size)
 
     def new_state(self, expected: int = 0) -> State:
         return _Tokens(self.context)
 
-    def step(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
+    @property
+    def vocab_size(self) -> int:
+        return self.width
+
+    def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         torch = self._torch
-        self.check_feeds(feeds)
         states: list[Any] = [feed.state for feed in feeds]
         lines = [
-            (*state.ids[: state.length], *map(int, feed.tokens))
+            (*state.ids[: state.length], *_ids(feed))
             for state, feed in zip(states, feeds, strict=True)
         ]
         answers: list[NDArray[np.float32]] = []
@@ -69,14 +83,17 @@ class TransformersSession(Session):
         with torch.no_grad():
             logits = self.model(batch, use_cache=False).logits if wanted else None
         for i, (state, feed, line) in enumerate(zip(states, feeds, lines, strict=True)):
-            state.ids, state.pending = line, len(feed.tokens)
-            count = {"none": 0, "last": 1, "all": len(feed.tokens)}[feed.logits]
+            state.ids, state.pending = line, feed.rows
+            count = {"none": 0, "last": 1, "all": feed.rows}[feed.logits]
             answers.append(
-                np.zeros((0, self.graph.vocab_size), np.float32)
+                np.zeros((0, self.width), np.float32)
                 if logits is None or not count
                 else logits[i, len(line) - count : len(line)].numpy()
             )
-        return answers
+        return [StepResult(answer) for answer in answers]
+
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        raise RequestError("a language model is stepped, not run", code="run-states")
 
     def close(self) -> None:
         self.model = None

@@ -26,6 +26,7 @@ from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import BundleError, ConvertError, ResourceError
 from ..graph import Graph, Weight
+from ..roles import vocab_size
 from ..storage.safetensors import aligned_order, nbytes_of
 from . import families
 from .families.config import refused
@@ -180,7 +181,7 @@ class _Job:
         source = self.source
         faults = list(source.faults)
         self.model = families.plan(source.config, faults)
-        text = read_text(source, self.model.graph.vocab_size, faults)
+        text = read_text(source, vocab_size(self.model.graph), faults)
         faults += source.check_index() + match_tensors(self.model, source.tensors)
         if faults or text is None:
             raise refused(faults)

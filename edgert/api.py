@@ -80,7 +80,7 @@ def load(
         tokenizer,
         template,
         name=bundle.manifest.name,
-        advice=bundle.manifest.text.generation,
+        advice=bundle.manifest.text_spec.generation,
         fingerprint=bundle.fingerprint,
         bundle=bundle,
     )
@@ -109,7 +109,7 @@ def _check_types(device: Any, verify: Any, numbers: Mapping[str, Any]) -> None:
 
 
 def _template(bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
-    if bundle.manifest.text.chat_template is None:
+    if bundle.manifest.text_spec.chat_template is None:
         return None  # and jinja2 is not even imported
     from .text.template import ChatTemplate
 
@@ -248,7 +248,7 @@ class TextModel:
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 [T, V] after each of T tokens, each from 0 to V - 1: also one of the ids
         by which a model's vocabulary may be wider than its tokenizer's."""
-        width = self.session.graph.vocab_size
+        width = self.session.vocab_size
         ids = np.asarray(self.tokenizer.check_ids(token_ids, width), np.int32)
         if not 1 <= len(ids) <= self.context:
             raise RequestError(
@@ -262,7 +262,9 @@ class TextModel:
             rows = np.empty((len(ids), width), np.float32)
             for at in range(0, len(ids), self.session.max_rows):
                 chunk = ids[at : at + self.session.max_rows]
-                rows[at : at + len(chunk)] = self.session.step([Feed(state, chunk, "all")])[0]
+                rows[at : at + len(chunk)] = self.session.step([Feed(state, chunk, "all")])[
+                    0
+                ].logits
                 state.commit(len(chunk))
             return rows
         finally:

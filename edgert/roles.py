@@ -22,6 +22,11 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+def vocab_size(graph: Graph) -> int:
+    """Width of the first output's rows: of the logits, in a graph that has them."""
+    return int(graph.outputs[0].shape[-1])
+
+
 def token_input(graph: Graph) -> str:
     """Name of the int32 input that holds tokens (an `embed` node reads it), "" for none."""
     names = {value.name for value in graph.inputs}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgert import limits
 from edgert.errors import BundleError
 from edgert.graph import Graph, Node, State, Value, Weight
+from edgert.roles import vocab_size
 from tests.tiny import MIXES, tiny_graph
 
 
@@ -44,7 +45,7 @@ def test_json_round_trip(
     again = Graph.from_json(data)
     assert again == graph
     assert again.to_json() == data, "deterministic"
-    assert again.vocab_size == 260
+    assert vocab_size(again) == 260
     assert again.shapes()["logits"] == ("R", 260)
 
 

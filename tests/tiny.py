@@ -20,6 +20,7 @@ from edgert.kernels.states import KVState
 from edgert.bundle import BundleWriter, Golden, Manifest, Part, Provenance, TextSpec
 from edgert.bundle.check import tensors_of
 from edgert.graph import Graph, Node, Value, Weight
+from edgert.roles import vocab_size
 from edgert.storage.safetensors import TensorWriter, aligned_order
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
@@ -180,7 +181,7 @@ def tiny_manifest(graph: Graph, *, template: str | None = TEMPLATE, **changes: A
     """The manifest of a tiny bundle, without its files."""
     text = TextSpec(
         eos_token_ids=(EOS,),
-        vocab_size=graph.vocab_size,
+        vocab_size=vocab_size(graph),
         bos_token_id=BOS,
         chat_template="chat_template.jinja" if template is not None else None,
         special={"bos_token": SPECIAL[BOS], "eos_token": SPECIAL[EOS]},

@@ -12,6 +12,7 @@ import msgspec
 from ..errors import RequestError
 from ..graph import Graph, Weight
 from ..kernels.ops import GROUP
+from ..roles import vocab_size
 
 RUNTIME_BYTES = 160_000_000  # interpreter, NumPy, Numba, kernels: measured on x86-64 Linux
 
@@ -112,7 +113,7 @@ def _description(
         name=name,
         layers=len(graph.states),
         parameters=parameters(graph),
-        vocabulary=graph.vocab_size,
+        vocabulary=vocab_size(graph),
         context=graph.context,
         encodings=dict(sorted(encodings.items())),
         weights=weights,

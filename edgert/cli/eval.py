@@ -90,7 +90,7 @@ def command(
 
 def start_id(bundle: Bundle) -> int:
     """The id that stands for an empty beginning: BOS, else the first end token."""
-    text = bundle.manifest.text
+    text = bundle.manifest.text_spec
     return text.eos_token_ids[0] if text.bos_token_id is None else text.bos_token_id
 
 

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..kernels.cpu.layout import PAGE
 from ..session.base import Feed, Session, State
 
 F32 = NDArray[np.float32]
 LANES = 32  # sequences in flight
 SHARED = 8  # continuations that one computed context may serve; more lanes keep steps full
-PAGE = 64  # tokens by which sessions hand out memory
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
 
 Progress = Callable[[int], None]
@@ -111,7 +111,7 @@ class _Lane:
 
     def give(self, feed: Feed, logits: F32) -> None:
         """Take in what the step answered."""
-        count = len(feed.tokens)
+        count = feed.rows
         if feed.logits == "none":
             self.state.commit(count)
             return
@@ -128,8 +128,8 @@ class _Lane:
         if not self.done:
             following = self.group.continuations[self.index]
             kept = min(_alike(continuation, following), len(following) - 1)
-            self.state.trim(self.base + kept)
-            del self.found[kept:]
+            reached = self.state.rewind(self.base + kept)
+            del self.found[max(0, reached - self.base) :]
 
 
 class Scorer:
@@ -137,7 +137,7 @@ class Scorer:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._logit_rows = max(1, LOGIT_VALUES // session.graph.vocab_size)
+        self._logit_rows = max(1, LOGIT_VALUES // session.vocab_size)
 
     def score(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Score]:
         """One score a request, in order. progress: called with the number of scores just made.
@@ -198,8 +198,8 @@ class Scorer:
                 break
             feed = lane.take(rows, logit_rows)
             fed.append((lane, feed))
-            rows -= len(feed.tokens)
-            logit_rows -= len(feed.tokens) if feed.logits == "all" else 0
+            rows -= feed.rows
+            logit_rows -= feed.rows if feed.logits == "all" else 0
         answers = self.session.step([feed for _, feed in fed])
-        for (lane, feed), logits in zip(fed, answers, strict=True):
-            lane.give(feed, logits)
+        for (lane, feed), result in zip(fed, answers, strict=True):
+            lane.give(feed, result.logits)

@@ -221,9 +221,9 @@ def greedy(session: Session, prompt: tuple[int, ...], count: int) -> tuple[int, 
         while len(out) < count:
             for at in range(0, len(ids), session.max_rows):
                 piece = ids[at : at + session.max_rows]
-                (logits,) = session.step([Feed(state, piece)])
+                (result,) = session.step([Feed(state, piece)])
                 state.commit(len(piece))
-            out.append(int(np.argmax(logits[-1])))
+            out.append(int(np.argmax(result.logits[-1])))
             ids = np.array(out[-1:], np.int32)
     finally:
         state.close()

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..bundle.describe import stored_bytes
 from ..errors import RequestError
 from ..graph import Graph
+from ..kernels.states import BorrowedState, KVState
 from ..session.base import Feed, Session, State
 
 Ids = NDArray[np.int32]
@@ -133,7 +134,7 @@ def _with_share(row: Row, gbps: float) -> Row:
 def _rows(session: Session, plan: Plan, progress: Callable[[str], None]) -> list[Row]:
     rows: list[Row] = []
     generator = np.random.default_rng(0)
-    vocabulary, longest = session.graph.vocab_size, max(plan.prompt, plan.generate)
+    vocabulary, longest = session.vocab_size, max(plan.prompt, plan.generate)
     threads = int(getattr(session, "threads", 1))
     for depth in plan.depths:
         state = session.new_state(depth + longest)
@@ -165,13 +166,26 @@ def _feed(session: Session, state: State, tokens: Ids) -> None:
         state.commit(len(piece))
 
 
+def _recurrent(session: Session) -> bool:
+    """Whether a state of this session cannot go back to any length."""
+    return any(not isinstance(s, KVState | BorrowedState) for s in session.graph.states.values())
+
+
+def _go_back(state: State, depth: int, kept: dict[str, Any] | None) -> None:
+    """To `depth` tokens; by a snapshot of that length where there is one."""
+    if kept is None:
+        state.rewind(depth)
+    else:
+        state.restore(kept)
+
+
 def _repeat(
     session: Session, state: State, tokens: Ids, piece: int, repetitions: int
 ) -> list[list[float]]:
     """Seconds of each piece of `tokens`, for each repetition, from the same depth each time."""
-    depth = state.length
+    depth, kept = state.length, state.snapshot() if _recurrent(session) else None
     _feed(session, state, tokens[: min(len(tokens), 4)])
-    state.trim(depth)
+    _go_back(state, depth, kept)
     spent: list[list[float]] = []
     collecting = gc.isenabled()
     gc.disable()
@@ -182,7 +196,7 @@ def _repeat(
                 start = time.perf_counter()
                 _feed(session, state, tokens[at : at + piece])
                 times.append(time.perf_counter() - start)
-            state.trim(depth)
+            _go_back(state, depth, kept)
             spent.append(times)
     finally:
         if collecting:

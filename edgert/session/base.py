@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..graph import Graph
+from ..roles import vocab_size
 
 F32 = NDArray[np.float32]
 TREE_ROWS = 63  # rows of a feed with parents: a row's ancestors are the bits of one word
@@ -159,7 +160,7 @@ class Session(ABC):
     @property
     def vocab_size(self) -> int:
         """Width of the rows that a step gives as logits: the graph's first output."""
-        return int(self.graph.outputs[0].shape[-1])
+        return vocab_size(self.graph)
 
     @abstractmethod
     def new_state(self, expected: int = 0) -> State:

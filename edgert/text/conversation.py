@@ -163,8 +163,7 @@ class Conversation:
             self.close()
         if self._state is None:
             self._state, self._long = session.new_state(expected), far
-        shared = common_prefix(self._fed, tokens[:-1])
-        self._state.trim(shared)
+        shared = self._state.rewind(common_prefix(self._fed, tokens[:-1]))
         self._fed = self._fed[:shared]
         return self._state
 

@@ -98,7 +98,7 @@ class Run:
             self._reason = self._reason or "cancelled"
             raise
         finally:
-            self.state.trim(self.state.length)  # forgets what was fed and not committed
+            self.state.discard()  # what was fed and not committed
             if self._reason is not None:
                 self.result = self._finish(self._reason)
 
@@ -121,7 +121,7 @@ class Run:
 
     def _step(self, tokens: Sequence[int], logits: str) -> np.ndarray:
         feed = Feed(self.state, np.asarray(tokens, np.int32), logits)
-        return self.session.step([feed])[0]
+        return self.session.step([feed])[0].logits
 
     def _cycle(self) -> list[str]:
         """One step; returns the text pieces it made certain."""

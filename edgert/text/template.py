@@ -82,7 +82,7 @@ class ChatTemplate:
     @classmethod
     def from_bundle(cls, bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
         """The bundle's template, or None when it has none; raises BundleError."""
-        text = bundle.manifest.text
+        text = bundle.manifest.text_spec
         if text.chat_template is None:
             return None
         where = str(bundle.path_of(text.chat_template))

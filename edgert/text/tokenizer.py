@@ -68,7 +68,7 @@ class Tokenizer:
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
         """The tokenizer of an open bundle; raises BundleError."""
-        text = bundle.manifest.text
+        text = bundle.manifest.text_spec
         return cls(
             bundle.read(text.tokenizer),
             vocab_size=text.vocab_size,

@@ -65,7 +65,7 @@ def run(session: Session, ids: np.ndarray, *, chunk: int = 0, expected: int = 0)
     rows, size = [], chunk or session.max_rows
     for at in range(0, len(ids), size):
         piece = ids[at : at + size]
-        rows += session.step([Feed(state, piece, "all")])
+        rows += [session.step([Feed(state, piece, "all")])[0].logits]
         state.commit(len(piece))
     state.close()
     return np.concatenate(rows)
@@ -102,9 +102,9 @@ def test_ragged_batch_equals_each_alone(family: Family, session: Session) -> Non
             Feed(states[0], first[cut[0] : cut[1]], "all"),
             Feed(states[1], second[cut[2] : cut[3]], "all"),
         ]
-        for index, rows in enumerate(session.step(feeds)):
-            got[index].append(rows)
-            states[index].commit(len(rows))
+        for index, result in enumerate(session.step(feeds)):
+            got[index].append(result.logits)
+            states[index].commit(len(result.logits))
     for index, expected in enumerate(alone):
         joined = np.concatenate(got[index])
         assert_close(f"{family.case}, sequence {index}", expected, joined, rms=ROWS[session.device])

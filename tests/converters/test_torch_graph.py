@@ -9,6 +9,7 @@ import torch
 from edgert.converters.torch_graph import TorchGraph
 
 from edgert.errors import ConvertError
+from edgert.roles import vocab_size
 from edgert.session.base import Feed
 from edgert.session.reference import ReferenceSession
 
@@ -26,7 +27,7 @@ def test_every_family_equals_the_reference(name: str) -> None:
     graph, weights = family_graph(name)
     session = ReferenceSession(graph, weights)
     tokens = np.random.default_rng(1).integers(0, 120, 150).astype(np.int32)
-    expected = session.step([Feed(session.new_state(150), tokens, "all")])[0]
+    expected = session.step([Feed(session.new_state(150), tokens, "all")])[0].logits
     got = TorchGraph(graph, weights)(torch.from_numpy(tokens)[None])[0]
     assert_close(name, expected, got.numpy(), rms=1e-5)
 
@@ -34,7 +35,7 @@ def test_every_family_equals_the_reference(name: str) -> None:
 def test_a_batch_equals_its_sequences() -> None:
     twin = TorchGraph(GRAPH, WEIGHTS)
     together = twin(TOKENS)
-    assert together.shape == (3, 20, GRAPH.vocab_size)
+    assert together.shape == (3, 20, vocab_size(GRAPH))
     for row in range(3):
         alone = twin(TOKENS[row : row + 1])[0]
         assert_close(f"sequence {row}", alone.numpy(), together[row].numpy(), rms=1e-6)

@@ -53,7 +53,7 @@ def plain(session: Session, ids: tuple[int, ...], first: int) -> tuple[float, bo
     state = session.new_state()
     total, greedy = 0.0, True
     for at, token in enumerate(ids[:-1]):
-        (row,) = session.step([Feed(state, np.array([token], np.int32))])
+        row = session.step([Feed(state, np.array([token], np.int32))])[0].logits
         state.commit(1)
         if at + 1 >= first:
             z = row[0].astype(np.float64)
@@ -117,7 +117,7 @@ def test_greedy_is_seen(session: Session) -> None:
     state = session.new_state()
     feed = np.array(context, np.int32)
     for _ in range(4):
-        (row,) = session.step([Feed(state, feed)])
+        row = session.step([Feed(state, feed)])[0].logits
         state.commit(len(feed))
         answer.append(int(row[-1].argmax()))
         feed = np.array(answer[-1:], np.int32)

@@ -87,9 +87,9 @@ def test_golden_answers(tmp_path: Path) -> None:
         expected = greedy(session, prompt, 5)
         state, ids = session.new_state(), list(prompt)
         for token in expected:  # by hand: the whole sequence every time
-            (logits,) = session.step([Feed(state, np.array(ids, np.int32))])
+            logits = session.step([Feed(state, np.array(ids, np.int32))])[0].logits
             assert int(logits[0].argmax()) == token
-            state.trim(0)
+            state.rewind(0)
             ids.append(token)
         session.max_rows = 3
         assert greedy(session, prompt, 5) == expected, "in pieces"

@@ -100,7 +100,8 @@ def test_h06_a_zero_group_gives_zeros(tmp_path: Path) -> None:
         assert isinstance(table, Quantized)
         assert not dequantize(table).any()
         session = open_session(bundle, device="reference")
-        (logits,) = session.step([Feed(session.new_state(), np.array([0, 1], np.int32))])
+        feed = Feed(session.new_state(), np.array([0, 1], np.int32))
+        logits = session.step([feed])[0].logits
     assert logits.tolist() == [[0.0] * 260]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgert.roles import vocab_size
 from edgert.session.base import Feed, Session
 from edgert.session.cpu import CpuSession
 from edgert.session.reference import ReferenceSession
@@ -22,7 +23,7 @@ from .products import F32
 
 GRAPH = tiny_graph(quant="mixed", context=192, window=24)
 WEIGHTS = tiny_weights(GRAPH)
-TOKENS = np.random.default_rng(1).integers(0, GRAPH.vocab_size, 160).astype(np.int32)
+TOKENS = np.random.default_rng(1).integers(0, vocab_size(GRAPH), 160).astype(np.int32)
 CUTS = (0, 101, 150, 155, 157, 158, 159, 160)  # prompts, drafts, single tokens
 KV_BITS = (32, 16, 8)
 
@@ -31,7 +32,7 @@ def logits(session: Session) -> F32:
     """[160, vocabulary], fed in pieces; closes the session."""
     state, out = session.new_state(), []
     for start, stop in pairwise(CUTS):
-        out.append(session.step([Feed(state, TOKENS[start:stop], "all")])[0])
+        out.append(session.step([Feed(state, TOKENS[start:stop], "all")])[0].logits)
         state.commit(stop - start)
     session.close()
     return np.concatenate(out)

@@ -106,6 +106,6 @@ class ProductSession(CpuSession):
     def rows(self, tokens: Sequence[int]) -> F32:
         """Output rows of these table rows, as one step."""
         state = self.new_state()
-        out = self.step([Feed(state, np.asarray(tokens, np.int32), "all")])[0]
+        out = self.step([Feed(state, np.asarray(tokens, np.int32), "all")])[0].logits
         state.close()
         return out

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgert.errors import DeviceError, RequestError, ResourceError
+from edgert.roles import vocab_size
 from edgert.session.base import Feed, Session, State
 from edgert.session.cpu import SPLIT_ROWS, CpuSession
 from edgert.session.reference import ReferenceSession
@@ -27,7 +28,7 @@ LENGTH = 600
 WINDOW = 270  # longer than a segment, no multiple of a page
 GRAPH = tiny_graph(quant="int4", context=CONTEXT, window=WINDOW)
 WEIGHTS = tiny_weights(GRAPH, seed=5)
-TOKENS = np.random.default_rng(9).integers(0, GRAPH.vocab_size, LENGTH).astype(np.int32)
+TOKENS = np.random.default_rng(9).integers(0, vocab_size(GRAPH), LENGTH).astype(np.int32)
 Sessions = dict[tuple[int, int], CpuSession]
 
 
@@ -55,7 +56,7 @@ def alone(sessions: Sessions) -> dict[int, F32]:
 
 def feed(state: State, session: Session, tokens: NDArray[np.int32]) -> F32:
     """One committed step with all its logits."""
-    out = session.step([Feed(state, tokens, "all")])[0]
+    out = session.step([Feed(state, tokens, "all")])[0].logits
     state.commit(len(tokens))
     return out
 
@@ -109,8 +110,8 @@ def test_the_split_path_and_the_prompt_path_agree(
     for start in range(0, depth, 200):
         feed(state, session, TOKENS[start : min(start + 200, depth)])
     for rows in range(1, SPLIT_ROWS + 3):
-        got = session.step([Feed(state, TOKENS[depth : depth + rows], "all")])[0]
-        state.trim(depth)
+        got = session.step([Feed(state, TOKENS[depth : depth + rows], "all")])[0].logits
+        state.rewind(depth)
         assert same_bits(alone[bits][depth : depth + rows], got), rows
     state.close()
 
@@ -139,8 +140,8 @@ def test_sequences_of_one_step_do_not_touch_each_other(
             cuts.append(wanted[which])
         for fed, cut, got in zip(feeds, cuts, session.step(feeds), strict=True):
             start = fed.state.length
-            assert same_bits(expected[start : start + len(fed.tokens)][cut], got)
-            fed.state.commit(len(fed.tokens))
+            assert same_bits(expected[start : start + fed.rows][cut], got.logits)
+            fed.state.commit(fed.rows)
     for state in states:
         state.close()
 
@@ -185,11 +186,11 @@ def test_a_state_is_its_tokens(
         if name in ("feed", "draft") and room:
             tokens = TOKENS[state.length : state.length + min(max(a, 1), room)].copy()
             keep = len(tokens) if name == "feed" else min(b, len(tokens))
-            tokens[keep:] = (tokens[keep:] + 1) % GRAPH.vocab_size  # rejected guesses
+            tokens[keep:] = (tokens[keep:] + 1) % vocab_size(GRAPH)  # rejected guesses
             session.step([Feed(state, tokens, "none")])
             state.commit(keep)
         elif name == "trim":
-            state.trim(max(0, state.length - a))
+            state.rewind(max(0, state.length - a))
         elif name == "save":
             saved = state.snapshot()
         elif name == "load":
@@ -197,10 +198,10 @@ def test_a_state_is_its_tokens(
         elif name == "empty":
             state.close()
             state, other = other, session.new_state()
-            state.trim(0)
+            state.rewind(0)
     pages = -(-state.length // 64)
     assert state.nbytes >= pages * session.pool.bytes_per_page
-    got = session.step([Feed(state, TOKENS[state.length : state.length + 1])])[0]
+    got = session.step([Feed(state, TOKENS[state.length : state.length + 1])])[0].logits
     assert same_bits(expected[state.length : state.length + 1], got)
     state.close()
     other.close()
@@ -304,13 +305,14 @@ def test_the_pool_runs_dry_and_recovers(kernel_folder: Path) -> None:
         assert len(session.pool.free) == 1, "a failed step kept pages"
     with pytest.raises(ResourceError):
         two.restore(one.snapshot())
-    reference = session.step([Feed(one, TOKENS[130:200])])[0]  # the last page is still to be had
+    feed = Feed(one, TOKENS[130:200])  # the last page is still to be had
+    reference = session.step([feed])[0].logits
     one.commit(70)
     saved = one.snapshot()
     one.close()
     two.restore(saved)
-    two.trim(130)
-    assert same_bits(reference, session.step([Feed(two, TOKENS[130:200])])[0])
+    two.rewind(130)
+    assert same_bits(reference, session.step([Feed(two, TOKENS[130:200])])[0].logits)
     session.close()
 
 
@@ -321,7 +323,7 @@ def test_a_full_context_is_refused(kernel_folder: Path) -> None:
     with pytest.raises(RequestError) as caught:
         session.step([Feed(state, TOKENS[99:101])])
     assert caught.value.code == "context"
-    assert feed(state, session, TOKENS[99:100]).shape == (1, GRAPH.vocab_size)
+    assert feed(state, session, TOKENS[99:100]).shape == (1, vocab_size(GRAPH))
     session.close()
 
 
@@ -344,7 +346,7 @@ def test_steps_that_make_no_sense(sessions: Sessions) -> None:
         ("step-rows", [Feed(state, none)]),
         ("step-rows", [Feed(state, TOKENS[:257])]),
         ("step-states", [Feed(state, TOKENS[:1]), Feed(state, TOKENS[:1])]),
-        ("token-range", [Feed(state, np.array([GRAPH.vocab_size], np.int32))]),
+        ("token-range", [Feed(state, np.array([vocab_size(GRAPH)], np.int32))]),
         ("token-range", [Feed(state, np.array([0, -1], np.int32))]),
     ]
     for code, feeds in cases:
@@ -359,6 +361,6 @@ def test_steps_that_make_no_sense(sessions: Sessions) -> None:
         state.commit(5)
     assert caught.value.code == "commit-range"
     with pytest.raises(RequestError) as caught:
-        state.trim(1)
-    assert caught.value.code == "trim-range"
+        state.rewind(1)
+    assert caught.value.code == "rewind-range"
     state.close()

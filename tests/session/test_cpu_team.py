@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgert.errors import EdgertError, RequestError, ResourceError
+from edgert.roles import vocab_size
 from edgert.session.base import Feed
 from edgert.session.cpu import CpuSession
 
@@ -25,7 +26,7 @@ ROWS = 256
 # Large enough that a full step takes a while: about 20 ms a core.
 GRAPH = tiny_graph(quant="int4", context=512, width=128, heads=8, ff=256, layers=8)
 WEIGHTS = tiny_weights(GRAPH)
-TOKENS = np.random.default_rng(2).integers(0, GRAPH.vocab_size, ROWS).astype(np.int32)
+TOKENS = np.random.default_rng(2).integers(0, vocab_size(GRAPH), ROWS).astype(np.int32)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -39,7 +40,7 @@ def prefill(session: CpuSession) -> F32:
     """The last logits of a full step on a state of its own."""
     state = session.new_state()
     try:
-        return session.step([Feed(state, TOKENS)])[0]
+        return session.step([Feed(state, TOKENS)])[0].logits
     finally:
         state.close()
 
@@ -77,16 +78,16 @@ def test_a_cancelled_step_leaves_the_state_as_it_was(session: CpuSession) -> Non
     session.step([Feed(state, TOKENS[:70], "none")])
     state.commit(70)
     pages = len(state.pages)
-    expected = session.step([Feed(state, TOKENS[70:80], "all")])[0]
-    state.trim(70)
+    expected = session.step([Feed(state, TOKENS[70:80], "all")])[0].logits
+    state.rewind(70)
 
     def long_step() -> None:
         session.step([Feed(state, TOKENS[::-1], "none")])
-        state.trim(70)
+        state.rewind(70)
 
     until_cancelled(session, long_step)
     assert (state.length, state.pending, len(state.pages)) == (70, 0, pages)
-    assert np.array_equal(session.step([Feed(state, TOKENS[70:80], "all")])[0], expected)
+    assert np.array_equal(session.step([Feed(state, TOKENS[70:80], "all")])[0].logits, expected)
 
 
 def test_cancelling_nothing_does_nothing(session: CpuSession) -> None:
@@ -225,7 +226,7 @@ def test_nothing_is_kept_per_token(session: CpuSession) -> None:
     def generate(count: int) -> None:
         for i in range(count):
             if state.length > 120:
-                state.trim(60)
+                state.rewind(60)
             session.step([Feed(state, TOKENS[i % 200 : i % 200 + 1 + i % 4], "all")])
             state.commit(1)
 

@@ -26,7 +26,7 @@ TOKENS = np.arange(40, dtype=np.int32)
 def answer(folders: list[Path], cache: Path, key: str = KEY) -> NDArray[np.float32]:
     """Logits of a session whose twin may live in `folders`."""
     session = CpuSession(GRAPH, WEIGHTS, threads=1, cache=cache, twin_folders=folders, key=key)
-    out = session.step([Feed(session.new_state(), TOKENS, "all")])[0]
+    out = session.step([Feed(session.new_state(), TOKENS, "all")])[0].logits
     session.close()
     return out
 

@@ -15,7 +15,7 @@ from edgert.api import TextModel
 from edgert.demo import demo_checkpoint
 from edgert.errors import RequestError
 from edgert.graph import Graph
-from edgert.session.base import Feed
+from edgert.session.base import Feed, StepResult
 from edgert.session.reference import ReferenceSession
 from edgert.text.stopping import StopText
 from edgert.text.template import ChatTemplate
@@ -47,16 +47,17 @@ class Script(ReferenceSession):
         super().__init__(graph, WEIGHTS if graph is GRAPH else tiny_weights(graph))
         self.prompt, self.answer = prompt, answer
 
-    def step(self, feeds: Sequence[Feed]) -> list[np.ndarray]:
-        start, count = feeds[0].state.length, len(feeds[0].tokens)
-        rows = super().step(feeds)[0]
+    def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        start, count = feeds[0].state.length, feeds[0].rows
+        (result,) = super().step(feeds)
+        rows = result.logits
         for row, position in zip(
             rows, range(start + count - len(rows), start + count), strict=True
         ):
             at = position + 1 - self.prompt
             row[:] = 0
             row[self.answer[at] if 0 <= at < len(self.answer) else EOS] = 9
-        return [rows]
+        return [result]
 
 
 def scripted(answer: str | bytes, **options: Any) -> TextModel:
@@ -265,7 +266,7 @@ def test_the_state_is_given_back_however_it_ends(model: TextModel) -> None:
 def test_logits_equal_a_step(model: TextModel) -> None:
     ids = model.tokenize("logits")
     state = model.session.new_state()
-    expected = model.session.step([Feed(state, np.array(ids, np.int32), "all")])[0]
+    expected = model.session.step([Feed(state, np.array(ids, np.int32), "all")])[0].logits
     got = model.logits(ids)
     assert got.shape == (6, VOCAB)
     assert got.dtype == np.float32
