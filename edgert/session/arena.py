@@ -112,6 +112,5 @@ class Arena:
         self._add(start, stop)
 
     def _add(self, start: int, stop: int) -> None:
-        if start not in self._stops:
-            insort(self._starts, start)
+        insort(self._starts, start)
         self._stops[start] = stop

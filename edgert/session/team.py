@@ -267,6 +267,10 @@ class Worker:
         self._thread = threading.Thread(target=_live, args=(self, work), name=name, daemon=True)
         self._thread.start()
 
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """Tell it to end."""
         self.words[BOX_STOP // 8] = 1

@@ -305,8 +305,8 @@ def test_the_pool_runs_dry_and_recovers(kernel_folder: Path) -> None:
         assert len(session.pool.free) == 1, "a failed step kept pages"
     with pytest.raises(ResourceError):
         two.restore(one.snapshot())
-    feed = Feed(one, TOKENS[130:200])  # the last page is still to be had
-    reference = session.step([feed])[0].logits
+    wanted = Feed(one, TOKENS[130:200])  # the last page is still to be had
+    reference = session.step([wanted])[0].logits
     one.commit(70)
     saved = one.snapshot()
     one.close()

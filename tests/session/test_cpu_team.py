@@ -161,9 +161,9 @@ def test_an_interrupt_while_a_step_is_opened(
     expected, team = prefill(session), session._team
     for _ in range(20):
 
-        def interrupted(index: int, begin: Callable[[int], None] = team.begin) -> None:
+        def interrupted(*step: int, begin: Callable[..., None] = team.begin) -> None:
             if moment == "after":
-                begin(index)
+                begin(*step)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
@@ -183,7 +183,6 @@ def test_an_interrupt_while_a_step_is_opened(
 def test_a_thread_that_cannot_be_started(
     kernel_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = CpuSession(GRAPH, WEIGHTS, threads=3, cache=kernel_folder)
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -191,14 +190,58 @@ def test_a_thread_that_cannot_be_started(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(ResourceError, match="thread 3 of 3 could not be started") as caught:
-        prefill(session)
-    assert caught.value.code == "threads-start"
-    with pytest.raises(RequestError) as closed:
-        prefill(session)
-    assert closed.value.code == "session-closed"
-    assert not any(worker.is_alive() for worker in session._team._workers)
+    before = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ResourceError, match="thread 3 of 3 could not be started") as caught:
+            CpuSession(GRAPH, WEIGHTS, threads=3, cache=kernel_folder)
+        assert caught.value.code == "threads-start"
+    assert threading.active_count() == before, "a team that cannot work was left behind"
+    session = CpuSession(GRAPH, WEIGHTS, threads=3, cache=kernel_folder)
+    prefill(session)
+    session.close()
+
+
+def test_sessions_share_one_team(kernel_folder: Path) -> None:
+    """However many models are loaded, there are as many workers as the largest asks for."""
+    before = threading.active_count()
+    sessions = [CpuSession(GRAPH, WEIGHTS, threads=n, cache=kernel_folder) for n in (2, 3, 1, 3)]
+    assert len({id(session._team) for session in sessions}) == 1
+    assert threading.active_count() == before + 2
+    expected = prefill(sessions[0])
+    wrong: list[int] = []
+
+    def work(session: CpuSession) -> None:
+        for _ in range(10):
+            if not np.array_equal(prefill(session), expected):
+                wrong.append(session.threads)
+
+    threads = [threading.Thread(target=work, args=(session,)) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert not wrong
+    for session in sessions[:-1]:
+        session.close()
+    assert np.array_equal(prefill(sessions[-1]), expected), "the team ended with its first user"
+    sessions[-1].close()
+    assert threading.active_count() == before
+
+
+def test_cancel_reaches_one_session_of_two(kernel_folder: Path) -> None:
+    first, second = (CpuSession(GRAPH, WEIGHTS, threads=2, cache=kernel_folder) for _ in range(2))
+    expected, results = prefill(second), list[bool]()
+    other = threading.Thread(
+        target=lambda: [results.append(np.array_equal(prefill(second), expected)) for _ in range(9)]
+    )
+    other.start()
+    until_cancelled(first, lambda: prefill(first))
+    other.join(timeout=60)
+    assert results == [True] * 9
+    first.close()
+    second.close()
 
 
 def test_an_idle_team_burns_no_cpu(session: CpuSession) -> None:
