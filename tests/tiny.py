@@ -17,7 +17,7 @@ import numpy as np
 from edgert.kernels.quant import Matrix, Quantized, quantize_int4, quantize_int8
 from edgert.kernels.states import KVState
 
-from edgert.bundle import BundleWriter, Golden, Manifest, Part, Provenance, TextSpec
+from edgert.bundle import FORMAT, BundleWriter, Golden, Manifest, Part, Provenance, TextSpec
 from edgert.bundle.check import tensors_of
 from edgert.graph import Graph, Node, Value, Weight
 from edgert.roles import vocab_size
@@ -187,7 +187,7 @@ def tiny_manifest(graph: Graph, *, template: str | None = TEMPLATE, **changes: A
         special={"bos_token": SPECIAL[BOS], "eos_token": SPECIAL[EOS]},
     )
     manifest = Manifest(
-        format=1,
+        format=FORMAT,
         kind="text",
         name="tiny",
         parts={"model": Part("model.graph.json", "weights.safetensors")},

@@ -135,7 +135,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, **changes)
 
     def to_json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+        fields = msgspec.to_builtins(self)
+        present = {k: v for k, v in fields.items() if v is not None or k not in _SECTIONS}
+        return msgspec.json.format(msgspec.json.encode(present), indent=1)
 
     @staticmethod
     def from_json(data: bytes, *, where: str = MANIFEST_NAME) -> Manifest:
