@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..errors import ConvertError
 from ..graph import Graph, Node
+from ..kernels.encodings import dequantize
 from ..kernels.ops import CATALOGUE
-from ..kernels.quant import Matrix, dequantize
+from ..kernels.quant import Matrix
 
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]

@@ -17,9 +17,11 @@ import msgspec
 
 from . import limits
 from .errors import BundleError
-from .kernels.ops import CATALOGUE, MATRIX_ENCODINGS, OpError, Shape
+from .kernels import encodings
+from .kernels.ops import CATALOGUE, OpError, Shape
 
 Scalar = str | int | float | bool
+RANKS = 4  # axes that a weight may have
 
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,12 +35,11 @@ class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A declared weight: logical shape ([N, K] for a matrix) and how it is stored.
 
-    encoding: f32 | f16 | int8-g32 | int4-g32. The quantized ones are stored as two tensors,
-    `<name>.q` (uint8 [N, ceil(K/32), 32 or 16]) and `<name>.scales` (float16 [N, ceil(K/32)]).
+    encoding: a row of `edgert.kernels.encodings`, which says what tensors that takes.
     """
 
     shape: tuple[int, ...]
-    encoding: str = "f32"
+    encoding: str = encodings.EXACT
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,13 +153,12 @@ class _Checker:
 
     def weight(self, name: str, weight: Weight) -> None:
         dims = weight.shape
-        if not dims or len(dims) > 2 or any(not 0 < n < limits.TENSOR_DIM for n in dims):
-            raise self.fail(f"weight {name!r} has shape {dims}, expected 1 or 2 positive sizes")
-        if weight.encoding not in MATRIX_ENCODINGS or (len(dims) == 1 and weight.encoding != "f32"):
+        if not 0 < len(dims) <= RANKS or any(not 0 < n < limits.TENSOR_DIM for n in dims):
             raise self.fail(
-                f"weight {name!r} of rank {len(dims)} has encoding {weight.encoding!r}, expected "
-                f"f32 for vectors, one of {MATRIX_ENCODINGS} for matrices"
+                f"weight {name!r} has shape {dims}, expected 1 to {RANKS} positive sizes"
             )
+        if fault := encodings.fault(weight.encoding, dims):
+            raise self.fail(f"weight {name!r} {fault}")
 
     def define(self, name: str, shape: Shape) -> None:
         if name in self.values:
@@ -193,8 +193,10 @@ class _Checker:
             if name not in self.graph.weights:
                 raise OpError(f"{node.op} uses undeclared weight {name!r}")
             weight = self.graph.weights[name]
-            if weight.encoding != "f32" and slot not in op.matrix:
-                raise OpError(f"{node.op}.{slot} must be f32, {name!r} is {weight.encoding}")
+            if weight.encoding != encodings.EXACT and slot not in op.matrix:
+                raise OpError(
+                    f"{node.op}.{slot} must be {encodings.EXACT}, {name!r} is {weight.encoding}"
+                )
             shapes[slot] = weight.shape
             self.used.add(name)
         return shapes

@@ -1,7 +1,8 @@
 """linear: y[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n]).
 
-With f32 or f16 weights the product is a plain float one. With int8-g32 or int4-g32 weights the
-activations are quantized too, per token and block of 32 inputs (`quant.quantize_rows`), and
+With float weights (f32, f16) the product is a plain float one. With weights in blocks of codes
+(`Encoding.blocks`) the activations are quantized too, per token and block of 32 inputs
+(`quant.quantize_rows`), and
 
     y[t, n] = sum_b  xs[t, b] * ws[n, b] * sum_i xq[t, b, i] * wq[n, b, i]
 
@@ -15,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_tools import MICROSOFT, UINT4, Body, Call, EmitContext, StoredWeight
-from .ops import GROUP
-from .quant import F32, Matrix, Quantized, codes_of, quantize_rows
+from .encodings import ENCODINGS, dequantize, encoding_of, tensors_of
+from .onnx_tools import CODES, MICROSOFT, Body, Call, EmitContext, StoredWeight
+from .quant import F32, Matrix, quantize_rows
 
 
 def product(x: F32, w: Matrix) -> F32:
     """float32 [T, K] times a stored matrix [N, K] -> float32 [T, N], by the formula above."""
-    if not isinstance(w, Quantized):
-        return x.astype(np.float32) @ w.astype(np.float32).T
+    blocks = encoding_of(w).blocks
+    if blocks is None:
+        return x.astype(np.float32) @ dequantize(w).T
     xq, xs = quantize_rows(x)  # [T, KB, 32], [T, KB]
-    wq, ws = codes_of(w), w.scales.astype(np.float32)  # [N, KB, 32], [N, KB]
+    wq, ws = blocks(tensors_of(w))  # [N, KB, 32], [N, KB]
     y = np.zeros((x.shape[0], w.shape[0]), np.float32)
     for b in range(xs.shape[1]):
         dots = xq[:, b].astype(np.float32) @ wq[:, b].astype(np.float32).T  # exact: < 2^24
@@ -50,7 +52,8 @@ def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late:
     inlined ones come last: so the head, the largest, is packed while nothing else is in memory.
     """
     inputs = [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")]
-    attrs = {"N": w.shape[0], "K": w.shape[1], "bits": _bits(w), "block_size": GROUP}
+    row = ENCODINGS[w.encoding]
+    attrs = {"N": w.shape[0], "K": w.shape[1], "bits": row.onnx_bits, "block_size": row.group}
     attrs["accuracy_level"] = 4
     if not late:
         return ctx.op("MatMulNBits", inputs, out, domain=MICROSOFT, **attrs)
@@ -62,20 +65,16 @@ def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late:
     return ctx.call(name, inputs, out, define, (["x", "q", "scales"], []))
 
 
-def _bits(w: StoredWeight) -> int:
-    return 4 if w.encoding == "int4-g32" else 8
-
-
 def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
     """DequantizeLinear by blocks over the same bytes, cut to [N, K]."""
-    n, k = w.shape
+    (n, k), row = w.shape, ENCODINGS[w.encoding]
     blocks = ctx.place(f"{w.name}.scales").dims[1]
-    dtype = UINT4 if _bits(w) == 4 else None
-    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * GROUP), dtype=dtype)
+    dtype = CODES[row.onnx_bits]
+    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * row.group), dtype=dtype)
     scales = ctx.floats(f"{w.name}.scales")
-    zero = ctx.zero_points(n, blocks, _bits(w))
-    wide = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=GROUP)
-    if k % GROUP:
+    zero = ctx.zero_points(n, blocks, row.onnx_bits)
+    wide = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=row.group)
+    if k % row.group:
         wide = ctx.op("Slice", [wide, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
     return wide
 
@@ -86,7 +85,7 @@ def emit_linear(ctx: EmitContext, call: Call) -> None:
     w, x = call.weights["weight"], call.inputs[0]
     biased = "bias" in call.weights
     out = None if biased else call.output
-    quantized = w.encoding not in ("f32", "f16")
+    quantized = not ENCODINGS[w.encoding].plain
     if quantized and not ctx.standard:
         y = _n_bits(ctx, x, w, out, late=not ctx.half and call.shapes[0][0] == "T")
     elif not ctx.standard:

@@ -21,8 +21,6 @@ Shape = tuple[Dim, ...]
 Attrs = Mapping[str, Any]
 Infer = Callable[[Sequence[Shape], Mapping[str, tuple[int, ...]], Attrs], Shape]
 
-GROUP = 32  # inputs that share one scale in int4-g32 and int8-g32
-MATRIX_ENCODINGS = ("f32", "f16", "int8-g32", "int4-g32")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
@@ -42,7 +40,8 @@ class Attr:
 class Op:
     """One row of the catalogue.
 
-    weights: slot name -> True when required. `matrix` names the slots that may be quantized.
+    weights: slot name -> True when required. `matrix` names the slots that may be in any encoding,
+    the others are f32.
     state: kind of per-sequence state the op owns ("kv") or "" for none.
     infer: input shapes, weight shapes, attributes -> output shape; raises OpError.
     """

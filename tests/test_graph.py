@@ -100,13 +100,13 @@ def plus_node(op: str, *inputs: str, **attrs: Any) -> Change:
 
 
 COMPLAINTS: dict[str, tuple[Change, str]] = {
-    "rank of a weight": (weight("norm", shape=[]), "expected 1 or 2 positive sizes"),
-    "three sizes": (weight("l0.o", shape=[4, 4, 4]), "expected 1 or 2 positive sizes"),
-    "no rows": (weight("l0.o", shape=[0, 64]), r"\(0, 64\), expected 1 or 2 positive sizes"),
-    "negative rows": (weight("l0.o", shape=[-1, 64]), "expected 1 or 2 positive sizes"),
-    "huge rows": (weight("l0.o", shape=[1 << 31, 64]), "expected 1 or 2 positive sizes"),
-    "encoding": (weight("l0.o", encoding="int3"), "'int3', expected f32 for vectors"),
-    "coded vector": (weight("norm", encoding="int8-g32"), "of rank 1 has encoding 'int8-g32'"),
+    "rank of a weight": (weight("norm", shape=[]), "expected 1 to 4 positive sizes"),
+    "five sizes": (weight("l0.o", shape=[4] * 5), "expected 1 to 4 positive sizes"),
+    "no rows": (weight("l0.o", shape=[0, 64]), r"\(0, 64\), expected 1 to 4 positive sizes"),
+    "negative rows": (weight("l0.o", shape=[-1, 64]), "expected 1 to 4 positive sizes"),
+    "huge rows": (weight("l0.o", shape=[1 << 31, 64]), "expected 1 to 4 positive sizes"),
+    "encoding": (weight("l0.o", encoding="int3"), r"encoding 'int3', expected one of \['f32', 'f16'"),
+    "coded vector": (weight("norm", encoding="int8-g32"), "'int8-g32' and is of rank 1"),
     "defined twice": (lambda g: node(g, "glu").update(output="x0"), "'x0' is defined twice"),
     "input twice": (lambda g: g["inputs"].append(g["inputs"][0]), "'tokens' is defined twice"),
     "unknown op": (lambda g: node(g, "glu").update(op="run"), "unknown op 'run', this edgert kn"),

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..kernels.cpu.layout import PAGE
 from ..session.base import Feed, Session, State
 
 F32 = NDArray[np.float32]
 LANES = 32  # sequences in flight
 SHARED = 8  # continuations that one computed context may serve; more lanes keep steps full
-PAGE = 64  # tokens by which sessions hand out memory
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
 
 Progress = Callable[[int], None]

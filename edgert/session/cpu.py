@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceError, EdgertError, RequestError
 from ..graph import Graph
-from ..kernels.cpu import attention, vm
+from ..kernels.cpu import vm
+from ..kernels.cpu.layout import SEGMENT, TILE_TOKENS
+from ..kernels.encodings import ENCODINGS
 from ..notices import notice
 from ..process import give_back_code, give_back_heap
 from . import packed
@@ -53,6 +55,7 @@ class CpuSession(Session):
         twin_folders: Sequence[Path] = (),
         key: str = "",
     ) -> None:
+        _check_weights(graph)
         self.graph, self.max_rows = graph, max_rows
         self.threads = _thread_count(threads)
         self.context = context or graph.context
@@ -70,7 +73,7 @@ class CpuSession(Session):
     def _kv_bits(self, wanted: int) -> int:
         if wanted not in (0, 8, 16, 32):
             raise DeviceError(f"kv_bits is {wanted}, expected 8, 16 or 32", code="kv-bits")
-        exact = all(weight.encoding == "f32" for weight in self.graph.weights.values())
+        exact = all(ENCODINGS[w.encoding].bits == 32 for w in self.graph.weights.values())
         return wanted or (32 if exact else 16)
 
     # --- building ---------------------------------------------------------------------------
@@ -81,7 +84,7 @@ class CpuSession(Session):
         self._arena = reserve(size + 4096)
         tiles = rows  # one tile a row at worst
         groups = max((s.kv_heads for s in self.graph.states.values()), default=1)
-        segments = -(-self.context // (PAGE_TOKENS * attention.SEGMENT))
+        segments = -(-self.context // (PAGE_TOKENS * SEGMENT))
         self._tokens = np.zeros(rows, np.int32)
         self._rows = np.zeros(rows, np.int32)
         self._positions = np.zeros(rows, np.int32)
@@ -176,10 +179,10 @@ class CpuSession(Session):
             self._positions[start:stop] = np.arange(length, length + n)
             self._tables[start:stop] = state.table.ctypes.data
             self._long[start:stop] = state.long_rope
-            for first in range(start, stop, attention.TILE_TOKENS):
-                tiles[count] = first, min(attention.TILE_TOKENS, stop - first)
+            for first in range(start, stop, TILE_TOKENS):
+                tiles[count] = first, min(TILE_TOKENS, stop - first)
                 count += 1
-            deepest = max(deepest, (length + n - 1) // (PAGE_TOKENS * attention.SEGMENT) + 1)
+            deepest = max(deepest, (length + n - 1) // (PAGE_TOKENS * SEGMENT) + 1)
             start = stop
         self._rows[: len(rows)] = rows
         self._counts[:] = total, len(rows)
@@ -200,6 +203,18 @@ class CpuSession(Session):
             if not self._closed:
                 self._closed = True
                 self._team.close()
+
+
+def _check_weights(graph: Graph) -> None:
+    used = {weight.encoding for weight in graph.weights.values()}
+    missing = sorted(name for name in used if ENCODINGS[name].cpu is None)
+    if missing:
+        known = sorted(row.name for row in ENCODINGS.values() if row.cpu is not None)
+        raise DeviceError(
+            f"the CPU session has no kernels for {missing} weights, expected some of {known}",
+            code="device-weights",
+            hint="use --device reference, or convert the model with another --quant",
+        )
 
 
 def _compiled(names: list[str]) -> dict[str, int]:

@@ -16,16 +16,13 @@ from numpy.typing import NDArray
 
 from ..graph import Graph, Node
 from ..kernels.cpu import activation, append, attention, linear, linear_float, vm  # noqa: F401
-from ..kernels.cpu.pack import ENCODINGS, groups_of
+from ..kernels.cpu.layout import ACTS, TILE, TILE_TOKENS, TOKEN_BLOCK, blocks_of, groups_of
+from ..kernels.encodings import Cpu, on_cpu
 from ..kernels.ops import CATALOGUE
-from ..kernels.quant import blocks_of
 from .pages import page_bytes
 from .program import Layout, Memory, Operands, Step, float_bits, place, stride_of
 
-QUANTIZED = ("int8-g32", "int4-g32")
-OFFSETS = {"int8-g32": activation.INT8_OFFSET, "int4-g32": activation.INT4_OFFSET}
 ELEMENTS = {4: "f32", 2: "f16", 1: "int8"}  # bytes of a cached value -> its kernel's name
-SHORT = {"f32": "f32", "f16": "f16", "int8-g32": "int8", "int4-g32": "int4"}
 
 
 class Lowering:
@@ -50,7 +47,7 @@ class Lowering:
         self.quantized: dict[tuple[str, int], str] = {}
         self.ropes: dict[tuple[str, str, float, float], str] = {}
         self.skipped: set[str] = set()
-        self.scratch_bytes = 4096 + 2 * linear.TILE * 64
+        self.scratch_bytes = 4096 + 2 * TILE * 64
         self.partial_bytes = 0
         self._lower()
 
@@ -124,14 +121,14 @@ class Lowering:
         readers = self.consumers.get(name, [])
         return readers[0] if self.uses[name] == 1 and readers else None
 
-    def _encoding(self, node: Node) -> str:
-        return self.graph.weights[node.weights["weight"]].encoding
+    def _encoding(self, node: Node) -> Cpu:
+        return on_cpu(self.graph.weights[node.weights["weight"]].encoding)
 
     # --- rows of float32 --------------------------------------------------------------------
 
     def _embed(self, node: Node, attrs: Mapping[str, Any]) -> None:
         y, table = self._buffer(node.output), node.weights["weight"]
-        encoding, width = ENCODINGS[self._encoding(node)], self._width(y)
+        encoding, width = self._encoding(node).code, self._width(y)
         scale, stride = float_bits(attrs["scale"]), self.layout.strides[y]
         self._step(
             "embed", y, [],
@@ -141,7 +138,8 @@ class Lowering:
     def _rms_norm(self, node: Node, attrs: Mapping[str, Any]) -> None:
         readers = self.consumers.get(node.output, [])
         folds = readers and all(
-            reader.op == "linear" and self._encoding(reader) in QUANTIZED for reader in readers
+            reader.op == "linear" and self._encoding(reader).offset is not None
+            for reader in readers
         )
         if folds and self.uses[node.output] == len(readers):
             return  # `_activations` norms and quantizes in one go
@@ -153,7 +151,7 @@ class Lowering:
         )  # fmt: skip
 
     def _glu(self, node: Node, attrs: Mapping[str, Any]) -> None:
-        x, y, act = node.inputs[0], self._buffer(node.output), activation.ACTS[attrs["act"]]
+        x, y, act = node.inputs[0], self._buffer(node.output), ACTS[attrs["act"]]
         width, strides = self._width(y), self.layout.strides
         self._step(
             "glu", y, [x],
@@ -182,12 +180,12 @@ class Lowering:
 
     # --- products ---------------------------------------------------------------------------
 
-    def _activations(self, name: str, encoding: str) -> str:
+    def _activations(self, name: str, offset: int) -> str:
         """The int8 tiles of a value, made once for each correction offset."""
-        key = (name, OFFSETS[encoding])
+        key = (name, offset)
         if key in self.quantized:
             return self.quantized[key]
-        tiles = self.quantized[key] = f"{name}#{OFFSETS[encoding]}"
+        tiles = self.quantized[key] = f"{name}#{offset}"
         producer = self.producers.get(name)
         norm, eps, x = "", 0, name
         if producer is not None and producer.op == "rms_norm" and name not in self.layout.sizes:
@@ -195,13 +193,11 @@ class Lowering:
             eps = float_bits(CATALOGUE["rms_norm"].check_attrs(producer.attrs)["eps"])
         width = self._width(name)
         blocks = blocks_of(width)
-        private = -(-blocks * linear.TOKEN_BLOCK // 64) * 64
+        private = -(-blocks * TOKEN_BLOCK // 64) * 64
         self.layout.strides[tiles] = private
-        self.layout.sizes[tiles] = max(
-            self.max_rows * blocks * linear.TOKEN_BLOCK, self.threads * private
-        )
+        self.layout.sizes[tiles] = max(self.max_rows * blocks * TOKEN_BLOCK, self.threads * private)
         self.scratch_bytes = max(self.scratch_bytes, 256 + stride_of(width))
-        stride, offset = self.layout.strides[x], OFFSETS[encoding]
+        stride = self.layout.strides[x]
         self._step(
             "quantize", tiles, [x],
             lambda at: [
@@ -240,14 +236,14 @@ class Lowering:
         n, depth = self.graph.weights[weight].shape
         bias, x = node.weights.get("bias", ""), node.inputs[0]
         groups = groups_of(n // 2) if gated else groups_of(n)
-        if encoding in QUANTIZED:
-            x, depth = self._activations(x, encoding), blocks_of(depth)
+        if encoding.offset is not None:
+            x, depth = self._activations(x, encoding.offset), blocks_of(depth)
         if y != node.output:
             self.skipped.add(y)
         self._buffer(y)
-        strides, act = self.layout.strides, activation.ACTS[gated] if gated else 0
+        strides, act = self.layout.strides, ACTS[gated] if gated else 0
         self._step(
-            f"{'gated' if gated else 'linear'}_{SHORT[encoding]}",
+            f"{'gated' if gated else 'linear'}_{encoding.kernel}",
             y, [x, *filter(None, [residual])],
             lambda at: [
                 at[weight], groups, depth, at[x], strides[x], at[y], strides[y], at[bias],
@@ -291,7 +287,7 @@ class Lowering:
         heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
         window, cap = attrs["window"], float_bits(attrs["softcap"])
         k_page, v_page = page_bytes(self.graph.states[state], self.wide)
-        rows = attention.TILE_TOKENS * (heads // groups) + 3
+        rows = TILE_TOKENS * (heads // groups) + 3
         tile = rows * (64 + 4 * (-(-size // 16) * 16))
         self.scratch_bytes = max(self.scratch_bytes, 2048 + rows * size * 4 + 2 * tile)
         self.partial_bytes = max(self.partial_bytes, groups * tile)

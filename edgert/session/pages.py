@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from ..errors import RequestError, ResourceError
 from ..graph import Graph
 from ..graph import State as StateSpec
+from ..kernels.cpu.layout import PAGE
 from .base import State
 from .memory import reserve
 
-PAGE_TOKENS = 64
+PAGE_TOKENS = PAGE
 
 
 def page_bytes(spec: StateSpec, wide: int) -> tuple[int, int]:

@@ -27,9 +27,8 @@ from ..simd import (
     sub,
 )
 from .activation import norm_row
+from .layout import PAGE
 from .vm import kernel
-
-PAGE = 64  # tokens of one sequence in a page
 
 # Operands of `rope_table`: 3 positions (int32 [T]), 4 inv_freq, 5 inv_freq_long or 0, 6 half,
 # 7 long flags (int32 [T]), 8 out float32 [T][2][half] (cos, sin), 9 scale, 10 long scale.

@@ -32,13 +32,10 @@ from ..simd import (
     load_s8_f32,
     st_f32,
 )
-from .append import PAGE
 from .attention_tile import key_products, value_products
+from .layout import PAGE, SEGMENT, TILE_TOKENS
 from .softmax import clear, finish, merge, times, update, zero_scores
 from .vm import claim, kernel
-
-SEGMENT = 4  # pages
-TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 
 
 def _paged(load: Any, wide: int) -> Any:
@@ -116,15 +113,15 @@ def _segmented(page: Any, wide: int) -> Any:
         start = max(which * SEGMENT, max(0, oldest - window + 1) // PAGE if window > 0 else 0)
         for index in range(start, min((which + 1) * SEGMENT, newest // PAGE + 1)):
             entry = ld_i32(table + 4 * index)
-            k = k_pool + entry * k_page + g * 64 * size * wide
-            v = v_pool + entry * v_page + g * 64 * padded * wide
+            k = k_pool + entry * k_page + g * PAGE * size * wide
+            v = v_pool + entry * v_page + g * PAGE * padded * wide
             k_scales = k_pool + (entry + 1) * k_page - (groups - g) * PAGE * 4
             v_scales = v_pool + (entry + 1) * v_page - (groups - g) * PAGE * 4
             next_k, next_v = k, v
             if (index + 1) * PAGE <= newest:
                 entry = ld_i32(table + 4 * index + 4)
-                next_k = k_pool + entry * k_page + g * 64 * size * wide
-                next_v = v_pool + entry * v_page + g * 64 * padded * wide
+                next_k = k_pool + entry * k_page + g * PAGE * size * wide
+                next_v = v_pool + entry * v_page + g * PAGE * padded * wide
             for r0 in range(0, rows, 4):
                 page(
                     mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,
