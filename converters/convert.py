@@ -26,7 +26,7 @@ from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import BundleError, ConvertError, ResourceError
 from ..graph import Graph, Weight
-from ..kernels.encodings import ENCODINGS, EXACT, asked
+from ..kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked
 from ..storage.safetensors import aligned_order, nbytes_of
 from . import families
 from .families.config import refused
@@ -46,7 +46,7 @@ def convert(
     source: str | Path,
     out: str | os.PathLike[str],
     *,
-    quant: str = "int4-g32",
+    quant: str = DEFAULT,
     embed_quant: str | None = None,
     name: str | None = None,
     force: bool = False,
@@ -88,7 +88,7 @@ def encodings_asked(quant: str, embed_quant: str | None) -> tuple[str, str]:
             raise ConvertError(
                 f"quantization {name!r} is unknown, expected one of {sorted(known)}",
                 code="quant",
-                hint="int4-g32 is the default",
+                hint=f"{DEFAULT} is the default",
             )
     quant = known[quant]
     return quant, ENCODINGS[quant].ends or quant if embed_quant is None else known[embed_quant]

@@ -39,6 +39,7 @@ from .cpu import layout
 from .quant import F32, Blocks, Matrix, Quantized, Tensors
 
 Shape = tuple[int, ...]
+DEFAULT = "int4-g32"  # what a conversion stores, unless told
 EXACT = "f32"  # how everything is stored that is no matrix: norms, biases, rotary tables
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..kernels.encodings import asked
+from ..kernels.encodings import DEFAULT, asked
 from .settings import emit_json, json_option
 
 QUANTS = tuple(asked())
@@ -24,7 +24,7 @@ QUANTS = tuple(asked())
 )
 @click.option(
     "--quant",
-    default="int4-g32",
+    default=DEFAULT,
     show_default=True,
     type=click.Choice(QUANTS),
     help="How matrices are stored.",
