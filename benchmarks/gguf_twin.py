@@ -12,19 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgert.kernels.quant import Quantized, dequantize
+from edgert.kernels.encodings import dequantize, rows_of
+from edgert.kernels.quant import Quantized
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from edgert.graph import Graph
 from edgert.roles import vocab_size
-
-
-def rows_of(w: Any, index: Any) -> Any:
-    """Rows of a stored matrix, in the order of `index` (slice or int array)."""
-    if isinstance(w, Quantized):
-        q, scales = w.q[index], w.scales[index]
-        return Quantized(q, scales, (q.shape[0], w.shape[1]))
-    return w[index]
 
 
 def blocks(w: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
@@ -36,14 +29,16 @@ def blocks(w: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
     if w.shape[1] % 32:
         return dequantize(w), GGMLQuantizationType.F32
     scales = np.ascontiguousarray(w.scales).view(np.uint8).reshape(n, count, 2)
-    if w.bits == 8:
+    if w.encoding == "int8-g32":
         codes = (w.q ^ 0x80).astype(np.uint8)
         kind = GGMLQuantizationType.Q8_0
-    else:
+    elif w.encoding == "int4-g32":
         values = np.empty((n, count, 32), np.uint8)
         values[..., 0::2], values[..., 1::2] = w.q & 15, w.q >> 4
         codes = values[..., :16] | (values[..., 16:] << 4)
         kind = GGMLQuantizationType.Q4_0
+    else:
+        raise SystemExit(f"{w.encoding} has no lossless twin in GGUF")
     return np.concatenate([scales, codes], axis=-1).reshape(n, -1), kind
 
 

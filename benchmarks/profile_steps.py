@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 from edgert.kernels.cpu import vm
-from edgert.kernels.cpu.pack import group_bytes
+from edgert.kernels.cpu.layout import ROWS
+from edgert.kernels.encodings import ENCODINGS
 
 from edgert.bundle import Bundle
 from edgert.session import Feed, open_session
 from edgert.session.cpu import CpuSession
 
-ENCODING = {"int4": "int4-g32", "int8": "int8-g32", "f16": "f16", "f32": "f32"}
+FACES = {row.cpu.kernel: (row.cpu, row.group or 1) for row in ENCODINGS.values() if row.cpu}
 
 
 def profile(session: CpuSession, rows: int, depth: int, repeats: int) -> dict[str, list[float]]:
@@ -47,14 +48,14 @@ def profile(session: CpuSession, rows: int, depth: int, repeats: int) -> dict[st
             best[index] = min(best[index], time.perf_counter() - start)
     found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     for step, row, seconds in zip(steps, table, best, strict=True):
-        name, encoding = step.kernel, ENCODING.get(step.kernel.split("_")[-1])
+        name, face = step.kernel, FACES.get(step.kernel.split("_")[-1])
         count = rows if step.rows == "T" else 1
         size = work = 0.0
-        if encoding and step.kernel.split("_")[0] in ("linear", "gated"):
+        if face and step.kernel.split("_")[0] in ("linear", "gated"):
             groups = int(row[4]) * (2 if step.kernel.startswith("gated") else 1)
-            k = int(row[5]) * (32 if encoding.endswith("g32") else 1)
-            size, work = groups * group_bytes(encoding, k), 2.0 * groups * 16 * k * count
-            name += f" {groups * 16} x {k}"
+            k = int(row[5]) * face[1]
+            size, work = groups * face[0].group_bytes(k), 2.0 * groups * ROWS * k * count
+            name += f" {groups * ROWS} x {k}"
         for slot, value in enumerate((seconds, 1.0, size, work)):
             found[name][slot] += value
     state.close()

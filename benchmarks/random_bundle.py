@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from edgert.converters import families
 from edgert.converters.convert import GRAPH_FILE, WEIGHTS_FILE, encoded, encodings_asked
+from edgert.kernels.encodings import ENCODINGS
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import SHAPES, config_of, tokenizer_json
@@ -28,7 +29,6 @@ from edgert.storage.safetensors import TensorWriter, aligned_order
 
 LOGITS = 2.0  # deviation of the logits
 BLOCK = 4_000_037  # float values drawn; longer tensors repeat them
-SPREAD = {"int4-g32": 4.61, "int8-g32": 73.9}  # deviation of uniform codes
 
 
 def random_bundle(shape: str, out: Path, quant: str = "int4", *, seed: int = 0) -> Path:
@@ -74,12 +74,17 @@ def _values(
             continue
         kind = np.float16 if dtype == "F16" else np.float32
         if tensor.endswith(".scales"):
-            scales = deviation / SPREAD[weight.encoding] * rng.uniform(0.5, 1.5, size)
+            scales = deviation / _spread(weight.encoding) * rng.uniform(0.5, 1.5, size)
             yield tensor, scales.astype(kind)
             continue
         block = (deviation * rng.standard_normal(min(size, BLOCK), np.float32)).astype(kind)
         for start in range(0, size, len(block)):
             yield tensor, block[: size - start]
+
+
+def _spread(encoding: str) -> float:
+    """Deviation of uniform codes, in three digits: bundles made so have long been compared."""
+    return float(f"{((4 ** ENCODINGS[encoding].bits - 1) / 12) ** 0.5:.3g}")
 
 
 def main() -> None:

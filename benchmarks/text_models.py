@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from edgert.converters.convert import convert
-from edgert.kernels.quant import Quantized, dequantize
+from edgert.kernels.encodings import dequantize, rows_of
 from gguf import GGUFReader
 from gguf.quants import dequantize as gguf_dequantize
 
-from benchmarks.gguf_twin import rows_of, write_gguf
+from benchmarks.gguf_twin import write_gguf
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint
 from benchmarks.runners import Ids, Runner, SessionRunner
 from edgert.bundle import Bundle
@@ -105,8 +105,7 @@ def check_bits(bundle: Bundle, path: Path) -> int:
     for name, own in pairs.items():
         tensor, rows = stored[f"{name}.weight"], slice(0, SAMPLED_ROWS)
         theirs = gguf_dequantize(tensor.data[rows], tensor.tensor_type)
-        matrix = rows_of(weights[own], rows)
-        ours = dequantize(matrix) if isinstance(matrix, Quantized) else matrix.astype(np.float32)
+        ours = dequantize(rows_of(weights[own], rows))
         count = min(len(ours), len(theirs))  # gate: the first half of gate and up
         if not np.array_equal(ours[:count], theirs[:count]):
             raise SystemExit(

@@ -26,6 +26,7 @@ from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import BundleError, ConvertError, ResourceError
 from ..graph import Graph, Weight
+from ..kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked
 from ..roles import vocab_size
 from ..storage.safetensors import aligned_order, nbytes_of
 from . import families
@@ -38,14 +39,6 @@ from .sources.hf import HfSource
 from .sources.hf_text import Text, read_text
 from .stage import FULL, Stage, disk_full, key_of
 
-QUANTS = {
-    "f32": "f32",
-    "f16": "f16",
-    "int8": "int8-g32",
-    "int8-g32": "int8-g32",
-    "int4": "int4-g32",
-    "int4-g32": "int4-g32",
-}
 GRAPH_FILE, WEIGHTS_FILE = "model.graph.json", "weights.safetensors"
 SLACK = 1 << 20  # bytes of manifest, journal and folders
 
@@ -54,7 +47,7 @@ def convert(
     source: str | Path,
     out: str | os.PathLike[str],
     *,
-    quant: str = "int4-g32",
+    quant: str = DEFAULT,
     embed_quant: str | None = None,
     name: str | None = None,
     force: bool = False,
@@ -90,17 +83,16 @@ def convert(
 
 def encodings_asked(quant: str, embed_quant: str | None) -> tuple[str, str]:
     """Canonical encodings of matrices and of embedding and head."""
-    for asked in (quant, embed_quant):
-        if asked is not None and asked not in QUANTS:
+    known = asked()
+    for name in (quant, embed_quant):
+        if name is not None and name not in known:
             raise ConvertError(
-                f"quantization {asked!r} is unknown, expected one of {sorted(QUANTS)}",
+                f"quantization {name!r} is unknown, expected one of {sorted(known)}",
                 code="quant",
-                hint="int4-g32 is the default",
+                hint=f"{DEFAULT} is the default",
             )
-    quant = QUANTS[quant]
-    if embed_quant is not None:
-        return quant, QUANTS[embed_quant]
-    return quant, "int8-g32" if quant.startswith("int") else quant
+    quant = known[quant]
+    return quant, ENCODINGS[quant].ends or quant if embed_quant is None else known[embed_quant]
 
 
 @contextmanager
@@ -119,15 +111,14 @@ def _told(out: Path) -> Iterator[None]:
 
 
 def encoded(graph: Graph, quant: str, embed_quant: str) -> Graph:
-    """The graph with its matrices in the wanted encodings; vectors stay f32."""
+    """The graph with its weights as wanted, f32 where that encoding is not for their rank."""
     ends = {n.weights["weight"] for n in graph.nodes if n.op == "embed"}
     ends.add([n for n in graph.nodes if n.op == "linear"][-1].weights["weight"])
-    weights = {
-        name: Weight(
-            w.shape, (embed_quant if name in ends else quant) if len(w.shape) == 2 else "f32"
-        )
-        for name, w in graph.weights.items()
-    }
+    weights = {}
+    for name, w in graph.weights.items():
+        wanted = embed_quant if name in ends else quant
+        fits = len(w.shape) in ENCODINGS[wanted].ranks
+        weights[name] = Weight(w.shape, wanted if fits else EXACT)
     return graph.replace(weights=weights)
 
 

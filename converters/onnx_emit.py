@@ -20,6 +20,7 @@ from ..bundle.reader import Bundle
 from ..errors import ConvertError
 from ..graph import Graph, Node
 from ..kernels import onnx_tools as tools
+from ..kernels.encodings import ENCODINGS
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE, Shape
 from ..session.onnx_check import check_model
@@ -55,11 +56,26 @@ def emit(
 ) -> ModelProto:
     """The graph as an ONNX model whose weights are bytes of the file `location`.
 
-    tensors: header of that file. Raises ConvertError for an op that has no ONNX face.
+    tensors: header of that file. Raises ConvertError for an op or encoding without ONNX face.
     """
+    _check_encodings(graph)
     ctx = tools.EmitContext(place_in(tensors), location, variant.half, variant.standard)
     _Walk(graph, variant, ctx).run()
     return _model(graph, variant, ctx)
+
+
+def _check_encodings(graph: Graph) -> None:
+    rows = {name: ENCODINGS[weight.encoding] for name, weight in graph.weights.items()}
+    bad = {name: row.name for name, row in rows.items() if not row.plain and not row.onnx_bits}
+    if bad:
+        known = sorted(row.name for row in ENCODINGS.values() if row.plain or row.onnx_bits)
+        name, found = next(iter(bad.items()))
+        raise ConvertError(
+            f"{len(bad)} weights are in encodings without ONNX emission, the first {name!r} in "
+            f"{found}, expected some of {known}",
+            code="onnx-weights",
+            hint="convert the model with another --quant",
+        )
 
 
 class _Walk:

@@ -21,8 +21,9 @@ from torch import Tensor
 from ..errors import ConvertError
 from ..graph import Graph, Node
 from ..kernels.attention_lower import axes_of
+from ..kernels.encodings import dequantize
 from ..kernels.ops import CATALOGUE
-from ..kernels.quant import Matrix, dequantize
+from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
 

@@ -20,12 +20,13 @@ import msgspec
 
 from . import limits
 from .errors import BundleError
-from .kernels import states
-from .kernels.ops import CATALOGUE, MATRIX_ENCODINGS, OpError, Shape
+from .kernels import encodings, states
+from .kernels.ops import CATALOGUE, OpError, Shape
 from .kernels.states import BorrowedState, KVState, StateSpec
 
 Scalar = str | int | float | bool
 DTYPES = ("f32", "int32")
+RANKS = 4  # axes that a weight may have
 RESERVED = frozenset("#@$")  # sessions name their own memory with these
 
 
@@ -259,13 +260,12 @@ class _Checker:
 
     def weight(self, name: str, weight: Weight) -> None:
         dims = weight.shape
-        if not 1 <= len(dims) <= 4 or any(not 0 < n < limits.TENSOR_DIM for n in dims):
-            raise self.fail(f"weight {name!r} has shape {dims}, expected 1 to 4 positive sizes")
-        if weight.encoding not in MATRIX_ENCODINGS or (len(dims) != 2 and weight.encoding != "f32"):
+        if not 0 < len(dims) <= RANKS or any(not 0 < n < limits.TENSOR_DIM for n in dims):
             raise self.fail(
-                f"weight {name!r} of rank {len(dims)} has encoding {weight.encoding!r}, expected "
-                f"one of {MATRIX_ENCODINGS} for matrices, f32 for others"
+                f"weight {name!r} has shape {dims}, expected 1 to {RANKS} positive sizes"
             )
+        if fault := encodings.fault(weight.encoding, dims):
+            raise self.fail(f"weight {name!r} {fault}")
 
     def define(self, name: str, shape: Shape) -> None:
         if name in self.values:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .lowering import ENCODING_CODES, Builder, Lower, weight
+from .encodings import ENCODINGS, Encoding, dequantize, rows_of
+from .lowering import Builder, Lower, weight
 from .onnx_tools import FLOAT, FLOAT16, Body, Call, EmitContext, Signature, StoredWeight
 from .operands import operands
-from .ops import GROUP
-from .quant import F32, Quantized, dequantize
+from .quant import F32
 
 # given: rows that the caller brings instead of a token below 0, or 0 where there are none
 EMBED = operands(
@@ -24,12 +24,7 @@ def embed(
     inputs: Sequence[NDArray[np.int32]], weights: Mapping[str, Any], attrs: Mapping[str, Any]
 ) -> F32:
     """tokens int32 [T], weight [V, C] in any encoding -> float32 [T, C]."""
-    tokens, table = inputs[0], weights["weight"]
-    if isinstance(table, Quantized):
-        shape = (len(tokens), table.shape[1])
-        rows = dequantize(Quantized(table.q[tokens], table.scales[tokens], shape))
-    else:
-        rows = table[tokens].astype(np.float32)
+    rows = dequantize(rows_of(weights["weight"], inputs[0]))
     return rows * np.float32(attrs["scale"])
 
 
@@ -38,7 +33,7 @@ def lower_embed(b: Builder, node: Any) -> None:
     table, y = node.weights["weight"], b.floats(node.output)
     words = {
         "table": weight(node, "weight"), "width": b.width(y),
-        "encoding": ENCODING_CODES[b.encoding(table)],
+        "encoding": b.encoding(table).code,
         "tokens": node.inputs[0], "y": y, "y_stride": b.stride(y),
         "scale": b.attrs(node)["scale"], "given": "@embeddings", "given_stride": b.stride(y),
     }  # fmt: skip
@@ -49,9 +44,11 @@ LOWER: dict[str, Lower] = {"embed": lower_embed}
 REFERENCE = {"embed": embed}
 
 
-def _rows_body(bits: int) -> Callable[[Body], None]:
+def _rows_body(encoding: Encoding) -> Callable[[Body], None]:
     """Codes uint8 [.., KB, 32 or 16] and scales [.., KB, 1] -> float values [.., KB, 32]. Codes up
     to 255, their halves and their differences are exact in float16, too."""
+
+    bits, group = encoding.onnx_bits, encoding.group
 
     def define(body: Body) -> None:
         codes = body.op("Cast", ["q"], to=FLOAT16 if body.half else FLOAT)
@@ -62,7 +59,7 @@ def _rows_body(bits: int) -> Callable[[Body], None]:
             last = body.const([-1])
             pair = [body.op("Unsqueeze", [half, last]) for half in (low, high)]  # [.., 16, 1]
             codes = body.op("Concat", pair, axis=-1)  # [.., KB, 16, 2]
-            codes = body.op("Reshape", [codes, body.const([0, 0, -1, GROUP])])
+            codes = body.op("Reshape", [codes, body.const([0, 0, -1, group])])
         zero = body.activation(body.const(float(1 << (bits - 1))))
         body.op("Mul", [body.op("Sub", [codes, zero]), "scales"], "y")
 
@@ -75,7 +72,7 @@ def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str) -> str:
     Not com.microsoft's GatherBlockQuantized, though it reads the same bytes: how its CUDA kernel
     takes packed widths and the default zero point differs between versions of onnxruntime.
     """
-    bits = 4 if table.encoding == "int4-g32" else 8
+    encoding = ENCODINGS[table.encoding]
     # With float32 (CPU) mapped apart from a tied head: the session then packs and drops the head's
     # mapping, and of the table only the pages of rows in use stay resident. A GPU keeps one copy.
     role = "" if ctx.half else "rows"
@@ -84,7 +81,8 @@ def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str) -> str:
     have = ctx.place(f"{table.name}.scales").dtype
     rows = ctx.op("Unsqueeze", [ctx.cast(rows, have, ctx.float_type), ctx.ints(-1)])
     signature: Signature = (["q", "scales"], [])
-    return ctx.call(f"DequantizeInt{bits}", [codes, rows], None, _rows_body(bits), signature)
+    name = f"DequantizeInt{encoding.onnx_bits}"
+    return ctx.call(name, [codes, rows], None, _rows_body(encoding), signature)
 
 
 def emit_embed(ctx: EmitContext, call: Call) -> None:
@@ -92,13 +90,13 @@ def emit_embed(ctx: EmitContext, call: Call) -> None:
     DequantizeInt4 or DequantizeInt8."""
     table, tokens = call.weights["weight"], call.inputs[0]
     steps: list[tuple[str, list[str]]] = []
-    if table.encoding in ("f32", "f16"):
+    if ENCODINGS[table.encoding].plain:
         rows = ctx.op("Gather", [ctx.tensor(table.name), tokens])
         rows = ctx.cast(rows, ctx.place(table.name).dtype, ctx.float_type)
     else:
         rows = _gathered(ctx, table, tokens)
         steps.append(("Reshape", [ctx.ints(0, 0, -1)]))
-        if table.shape[1] % GROUP:
+        if table.shape[1] % ENCODINGS[table.encoding].group:
             ends = [ctx.ints(0), ctx.ints(table.shape[1]), ctx.ints(-1)]
             steps.append(("Slice", ends))
     if call.attrs["scale"] != 1.0:

@@ -1,7 +1,8 @@
 """linear: y[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n]).
 
-With f32 or f16 weights the product is a plain float one. With int8-g32 or int4-g32 weights the
-activations are quantized too, per token and block of 32 inputs (`quant.quantize_rows`), and
+With float weights (f32, f16) the product is a plain float one. With weights in blocks of codes
+(`Encoding.blocks`) the activations are quantized too, per token and block of 32 inputs
+(`quant.quantize_rows`), and
 
     y[t, n] = sum_b  xs[t, b] * ws[n, b] * sum_i xq[t, b, i] * wq[n, b, i]
 
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .cpu.layout import ACTS, INT4_OFFSET, INT8_OFFSET, ROWS, TILE, TOKEN_BLOCK
-from .lowering import QUANTIZED, SHORT, Builder, Lower, stride_of, weight
-from .onnx_tools import MICROSOFT, UINT4, Body, Call, EmitContext, StoredWeight
+from .cpu.layout import ACTS, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
+from .encodings import ENCODINGS, dequantize, encoding_of, tensors_of
+from .lowering import Builder, Lower, stride_of, weight
+from .onnx_tools import CODES, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
-from .ops import GROUP
-from .quant import F32, Matrix, Quantized, blocks_of, codes_of, quantize_rows
+from .quant import F32, Matrix, quantize_rows
 
 # Of the linear and gated kernels. groups: of 16 output rows, or pairs of such groups (gated).
 # depth: blocks of 32 inputs, or inputs (float weights). x_stride: bytes between float rows, or
@@ -40,10 +41,11 @@ QUANTIZE = operands(
 
 def product(x: F32, w: Matrix) -> F32:
     """float32 [T, K] times a stored matrix [N, K] -> float32 [T, N], by the formula above."""
-    if not isinstance(w, Quantized):
-        return x.astype(np.float32) @ w.astype(np.float32).T
+    blocks = encoding_of(w).blocks
+    if blocks is None:
+        return x.astype(np.float32) @ dequantize(w).T
     xq, xs = quantize_rows(x)  # [T, KB, 32], [T, KB]
-    wq, ws = codes_of(w), w.scales.astype(np.float32)  # [N, KB, 32], [N, KB]
+    wq, ws = blocks(tensors_of(w))  # [N, KB, 32], [N, KB]
     y = np.zeros((x.shape[0], w.shape[0]), np.float32)
     for b in range(xs.shape[1]):
         dots = xq[:, b].astype(np.float32) @ wq[:, b].astype(np.float32).T  # exact: < 2^24
@@ -55,9 +57,6 @@ def linear(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str
     """x float32 [T, K], weight [N, K] in any encoding, bias float32 [N] or absent -> [T, N]."""
     y = product(inputs[0], weights["weight"])
     return y + weights["bias"] if "bias" in weights else y
-
-
-_OFFSETS = {"int8-g32": INT8_OFFSET, "int4-g32": INT4_OFFSET}
 
 
 def lower_linear(b: Builder, node: Any) -> None:
@@ -86,10 +85,9 @@ def _gates(b: Builder, node: Any, reader: Any) -> bool:
     )
 
 
-def _activations(b: Builder, x: str, encoding: str) -> str:
+def _activations(b: Builder, x: str, offset: int) -> str:
     """The int8 tiles of a value, made once for each correction offset, normed on the way where an
     rms_norm was left out."""
-    offset = _OFFSETS[encoding]
     if have := b.made("tiles", (x, offset)):
         return have
     width, source, norm, eps = b.width(x), x, "", 0.0
@@ -115,8 +113,8 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
     matrix, x = node.weights["weight"], node.inputs[0]
     encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
     stride = 0
-    if encoding in QUANTIZED:
-        x, depth = _activations(b, x, encoding), blocks_of(depth)
+    if encoding.offset is not None:
+        x, depth = _activations(b, x, encoding.offset), blocks_of(depth)
         stride = -(-depth * TOKEN_BLOCK // 64) * 64
     else:
         stride = b.stride(x)
@@ -126,14 +124,14 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
     b.scratch(4096 + 2 * TILE * 64)
     words = {
         "weights": weight(node, "weight"), "depth": depth,
-        "groups": -(-(n // 2 if gated else n) // ROWS),
+        "groups": groups_of(n // 2 if gated else n),
         "x": x, "x_stride": stride, "y": y, "y_stride": b.stride(y),
         "bias": weight(node, "bias"), "residual": residual,
         "act": ACTS[gated] if gated else 0, "scratch": "@scratch",
         "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl",
     }  # fmt: skip
     b.step(
-        f"{'gated' if gated else 'linear'}_{SHORT[encoding]}", LINEAR, y,
+        f"{'gated' if gated else 'linear'}_{encoding.kernel}", LINEAR, y,
         [x, *filter(None, [residual])], words,
         in_place=residual if residual and b.is_last_use(residual, y) else "",
     )  # fmt: skip
@@ -151,7 +149,8 @@ def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late:
     inlined ones come last: so the head, the largest, is packed while nothing else is in memory.
     """
     inputs = [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")]
-    attrs = {"N": w.shape[0], "K": w.shape[1], "bits": _bits(w), "block_size": GROUP}
+    row = ENCODINGS[w.encoding]
+    attrs = {"N": w.shape[0], "K": w.shape[1], "bits": row.onnx_bits, "block_size": row.group}
     attrs["accuracy_level"] = 4
     if not late:
         return ctx.op("MatMulNBits", inputs, out, domain=MICROSOFT, **attrs)
@@ -163,20 +162,16 @@ def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late:
     return ctx.call(name, inputs, out, define, (["x", "q", "scales"], []))
 
 
-def _bits(w: StoredWeight) -> int:
-    return 4 if w.encoding == "int4-g32" else 8
-
-
 def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
     """DequantizeLinear by blocks over the same bytes, cut to [N, K]."""
-    n, k = w.shape
+    (n, k), row = w.shape, ENCODINGS[w.encoding]
     blocks = ctx.place(f"{w.name}.scales").dims[1]
-    dtype = UINT4 if _bits(w) == 4 else None
-    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * GROUP), dtype=dtype)
+    dtype = CODES[row.onnx_bits]
+    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * row.group), dtype=dtype)
     scales = ctx.floats(f"{w.name}.scales")
-    zero = ctx.zero_points(n, blocks, _bits(w))
-    wide = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=GROUP)
-    if k % GROUP:
+    zero = ctx.zero_points(n, blocks, row.onnx_bits)
+    wide = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=row.group)
+    if k % row.group:
         wide = ctx.op("Slice", [wide, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
     return wide
 
@@ -187,7 +182,7 @@ def emit_linear(ctx: EmitContext, call: Call) -> None:
     w, x = call.weights["weight"], call.inputs[0]
     biased = "bias" in call.weights
     out = None if biased else call.output
-    quantized = w.encoding not in ("f32", "f16")
+    quantized = not ENCODINGS[w.encoding].plain
     if quantized and not ctx.standard:
         y = _n_bits(ctx, x, w, out, late=not ctx.half and call.shapes[0][0] == "T")
     elif not ctx.standard:

@@ -12,9 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-QUANTIZED = ("int8-g32", "int4-g32")
-SHORT = {"f32": "f32", "f16": "f16", "int8-g32": "int8", "int4-g32": "int4"}
-ENCODING_CODES = {"f32": 0, "f16": 1, "int8-g32": 2, "int4-g32": 3}
+from .encodings import Cpu
 
 # An operand: a whole number, a float (its float32 bits), or the name of what has an address: a
 # value, a weight ($...), a buffer of lowering (#...), the session's memory (@...); "" is 0.
@@ -57,8 +55,8 @@ class Builder(Protocol):
     def attrs(self, node: NodeLike) -> dict[str, Any]:
         """Attributes with their defaults."""
 
-    def encoding(self, weight: str) -> str:
-        """How a weight is stored."""
+    def encoding(self, weight: str) -> Cpu:
+        """What kernels need to know of how a weight is stored."""
 
     def weight_shape(self, weight: str) -> tuple[int, ...]:
         """Logical shape of a weight."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .lowering import QUANTIZED, Builder, Lower, weight
+from .lowering import Builder, Lower, weight
 from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
 from .quant import F32
@@ -30,7 +30,9 @@ def rms_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[s
 def lower_rms_norm(b: Builder, node: Any) -> None:
     """rms_norm, unless every reader is a product that norms as it quantizes its input."""
     readers = b.readers(node.output)
-    inside = all(r.op == "linear" and b.encoding(r.weights["weight"]) in QUANTIZED for r in readers)
+    inside = all(
+        r.op == "linear" and b.encoding(r.weights["weight"]).offset is not None for r in readers
+    )
     if readers and inside and not b.is_output(node.output):
         return
     x, y = node.inputs[0], b.floats(node.output)

@@ -27,6 +27,7 @@ IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 EDGERT = "edgert"
 FLOAT, UINT8, INT32, INT64, FLOAT16, UINT4 = 1, 2, 6, 7, 10, 21
+CODES = {4: UINT4, 8: UINT8}  # dtype of quantized codes by their bits
 
 
 @dataclass(frozen=True)
@@ -213,15 +214,15 @@ class EmitContext(NodeList):
         return name
 
     def zero_points(self, n: int, blocks: int, bits: int) -> str:
-        """Constant zero points [N, KB] of a quantized matrix, one initializer a shape."""
+        """Constant zero points 2^(bits - 1), [N, KB], of a quantized matrix; one a shape."""
         from onnx import TensorProto
 
         name = f"zero.int{bits}.{n}x{blocks}"
         if name not in self.initializers:
-            size, byte = (-(-n * blocks // 2), 0x88) if bits == 4 else (n * blocks, 0x80)
-            proto = TensorProto(name=name, data_type=UINT4 if bits == 4 else UINT8)
+            byte = sum(1 << at + bits - 1 for at in range(0, 8, bits))
+            proto = TensorProto(name=name, data_type=CODES[bits])
             proto.dims.extend((n, blocks))
-            proto.raw_data = bytes([byte]) * size
+            proto.raw_data = bytes([byte]) * -(-n * blocks * bits // 8)
             self.initializers[name] = proto
         return name
 

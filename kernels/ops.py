@@ -23,8 +23,6 @@ Shape = tuple[Dim, ...]
 Attrs = Mapping[str, Any]
 Infer = Callable[[Sequence[Shape], Mapping[str, tuple[int, ...]], Attrs], Shape]
 
-GROUP = 32  # inputs that share one scale in int4-g32 and int8-g32
-MATRIX_ENCODINGS = ("f32", "f16", "int8-g32", "int4-g32")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
@@ -45,7 +43,8 @@ class Op:
     """One row of the catalogue.
 
     inputs: names of the values it reads, float32 but for those in `integer`, which are int32.
-    weights: slot name -> True when required. `matrix` names the slots that may be quantized.
+    weights: slot name -> True when required. `matrix` names the slots that may be in any encoding,
+    the others are f32.
     state_of: complete attributes -> the state that a node of this op owns, None for none. An op
     that `borrows` reads a state of that description which another node owns.
     infer: input shapes, weight shapes, attributes -> output shape; raises OpError.

@@ -1,4 +1,4 @@
-"""Quantization formats, in NumPy: what the bytes in `weights.safetensors` mean.
+"""Quantization, in NumPy: formulas of the stored formats that `encodings.py` lists.
 
 int4-g32 and int8-g32 are symmetric, one float16 scale for 32 consecutive inputs of one output row,
 stored as onnxruntime's MatMulNBits stores them:
@@ -9,39 +9,46 @@ stored as onnxruntime's MatMulNBits stores them:
 
 The scale follows the element of largest magnitude, sign included, so that it lands on the code with
 the widest reach (-8; the same choice as GGUF's Q4_0). int8 uses max|w| / 127 (as Q8_0).
+
+Stored tensors go by their part of the name: {"q": ..., "scales": ...}.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ops import GROUP
+from .cpu.layout import GROUP, INT4_OFFSET, INT8_OFFSET, blocks_of
 
 F32 = NDArray[np.float32]
+Tensors = Mapping[str, NDArray[Any]]
+Blocks = tuple[NDArray[np.int8], F32]  # codes [N, KB, 32] and their scales [N, KB]
 HALF_MAX = 65504.0
 
 
-class Quantized(NamedTuple):
-    """A quantized matrix: codes, scales and the logical shape (N, K)."""
+@dataclass(frozen=True)
+class Quantized:
+    """A weight whose encoding is more than a plain array: the encoding's name, the logical shape
+    and the stored tensors by their part of the name ("q", "scales", ...)."""
 
-    q: NDArray[np.uint8]
-    scales: NDArray[np.float16]
-    shape: tuple[int, int]
+    encoding: str
+    shape: tuple[int, ...]
+    tensors: Tensors
 
     @property
-    def bits(self) -> int:
-        return 4 if self.q.shape[-1] == GROUP // 2 else 8
+    def q(self) -> NDArray[np.uint8]:
+        return self.tensors["q"]
+
+    @property
+    def scales(self) -> NDArray[np.float16]:
+        return self.tensors["scales"]
 
 
 Matrix = NDArray[np.float32] | NDArray[np.float16] | Quantized
-
-
-def blocks_of(k: int) -> int:
-    """Number of 32-input blocks of a row of `k` inputs."""
-    return -(-k // GROUP)
 
 
 def grouped(w: F32) -> F32:
@@ -69,7 +76,7 @@ def _extremes(groups: F32) -> F32:
     return np.take_along_axis(groups, peak[..., None], axis=-1)[..., 0]
 
 
-def quantize_int4(w: F32) -> Quantized:
+def quantize_int4(w: F32) -> Tensors:
     """Round-to-nearest int4-g32 of a float32 [N, K] matrix. Raises ValueError on scale overflow."""
     groups = grouped(w)
     levels, scales = _scaled(groups, _extremes(groups) / -8.0)
@@ -78,39 +85,52 @@ def quantize_int4(w: F32) -> Quantized:
     np.clip(levels, 0, 15, out=levels)
     pairs = levels.astype(np.uint8).view("<u2")  # even input in the low byte
     pairs |= pairs >> 4
-    return Quantized(pairs.astype(np.uint8), scales, (w.shape[0], w.shape[1]))
+    return {"q": pairs.astype(np.uint8), "scales": scales}
 
 
-def quantize_int8(w: F32) -> Quantized:
+def quantize_int8(w: F32) -> Tensors:
     """Round-to-nearest int8-g32 of a float32 [N, K] matrix. Raises ValueError on scale overflow."""
     groups = grouped(w)
     levels, scales = _scaled(groups, np.abs(groups).max(axis=-1) / 127.0)
     np.rint(levels, out=levels)
     np.clip(levels, -127, 127, out=levels)
     levels += 128.0
-    return Quantized(levels.astype(np.uint8), scales, (w.shape[0], w.shape[1]))
+    return {"q": levels.astype(np.uint8), "scales": scales}
 
 
-def codes_of(w: Quantized) -> NDArray[np.int8]:
-    """Signed integer codes, int8 [N, KB, 32]."""
-    if w.bits == 8:
-        return (w.q.astype(np.int16) - 128).astype(np.int8)
-    out = np.empty((*w.q.shape[:2], GROUP), np.int8)
-    out[..., 0::2] = (w.q & 15).astype(np.int8) - 8
-    out[..., 1::2] = (w.q >> 4).astype(np.int8) - 8
-    return out
+def quantize_f16(w: F32) -> Tensors:
+    """A float32 array rounded to float16. Raises ValueError for values that it cannot hold."""
+    with np.errstate(over="ignore"):
+        half = w.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError(f"value {np.abs(w).max():g} does not fit float16 (max {HALF_MAX:g})")
+    return {"": half}
 
 
-def dequantize(w: Matrix) -> F32:
-    """Any stored matrix as float32 [N, K]."""
-    if not isinstance(w, Quantized):
-        return w.astype(np.float32)
-    n, k = w.shape
-    wide = codes_of(w).astype(np.float32) * w.scales.astype(np.float32)[..., None]
+def blocks_int4(tensors: Tensors) -> Blocks:
+    """Signed codes and scales of int4-g32."""
+    q = tensors["q"]
+    codes = np.empty((*q.shape[:2], GROUP), np.int8)
+    codes[..., 0::2] = (q & 15).astype(np.int8) - INT4_OFFSET
+    codes[..., 1::2] = (q >> 4).astype(np.int8) - INT4_OFFSET
+    return codes, tensors["scales"].astype(np.float32)
+
+
+def blocks_int8(tensors: Tensors) -> Blocks:
+    """Signed codes and scales of int8-g32."""
+    codes = (tensors["q"].astype(np.int16) - INT8_OFFSET).astype(np.int8)
+    return codes, tensors["scales"].astype(np.float32)
+
+
+def values_of(blocks: Blocks, shape: tuple[int, ...]) -> F32:
+    """Codes times scales as float32 [N, K]."""
+    codes, scales = blocks
+    n, k = shape
+    wide = codes.astype(np.float32) * scales[..., None]
     return np.ascontiguousarray(wide.reshape(n, -1)[:, :k])
 
 
-def quantize_rows(x: F32) -> tuple[NDArray[np.int8], F32]:
+def quantize_rows(x: F32) -> Blocks:
     """Activations of a quantized product: int8 codes [T, KB, 32] and scales float32 [T, KB].
 
     scale = max|x| / 127 of each block of 32, code = round-half-even(x / scale).

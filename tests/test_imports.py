@@ -160,6 +160,15 @@ def test_importing_edgert_imports_nothing_heavy() -> None:
     assert not loaded & heavy
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["kernels.encodings", "kernels.cpu.layout", "graph", "bundle.check", "bundle.describe"],
+)
+def test_formats_are_known_without_numba(name: str) -> None:
+    code = f"import sys, edgert.{name}; print(*sorted({{n.split('.')[0] for n in sys.modules}}))"
+    assert not set(fresh(code).split()) & {"numba", "llvmlite", "onnxruntime", "onnx", "torch"}
+
+
 def test_running_a_bundle_imports_no_training_library(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "tiny.edge")
     code = (

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgert.kernels.quant import Matrix, Quantized, quantize_int4, quantize_int8
+from edgert.kernels import encodings
+from edgert.kernels.quant import Matrix
 from edgert.kernels.states import KVState
 
 from edgert.bundle import FORMAT, BundleWriter, Golden, Manifest, Part, Provenance, TextSpec
@@ -130,26 +131,16 @@ def tiny_weights(graph: Graph, seed: int = 0) -> dict[str, Matrix]:
             out[name] = (1 + 0.1 * rng.standard_normal(weight.shape)).astype(np.float32)
         else:
             dense = rng.standard_normal(weight.shape) / np.sqrt(weight.shape[1])
-            out[name] = _stored(dense.astype(np.float32), weight.encoding)
+            out[name] = encodings.quantize(dense.astype(np.float32), weight.encoding)
     return out
-
-
-def _stored(dense: np.ndarray, encoding: str) -> Matrix:
-    if encoding == "int4-g32":
-        return quantize_int4(dense)
-    if encoding == "int8-g32":
-        return quantize_int8(dense)
-    return dense.astype(np.float16 if encoding == "f16" else np.float32)
 
 
 def tensors(weights: Mapping[str, Matrix]) -> dict[str, np.ndarray]:
     """Weights as the tensors of a weights file, by tensor name."""
     out: dict[str, np.ndarray] = {}
     for name, weight in weights.items():
-        if isinstance(weight, Quantized):
-            out |= {f"{name}.q": weight.q, f"{name}.scales": weight.scales}
-        else:
-            out[name] = weight
+        parts = encodings.tensors_of(weight)
+        out |= {f"{name}{t.suffix}": parts[t.key] for t in encodings.encoding_of(weight).tensors}
     return out
 
 

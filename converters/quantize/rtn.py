@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConvertError
-from ...kernels.quant import HALF_MAX, Quantized, dequantize, quantize_int4, quantize_int8
+from ...kernels.encodings import ENCODINGS, dequantize, quantize, tensors_of
+from ...kernels.quant import Matrix
 from ..families.recipe import F32, Recipe
 from ..sources.checkpoint import Tensor
 
@@ -125,21 +126,13 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def encode(rows: F32, encoding: str) -> Piece:
     """Rows in a stored encoding, with the error of exactly what is stored."""
-    if encoding == "f32":
-        return Piece({"": rows}, 0.0, _power(rows))
-    if encoding == "f16":
-        with np.errstate(over="ignore"):
-            half = rows.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise ValueError(
-                f"value {np.abs(rows).max():g} does not fit float16 (max {HALF_MAX:g})"
-            )
-        return Piece({"": half}, _power(half.astype(np.float32) - rows), _power(rows))
-    stored = quantize_int4(rows) if encoding == "int4-g32" else quantize_int8(rows)
-    return Piece({".q": stored.q, ".scales": stored.scales}, _lost(stored, rows), _power(rows))
+    stored = quantize(rows, encoding)
+    arrays = tensors_of(stored)
+    lost = 0.0 if stored is rows else _lost(stored, rows)
+    return Piece({t.suffix: arrays[t.key] for t in ENCODINGS[encoding].tensors}, lost, _power(rows))
 
 
-def _lost(stored: Quantized, rows: F32) -> float:
+def _lost(stored: Matrix, rows: F32) -> float:
     difference = dequantize(stored)
     difference -= rows
     return _power(difference)

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import BundleError
 from ..graph import Graph, Weight
-from ..kernels.ops import GROUP
-from ..kernels.quant import Matrix, Quantized, blocks_of
+from ..kernels.encodings import ENCODINGS
+from ..kernels.quant import Matrix
 from ..roles import STEPPED, role_faults, token_input
 from ..storage.safetensors import DTYPES, TensorFile
 from .manifest import TextSpec
 
 _AGAIN = "the bundle is damaged or was made by another edgert; convert the model again"
-_PLAIN = {"f32": "F32", "f16": "F16"}
-_CODE_BYTES = {"int8-g32": GROUP, "int4-g32": GROUP // 2}
 
 
 def check_part(role: str, graph: Graph, text: TextSpec | None, *, where: str) -> None:
@@ -47,14 +45,7 @@ def _fail(where: str, message: str, code: str = "graph-interface") -> NoReturn:
 
 def tensors_of(name: str, weight: Weight) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The tensors {name: (dtype, shape)} that store a declared weight."""
-    if weight.encoding in _PLAIN:
-        return {name: (_PLAIN[weight.encoding], weight.shape)}
-    n, k = weight.shape
-    blocks = blocks_of(k)
-    return {
-        f"{name}.q": ("U8", (n, blocks, _CODE_BYTES[weight.encoding])),
-        f"{name}.scales": ("F16", (n, blocks)),
-    }
+    return ENCODINGS[weight.encoding].specs(name, weight.shape)
 
 
 def check_weights(graphs: Iterable[Graph], file: TensorFile) -> None:
@@ -107,9 +98,7 @@ def load_weights(graph: Graph, file: TensorFile) -> dict[str, Matrix | NDArray[A
     """Graph-weight name -> view of the mapped file (ndarray or Quantized), after check_weights."""
     out: dict[str, Matrix | NDArray[Any]] = {}
     for name, weight in graph.weights.items():
-        if weight.encoding in _PLAIN:
-            out[name] = file[name]
-        else:
-            shape = (weight.shape[0], weight.shape[1])
-            out[name] = Quantized(file[f"{name}.q"], file[f"{name}.scales"], shape)
+        row = ENCODINGS[weight.encoding]
+        tensors = {t.key: file[f"{name}{t.suffix}"] for t in row.tensors}
+        out[name] = row.load(tensors, weight.shape)
     return out

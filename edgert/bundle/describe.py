@@ -11,8 +11,10 @@ import msgspec
 
 from ..errors import RequestError
 from ..graph import Graph, Weight
-from ..kernels.ops import GROUP
+from ..kernels.encodings import asked
 from ..roles import vocab_size
+from ..storage.safetensors import nbytes_of
+from .check import tensors_of
 
 RUNTIME_BYTES = 160_000_000  # interpreter, NumPy, Numba, kernels: measured on x86-64 Linux
 
@@ -77,7 +79,7 @@ def describe_bundle(path: Path) -> Description:
 
 def describe_checkpoint(source: str | PathLike[str]) -> Description:
     """A checkpoint in the Hugging Face layout, or its hub id; of weights, only headers are read."""
-    from ..converters.convert import QUANTS, encoded, encodings_asked
+    from ..converters.convert import encoded, encodings_asked
     from ..converters.families import build
     from ..converters.sources.hf import HfSource
 
@@ -92,7 +94,7 @@ def describe_checkpoint(source: str | PathLike[str]) -> Description:
         quant: sum(
             map(stored_bytes, encoded(graph, *encodings_asked(quant, None)).weights.values())
         )
-        for quant in sorted(set(QUANTS.values()))
+        for quant in sorted(set(asked().values()))
     }
     return _description("checkpoint", source, name, graph, encodings, converted=converted)
 
@@ -125,12 +127,7 @@ def _description(
 
 def stored_bytes(weight: Weight) -> int:
     """Bytes of a weight in `weights.safetensors`."""
-    count = math.prod(weight.shape)
-    if weight.encoding in ("f32", "f16"):
-        return count * (4 if weight.encoding == "f32" else 2)
-    rows, width = weight.shape
-    code = GROUP // 2 if weight.encoding == "int4-g32" else GROUP
-    return rows * -(-width // GROUP) * (code + 2)
+    return sum(nbytes_of(*spec) for spec in tensors_of("", weight).values())
 
 
 def parameters(graph: Graph) -> int:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from ..kernels.encodings import DEFAULT, asked
 from .settings import emit_json, json_option
 
-QUANTS = ("f32", "f16", "int8", "int8-g32", "int4", "int4-g32")
+QUANTS = tuple(asked())
 
 
 @click.command("convert")
@@ -23,7 +24,7 @@ QUANTS = ("f32", "f16", "int8", "int8-g32", "int4", "int4-g32")
 )
 @click.option(
     "--quant",
-    default="int4-g32",
+    default=DEFAULT,
     show_default=True,
     type=click.Choice(QUANTS),
     help="How matrices are stored.",

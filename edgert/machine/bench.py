@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from ..bundle.describe import stored_bytes
 from ..errors import RequestError
 from ..graph import Graph
+from ..kernels.cpu.layout import PAGE
 from ..kernels.states import BorrowedState, KVState
 from ..session.base import Feed, Session, State
 
 Ids = NDArray[np.int32]
-PAGE = 64  # tokens by which states grow
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from ..graph import Graph
 from ..kernels.cpu import kernels as _kernels  # noqa: F401  (each registers itself)
 from ..kernels.cpu import vm
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
+from ..kernels.encodings import ENCODINGS
 from ..notices import notice
 from ..process import give_back_code, give_back_heap
 from ..roles import row_input
@@ -56,6 +57,7 @@ class CpuSession(Session):
         twin_folders: Sequence[Path] = (),
         key: str = "",
     ) -> None:
+        _check_weights(graph)
         self.graph, self.max_rows = graph, max_rows
         self.threads = _thread_count(threads)
         self.context = context or graph.context
@@ -82,7 +84,7 @@ class CpuSession(Session):
     def _kv_bits(self, wanted: int) -> int:
         if wanted not in (0, 8, 16, 32):
             raise DeviceError(f"kv_bits is {wanted}, expected 8, 16 or 32", code="kv-bits")
-        exact = all(weight.encoding == "f32" for weight in self.graph.weights.values())
+        exact = all(ENCODINGS[w.encoding].bits == 32 for w in self.graph.weights.values())
         return wanted or (32 if exact else 16)
 
     # --- building ---------------------------------------------------------------------------
@@ -255,6 +257,18 @@ class CpuSession(Session):
                 program.close()
             self._programs = {}
             team.leave(self._team)
+
+
+def _check_weights(graph: Graph) -> None:
+    used = {weight.encoding for weight in graph.weights.values()}
+    missing = sorted(name for name in used if ENCODINGS[name].cpu is None)
+    if missing:
+        known = sorted(row.name for row in ENCODINGS.values() if row.cpu is not None)
+        raise DeviceError(
+            f"the CPU session has no kernels for {missing} weights, expected some of {known}",
+            code="device-weights",
+            hint="use --device reference, or convert the model with another --quant",
+        )
 
 
 def _compiled(names: list[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Graph, Node
+from ..kernels.encodings import Cpu, on_cpu
 from ..kernels.lowering import Pages, Word, stride_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.states import BorrowedState, KVState
@@ -85,8 +86,8 @@ class Lowering:
     def attrs(self, node: Any) -> dict[str, Any]:
         return CATALOGUE[node.op].check_attrs(node.attrs)
 
-    def encoding(self, weight: str) -> str:
-        return self.graph.weights[weight].encoding
+    def encoding(self, weight: str) -> Cpu:
+        return on_cpu(self.graph.weights[weight].encoding)
 
     def weight_shape(self, weight: str) -> tuple[int, ...]:
         return self.graph.weights[weight].shape

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, DeviceError, RequestError
 from ..graph import Graph
+from ..kernels.encodings import ENCODINGS
 from .base import Feed, Session
 from .onnx_check import check_model
 from .onnx_io import PLAIN, Variant, attentions, interface, rope_tables, ropes
@@ -329,7 +330,8 @@ def emitted(bundle: Bundle, part: str = "model") -> list[Variant]:
 def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
     """QNN leaves DequantizeLinear by blocks to the CPU, and what its simulator then computes from
     the codes is wrong: refused even where nodes on the CPU are allowed."""
-    found = {weight.encoding for weight in bundle.graph(part).weights.values()} - {"f32", "f16"}
+    used = {weight.encoding for weight in bundle.graph(part).weights.values()}
+    found = {name for name in used if not ENCODINGS[name].plain}
     if provider.float_weights and found:
         raise DeviceError(
             f"{provider.name} has no kernel for the {sorted(found)} weights of {bundle.path}, "

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Graph
-from ..kernels.cpu import pack
+from ..kernels.cpu import layout, pack
+from ..kernels.encodings import packed_bytes
 from ..kernels.quant import Matrix
 
 ALIGN = 4096
@@ -47,7 +48,7 @@ def plan(graph: Graph, paired: frozenset[str]) -> tuple[dict[str, Slot], int]:
     for name in _in_order(graph):
         weight = graph.weights[name]
         both = name in paired
-        size = pack.packed_bytes(weight.encoding, *weight.shape, paired=both)
+        size = packed_bytes(weight.encoding, *weight.shape, paired=both)
         slots[name] = Slot(offset, size, both)
         offset += -(-size // 64) * 64
     return slots, offset + TAIL
@@ -105,7 +106,7 @@ def mapped(
     """The twin of the bundle `key` from the first folder that has it, else written to the first
     folder that can be written, else in memory."""
     slots, size = plan(graph, paired)
-    name = f"{key[:24]}-{pack.LAYOUT}-{_shape_key(graph, paired)}.packed"
+    name = f"{key[:24]}-{layout.LAYOUT}-{_shape_key(graph, paired)}.packed"
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):
             return Twin(_map(folder / name, size), slots)

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
 from ..graph import Graph
+from ..kernels.cpu.layout import PAGE
 from ..kernels.states import KVState
 from .base import State
 from .memory import reserve
 
-PAGE_TOKENS = 64
+PAGE_TOKENS = PAGE
 
 
 def page_bytes(spec: KVState, wide: int) -> tuple[int, int]:

@@ -1,1 +1,2 @@
-"""Numba kernels of the CPU executor. Importing this package's modules imports numba."""
+"""Numba kernels of the CPU executor. Importing this package's modules imports numba, but for
+`layout`."""

@@ -38,7 +38,22 @@ from ..simd import (
     vabs,
     vmax,
 )
-from .layout import GELU, SILU, TILE
+from .layout import (
+    CODE_F16,
+    CODE_F32,
+    CODE_INT8,
+    GELU,
+    GROUP,
+    INT4_BYTES,
+    INT4_OFFSET,
+    INT8_BYTES,
+    INT8_OFFSET,
+    ROWS,
+    SCALE_BYTES,
+    SILU,
+    TILE,
+    TOKEN_BLOCK,
+)
 from .vm import kernel
 
 
@@ -144,7 +159,7 @@ def quantize(ins: int, thread: int, threads: int) -> None:
             norm_row(source, weight, scratch + 128, width, eps)
             source = scratch + 128
         t0 = row - row % TILE
-        tile = tiles + t0 * blocks * 40
+        tile = tiles + t0 * blocks * TOKEN_BLOCK
         quantize_row(source, width, tile, row - t0, min(TILE, n - t0), blocks, offset, scratch)
 
 
@@ -240,20 +255,21 @@ def select(ins: int, thread: int, threads: int) -> None:
 @njit(error_model="numpy")
 def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
     """Element k of a packed table row (layouts in `linear.py`)."""
-    group, lane = row // 16, row % 16
-    if encoding == 0:
-        return ld_f32(table + ((group * width + k) * 16 + lane) * 4)
-    if encoding == 1:
-        return simd.ld_f16(table + ((group * width + k) * 16 + lane) * 2)
-    blocks = (width + 31) // 32
-    b, i = k // 32, k % 32
-    if encoding == 2:
-        at = table + (group * blocks + b) * 544
-        code = (simd.ld_i8(at + 32 + (i // 4) * 64 + 4 * lane + i % 4) & 255) - 128
+    group, lane = row // ROWS, row % ROWS
+    if encoding == CODE_F32:
+        return ld_f32(table + ((group * width + k) * ROWS + lane) * 4)
+    if encoding == CODE_F16:
+        return simd.ld_f16(table + ((group * width + k) * ROWS + lane) * 2)
+    blocks = (width + GROUP - 1) // GROUP
+    b, i = k // GROUP, k % GROUP
+    if encoding == CODE_INT8:
+        at = table + (group * blocks + b) * INT8_BYTES
+        byte = simd.ld_i8(at + SCALE_BYTES + (i // 4) * 64 + 4 * lane + i % 4) & 255
+        code = byte - INT8_OFFSET
     else:
-        at = table + (group * blocks + b) * 288
-        byte = simd.ld_i8(at + 32 + (i // 8) * 64 + 4 * lane + i % 4) & 255
-        code = (byte >> 4 if i % 8 >= 4 else byte & 15) - 8
+        at = table + (group * blocks + b) * INT4_BYTES
+        byte = simd.ld_i8(at + SCALE_BYTES + (i // 8) * 64 + 4 * lane + i % 4) & 255
+        code = (byte >> 4 if i % 8 >= 4 else byte & 15) - INT4_OFFSET
     return f32(f32(code) * simd.ld_f16(at + 2 * lane))
 
 

@@ -127,15 +127,15 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
         start = max(which * SEGMENT, max(0, oldest - window + 1) // PAGE if window > 0 else 0)
         for index in range(start, min((which + 1) * SEGMENT, newest // PAGE + 1)):
             entry = ld_i32(table + 4 * index)
-            k = k_pool + entry * k_page + g * 64 * size * element
-            v = v_pool + entry * v_page + g * 64 * padded * element
+            k = k_pool + entry * k_page + g * PAGE * size * element
+            v = v_pool + entry * v_page + g * PAGE * padded * element
             k_scales = k_pool + (entry + 1) * k_page - (groups - g) * PAGE * 4
             v_scales = v_pool + (entry + 1) * v_page - (groups - g) * PAGE * 4
             next_k, next_v = k, v
             if (index + 1) * PAGE <= newest:
                 entry = ld_i32(table + 4 * index + 4)
-                next_k = k_pool + entry * k_page + g * 64 * size * element
-                next_v = v_pool + entry * v_page + g * 64 * padded * element
+                next_k = k_pool + entry * k_page + g * PAGE * size * element
+                next_v = v_pool + entry * v_page + g * PAGE * padded * element
             for r0 in range(0, rows, 4):
                 page(
                     mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,

@@ -1,6 +1,30 @@
-"""Sizes and codes that kernels, packing and sessions share. Nothing here needs Numba."""
+"""Sizes and codes of the CPU kernels' memory layouts. Imports nothing, so that who only plans or
+counts bytes needs no Numba.
+
+What the bytes mean stands beside the kernels: weights and activation tiles in `linear.py`, pages in
+`attention.py`.
+"""
 
 from __future__ import annotations
+
+# Weights ("r16s"): 16 output rows interleaved, in blocks of 32 inputs behind their scales.
+LAYOUT = "r16s-2"  # the last number also counts orders of matrices
+ROWS = 16  # output rows of a group, the lanes of a vector
+GROUP = 32  # inputs of a block: those that share a scale in int4-g32 and int8-g32
+SCALE_BYTES = 2 * ROWS  # float16 scales of a block
+INT4_BYTES = SCALE_BYTES + ROWS * GROUP // 2  # a packed block
+INT8_BYTES = SCALE_BYTES + ROWS * GROUP
+CODE_F32, CODE_F16, CODE_INT8, CODE_INT4 = range(4)  # what the `embed` kernel calls them
+
+# Activations of quantized products.
+TILE = 32  # tokens that share one unpacking of a weight block
+TOKEN_BLOCK = GROUP + 4 + 4  # bytes of one token's block in a tile: codes, scale, correction
+INT4_OFFSET, INT8_OFFSET = 8, 128  # what stored codes have over their value
+
+# Keys and values.
+PAGE = 64  # tokens of one sequence in a page
+SEGMENT = 4  # pages whose softmax is one partial result
+TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 
 # Control block of a program: int64 words, each on a cache line of its own.
 CTRL_WORK = 0  # next chunk of the running instruction
@@ -20,15 +44,15 @@ BOX_CTRL = 32  # its control block
 BOX_THREAD, BOX_THREADS = 40, 48  # the worker's number in the step, and of how many
 BOX_BYTES = 64
 
-PAGE = 64  # tokens of one sequence in a page of keys or values
-SEGMENT = 4  # pages whose online softmax is one partial result
-TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
-
-TILE = 32  # tokens that share one unpacking of a weight block
-TOKEN_BLOCK = 32 + 4 + 4  # bytes of one token's block of 32 activations: codes, scale, correction
-ROWS = 16  # output rows of a matrix that are interleaved
-
-INT4_OFFSET, INT8_OFFSET = 8, 128  # what is added to a weight's code to store it
-
-SILU, GELU, GELU_TANH = 0, 1, 2
+SILU, GELU, GELU_TANH = range(3)
 ACTS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
+
+
+def groups_of(n: int) -> int:
+    """Groups of 16 rows that hold n rows."""
+    return -(-n // ROWS)
+
+
+def blocks_of(k: int) -> int:
+    """Blocks of 32 inputs that hold a row of k inputs."""
+    return -(-k // GROUP)

@@ -56,13 +56,11 @@ from ..simd import (
 )
 from ..simd_pairs import PAIRED, pair_bytes, pair_nibbles
 from .activation import gate
-from .layout import TILE, TOKEN_BLOCK
+from .layout import INT4_BYTES, INT8_BYTES, TILE, TOKEN_BLOCK
 from .linear_pairs import paired_tile
 from .vm import claim, kernel
 
 GRAIN = 8  # chunks a thread
-INT4_BYTES = 32 + 256
-INT8_BYTES = 32 + 512
 FEW = 8  # rows of a step that waits for memory more than it computes
 AHEAD = 4096  # bytes between a decode kernel and what it asks for: 7 % over the hardware alone
 

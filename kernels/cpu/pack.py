@@ -13,30 +13,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ..quant import Matrix, Quantized, blocks_of
-from .linear import INT4_BYTES, INT8_BYTES
-
-LAYOUT = "r16s-2"  # the last number also counts orders of matrices
-ROWS = 16
-ENCODINGS = {"f32": 0, "f16": 1, "int8-g32": 2, "int4-g32": 3}
-
-
-def groups_of(n: int) -> int:
-    """Groups of 16 rows that hold n rows."""
-    return -(-n // ROWS)
-
-
-def group_bytes(encoding: str, k: int) -> int:
-    """Bytes of 16 packed rows of k inputs."""
-    if encoding in ("f32", "f16"):
-        return ROWS * k * (4 if encoding == "f32" else 2)
-    return blocks_of(k) * (INT4_BYTES if encoding == "int4-g32" else INT8_BYTES)
-
-
-def packed_bytes(encoding: str, n: int, k: int, *, paired: bool = False) -> int:
-    """Bytes of a packed [n, k] matrix; paired: gate and up halves padded apart."""
-    groups = 2 * groups_of(n // 2) if paired else groups_of(n)
-    return groups * group_bytes(encoding, k)
+from ..encodings import encoding_of, on_cpu, packed_bytes, rows_of
+from ..quant import Matrix, Quantized
+from .layout import GROUP, INT4_BYTES, INT8_BYTES, ROWS, SCALE_BYTES, groups_of
 
 
 @njit(nogil=True, error_model="numpy")
@@ -44,9 +23,9 @@ def _scatter4(q: Any, scales: Any, out: Any, first: int, every: int) -> None:
     """Nibbles [n, KB, 16] and scale bytes [n, KB, 2] into groups first, first + every, ..."""
     n, blocks = q.shape[0], q.shape[1]
     for row in range(n):
-        group, lane = first + (row // 16) * every, row % 16
+        group, lane = first + (row // ROWS) * every, row % ROWS
         for b in range(blocks):
-            at = (group * blocks + b) * 288
+            at = (group * blocks + b) * INT4_BYTES
             out[at + 2 * lane] = scales[row, b, 0]
             out[at + 2 * lane + 1] = scales[row, b, 1]
             for j in range(4):
@@ -55,7 +34,7 @@ def _scatter4(q: Any, scales: Any, out: Any, first: int, every: int) -> None:
                     high = q[row, b, 4 * j + 2 + t // 2]
                     shift = np.uint8(4 * (t % 2))
                     byte = ((low >> shift) & 15) | (((high >> shift) & 15) << 4)
-                    out[at + 32 + 64 * j + 4 * lane + t] = byte
+                    out[at + SCALE_BYTES + 64 * j + 4 * lane + t] = byte
 
 
 @njit(nogil=True, error_model="numpy")
@@ -63,18 +42,21 @@ def _scatter8(q: Any, scales: Any, out: Any, first: int, every: int) -> None:
     """Bytes [n, KB, 32] and scale bytes [n, KB, 2] into groups first, first + every, ..."""
     n, blocks = q.shape[0], q.shape[1]
     for row in range(n):
-        group, lane = first + (row // 16) * every, row % 16
+        group, lane = first + (row // ROWS) * every, row % ROWS
         for b in range(blocks):
-            at = (group * blocks + b) * 544
+            at = (group * blocks + b) * INT8_BYTES
             out[at + 2 * lane] = scales[row, b, 0]
             out[at + 2 * lane + 1] = scales[row, b, 1]
-            for i in range(32):
-                out[at + 32 + (i // 4) * 64 + 4 * lane + i % 4] = q[row, b, i]
+            for i in range(GROUP):
+                out[at + SCALE_BYTES + (i // 4) * 64 + 4 * lane + i % 4] = q[row, b, i]
+
+
+SCATTER = {"int4": _scatter4, "int8": _scatter8}  # by the name of the kernels that read it
 
 
 def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> None:
     if isinstance(w, Quantized):
-        scatter = _scatter4 if w.bits == 4 else _scatter8
+        scatter = SCATTER[on_cpu(w.encoding).kernel]
         scales = np.ascontiguousarray(w.scales).view(np.uint8).reshape(*w.scales.shape, 2)
         scatter(np.ascontiguousarray(w.q), scales, out, first, every)
         return
@@ -94,25 +76,12 @@ def _blank(out: NDArray[np.uint8], w: Matrix) -> None:
 def pack(w: Matrix, *, paired: bool = False) -> NDArray[np.uint8]:
     """A stored matrix [N, K] as its packed bytes (uint8). Padded rows have scale zero."""
     n, k = w.shape
-    encoding = encoding_of(w)
-    out = np.empty(packed_bytes(encoding, n, k, paired=paired), np.uint8)
+    out = np.empty(packed_bytes(encoding_of(w).name, n, k, paired=paired), np.uint8)
     _blank(out, w)
     if not paired:
         _pack_half(w, out, 0, 1)
         return out
     half = n // 2
     for index in range(2):
-        rows = slice(index * half, (index + 1) * half)
-        if isinstance(w, Quantized):
-            part: Matrix = Quantized(w.q[rows], w.scales[rows], (half, k))
-        else:
-            part = w[rows]
-        _pack_half(part, out, index, 2)
+        _pack_half(rows_of(w, slice(index * half, (index + 1) * half)), out, index, 2)
     return out
-
-
-def encoding_of(w: Matrix) -> str:
-    """The encoding's name in a graph."""
-    if isinstance(w, Quantized):
-        return "int4-g32" if w.bits == 4 else "int8-g32"
-    return "f16" if w.dtype == np.float16 else "f32"

@@ -44,6 +44,7 @@ def test_round_trip(quant: str, ff: int, tmp_path: Path) -> None:
             if isinstance(expected, Quantized):
                 assert isinstance(got, Quantized)
                 assert got.shape == expected.shape
+                assert got.encoding == expected.encoding
                 assert np.array_equal(got.q, expected.q)
                 assert np.array_equal(got.scales, expected.scales)
             else:

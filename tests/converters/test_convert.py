@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from edgert.converters import convert as module
 from edgert.converters.convert import convert
-from edgert.kernels.quant import dequantize
+from edgert.kernels.encodings import dequantize
 
 from benchmarks import make_checkpoint as maker
 from edgert.bundle import Bundle, BundleWriter
@@ -355,18 +355,18 @@ def test_summary_says_what_a_person_asks(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_round_to_nearest_is_the_formula() -> None:
-    from edgert.kernels.quant import quantize_int4, quantize_int8
+    from edgert.kernels.encodings import quantize
 
     rng = np.random.default_rng(0)
     w = rng.standard_normal((9, 64)).astype(np.float32)
     w[0, :32], w[1, :4] = 0, [1.0, -1.0, 0.5, 1.0]
     groups = w.reshape(9, 2, 32)
     peak = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)
-    for quantize, scale, low, high in (
-        (quantize_int4, peak / -8.0, -8, 7),
-        (quantize_int8, np.abs(peak) / 127.0, -127, 127),
+    for encoding, scale, low, high in (
+        ("int4-g32", peak / -8.0, -8, 7),
+        ("int8-g32", np.abs(peak) / 127.0, -127, 127),
     ):
         half = scale.astype(np.float16).astype(np.float32)
         safe = np.where(half == 0, 1, half)
         expected = np.clip(np.rint(groups * (np.float32(1) / safe)), low, high) * half
-        assert np.array_equal(dequantize(quantize(w)), expected.reshape(9, 64))
+        assert np.array_equal(dequantize(quantize(w, encoding)), expected.reshape(9, 64))

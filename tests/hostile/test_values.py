@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgert.kernels.quant import Quantized, dequantize, quantize_int4, quantize_int8
+from edgert.kernels.encodings import dequantize, quantize
+from edgert.kernels.quant import Quantized
 
 from edgert.bundle import Bundle
 from edgert.evaluation.verify import ValueCounts, count_values, verify_bundle
@@ -105,12 +106,13 @@ def test_h06_a_zero_group_gives_zeros(tmp_path: Path) -> None:
     assert logits.tolist() == [[0.0] * 260]
 
 
-@pytest.mark.parametrize("quantize", [quantize_int4, quantize_int8])
-def test_h06_zero_groups_quantize_to_zeros(quantize: Callable[..., Quantized]) -> None:
+@pytest.mark.parametrize("encoding", ["int4-g32", "int8-g32"])
+def test_h06_zero_groups_quantize_to_zeros(encoding: str) -> None:
     dense = np.zeros((3, 70), np.float32)
     dense[1, :32] = 1e-9  # a scale that no float16 holds
     dense[2, 69] = 1.0
-    stored = quantize(dense)
+    stored = quantize(dense, encoding)
+    assert isinstance(stored, Quantized)
     back = dequantize(stored)
     assert np.isfinite(stored.scales).all()
     assert not back[:2].any()

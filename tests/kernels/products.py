@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgert.kernels.cpu.layout import blocks_of
 from edgert.kernels.elementwise import glu
+from edgert.kernels.encodings import encoding_of
 from edgert.kernels.linear import product
-from edgert.kernels.quant import Matrix, Quantized, blocks_of
+from edgert.kernels.quant import Matrix, Quantized
 from numpy.typing import NDArray
 
 from edgert.graph import Graph, Node, Value, Weight
@@ -40,7 +42,8 @@ def random_weight(bits: int, n: int, k: int, scales: str = "mixed", seed: int = 
         "wide": sign * 65504.0,
         "mixed": sign * np.where(rng.random(size.shape) < 0.2, tiny, size),
     }
-    return Quantized(q, kinds[scales].astype(np.float16), (n, k))
+    tensors = {"q": q, "scales": kinds[scales].astype(np.float16)}
+    return Quantized(ENCODINGS[bits], (n, k), tensors)
 
 
 def exact_table(k: int, seed: int = 0) -> F32:
@@ -66,9 +69,8 @@ def product_graph(
     table: F32, weight: Matrix, *, act: str = "", bias: F32 | None = None
 ) -> tuple[Graph, dict[str, Any]]:
     """The graph and its weights."""
-    encoding = ENCODINGS[weight.bits] if isinstance(weight, Quantized) else "f32"
     weights: dict[str, Weight] = {
-        "table": Weight(tuple(table.shape)), "w": Weight(weight.shape, encoding)
+        "table": Weight(tuple(table.shape)), "w": Weight(weight.shape, encoding_of(weight).name)
     }  # fmt: skip
     stored: dict[str, Any] = {"table": table, "w": weight}
     slots = {"weight": "w"}

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from edgert.converters.torch_graph import TorchGraph
-from edgert.kernels.ops import ACTIVATIONS, CATALOGUE, MATRIX_ENCODINGS
-from edgert.kernels.quant import Matrix, quantize_int4, quantize_int8
+from edgert.kernels.encodings import ENCODINGS, quantize
+from edgert.kernels.ops import ACTIVATIONS, CATALOGUE
+from edgert.kernels.quant import Matrix
 from edgert.kernels.states import BorrowedState
 from numpy.typing import NDArray
 
@@ -55,7 +56,7 @@ class Case:
 
     @property
     def quantized(self) -> bool:
-        return self.op == "linear" and self.weights["weight"][1] not in ("f32", "f16")
+        return self.op == "linear" and not ENCODINGS[self.weights["weight"][1]].plain
 
 
 def _linear(encoding: str, n: int, k: int, rows: int, *, bias: bool = False) -> Case:
@@ -91,7 +92,7 @@ SIZES = (1, 63, 500, 1000)
 CASES: dict[str, list[Case]] = {
     "embed": [
         Case("embed", c, 63, {"weight": ((90, c), e)}, {"scale": scale}, label=e)
-        for e in MATRIX_ENCODINGS
+        for e in ENCODINGS
         for c, scale in ((64, 1.0), (63, 1.0), (500, 22.4))
     ],
     "rms_norm": [
@@ -100,10 +101,10 @@ CASES: dict[str, list[Case]] = {
     ],
     "linear": [
         _linear(encoding, *sizes)
-        for encoding in MATRIX_ENCODINGS
+        for encoding in ENCODINGS
         for sizes in ((63, 1, 5), (500, 63, 63), (1000, 500, 1), (63, 1000, 500))
     ]
-    + [_linear(encoding, 96, 64, 7, bias=True) for encoding in MATRIX_ENCODINGS],
+    + [_linear(encoding, 96, 64, 7, bias=True) for encoding in ENCODINGS],
     "attention": [
         _attention(4, 2, 16, 8, 63, "plain"),
         _attention(3, 3, 64, 32, 500, "heads-alike"),
@@ -154,12 +155,7 @@ def _stored(rng: np.random.Generator, shape: tuple[int, ...], encoding: str, slo
     dense = (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
     if len(shape) == 1:
         return 1 + dense
-    quantizers: dict[str, Callable[[F32], Matrix]] = {
-        "int4-g32": quantize_int4,
-        "int8-g32": quantize_int8,
-        "f16": lambda w: w.astype(np.float16),
-    }
-    return quantizers.get(encoding, lambda w: w)(dense)
+    return quantize(dense, encoding)
 
 
 def build(case: Case) -> tuple[Graph, dict[str, Matrix]]:
@@ -319,7 +315,7 @@ def test_every_op_has_cases_and_faces() -> None:
         assert callable(op.reference)
         assert callable(op.onnx), op.name
         encodings = {c.weights[slot][1] for c in CASES[op.name] for slot in op.matrix}
-        assert not op.matrix or encodings == set(MATRIX_ENCODINGS)
+        assert not op.matrix or encodings == set(ENCODINGS)
     assert {case.rows for case in ALL} >= set(SIZES)
     assert {case.width for case in ALL} >= set(SIZES)
 

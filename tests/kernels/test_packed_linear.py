@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgert.kernels import encodings
 from edgert.kernels.cpu import pack
-from edgert.kernels.quant import Matrix, dequantize, quantize_int4, quantize_int8
+from edgert.kernels.encodings import dequantize
+from edgert.kernels.quant import Matrix, Quantized
 from numpy.typing import NDArray
 
 from ..closeness import assert_close
@@ -99,7 +101,8 @@ def test_activations_that_have_to_be_rounded(bits: int, kernel_folder: Path) -> 
 @pytest.mark.parametrize(("act", "half"), [("silu", 16), ("silu", 48), ("gelu_tanh", 32)])
 def test_gated_pairs(bits: int, act: str, half: int, kernel_folder: Path) -> None:
     weight = random_weight(bits, 2 * half, 95)
-    weight = weight._replace(scales=(weight.scales / 8).astype(np.float16))
+    scales = (weight.scales / 8).astype(np.float16)
+    weight = Quantized(weight.encoding, weight.shape, {"q": weight.q, "scales": scales})
     with opened(exact_table(95), weight, 1, kernel_folder, act=act) as session:
         assert session._lowering.paired_weights == {"w"}
     agree(f"gated int{bits} {act}", exact_table(95), weight, kernel_folder, act=act)
@@ -118,12 +121,12 @@ def test_halves_that_cannot_be_paired(bits: int, kernel_folder: Path) -> None:
 
 def unpack(data: NDArray[np.uint8], encoding: str, n: int, k: int, *, paired: bool) -> F32:
     """float32 [n, k] back from packed bytes: the layout of kernels/cpu/linear.py, read in NumPy."""
-    groups = data.reshape(-1, pack.group_bytes(encoding, k))
-    if encoding in ("f32", "f16"):
+    groups = data.reshape(-1, encodings.on_cpu(encoding).group_bytes(k))
+    if encodings.ENCODINGS[encoding].plain:
         values = groups.view(np.float32 if encoding == "f32" else np.float16)
         rows = values.astype(np.float32).reshape(-1, k, 16).transpose(0, 2, 1)  # [G, 16, K]
     else:
-        bits = 4 if encoding == "int4-g32" else 8
+        bits = encodings.ENCODINGS[encoding].bits
         blocks = groups.reshape(len(groups), -(-k // 32), 32 + 64 * bits)
         scales = blocks[..., :32].copy().view(np.float16).astype(np.float32)  # [G, KB, 16]
         codes = blocks[..., 32:].reshape(*blocks.shape[:2], bits, 16, 4)  # chunk, row, byte
@@ -142,20 +145,16 @@ def unpack(data: NDArray[np.uint8], encoding: str, n: int, k: int, *, paired: bo
 
 def stored_as(encoding: str, n: int, k: int) -> Matrix:
     dense = np.random.default_rng([n, k]).standard_normal((n, k)).astype(np.float32)
-    if encoding == "int4-g32":
-        return quantize_int4(dense)
-    if encoding == "int8-g32":
-        return quantize_int8(dense)
-    return dense.astype(np.float16 if encoding == "f16" else np.float32)
+    return encodings.quantize(dense, encoding)
 
 
 @pytest.mark.parametrize("paired", [False, True])
-@pytest.mark.parametrize("encoding", pack.ENCODINGS)
+@pytest.mark.parametrize("encoding", encodings.ENCODINGS)
 def test_packed_bytes_hold_the_same_matrix(encoding: str, paired: bool) -> None:
     for n, k in ((2, 1), (30, 33), (32, 64), (34, 95), (66, 20)):
         w = stored_as(encoding, n, k)
         data = pack.pack(w, paired=paired)
-        assert data.size == pack.packed_bytes(encoding, n, k, paired=paired)
+        assert data.size == encodings.packed_bytes(encoding, n, k, paired=paired)
         assert np.array_equal(unpack(data, encoding, n, k, paired=paired), dequantize(w))
 
 
@@ -167,7 +166,7 @@ def test_packed_codes_of_any_value(bits: int) -> None:
 
 
 def test_rows_that_pad_a_group_are_zero() -> None:
-    for encoding in pack.ENCODINGS:
+    for encoding in encodings.ENCODINGS:
         for paired in (False, True):
             data = pack.pack(stored_as(encoding, 18, 40), paired=paired)
             rows = 2 * 16 if paired else 32

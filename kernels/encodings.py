@@ -1,0 +1,239 @@
+"""Encodings: every way in which a weight may be stored, one row of a table each.
+
+    row = ENCODINGS["int4-g32"]
+    row.specs("l0.qkv", (128, 64))   # {"l0.qkv.q": ("U8", (128, 2, 16)), "l0.qkv.scales": ...}
+    w = quantize(dense, "int4-g32")  # or row.load(...) of a weights file's tensors
+    dequantize(w)                    # float32 [128, 64]
+
+This is the only place that knows what a format looks like. Graphs are checked against it, bundles
+are read and written by it, `inspect` counts with it, converters and executors ask it.
+
+To add an encoding, add a row: the tensors that store a weight (as many as it takes: masks,
+dictionaries, zero points, or one opaque block of bytes), and how they become float32 values. With
+that it can be written, checked, loaded, inspected, and computed by the reference session, by torch
+and by every tool that dequantizes. Each further field adds one thing:
+
+    quantize     `edgert convert --quant NAME`, by rounding to nearest
+    blocks       products with activations of 8 bits in the reference session, by the formula of
+                 `linear.py`; else activations stay float
+    cpu          the CPU session: its kernels (`linear_<kernel>`, `gated_<kernel>` in `cpu/`, a case
+                 in `embed`'s `_entry`), and their packer in `cpu/pack.py`
+    onnx_bits    the ONNX emission, where MatMulNBits and DequantizeLinear read the stored bytes:
+                 tensors q and scales, zero point 2^(bits - 1)
+
+Not promised: names and fields in other versions. Stored names and bytes are: a bundle keeps loading
+as long as its format is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import quant
+from .cpu import layout
+from .quant import F32, Blocks, Matrix, Quantized, Tensors
+
+Shape = tuple[int, ...]
+DEFAULT = "int4-g32"  # what a conversion stores, unless told
+EXACT = "f32"  # how everything is stored that is no matrix: norms, biases, rotary tables
+
+
+class Tensor(NamedTuple):
+    """One stored tensor of a weight.
+
+    key: its part of the name, "" for the weight's own; "scales" for scales, whose values `verify`
+    looks at. dtype: as safetensors calls it. shape: from
+    the weight's logical shape. by_row: whether its first axis is the weight's.
+    """
+
+    key: str
+    dtype: str
+    shape: Callable[[Shape], Shape]
+    by_row: bool = True
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.key}" if self.key else ""
+
+
+class Cpu(NamedTuple):
+    """What the CPU session needs to know of an encoding.
+
+    kernel: what its kernels are called after `linear_` and `gated_`. code: its number in the
+    operands of `embed`. group_bytes: bytes of 16 packed rows of K inputs. offset: what the
+    activation quantizer takes off again, None where products take float activations.
+    """
+
+    kernel: str
+    code: int
+    group_bytes: Callable[[int], int]
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One row of the table; the fields without a comment are told of above.
+
+    dequantize: stored tensors by key and the logical shape -> float32 of that shape.
+    """
+
+    name: str
+    bits: int  # of a stored value, without scales
+    tensors: tuple[Tensor, ...]
+    dequantize: Callable[[Tensors, Shape], F32]
+    quantize: Callable[[F32], Tensors] | None = None
+    blocks: Callable[[Tensors], Blocks] | None = None
+    cpu: Cpu | None = None
+    onnx_bits: int = 0
+    ranks: tuple[int, ...] = (2,)  # of weights that may be stored so
+    group: int = 0  # consecutive inputs that share a scale; 0: no scales
+    whole: int = 1  # K must be a multiple of this
+    plain: str = ""  # NumPy dtype, where the value in memory is the one tensor itself
+    alias: str = ""  # short name for `--quant`
+    ends: str = ""  # what the embedding and the head get with it, unless told; "": the same
+
+    def fault(self, shape: Shape) -> str:
+        """Why a weight of this shape cannot be stored so, or ""."""
+        if len(shape) not in self.ranks:
+            return f"is of rank {len(shape)}, expected one of {list(self.ranks)}"
+        if shape[-1] % self.whole:
+            return f"has rows of {shape[-1]}, expected a multiple of {self.whole}"
+        return ""
+
+    def specs(self, name: str, shape: Shape) -> dict[str, tuple[str, Shape]]:
+        """The tensors {name: (dtype, shape)} that store a weight."""
+        return {f"{name}{t.suffix}": (t.dtype, t.shape(shape)) for t in self.tensors}
+
+    def load(self, tensors: Tensors, shape: Shape) -> Matrix:
+        """The value in memory of stored tensors by key: the array itself, or a Quantized of it."""
+        return tensors[""] if self.plain else Quantized(self.name, shape, tensors)
+
+
+def _same(shape: Shape) -> Shape:
+    return shape
+
+
+def _codes(size: int) -> Callable[[Shape], Shape]:
+    """[N, K] -> [N, KB, size]."""
+    return lambda shape: (shape[0], layout.blocks_of(shape[1]), size)
+
+
+def _scales(shape: Shape) -> Shape:
+    return shape[0], layout.blocks_of(shape[1])
+
+
+_ROWS = (
+    Encoding(
+        "f32", 32, (Tensor("", "F32", _same),), lambda t, _: t[""].astype(np.float32),
+        quantize=lambda w: {"": w},
+        cpu=Cpu("f32", layout.CODE_F32, lambda k: layout.ROWS * k * 4),
+        ranks=(1, 2, 3, 4), plain="float32",
+    ),
+    Encoding(
+        "f16", 16, (Tensor("", "F16", _same),), lambda t, _: t[""].astype(np.float32),
+        quantize=quant.quantize_f16,
+        cpu=Cpu("f16", layout.CODE_F16, lambda k: layout.ROWS * k * 2),
+        ranks=(2, 3, 4), plain="float16",
+    ),
+    Encoding(
+        "int8-g32", 8,
+        (Tensor("q", "U8", _codes(layout.GROUP)), Tensor("scales", "F16", _scales)),
+        lambda t, shape: quant.values_of(quant.blocks_int8(t), shape),
+        quantize=quant.quantize_int8, blocks=quant.blocks_int8,
+        cpu=Cpu(
+            "int8", layout.CODE_INT8, lambda k: layout.blocks_of(k) * layout.INT8_BYTES,
+            layout.INT8_OFFSET,
+        ),
+        onnx_bits=8, group=layout.GROUP, alias="int8",
+    ),
+    Encoding(
+        "int4-g32", 4,
+        (Tensor("q", "U8", _codes(layout.GROUP // 2)), Tensor("scales", "F16", _scales)),
+        lambda t, shape: quant.values_of(quant.blocks_int4(t), shape),
+        quantize=quant.quantize_int4, blocks=quant.blocks_int4,
+        cpu=Cpu(
+            "int4", layout.CODE_INT4, lambda k: layout.blocks_of(k) * layout.INT4_BYTES,
+            layout.INT4_OFFSET,
+        ),
+        onnx_bits=4, group=layout.GROUP, alias="int4", ends="int8-g32",
+    ),
+)  # fmt: skip
+ENCODINGS: dict[str, Encoding] = {row.name: row for row in _ROWS}
+
+
+def fault(name: str, shape: Shape) -> str:
+    """Why a weight of this shape cannot be stored in the encoding called `name`, or ""."""
+    if name not in ENCODINGS:
+        return f"has encoding {name!r}, expected one of {list(ENCODINGS)}"
+    found = ENCODINGS[name].fault(shape)
+    return found and f"has encoding {name!r} and {found}"
+
+
+def asked() -> dict[str, str]:
+    """What may be asked of a quantizer, short names included, and the encoding that it means."""
+    rows = [row for row in ENCODINGS.values() if row.quantize is not None]
+    return {name: row.name for row in rows for name in (row.alias, row.name) if name}
+
+
+def encoding_of(w: Matrix) -> Encoding:
+    """The row of a weight in memory. Raises ValueError for arrays that no encoding loads."""
+    if isinstance(w, Quantized):
+        return ENCODINGS[w.encoding]
+    for row in ENCODINGS.values():
+        if row.plain == w.dtype.name:
+            return row
+    raise ValueError(f"a weight of {w.dtype}, expected float32, float16 or a Quantized")
+
+
+def tensors_of(w: Matrix) -> Tensors:
+    """The tensors that store a weight, by key."""
+    return w.tensors if isinstance(w, Quantized) else {"": w}
+
+
+def quantize(w: F32, name: str) -> Matrix:
+    """A float32 array in an encoding, rounded to nearest where it must be.
+
+    Raises ValueError for values that the encoding cannot hold, and where it has no quantizer.
+    """
+    row = ENCODINGS[name]
+    if row.quantize is None:
+        raise ValueError(
+            f"{name} has no quantizer, expected one of {sorted(set(asked().values()))}"
+        )
+    return row.load(row.quantize(w), w.shape)
+
+
+def dequantize(w: Matrix) -> F32:
+    """Any stored weight as float32 of its logical shape, a copy."""
+    if not isinstance(w, Quantized):
+        return w.astype(np.float32)
+    return ENCODINGS[w.encoding].dequantize(w.tensors, w.shape)
+
+
+def rows_of(w: Matrix, index: slice | NDArray[Any]) -> Matrix:
+    """Rows of a stored weight (a slice: views; int array: copies, in that order)."""
+    if not isinstance(w, Quantized):
+        return w[index]
+    by_row = {t.key: t.by_row for t in ENCODINGS[w.encoding].tensors}
+    tensors = {key: array[index] if by_row[key] else array for key, array in w.tensors.items()}
+    count = len(np.empty((w.shape[0], 0))[index])
+    return Quantized(w.encoding, (count, *w.shape[1:]), tensors)
+
+
+def on_cpu(name: str) -> Cpu:
+    """What the CPU session needs of an encoding; ValueError where it has no kernels for it."""
+    cpu = ENCODINGS[name].cpu
+    if cpu is None:
+        raise ValueError(f"the CPU session has no kernels for {name} weights")
+    return cpu
+
+
+def packed_bytes(name: str, n: int, k: int, *, paired: bool = False) -> int:
+    """Bytes of a packed [n, k] matrix; paired: gate and up halves padded apart."""
+    groups = 2 * layout.groups_of(n // 2) if paired else layout.groups_of(n)
+    return groups * on_cpu(name).group_bytes(k)
