@@ -193,7 +193,7 @@ class ConvSlots(_Slots):
         """What is wrong with content of `length` tokens, "" for nothing."""
         first, before = parts.get("first"), self.spec.width - 1
         low = max(-before, length - self.promised)
-        if not isis_whole(first) or not low <= first <= length - before:
+        if not is_whole(first) or not low <= first <= length - before:
             return f"first is {first!r} of {length} tokens"
         return _misshapen(parts, {"inputs": (length - first, self.spec.channels)}, "first")
 

@@ -59,7 +59,7 @@ class ReferenceState(State):
         self.long_rope = snapshot["long_rope"]
 
     def _check(self, snapshot: dict[str, Any]) -> None:
-        length, kv = snapshot.get("length"), snapshot.get("kv")
+        length, kv = snapshot.get("length"), snapshot.get("kv", {})
         if not is_whole(length) or not 0 <= length <= self.context:
             raise RequestError(
                 f"the snapshot holds {length!r} tokens, this state takes 0 to {self.context}",
@@ -68,9 +68,8 @@ class ReferenceState(State):
         if not isinstance(snapshot.get("long_rope"), bool):
             raise RequestError("the snapshot does not tell its rotary factors", code="snapshot")
         shapes = {name: (length, *pair[0].shape[1:]) for name, pair in self.kv.items()}
-        names = sorted(kv) if isinstance(kv, Mapping) else kv
-        found = names == sorted(shapes) and all(_pair(kv[n], shape) for n, shape in shapes.items())
-        if not found:
+        names = sorted(kv) if isinstance(kv, Mapping) else []
+        if names != sorted(shapes) or not all(_pair(kv[n], shapes[n]) for n in names):
             raise RequestError(
                 f"the snapshot's keys and values of {names} are damaged or of another model, "
                 f"expected pairs of float32 {shapes}",
