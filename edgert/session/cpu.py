@@ -23,12 +23,15 @@ from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .lowering import Lowering
-from .pages import CpuState, PagePool
+from .pages import PagePool, pages_for
 from .program import SPLIT_ROWS, Program
 from .reference import needs_long_rope
+from .sequence import CpuState
+from .slots import SlotPool
 from .team import performance_cores
 
 MAX_ROWS = 256
+SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
 PROGRAMS = 4  # sets of taps, or sizes of `run`, whose programs are kept
 
 
@@ -72,7 +75,8 @@ class CpuSession(Session):
         try:
             first = self._lower(graph, {"T": max_rows, "R": max_rows})
             self.paired = frozenset(first.paired)
-            self.pool = PagePool(graph, sequences * (-(-self.context // PAGE)), self.kv_bytes)
+            self.pool = PagePool(graph, sequences * pages_for(self.context), self.kv_bytes)
+            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * sequences, max_rows)
             self._pack(weights, list(twin_folders), key)
             code = _compiled(first.kernels)
             if graph.states or self.checker.tokens:
@@ -139,7 +143,7 @@ class CpuSession(Session):
     def new_state(self, expected: int = 0) -> CpuState:
         self._check_open()
         long_rope = needs_long_rope(self.graph, expected)
-        return CpuState(self.pool, self.context, self.fingerprint, long_rope=long_rope)
+        return CpuState(self.pool, self.slots, self.context, self.fingerprint, long_rope=long_rope)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -245,8 +249,8 @@ class CpuSession(Session):
     @property
     def nbytes(self) -> int:
         """Bytes of packed weights, arenas and KV in use."""
-        used = (self.pool.pages - len(self.pool.free)) * self.pool.bytes_per_page
-        return self.twin.nbytes + sum(p.nbytes for p in self._programs.values()) + used
+        arenas = sum(program.nbytes for program in self._programs.values())
+        return self.twin.nbytes + arenas + self.pool.nbytes
 
     def close(self) -> None:
         with self._lock:

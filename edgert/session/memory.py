@@ -1,9 +1,12 @@
-"""Memory that is reserved in full and taken page by page, as it is touched."""
+"""Memory that is reserved in full and taken page by page, as it is touched, and who holds it."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import threading
+from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,3 +27,59 @@ def reserve(size: int) -> NDArray[np.uint8]:
         with contextlib.suppress(OSError):  # a kernel without huge pages
             room.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(room, np.uint8)
+
+
+class Indices:
+    """The indices 0 .. count - 1 of a pool and how many sequences hold each. For any thread.
+
+    What is given back is only queued: a finalizer may do that in the middle of anything, in the
+    middle of `take` too, where a lock would wait for itself.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free = list(range(count - 1, -1, -1))
+        self._holders = [0] * count
+        self._given: deque[int] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> list[int] | None:
+        """`count` free indices, held once each; None where fewer are free."""
+        with self._lock:
+            self._settle()
+            if count > len(self._free):
+                return None
+            taken = [self._free.pop() for _ in range(count)]
+            for index in taken:
+                self._holders[index] = 1
+            return taken
+
+    def share(self, indices: Iterable[int]) -> None:
+        """One more holder of each."""
+        with self._lock:
+            for index in indices:
+                self._holders[index] += 1
+
+    def give(self, indices: Iterable[int]) -> None:
+        """One holder less of each; those without any are free again."""
+        self._given.extend(tuple(indices))
+
+    def holders(self, index: int) -> int:
+        """How many hold it."""
+        with self._lock:
+            self._settle()
+            return self._holders[index]
+
+    @property
+    def free(self) -> int:
+        """How many nobody holds."""
+        with self._lock:
+            self._settle()
+            return len(self._free)
+
+    def _settle(self) -> None:
+        while self._given:
+            index = self._given.popleft()
+            self._holders[index] -= 1
+            if self._holders[index] == 0:
+                self._free.append(index)

@@ -17,6 +17,7 @@ from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
+from .recurrent import is_whole
 
 
 class ReferenceState(State):
@@ -24,7 +25,7 @@ class ReferenceState(State):
 
     def __init__(self, graph: Graph, context: int, *, long_rope: bool) -> None:
         super().__init__(context)
-        self.long_rope = long_rope
+        self.long_rope, self.closed = long_rope, False
         self.kv = {
             name: tuple(np.zeros((0, s.kv_heads, s.head_dim), np.float32) for _ in range(2))
             for name, s in graph.states.items()
@@ -39,29 +40,54 @@ class ReferenceState(State):
         self.kv = {name: tuple(a[: self.length] for a in pair) for name, pair in self.kv.items()}
 
     def fork(self) -> ReferenceState:
+        self._check_open()
         other = object.__new__(type(self))
         State.__init__(other, self.context)
-        other.long_rope, other.length = self.long_rope, self.length
+        other.long_rope, other.length, other.closed = self.long_rope, self.length, False
         other.kv = {n: tuple(a[: self.length] for a in pair) for n, pair in self.kv.items()}
         return other
 
     def snapshot(self) -> dict[str, Any]:
+        self._check_open()
         kv = {name: tuple(a[: self.length].copy() for a in pair) for name, pair in self.kv.items()}
         return {"length": self.length, "long_rope": self.long_rope, "kv": kv}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        if set(snapshot.get("kv", ())) != set(self.kv):
-            raise RequestError("the snapshot belongs to another model", code="snapshot")
+        self._check_open()
+        self._check(snapshot)
         self.kv = {name: tuple(a.copy() for a in pair) for name, pair in snapshot["kv"].items()}
         self.length, self.pending = snapshot["length"], 0
         self.long_rope = snapshot["long_rope"]
+
+    def _check(self, snapshot: dict[str, Any]) -> None:
+        length, kv = snapshot.get("length"), snapshot.get("kv", {})
+        if not is_whole(length) or not 0 <= length <= self.context:
+            raise RequestError(
+                f"the snapshot holds {length!r} tokens, this state takes 0 to {self.context}",
+                code="snapshot",
+            )
+        if not isinstance(snapshot.get("long_rope"), bool):
+            raise RequestError("the snapshot does not tell its rotary factors", code="snapshot")
+        shapes = {name: (length, *pair[0].shape[1:]) for name, pair in self.kv.items()}
+        names = sorted(kv) if isinstance(kv, Mapping) else []
+        if names != sorted(shapes) or not all(_pair(kv[n], shapes[n]) for n in names):
+            raise RequestError(
+                f"the snapshot's keys and values of {names} are damaged or of another model, "
+                f"expected pairs of float32 {shapes}",
+                code="snapshot",
+            )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RequestError("this state is closed", code="state-closed")
 
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for pair in self.kv.values() for a in pair)
 
     def close(self) -> None:
-        self.kv = {}
+        self.kv, self.closed = {}, True
+        self.length = self.pending = 0
 
 
 class ReferenceSession(Session):
@@ -160,7 +186,19 @@ class ReferenceSession(Session):
 def _own(state: State) -> ReferenceState:
     if not isinstance(state, ReferenceState):
         raise RequestError("a state of another session was fed", code="state-foreign")
+    if state.closed:
+        raise RequestError("this state is closed", code="state-closed")
     return state
+
+
+def _pair(arrays: Any, shape: tuple[int, ...]) -> bool:
+    """Whether these are keys and values of a shape."""
+    if not isinstance(arrays, tuple | list) or len(arrays) != 2:
+        return False
+    return all(
+        isinstance(array, np.ndarray) and array.dtype == np.float32 and array.shape == shape
+        for array in arrays
+    )
 
 
 def _cache(name: str, feeds: Sequence[Feed], rows: Rows) -> KVRows:

@@ -93,7 +93,7 @@ def stored_as(graph: Graph, encoding: str) -> Graph:
 
 def logits(session: Session) -> NDArray[np.float32]:
     state = session.new_state()
-    (out,) = session.step([Feed(state, TOKENS, "all")])
+    out = session.step([Feed(state, TOKENS, "all")])[0].logits
     session.close()
     return out
 

@@ -70,7 +70,7 @@ def test_cancel_ends_a_step_and_only_that(session: CpuSession) -> None:
     for _ in range(10):
         until_cancelled(session, lambda: prefill(session))
         assert np.array_equal(prefill(session), expected)
-    assert len(session.pool.free) == session.pool.pages
+    assert session.pool.indices.free == session.pool.pages
 
 
 def test_a_cancelled_step_leaves_the_state_as_it_was(session: CpuSession) -> None:

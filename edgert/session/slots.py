@@ -1,0 +1,140 @@
+"""Slots of recurrent and convolution states: one index a sequence, for every such state of a graph.
+
+A slot holds what cannot be cut at any length. It is reserved as address space and cleared when a
+sequence takes it; what is in it is described in `recurrent`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import DeviceError, ResourceError
+from ..graph import Graph
+from ..kernels.states import ConvState, RecurrentState
+from .memory import Indices
+from .recurrent import ConvSlots, Fold, Parts, RecurrentSlots
+
+SlotContent = dict[str, Parts]
+
+
+class SlotPool:
+    """The slots of all sequences of a session, and who holds them.
+
+    count: how many sequences may have one. rows: tokens that may be pending in one of them. folds:
+    for each recurrent state with a tail, what its op offers to fold tail rows into the matrix.
+    memories: the slots of each state by name.
+    """
+
+    def __init__(
+        self, graph: Graph, count: int, rows: int, folds: Mapping[str, Fold] | None = None
+    ) -> None:
+        self.rows, self.indices = rows, Indices(count)
+        self.memories: dict[str, RecurrentSlots | ConvSlots] = {}
+        for name, spec in graph.states.items():
+            if isinstance(spec, RecurrentState):
+                fold = (folds or {}).get(name, _no_fold)
+                if spec.tail and fold is _no_fold:
+                    raise DeviceError(
+                        f"state {name!r} has a tail of {spec.tail} tokens and no function that "
+                        "folds it, expected one",
+                        code="state-kind",
+                    )
+                self.memories[name] = RecurrentSlots(spec, count, rows, fold)
+            elif isinstance(spec, ConvState):
+                self.memories[name] = ConvSlots(spec, count, rows)
+        self.whole_steps = any(
+            isinstance(memory, RecurrentSlots) and not memory.spec.tail
+            for memory in self.memories.values()
+        )
+
+    def __bool__(self) -> bool:
+        """Whether the graph has such states at all."""
+        return bool(self.memories)
+
+    def take(self) -> int:
+        """A cleared slot. Raises ResourceError where none is free."""
+        taken = self.indices.take(1)
+        if taken is None:
+            raise ResourceError(
+                f"all {self.indices.count} slots of recurrent states are taken, 1 is needed",
+                code="state-slots",
+                hint="close other conversations, or open the session for more sequences",
+            )
+        for memory in self.memories.values():
+            memory.clear(taken[0])
+        return taken[0]
+
+    def give(self, slots: Sequence[int]) -> None:
+        """Give slots back. Any thread may call, finalizers included."""
+        self.indices.give(slots)
+
+    def lowest(self, slot: int) -> int:
+        """The shortest length that the slot can be cut to."""
+        return max((memory.lowest(slot) for memory in self.memories.values()), default=0)
+
+    def cut(self, slot: int, length: int, target: int) -> None:
+        """Go back from `length` tokens to `target`, `lowest` or more."""
+        for memory in self.memories.values():
+            memory.cut(slot, length, target)
+
+    def make_room(self, slot: int, length: int, rows: int) -> None:
+        """Have room for the rows of `rows` pending tokens behind `length` committed ones."""
+        for memory in self.memories.values():
+            memory.make_room(slot, length, rows)
+
+    def keep(self, slot: int, length: int, kept: Sequence[int]) -> None:
+        """Commit the pending tokens `kept` behind `length` committed ones."""
+        for memory in self.memories.values():
+            memory.keep(slot, length, kept)
+
+    def content(self, slot: int, length: int) -> SlotContent:
+        """What a slot holds of `length` committed tokens, as views."""
+        return {name: memory.content(slot, length) for name, memory in self.memories.items()}
+
+    def copy(self, slot: int, length: int) -> SlotContent:
+        """The same as copies."""
+        return {
+            name: {
+                key: value if isinstance(value, int) else value.copy() for key, value in p.items()
+            }
+            for name, p in self.content(slot, length).items()
+        }
+
+    def load(self, slot: int, content: SlotContent, length: int) -> None:
+        """Make a slot hold `content` of `length` tokens."""
+        for name, memory in self.memories.items():
+            memory.load(slot, content[name], length)
+
+    def fault(self, content: Any, length: int) -> str:
+        """What is wrong with content of `length` tokens, "" for nothing."""
+        wanted = sorted(self.memories) if length else []
+        if not isinstance(content, Mapping) or sorted(content) != wanted:
+            return f"its recurrent parts are not {wanted}"
+        for name in wanted:
+            parts = content[name]
+            damage = "no parts"
+            if isinstance(parts, Mapping):
+                damage = self.memories[name].fault(dict(parts), length)
+            if damage:
+                return f"its state {name!r} is damaged: {damage}"
+        return ""
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return sum(memory.stride for memory in self.memories.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slots that somebody holds."""
+        return (self.indices.count - self.indices.free) * self.bytes_per_slot
+
+
+def _no_fold(matrix: Any, normaliser: Any, rows: Any) -> None:
+    """For states without a tail, which fold nothing."""
+
+
+def content_bytes(content: SlotContent) -> int:
+    """Bytes of the arrays in a slot's content."""
+    arrays = (v for parts in content.values() for v in parts.values() if not isinstance(v, int))
+    return sum(int(array.nbytes) for array in arrays)

@@ -1,0 +1,299 @@
+"""What kernels write into the memory of a sequence, in plain NumPy, and how to read it back.
+
+A token is a number; its keys, values and rows are a function of that number, so that a row in the
+wrong place shows. Layouts are written out here once more, apart from the code under test.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from edgert.kernels.states import (
+    BlockStatsState,
+    KVState,
+    RecurrentState,
+    StateSpec,
+)
+from numpy.typing import NDArray
+
+from edgert.graph import Graph
+from edgert.session.base import State
+from edgert.session.pages import PagePool
+from edgert.session.recurrent import ConvSlots, RecurrentSlots
+from edgert.session.reference import ReferenceState
+from edgert.session.sequence import CpuState
+from edgert.session.slots import SlotPool
+
+F32 = NDArray[np.float32]
+CONTEXT, ROWS, PAGES, SLOTS = 200, 70, 9, 4
+DECAY = np.float32(0.5)
+
+
+def graph_of(states: Mapping[str, StateSpec]) -> Graph:
+    return Graph("m", (), (), (), {}, dict(states), CONTEXT)
+
+
+def vectors(tokens: Sequence[int], shape: tuple[int, ...], salt: int) -> F32:
+    """Small whole numbers [n, *shape], exact in every element type but int8."""
+    at = np.arange(int(np.prod(shape))) * 29 + salt * 71
+    rows = (np.array(tokens, np.int64)[:, None] * 37 + at) % 251 - 125
+    return rows.astype(np.float32).reshape(len(tokens), *shape)
+
+
+def coded(rows: F32) -> tuple[NDArray[np.int8], F32]:
+    """Rows [n, G, D] as int8 and their scales [n, G]."""
+    peak = np.abs(rows).max(axis=-1)
+    inverse = np.float32(127) / peak
+    return np.rint(rows * inverse[..., None]).astype(np.int8), peak * np.float32(1 / 127)
+
+
+# --- linear attention with a constant decay, as an op would fold it -----------------------------
+
+
+def fold(matrix: F32, normaliser: F32 | None, rows: F32) -> None:
+    """S <- a S + k v^T, z <- a z + k for each row [k | v]."""
+    heads, keys, values = matrix.shape
+    for row in rows:
+        k = row[: heads * keys].reshape(heads, keys)
+        v = row[heads * keys :].reshape(heads, values)
+        matrix[:] = DECAY * matrix + k[:, :, None] * v[:, None, :]
+        if normaliser is not None:
+            normaliser[:] = DECAY * normaliser + k
+
+
+def tail_rows(tokens: Sequence[int], spec: RecurrentState) -> F32:
+    return vectors(tokens, (spec.heads * (spec.key_dim + spec.value_dim),), 3)
+
+
+@cache
+def sums(tokens: tuple[int, ...], spec: RecurrentState) -> tuple[F32, F32]:
+    """Matrix and normaliser after `tokens`."""
+    if not tokens:
+        heads = (spec.heads, spec.key_dim)
+        return np.zeros((*heads, spec.value_dim), np.float32), np.zeros(heads, np.float32)
+    matrix, normaliser = (part.copy() for part in sums(tokens[:-1], spec))
+    fold(matrix, normaliser, tail_rows(tokens[-1:], spec))
+    return matrix, normaliser
+
+
+def summarise(pool: PagePool, page: int, block: int) -> None:
+    """Sum and maximum of a block's keys, from its page of float16 keys."""
+    (name, spec), (keys, kv) = *pool.blocks.items(), *pool.specs.items()
+    shape = (kv.kv_heads, 4, kv.head_dim, 16)
+    rows = pool.keys[keys][page].view(np.float16).reshape(shape).transpose(1, 3, 0, 2)
+    rows = rows.reshape(64, kv.kv_heads, kv.head_dim)[block * spec.block :][: spec.block]
+    _put_block(pool, name, page, block, rows.astype(np.float32))
+
+
+def _put_block(pool: PagePool, name: str, page: int, block: int, keys: F32) -> None:
+    spec = pool.blocks[name]
+    size = 2 * spec.kv_heads * spec.head_dim
+    flat = pool.stats[name][page].view(np.float32)
+    flat[block * size : (block + 1) * size] = np.stack([keys.sum(0), keys.max(0)]).ravel()
+
+
+# --- the CPU's memory ---------------------------------------------------------------------------
+
+
+class CpuMemory:
+    """Pools for a graph's states, and a writer that stands for the kernels."""
+
+    def __init__(self, states: Mapping[str, StateSpec], element_bytes: int = 4) -> None:
+        graph = graph_of(states)
+        folds = {n: fold for n, s in states.items() if isinstance(s, RecurrentState) and s.tail}
+        stats = {n: summarise for n, s in states.items() if isinstance(s, BlockStatsState)}
+        self.pool = PagePool(graph, PAGES, element_bytes, stats)
+        self.slots = SlotPool(graph, SLOTS, ROWS, folds)
+
+    def new(self) -> CpuState:
+        return CpuState(self.pool, self.slots, CONTEXT, "model", long_rope=False)
+
+    def feed(self, state: State, before: Sequence[int], tokens: Sequence[int]) -> None:
+        """Write the rows of pending `tokens` behind the committed ones."""
+        assert isinstance(state, CpuState)
+        state.reserve(len(before) + len(tokens))
+        state.pending = len(tokens)
+        for name, spec in self.pool.specs.items():
+            self._feed_pages(state, name, spec, tokens)
+        for name, stats in self.pool.blocks.items():
+            text = [*before, *tokens]
+            for block in range(len(before) // stats.block, -(-len(text) // stats.block)):
+                page, inside = divmod(block * stats.block, 64)
+                part = text[block * stats.block : (block + 1) * stats.block]
+                keys = vectors(part, (stats.kv_heads, stats.head_dim), 1)
+                _put_block(self.pool, name, state.table[page], inside // stats.block, keys)
+        for slots in self.slots.memories.values():
+            if isinstance(slots, ConvSlots):
+                end = slots.words[state.slot, 0]
+                rows = vectors(tokens, (slots.spec.channels,), 4)
+                slots.inputs[state.slot, end : end + len(tokens)] = rows
+            else:
+                self._feed_recurrent(state, slots, before, tokens)
+
+    def _feed_pages(self, state: CpuState, name: str, spec: KVState, tokens: Sequence[int]) -> None:
+        heads, size = spec.kv_heads, spec.head_dim
+        padded, wide = -(-size // 16) * 16, self.pool.element_bytes
+        kind = {1: np.int8, 2: np.float16, 4: np.float32}[wide]
+        shape = (heads, size)
+        rows = [vectors(tokens, shape, salt) for salt in (1, 2)]
+        scales = [coded(part)[1] for part in rows]
+        codes = [coded(part)[0] if wide == 1 else part for part in rows]
+        for index in range(len(tokens)):
+            page, slot = divmod(state.length + index, 64)
+            page = state.table[page]
+            key, value = self.pool.keys[name][page], self.pool.values[name][page]
+            for g in range(heads):
+                start = (g * 4 + slot // 16) * size * 16 + slot % 16
+                key[: heads * 64 * size * wide].view(kind)[start : start + 16 * size : 16] = codes[
+                    0
+                ][index, g]
+                start = (g * 64 + slot) * padded
+                value[: heads * 64 * padded * wide].view(kind)[start : start + size] = codes[1][
+                    index, g
+                ]
+                if wide == 1:
+                    for array, end, scale in zip((key, value), (size, padded), scales, strict=True):
+                        at = heads * 64 * end + 4 * (g * 64 + slot)
+                        array[at : at + 4].view(np.float32)[0] = scale[index, g]
+
+    @staticmethod
+    def _feed_recurrent(
+        state: CpuState, slots: RecurrentSlots, before: Sequence[int], tokens: Sequence[int]
+    ) -> None:
+        words, spec = slots.words[state.slot], slots.spec
+        if spec.tail:
+            rows = slots.parts["tail"][state.slot]
+            rows[words[1] : words[1] + len(tokens)] = tail_rows(tokens, spec)
+            return
+        after = sums((*before, *tokens), spec)
+        slots.parts["matrix"][state.slot, 1 - words[2]] = after[0]
+        if spec.normaliser:
+            slots.parts["normaliser"][state.slot, 1 - words[2]] = after[1]
+
+    # --- reading back -----------------------------------------------------------------------
+
+    def check(self, state: State, text: Sequence[int], fold_at: int, first: int) -> None:
+        """The state holds `text`: folded up to `fold_at`, inputs from token `first` on."""
+        assert isinstance(state, CpuState)
+        assert state.length == len(text)
+        assert len(state.pages) == self.pool.count(state.length + state.pending)
+        assert list(state.table[: len(state.pages)]) == state.pages
+        if not text:
+            return
+        for name, spec in self.pool.specs.items():
+            self._check_pages(state, name, spec, text)
+        for name, stats in self.pool.blocks.items():
+            count = len(text) // stats.block
+            pages = state.pages[: -(-len(text) // 64)]
+            got = self.pool.statistics(name)[pages].reshape(-1, 2, stats.kv_heads, stats.head_dim)
+            keys = vectors(text[: count * stats.block], got.shape[2:], 1)
+            keys = keys.reshape(count, stats.block, *got.shape[2:])
+            assert np.array_equal(got[:count, 0], keys.sum(1))
+            assert np.array_equal(got[:count, 1], keys.max(1))
+        for slots in self.slots.memories.values():
+            if isinstance(slots, ConvSlots):
+                self._check_conv(state, slots, text, first)
+            else:
+                self._check_recurrent(state, slots, text, fold_at)
+
+    def _check_pages(self, state: CpuState, name: str, spec: KVState, text: Sequence[int]) -> None:
+        heads, size = spec.kv_heads, spec.head_dim
+        padded, wide = -(-size // 16) * 16, self.pool.element_bytes
+        kind = {1: np.int8, 2: np.float16, 4: np.float32}[wide]
+        pages = np.array(state.pages[: -(-len(text) // 64)])
+        n, shape = len(text), (heads, size)
+        key, value = self.pool.keys[name][pages], self.pool.values[name][pages]
+        keys = np.ascontiguousarray(key[:, : heads * 64 * size * wide]).view(kind)
+        keys = keys.reshape(-1, heads, 4, size, 16).transpose(0, 2, 4, 1, 3).reshape(-1, *shape)
+        values = np.ascontiguousarray(value[:, : heads * 64 * padded * wide]).view(kind)
+        values = values.reshape(-1, heads, 64, padded).transpose(0, 2, 1, 3)
+        values = values.reshape(-1, heads, padded)[..., :size]
+        for got, page, salt in ((keys, key, 1), (values, value, 2)):
+            rows = vectors(text, shape, salt)
+            codes, scales = coded(rows)
+            assert np.array_equal(got[:n], codes if wide == 1 else rows)
+            if wide == 1:
+                end = np.ascontiguousarray(page[:, -heads * 256 :]).view(np.float32)
+                end = end.reshape(-1, heads, 64).transpose(0, 2, 1).reshape(-1, heads)
+                assert np.array_equal(end[:n], scales)
+
+    @staticmethod
+    def _check_conv(state: CpuState, slots: ConvSlots, text: Sequence[int], first: int) -> None:
+        end, oldest = (int(word) for word in slots.words[state.slot, :2])
+        assert oldest == first
+        rows = slots.inputs[state.slot, end - (len(text) - first) : end]
+        zeros = max(0, -first)
+        assert not rows[:zeros].any()
+        wanted = vectors(text[max(0, first) :], (slots.spec.channels,), 4)
+        assert np.array_equal(rows[zeros:], wanted)
+
+    @staticmethod
+    def _check_recurrent(
+        state: CpuState, slots: RecurrentSlots, text: Sequence[int], fold_at: int
+    ) -> None:
+        folded, rows, side = (int(word) for word in slots.words[state.slot, :3])
+        assert folded == fold_at
+        assert rows == (len(text) - folded if slots.spec.tail else 0)
+        matrix, normaliser = sums(tuple(text[:folded]), slots.spec)
+        assert np.array_equal(slots.parts["matrix"][state.slot, side], matrix)
+        if slots.spec.normaliser:
+            assert np.array_equal(slots.parts["normaliser"][state.slot, side], normaliser)
+        if slots.spec.tail:
+            tail = slots.parts["tail"][state.slot, :rows]
+            assert np.array_equal(tail, tail_rows(text[folded:], slots.spec))
+
+    def accounts(self, states: Sequence[Any]) -> None:
+        """Every page and slot is held by exactly the states that say so."""
+        holders = Counter(page for state in states for page in state.pages)
+        for page in range(PAGES):
+            assert self.pool.indices.holders(page) == holders[page]
+        assert self.pool.indices.free == PAGES - len(holders)
+        slots = [state.slot for state in states if state.slot >= 0]
+        assert len(set(slots)) == len(slots)
+        assert self.slots.indices.free == SLOTS - len(slots)
+        for state in states:
+            assert (state.slot >= 0) == bool(self.slots and state.length + state.pending)
+            points = sum(point.nbytes for point in state.checkpoints)
+            slot = self.slots.bytes_per_slot * (state.slot >= 0)
+            assert state.nbytes == len(state.pages) * self.pool.bytes_per_page + slot + points
+
+
+class ReferenceMemory:
+    """The NumPy session's states, extended as its ops extend them."""
+
+    def __init__(self, states: Mapping[str, StateSpec]) -> None:
+        self.graph = graph_of(states)
+        self.specs = {n: s for n, s in states.items() if isinstance(s, KVState)}
+
+    def new(self) -> ReferenceState:
+        return ReferenceState(self.graph, CONTEXT, long_rope=False)
+
+    def feed(self, state: State, before: Sequence[int], tokens: Sequence[int]) -> None:
+        assert isinstance(state, ReferenceState)
+        for name, spec in self.specs.items():
+            shape = (spec.kv_heads, spec.head_dim)
+            state.kv[name] = tuple(
+                np.concatenate([rows[: len(before)], vectors(tokens, shape, salt)])
+                for rows, salt in zip(state.kv[name], (1, 2), strict=True)
+            )
+        state.pending = len(tokens)
+
+    def check(self, state: State, text: Sequence[int], fold_at: int, first: int) -> None:
+        assert isinstance(state, ReferenceState)
+        assert state.length == len(text)
+        for name, spec in self.specs.items():
+            for rows, salt in zip(state.kv[name], (1, 2), strict=True):
+                assert len(rows) == len(text) + state.pending
+                wanted = vectors(text, (spec.kv_heads, spec.head_dim), salt)
+                assert np.array_equal(rows[: len(text)], wanted)
+
+    def accounts(self, states: Sequence[Any]) -> None:
+        for state in states:
+            rows = state.length + state.pending
+            assert state.nbytes == sum(
+                2 * 4 * rows * spec.kv_heads * spec.head_dim for spec in self.specs.values()
+            )
