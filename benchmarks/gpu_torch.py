@@ -25,15 +25,16 @@ from typing import Any
 from benchmarks.make_checkpoint import config_of
 
 PROMPT, PREFILL, DECODE, EAGER, REPEATS = 128, 512, 128, 40, 5
-DEMO = Path(__file__).parents[1] / "recipes" / "demo_text" / "checkpoint" / "config.json"
 
 
 def config(shape: str) -> dict[str, Any]:
     """config.json of a shape of `make_checkpoint`, or of the bundled model ("demo")."""
     if shape != "demo":
         return config_of(shape, "f16")
-    read: dict[str, Any] = json.loads(DEMO.read_text(encoding="utf-8"))
-    return read
+    from recipes.demo_text.export import hf_config
+    from recipes.demo_text.model import ModelConfig
+
+    return hf_config(ModelConfig())
 
 
 class Peer:

@@ -1,7 +1,7 @@
 """Quality of the demo model, measured through edgert and, for comparison, through transformers.
 
-    python -m benchmarks.quality_demo --models demo --engines f32 int4 --part all
-    python -m benchmarks.quality_demo --models demo --engines int8 --measures blimp --part 0
+    python -m benchmarks.quality_demo --models demo --engines int4 --part all
+    python -m benchmarks.quality_demo --models edgert-24m-think --engines f32 --measures blimp
     python -m benchmarks.quality_demo --write
 
 Every measurement is a line of `benchmarks/results/quality_demo.jsonl`. A measure is cut into
@@ -13,7 +13,9 @@ line already there is not measured again (`--again` does). `--write` joins them 
 Bits per byte: `edgert.evaluation.corpora`, documents on their own after the start token, windows of
 at most 1024 tokens that do not overlap but for a document's last. Tasks:
 `edgert.evaluation.zeroshot`. Engines: f32, f16, int8, int4 are bundles of that quantization (int4
-of the demo model: the bundle that ships); f32 holds a bfloat16 checkpoint exactly. The engine
+of the demo model: the bundle that ships); f32 holds a bfloat16 checkpoint exactly. What is not int4
+of the demo model needs its checkpoint, which `recipes/demo_text/README.md` says how to get;
+edgert-24m-think is a model of the same shape in the shared data folder. The engine
 "transformers" computes logits with `AutoModelForCausalLM` in float32 from the stored weights;
 everything else is the same code, so the two must agree.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import tempfile
 import time
@@ -61,9 +64,23 @@ def checkpoints(data: Path) -> dict[str, Path]:
     """The models that are compared, by name."""
     return {
         "demo": ROOT / "recipes" / "demo_text" / "checkpoint",
+        "edgert-24m-think": data / "lm-edgert-24m-think",
         "tinystories-656k": data / "lm-tinystories-656k",
         "stories260k": demo_checkpoint(),
     }
+
+
+def check_source(checkpoint: Path) -> None:
+    """SystemExit unless a folder holds the checkpoint that the shipped bundle was made from."""
+    with Bundle.open(demo_bundle()) as shipped:
+        expected = shipped.manifest.provenance.sources["model.safetensors"]
+    weights = checkpoint / "model.safetensors"
+    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "no file"
+    if found != expected:
+        raise SystemExit(
+            f"{weights}: {found}, expected the shipped bundle's source, SHA-256 {expected}; "
+            "recipes/demo_text/README.md says how to get it back"
+        )
 
 
 @lru_cache(maxsize=8)
@@ -106,6 +123,8 @@ def bundle(model: str, checkpoint: Path, engine: str) -> Iterator[Path]:
     if (model, engine) == ("demo", "int4"):
         yield demo_bundle()
         return
+    if model == "demo":
+        check_source(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "model.edge"
         quant = "f32" if engine == "transformers" else engine

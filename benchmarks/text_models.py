@@ -61,17 +61,16 @@ def random_bundle(shape: str, work: Path, quant: str) -> Path:
 
 
 def trained_bundles(work: Path, quant: str) -> list[Path]:
-    """Every trained model at hand: the demo's, and what the shared data folder holds."""
+    """Every trained model at hand: the package's checkpoint and what the shared data folder
+    holds."""
     from edgert.demo import demo_checkpoint
 
     root = Path(__file__).resolve().parent.parent
     shared = Path(os.environ.get("EDGERT_SHARED_DATA", root.parent / "shared" / "data"))
-    found = [demo_checkpoint(), root / "recipes" / "demo_text" / "checkpoint"]
-    found += sorted(path.parent for path in shared.glob("lm-*/model.safetensors"))
+    found = sorted(path.parent for path in shared.glob("lm-*/model.safetensors"))
     made = []
-    for checkpoint in found:
-        name = "edgert-demo" if checkpoint.name == "checkpoint" else checkpoint.name
-        out = work / f"{name}-{quant}.edge"
+    for checkpoint in (demo_checkpoint(), *found):
+        out = work / f"{checkpoint.name}-{quant}.edge"
         if not (out / "manifest.json").exists():
             convert(checkpoint, out, quant=quant, golden=False, force=True, progress=False)
         made.append(out)

@@ -20,6 +20,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained_checkpoint(shared_data: Path) -> Path:
+    """A chat model of the demo's shape and tokenizer, in the Hugging Face layout."""
+    path = shared_data / "lm-edgert-24m-think"
+    if not (path / "model.safetensors").is_file():
+        pytest.skip(f"no {path.name} in the shared data folder")
+    return path
+
+
+@pytest.fixture(scope="session")
 def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of compiled kernels for sessions of this run and for the processes they start."""
     return tmp_path_factory.mktemp("kernels")

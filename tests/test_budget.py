@@ -12,7 +12,16 @@ from .conftest import ROOT
 
 FILE_LINES, FUNCTION_LINES = 400, 60
 TEST_FILE_LINES = 700  # a test module is a list of cases, not a mechanism
-FOLDERS = ("edgert", "kernels", "converters", "devices", "tests", "benchmarks", "recipes")
+FOLDERS = (
+    "edgert",
+    "kernels",
+    "converters",
+    "devices",
+    "tests",
+    "benchmarks",
+    "recipes",
+    "examples",
+)
 FILES: dict[str, str] = {
     "kernels/simd.py": "the one place that knows instruction sets: a list of small intrinsics",
 }

@@ -48,6 +48,14 @@ def test_nothing_is_installed_under_a_bare_name(project: Any) -> None:
     assert mapped == {name: room for room, name in ROOMS.items() if room != "edgert"}
 
 
+def test_every_room_says_that_it_is_typed(project: Any) -> None:
+    """PEP 561: without the marker in the wheel a type checker takes all of it for Any."""
+    data = project["tool"]["setuptools"]["package-data"]
+    for room, name in ROOMS.items():
+        assert "py.typed" in data[name]
+        assert (ROOT / room / "py.typed").is_file()
+
+
 def test_a_wheel_stays_small() -> None:
     """Unpacked, so an upper bound: sources and the demo's files."""
     files = {path for folder in folders().values() for path in folder.glob("*.py")}
@@ -76,6 +84,7 @@ def test_the_wheel_itself(tmp_path: Path) -> None:
         packed.extractall(site)
     assert "edgert/demo/edgert-demo.edge/README.md" in names
     assert "edgert/demo/stories260k/README.md" in names
+    assert {f"{name.replace('.', '/')}/py.typed" for name in ROOMS.values()} <= set(names)
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"edgert"}
     env = {**os.environ, "PYTHONPATH": str(site)}
     code = "import edgert, sys; sys.stderr.write(edgert.__file__)"

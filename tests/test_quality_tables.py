@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,3 +82,24 @@ def test_the_shipped_tables_are_those_of_the_kept_lines() -> None:
         for name, content in sections.items():
             assert tables.replaced(text, name, content) == text, (path.name, name)
     assert (ROOT / "benchmarks" / "DEMO_QUALITY.md") in contents
+
+
+def test_only_the_shipped_models_own_checkpoint_is_measured_as_the_demo(tmp_path: Path) -> None:
+    from benchmarks.quality_demo import check_source
+
+    with pytest.raises(SystemExit, match=r"no file, expected .* SHA-256 52cc4182bc86"):
+        check_source(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(SystemExit, match=r"says how to get it back"):
+        check_source(tmp_path)
+
+
+def test_the_card_compares_what_it_compared_when_it_shipped() -> None:
+    lines = [
+        line("blimp", 0, examples=100, acc=0.5),
+        line("blimp", 1, examples=100, acc=0.5),
+        line("blimp", 0, examples=100, acc=0.5) | {"model": "edgert-24m-think"},
+    ]
+    found = tables.contents(lines)
+    assert "edgert-24m-think" in found[tables.PAGE]["quality"]
+    assert "edgert-24m-think" not in found[tables.CARD]["quality"]

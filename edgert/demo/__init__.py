@@ -1,9 +1,11 @@
 """The models that come with the package.
 
 `edgert-demo.edge` is a bundle: the chat model that verbs use when none is named, trained by
-`recipes/demo_text` and made from its checkpoint by
+`recipes/demo_text` and made from the checkpoint that it wrote by
 
-    edgert convert recipes/demo_text/checkpoint -o edgert/demo/edgert-demo.edge --name edgert-demo
+    edgert convert demo_text_work/checkpoint -o edgert/demo/edgert-demo.edge --name edgert-demo
+
+Its card is `README.md` in the bundle.
 
 `stories260k` is a small checkpoint in the Hugging Face layout, for `edgert demo` to convert.
 """

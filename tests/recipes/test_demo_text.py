@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -20,10 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("EDGERT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 sys.path.insert(0, str(ROOT))
 
+from edgert.demo import demo_bundle  # noqa: E402
 from recipes.demo_text import dialogues, sources, stories  # noqa: E402
 from recipes.demo_text.data import Cleaner, long_sentences, pack_dialogues, pack_plain  # noqa: E402
 from recipes.demo_text.evaluate import _windows, bits_per_byte  # noqa: E402
-from recipes.demo_text.export import export, load_checkpoint  # noqa: E402
+from recipes.demo_text.export import export, hf_config, load_checkpoint  # noqa: E402
 from recipes.demo_text.mix import Mixer, Share  # noqa: E402
 from recipes.demo_text.model import TINY_MODEL, Llama, ModelConfig  # noqa: E402
 from recipes.demo_text.tokenizer import (  # noqa: E402
@@ -216,17 +218,21 @@ def test_tiny_runs_the_whole_recipe(tmp_path):
     assert load_checkpoint(out).config.vocab == TINY_MODEL.vocab
 
 
-CHECKPOINT = ROOT / "recipes" / "demo_text" / "checkpoint"
-
-
-@pytest.mark.skipif(not (CHECKPOINT / "model.safetensors").exists(), reason="no shipped checkpoint")
-def test_shipped_checkpoint_is_small_and_talks():
+def test_a_trained_checkpoint_is_small_and_talks(trained_checkpoint):
+    """The recipe's own torch code reads a checkpoint of its shape, and answers as its card says."""
     from recipes.demo_text.evaluate import answer
     from recipes.demo_text.tokenizer import load_tokenizer
 
-    assert (CHECKPOINT / "model.safetensors").stat().st_size < 55e6
-    model, tokenizer = load_checkpoint(CHECKPOINT), load_tokenizer(CHECKPOINT)
-    assert model.size <= 25_000_000
-    card = (CHECKPOINT / "README.md").read_text()
+    model, tokenizer = load_checkpoint(trained_checkpoint), load_tokenizer(trained_checkpoint)
+    assert model.size == 23_602_560
+    card = (trained_checkpoint / "README.md").read_text(encoding="utf-8")
     said = answer(model, tokenizer, "What colour is the sky?", limit=24)
-    assert said in card
+    assert f"**What colour is the sky?**\n\n> {said}\n" in card
+
+
+def test_the_recipe_writes_the_config_of_the_shipped_bundle():
+    """Its SHA-256 stands in the bundle; `hf_config` is all that benchmarks need of it."""
+    manifest = json.loads((demo_bundle() / "manifest.json").read_text(encoding="utf-8"))
+    text = json.dumps(hf_config(ModelConfig()), indent=2) + "\n"
+    found = hashlib.sha256(text.encode()).hexdigest()
+    assert found == manifest["provenance"]["sources"]["config.json"]

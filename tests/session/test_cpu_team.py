@@ -262,9 +262,12 @@ def resident() -> int:
 
 
 def test_nothing_is_kept_per_token(session: CpuSession) -> None:
-    """Rejected drafts among the tokens, within one window of positions. What is kept would show in
-    every stretch of steps; the free lists of Python and NumPy fill up in the first ones only."""
-    state = session.new_state()
+    """Rejected drafts among the tokens, within one window of positions.
+
+    What is kept for each token shows in every stretch of steps, so the median stretch is judged:
+    one that a busy machine or the allocator made grow for its own reasons tells nothing. Stretches
+    are long because the C heap grows by 132 kB at a time: 200 bytes kept for a token are found."""
+    state, steps = session.new_state(), 1000
 
     def generate(count: int) -> None:
         for i in range(count):
@@ -276,14 +279,16 @@ def test_nothing_is_kept_per_token(session: CpuSession) -> None:
     traced, rss = [], []
     tracemalloc.start()
     try:
-        for _ in range(5):
-            generate(200)
+        generate(steps)  # the free lists of Python and NumPy fill up
+        for _ in range(6):
             gc.collect()
             traced.append(tracemalloc.get_traced_memory()[0])
             rss.append(resident())
+            generate(steps)
     finally:
         tracemalloc.stop()
-    grown = np.diff(traced)
-    print(f"bytes of Python memory in 200 steps: {grown}, of all memory: {np.diff(rss)}")
-    assert grown.min() < 200 * 24, f"{grown} bytes of Python memory in 200 steps"
-    assert rss[-1] - rss[1] < 1 << 20, f"{np.diff(rss)} bytes of memory in 200 steps"
+    python, everything = np.diff(traced), np.diff(rss)
+    told = f"in {steps} steps: {python} bytes of Python memory, {everything} of all memory"
+    print(told)
+    assert np.median(python) < steps * 24, told
+    assert np.median(everything) < 64 << 10, told
