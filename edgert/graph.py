@@ -167,8 +167,8 @@ def _cut(graph: Graph, inputs: list[str], outputs: list[str], name: str) -> Grap
     reads = {value for node in kept for value in node.inputs} | set(outputs)
     entries = [*inputs, *(n for n in declared if n in reads and n not in inputs)]
     held = {node.state for node in kept if node.state}
-    lent = {graph.states[n].owner for n in held if isinstance(graph.states[n], BorrowedState)}
-    if lost := sorted(owner for owner in lent if owner in graph.states and owner not in held):
+    borrowed = [spec for n in held if isinstance(spec := graph.states[n], BorrowedState)]
+    if lost := sorted({s.owner for s in borrowed if not s.part} - held):
         raise BundleError(
             f"graph {graph.name!r}: the cut borrows states {lost} whose owners it leaves out",
             code="graph-cut",
@@ -333,13 +333,15 @@ class _Checker:
         if state.part:
             return
         owner = self.graph.states[state.owner]
-        sizes = lambda s: (s.kv_heads, s.head_dim)
         if state.owner not in self.owned:
             raise OpError(f"state {node.state!r} is read before {state.owner!r} is written")
-        if sizes(owner) != sizes(expected):
+        found, wanted = (
+            (s.kv_heads, s.head_dim) if isinstance(s, KVState) else s for s in (owner, expected)
+        )
+        if found != wanted:
             raise OpError(
-                f"state {node.state!r} reads {state.owner!r} of heads {sizes(owner)}, the node "
-                f"expects {sizes(expected)}"
+                f"state {node.state!r} reads {state.owner!r} of heads {found}, the node expects "
+                f"{wanted}"
             )
 
     def leftovers(self) -> None:

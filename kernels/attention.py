@@ -71,7 +71,8 @@ class KVRows:
         known = np.arange(count)  # place of the token in each slot
         known[slot] = place
         age = place[:, None] - known[None, :]
-        seen = (np.arange(count)[None, :] <= slot[:, None]) & (age < (window or count + 1))
+        seen: NDArray[np.bool_] = np.arange(count)[None, :] <= slot[:, None]
+        seen &= age < (window or count + 1)
         tree = self.ancestors[index]
         if tree is not None:
             seen[:, slot] &= tree

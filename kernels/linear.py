@@ -18,7 +18,7 @@ import numpy as np
 
 from .cpu.layout import ACTS, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
 from .encodings import ENCODINGS, dequantize, encoding_of, tensors_of
-from .lowering import Builder, Lower, stride_of, weight
+from .lowering import Builder, Lower, Word, stride_of, weight
 from .onnx_tools import CODES, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
 from .quant import F32, Matrix, quantize_rows
@@ -122,7 +122,7 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
         b.skip(y)
     b.floats(y)
     b.scratch(4096 + 2 * TILE * 64)
-    words = {
+    words: dict[str, Word] = {
         "weights": weight(node, "weight"), "depth": depth,
         "groups": groups_of(n // 2 if gated else n),
         "x": x, "x_stride": stride, "y": y, "y_stride": b.stride(y),

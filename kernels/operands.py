@@ -27,5 +27,5 @@ def operands(*names: str) -> Any:
     fields as constants."""
     if len(names) > ROW - FIRST:
         raise ValueError(f"{len(names)} operands, an instruction holds {ROW - FIRST}")
-    kind: Any = namedtuple("Operands", names)
-    return kind(*(WORD * (FIRST + index) for index in range(len(names))))
+    make: Any = namedtuple
+    return make("Operands", names)(*(WORD * (FIRST + index) for index in range(len(names))))

@@ -164,10 +164,10 @@ def _attended(x: Shape, packed: int, weights: Mapping[str, tuple[int, ...]], att
     _need(not alone, "attention: only one of q_norm, k_norm")
     axes = attrs["rope_axes"]
     if axes:
-        pairs = weights.get("inv_freq", (0,))[0]
+        count = weights.get("inv_freq", (0,))[0]
         _need(
-            len(axes) == pairs and set(axes) <= set("012"),
-            f"attention: rope_axes {axes!r}, expected 0, 1 or 2 for each of {pairs} frequencies",
+            len(axes) == count and set(axes) <= set("012"),
+            f"attention: rope_axes {axes!r}, expected 0, 1 or 2 for each of {count} frequencies",
         )
     for slot in ("inv_freq", "inv_freq_long"):
         if slot in weights:

@@ -12,6 +12,7 @@ import msgspec
 from ..errors import RequestError
 from ..graph import Graph, Weight
 from ..kernels.encodings import asked
+from ..kernels.states import KVState
 from ..roles import vocab_size
 from ..storage.safetensors import nbytes_of
 from .check import tensors_of
@@ -143,4 +144,5 @@ def parameters(graph: Graph) -> int:
 
 def cache_per_token(graph: Graph) -> int:
     """Bytes of keys and values of one token at 16 bits."""
-    return sum(4 * state.kv_heads * state.head_dim for state in graph.states.values())
+    states = graph.states.values()
+    return sum(4 * s.kv_heads * s.head_dim for s in states if isinstance(s, KVState))

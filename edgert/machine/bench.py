@@ -26,7 +26,7 @@ from ..bundle.describe import stored_bytes
 from ..errors import RequestError
 from ..graph import Graph
 from ..kernels.cpu.layout import PAGE
-from ..kernels.states import BorrowedState, KVState
+from ..kernels.states import BorrowedState, KVState, RecurrentState
 from ..session.base import Feed, Session, State
 
 Ids = NDArray[np.int32]
@@ -228,14 +228,15 @@ def bytes_per_token(graph: Graph, state: State) -> float:
     weights = sum(stored_bytes(graph.weights[name]) for name in once)
     if not state.length or not graph.states:
         return weights
-    rows = {name: spec.kv_heads * spec.head_dim for name, spec in graph.states.items()}
+    specs = [spec for spec in graph.states.values() if isinstance(spec, KVState)]
+    whole = sum(4 * spec.heads * spec.key_dim * spec.value_dim
+                for spec in graph.states.values() if isinstance(spec, RecurrentState))  # fmt: skip
+    if not specs:
+        return weights + whole
     pages = -(-state.length // PAGE) * PAGE
-    each = state.nbytes / pages / sum(rows.values())
-    seen = sum(
-        rows[name] * min(state.length, spec.window or state.length)
-        for name, spec in graph.states.items()
-    )
-    return weights + each * seen
+    each = (state.nbytes - whole) / pages / sum(s.kv_heads * s.head_dim for s in specs)
+    seen = sum(s.kv_heads * s.head_dim * min(state.length, s.window or state.length) for s in specs)
+    return weights + whole + each * seen
 
 
 def read_bandwidth(threads: int) -> float:
