@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from edgert.kernels.quant import Matrix, Quantized, quantize_int4, quantize_int8
+from edgert.kernels.states import KVState
 
 from edgert.bundle import BundleWriter, Golden, Manifest, Part, Provenance, TextSpec
 from edgert.bundle.check import tensors_of
-from edgert.graph import Graph, Node, State, Value, Weight
+from edgert.graph import Graph, Node, Value, Weight
 from edgert.storage.safetensors import TensorWriter, aligned_order
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
@@ -70,7 +71,7 @@ def tiny_graph(
     states = {}
     for i in range(layers):
         own = window if i % 2 else 0
-        states[f"kv{i}"] = State("kv", kv_heads, head_dim, own)
+        states[f"kv{i}"] = KVState(kv_heads, head_dim, own)
         attrs = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "window": own}
         weights |= {
             f"l{i}.norm1": Weight((width,)),
@@ -179,7 +180,7 @@ def tiny_manifest(graph: Graph, *, template: str | None = TEMPLATE, **changes: A
     """The manifest of a tiny bundle, without its files."""
     text = TextSpec(
         eos_token_ids=(EOS,),
-        vocab_size=graph.vocab_size,
+        vocab_size=int(graph.outputs[0].shape[-1]),
         bos_token_id=BOS,
         chat_template="chat_template.jinja" if template is not None else None,
         special={"bos_token": SPECIAL[BOS], "eos_token": SPECIAL[EOS]},

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...graph import Graph, Node, State, Value, Weight
+from ...graph import Graph, Node, Value, Weight
+from ...kernels.states import KVState
 from .config import Decoder
 from .recipe import FamilyModel, Part, Recipe
 from .rope import Rope
@@ -42,7 +43,7 @@ class Builder:
         self.nodes: list[Node] = []
         self.weights: dict[str, Weight] = {}
         self.recipes: dict[str, Recipe] = {}
-        self.states: dict[str, State] = {}
+        self.states: dict[str, KVState] = {}
         self.twins: dict[str, str] = {}
 
     def weight(self, name: str, recipe: Recipe) -> str:
@@ -211,7 +212,7 @@ def attention(
             tensor = _at(layer, f"self_attn.{key}.weight")
             weights[key] = b.vector(f"layers.{layer}.{key}", tensor, b.head_dim, offset=qk_offset)
     state = f"kv{layer}"
-    b.states[state] = State("kv", b.kv_heads, b.head_dim, own)
+    b.states[state] = KVState(b.kv_heads, b.head_dim, own)
     return b.node(
         "attention", [rows], f"layers.{layer}.attention", weights=weights, attrs=attrs, state=state
     )
