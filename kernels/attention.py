@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .attention_onnx import emit_attention
+from .attention_onnx import ONNX, PORTS
 from .norm import normalise
 from .quant import F32
 
@@ -158,5 +158,6 @@ def shared_attention(
     return _attended(_rotated(q, weights, attrs, kv), attrs, kv)
 
 
+__all__ = ["ONNX", "PORTS", "REFERENCE", "KVRows", "attend", "attention", "rotate"]
+
 REFERENCE = {"attention": attention, "shared_attention": shared_attention}
-ONNX = {"attention": emit_attention}
