@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 from .. import limits
+from ..errors import BundleError
 from ..graph import Graph
 from ..storage.safetensors import TensorInfo, read_header
 from .onnx_file import Initializer, Model, Op, read_model, refusal

@@ -68,11 +68,9 @@ class Variant:
         )
         if not found:
             return None
-        return Variant(
-            *(bool(g) for g in found.group(1, 2)),
-            *(int(g or 0) for g in found.group(3, 4)),
-            bool(found.group(5)),
-        )
+        half, standard, rows, capacity, embeddings = found.groups()
+        sizes = int(rows or 0), int(capacity or 0)
+        return Variant(bool(half), bool(standard), *sizes, embeddings=bool(embeddings))
 
     @property
     def dialect(self) -> Dialect:
