@@ -65,9 +65,7 @@ def executor(request: pytest.FixtureRequest) -> str:
 def opener(executor: str, tmp_path_factory: pytest.TempPathFactory) -> Opener:
     """open(graph, weights, taps) on one executor."""
 
-    def opened(
-        graph: Graph, weights: Mapping[str, Matrix], taps: Sequence[str] = ()
-    ) -> Session:
+    def opened(graph: Graph, weights: Mapping[str, Matrix], taps: Sequence[str] = ()) -> Session:
         return EXECUTORS[executor](graph, weights, tmp_path_factory.mktemp("toy"), taps)
 
     return opened
@@ -234,9 +232,7 @@ def _chains(parents: np.ndarray[Any, Any]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("window", [0, 6])
-def test_a_tree_equals_the_chains_it_is_made_of(
-    opener: Opener, executor: str, window: int
-) -> None:
+def test_a_tree_equals_the_chains_it_is_made_of(opener: Opener, executor: str, window: int) -> None:
     graph, weights = toy.shared(window=window, head=20 if executor in FUSED else toy.SIZE)
     session = opener(graph, weights)
     state = session.new_state()
@@ -287,7 +283,9 @@ def test_rotary_axes(opener: Opener, axes: str) -> None:
         state.commit(17)
         one.step([Feed(state, TOKENS[17:20], positions=np.full((3, 3), 30, np.int32))])
         state.commit(2)
-        rows.append(np.concatenate([first, one.step([Feed(state, TOKENS[20:23], "all")])[0].logits]))
+        rows.append(
+            np.concatenate([first, one.step([Feed(state, TOKENS[20:23], "all")])[0].logits])
+        )
     assert_close(axes, rows[1], rows[0], rms=EXACT)
 
 
@@ -333,9 +331,7 @@ def test_positions_past_the_rotary_tables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("standard", [False, True])
 @pytest.mark.parametrize("encoding", ["f32", "mixed"])
-def test_tokens_and_embeddings_of_one_model(
-    tmp_path: Path, encoding: str, standard: bool
-) -> None:
+def test_tokens_and_embeddings_of_one_model(tmp_path: Path, encoding: str, standard: bool) -> None:
     graph = tiny_graph(quant=encoding, context=toy.CONTEXT)
     weights = tiny_weights(graph)
     session = ort_session(

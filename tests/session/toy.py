@@ -39,8 +39,10 @@ def function(rows: str, others: str, wide: int, narrow: int) -> Made:
         Node("linear", ("looked",), "second", {"weight": "c"}),
     )
     inputs = (
-        Value("wide", (rows, wide)), Value("narrow", (rows, narrow)), Value("ids", (others,), "int32"),
-    )  # fmt: skip
+        Value("wide", (rows, wide)),
+        Value("narrow", (rows, narrow)),
+        Value("ids", (others,), "int32"),
+    )
     outputs = (Value("first", (rows, narrow)), Value("second", (others, narrow)))
     return _made(Graph("function", inputs, outputs, nodes, weights))
 
