@@ -116,7 +116,7 @@ def agreement(session: Session, golden: Golden) -> str:
 def nodes(session: Session) -> str:
     """How many nodes each provider runs."""
     assert isinstance(session, OrtSession)
-    counts = Counter(node.provider for node in placement(session.session))
+    counts = Counter(node.provider for node in placement(session.model.runtime))
     return ", ".join(f"{count} nodes on {name}" for name, count in counts.most_common())
 
 

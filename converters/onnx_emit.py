@@ -3,28 +3,39 @@
 The model's initializers name the safetensors file as their external data by byte offset, so there
 is no second copy of any weight. The nodes come from the ops' ONNX faces; this driver orders them,
 merges an add with the norm that follows it, and declares inputs and outputs as
-`edgert.session.onnx_io.interface` says.
+`edgert.session.onnx_io.interface` says. Outputs are float32 in half precision, too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle.manifest import MANIFEST_NAME, Manifest
 from ..bundle.reader import Bundle
-from ..errors import ConvertError
+from ..errors import BundleError, ConvertError
 from ..graph import Graph, Node
 from ..kernels import onnx_tools as tools
 from ..kernels.encodings import ENCODINGS
 from ..kernels.norm import emit_add_norm
-from ..kernels.ops import CATALOGUE, Shape
-from ..session.onnx_check import check_model
-from ..session.onnx_io import PLAIN, Port, Variant, interface
+from ..kernels.ops import CATALOGUE
+from ..session.onnx_check import check_model, metadata
+from ..session.onnx_io import (
+    PLAIN,
+    Port,
+    Variant,
+    calls,
+    dims,
+    embedded,
+    emitted_graph,
+    interface,
+    row_symbols,
+)  # fmt: skip
 from ..storage.folder import open_regular, sha256_fd
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorInfo, read_header
@@ -52,16 +63,65 @@ def place_in(tensors: Mapping[str, TensorInfo]) -> Callable[[str], tools.Placed]
 
 
 def emit(
-    graph: Graph, tensors: Mapping[str, TensorInfo], variant: Variant, *, location: str
+    graph: Graph,
+    tensors: Mapping[str, TensorInfo],
+    variant: Variant,
+    *,
+    location: str,
+    taps: Sequence[str] = (),
 ) -> ModelProto:
     """The graph as an ONNX model whose weights are bytes of the file `location`.
 
-    tensors: header of that file. Raises ConvertError for an op or encoding without ONNX face.
+    tensors: header of that file. taps: values that the model gives besides the graph's outputs.
+    Raises ConvertError for what cannot be emitted so.
     """
     _check_encodings(graph)
+    given = {value.name for value in graph.outputs}
+    taps = tuple(name for name in dict.fromkeys(taps) if name not in given)
     ctx = tools.EmitContext(place_in(tensors), location, variant.half, variant.standard)
-    _Walk(graph, variant, ctx).run()
-    return _model(graph, variant, ctx)
+    try:
+        emitted = emitted_graph(graph, variant, taps)
+        _check_symbols(emitted, variant)
+        _Walk(emitted, ctx).run()
+    except BundleError as error:
+        raise ConvertError(error.message, code=error.code, hint=error.hint) from None
+    model = _model(emitted, variant, ctx)
+    _check_names(model)
+    from onnx import helper
+
+    helper.set_model_props(model, metadata(graph, variant, taps))
+    return model
+
+
+def _check_symbols(graph: Graph, variant: Variant) -> None:
+    """Fixed shapes have numbers for tokens and selected rows only; outputs are made by nodes."""
+    symbols = {value.shape[0] for value in graph.inputs if isinstance(value.shape[0], str)}
+    if variant.rows and (symbols - row_symbols(graph) or not symbols <= {"T", "R"}):
+        raise ConvertError(
+            f"graph {graph.name!r} has inputs of {sorted(map(str, symbols))} rows, expected only "
+            "tokens T and selected rows R for fixed shapes",
+            code="onnx-options",
+            hint="export it without --rows and --capacity",
+        )
+    both = {value.name for value in graph.inputs} & {value.name for value in graph.outputs}
+    if both:
+        raise ConvertError(
+            f"graph {graph.name!r} gives its inputs {sorted(both)} back, expected outputs of nodes",
+            code="onnx-graph",
+        )
+
+
+def _check_names(model: ModelProto) -> None:
+    """Values of a graph must not be called as what the ops' faces and ports are."""
+    graph = model.graph
+    names = [value.name for value in (*graph.input, *graph.initializer)]
+    names += [out for node in graph.node for out in node.output if out]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConvertError(
+            f"values {twice[:8]} would be there twice, expected other names in the graph",
+            code="onnx-graph",
+            hint="rename these values of the graph",
+        )
 
 
 def _check_encodings(graph: Graph) -> None:
@@ -81,12 +141,11 @@ def _check_encodings(graph: Graph) -> None:
 class _Walk:
     """Emits the nodes of a graph in order."""
 
-    def __init__(self, graph: Graph, variant: Variant, ctx: tools.EmitContext) -> None:
+    def __init__(self, graph: Graph, ctx: tools.EmitContext) -> None:
         self.graph, self.ctx = graph, ctx
-        self.shapes = graph.shapes()
         self.merged: set[str] = set()
-        self.final = graph.outputs[0].name
-        self.merge = not variant.standard
+        self.outputs = {value.name for value in graph.outputs}
+        self.calls = {call.output: self.named(call) for call in calls(graph)}
 
     def run(self) -> None:
         for node in self.graph.nodes:
@@ -94,45 +153,33 @@ class _Walk:
                 continue
             norm = self._following_norm(node)
             if norm is not None:
-                emit_add_norm(self.ctx, self.call(node), self.call(norm))
+                emit_add_norm(self.ctx, self.calls[node.output], self.calls[norm.output])
                 self.merged.add(norm.output)
             else:
                 self._emit(node)
-        last = "logits.raw" if self.ctx.half else "logits"
-        if self.ctx.half:
-            self.ctx.op("Cast", [last], "logits", to=tools.FLOAT)
+        for output in self.graph.outputs if self.ctx.half else ():
+            self.ctx.op("Cast", [self.name(output.name)], output.name, to=tools.FLOAT)
 
     def _emit(self, node: Node) -> None:
         face = CATALOGUE[node.op].onnx
         if face is None:
             raise ConvertError(f"op {node.op!r} has no ONNX emission", code="onnx-op")
-        face(self.ctx, self.call(node))
+        face(self.ctx, self.calls[node.output])
 
     def _following_norm(self, node: Node) -> Node | None:
         """The rms_norm that reads an add's sum, if there is one."""
-        if node.op != "add" or not self.merge or node.output == self.final:
+        if node.op != "add" or self.ctx.standard:
             return None
         readers = [n for n in self.graph.nodes if node.output in n.inputs and n.op == "rms_norm"]
         return readers[0] if readers else None
 
     def name(self, value: str) -> str:
-        if value == self.final:
-            return "logits.raw" if self.ctx.half else "logits"
-        return value
+        """What a value is called before it is an output."""
+        return f"{value}.raw" if self.ctx.half and value in self.outputs else value
 
-    def call(self, node: Node) -> tools.Call:
-        stored = {}
-        for slot, name in node.weights.items():
-            weight = self.graph.weights[name]
-            stored[slot] = tools.StoredWeight(name, weight.shape, weight.encoding)
-        return tools.Call(
-            tuple(self.name(n) for n in node.inputs),
-            self.name(node.output),
-            stored,
-            CATALOGUE[node.op].check_attrs(node.attrs),
-            tuple(self.shapes[n] for n in node.inputs),
-            node.state,
-        )
+    def named(self, call: tools.Call) -> tools.Call:
+        inputs = tuple(self.name(value) for value in call.inputs)
+        return replace(call, inputs=inputs, output=self.name(call.output))
 
 
 def _model(graph: Graph, variant: Variant, ctx: tools.EmitContext) -> ModelProto:
@@ -154,8 +201,6 @@ def _model(graph: Graph, variant: Variant, ctx: tools.EmitContext) -> ModelProto
         opset_imports=tools.opsets(ctx.nodes),
         functions=list(ctx.functions.values()),
     )
-    digest = hashlib.sha256(graph.to_json()).hexdigest()
-    helper.set_model_props(model, {**variant.metadata(), "edgert.graph": digest})
     return model
 
 
@@ -170,21 +215,21 @@ def _value_info(graph: Graph, variant: Variant, ctx: tools.EmitContext) -> list[
     from onnx import helper
 
     made = {out for node in ctx.nodes for out in node.output}
-    dims = variant.dims
-    infos = []
-    for name, shape in graph.shapes().items():
-        if name in made and name != "logits":
-            infos.append(helper.make_tensor_value_info(name, ctx.float_type, _dims(shape, dims)))
-    return infos
+    given = {value.name for value in graph.outputs}
+    return [
+        helper.make_tensor_value_info(name, ctx.float_type, dims(shape, variant))
+        for name, shape in graph.shapes().items()
+        if name in made and name not in given
+    ]
 
 
-def _dims(shape: Shape, dims: Mapping[str, Any]) -> list[Any]:
-    """A graph shape as ONNX has it: [T, ..] is [B, S, ..]."""
-    head = {"T": [dims["B"], dims["S"]], "R": [dims["R"]]}[str(shape[0])]
-    return [*head, *shape[1:]]
-
-
-def write(graph: Graph, weights_file: Path, target: Path, variant: Variant = PLAIN) -> Path:
+def write(
+    graph: Graph,
+    weights_file: Path,
+    target: Path,
+    variant: Variant = PLAIN,
+    taps: Sequence[str] = (),
+) -> Path:
     """Emit into `target` (in the folder of `weights_file`), aside first, then renamed."""
     if target.parent.resolve() != weights_file.parent.resolve():
         raise ConvertError(
@@ -192,7 +237,8 @@ def write(graph: Graph, weights_file: Path, target: Path, variant: Variant = PLA
             code="onnx-place",
             hint="onnxruntime only reads external data beside the .onnx file",
         )
-    model = emit(graph, read_header(weights_file), variant, location=weights_file.name)
+    tensors = read_header(weights_file)
+    model = emit(graph, tensors, variant, location=weights_file.name, taps=taps)
     _replace(target, model.SerializeToString(deterministic=True))
     return target
 
@@ -217,24 +263,30 @@ def export(
     standard: bool = False,
     rows: int = 0,
     capacity: int = 0,
+    taps: Sequence[str] = (),
+    embeddings: bool = False,
 ) -> list[Path]:
     """Add `<part><variant>.onnx` of every part to a bundle in place; returns the files.
 
     precision: "f32" or "f16" activations. standard: ai.onnx ops only (QNN, CoreML). rows, capacity:
-    fixed step and cache sizes for providers without dynamic shapes (standard only). The weights are
-    not touched. The manifest is replaced last: until then the bundle is what it was. Raises
+    fixed step and cache sizes for providers without dynamic shapes (standard only). taps: values
+    that steps may ask for besides the graph's outputs, from the parts that compute them.
+    embeddings: take embedding rows, too; tokens are then looked up on the host. The weights are not
+    touched. The manifest is replaced last: until then the bundle is what it was. Raises
     BundleError, ConvertError, or ResourceError while another process writes this bundle.
     """
     variant = variant_of(precision, standard=standard, rows=rows, capacity=capacity)
+    variant = replace(variant, embeddings=embeddings)
     path = Path(bundle_path)
     lock = FileLock(path.with_name(f"{path.name}.lock"), str(path))
     try:
         with Bundle.open(path) as bundle:
-            made = emit_parts(bundle, variant)
+            made = emit_parts(bundle, variant, taps)
             _list_in_manifest(bundle, made)
         with Bundle.open(path) as bundle:
             for part, target in zip(sorted(bundle.manifest.parts), made, strict=True):
-                check_model(target, bundle.graph(part), variant)
+                graph = bundle.graph(part)
+                check_model(target, graph, part_variant(graph, variant))
     finally:
         lock.close()
     return made
@@ -256,17 +308,29 @@ def variant_of(
     return Variant(precision == "f16", standard, rows, capacity)
 
 
-def emit_parts(bundle: Bundle, variant: Variant) -> list[Path]:
+def part_variant(graph: Graph, variant: Variant) -> Variant:
+    """What `variant` means for a part: one without tokens takes what it takes."""
+    return variant if embedded(graph) else replace(variant, embeddings=False)
+
+
+def emit_parts(bundle: Bundle, variant: Variant, taps: Sequence[str] = ()) -> list[Path]:
     """Write the .onnx of every part (in the order of their names) into the bundle's folder."""
-    return [
-        write(
-            bundle.graph(name),
-            bundle.path_of(part.weights),
-            bundle.path_of(f"{name}{variant.suffix}.onnx"),
-            variant,
+    parts = sorted(bundle.manifest.parts.items())
+    graphs = {name: bundle.graph(name) for name, _ in parts}
+    computed = {name: {n.output for n in graph.nodes} for name, graph in graphs.items()}
+    if unknown := sorted(set(taps).difference(*computed.values())):
+        raise ConvertError(
+            f"no part of {bundle.path} computes {unknown}, expected names of values",
+            code="onnx-options",
+            hint="`edgert inspect` lists a part's values",
         )
-        for name, part in sorted(bundle.manifest.parts.items())
-    ]
+    made = []
+    for name, part in parts:
+        own = part_variant(graphs[name], variant)
+        target = bundle.path_of(f"{name}{own.suffix}.onnx")
+        wanted = [tap for tap in taps if tap in computed[name]]
+        made.append(write(graphs[name], bundle.path_of(part.weights), target, own, wanted))
+    return made
 
 
 def _list_in_manifest(bundle: Bundle, made: list[Path]) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .attention_lower import LOWER, axes_of
-from .attention_onnx import emit_attention
+from .attention_onnx import ONNX, PORTS
 from .norm import normalise
 from .quant import F32
 
@@ -155,7 +155,6 @@ def shared_attention(
     return _attended(_rotated(q, weights, attrs, kv), attrs, kv)
 
 
-__all__ = ["LOWER", "ONNX", "REFERENCE", "KVRows", "attend", "attention", "rotate"]
+__all__ = ["LOWER", "ONNX", "PORTS", "REFERENCE", "KVRows", "attend", "attention", "rotate"]
 
 REFERENCE = {"attention": attention, "shared_attention": shared_attention}
-ONNX = {"attention": emit_attention}

@@ -1,23 +1,27 @@
-"""The ONNX face of attention, and the model inputs it asks for.
+"""The ONNX faces of attention and shared_attention, and the model inputs they ask for.
 
 Three styles, decided a node (`style`):
 
     gqa     GroupQueryAttention over the packed rows, rotary inside
     rotary  RotaryEmbedding on q and k, then GroupQueryAttention (head sizes and rotary widths that
             the rotary of GroupQueryAttention refuses)
-    plain   standard ops: the standard dialect, and head sizes that are no multiple of 8
+    plain   standard ops: the standard dialect, head sizes that are no multiple of 8, rotary axes,
+            and shared_attention everywhere (GroupQueryAttention wants new keys)
 
 Keys and values of the first two live in buffers [B, G, P, D] that are past and present at once (the
 session binds one buffer to both). `plain` reads past buffers and a mask made by the session, and
-hands out only the new rows [B, G, S, D]. B sequences of S new tokens each, P rows of capacity.
+hands out only the new rows [B, G, S, D]; shared_attention reads both, or the present buffers where
+their owner is of the other styles. B sequences of S new tokens each, P rows of capacity.
 
-Inputs of the model besides tokens and rows, all made by the session:
+Inputs of the model besides the graph's own, all made by the session:
 
     seqlens_k int32 [B]                   tokens after this step, minus one      (gqa, rotary)
     total_sequence_length int32 [1]       the largest of those, plus one         (gqa, rotary)
     positions int64 [B, S]                (int32 in the standard dialect)        (rotary, plain)
     cos.<rope>, sin.<rope> [P, R/2]       tables, scaled by rope_scale           (with rotary)
+    cos_at.<rope>, sin_at.<rope> [B, S, R/2]   their values at the rows' positions (rotary axes)
     mask.<window> [B, 1, S, P + S]        0 where seen, very negative elsewhere  (plain)
+    mask_present.<window> [B, 1, S, P]    the same over present buffers          (plain)
 """
 
 from __future__ import annotations
@@ -27,15 +31,24 @@ from typing import Any
 
 from .elementwise import softcap_body
 from .norm import emit_norm
+from .onnx_ports import Dialect, Memory, NodePorts, Port
 from .onnx_tools import MICROSOFT, Body, Call, EmitContext, Signature
 
 
 def style(attrs: Mapping[str, Any], pairs: int, *, standard: bool) -> str:
-    """How a node with `pairs` rotary pairs a head is emitted: gqa, rotary or plain."""
+    """How an attention with `pairs` rotary pairs a head is emitted: gqa, rotary or plain."""
     size = attrs["head_dim"]
-    if standard or size % 8:
+    if standard or size % 8 or attrs["rope_axes"]:
         return "plain"
     return "gqa" if not pairs or (size % 16 == 0 and pairs % 8 == 0) else "rotary"
+
+
+def _pairs(call: Call) -> int:
+    return call.weights["inv_freq"].shape[0] if "inv_freq" in call.weights else 0
+
+
+def _style(call: Call, *, standard: bool) -> str:
+    return style(call.attrs, _pairs(call), standard=standard)
 
 
 def rope_name(weights: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
@@ -47,18 +60,81 @@ def rope_name(weights: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
         parts.append(f"{attrs['rope_scale']:g}")
     if "inv_freq_long" in weights:
         parts += [weights["inv_freq_long"], f"{attrs['rope_long_scale']:g}"]
+    if attrs["rope_axes"]:
+        parts.append(f"axes-{attrs['rope_axes']}")
     return "|".join(parts)
+
+
+def _rope(call: Call) -> str:
+    return rope_name({slot: weight.name for slot, weight in call.weights.items()}, call.attrs)
+
+
+def ports(call: Call, dialect: Dialect) -> NodePorts:
+    """What an attention node adds to the model's interface."""
+    how, sizes = _style(call, standard=dialect.standard), call.attrs
+    inputs = _turning_ports(call, dialect, apart=how != "gqa")
+    if how == "plain":
+        inputs.append(_mask_port(call, dialect, "mask"))
+    else:
+        inputs.append(Port("seqlens_k", "int32", ("B",)))
+        inputs.append(Port("total_sequence_length", "int32", (1,)))
+    made, rows = ("new", "S") if how == "plain" else ("present", "P")
+    memory = tuple(
+        Memory(
+            call.state,
+            _cache_port(f"past_{kv}.{call.state}", "P", sizes, dialect),
+            _cache_port(f"{made}_{kv}.{call.state}", rows, sizes, dialect),
+            how != "plain",
+        )
+        for kv in ("key", "value")
+    )
+    turned_inside = how == "gqa" and _pairs(call) > 0
+    return NodePorts(tuple(inputs), memory, positions=not turned_inside, trees=how == "plain")
+
+
+def shared_ports(call: Call, dialect: Dialect) -> NodePorts:
+    """What a shared_attention node adds: nothing that remembers."""
+    mask = _mask_port(call, dialect, _shared_mask(call, standard=dialect.standard))
+    return NodePorts((*_turning_ports(call, dialect, apart=True), mask))
+
+
+def _cache_port(name: str, rows: str, sizes: Mapping[str, Any], dialect: Dialect) -> Port:
+    return Port(name, dialect.real, ("B", sizes["kv_heads"], rows, sizes["head_dim"]))
+
+
+def _turning_ports(call: Call, dialect: Dialect, *, apart: bool) -> list[Port]:
+    """Rotary inputs; apart: turned outside GroupQueryAttention, which counts positions itself."""
+    rope, pairs, real = _rope(call), _pairs(call), dialect.real
+    if not rope:
+        return []
+    if call.attrs["rope_axes"]:
+        return [Port(f"{table}_at.{rope}", real, ("B", "S", pairs)) for table in ("cos", "sin")]
+    tables = [Port(f"{table}.{rope}", real, ("P", pairs)) for table in ("cos", "sin")]
+    return [Port("positions", _index(dialect), ("B", "S"))] * apart + tables
+
+
+def _index(dialect: Dialect) -> str:
+    return "int32" if dialect.standard else "int64"
+
+
+def _mask_port(call: Call, dialect: Dialect, kind: str) -> Port:
+    seen = "K" if kind == "mask" else "P"
+    return Port(f"{kind}.{call.attrs['window']}", dialect.real, ("B", 1, "S", seen))
+
+
+def _shared_mask(call: Call, *, standard: bool) -> str:
+    """Kind of mask: over past and new rows where the owner is plain, over present ones else."""
+    lender = call.lender or call
+    return "mask" if _style(lender, standard=standard) == "plain" else "mask_present"
 
 
 def emit_attention(ctx: EmitContext, call: Call) -> None:
     """Dispatch on `style`."""
-    pairs = call.weights["inv_freq"].shape[0] if "inv_freq" in call.weights else 0
-    how = style(call.attrs, pairs, standard=ctx.standard)
-    rope = rope_name({slot: w.name for slot, w in call.weights.items()}, call.attrs)
+    how = _style(call, standard=ctx.standard)
     if how == "plain":
-        _plain(ctx, call, rope)
+        _plain(ctx, call)
     else:
-        _grouped(ctx, call, rope, pairs, inside=how == "gqa")
+        _grouped(ctx, call, _rope(call), _pairs(call), inside=how == "gqa")
 
 
 def _grouped(ctx: EmitContext, call: Call, rope: str, pairs: int, *, inside: bool) -> None:
@@ -75,11 +151,12 @@ def _grouped(ctx: EmitContext, call: Call, rope: str, pairs: int, *, inside: boo
     else:
         rows = [call.inputs[0], "", ""]
     state = call.state
+    ctx.caches[state] = f"present_key.{state}", f"present_value.{state}"
     past = [f"past_key.{state}", f"past_value.{state}", "seqlens_k", "total_sequence_length"]
     ctx.ops(
         "GroupQueryAttention",
         [*rows, *past, *(tables if inside else [])],
-        [call.output, f"present_key.{state}", f"present_value.{state}"],
+        [call.output, *ctx.caches[state]],
         domain=MICROSOFT,
         num_heads=attrs["heads"],
         kv_num_heads=attrs["kv_heads"],
@@ -124,48 +201,81 @@ def _rotate_body(body: Body) -> None:
     body.op("Concat", [left, right], "y", axis=-1)
 
 
-def _turned(ctx: EmitContext, call: Call, x: str, rope: str, pairs: int) -> str:
-    """x [B, S, heads, D] rotated by standard ops."""
-    if not rope:
+def _turned(ctx: EmitContext, call: Call, x: str, tables: list[str]) -> str:
+    """x [B, S, heads, D] rotated by standard ops; tables: cos and sin [B, S, 1, R / 2]."""
+    if not tables:
         return x
-    rows = [
-        ctx.op("Unsqueeze", [ctx.op("Gather", [f"{t}.{rope}", "positions"]), ctx.ints(2)])
-        for t in ("cos", "sin")
-    ]
+    pairs = _pairs(call)
     rest = call.attrs["head_dim"] - 2 * pairs
     signature: Signature = (["x", "cos", "sin"], [])
     if not rest:
-        return ctx.call("Rotate", [x, *rows], None, _rotate_body, signature)
+        return ctx.call("Rotate", [x, *tables], None, _rotate_body, signature)
     turning, still = ctx.ops("Split", [x, ctx.ints(2 * pairs, rest)], [None, None], axis=-1)
-    turned = ctx.call("Rotate", [turning, *rows], None, _rotate_body, signature)
+    turned = ctx.call("Rotate", [turning, *tables], None, _rotate_body, signature)
     return ctx.op("Concat", [turned, still], axis=-1)
 
 
-def _plain(ctx: EmitContext, call: Call, rope: str) -> None:
-    attrs, state = call.attrs, call.state
+def _tables(ctx: EmitContext, call: Call) -> list[str]:
+    """cos and sin of the rows as [B, S, 1, R / 2], none without rotary."""
+    rope = _rope(call)
+    if not rope:
+        return []
+    if call.attrs["rope_axes"]:
+        rows = [f"{table}_at.{rope}" for table in ("cos", "sin")]
+    else:
+        rows = [ctx.op("Gather", [f"{t}.{rope}", "positions"]) for t in ("cos", "sin")]
+    return [ctx.op("Unsqueeze", [row, ctx.ints(2)]) for row in rows]
+
+
+def _apart(ctx: EmitContext, call: Call, x: str, heads: int, norm: str, tables: list[str]) -> str:
+    """x [B, S, heads * D] as [B, S, heads, D], normalised and rotated."""
+    apart = ctx.op("Reshape", [x, ctx.ints(0, 0, heads, call.attrs["head_dim"])])
+    if norm in call.weights:
+        apart = emit_norm(ctx, apart, call.weights[norm], call.attrs["qk_eps"], None)
+    return _turned(ctx, call, apart, tables)
+
+
+def _plain(ctx: EmitContext, call: Call) -> None:
+    groups, state = call.attrs["kv_heads"], call.state
+    q, k, v = _split(ctx, call)
+    tables = _tables(ctx, call)
+    q = _apart(ctx, call, q, call.attrs["heads"], "q_norm", tables)
+    k = _apart(ctx, call, k, groups, "k_norm", tables)
+    v = ctx.op("Reshape", [v, ctx.ints(0, 0, groups, call.attrs["head_dim"])])
+    k = ctx.op("Transpose", [k], f"new_key.{state}", perm=[0, 2, 1, 3])
+    v = ctx.op("Transpose", [v], f"new_value.{state}", perm=[0, 2, 1, 3])
+    keys = ctx.op("Concat", [f"past_key.{state}", k], axis=2)  # [B, G, P + S, D]
+    values = ctx.op("Concat", [f"past_value.{state}", v], axis=2)
+    ctx.caches[state] = keys, values
+    _attended(ctx, call, q, "mask")
+
+
+def emit_shared_attention(ctx: EmitContext, call: Call) -> None:
+    """Standard ops over what the owner of the state has written, its new rows included."""
+    q = _apart(ctx, call, call.inputs[0], call.attrs["heads"], "q_norm", _tables(ctx, call))
+    _attended(ctx, call, q, _shared_mask(call, standard=ctx.standard))
+
+
+def _attended(ctx: EmitContext, call: Call, q: str, mask: str) -> None:
+    """q [B, S, H, D] over the cache of the node's state, or of its lender's."""
+    attrs = call.attrs
     size, heads, groups = (attrs[key] for key in ("head_dim", "heads", "kv_heads"))
-    pairs = call.weights["inv_freq"].shape[0] if rope else 0
-    parts = zip(_split(ctx, call), (heads, groups, groups), strict=True)
-    q, k, v = (ctx.op("Reshape", [x, ctx.ints(0, 0, n, size)]) for x, n in parts)
-    if "q_norm" in call.weights:
-        q = emit_norm(ctx, q, call.weights["q_norm"], attrs["qk_eps"], None)
-        k = emit_norm(ctx, k, call.weights["k_norm"], attrs["qk_eps"], None)
-    q, k = _turned(ctx, call, q, rope, pairs), _turned(ctx, call, k, rope, pairs)
+    keys, values = ctx.caches[(call.lender or call).state]
     swap = [0, 2, 1, 3]
     q = ctx.op("Transpose", [ctx.op("Mul", [q, ctx.scalar(attrs["scale"])])], perm=swap)
     q = ctx.op("Reshape", [q, ctx.ints(0, groups, -1, size)])  # [B, G, H / G * S, D]
-    k = ctx.op("Transpose", [k], f"new_key.{state}", perm=swap)
-    v = ctx.op("Transpose", [v], f"new_value.{state}", perm=swap)
-    keys = ctx.op("Concat", [f"past_key.{state}", k], axis=2)  # [B, G, P + S, D]
-    values = ctx.op("Concat", [f"past_value.{state}", v], axis=2)
     scores = ctx.op("MatMul", [q, ctx.op("Transpose", [keys], perm=[0, 1, 3, 2])])
     scores = ctx.op("Reshape", [scores, ctx.ints(0, heads, -1, 0)])  # [B, H, S, P + S]
     if attrs["softcap"]:
         signature = (["x"], ["cap"])
         scores = ctx.call("Softcap", [scores], None, softcap_body, signature, cap=attrs["softcap"])
-    scores = ctx.op("Add", [scores, f"mask.{attrs['window']}"])
+    scores = ctx.op("Add", [scores, f"{mask}.{attrs['window']}"])
     shares = ctx.op("Softmax", [scores], axis=-1)
     shares = ctx.op("Reshape", [shares, ctx.ints(0, groups, -1, 0)])
     y = ctx.op("Reshape", [ctx.op("MatMul", [shares, values]), ctx.ints(0, heads, -1, size)])
     y = ctx.op("Transpose", [y], perm=swap)
     ctx.op("Reshape", [y, ctx.ints(0, 0, heads * size)], call.output)
+
+
+ONNX = {"attention": emit_attention, "shared_attention": emit_shared_attention}
+PORTS = {"attention": ports, "shared_attention": shared_ports}

@@ -44,9 +44,10 @@ LOWER: dict[str, Lower] = {"embed": lower_embed}
 REFERENCE = {"embed": embed}
 
 
-def _rows_body(encoding: Encoding) -> Callable[[Body], None]:
-    """Codes uint8 [.., KB, 32 or 16] and scales [.., KB, 1] -> float values [.., KB, 32]. Codes up
-    to 255, their halves and their differences are exact in float16, too."""
+def _rows_body(encoding: Encoding, lead: int) -> Callable[[Body], None]:
+    """Codes uint8 [.., KB, 32 or 16] and scales [.., KB, 1] -> float values [.., KB, 32], `lead`
+    dimensions before KB. Codes up to 255, their halves and their differences are exact in
+    float16, too."""
 
     bits, group = encoding.onnx_bits, encoding.group
 
@@ -59,15 +60,16 @@ def _rows_body(encoding: Encoding) -> Callable[[Body], None]:
             last = body.const([-1])
             pair = [body.op("Unsqueeze", [half, last]) for half in (low, high)]  # [.., 16, 1]
             codes = body.op("Concat", pair, axis=-1)  # [.., KB, 16, 2]
-            codes = body.op("Reshape", [codes, body.const([0, 0, -1, group])])
+            codes = body.op("Reshape", [codes, body.const([0] * lead + [-1, group])])
         zero = body.activation(body.const(float(1 << (bits - 1))))
         body.op("Mul", [body.op("Sub", [codes, zero]), "scales"], "y")
 
     return define
 
 
-def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str) -> str:
-    """Rows of a quantized table as [B, S, KB, 32], without a dequantized copy of the table.
+def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str, lead: int) -> str:
+    """Rows of a quantized table as [.., KB, 32], after the `lead` dimensions of the tokens, without
+    a dequantized copy of the table.
 
     Not com.microsoft's GatherBlockQuantized, though it reads the same bytes: how its CUDA kernel
     takes packed widths and the default zero point differs between versions of onnxruntime.
@@ -81,21 +83,22 @@ def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str) -> str:
     have = ctx.place(f"{table.name}.scales").dtype
     rows = ctx.op("Unsqueeze", [ctx.cast(rows, have, ctx.float_type), ctx.ints(-1)])
     signature: Signature = (["q", "scales"], [])
-    name = f"DequantizeInt{encoding.onnx_bits}"
-    return ctx.call(name, [codes, rows], None, _rows_body(encoding), signature)
+    name = f"DequantizeInt{encoding.onnx_bits}{'' if lead == 2 else 'Rows'}"
+    return ctx.call(name, [codes, rows], None, _rows_body(encoding, lead), signature)
 
 
 def emit_embed(ctx: EmitContext, call: Call) -> None:
     """Gather for float tables; for quantized ones Gather of codes and scales, and the function
     DequantizeInt4 or DequantizeInt8."""
     table, tokens = call.weights["weight"], call.inputs[0]
+    lead = 2 if call.shapes[0][0] == "T" else 1
     steps: list[tuple[str, list[str]]] = []
     if ENCODINGS[table.encoding].plain:
         rows = ctx.op("Gather", [ctx.tensor(table.name), tokens])
         rows = ctx.cast(rows, ctx.place(table.name).dtype, ctx.float_type)
     else:
-        rows = _gathered(ctx, table, tokens)
-        steps.append(("Reshape", [ctx.ints(0, 0, -1)]))
+        rows = _gathered(ctx, table, tokens, lead)
+        steps.append(("Reshape", [ctx.ints(*[0] * lead, -1)]))
         if table.shape[1] % ENCODINGS[table.encoding].group:
             ends = [ctx.ints(0), ctx.ints(table.shape[1]), ctx.ints(-1)]
             steps.append(("Slice", ends))

@@ -100,7 +100,7 @@ def _activations(b: Builder, x: str, offset: int) -> str:
     tiles = b.make("tiles", (x, offset), f"{x}#{offset}")
     b.buffer(tiles, b.rows(x), blocks * TOKEN_BLOCK, least=b.threads * private)
     b.scratch(256 + stride_of(width))
-    words = {
+    words: dict[str, Word] = {
         "x": source, "x_stride": b.stride(source), "width": width, "blocks": blocks,
         "tiles": tiles, "private_bytes": private, "offset": offset, "norm": norm, "eps": eps,
         "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
@@ -112,7 +112,6 @@ def _activations(b: Builder, x: str, offset: int) -> str:
 def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = "") -> None:
     matrix, x = node.weights["weight"], node.inputs[0]
     encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
-    stride = 0
     if encoding.offset is not None:
         x, depth = _activations(b, x, encoding.offset), blocks_of(depth)
         stride = -(-depth * TOKEN_BLOCK // 64) * 64

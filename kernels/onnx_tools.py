@@ -41,7 +41,10 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class Call:
-    """One node to emit: ONNX value names in and out, weights by slot, complete attributes."""
+    """One node to emit: ONNX value names in and out, weights by slot, complete attributes.
+
+    state: the state it owns or borrows. lender: the node whose state it borrows.
+    """
 
     inputs: tuple[str, ...]
     output: str
@@ -49,6 +52,7 @@ class Call:
     attrs: Mapping[str, Any]
     shapes: tuple[Shape, ...] = ()
     state: str = ""
+    lender: Call | None = None
 
 
 class NodeList:
@@ -145,6 +149,7 @@ class EmitContext(NodeList):
 
     place: stored tensor name (`w`, `w.q`, `w.scales`) -> where its bytes are in `location`.
     half: float16 activations (float32 otherwise). standard: the dialect without com.microsoft.
+    caches: what the nodes so far have written, keys and values by state.
     """
 
     place: Callable[[str], Placed]
@@ -154,6 +159,7 @@ class EmitContext(NodeList):
     initializers: dict[str, Any] = field(default_factory=dict)
     functions: dict[str, Any] = field(default_factory=dict)
     casts: dict[tuple[str, int], str] = field(default_factory=dict)
+    caches: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()

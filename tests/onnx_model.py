@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgert.converters import onnx_emit
@@ -18,13 +18,17 @@ WEIGHTS = "weights.safetensors"
 
 
 def emit_model(
-    graph: Graph, weights: Mapping[str, Matrix], folder: Path, variant: Variant = PLAIN
+    graph: Graph,
+    weights: Mapping[str, Matrix],
+    folder: Path,
+    variant: Variant = PLAIN,
+    taps: Sequence[str] = (),
 ) -> Path:
     """The .onnx file of a graph beside its weights, both in `folder`."""
     if not (folder / WEIGHTS).exists():
         write_weights(folder / WEIGHTS, graph, weights)
     target = folder / f"model{variant.suffix}.onnx"
-    return onnx_emit.write(graph, folder / WEIGHTS, target, variant)
+    return onnx_emit.write(graph, folder / WEIGHTS, target, variant, taps)
 
 
 def ort_session(
@@ -32,8 +36,9 @@ def ort_session(
     weights: Mapping[str, Matrix],
     folder: Path,
     variant: Variant = PLAIN,
+    taps: Sequence[str] = (),
     **options: object,
 ) -> OrtSession:
     """Emit and open on onnxruntime's CPU provider."""
-    model = emit_model(graph, weights, folder, variant)
+    model = emit_model(graph, weights, folder, variant, taps)
     return OrtSession(graph, weights, model, variant=variant, threads=1, **options)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,17 +38,27 @@ from .settings import emit_json, json_option, megabytes
     metavar="N",
     help="With --rows: fixed number of tokens a conversation may hold.",
 )
+@click.option(
+    "--tap",
+    "taps",
+    multiple=True,
+    metavar="VALUE",
+    help="Give this value of the graph, too (hidden rows are layers.N); may be repeated.",
+)
+@click.option(
+    "--embeddings",
+    is_flag=True,
+    help="Take embedding rows, too; tokens are then looked up on the CPU.",
+)
 @json_option
-def command(
-    bundle: Path, precision: str, standard: bool, rows: int, capacity: int, as_json: bool
-) -> int:
+def command(bundle: Path, as_json: bool, **options: Any) -> int:
     """Add <part>.onnx to BUNDLE for onnxruntime's providers (`--device cuda` and others).
 
     The ONNX file names the bundle's own weights file, so it takes no second copy of the weights.
     """  # fmt: skip
     from ..converters.onnx_emit import export
 
-    made = export(bundle, precision=precision, standard=standard, rows=rows, capacity=capacity)
+    made = export(bundle, **options)
     if as_json:
         emit_json({"schema": 1, "bundle": str(bundle), "files": [path.name for path in made]})
     else:

@@ -3,21 +3,24 @@
 A bundle's .onnx is refused unless it is what edgert emits: only the ops on the emitted list, no
 subgraphs, no functions that call functions, nothing that grows out of constants alone (onnxruntime
 computes that at load), weights only as whole tensors of the bundle's own weights file, small inline
-constants, and exactly the inputs and outputs of the bundle's graph. The file is read as protobuf
+constants, and exactly the inputs and outputs of the bundle's graph, with the further outputs that
+its metadata lists. The file is read as protobuf
 wire format; a field that the emission never writes is refused too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 from .. import limits
+from ..errors import BundleError
 from ..graph import Graph
 from ..storage.safetensors import TensorInfo, read_header
 from .onnx_file import Initializer, Model, Op, read_model, refusal
-from .onnx_io import Port, Variant, interface
+from .onnx_io import Port, Variant, emitted_graph, interface
 
 STANDARD_OPS = frozenset(
     "Add Cast Concat Constant DequantizeLinear Div Floor Gather Gelu Identity MatMul Mul "
@@ -29,10 +32,12 @@ MICROSOFT_OPS = frozenset(
 )
 FOLDED = frozenset("Cast Constant DequantizeLinear Identity Slice Transpose".split())
 _EXTERNAL = 1
+_TAPS = "edgert.taps"
 
 
-def check_model(path: Path, graph: Graph, variant: Variant) -> None:
-    """Raise BundleError unless `path` is an emission of `graph` as `variant`.
+def check_model(path: Path, graph: Graph, variant: Variant) -> tuple[str, ...]:
+    """Raise BundleError unless `path` is an emission of `graph` as `variant`; returns the values
+    that it gives besides the graph's outputs.
 
     Codes: onnx-size, onnx-format, onnx-op, onnx-constant, onnx-external, onnx-foreign,
     onnx-interface.
@@ -41,15 +46,46 @@ def check_model(path: Path, graph: Graph, variant: Variant) -> None:
     _check_ops(path, model)
     _check_constants(path, model)
     _check_initializers(path, model)
-    expected = {**variant.metadata(), "edgert.graph": hashlib.sha256(graph.to_json()).hexdigest()}
-    if model.metadata != expected:
+    taps = _taps(path, graph, model.metadata)
+    if model.metadata != metadata(graph, variant, taps):
         raise refusal(
-            path, f"was emitted for {model.metadata}, expected {expected}", "onnx-foreign"
+            path,
+            f"was emitted for {model.metadata}, expected {metadata(graph, variant, taps)}",
+            "onnx-foreign",
         )
+    try:
+        emitted = emitted_graph(graph, variant, taps)
+    except BundleError as error:
+        raise refusal(path, f"cannot be of this graph: {error.message}", "onnx-foreign") from None
     for what, found, ports in zip(
-        ("input", "output"), (model.inputs, model.outputs), interface(graph, variant), strict=True
+        ("input", "output"), (model.inputs, model.outputs), interface(emitted, variant), strict=True
     ):
         _check_ports(path, what, found, ports)
+    return taps
+
+
+def metadata(graph: Graph, variant: Variant, taps: tuple[str, ...]) -> dict[str, str]:
+    """What an emission says of itself: how it was made, of which graph, and its further outputs."""
+    digest = hashlib.sha256(graph.to_json()).hexdigest()
+    listed = {_TAPS: json.dumps(taps)} if taps else {}
+    return {**variant.metadata(), **listed, "edgert.graph": digest}
+
+
+def _taps(path: Path, graph: Graph, found: dict[str, str]) -> tuple[str, ...]:
+    """The further outputs that a file lists; whether the graph computes them is checked later."""
+    text = found.get(_TAPS, "[]")
+    try:
+        taps = json.loads(text)
+    except (ValueError, RecursionError):
+        taps = None
+    if isinstance(taps, list) and all(isinstance(name, str) for name in taps):
+        if len({*taps, *(value.name for value in graph.outputs)}) == len(taps) + len(graph.outputs):
+            return tuple(taps)
+    raise refusal(
+        path,
+        f"lists the further outputs {text[:80]!r}, expected names of values, none twice",
+        "onnx-foreign",
+    )
 
 
 def _check_ops(path: Path, model: Model) -> None:

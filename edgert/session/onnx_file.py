@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from .. import limits
 from ..errors import BundleError
+from ..kernels.onnx_ports import Port
 from ..storage.folder import open_regular
-from .onnx_io import Port
 from .protobuf import Field, WireError, fields, message, text, varints
 
 DTYPES = {1: ("float32", 32), 2: ("uint8", 8), 6: ("int32", 32), 7: ("int64", 64),

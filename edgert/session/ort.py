@@ -1,8 +1,9 @@
 """The onnxruntime session: one emitted .onnx model on one execution provider.
 
-Every input, output and state is bound (IOBinding); keys and values stay on the device, and only the
-logits rows that a feed asked for come back. Feeds run one after the other, each as a batch of one
-sequence. Steps of one token reuse a prepared binding, and with `cuda_graph` a captured CUDA graph.
+Every input, output and state of a step is bound (IOBinding); keys and values stay on the device,
+and only the logits rows and taps that a feed asked for come back. Feeds run one after the other,
+each as a batch of one sequence. Steps of one token reuse a prepared binding, and with `cuda_graph`
+a captured CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,28 +19,47 @@ from numpy.typing import NDArray
 from ..errors import BundleError, DeviceError, RequestError
 from ..graph import Graph
 from ..kernels.encodings import ENCODINGS
-from .base import Feed, Session
-from .onnx_check import check_model
-from .onnx_io import PLAIN, Variant, attentions, interface, rope_tables, ropes
-from .ort_state import OrtState, Spares
-from .providers import Placement, Provider, create_session, find_provider, parse_device, placement
+from ..kernels.ops import CATALOGUE
+from ..roles import row_input
+from .base import F32, Feed, Session, State, StepResult
+from .feeds import FeedChecker, Rows, check_arrays, lay_out
+from .onnx_io import PLAIN, Variant, embedded
+from .ort_binding import Binding
+from .ort_feed import Piece, pieces
+from .ort_model import OrtModel
+from .ort_state import OrtState
+from .providers import Placement, Provider, find_provider, parse_device, placement
 from .reference import needs_long_rope
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
 
-_WORDS = 64  # int32 values: inputs in one buffer begin at multiples of 256 bytes
-_HIDDEN = {"float32": -1e30, "float16": -6e4}  # what a mask adds to a score nobody may see
+
+class _Lookup:
+    """The graph's embed node on the host: ids of `tokens` to rows of `output`."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, Any]) -> None:
+        node = embedded(graph)
+        if node is None:
+            raise BundleError(f"graph {graph.name!r} looks no tokens up", code="onnx-embeddings")
+        self.tokens, self.output = node.inputs[0], node.output
+        self._op, self._attrs = CATALOGUE[node.op], CATALOGUE[node.op].check_attrs(node.attrs)
+        self._weights = {slot: weights[name] for slot, name in node.weights.items()}
+
+    def __call__(self, tokens: NDArray[Any]) -> F32:
+        rows: F32 = self._op.reference([tokens], self._weights, self._attrs)
+        return rows
 
 
 class OrtSession(Session):
     """graph and its weights as emitted into the file `model`.
 
-    weights: only rotary frequencies are read from it (the file's own weights are mapped by
-    onnxruntime). provider: a device name of `providers.DEVICES`, or a Provider with options.
-    threads: of the CPU provider (None: its default). allow_cpu_nodes: let single nodes run on the
-    CPU when the provider cannot take them. cuda_graph: capture one-token steps (CUDA only).
-    Raises BundleError for a file that is no emission of this graph, DeviceError for the provider.
+    weights: only rotary frequencies are read from it, and the token table of a model that takes
+    embeddings (the file's own weights are mapped by onnxruntime). provider: a device name of
+    `providers.DEVICES`, or a Provider with options. threads: of the CPU provider (None: its
+    default). allow_cpu_nodes: let single nodes run on the CPU when the provider cannot take them.
+    cuda_graph: capture one-token steps (CUDA only). Raises BundleError for a file that is no
+    emission of this graph, DeviceError for the provider.
     """
 
     def __init__(
@@ -59,227 +79,174 @@ class OrtSession(Session):
         self.graph, self.variant = graph, variant
         self.provider = find_provider(provider) if isinstance(provider, str) else provider
         self.device = self.provider.device
-        check_model(model, graph, variant)
-        if cuda_graph:
-            self.provider = self.provider.with_options(enable_cuda_graph="1")
-        self.cuda_graph = cuda_graph
-        self.session = create_session(
-            model, self.provider, threads=threads, allow_cpu_nodes=allow_cpu_nodes
-        )
+        self.model = OrtModel(
+            graph, weights, model, variant, self.provider,
+            threads=threads, allow_cpu_nodes=allow_cpu_nodes, cuda_graph=cuda_graph,
+        )  # fmt: skip
         self.max_rows = max_rows
-        self.context = min(context or graph.context, variant.capacity or graph.context)
-        self.attentions = attentions(graph, variant)
-        self.inputs, self.outputs = interface(graph, variant)
-        self._frequencies = {
-            name: weights[name] for rope in ropes(graph).values()
-            for name in (rope.short, rope.long) if name
-        }  # fmt: skip
-        self._tables: dict[tuple[str, bool], tuple[int, Any, Any]] = {}
+        context = context or graph.context
+        self.context = min(context, variant.capacity or context)
+        self.checker = FeedChecker(self)
+        self.rows = row_input(graph)
+        self.lookup = _Lookup(graph, weights) if variant.embeddings else None
         self._lock = threading.Lock()
-        self._captures = 0
-        self.spares = Spares()
 
     def new_state(self, expected: int = 0) -> OrtState:
         far = needs_long_rope(self.graph, expected)
-        return OrtState(self, self.context, expected, long_rope=far)
+        return OrtState(self.model, self.context, expected, long_rope=far)
 
-    def ortvalue(self, array: NDArray[Any], *, host: bool = False) -> Any:
-        """An array as onnxruntime holds it, on the device unless `host`."""
-        from onnxruntime import OrtValue
-
-        where = "cpu" if host else self.provider.memory
-        return OrtValue.ortvalue_from_numpy(array, where, self.provider.index)
-
-    def empty(self, shape: tuple[int, ...]) -> Any:
-        """Uninitialised float32 on the device."""
-        from onnxruntime import OrtValue
-
-        place = self.provider.memory, self.provider.index
-        return OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *place)
-
-    def tables(self, name: str, rows: int, *, long: bool) -> tuple[Any, Any]:
-        """cos and sin of rotary table `name` on the device, for at least `rows` positions."""
-        have = self._tables.get((name, long))
-        if have is None or have[0] < rows:
-            rope, half = ropes(self.graph)[name], self.variant.half
-            pair = rope_tables(rope, self._frequencies, rows, long=long, half=half)
-            have = (rows, *(self.ortvalue(table) for table in pair))
-            self._tables[name, long] = have
-        return have[1], have[2]
-
-    def step(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
+    def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         with self._lock:
-            if self.session is None:
-                raise RequestError("the session is closed", code="closed")
-            self.check_feeds(feeds)
-            return [self._feed(feed) for feed in feeds]
+            self._check_open()
+            self.checker.check(feeds)
+            laid = [lay_out([feed]) for feed in feeds]
+            for feed, rows in zip(feeds, laid, strict=True):
+                self._check(feed, rows)
+            return [self._feed(feed, rows) for feed, rows in zip(feeds, laid, strict=True)]
 
-    def _feed(self, feed: Feed) -> NDArray[np.float32]:
-        state, count = feed.state, len(feed.tokens)
-        if not isinstance(state, OrtState) or state.session is not self:
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+        with self._lock:
+            self._check_open()
+            sizes = check_arrays(self.graph, arrays)
+            if self.variant.rows and sizes.get("T", self.variant.rows) != self.variant.rows:
+                raise RequestError(
+                    f"{sizes['T']} rows, expected {self.variant.rows}, the fixed number of this "
+                    "ONNX model",
+                    code="run-inputs",
+                    hint="export it without --rows for any number",
+                )
+            given = dict(arrays)
+            if self.lookup is not None:
+                given[self.lookup.output] = self.lookup(given[self.lookup.tokens])
+            feeds = {}
+            for value in self.model.graph.inputs:
+                kind = np.int32 if value.dtype == "int32" else self.model.variant.dialect.real
+                array = np.asarray(given[value.name], kind)
+                feeds[value.name] = array[None] if value.shape[0] == "T" else array
+            names = [value.name for value in self.graph.outputs]
+            try:
+                found = self.model.runtime.run(names, feeds)
+            except Exception as error:  # onnxruntime raises its own types, which share no base
+                raise self._failure(error) from error
+            return {n: a.reshape(-1, a.shape[-1]) for n, a in zip(names, found, strict=True)}
+
+    def _failure(self, error: Exception) -> DeviceError:
+        return DeviceError(
+            f"{self.provider.name} failed: {error}",
+            code="device-run",
+            hint="run the model with --device cpu, or see `edgert doctor`",
+        )
+
+    def _check_open(self) -> None:
+        if self.model.runtime is None:
+            raise RequestError("the session is closed", code="closed")
+
+    def _check(self, feed: Feed, rows: Rows) -> None:
+        """What this model cannot take, though another emission of the graph could."""
+        self._own(feed.state)
+        if feed.embeddings is not None and self.checker.tokens and self.lookup is None:
+            raise DeviceError(
+                "this ONNX model takes token ids, a feed brings embeddings",
+                code="device-inputs",
+                hint="`edgert export BUNDLE --embeddings` emits one that takes both",
+            )
+        outputs = {v.name for v in self.model.graph.outputs if v.shape[0] == "T"}
+        if unknown := sorted(set(feed.taps) - outputs):
+            raise DeviceError(
+                f"this ONNX model gives no rows of {unknown}, expected some of {sorted(outputs)}",
+                code="device-taps",
+                hint=f"`edgert export BUNDLE --tap {unknown[0]}` emits one that does",
+            )
+        self._check_order(feed, rows)
+
+    def _own(self, state: State) -> OrtState:
+        if not isinstance(state, OrtState) or state.host is not self.model:
             raise RequestError("a state of another session", code="step-states")
-        if state.closed:
-            raise RequestError("the state is closed, expected an open one", code="step-states")
-        first = {"all": 0, "last": count - 1, "none": count}[feed.logits]
-        piece = self.variant.rows or count
-        parts = []
-        for start in range(0, count, piece):
-            tokens = np.asarray(feed.tokens[start : start + piece], np.int32)
-            wanted = np.arange(max(first - start, 0), len(tokens), dtype=np.int32)
-            parts.append(self._run(state, tokens, state.length + start, wanted))
-        state.pending = count
-        return np.concatenate(parts)
+        state.check_open()
+        return state
+
+    def _check_order(self, feed: Feed, rows: Rows) -> None:
+        """Trees and positions, where attention counts them by itself; tables end somewhere."""
+        moved = bool((rows.position[0] != rows.slot).any())
+        if not self.model.takes_trees and (rows.place != rows.slot).any():
+            raise self._counts_itself("a feed is a tree, this ONNX model takes rows in a chain")
+        if not self.model.takes_positions and moved:
+            raise self._counts_itself(
+                f"a feed has positions {rows.position[0][:8].tolist()}, this ONNX model takes "
+                f"{rows.slot[:8].tolist()}"
+            )
+        farthest = int(rows.position[0].max())
+        indexed = any(port.name == "positions" for port in self.model.inputs)
+        if indexed and farthest >= self.context:
+            raise RequestError(
+                f"position {farthest}, the rotary tables of this ONNX model end at {self.context}",
+                code="step-positions",
+            )
+        if indexed and moved:
+            self._own(feed.state).reserve(farthest + 1)
+
+    def _counts_itself(self, message: str) -> DeviceError:
+        return DeviceError(
+            message + " (its attention counts positions by itself)",
+            code="device-order",
+            hint="`edgert export BUNDLE --standard` emits one that takes them; or use --device cpu",
+        )
+
+    def _feed(self, feed: Feed, rows: Rows) -> StepResult:
+        state = self._own(feed.state)
+        first, taps = self.graph.outputs[0].name, dict.fromkeys(feed.taps)
+        parts: dict[str, list[F32]] = {name: [] for name in (first, *taps)}
+        for piece in pieces(rows, state.length, self.variant.rows):
+            for name, part in self._run(feed, state, piece, rows, list(parts)).items():
+                parts[name].append(part)
+        state.pending = feed.rows
+        found = {name: np.concatenate(part) for name, part in parts.items()}
+        whole = self.graph.outputs[0].shape[0] == "T"
+        logits = found[first][rows.picked] if whole else found[first]
+        return StepResult(logits, {name: found[name] for name in taps})
 
     def _run(
-        self, state: OrtState, tokens: NDArray[np.int32], start: int, wanted: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Tokens at positions start.. of one sequence; logits of the wanted ones, [R, V]."""
-        count = len(tokens)
+        self, feed: Feed, state: OrtState, piece: Piece, rows: Rows, names: list[str]
+    ) -> dict[str, F32]:
+        """One piece of a feed; its rows of the outputs `names`."""
         if not self.variant.rows:
-            state.reserve(start + count)
-        rows = wanted if len(wanted) else np.zeros(1, np.int32)
-        size = self.variant.rows or count
-        key = (size, self.variant.rows or len(rows))
-        binding = state.bindings.get(key) or _Binding(self, state, *key)
-        if size == 1:
-            state.bindings[key] = binding
-        logits = binding.run(tokens, rows, start)
-        return logits[: len(wanted)]
+            state.reserve(piece.end)
+        stop = piece.first + piece.count
+        wanted = rows.picked[(rows.picked >= piece.first) & (rows.picked < stop)] - piece.first
+        given = self._inputs(feed, slice(piece.first, stop))
+        if self.rows:
+            given[self.rows] = wanted if len(wanted) else np.zeros(1, np.int32)
+        count = self.variant.rows or len(given.get(self.rows, ())) or 1
+        binding = state.bindings.get((piece.size, count))
+        if binding is None:
+            binding = Binding(self.model, state, piece.size, count)
+        if piece.size == 1:
+            state.bindings[1, count] = binding
+        found: dict[str, F32] = binding.run(piece, given, names)
+        first = self.graph.outputs[0]
+        if first.shape[0] != "T":
+            found[first.name] = found[first.name][: len(wanted)]
+        return found
 
-    def capture_id(self) -> int:
-        """A fresh CUDA graph number; 0 is onnxruntime's default one and stays unused."""
-        self._captures += 1
-        return self._captures
+    def _inputs(self, feed: Feed, rows: slice) -> dict[str, NDArray[Any]]:
+        """The model's own inputs, but for the numbers of selected rows."""
+        given: dict[str, NDArray[Any]] = {}
+        for name in self.checker.floats:
+            array = feed.inputs[name] if name in feed.inputs else feed.embeddings
+            given[name] = np.asarray(array, np.float32)[rows]
+        if feed.tokens is not None:
+            tokens = np.asarray(feed.tokens, np.int32)[rows]
+            if self.lookup is None:
+                given[self.checker.tokens] = tokens
+            else:
+                given[self.lookup.output] = self.lookup(tokens)
+        elif self.lookup is not None:
+            given[self.lookup.output] = np.asarray(feed.embeddings, np.float32)[rows]
+        return given
 
     def close(self) -> None:
         with self._lock:
-            self.session, self._tables = None, {}
-            self.spares.close()
-
-
-class _Binding:
-    """Inputs, outputs and states of steps of S tokens and R logits rows of one sequence.
-
-    The int32 inputs lie in one buffer: a step copies them to the device at once.
-    """
-
-    def __init__(self, session: OrtSession, state: OrtState, size: int, rows: int) -> None:
-        from onnxruntime import RunOptions
-
-        self.session, self.state, self.size, self.rows = session, state, size, rows
-        self.io = session.session.io_binding()
-        self.values: dict[str, Any] = {}
-        self.windows: dict[str, int] = {}
-        self.words: dict[str, NDArray[np.int32]] = {}
-        self._bind_words()
-        for port in session.inputs:
-            if port.name not in self.words:
-                self.io.bind_ortvalue_input(port.name, self._input(port.name, port.dtype))
-        for port in session.outputs:
-            self.io.bind_ortvalue_output(port.name, self._output(port.name))
-        # only one-token steps are repeated with the same buffers, so only they are captured
-        self.graph_id = session.capture_id() if session.cuda_graph and size == 1 else -1
-        self.options = RunOptions()
-        if session.cuda_graph:
-            self.options.add_run_config_entry("gpu_graph_id", str(self.graph_id))
-
-    def _bind_words(self) -> None:
-        """Put the int32 inputs into one buffer, each at a multiple of 256 bytes."""
-        sizes = {"tokens": self.size, "positions": self.size, "rows": self.rows, "seqlens_k": 1}
-        ports = [p for p in self.session.inputs if p.name in sizes and p.dtype == "int32"]
-        *starts, end = np.cumsum([0] + [-(-sizes[p.name] // _WORDS) * _WORDS for p in ports])
-        self.host = np.zeros(end, np.int32)
-        self.block = self.session.ortvalue(self.host)
-        place, base = self.session.provider, self.block.data_ptr()
-        for port, start in zip(ports, map(int, starts), strict=True):
-            count = sizes[port.name]
-            self.words[port.name] = self.host[start : start + count]
-            shape = (1, count) if len(port.shape) == 2 else (count,)
-            where = place.memory, place.index, np.int32, shape, base + 4 * start
-            self.io.bind_input(port.name, *where)
-
-    def _input(self, name: str, dtype: str) -> Any:
-        kind, _, rest = name.partition(".")
-        if name in self.state.buffers:
-            return self.state.buffers[name]
-        if kind in ("cos", "sin"):
-            far, rows = self.state.long_rope, self.state.capacity
-            return self.session.tables(rest, rows, long=far)[kind == "sin"]
-        shape: tuple[int, ...] = {
-            "positions": (1, self.size), "total_sequence_length": (1,),
-        }.get(kind, (1, 1, self.size, self.state.capacity + self.size))  # fmt: skip
-        if kind == "mask":
-            self.windows[name] = int(rest)
-        host = kind == "total_sequence_length"
-        self.values[name] = self.session.ortvalue(np.zeros(shape, dtype), host=host)
-        return self.values[name]
-
-    def _output(self, name: str) -> Any:
-        kind, _, rest = name.partition(".")
-        if kind == "logits":
-            value = self.session.empty((self.rows, self.session.graph.vocab_size))
-        elif kind.startswith("present_"):
-            return self.state.buffers[f"{kind.replace('present', 'past')}.{rest}"]
-        else:
-            past = self.state.buffers[f"{kind.replace('new', 'past')}.{rest}"].numpy()
-            shape = (1, past.shape[1], self.size, past.shape[3])
-            value = self.session.ortvalue(np.zeros(shape, past.dtype), host=True)
-        self.values[name] = value
-        return value
-
-    def run(
-        self, tokens: NDArray[np.int32], rows: NDArray[np.int32], start: int
-    ) -> NDArray[np.float32]:
-        self._feed(tokens, rows, start)
-        try:
-            self.session.session.run_with_iobinding(self.io, self.options)
-        except Exception as error:  # onnxruntime raises its own types, which share no base
-            raise DeviceError(
-                f"{self.session.provider.name} failed on a step of {len(tokens)} tokens: {error}",
-                code="device-run",
-                hint="run the model with --device cpu, or see `edgert doctor`",
-            ) from error
-        for name, value in self.values.items():
-            if name.startswith("new_"):
-                fresh = value.numpy()[0, :, : len(tokens)]
-                self.state.store(name.replace("new", "past", 1), fresh, start)
-        logits: NDArray[np.float32] = self.values["logits"].numpy()[: len(rows)]
-        # of host memory `numpy()` is a view that the next step overwrites
-        return logits.copy() if self.session.provider.memory == "cpu" else logits
-
-    def _feed(self, tokens: NDArray[np.int32], rows: NDArray[np.int32], start: int) -> None:
-        end = start + self.size
-        positions = np.minimum(np.arange(start, end), self.state.capacity - 1)
-        for name, array in (
-            ("tokens", tokens), ("positions", positions), ("rows", rows), ("seqlens_k", end - 1),
-        ):  # fmt: skip
-            if name in self.words:
-                word = self.words[name]
-                word[:], word[: np.size(array)] = 0, array
-        self.block.update_inplace(self.host)
-        # a captured graph replays the total it was captured with: the whole buffer
-        total = self.state.capacity if self.graph_id >= 0 else end
-        feeds: dict[str, NDArray[Any]] = {
-            "total_sequence_length": np.array([total], np.int32),
-            "positions": positions.astype(np.int64)[None],
-        }
-        dtype = "float16" if self.session.variant.half else "float32"
-        for name, window in self.windows.items():
-            feeds[name] = mask(start, self.size, self.state.capacity, window, dtype)
-        for name, array in feeds.items():
-            if name in self.values:
-                self.values[name].update_inplace(array)
-
-
-def mask(start: int, size: int, capacity: int, window: int, dtype: str) -> NDArray[Any]:
-    """[1, 1, S, P + S] for `size` new rows at `start`: the cache's rows, then the new ones."""
-    where = np.concatenate([np.arange(capacity), np.arange(start, start + size)])
-    valid = np.concatenate([np.arange(capacity) < start, np.ones(size, bool)])
-    query = np.arange(start, start + size)[:, None]
-    seen = valid[None, :] & (where[None, :] <= query)
-    if window:
-        seen &= where[None, :] > query - window
-    return np.where(seen, 0.0, _HIDDEN[dtype]).astype(dtype)[None, None]
+            self.model.close()
 
 
 def open_ort(
@@ -316,7 +283,7 @@ def place(bundle: Bundle, device: str, part: str = "model") -> list[Placement]:
     words = "allow-cpu-nodes" if ":" not in device else ",allow-cpu-nodes"
     session = open_ort(bundle, device=f"{device}{':' * (':' not in device)}{words}", part=part)
     try:
-        return placement(session.session)
+        return placement(session.model.runtime)
     finally:
         session.close()
 
@@ -342,7 +309,8 @@ def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
 
 
 def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:
-    """The variant in the provider's dialect, in its better precision if that was emitted."""
+    """The variant in the provider's dialect, in its better precision if that was emitted, and
+    rather one that takes embeddings, too."""
     variants = [
         v
         for v in emitted(bundle, part)
@@ -357,4 +325,4 @@ def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:
             hint=f"edgert export {bundle.path} --precision {precision}"
             + (" --standard" if provider.standard else ""),
         )
-    return min(variants, key=lambda v: (v.half != provider.half, v.suffix))
+    return min(variants, key=lambda v: (v.half != provider.half, not v.embeddings, v.suffix))

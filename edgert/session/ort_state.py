@@ -1,23 +1,22 @@
-"""Memory of one sequence on onnxruntime: key and value buffers [1, G, P, D] on the device.
+"""Memory of one sequence on onnxruntime: buffers [1, G, P, D] on the device, P rows of capacity.
 
-Nodes of style gqa and rotary write into the buffers themselves (past and present are one buffer);
-for plain nodes the session copies the new rows in. P grows by doubling up to the context.
+Which buffers there are, the ops say (`onnx_ports.Memory`). Nodes write into those that are
+`in_place` themselves; into the others, which lie on the host, the session copies the new rows. P
+grows by doubling up to the context.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
+from ..kernels.onnx_ports import Memory
 from .base import State
-from .onnx_io import Attention
-
-if TYPE_CHECKING:
-    from .ort import OrtSession
 
 _FIRST = 256  # rows of a new state's buffers, unless more are expected
 _SPARES = 4  # closed states whose buffers and captured steps wait for the next ones
@@ -60,43 +59,58 @@ class Spares:
             self._kept = None
 
 
+class Host(Protocol):
+    """What a state needs of its session.
+
+    memories: the buffers of the model. fixed_capacity: rows that the model was made for, 0 for any.
+    captures: whether steps are captured, so that closed states' buffers must be used again.
+    """
+
+    memories: list[Memory]
+    fixed_capacity: int
+    spares: Spares
+
+    @property
+    def captures(self) -> bool: ...
+
+    def ortvalue(self, array: NDArray[Any], *, host: bool = False) -> Any:
+        """An array as onnxruntime holds it, on the device unless `host`."""
+
+
 class OrtState(State):
     """Buffers by ONNX input name (`past_key.<state>`), and cached bindings of repeated steps."""
 
-    def __init__(
-        self, session: OrtSession, context: int, expected: int, *, long_rope: bool
-    ) -> None:
+    def __init__(self, host: Host, context: int, expected: int, *, long_rope: bool) -> None:
         super().__init__(context)
-        self.session = session
+        self.host = host
         self.long_rope = long_rope
         self.closed = False
         self.buffers: dict[str, Any] = {}
         self.bindings: dict[tuple[int, int], Any] = {}
-        fixed = session.variant.capacity
-        self.capacity = fixed or self._rounded(max(expected, _FIRST))
+        self.capacity = host.fixed_capacity or self._rounded(max(expected, _FIRST))
         self._allocate()
 
     def _rounded(self, rows: int) -> int:
         """Where steps are captured, capacities are powers of two, so that buffers fit again."""
-        if self.session.cuda_graph:
+        if self.host.captures:
             rows = 1 << (rows - 1).bit_length()
         return min(self.context, rows)
 
     def _allocate(self) -> None:
-        spare = self.session.spares.take(self.capacity, long_rope=self.long_rope)
+        spare = self.host.spares.take(self.capacity, long_rope=self.long_rope)
         if spare is not None:
             self.buffers, self.bindings = spare.values, spare.bindings
             for binding in self.bindings.values():
                 binding.state = self
             return
         self.buffers, self.bindings = {}, {}
-        kind = np.float16 if self.session.variant.half else np.float32
+        sizes = {"B": 1, "P": self.capacity}
         try:
-            for node in self.session.attentions:
-                shape = (1, node.kv_heads, self.capacity, node.head_dim)
-                for name in _names(node):
-                    empty, host = np.zeros(shape, kind), node.style == "plain"
-                    self.buffers[name] = self.session.ortvalue(empty, host=host)
+            for memory in self.host.memories:
+                past = memory.past
+                shape = [dim if isinstance(dim, int) else sizes[dim] for dim in past.shape]
+                empty = np.zeros(shape, past.dtype)
+                self.buffers[past.name] = self.host.ortvalue(empty, host=not memory.in_place)
         except (MemoryError, RuntimeError) as error:
             raise ResourceError(
                 f"no memory for {self.capacity} rows of keys and values: {error}",
@@ -122,30 +136,58 @@ class OrtState(State):
     def _write(self, rows: dict[str, NDArray[Any]]) -> None:
         """Put rows [G, n, D] at the start of the buffers."""
         for name, part in rows.items():
-            whole = self.buffers[name].numpy().copy()
+            whole = self.buffers[name].numpy()
             whole[0, :, : part.shape[1]] = part
-            self.buffers[name].update_inplace(whole)
+            _put_back(self.buffers[name], whole)
 
     def store(self, name: str, rows: NDArray[Any], start: int) -> None:
-        """Rows [G, n, D] of a plain node, at position `start`. Such buffers are on the host."""
+        """Rows [G, n, D] for a buffer on the host, at slot `start`."""
         self.buffers[name].numpy()[0, :, start : start + rows.shape[1]] = rows
 
+    def _keep(self, rows: Sequence[int]) -> None:
+        if list(rows) == list(range(len(rows))):
+            return
+        kept = slice(self.length, self.length + len(rows))
+        for value in self.buffers.values():
+            whole = value.numpy()
+            whole[0][:, kept] = whole[0][:, [self.length + row for row in rows]]
+            _put_back(value, whole)
+
+    def fork(self) -> OrtState:
+        self.check_open()
+        expected = max(self.length, self.capacity)
+        other = OrtState(self.host, self.context, expected, long_rope=self.long_rope)
+        other._write(self._read())
+        other.length = self.length
+        return other
+
+    def check_open(self) -> None:
+        """RequestError for a closed state."""
+        if self.closed:
+            raise RequestError("the state is closed, expected an open one", code="step-states")
+
     def snapshot(self) -> dict[str, Any]:
+        self.check_open()
         kept = self._read()
         kv = {
-            node.state: tuple(kept[name].transpose(1, 0, 2).copy() for name in _names(node))
-            for node in self.session.attentions
+            state: tuple(kept[memory.past.name].transpose(1, 0, 2).copy() for memory in own)
+            for state, own in self._by_state().items()
         }
         return {"length": self.length, "long_rope": self.long_rope, "kv": kv}
 
+    def _by_state(self) -> dict[str, list[Memory]]:
+        names = dict.fromkeys(memory.state for memory in self.host.memories)
+        return {name: [m for m in self.host.memories if m.state == name] for name in names}
+
     def restore(self, snapshot: dict[str, Any]) -> None:
+        self.check_open()
         self._check(snapshot)
         self.length, self.pending = 0, 0
         self.reserve(snapshot["length"])
         rows = {}
-        for node in self.session.attentions:
-            for name, part in zip(_names(node), snapshot["kv"][node.state], strict=True):
-                rows[name] = part.transpose(1, 0, 2)
+        for state, own in self._by_state().items():
+            for memory, part in zip(own, snapshot["kv"][state], strict=True):
+                rows[memory.past.name] = part.transpose(1, 0, 2)
         self._write(rows)
         self.length = snapshot["length"]
         if self.long_rope != snapshot["long_rope"]:
@@ -153,9 +195,12 @@ class OrtState(State):
 
     def _check(self, snapshot: dict[str, Any]) -> None:
         length, kv = snapshot.get("length", -1), snapshot.get("kv", {})
-        expected = {n.state: (length, n.kv_heads, n.head_dim) for n in self.session.attentions}
-        found = {name: tuple(pair[0].shape) for name, pair in kv.items()}
-        if found != expected or not 0 <= length <= self.context:
+        expected = {
+            state: [(length, m.past.shape[1], m.past.shape[3]) for m in own]
+            for state, own in self._by_state().items()
+        }
+        found = {name: [tuple(np.shape(part)) for part in pair] for name, pair in kv.items()}
+        if found != expected or not 0 <= length <= self.context or "long_rope" not in snapshot:
             raise RequestError(
                 f"a snapshot of {length} tokens and states {found}, expected up to {self.context} "
                 f"tokens and {expected}",
@@ -168,9 +213,9 @@ class OrtState(State):
         return sum(value.tensor_size_in_bytes() for value in self.buffers.values())
 
     def _give_back(self) -> None:
-        if self.session.cuda_graph and self.buffers:
+        if self.host.captures and self.buffers:
             spare = Buffers(self.capacity, self.long_rope, self.buffers, self.bindings)
-            self.session.spares.put(spare)
+            self.host.spares.put(spare)
         self.buffers, self.bindings = {}, {}
 
     def close(self) -> None:
@@ -178,5 +223,7 @@ class OrtState(State):
         self._give_back()
 
 
-def _names(node: Attention) -> tuple[str, str]:
-    return f"past_key.{node.state}", f"past_value.{node.state}"
+def _put_back(value: Any, changed: NDArray[Any]) -> None:
+    """What `numpy()` of a value on the host gives is the value itself; of others, a copy."""
+    if value.device_name() != "cpu":
+        value.update_inplace(changed)

@@ -1,4 +1,4 @@
-"""The onnxruntime session: equal to the CPU session for every family, and the session contract."""
+"""The onnxruntime session: equal to the reference for every family, and the session contract."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from onnx import inliner
 from edgert.errors import DeviceError, RequestError
 from edgert.graph import Graph
 from edgert.session.base import Feed, Session
-from edgert.session.cpu import CpuSession
+from edgert.session.feeds import lay_out
 from edgert.session.onnx_check import MICROSOFT_OPS, STANDARD_OPS
 from edgert.session.onnx_io import PLAIN, Variant, interface
-from edgert.session.ort import mask
+from edgert.session.ort_feed import mask, pieces
 from edgert.session.ort_state import OrtState
 from edgert.session.providers import parse_device, placement
 from edgert.session.reference import ReferenceSession
@@ -41,7 +41,7 @@ def logits(session: Session, *lengths: int, expected: int = 0) -> NDArray[np.flo
     """All rows of the first sum(lengths) tokens, fed in pieces of those lengths."""
     state, out, start = session.new_state(expected), [], 0
     for length in lengths:
-        out.append(session.step([Feed(state, TOKENS[start : start + length], "all")])[0])
+        out.append(session.step([Feed(state, TOKENS[start : start + length], "all")])[0].logits)
         state.commit(length)
         start += length
     state.close()
@@ -49,13 +49,13 @@ def logits(session: Session, *lengths: int, expected: int = 0) -> NDArray[np.flo
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_equals_the_cpu_session(name: str, tmp_path: Path) -> None:
+def test_every_family_equals_the_reference(name: str, tmp_path: Path) -> None:
     graph, weights = family_graph(name)
-    cpu = CpuSession(graph, weights, threads=1, max_rows=512)
+    reference = ReferenceSession(graph, weights)
     ort = ort_session(graph, weights, tmp_path)
     for lengths in ((1,), (63,), (500,), (100, 37, 1, 1, 361)):
         total = sum(lengths)
-        expected = logits(cpu, *([total] if total <= 256 else [256, total - 256]), expected=total)
+        expected = logits(reference, total, expected=total)
         got = logits(ort, *lengths, expected=total)
         assert_close(f"{name} {lengths}", expected, got, rms=1e-4)
 
@@ -141,18 +141,18 @@ def test_qnn_on_its_simulator(quant: str, tmp_path: Path) -> None:
     graph = tiny_graph(quant=quant, context=64)
     weights, variant = tiny_weights(graph), Variant(standard=True, rows=8, capacity=32)
     session = ort_session(graph, weights, tmp_path, variant, provider=provider)
-    assert {place.provider for place in placement(session.session)} == {provider.name}
+    assert {place.provider for place in placement(session.model.runtime)} == {provider.name}
     expected = logits(ReferenceSession(graph, weights), 20)
     assert_close(quant, expected, logits(session, 13, 1, 6), rms=1e-2)
 
 
 @pytest.mark.parametrize("quant", ["int4", "int8", "mixed", "f16"])
-def test_quantized_models_equal_the_cpu_session(quant: str, tmp_path: Path) -> None:
+def test_quantized_models_equal_the_reference(quant: str, tmp_path: Path) -> None:
     """The same formula: MatMulNBits at accuracy level 4 quantizes activations as we do. A value
     on the edge between two codes may fall to either side, hence not 1e-5."""
     graph = tiny_graph(quant=quant, context=640)
     weights = tiny_weights(graph)
-    expected = logits(CpuSession(graph, weights, threads=1, kv_bits=32), 200)
+    expected = logits(ReferenceSession(graph, weights), 200)
     got = logits(ort_session(graph, weights, tmp_path), 150, 1, 49)
     assert_close(quant, expected, got, rms=1e-2)
 
@@ -167,22 +167,24 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 def test_rows_asked_for(session: Session) -> None:
     states = [session.new_state() for _ in range(3)]
     kinds = ("all", "none", "last")
-    got = session.step([Feed(s, TOKENS[:9], k) for s, k in zip(states, kinds, strict=True)])
+    found = session.step([Feed(s, TOKENS[:9], k) for s, k in zip(states, kinds, strict=True)])
+    got = [part.logits for part in found]
     assert [len(part) for part in got] == [9, 0, 1]
     assert_close("last row", got[0][-1:], got[2], rms=1e-6)
 
 
 def test_two_sequences_in_a_step_equal_each_alone(session: Session) -> None:
     a, b = session.new_state(), session.new_state()
-    first = session.step([Feed(a, TOKENS[:20]), Feed(b, TOKENS[40:47])])
+    first = [r.logits for r in session.step([Feed(a, TOKENS[:20]), Feed(b, TOKENS[40:47])])]
     a.commit(20)
     b.commit(7)
-    second = session.step([Feed(a, TOKENS[20:21]), Feed(b, TOKENS[47:52], "all")])
+    found = session.step([Feed(a, TOKENS[20:21]), Feed(b, TOKENS[47:52], "all")])
+    second = [result.logits for result in found]
     for tokens, rows in (
         (TOKENS[:21], (first[0], second[0])),
         (TOKENS[40:52], (first[1], second[1])),
     ):
-        alone = session.step([Feed(session.new_state(), tokens, "all")])[0]
+        alone = session.step([Feed(session.new_state(), tokens, "all")])[0].logits
         picked = np.concatenate(
             [alone[: len(tokens)][[len(tokens) - len(rows[1]) - 1]], alone[-len(rows[1]) :]]
         )
@@ -195,22 +197,22 @@ def test_commit_forgets_what_was_not_kept(session: Session) -> None:
     session.step([Feed(state, TOKENS[:20])])
     state.commit(20)
     session.step([Feed(state, TOKENS[300:310])])
-    state.commit(0)
-    assert_close("after commit(0)", straight[20:], _rest(session, state), rms=1e-5)
+    state.discard()
+    assert_close("after discard", straight[20:], _rest(session, state), rms=1e-5)
 
 
 def _rest(session: Session, state: Any) -> NDArray[np.float32]:
-    return session.step([Feed(state, TOKENS[20:30], "all")])[0]
+    return session.step([Feed(state, TOKENS[20:30], "all")])[0].logits
 
 
-def test_trim_and_snapshot(session: Session) -> None:
+def test_rewind_and_snapshot(session: Session) -> None:
     straight = logits(session, 30)
     state = session.new_state()
     session.step([Feed(state, TOKENS[:25])])
     state.commit(25)
-    state.trim(20)
+    assert state.rewind(20) == 20
     kept = state.snapshot()
-    assert_close("after trim", straight[20:], _rest(session, state), rms=1e-5)
+    assert_close("after rewind", straight[20:], _rest(session, state), rms=1e-5)
     other = session.new_state()
     other.restore(kept)
     assert other.length == 20
@@ -228,7 +230,7 @@ def test_buffers_grow_and_stay_poison_free(session: Session) -> None:
         buffer.numpy().fill(np.nan)
     small, out = state.capacity, []
     for start, stop in ((0, 200), (200, 201), (201, 500)):
-        out.append(session.step([Feed(state, TOKENS[start:stop], "all")])[0])
+        out.append(session.step([Feed(state, TOKENS[start:stop], "all")])[0].logits)
         state.commit(stop - start)
     assert state.capacity > small
     assert state.nbytes == 2 * 2 * state.capacity * 2 * 16 * 4  # k, v; layers; P; G; D; bytes
@@ -246,7 +248,7 @@ def test_a_step_with_the_whole_buffer_as_total(session: Session) -> None:
     assert isinstance(state, OrtState)
     state.bindings[1, 1].graph_id = 1
     for index in range(21, 30):
-        got = session.step([Feed(state, TOKENS[index : index + 1])])[0]
+        got = session.step([Feed(state, TOKENS[index : index + 1])])[0].logits
         state.commit(1)
         assert_close(f"row {index}", straight[index : index + 1], got, rms=1e-5)
 
@@ -256,10 +258,10 @@ def test_captured_steps_serve_later_states(tmp_path: Path) -> None:
     graph = tiny_graph(quant="f32", context=640)
     session = ort_session(graph, tiny_weights(graph), tmp_path)
     straight = logits(session, 20, 1, 1, 300, 1)
-    session.cuda_graph = True  # this provider captures nothing; the bookkeeping is the same
+    session.model.captures = True  # this provider captures nothing; the bookkeeping is the same
     for _ in range(3):
         assert_close("again", straight, logits(session, 20, 1, 1, 300, 1), rms=1e-5)
-    assert session.capture_id() == 3, "one capture for 256 rows, one for 512"
+    assert session.model.capture_id() == 3, "one capture for 256 rows, one for 512"
     small, other = session.new_state(), session.new_state(300)
     assert [small.capacity, other.capacity] == [256, 512]
     assert session.new_state(600).capacity == 640
@@ -270,7 +272,7 @@ def test_captured_steps_serve_later_states(tmp_path: Path) -> None:
         session.step([Feed(small, TOKENS[:2])])
     session.close()
     other.close()
-    assert session.spares.take(512, long_rope=False) is None
+    assert session.model.spares.take(512, long_rope=False) is None
 
 
 def test_misuse_is_refused(session: Session, tmp_path: Path) -> None:
@@ -309,16 +311,21 @@ def test_a_failing_run_is_a_device_error(session: Session, monkeypatch: pytest.M
                 raise RuntimeError("CUDA failure 999")
             return getattr(real, name)
 
-    real = session.session  # type: ignore[attr-defined]
-    monkeypatch.setattr(session, "session", Broken())
+    model = session.model  # type: ignore[attr-defined]
+    real = model.runtime
+    monkeypatch.setattr(model, "runtime", Broken())
     with pytest.raises(DeviceError, match="CUDA failure 999") as caught:
         session.step([Feed(session.new_state(), TOKENS[:3])])
     assert caught.value.code == "device-run"
 
 
 @pytest.mark.parametrize("window", [0, 1, 5])
-def test_mask(window: int) -> None:
-    seen = mask(7, 3, 10, window, "float32")[0, 0] == 0
+def test_mask(session: Session, window: int) -> None:
+    state = session.new_state()
+    state.length = 7
+    (piece,) = pieces(lay_out([Feed(state, TOKENS[:3])]), 7, 0)
+    seen = mask(piece, 10, window, "float32", present=False)[0, 0] == 0
+    present = mask(piece, 12, window, "float32", present=True)[0, 0] == 0
     for row, position in enumerate(range(7, 10)):
         where = [*range(10), 7, 8, 9]
         valid = [j < 7 for j in range(10)] + [True] * 3
@@ -327,6 +334,55 @@ def test_mask(window: int) -> None:
             for j, ok in zip(where, valid, strict=True)
         ]
         assert seen[row].tolist() == expected
+        known = [j <= position and (not window or j > position - window) for j in range(12)]
+        assert present[row].tolist() == known
+
+
+def test_mask_of_a_tree_in_padded_pieces(session: Session) -> None:
+    """Rows see their ancestors in earlier pieces and in their own."""
+    state = session.new_state()
+    state.length = 2
+    parents = np.array([-1, 0, 0, 2, 1], np.int32)
+    first, second = pieces(lay_out([Feed(state, TOKENS[:5], parents=parents)]), 2, 3)
+    seen = mask(first, 8, 0, "float32", present=False)[0, 0] == 0
+    assert [np.flatnonzero(row).tolist() for row in seen] == [
+        [0, 1, 8], [0, 1, 8, 9], [0, 1, 8, 10],
+    ]  # fmt: skip
+    seen = mask(second, 8, 0, "float32", present=False)[0, 0] == 0
+    assert [np.flatnonzero(row).tolist() for row in seen[:2]] == [[0, 1, 2, 4, 8], [0, 1, 2, 3, 9]]
+    near = mask(second, 8, 2, "float32", present=False)[0, 0] == 0
+    assert [np.flatnonzero(row).tolist() for row in near[:2]] == [[4, 8], [3, 9]]
+
+
+def test_a_tree_in_fixed_shapes(tmp_path: Path) -> None:
+    graph = tiny_graph(quant="f32", context=640, window=5)
+    weights = tiny_weights(graph)
+    parents = np.array([-1, 0, 1, 0, 3, -1, 5, 2, 7, 4, 4], np.int32)
+    found = []
+    fixed = ort_session(graph, weights, tmp_path, Variant(standard=True, rows=4, capacity=64))
+    for one in (ReferenceSession(graph, weights), fixed):
+        state = one.new_state()
+        one.step([Feed(state, TOKENS[:9])])
+        state.commit(9)
+        tree = one.step([Feed(state, TOKENS[20:31], "all", parents=parents)])[0].logits
+        state.commit([0, 1, 2, 7])
+        found.append(np.r_[tree, one.step([Feed(state, TOKENS[40:46], "all")])[0].logits])
+    assert_close("fixed", *found, rms=1e-5)
+
+
+def test_fork_and_growth_keep_what_is_committed(session: Session) -> None:
+    straight = logits(session, 300)
+    state = session.new_state()
+    session.step([Feed(state, TOKENS[:20])])
+    state.commit(20)
+    twin = state.fork()
+    assert twin.length == 20
+    for other in (state, twin):
+        got = session.step([Feed(other, TOKENS[20:300], "all")])[0].logits
+        assert_close("fork", straight[20:], got, rms=1e-5)
+    state.close()
+    with pytest.raises(RequestError, match="the state is closed"):
+        state.fork()
 
 
 def test_few_nodes_a_layer(tmp_path: Path) -> None:

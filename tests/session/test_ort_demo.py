@@ -32,7 +32,7 @@ def _greedy(
         state, feed = session.new_state(STEPS + len(prompt)), np.array(prompt, np.int32)
         tokens, logits = [], []
         for _ in range(STEPS):
-            logits.append(session.step([Feed(state, feed)])[0][-1])
+            logits.append(session.step([Feed(state, feed)])[0].logits[-1])
             state.commit(len(feed))
             tokens.append(int(np.argmax(logits[-1])))
             feed = np.array(tokens[-1:], np.int32)

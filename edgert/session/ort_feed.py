@@ -1,0 +1,76 @@
+"""The rows of one run of an emitted model, and what a session makes of where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .feeds import Rows
+
+_HIDDEN = {"float32": -1e30, "float16": -6e4}  # what a mask adds to a score nobody may see
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows first, first + 1, ... of a feed, `count` of them, padded to S = `size` rows.
+
+    length: committed tokens. place: int [length + first + S], how many tokens each cached or new
+    row continues, by slot. position: int [3, S]. visible: int64 [S], as in `feeds.Rows`.
+    """
+
+    first: int
+    count: int
+    size: int
+    length: int
+    place: NDArray[np.int64]
+    position: NDArray[np.int64]
+    visible: NDArray[np.int64]
+
+    @property
+    def start(self) -> int:
+        """Slot of the first row."""
+        return self.length + self.first
+
+    @property
+    def end(self) -> int:
+        """Slot after the last row, padding included."""
+        return self.start + self.size
+
+
+def pieces(rows: Rows, length: int, fixed: int) -> Iterator[Piece]:
+    """The rows of one feed as runs of `fixed` rows, padded; 0: as one run of all."""
+    size = fixed or rows.total
+    for first in range(0, rows.total, size):
+        stop = min(first + size, rows.total)
+        place = np.arange(length + first + size)
+        place[length : length + stop] = rows.place[:stop]
+        position = np.broadcast_to(place[-size:], (3, size)).copy()
+        position[:, : stop - first] = rows.position[:, first:stop]
+        visible = np.full(size, -1, np.int64)
+        visible[: stop - first] = rows.visible[first:stop]
+        yield Piece(first, stop - first, size, length, place, position, visible)
+
+
+def mask(piece: Piece, capacity: int, window: int, dtype: str, *, present: bool) -> NDArray[Any]:
+    """0 where a new row sees a cached or new one, very negative elsewhere: [1, 1, S, P + S] over
+    the buffers as they were and the new rows, or with `present` [1, 1, S, P] over the buffers with
+    the new rows in them."""
+    start, new = piece.start, np.arange(piece.start, piece.end)
+    slot, valid = np.arange(capacity), np.arange(capacity) < (piece.end if present else start)
+    if not present:
+        slot = np.concatenate([slot, new])
+        valid = np.concatenate([valid, np.ones(piece.size, bool)])
+    seen = valid[None, :] & (slot[None, :] <= new[:, None])
+    if window:
+        place = piece.place[np.minimum(slot, piece.end - 1)]
+        seen &= piece.place[new][:, None] - place[None, :] < window
+    if (piece.visible != -1).any():
+        pending = (slot >= piece.length) & (slot < piece.end)
+        bit = np.where(pending, slot - piece.length, 0)
+        ancestor = piece.visible[:, None] >> np.minimum(bit, 63)[None, :] & 1
+        seen &= ~pending[None, :] | (ancestor == 1)
+    return np.where(seen, 0.0, _HIDDEN[dtype]).astype(dtype)[None, None]

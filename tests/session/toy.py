@@ -1,0 +1,125 @@
+"""Small graphs that no family has: several inputs and outputs, shared caches, rotary axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from edgert.kernels.quant import Matrix
+from edgert.kernels.states import BorrowedState, KVState
+
+from edgert.graph import Graph, Node, Value, Weight
+
+from ..tiny import tiny_weights
+
+WIDTH, HEADS, GROUPS, SIZE = 48, 4, 2, 16
+VOCAB, CONTEXT = 90, 256
+Made = tuple[Graph, dict[str, Matrix]]
+
+
+def _made(graph: Graph) -> Made:
+    graph.shapes()
+    return graph, tiny_weights(graph, seed=5)
+
+
+def function(rows: str, others: str, wide: int, narrow: int) -> Made:
+    """Two float inputs of `rows` and `others` and an int32 one; two outputs; no state."""
+    weights = {
+        "a": Weight((narrow, wide)), "norm": Weight((narrow,)), "b": Weight((2 * narrow, narrow)),
+        "table": Weight((70, narrow), "int4-g32"), "c": Weight((narrow, narrow), "int8-g32"),
+    }  # fmt: skip
+    nodes = (
+        Node("linear", ("wide",), "left", {"weight": "a"}),
+        Node("add", ("left", "narrow"), "sum"),
+        Node("rms_norm", ("sum",), "normed", {"weight": "norm"}, {"eps": 1e-5}),
+        Node("linear", ("normed",), "up", {"weight": "b"}),
+        Node("glu", ("up",), "first", {}, {"act": "gelu"}),
+        Node("embed", ("ids",), "looked", {"weight": "table"}, {"scale": 0.5}),
+        Node("linear", ("looked",), "second", {"weight": "c"}),
+    )
+    inputs = (
+        Value("wide", (rows, wide)),
+        Value("narrow", (rows, narrow)),
+        Value("ids", (others,), "int32"),
+    )
+    outputs = (Value("first", (rows, narrow)), Value("second", (others, narrow)))
+    return _made(Graph("function", inputs, outputs, nodes, weights))
+
+
+def shared(*, window: int = 0, head: int = SIZE, norm: bool = True, reads: int = 9) -> Made:
+    """Two nodes over one KV state: attention, and shared_attention that looks `reads` back."""
+    axes = {"heads": HEADS, "kv_heads": GROUPS, "head_dim": head, "scale": head**-0.5}
+    weights = {
+        "embed": Weight((VOCAB, WIDTH)),
+        "qkv": Weight(((HEADS + 2 * GROUPS) * head, WIDTH)),
+        "o": Weight((WIDTH, HEADS * head)),
+        "q": Weight((HEADS * head, WIDTH)),
+        "inv_freq": Weight((head // 2,)),
+        "head": Weight((VOCAB, WIDTH)),
+    }
+    slots = {"inv_freq": "inv_freq"}
+    if norm:
+        weights["q_norm"] = Weight((head,))
+    nodes = [
+        Node("embed", ("tokens",), "x0", {"weight": "embed"}),
+        Node("linear", ("x0",), "qkv0", {"weight": "qkv"}),
+        Node("attention", ("qkv0",), "a0", slots, axes | {"window": window}, "kv"),
+        Node("linear", ("a0",), "o0", {"weight": "o"}),
+        Node("add", ("x0", "o0"), "layers.0"),
+        Node("linear", ("layers.0",), "q1", {"weight": "q"}),
+        Node(
+            "shared_attention", ("q1",), "a1", slots | ({"q_norm": "q_norm"} if norm else {}),
+            axes | {"window": reads, "softcap": 3.0}, "lent",
+        ),
+        Node("linear", ("a1",), "o1", {"weight": "o"}),
+        Node("add", ("layers.0", "o1"), "layers.1"),
+        Node("select", ("layers.1", "rows"), "picked"),
+        Node("linear", ("picked",), "logits", {"weight": "head"}),
+    ]  # fmt: skip
+    states = {"kv": KVState(GROUPS, head, window), "lent": BorrowedState("kv")}
+    return _made(_text("shared", nodes, weights, states))
+
+
+def turning(axes: str, *, embeddings: bool = False) -> Made:
+    """One attention whose frequencies turn by three axes; tokens or rows "embeddings" in."""
+    weights = {
+        "embed": Weight((VOCAB, WIDTH)),
+        "qkv": Weight(((HEADS + 2 * GROUPS) * SIZE, WIDTH)),
+        "o": Weight((VOCAB, HEADS * SIZE)),
+        "inv_freq": Weight((SIZE // 2,)),
+    }
+    attrs = {"heads": HEADS, "kv_heads": GROUPS, "head_dim": SIZE, "scale": 0.25, "rope_axes": axes}
+    nodes = [
+        Node("embed", ("tokens",), "x0", {"weight": "embed"}),
+        Node("linear", ("x0",), "qkv0", {"weight": "qkv"}),
+        Node("attention", ("qkv0",), "a0", {"inv_freq": "inv_freq"}, attrs, "kv"),
+        Node("select", ("a0", "rows"), "picked"),
+        Node("linear", ("picked",), "logits", {"weight": "o"}),
+    ]
+    states = {"kv": KVState(GROUPS, SIZE)}
+    graph = _text("turning", nodes, weights, states)
+    if embeddings:
+        del weights["embed"]
+        nodes[1] = Node("linear", ("embeddings",), "qkv0", {"weight": "qkv"})
+        inputs = (Value("embeddings", ("T", WIDTH)), *graph.inputs[1:])
+        graph = graph.replace(inputs=inputs, nodes=tuple(nodes[1:]), weights=weights)
+    return _made(graph)
+
+
+def _text(
+    name: str, nodes: list[Node], weights: dict[str, Weight], states: Mapping[str, Any]
+) -> Graph:
+    inputs = (Value("tokens", ("T",), "int32"), Value("rows", ("R",), "int32"))
+    logits = (Value("logits", ("R", VOCAB)),)
+    return Graph(name, inputs, logits, tuple(nodes), weights, dict(states), CONTEXT)
+
+
+def cut_weights(graph: Graph, weights: Mapping[str, Matrix]) -> dict[str, Matrix]:
+    """The weights that a cut graph still has."""
+    return {name: weights[name] for name in graph.weights}
+
+
+def rows(count: int, width: int, seed: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Random float32 [count, width]."""
+    return np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
