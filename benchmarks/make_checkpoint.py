@@ -32,7 +32,9 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, str]] = {
     "0.5b": (24, 896, 14, 2, 4864, 151936, True, "qwen2"),
     "0.5b-llama": (24, 896, 14, 2, 4864, 151936, True, "llama"),
     "1.1b": (22, 2048, 32, 4, 5632, 32000, False, "llama"),
+    "4b": (36, 2560, 32, 8, 9728, 151936, True, "llama"),
 }
+HEAD_DIM = {"4b": 128}  # where it is not width / heads
 ROWS = 4096  # rows drawn at once
 
 
@@ -49,6 +51,7 @@ def config_of(shape: str, dtype: str) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
+        **({"head_dim": HEAD_DIM[shape]} if shape in HEAD_DIM else {}),
         "hidden_act": "silu",
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
@@ -63,7 +66,7 @@ def config_of(shape: str, dtype: str) -> dict[str, Any]:
 def tensor_shapes(shape: str) -> dict[str, tuple[int, ...]]:
     """Checkpoint tensors by name."""
     layers, width, heads, kv_heads, ff, vocab, tied, kind = SHAPES[shape]
-    size = width // heads
+    size = HEAD_DIM.get(shape, width // heads)
     out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, width)}
     for i in range(layers):
         at = f"model.layers.{i}"

@@ -15,9 +15,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from edgert.kernels.cpu import vm
-from edgert.kernels.cpu.layout import ROWS
+from edgert.kernels.cpu.layout import CTRL_WORK, ROWS
 from edgert.kernels.encodings import ENCODINGS
+from edgert.kernels.linear import LINEAR
+from edgert.kernels.operands import WORD
 
 from edgert.bundle import Bundle
 from edgert.session import Feed, open_session
@@ -35,13 +36,14 @@ def profile(session: CpuSession, rows: int, depth: int, repeats: int) -> dict[st
         session.step([Feed(state, piece)])
         state.commit(len(piece))
     session.step([Feed(state, tokens[:rows])])
-    table, steps = session._table, session._lowering.steps
+    program = session.program()
+    table, steps = program.table, program.lowering.steps
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-    words = session._team._words
+    work_word = (ctypes.c_int64).from_address(program.control + CTRL_WORK)
     best = np.full(len(table), np.inf)
     for _ in range(repeats):
         for index, row in enumerate(table):
-            words[vm.CTRL_WORK // 8] = 0
+            work_word.value = 0
             call, at = kind(int(row[0])), int(row.ctypes.data)
             start = time.perf_counter()
             call(at, 0, 1)
@@ -52,8 +54,8 @@ def profile(session: CpuSession, rows: int, depth: int, repeats: int) -> dict[st
         count = rows if step.rows == "T" else 1
         size = work = 0.0
         if face and step.kernel.split("_")[0] in ("linear", "gated"):
-            groups = int(row[4]) * (2 if step.kernel.startswith("gated") else 1)
-            k = int(row[5]) * face[1]
+            groups = int(row[LINEAR.groups // WORD]) * (2 if step.kernel.startswith("gated") else 1)
+            k = int(row[LINEAR.depth // WORD]) * face[1]
             size, work = groups * face[0].group_bytes(k), 2.0 * groups * ROWS * k * count
             name += f" {groups * ROWS} x {k}"
         for slot, value in enumerate((seconds, 1.0, size, work)):

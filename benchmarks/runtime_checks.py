@@ -41,7 +41,7 @@ MEMORY_CHILD = """
 import json, sys
 import numpy as np
 import edgert
-from edgert.bench import peak_rss
+from edgert.machine.bench import peak_rss
 from edgert.session import Feed
 with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
     session = model.session

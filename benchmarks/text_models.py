@@ -16,6 +16,7 @@ from gguf.quants import dequantize as gguf_dequantize
 
 from benchmarks.gguf_twin import write_gguf
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint
+from benchmarks.random_bundle import random_bundle as random_codes
 from benchmarks.runners import Ids, Runner, SessionRunner
 from edgert.bundle import Bundle
 from edgert.graph import Graph
@@ -25,6 +26,7 @@ DIVERGENCE = 0.02  # relative RMS of logits between the programs; above it nothi
 OWN_SPREAD = 1.25  # unless edgert moves nearly as much when only its cache's precision changes,
 DIVERGENCE_CAP = 0.05  # and never above this
 SAMPLED_ROWS = 64  # of each matrix, compared bit for bit with the GGUF
+LARGE = ("4b",)
 CHECKED, SINGLE = 192, 16  # tokens compared, of which the last ones are fed one by one
 TEXT = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
@@ -48,8 +50,12 @@ def shape_of(graph: Graph) -> str:
 
 
 def random_bundle(shape: str, work: Path, quant: str) -> Path:
-    """A bundle of random weights, made once: checkpoint `<work>/<shape>`, bundle beside it."""
+    """A bundle of random weights, made once: checkpoint `<work>/<shape>`, bundle beside it. Large
+    shapes get random codes, without a checkpoint of many gigabytes."""
     out = work / f"{shape}-{quant}.edge"
+    if shape in LARGE and not (out / "manifest.json").exists():
+        print(f"making a random {shape} bundle ...", flush=True)
+        return random_codes(shape, out, quant)
     if not (out / "manifest.json").exists():
         checkpoint = work / shape
         if not (checkpoint / "tokenizer_config.json").exists():

@@ -121,6 +121,10 @@ class CpuSession(Session):
         kept = self.twin, self._vectors, self.pool
         return Program(lowering, self._addresses, code, self._team, context=self.context, kept=kept)
 
+    def program(self) -> Program:
+        """The program that steps without taps run, for profiling."""
+        return self._programs[frozenset()]
+
     def _program(self, key: object, graph: Graph, limits: Mapping[str, int]) -> Program:
         """The program of a graph over the same weights, made when it is first asked for."""
         program = self._programs.pop(key, None)

@@ -92,7 +92,7 @@ def test_h35_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_pa
 @pytest.mark.parametrize("fault", ["full disk", "cut files"])
 def test_h35_a_kernel_cache_that_fails_costs_time_only(tmp_path: Path, fault: str) -> None:
     make = (
-        f"from pathlib import Path\nimport edgert.session.lower\n"
+        f"from pathlib import Path\nimport edgert.kernels.cpu.kernels\n"
         f"from edgert.kernels.cpu import vm\n"
         f"vm.use_cache(Path({str(tmp_path)!r}))\n"
         f"print(vm.address('select') > 0, callable(vm.entry_point('begin')))\n"

@@ -281,7 +281,7 @@ def test_h11_refused_before_onnxruntime(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("onnxruntime saw the file")
 
-    monkeypatch.setattr("edgert.session.ort.create_session", never)
+    monkeypatch.setattr("edgert.session.ort_model.create_session", never)
     with pytest.raises(BundleError) as caught:
         OrtSession(GRAPH, tiny_weights(GRAPH), bad)
     assert caught.value.code == code, caught.value.message

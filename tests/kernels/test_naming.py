@@ -9,13 +9,15 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from edgert.kernels.cpu import naming, vm
-
-from edgert.session import lower  # noqa: F401  (it registers the kernels)
+from edgert.kernels.cpu import (
+    kernels,  # noqa: F401  (each registers itself)
+    naming,
+    vm,
+)
 
 LISTED = """
 from edgert.kernels.cpu import vm
-from edgert.session import lower
+from edgert.kernels.cpu import kernels
 vm._made = lambda compiled: None
 for name in vm.names():
     vm.compile_kernel(name)

@@ -104,7 +104,7 @@ def test_gated_pairs(bits: int, act: str, half: int, kernel_folder: Path) -> Non
     scales = (weight.scales / 8).astype(np.float16)
     weight = Quantized(weight.encoding, weight.shape, {"q": weight.q, "scales": scales})
     with opened(exact_table(95), weight, 1, kernel_folder, act=act) as session:
-        assert session._lowering.paired_weights == {"w"}
+        assert session.paired == {"w"}
     agree(f"gated int{bits} {act}", exact_table(95), weight, kernel_folder, act=act)
 
 
@@ -112,7 +112,7 @@ def test_gated_pairs(bits: int, act: str, half: int, kernel_folder: Path) -> Non
 def test_halves_that_cannot_be_paired(bits: int, kernel_folder: Path) -> None:
     weight = random_weight(bits, 34, 63)
     with opened(exact_table(63), weight, 1, kernel_folder, act="silu") as session:
-        assert not session._lowering.paired_weights
+        assert not session.paired
     agree(f"unpaired int{bits}", exact_table(63), weight, kernel_folder, act="silu")
 
 
