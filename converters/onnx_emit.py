@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import limits
 from ..bundle.manifest import MANIFEST_NAME, Manifest
 from ..bundle.reader import Bundle
 from ..errors import BundleError, ConvertError
@@ -25,8 +26,16 @@ from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE
 from ..session.onnx_check import check_model, metadata
 from ..session.onnx_io import (
-    PLAIN, Port, Variant, calls, dims, embedded, emitted_graph, interface, row_symbols,
-)  # fmt: skip
+    PLAIN,
+    Port,
+    Variant,
+    calls,
+    dims,
+    embedded,
+    emitted_graph,
+    interface,
+    row_symbols,
+)
 from ..storage.folder import open_regular, sha256_fd
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorInfo, read_header
@@ -79,7 +88,14 @@ def emit(
     _check_names(model)
     from onnx import helper
 
-    helper.set_model_props(model, metadata(graph, variant, taps))
+    texts = metadata(graph, variant, taps)
+    if (longest := max(len(text.encode()) for text in texts.values())) > limits.ONNX_TEXT_BYTES:
+        raise ConvertError(
+            f"{len(taps)} taps take {longest} bytes to list, the limit is {limits.ONNX_TEXT_BYTES}",
+            code="onnx-options",
+            hint="export fewer of them",
+        )
+    helper.set_model_props(model, texts)
     return model
 
 

@@ -24,7 +24,7 @@ from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .onnx_io import PLAIN, Variant, embedded
 from .ort_binding import Binding
 from .ort_feed import Piece, pieces
-from .ort_model import OrtModel
+from .ort_model import OrtModel, failed
 from .ort_state import OrtState
 from .providers import Placement, Provider, find_provider, parse_device, placement
 from .reference import needs_long_rope
@@ -125,15 +125,8 @@ class OrtSession(Session):
             try:
                 found = self.model.runtime.run(names, feeds)
             except Exception as error:  # onnxruntime raises its own types, which share no base
-                raise self._failure(error) from error
+                raise failed(self.provider, f"a run of {sizes}", error) from error
             return {n: a.reshape(-1, a.shape[-1]) for n, a in zip(names, found, strict=True)}
-
-    def _failure(self, error: Exception) -> DeviceError:
-        return DeviceError(
-            f"{self.provider.name} failed: {error}",
-            code="device-run",
-            hint="run the model with --device cpu, or see `edgert doctor`",
-        )
 
     def _check_open(self) -> None:
         if self.model.runtime is None:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeviceError
 from ..kernels.onnx_ports import Port
 from .base import F32, row_input
 from .ort_feed import Piece, mask
-from .ort_model import OrtModel
+from .ort_model import OrtModel, failed
 from .ort_state import OrtState
 
 _WORDS = 64  # int32 values: inputs in one buffer begin at multiples of 256 bytes
@@ -102,11 +101,7 @@ class Binding:
         try:
             self.model.runtime.run_with_iobinding(self.io, self.options)
         except Exception as error:  # onnxruntime raises its own types, which share no base
-            raise DeviceError(
-                f"{self.model.provider.name} failed on a step of {piece.count} tokens: {error}",
-                code="device-run",
-                hint="run the model with --device cpu, or see `edgert doctor`",
-            ) from error
+            raise failed(self.model.provider, f"a step of {piece.count} tokens", error) from error
         for memory in self.model.memories:
             if not memory.in_place:
                 fresh = self.values[memory.made.name].numpy()[0, :, : piece.count]
@@ -115,8 +110,8 @@ class Binding:
 
     def _result(self, name: str, piece: Piece, given: Mapping[str, NDArray[Any]]) -> F32:
         found: F32 = self.values[name].numpy()
-        rows = found.reshape(-1, found.shape[-1])
-        rows = rows[: {"T": piece.count, "R": len(given.get(self.rows, ()))}[str(self.symbols[name])]]
+        count = piece.count if self.symbols[name] == "T" else len(given[self.rows])
+        rows = found.reshape(-1, found.shape[-1])[:count]
         # of host memory `numpy()` is a view that the next step overwrites
         return rows.copy() if self.model.provider.memory == "cpu" else rows
 
