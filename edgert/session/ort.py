@@ -158,6 +158,8 @@ class OrtSession(Session):
 
     def _check_order(self, feed: Feed, rows: Rows) -> None:
         """Trees and positions, where attention counts them by itself; tables end somewhere."""
+        if feed.positions is None and feed.parents is None:
+            return
         moved = bool((rows.position[0] != rows.slot).any())
         if not self.model.takes_trees and (rows.place != rows.slot).any():
             raise self._counts_itself("a feed is a tree, this ONNX model takes rows in a chain")
@@ -191,7 +193,7 @@ class OrtSession(Session):
             for name, part in self._run(feed, state, piece, rows, list(parts)).items():
                 parts[name].append(part)
         state.pending = feed.rows
-        found = {name: np.concatenate(part) for name, part in parts.items()}
+        found = {n: p[0] if len(p) == 1 else np.concatenate(p) for n, p in parts.items()}
         whole = self.graph.outputs[0].shape[0] == "T"
         logits = found[first][rows.picked] if whole else found[first]
         return StepResult(logits, {name: found[name] for name in taps})

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from edgert.converters import onnx_emit
 from edgert.converters.onnx_emit import export
 from edgert.kernels.embed import embed
@@ -19,6 +20,7 @@ from edgert.kernels.quant import Matrix, Quantized
 from edgert.kernels.states import BorrowedState
 
 from edgert.bundle import Bundle
+from edgert.cli.export import command
 from edgert.errors import ConvertError, ResourceError
 from edgert.evaluation.verify import verify_bundle
 from edgert.graph import Graph
@@ -130,6 +132,22 @@ def test_taps_and_embeddings(bundle: Path) -> None:
         (by_rows,) = s.step([Feed(s.new_state(), embeddings=rows, logits="all", taps=("x1",))])
     np.testing.assert_array_equal(by_tokens.logits, by_rows.logits)
     np.testing.assert_array_equal(by_tokens.taps["x1"], by_rows.taps["x1"])
+
+
+def test_the_command_takes_taps_and_embeddings(bundle: Path) -> None:
+    done = CliRunner().invoke(command, [str(bundle), "--embeddings", "--tap", "x1", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["files"] == ["model.emb.onnx"]
+    model = onnx.load(bundle / "model.emb.onnx", load_external_data=False)
+    assert [value.name for value in model.graph.input][:2] == ["x0", "rows"]
+    assert [value.name for value in model.graph.output][:2] == ["logits", "x1"]
+
+
+def test_too_many_taps_are_refused(tmp_path: Path) -> None:
+    graph = tiny_graph(quant="f32", layers=60, context=64)
+    taps = [node.output for node in graph.nodes][1:-1]
+    with pytest.raises(ConvertError, match="taps take"):
+        emit_model(graph, tiny_weights(graph), tmp_path, taps=taps)
 
 
 def test_what_cannot_be_emitted_says_so(bundle: Path, tmp_path: Path) -> None:
