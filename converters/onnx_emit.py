@@ -35,7 +35,7 @@ from ..session.onnx_io import (
     emitted_graph,
     interface,
     row_symbols,
-)
+)  # fmt: skip
 from ..storage.folder import open_regular, sha256_fd
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorInfo, read_header
