@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import limits
 from ..bundle.manifest import MANIFEST_NAME, Manifest
 from ..bundle.reader import Bundle
 from ..errors import BundleError, ConvertError
@@ -89,7 +90,14 @@ def emit(
     _check_names(model)
     from onnx import helper
 
-    helper.set_model_props(model, metadata(graph, variant, taps))
+    texts = metadata(graph, variant, taps)
+    if (longest := max(len(text.encode()) for text in texts.values())) > limits.ONNX_TEXT_BYTES:
+        raise ConvertError(
+            f"{len(taps)} taps take {longest} bytes to list, the limit is {limits.ONNX_TEXT_BYTES}",
+            code="onnx-options",
+            hint="export fewer of them",
+        )
+    helper.set_model_props(model, texts)
     return model
 
 

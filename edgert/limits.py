@@ -36,6 +36,7 @@ ONNX_INLINE_BYTES = 32 << 20
 ONNX_NODES = 100_000
 ONNX_FUNCTION_NODES = 64  # of one function
 ONNX_FIELDS = 500_000
+ONNX_TEXT_BYTES = 4096  # of one name or metadata value
 EVAL_BYTES = 256 << 20
 LAYERS = 1024
 CHECKPOINTS = 8  # of one sequence with recurrent states

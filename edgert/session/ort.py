@@ -26,7 +26,7 @@ from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .onnx_io import PLAIN, Variant, embedded
 from .ort_binding import Binding
 from .ort_feed import Piece, pieces
-from .ort_model import OrtModel
+from .ort_model import OrtModel, failed
 from .ort_state import OrtState
 from .providers import Placement, Provider, find_provider, parse_device, placement
 from .reference import needs_long_rope
@@ -127,15 +127,8 @@ class OrtSession(Session):
             try:
                 found = self.model.runtime.run(names, feeds)
             except Exception as error:  # onnxruntime raises its own types, which share no base
-                raise self._failure(error) from error
+                raise failed(self.provider, f"a run of {sizes}", error) from error
             return {n: a.reshape(-1, a.shape[-1]) for n, a in zip(names, found, strict=True)}
-
-    def _failure(self, error: Exception) -> DeviceError:
-        return DeviceError(
-            f"{self.provider.name} failed: {error}",
-            code="device-run",
-            hint="run the model with --device cpu, or see `edgert doctor`",
-        )
 
     def _check_open(self) -> None:
         if self.model.runtime is None:
@@ -167,6 +160,8 @@ class OrtSession(Session):
 
     def _check_order(self, feed: Feed, rows: Rows) -> None:
         """Trees and positions, where attention counts them by itself; tables end somewhere."""
+        if feed.positions is None and feed.parents is None:
+            return
         moved = bool((rows.position[0] != rows.slot).any())
         if not self.model.takes_trees and (rows.place != rows.slot).any():
             raise self._counts_itself("a feed is a tree, this ONNX model takes rows in a chain")
@@ -200,7 +195,7 @@ class OrtSession(Session):
             for name, part in self._run(feed, state, piece, rows, list(parts)).items():
                 parts[name].append(part)
         state.pending = feed.rows
-        found = {name: np.concatenate(part) for name, part in parts.items()}
+        found = {n: p[0] if len(p) == 1 else np.concatenate(p) for n, p in parts.items()}
         whole = self.graph.outputs[0].shape[0] == "T"
         logits = found[first][rows.picked] if whole else found[first]
         return StepResult(logits, {name: found[name] for name in taps})

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeviceError
 from ..kernels.onnx_ports import Port
 from ..roles import row_input
 from .base import F32
 from .ort_feed import Piece, mask
-from .ort_model import OrtModel
+from .ort_model import OrtModel, failed
 from .ort_state import OrtState
 
 _WORDS = 64  # int32 values: inputs in one buffer begin at multiples of 256 bytes
@@ -103,11 +102,7 @@ class Binding:
         try:
             self.model.runtime.run_with_iobinding(self.io, self.options)
         except Exception as error:  # onnxruntime raises its own types, which share no base
-            raise DeviceError(
-                f"{self.model.provider.name} failed on a step of {piece.count} tokens: {error}",
-                code="device-run",
-                hint="run the model with --device cpu, or see `edgert doctor`",
-            ) from error
+            raise failed(self.model.provider, f"a step of {piece.count} tokens", error) from error
         for memory in self.model.memories:
             if not memory.in_place:
                 fresh = self.values[memory.made.name].numpy()[0, :, : piece.count]

@@ -18,8 +18,8 @@ _HIDDEN = {"float32": -1e30, "float16": -6e4}  # what a mask adds to a score nob
 class Piece:
     """Rows first, first + 1, ... of a feed, `count` of them, padded to S = `size` rows.
 
-    length: committed tokens. place: int [length + first + S], how many tokens each cached or new
-    row continues, by slot. position: int [3, S]. visible: int64 [S], as in `feeds.Rows`.
+    length: committed tokens. place: int [first + S], how many tokens each row of the feed so far
+    continues. position: int [3, S]. visible: int64 [S], as in `feeds.Rows`.
     """
 
     first: int
@@ -40,15 +40,22 @@ class Piece:
         """Slot after the last row, padding included."""
         return self.start + self.size
 
+    def places(self, slot: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many tokens the rows in the slots `slot` continue."""
+        own = self.place[np.clip(slot - self.length, 0, len(self.place) - 1)]
+        found: NDArray[np.int64] = np.where(slot < self.length, slot, own)
+        return found
+
 
 def pieces(rows: Rows, length: int, fixed: int) -> Iterator[Piece]:
     """The rows of one feed as runs of `fixed` rows, padded; 0: as one run of all."""
     size = fixed or rows.total
     for first in range(0, rows.total, size):
         stop = min(first + size, rows.total)
-        place = np.arange(length + first + size)
-        place[length : length + stop] = rows.place[:stop]
-        position = np.broadcast_to(place[-size:], (3, size)).copy()
+        place = np.arange(length, length + first + size)
+        place[:stop] = rows.place[:stop]
+        position = np.empty((3, size), np.int64)
+        position[:] = place[first:]
         position[:, : stop - first] = rows.position[:, first:stop]
         visible = np.full(size, -1, np.int64)
         visible[: stop - first] = rows.visible[first:stop]
@@ -66,8 +73,7 @@ def mask(piece: Piece, capacity: int, window: int, dtype: str, *, present: bool)
         valid = np.concatenate([valid, np.ones(piece.size, bool)])
     seen = valid[None, :] & (slot[None, :] <= new[:, None])
     if window:
-        place = piece.place[np.minimum(slot, piece.end - 1)]
-        seen &= piece.place[new][:, None] - place[None, :] < window
+        seen &= piece.places(new)[:, None] - piece.places(slot)[None, :] < window
     if (piece.visible != -1).any():
         pending = (slot >= piece.length) & (slot < piece.end)
         bit = np.where(pending, slot - piece.length, 0)

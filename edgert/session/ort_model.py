@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DeviceError
 from ..graph import Graph
 from .onnx_check import check_model
 from .onnx_io import Variant, emitted_graph, interface, memories, node_ports, rope_tables, ropes
@@ -98,3 +99,12 @@ class OrtModel:
         """Free everything."""
         self.runtime, self._tables = None, {}
         self.spares.close()
+
+
+def failed(provider: Provider, what: str, error: Exception) -> DeviceError:
+    """The error for a run that the provider gave up."""
+    return DeviceError(
+        f"{provider.name} failed on {what}: {error}",
+        code="device-run",
+        hint="run the model with --device cpu, or see `edgert doctor`",
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .. import limits
+
 _VARINT_BYTES = 10
 _FIXED = {1: 8, 5: 4}
 
@@ -79,7 +81,7 @@ def varints(value: int | memoryview, *, limit: int = 1) -> list[int]:
     return found
 
 
-def text(value: int | memoryview, *, limit: int = 4096) -> str:
+def text(value: int | memoryview, *, limit: int = limits.ONNX_TEXT_BYTES) -> str:
     """A string field; WireError when it is no short UTF-8."""
     if isinstance(value, int) or len(value) > limit:
         raise WireError(f"a string field is not text of at most {limit} bytes")

@@ -21,6 +21,7 @@ from edgert.session.onnx_check import check_model
 from edgert.session.onnx_io import PLAIN, Variant
 from edgert.session.ort import OrtSession
 from tests.onnx_model import emit_model
+from tests.session import toy
 from tests.tiny import tiny_graph, tiny_weights
 
 GRAPH = tiny_graph(layers=1)
@@ -218,6 +219,50 @@ def another_variant(model: onnx.ModelProto) -> None:
     next(p for p in model.metadata_props if p.key == "edgert.half").value = "1"
 
 
+def _list_taps(model: onnx.ModelProto, text: str) -> None:
+    model.metadata_props.add(key="edgert.taps", value=text)
+
+
+@spoils("onnx-foreign", "'l0.secret'")
+def taps_of_no_value(model: onnx.ModelProto) -> None:
+    _list_taps(model, '["l0.secret"]')
+
+
+@spoils("onnx-interface", "x1: found none")
+def taps_that_are_not_given(model: onnx.ModelProto) -> None:
+    _list_taps(model, '["x1"]')
+
+
+@spoils("onnx-interface", "x1", "expected none")
+def taps_that_are_not_listed(model: onnx.ModelProto) -> None:
+    model.graph.output.append(helper.make_tensor_value_info("x1", 1, ["B", "S", 64]))
+
+
+@spoils("onnx-foreign", "none twice")
+def taps_listed_twice(model: onnx.ModelProto) -> None:
+    _list_taps(model, '["x1", "x1"]')
+
+
+@spoils("onnx-foreign", "none twice")
+def taps_of_what_is_given_anyway(model: onnx.ModelProto) -> None:
+    _list_taps(model, '["logits"]')
+
+
+@spoils("onnx-foreign", "names of values")
+def taps_that_are_no_names(model: onnx.ModelProto) -> None:
+    _list_taps(model, "[[" * 2000)
+
+
+@spoils("onnx-foreign", "edgert.taps")
+def taps_written_otherwise(model: onnx.ModelProto) -> None:
+    _list_taps(model, '["x1" ]')
+
+
+@spoils("onnx-foreign", "edgert.embeddings")
+def embeddings_by_its_word_only(model: onnx.ModelProto) -> None:
+    model.metadata_props.add(key="edgert.embeddings", value="1")
+
+
 def _dim(model: onnx.ModelProto, name: str, index: int) -> Any:
     port = next(p for p in model.graph.input if p.name.startswith(name))
     return port.type.tensor_type.shape.dim[index]
@@ -264,7 +309,27 @@ def _spoiled(good: Path, spoil: Spoil) -> Path:
 
 
 def test_h11_the_good_model_passes(good: Path) -> None:
-    check_model(good, GRAPH, PLAIN)
+    assert check_model(good, GRAPH, PLAIN) == ()
+
+
+@pytest.mark.parametrize("variant", [PLAIN, Variant(half=True), Variant(standard=True)])
+def test_h11_every_emission_passes(variant: Variant, tmp_path: Path) -> None:
+    for index, (graph, weights) in enumerate(
+        (toy.shared(), toy.turning("00011122"), toy.function("N", "M", 33, 17))
+    ):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        taps = tuple(node.output for node in graph.nodes if node.op in ("add", "linear"))[:-1]
+        given = {value.name for value in graph.outputs}
+        taps = tuple(name for name in taps if name not in given)
+        path = emit_model(graph, weights, folder, variant, taps)
+        assert check_model(path, graph, variant) == taps
+        onnx.checker.check_model(str(path), full_check=True)
+    embedded = Variant(variant.half, variant.standard, embeddings=True)
+    path = emit_model(GRAPH, tiny_weights(GRAPH), tmp_path, embedded, ("x1",))
+    assert check_model(path, GRAPH, embedded) == ("x1",)
+    with pytest.raises(BundleError):
+        check_model(path, GRAPH, variant)
 
 
 @pytest.mark.parametrize(("name", "code", "says", "spoil"), CORPUS, ids=[row[0] for row in CORPUS])

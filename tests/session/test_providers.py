@@ -148,7 +148,7 @@ def test_nodes_left_to_the_cpu_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = tiny_graph()
-    session = ort_session(graph, tiny_weights(graph), tmp_path).session
+    session = ort_session(graph, tiny_weights(graph), tmp_path).model.runtime
     with pytest.raises(DeviceError, match="GroupQueryAttention 'GroupQueryAttention") as caught:
         providers.refuse_cpu_nodes(session, DEVICES["openvino"])
     assert caught.value.code == "cpu-nodes"

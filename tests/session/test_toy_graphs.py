@@ -357,3 +357,25 @@ def test_tokens_and_embeddings_of_one_model(tmp_path: Path, encoding: str, stand
     more = session.step([Feed(state, embeddings=rows[5:], logits="all", taps=("x1",))])[0]
     assert_close("logits", expected.logits, np.r_[got.logits, more.logits], rms=EXACT)
     assert_close("x1", expected.taps["x1"], np.r_[got.taps["x1"], more.taps["x1"]], rms=EXACT)
+
+
+def test_half_precision_gives_float32_outputs(tmp_path: Path) -> None:
+    half, taps = Variant(half=True), ("layers.0", "x0")
+    graph, weights = toy.shared()
+    expected = feed(ReferenceSession(graph, weights), [30], taps=taps)
+    session = ort_session(graph, weights, tmp_path, half, taps)
+    got = feed(session, [12, 1, 17], taps=taps)
+    assert_close("logits", expected.logits, got.logits, rms=CODES)
+    for name in taps:
+        assert got.taps[name].dtype == np.float32
+        assert_close(name, expected.taps[name], got.taps[name], rms=CODES)
+    graph, weights = toy.function("N", "M", 40, 24)
+    arrays = {
+        "wide": toy.rows(5, 40), "narrow": toy.rows(5, 24), "ids": np.arange(4, dtype=np.int32),
+    }  # fmt: skip
+    folder = tmp_path / "function"
+    folder.mkdir()
+    found = ort_session(graph, weights, folder, half, context=8).run(arrays)
+    for name, rows in ReferenceSession(graph, weights).run(arrays).items():
+        assert found[name].dtype == np.float32
+        assert_close(name, rows, found[name], rms=2 * CODES)
