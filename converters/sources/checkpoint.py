@@ -82,6 +82,14 @@ class Tensor(NamedTuple):
     shard: Shard
     info: TensorInfo
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.info.dtype
+
     def rows(self, start: int, stop: int) -> F32:
         """Rows [start, stop) of the first axis as float32."""
         info, item = self.info, DTYPES[self.info.dtype].itemsize
