@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from edgert.converters import pipeline
 from edgert.converters.convert import convert
-from edgert.converters.stages import quantize
+from edgert.converters.stages import quantize as stage
 from edgert.converters.stages.weight_cache import WeightCache
 from edgert.kernels.quant import dequantize
 
@@ -288,13 +288,13 @@ def test_resume_takes_over_finished_weights(checkpoint: Path, tmp_path: Path) ->
     interrupted(checkpoint, out, 6)
     assert not out.exists()
     redone: list[str] = []
-    real = quantize.encode_weight
+    real = stage.encode_weight
 
     def encode_weight(name: str, *args: object, **options: object) -> object:
         redone.append(name)
         return real(name, *args, **options)  # type: ignore[arg-type]
 
-    with mock.patch.object(quantize, "encode_weight", encode_weight):
+    with mock.patch.object(stage, "encode_weight", encode_weight):
         report = convert_tiny(checkpoint, out)
     assert report.resumed == 6
     assert len(redone) == len(whole.weights) - 6
@@ -308,12 +308,12 @@ def test_resume_believes_only_bytes_that_are_there(checkpoint: Path, tmp_path: P
     convert_tiny(checkpoint, tmp_path / "whole.edge")
     out = tmp_path / "m.edge"
     interrupted(checkpoint, out, 6)
-    stage = tmp_path / "m.edge.stage" / "model" / "quantize"
-    with open(stage / "weights.safetensors", "r+b") as file:
-        file.seek(stage.joinpath("weights.safetensors").stat().st_size // 2)
+    folder = tmp_path / "m.edge.stage" / "model" / "quantize"
+    with open(folder / "weights.safetensors", "r+b") as file:
+        file.seek(folder.joinpath("weights.safetensors").stat().st_size // 2)
         file.write(bytes(4096))
-    with open(stage / "journal", "r+b") as file:
-        file.truncate((stage / "journal").stat().st_size - 9)
+    with open(folder / "journal", "r+b") as file:
+        file.truncate((folder / "journal").stat().st_size - 9)
     report = convert_tiny(checkpoint, out)
     assert report.resumed < 6
     assert weights(out) == weights(tmp_path / "whole.edge")
