@@ -29,6 +29,7 @@ from .stages.emit import Emit, part_files
 from .stages.quantize import Quantize
 from .stages.read import Reading, read
 from .stages.verify import Verify
+from .stages.weight_cache import WeightCache
 from .weights import stored_nbytes
 
 SLACK = 1 << 20  # bytes of manifest, journal and folders
@@ -72,7 +73,7 @@ class Pipeline:
     def timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] += time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def run(self) -> ConvertReport:
         """Convert. Raises ConvertError, ResourceError, and OSError of the output's disk."""
@@ -129,24 +130,8 @@ class Pipeline:
         if set(after.weights) != set(after.graph.weights):
             raise ValueError(f"stage {stage.name!r}: weights are not those of the graph")
         if context.opened is not None:
-            self.keep(stage, part, after, context)
+            keep(stage, part, after, context.opened)
         return after
-
-    def keep(
-        self, stage: Stage, before: PartInProgress, after: PartInProgress, context: Context
-    ) -> None:
-        """Note a stage as done, so that the next run need not do it again."""
-        cache = context.opened
-        if cache is None:
-            return
-        foreign = [
-            name
-            for name, weight in after.weights.items()
-            if name not in cache.weights and weight is not before.weights.get(name)
-        ]
-        if foreign:
-            raise ValueError(f"stage {stage.name!r}: weights {foreign[:8]} are not in its cache")
-        cache.complete(after.graph, after.reports.get(stage.name, {}))
 
     def bytes_needed(self) -> int:
         """What the whole conversion takes on disk, nearly."""
@@ -261,3 +246,15 @@ class Pipeline:
             golden=devices[0] if devices else "no text part",
             left_out=self.reading.text.left_out if self.reading.text else (),
         )
+
+
+def keep(stage: Stage, before: PartInProgress, after: PartInProgress, cache: WeightCache) -> None:
+    """Note a stage as done, so that the next run need not do it again."""
+    foreign = [
+        name
+        for name, weight in after.weights.items()
+        if name not in cache.weights and weight is not before.weights.get(name)
+    ]
+    if foreign:
+        raise ValueError(f"stage {stage.name!r}: weights {foreign[:8]} are not in its cache")
+    cache.complete(after.graph, after.reports.get(stage.name, {}))

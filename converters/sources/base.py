@@ -81,8 +81,10 @@ class Source(Protocol):
     family: str
     options: Sequence[str]
     faults: list[str]
-    sidecars: Mapping[str, bytes]
     nbytes: int
+
+    @property
+    def sidecars(self) -> Mapping[str, bytes]: ...
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]: ...

@@ -18,7 +18,7 @@ from ...storage import strict_json
 from ...storage.folder import check_name
 from ...storage.hash_cache import HashCache
 from .. import families
-from .base import PlannedPart, Text
+from .base import PlannedPart, Source, Text
 from .checkpoint import Checkpoint, as_convert_error, unreadable
 from .hub import SIDECARS, local_folder
 
@@ -26,7 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def opened(source: str | Path, *, ignore_remote_code: bool = False) -> HfSource:
+def opened(source: str | Path, *, ignore_remote_code: bool = False) -> Source:
     """The source for a directory or hub id; ConvertError for what is neither."""
     return HfSource(source, ignore_remote_code=ignore_remote_code)
 

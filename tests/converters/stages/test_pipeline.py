@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -23,6 +26,7 @@ from edgert.kernels.quant import dequantize
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from tests.closeness import assert_close
+from tests.conftest import ROOT
 from tests.converters.stages.toy import Double, Scaled, Split, ToySource
 
 
@@ -102,6 +106,26 @@ def test_a_stage_that_was_done_is_not_run_again(out: Path, quant: str) -> None:
     assert report.resumed < len(report.weights)
     assert files(out) == whole
     assert [p.name for p in folder.iterdir()] == ["m.edge"]
+
+
+def test_a_killed_conversion_goes_on(out: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tests.converters.stages import test_pipeline as t\n"
+        "real = t.WeightCache.finish\n"
+        "def finish(self, weight, note):\n"
+        "    if self.folder.name == 'quantize' and weight == 'l1.qkv': os.kill(os.getpid(), 9)\n"
+        "    real(self, weight, note)\n"
+        "t.WeightCache.finish = finish\n"
+        "t.run(Path(sys.argv[1]), t.Split())\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, out], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not out.exists()
+    stage = Split()
+    assert run(out, stage).resumed > 4
+    assert stage.ran == []
+    assert [p.name for p in out.parent.iterdir()] == ["m.edge"]
 
 
 def test_a_stage_that_was_stopped_takes_over_what_it_had(out: Path) -> None:
