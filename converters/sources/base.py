@@ -4,7 +4,8 @@ A source is opened from a path or an id. It names the parts of a model, each wit
 encodings and, for every weight, where its values come from; tensors are read by rows. What is wrong
 is collected in lists of faults, so that one error can name all of it.
 
-A new kind of source is one file with an `opened` function, and one row of SOURCES.
+A new kind of source is one file with two functions, `recognises(source) -> bool` and
+`opened(source, **options) -> Source`, and one row of SOURCES.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ...bundle.manifest import TextSpec
 from ...graph import Graph
 from ..families.recipe import F32, Recipe
 
-# Modules tried in this order; the last one answers for everything, errors included.
+# Modules tried in this order; the last one is not asked: it opens whatever is left, or says why not.
 SOURCES: tuple[str, ...] = (".hf",)
 
 

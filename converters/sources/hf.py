@@ -63,7 +63,7 @@ class HfSource:
         self.sidecars = {name: data for name, data in found.items() if data is not None}
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)
         self.tensors = self.checkpoint.tensors
-        self.nbytes = sum(shard.path.stat().st_size for shard in self.checkpoint.shards)
+        self.nbytes = sum(shard.nbytes for shard in self.checkpoint.shards)
         self.family = str(self.config.get("model_type"))
         self.faults += self._index_faults()
 
