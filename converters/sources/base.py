@@ -22,7 +22,7 @@ from ...bundle.manifest import TextSpec
 from ...graph import Graph
 from ..families.recipe import F32, Recipe
 
-# Modules tried in this order; the last one is not asked: it opens whatever is left, or says why not.
+# Modules tried in this order. The last one is not asked: it opens what is left, or says why not.
 SOURCES: tuple[str, ...] = (".hf",)
 
 
