@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 from edgert.converters import families
-from edgert.converters.convert import GRAPH_FILE, WEIGHTS_FILE, encoded, encodings_asked
+from edgert.converters.stages.emit import part_files
+from edgert.converters.stages.quantize import encoded, encodings_asked
 from edgert.kernels.encodings import ENCODINGS
 from numpy.typing import NDArray
 
@@ -39,9 +40,10 @@ def random_bundle(shape: str, out: Path, quant: str = "int4", *, seed: int = 0) 
     ends = {n.weights["weight"] for n in graph.nodes if n.op == "embed"}
     ends.add([n for n in graph.nodes if n.op == "linear"][-1].weights["weight"])
     specs = {t: s for n, w in graph.weights.items() for t, s in tensors_of(n, w).items()}
+    graph_file, weights_file = part_files("model")
     with BundleWriter(out) as writer:
-        writer.file(GRAPH_FILE).write_bytes(graph.to_json())
-        with TensorWriter(writer.file(WEIGHTS_FILE), aligned_order(specs)) as file:
+        writer.file(graph_file).write_bytes(graph.to_json())
+        with TensorWriter(writer.file(weights_file), aligned_order(specs)) as file:
             for index, (name, weight) in enumerate(graph.weights.items()):
                 rng = np.random.default_rng([seed, index])
                 fixed = model.tensors[name].values
@@ -51,7 +53,7 @@ def random_bundle(shape: str, out: Path, quant: str = "int4", *, seed: int = 0) 
         text = json.dumps(tokenizer_json(config["vocab_size"]), ensure_ascii=False)
         writer.file("tokenizer.json").write_text(text, encoding="utf-8")
         spec = TextSpec(eos_token_ids=(2,), vocab_size=config["vocab_size"])
-        parts = {"model": Part(GRAPH_FILE, WEIGHTS_FILE)}
+        parts = {"model": Part(graph_file, weights_file)}
         return writer.finish(Manifest(FORMAT, "text", f"random-{shape}-{quant}", parts, spec))
 
 

@@ -25,7 +25,7 @@ F32 = NDArray[np.float32]
 
 
 class Shard:
-    """One open safetensors file; safe to read from several threads."""
+    """One open safetensors file of `nbytes`; safe to read from several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,6 +34,7 @@ class Shard:
         except BundleError as error:
             raise as_convert_error(error) from None
         self._file = os.fdopen(fd, "rb", buffering=0)
+        self.nbytes = os.fstat(fd).st_size
         self._lock = threading.Lock()
         try:
             self.tensors: Mapping[str, TensorInfo] = read_header(self._file.fileno())
@@ -81,6 +82,14 @@ class Tensor(NamedTuple):
 
     shard: Shard
     info: TensorInfo
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.info.dtype
 
     def rows(self, start: int, stop: int) -> F32:
         """Rows [start, stop) of the first axis as float32."""

@@ -8,35 +8,38 @@ are never opened.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ... import limits
 from ...errors import BundleError, ConvertError
+from ...roles import vocab_size
 from ...storage import strict_json
 from ...storage.folder import check_name
 from ...storage.hash_cache import HashCache
+from .. import families
+from .base import PlannedPart, Source, Text
 from .checkpoint import Checkpoint, as_convert_error, unreadable
+from .hub import SIDECARS, local_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
-DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *PAPERS]
-SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def opened(source: str | Path, *, ignore_remote_code: bool = False) -> Source:
+    """The source for a directory or hub id; ConvertError for what is neither."""
+    return HfSource(source, ignore_remote_code=ignore_remote_code)
 
 
 class HfSource:
-    """An open checkpoint: `config`, `generation`, `texts` (file name -> bytes), `papers` (likewise:
-    model card and licence), `tensors`.
+    """An open checkpoint, a `Source`: `config`, `generation`, `texts` (file name -> bytes),
+    `sidecars` (likewise: model card and licence), `tensors`.
 
     ignore_remote_code: accept a config with `auto_map`, using edgert's own implementation of its
     model_type instead of the code it names (which is not run either way).
-    `label` names the source in a command line that anyone can repeat: a hub id whole, a folder
-    without its place. `faults` holds what is wrong with the set of weights files, for the caller's
-    one error.
+    `label` is a hub id whole, or a folder without its place. `faults` holds what is wrong with the
+    set of weights files, for the caller's one error.
     """
 
     def __init__(self, source: str | Path, *, ignore_remote_code: bool = False) -> None:
@@ -45,7 +48,7 @@ class HfSource:
             self.name = self.label = Path(os.path.abspath(self.path)).name
         else:
             self.name, self.label = str(source).split("@")[0].rpartition("/")[2], str(source)
-        self.ignored_code = False  # whether a config's own code was set aside
+        self.options: Sequence[str] = ()
         self.texts: dict[str, bytes] = {}
         self.faults: list[str] = []
         self.index: dict[str, str] = {}  # tensor name -> shard, where there is an index
@@ -57,10 +60,24 @@ class HfSource:
         self.template_json = self._json("chat_template.json")
         self.tokenizer = self._json("tokenizer.json", limit=limits.TOKENIZER_BYTES)
         self._text("chat_template.jinja", limits.TEMPLATE_BYTES)
-        found = {name: self._read(name, limits.CONFIG_BYTES) for name in PAPERS}
-        self.papers = {name: data for name, data in found.items() if data is not None}
+        found = {name: self._read(name, limits.CONFIG_BYTES) for name in SIDECARS}
+        self.sidecars = {name: data for name, data in found.items() if data is not None}
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)
         self.tensors = self.checkpoint.tensors
+        self.nbytes = sum(shard.nbytes for shard in self.checkpoint.shards)
+        self.family = str(self.config.get("model_type"))
+        self.faults += self._index_faults()
+
+    def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
+        """The one part of a causal language model."""
+        model = families.plan(self.config, faults)
+        return (PlannedPart("model", "text", model.graph, model.tensors, model.twins),)
+
+    def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
+        """Tokenizer, template, special tokens and sampling defaults."""
+        from .hf_text import read_text
+
+        return read_text(self, vocab_size(parts[0].graph), faults)
 
     def close(self) -> None:
         self.checkpoint.close()
@@ -140,7 +157,7 @@ class HfSource:
             return
         if ignore:
             del self.config["auto_map"]
-            self.ignored_code = True
+            self.options = ("--ignore-remote-code",)
             return
         raise ConvertError(
             f"{self.path / 'config.json'} asks for its own code (auto_map: "
@@ -181,7 +198,7 @@ class HfSource:
                 yield self.path / name
         self.index = placed
 
-    def check_index(self) -> list[str]:
+    def _index_faults(self) -> list[str]:
         """Faults between a shard index and its shards: tensors that are not where it says."""
         out = []
         for name, file in self.index.items():
@@ -210,48 +227,3 @@ class HfSource:
             hint="download the whole checkpoint; where it has no safetensors at all, write them: "
             "model.save_pretrained(...)",
         )
-
-
-def local_folder(source: str | Path) -> Path:
-    """The directory of a checkpoint; a hub id is downloaded into huggingface_hub's cache."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ConvertError(
-            f"{path} is a file, expected a checkpoint directory or a hub id",
-            code="source",
-            hint="give the folder that holds config.json and model.safetensors",
-        )
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.startswith("."):
-        raise ConvertError(
-            f"{source}: no such directory, expected a checkpoint directory or a hub id (org/name)",
-            code="source",
-            hint="check the path",
-        )
-    return _download(source)
-
-
-def _download(source: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ConvertError(
-            f"{source} is no directory here, and a hub id needs huggingface_hub, which is missing",
-            code="missing-package",
-            hint="pip install huggingface_hub, or download the checkpoint yourself",
-        ) from None
-    repo, _, revision = source.partition("@")
-    try:
-        found = snapshot_download(
-            repo, revision=revision or None, allow_patterns=DOWNLOAD, ignore_patterns=SKIPPED
-        )
-    except Exception as error:  # the hub's client raises its own, httpx's and OSError
-        raise ConvertError(
-            f"{source} is no directory here and could not be downloaded: "
-            f"{type(error).__name__}: {str(error)[:300]}",
-            code="download",
-            hint="check the name, the network and, for gated models, `hf auth login`; or bring the "
-            "checkpoint's folder here and give its path",
-        ) from error
-    return Path(found)

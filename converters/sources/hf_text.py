@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import limits
 from ...bundle.manifest import TextSpec
 from ...errors import ConvertError
-from .hf import HfSource
+from .base import Text
 from .tokenizer_file import tokenizer_file
+
+if TYPE_CHECKING:
+    from .hf import HfSource
 
 SPECIAL = (
     "bos_token",
@@ -34,14 +35,6 @@ SAMPLING: Mapping[str, tuple[float, float]] = {  # name: lowest and highest valu
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "spiece.model")
 TEMPLATE_FILE = "chat_template.jinja"
 T = TypeVar("T")
-
-
-class Text(msgspec.Struct, frozen=True):
-    """`spec` for the manifest, the bundle's text files by name, and tokens that have no logits."""
-
-    spec: TextSpec
-    files: dict[str, bytes]
-    left_out: tuple[str, ...] = ()
 
 
 def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | None:
@@ -80,7 +73,8 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
         special=special,
         generation=generation,
     )
-    return Text(spec, files, tokenizer.left_out)
+    path = str(source.path / spec.tokenizer)
+    return Text(spec, files, tokenizer.left_out, path)
 
 
 def _no_tokenizer(source: HfSource) -> ConvertError:

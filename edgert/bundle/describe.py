@@ -80,15 +80,19 @@ def describe_bundle(path: Path) -> Description:
 
 def describe_checkpoint(source: str | PathLike[str]) -> Description:
     """A checkpoint in the Hugging Face layout, or its hub id; of weights, only headers are read."""
-    from ..converters.convert import encoded, encodings_asked
-    from ..converters.families import build
-    from ..converters.sources.hf import HfSource
+    from ..converters.families.config import refused
+    from ..converters.sources.base import open_source
+    from ..converters.stages.quantize import encoded, encodings_asked
+    from ..storage.safetensors import nbytes_of
 
-    with HfSource(Path(source) if Path(source).exists() else str(source)) as opened:
-        graph = build(opened.config).graph
+    with open_source(Path(source) if Path(source).exists() else str(source)) as opened:
+        faults: list[str] = []
+        graph = opened.parts(faults)[0].graph
+        if faults:
+            raise refused(faults)
         encodings: dict[str, int] = {}
         for tensor in opened.tensors.values():
-            key, size = tensor.info.dtype.lower(), tensor.info.end - tensor.info.begin
+            key, size = tensor.dtype.lower(), nbytes_of(tensor.dtype, tensor.shape)
             encodings[key] = encodings.get(key, 0) + size
         name = opened.name
     converted = {

@@ -16,15 +16,15 @@ from typing import Any
 from unittest import mock
 
 from edgert.converters.convert import ConvertReport, convert
-from edgert.converters.stage import Stage
+from edgert.converters.stages.weight_cache import WeightCache
 
 import edgert.bundle.writer
 import edgert.storage.replace
 
 STEPS: tuple[tuple[Any, str], ...] = (
-    (Stage, "write"),
-    (Stage, "finish"),
-    (Stage, "deliver"),
+    (WeightCache, "write"),
+    (WeightCache, "finish"),
+    (WeightCache, "deliver"),
     (Path, "write_bytes"),
     (os, "fsync"),
     (os, "link"),

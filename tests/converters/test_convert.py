@@ -14,8 +14,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from edgert.converters import convert as module
+from edgert.converters import pipeline
 from edgert.converters.convert import convert
+from edgert.converters.stages import quantize as stage
+from edgert.converters.stages.weight_cache import WeightCache
 from edgert.kernels.encodings import dequantize
 
 from benchmarks import make_checkpoint as maker
@@ -268,15 +270,15 @@ def test_sigkill_at_several_steps(checkpoint: Path, old: Path) -> None:
 def interrupted(checkpoint: Path, out: Path, weight: int) -> None:
     """A conversion that was stopped before weight number `weight` was noted as done."""
     seen: list[str] = []
-    real = module.Stage.finish
+    real = WeightCache.finish
 
-    def finish(self: module.Stage, *args: object) -> None:
+    def finish(self: WeightCache, *args: object) -> None:
         if len(seen) == weight:
             raise Broken
         seen.append(str(args[0]))
         real(self, *args)  # type: ignore[arg-type]
 
-    with mock.patch.object(module.Stage, "finish", finish), pytest.raises(Broken):
+    with mock.patch.object(WeightCache, "finish", finish), pytest.raises(Broken):
         convert_tiny(checkpoint, out)
 
 
@@ -286,13 +288,13 @@ def test_resume_takes_over_finished_weights(checkpoint: Path, tmp_path: Path) ->
     interrupted(checkpoint, out, 6)
     assert not out.exists()
     redone: list[str] = []
-    real = module.encode_weight
+    real = stage.encode_weight
 
     def encode_weight(name: str, *args: object, **options: object) -> object:
         redone.append(name)
         return real(name, *args, **options)  # type: ignore[arg-type]
 
-    with mock.patch.object(module, "encode_weight", encode_weight):
+    with mock.patch.object(stage, "encode_weight", encode_weight):
         report = convert_tiny(checkpoint, out)
     assert report.resumed == 6
     assert len(redone) == len(whole.weights) - 6
@@ -306,12 +308,12 @@ def test_resume_believes_only_bytes_that_are_there(checkpoint: Path, tmp_path: P
     convert_tiny(checkpoint, tmp_path / "whole.edge")
     out = tmp_path / "m.edge"
     interrupted(checkpoint, out, 6)
-    stage = tmp_path / "m.edge.stage"
-    with open(stage / "weights.safetensors", "r+b") as file:
-        file.seek(stage.joinpath("weights.safetensors").stat().st_size // 2)
+    folder = tmp_path / "m.edge.stage" / "model" / "quantize"
+    with open(folder / "weights.safetensors", "r+b") as file:
+        file.seek(folder.joinpath("weights.safetensors").stat().st_size // 2)
         file.write(bytes(4096))
-    with open(stage / "journal", "r+b") as file:
-        file.truncate((stage / "journal").stat().st_size - 9)
+    with open(folder / "journal", "r+b") as file:
+        file.truncate((folder / "journal").stat().st_size - 9)
     report = convert_tiny(checkpoint, out)
     assert report.resumed < 6
     assert weights(out) == weights(tmp_path / "whole.edge")
@@ -327,7 +329,7 @@ def test_other_options_start_again(
 
 def test_another_version_starts_again(checkpoint: Path, tmp_path: Path) -> None:
     interrupted(checkpoint, tmp_path / "m.edge", 6)
-    with mock.patch.object(module, "own_version", return_value="another"):
+    with mock.patch.object(pipeline, "own_version", return_value="another"):
         assert convert_tiny(checkpoint, tmp_path / "m.edge").resumed == 0
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgert.converters.sources.base import Text
 from edgert.converters.sources.hf import HfSource
-from edgert.converters.sources.hf_text import Text, read_text
+from edgert.converters.sources.hf_text import read_text
 
 from benchmarks.make_checkpoint import make_checkpoint
 from edgert.bundle import Bundle

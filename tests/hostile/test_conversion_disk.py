@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from edgert.converters.convert import convert
-from edgert.converters.stage import Stage
+from edgert.converters.stages.weight_cache import WeightCache
 
 from benchmarks.make_checkpoint import make_checkpoint
 from edgert.bundle import Bundle
@@ -47,19 +47,19 @@ def state(path: Path) -> str:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_h18_disk_full_while_writing(good: Path, old: Path, share: float) -> None:
-    before, real, written = state(old), Stage.write, 0
+    before, real, written = state(old), WeightCache.write, 0
     whole = convert_tiny(good, old.with_name("whole.edge"))
     room = int(share * sum(weight.nbytes for weight in whole.weights))
     shutil.rmtree(whole.path)
 
-    def write(self: Stage, name: str, array: np.ndarray) -> None:
+    def write(self: WeightCache, name: str, array: np.ndarray) -> None:
         nonlocal written
         written += array.nbytes
         if written > room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, name, array)
 
-    with mock.patch.object(Stage, "write", write), pytest.raises(ResourceError) as info:
+    with mock.patch.object(WeightCache, "write", write), pytest.raises(ResourceError) as info:
         convert_tiny(good, old)
     assert info.value.code == "disk-full"
     assert info.value.values["needed"] > 100_000
@@ -144,7 +144,7 @@ def test_h19_power_loss_drops_unsynced_writes(good: Path, out: Path, tmp_path: P
 
     with breaking(steps.index("deliver") + 1, die), pytest.raises(Dead):
         convert_tiny(good, out)
-    data = out.parent / "m.edge.stage" / "weights.safetensors"
+    data = out.parent / "m.edge.stage" / "model" / "quantize" / "weights.safetensors"
     size = data.stat().st_size
     with open(data, "r+b") as file:
         file.truncate(4096)

@@ -138,7 +138,7 @@ def test_h36_a_second_ctrl_c_ends_it(bundle: Path) -> None:
 
 def test_h36_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
     source, out = make_checkpoint("tiny", tmp_path / "source"), tmp_path / "out.edge"
-    wrapper = interrupting("edgert.converters.stage:Stage.deliver")
+    wrapper = interrupting("edgert.converters.stages.weight_cache:WeightCache.deliver")
     with started("convert", source, "-o", out, "--no-golden", wrapper=wrapper) as process:
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 130

@@ -1,0 +1,58 @@
+"""Where a checkpoint's folder is: here, or in the cache of huggingface_hub after a download."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ...errors import ConvertError
+
+SIDECARS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *SIDECARS]
+SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def local_folder(source: str | Path) -> Path:
+    """The directory of a checkpoint; a hub id is downloaded into huggingface_hub's cache."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ConvertError(
+            f"{path} is a file, expected a checkpoint directory or a hub id",
+            code="source",
+            hint="give the folder that holds config.json and model.safetensors",
+        )
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.startswith("."):
+        raise ConvertError(
+            f"{source}: no such directory, expected a checkpoint directory or a hub id (org/name)",
+            code="source",
+            hint="check the path",
+        )
+    return _download(source)
+
+
+def _download(source: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ConvertError(
+            f"{source} is no directory here, and a hub id needs huggingface_hub, which is missing",
+            code="missing-package",
+            hint="pip install huggingface_hub, or download the checkpoint yourself",
+        ) from None
+    repo, _, revision = source.partition("@")
+    try:
+        found = snapshot_download(
+            repo, revision=revision or None, allow_patterns=DOWNLOAD, ignore_patterns=SKIPPED
+        )
+    except Exception as error:  # the hub's client raises its own, httpx's and OSError
+        raise ConvertError(
+            f"{source} is no directory here and could not be downloaded: "
+            f"{type(error).__name__}: {str(error)[:300]}",
+            code="download",
+            hint="check the name, the network and, for gated models, `hf auth login`; or bring the "
+            "checkpoint's folder here and give its path",
+        ) from error
+    return Path(found)

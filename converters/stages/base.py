@@ -1,0 +1,92 @@
+"""What a stage is: a part of a model in, the same part changed out.
+
+A stage reads weights by rows. One that only changes how weights are read returns readers of its own
+and is run anew by every conversion. One whose work is worth keeping writes new weights into
+`context.cache(...)` and returns their readers; it is resumable, weight by weight and as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...bundle.reader import Bundle
+from ...bundle.writer import BundleWriter
+from ...graph import Graph, Weight
+from ..weights import WeightReader
+from .cache import StageCache
+from .weight_cache import WeightCache
+
+if TYPE_CHECKING:
+    from ...text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PartInProgress:
+    """A part on its way through the stages: graph, weights readable by rows, reports by stage.
+
+    role: as in `sources.base.PlannedPart`. weights: one reader for each weight of the graph. files:
+    what else of the bundle comes with it (tokenizer, licence), by name.
+    """
+
+    name: str
+    role: str
+    graph: Graph
+    weights: Mapping[str, WeightReader]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> PartInProgress:
+        """A copy with fields exchanged."""
+        return replace(self, **changes)
+
+    def reported(self, stage: str, **report: Any) -> PartInProgress:
+        """A copy with the report of a stage."""
+        return self.replace(reports={**self.reports, stage: report})
+
+
+@dataclass
+class Context:
+    """What a stage may use while it works on a part.
+
+    threads: for work on weights. progress: whether a bar may be shown. preview: opens the bundle
+    as it stands once its files are written. tokenizer: of models with text.
+    """
+
+    part: str
+    stage: str
+    caches: StageCache
+    writer: BundleWriter
+    preview: Callable[[], Bundle]
+    tokenizer: Tokenizer | None
+    threads: int
+    progress: bool
+    opened: WeightCache | None = None
+
+    def cache(self, weights: Mapping[str, Weight]) -> WeightCache:
+        """Where this stage's new weights go, as its new graph declares them; call it once.
+
+        Of weights that an earlier run finished, `done` gives the record.
+        """
+        self.opened = self.caches.open(self.part, self.stage, weights)
+        return self.opened
+
+
+class Stage(Protocol):
+    """One step of a conversion."""
+
+    name: str
+
+    def key(self) -> Mapping[str, Any]:
+        """Everything that the result depends on besides the part (JSON-ready): the options."""
+        ...
+
+    def nbytes(self, part: PartInProgress) -> int:
+        """Bytes of disk that this stage will take for a part as the source gives it."""
+        ...
+
+    def run(self, part: PartInProgress, context: Context) -> PartInProgress:
+        """The part after this stage. Reports must be JSON-ready where a cache is used; weights
+        that are not in the cache are then those of `part`, under the same names."""
+        ...

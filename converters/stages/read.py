@@ -1,0 +1,150 @@
+"""read: from a source to its parts, with one error for everything that does not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BundleError, ConvertError
+from ..families.config import refused
+from ..families.recipe import F32, Recipe
+from ..match import match_tensors
+from ..sources.base import Source, SourceTensor, Text
+from ..weights import spans_of
+from .base import PartInProgress
+
+if TYPE_CHECKING:
+    from ...text.tokenizer import Tokenizer
+
+
+class Reading(NamedTuple):
+    """What was found in a source. text, tokenizer: None for a model without text. hashes: of the
+    source's files, by name."""
+
+    parts: tuple[PartInProgress, ...]
+    text: Text | None
+    tokenizer: Tokenizer | None
+    hashes: dict[str, str]
+
+
+def read(source: Source) -> Reading:
+    """All parts of a source, none of their weights read yet. Raises ConvertError."""
+    faults = list(source.faults)
+    planned = source.parts(faults)
+    text = source.text(planned, faults)
+    faults += match_tensors(planned, source.tensors)
+    if faults:
+        raise refused(faults)
+    tokenizer = None if text is None else build_tokenizer(text)
+    files = {**(text.files if text else {}), **source.sidecars}  # they come with the first part
+    parts: list[PartInProgress] = []
+    for part in planned:
+        part.graph.shapes()
+        weights = {name: RecipeWeight(part.weights[name], source.tensors) for name in part.weights}
+        own = {} if parts else files
+        parts.append(PartInProgress(part.name, part.role, part.graph, weights, own))
+    return Reading(tuple(parts), text, tokenizer, source.hashes())
+
+
+def build_tokenizer(text: Text) -> Tokenizer:
+    """The tokenizer, built once as loading will, before any work is done."""
+    from ...text.tokenizer import Tokenizer
+
+    spec = text.spec
+    try:
+        return Tokenizer(
+            text.files[spec.tokenizer],
+            vocab_size=spec.vocab_size,
+            eos_token_ids=spec.eos_token_ids,
+            bos_token_id=spec.bos_token_id,
+            add_bos=spec.add_bos,
+            special=spec.special.values(),
+            where=text.tokenizer_path or spec.tokenizer,
+        )
+    except BundleError as error:
+        raise ConvertError(
+            error.message,
+            code=error.code,
+            hint="take the tokenizer files that belong to these weights",
+        ) from None
+
+
+class RecipeWeight:
+    """A `WeightReader` that makes a weight of a source's tensors as its recipe says.
+
+    Rows that hold NaN or infinities raise ConvertError.
+    """
+
+    encoding = "f32"
+
+    def __init__(self, recipe: Recipe, tensors: Mapping[str, SourceTensor]) -> None:
+        self.recipe, self.shape = recipe, recipe.shape
+        self.parts: list[tuple[str, SourceTensor, int]] = []  # name, tensor, its first row here
+        at = 0
+        for part in recipe.parts:
+            name = part.name if part.name in tensors else part.alias
+            self.parts.append((name, tensors[name], at))
+            at += part.shape[0]
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Spans of each tensor in turn; computed values in one piece."""
+        if self.recipe.values is not None:
+            yield 0, self.shape[0]
+        for _, tensor, first in self.parts:
+            for start, stop in spans_of(tensor.shape):
+                yield first + start, first + stop
+
+    def rows(self, start: int, stop: int) -> F32:
+        if self.recipe.values is not None:
+            return self.recipe.values[start:stop]
+        pieces = [
+            self._finite(name, tensor, begin, end)
+            for name, tensor, begin, end in self._tensors(start, stop)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        return {"": self.rows(start, stop)}
+
+    def where(self, start: int, stop: int) -> str:
+        found = self._tensors(start, stop)
+        return ", ".join(f"tensor {name!r}, rows {a} to {b}" for name, _, a, b in found)
+
+    def _tensors(self, start: int, stop: int) -> list[tuple[str, SourceTensor, int, int]]:
+        """Name, tensor and rows there of what makes up these rows."""
+        found = []
+        for name, tensor, first in self.parts:
+            begin, end = max(start - first, 0), min(stop - first, tensor.shape[0])
+            if begin < end:
+                found.append((name, tensor, begin, end))
+        return found
+
+    def _finite(self, name: str, tensor: SourceTensor, start: int, stop: int) -> F32:
+        rows = tensor.rows(start, stop)
+        if not math.isfinite(np.vdot(rows, rows)):
+            check_finite(name, tensor)
+        offset = self.recipe.offset
+        return rows + np.float32(offset) if offset else rows
+
+
+def check_finite(name: str, tensor: SourceTensor) -> None:
+    """ConvertError with counts when a tensor holds NaN or infinities."""
+    nan = infinite = 0
+    for start, stop in spans_of(tensor.shape):
+        rows = tensor.rows(start, stop)
+        nan += int(np.count_nonzero(np.isnan(rows)))
+        infinite += int(np.count_nonzero(np.isinf(rows)))
+    if nan or infinite:
+        raise ConvertError(
+            f"tensor {name!r} holds {nan} NaN and {infinite} infinite values of "
+            f"{math.prod(tensor.shape)}, expected finite numbers",
+            code="weight-values",
+            hint="the checkpoint is damaged or its training diverged; take another one",
+            tensor=name,
+            nan=nan,
+            infinite=infinite,
+        )
