@@ -69,7 +69,7 @@ class CpuSession(Session):
         self.checker = FeedChecker(self)
         self._lock, self._closed = threading.Lock(), False
         self._programs: dict[object, Program] = {}
-        self._selects = bool(row_input(graph))
+        self._row_input = row_input(graph)
         vm.use_cache(cache)
         self._team = team.join(self.threads)
         try:
@@ -228,12 +228,12 @@ class CpuSession(Session):
             elif program.embeddings is not None:
                 given = np.asarray(feed.embeddings)
                 program.embeddings[start : start + feed.rows, : given.shape[1]] = given
-        if self._selects:
-            program.fill(row_input(self.graph), rows.picked)
+        if self._row_input:
+            program.fill(self._row_input, rows.picked)
 
     def _results(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> list[StepResult]:
         first = self.graph.outputs[0].name
-        if self._selects:
+        if self.graph.outputs[0].shape[0] == "R":
             logits = program.read(first, slice(0, len(rows.picked)))
         else:
             logits = program.read(first, slice(0, rows.total))[rows.picked]

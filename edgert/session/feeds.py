@@ -92,9 +92,10 @@ class FeedChecker:
         embeds = (n for n in graph.nodes if n.op == "embed" and n.inputs[0] == self.tokens)
         self.embedded = next((n.output for n in embeds), "")
         self.width = int(shapes[self.embedded][-1]) if self.embedded else 0
-        # a table may be wider than the logits: such ids mean nothing
-        tables = (int(rows) for rows in graph.index_bounds().get(self.tokens, ()))
-        self.ids = min((*tables, session.vocab_size)) if self.tokens else 0
+        limits = [int(rows) for rows in graph.index_bounds().get(self.tokens, ())]
+        if graph.outputs[0].name == "logits":  # ids that a wider table has besides mean nothing
+            limits.append(session.vocab_size)
+        self.ids = min(limits, default=0)
         self.faults = step_faults(graph)
 
     def check(self, feeds: Sequence[Feed]) -> None:

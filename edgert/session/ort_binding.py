@@ -111,10 +111,8 @@ class Binding:
 
     def _result(self, name: str, piece: Piece, given: Mapping[str, NDArray[Any]]) -> F32:
         found: F32 = self.values[name].numpy()
-        rows = found.reshape(-1, found.shape[-1])
-        rows = rows[
-            : {"T": piece.count, "R": len(given.get(self.rows, ()))}[str(self.symbols[name])]
-        ]
+        count = piece.count if self.symbols[name] == "T" else len(given[self.rows])
+        rows = found.reshape(-1, found.shape[-1])[:count]
         # of host memory `numpy()` is a view that the next step overwrites
         return rows.copy() if self.model.provider.memory == "cpu" else rows
 

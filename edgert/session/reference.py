@@ -124,7 +124,8 @@ class ReferenceSession(Session):
         for feed in feeds:
             feed.state.pending = feed.rows
         first = values[self.graph.outputs[0].name]
-        logits = np.split(first if picks else first[rows.picked], rows.cuts)
+        chosen = self.graph.outputs[0].shape[0] == "R"
+        logits = np.split(first if chosen else first[rows.picked], rows.cuts)
         return [
             StepResult(np.array(part), {n: np.array(values[n][start:stop]) for n in feed.taps})
             for feed, part, start, stop in zip(

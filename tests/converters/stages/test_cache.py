@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from edgert.converters.stages.cache import StageCache
 from edgert.converters.stages.weight_cache import WeightCache
-from edgert.kernels.quant import dequantize, quantize_int4, quantize_int8
+from edgert.kernels.encodings import dequantize, quantize
 
 from edgert.graph import Weight
 from tests.tiny import tiny_graph
@@ -27,7 +27,7 @@ def test_rows_come_back_in_every_encoding(
 ) -> None:
     cache = WeightCache(tmp_path / "s", "key", {"w": Weight((63, 70), encoding)})
     if encoding.startswith("int"):
-        stored = (quantize_int4 if encoding == "int4-g32" else quantize_int8)(values)
+        stored = quantize(values, encoding)
         cache.write("w.q", stored.q)
         cache.write("w.scales", stored.scales)
         expected, suffix, codes = dequantize(stored), ".q", stored.q

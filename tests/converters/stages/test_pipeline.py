@@ -21,7 +21,7 @@ from edgert.converters.stages.emit import Emit
 from edgert.converters.stages.quantize import Quantize
 from edgert.converters.stages.verify import Verify
 from edgert.converters.stages.weight_cache import WeightCache
-from edgert.kernels.quant import dequantize
+from edgert.kernels.encodings import dequantize
 
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError
