@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgert.api import TextModel, load
+from edgert.api import load
+from edgert.text.model import TextModel
 from edgert.demo import demo_bundle
 
 FACTS = {

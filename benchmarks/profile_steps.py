@@ -19,7 +19,7 @@ from edgert.kernels.cpu import vm
 from edgert.kernels.cpu.pack import group_bytes
 
 from edgert.bundle import Bundle
-from edgert.session import Feed, open_session
+from edgert.session import Feed, SessionOptions, open_session
 from edgert.session.cpu import CpuSession
 
 ENCODING = {"int4": "int4-g32", "int8": "int8-g32", "f16": "f16", "f32": "f32"}
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     with Bundle.open(args.bundle) as bundle:
-        session = open_session(bundle, threads=1)
+        session = open_session(bundle, SessionOptions(threads=1))
         if not isinstance(session, CpuSession):
             raise SystemExit("numba is missing: there is no program to profile")
         for rows in args.rows:

@@ -13,10 +13,10 @@ import click
 from ..errors import EdgertError, RequestError
 from .generate import answer_object
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import Opening, bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
 
 if TYPE_CHECKING:
-    from ..api import TextModel
+    from ..text.model import TextModel
     from ..text.results import Generation
 
 HELP = """\
@@ -65,7 +65,7 @@ def command(
     prompt: str | None,
     system: str | None,
     variables: dict[str, Any],
-    opening: Opening,
+    loader: Loader,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -79,7 +79,7 @@ def command(
         raise click.UsageError("standard input is closed, expected a terminal or a pipe there")
 
     path = bundle_or_demo(bundle)
-    with opening.load(path) as model:
+    with loader.load(path) as model:
         told = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
         room = Room(model, system, variables, sampling_params(options), told=told, stats=stats)
         if prompt is not None:

@@ -15,6 +15,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..bundle.describe import stored_bytes
 from ..errors import RequestError
 from ..graph import Graph
 from ..session.base import Feed, Session, State
+from ..session.options import SessionOptions
 
 Ids = NDArray[np.int32]
 PAGE = 64  # tokens by which states grow
@@ -91,16 +93,16 @@ class Plan(msgspec.Struct, frozen=True):
 def run(
     bundle: str | PathLike[str],
     plan: Plan,
+    options: SessionOptions | None = None,
     *,
-    device: str = "cpu",
-    kv_bits: int = 0,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
-    """Measure a bundle. progress: told what comes next. kv_bits: as `session.open_session` takes
-    it. Raises what loading raises."""
+    """Measure a bundle. options: their number of threads is the plan's. progress: called with what
+    comes next. Raises what loading raises."""
     from ..bundle.reader import Bundle
     from ..session import open_session
 
+    options = options or SessionOptions()
     rows: list[Row] = []
     load_s = 0.0
     on_cpu = False
@@ -108,7 +110,7 @@ def run(
         progress("loading")
         start = time.perf_counter()
         with Bundle.open(bundle) as opened:
-            session = open_session(opened, device=device, threads=threads, kv_bits=kv_bits)
+            session = open_session(opened, replace(options, threads=threads))
             load_s = load_s or time.perf_counter() - start
             on_cpu = session.device == "cpu"
             try:
@@ -122,7 +124,7 @@ def run(
         speeds = {threads: read_bandwidth(threads) for threads in {row.threads for row in rows}}
         rows = [_with_share(row, speeds[row.threads]) for row in rows]
     fastest = max(speeds.values(), default=None)
-    return Report(1, str(bundle), device, tuple(rows), load_s, peak / 1e6, fastest)
+    return Report(1, str(bundle), options.device, tuple(rows), load_s, peak / 1e6, fastest)
 
 
 def _with_share(row: Row, gbps: float) -> Row:

@@ -20,7 +20,8 @@ from ..graph import Graph
 from .base import Feed, Session
 from .onnx_check import check_model
 from .onnx_io import PLAIN, Variant, attentions, interface, rope_tables, ropes
-from .ort_state import OrtState, Spares
+from .options import SessionOptions
+from .ort_state import BufferPool, OrtState
 from .providers import Placement, Provider, create_session, find_provider, parse_device, placement
 from .reference import needs_long_rope
 
@@ -76,7 +77,7 @@ class OrtSession(Session):
         self._tables: dict[tuple[str, bool], tuple[int, Any, Any]] = {}
         self._lock = threading.Lock()
         self._captures = 0
-        self.spares = Spares()
+        self.buffer_pool = BufferPool()
 
     def new_state(self, expected: int = 0) -> OrtState:
         far = needs_long_rope(self.graph, expected)
@@ -153,7 +154,7 @@ class OrtSession(Session):
     def close(self) -> None:
         with self._lock:
             self.session, self._tables = None, {}
-            self.spares.close()
+            self.buffer_pool.close()
 
 
 class _Binding:
@@ -281,20 +282,13 @@ def mask(start: int, size: int, capacity: int, window: int, dtype: str) -> NDArr
     return np.where(seen, 0.0, _HIDDEN[dtype]).astype(dtype)[None, None]
 
 
-def open_ort(
-    bundle: Bundle,
-    *,
-    device: str,
-    part: str = "model",
-    threads: int | None = None,
-    ctx_size: int = 0,
-) -> OrtSession:
-    """A session of a bundle's part on an execution provider, `device` as `parse_device` reads it.
+def open_ort(bundle: Bundle, options: SessionOptions, *, part: str = "model") -> OrtSession:
+    """A session of a bundle's part on the execution provider that the options name.
 
     Raises DeviceError (provider, nodes) and BundleError (no fitting .onnx, or one that is not this
     graph's).
     """
-    choice = parse_device(device)
+    choice = parse_device(options.device)
     _check_weights(bundle, part, choice.provider)
     variant = _choose(bundle, part, choice.provider)
     return OrtSession(
@@ -303,8 +297,8 @@ def open_ort(
         bundle.path_of(f"{part}{variant.suffix}.onnx"),
         variant=variant,
         provider=choice.provider,
-        context=ctx_size,
-        threads=threads,
+        context=options.ctx_size or 0,
+        threads=options.threads,
         allow_cpu_nodes=choice.allow_cpu_nodes,
         cuda_graph=choice.graph,
     )
@@ -312,8 +306,8 @@ def open_ort(
 
 def place(bundle: Bundle, device: str, part: str = "model") -> list[Placement]:
     """Every node of a part and the provider it runs on, when left to onnxruntime's own choice."""
-    words = "allow-cpu-nodes" if ":" not in device else ",allow-cpu-nodes"
-    session = open_ort(bundle, device=f"{device}{':' * (':' not in device)}{words}", part=part)
+    device += ",allow-cpu-nodes" if ":" in device else ":allow-cpu-nodes"
+    session = open_ort(bundle, SessionOptions(device), part=part)
     try:
         return placement(session.session)
     finally:

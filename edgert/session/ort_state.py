@@ -7,20 +7,17 @@ for plain nodes the session copies the new rows in. P grows by doubling up to th
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
 from .base import State
-from .onnx_io import Attention
-
-if TYPE_CHECKING:
-    from .ort import OrtSession
+from .onnx_io import Attention, Variant
 
 _FIRST = 256  # rows of a new state's buffers, unless more are expected
-_SPARES = 4  # closed states whose buffers and captured steps wait for the next ones
+_KEPT = 4  # closed states whose buffers and captured steps wait for the next ones
 
 
 class Buffers(NamedTuple):
@@ -32,7 +29,7 @@ class Buffers(NamedTuple):
     bindings: dict[tuple[int, int], Any]
 
 
-class Spares:
+class BufferPool:
     """Buffers of closed states. A captured step belongs to its buffers and onnxruntime never frees
     it, so a server must use both again instead of capturing anew for every conversation."""
 
@@ -44,7 +41,7 @@ class Spares:
         """Keep these for a later state; beyond a few, the oldest go."""
         with self._lock:
             if self._kept is not None:
-                self._kept = [*self._kept, buffers][-_SPARES:]
+                self._kept = [*self._kept, buffers][-_KEPT:]
 
     def take(self, capacity: int, *, long_rope: bool) -> Buffers | None:
         """Kept buffers of exactly this kind, if there are any."""
@@ -60,11 +57,26 @@ class Spares:
             self._kept = None
 
 
+class BufferOwner(Protocol):
+    """What a state needs of its session; `OrtSession` has it.
+
+    cuda_graph: whether one-token steps are captured.
+    """
+
+    variant: Variant
+    attentions: list[Attention]
+    cuda_graph: bool
+    buffer_pool: BufferPool
+
+    def ortvalue(self, array: NDArray[Any], *, host: bool = False) -> Any:
+        """An array as onnxruntime holds it, on the device unless `host`."""
+
+
 class OrtState(State):
     """Buffers by ONNX input name (`past_key.<state>`), and cached bindings of repeated steps."""
 
     def __init__(
-        self, session: OrtSession, context: int, expected: int, *, long_rope: bool
+        self, session: BufferOwner, context: int, expected: int, *, long_rope: bool
     ) -> None:
         super().__init__(context)
         self.session = session
@@ -83,9 +95,9 @@ class OrtState(State):
         return min(self.context, rows)
 
     def _allocate(self) -> None:
-        spare = self.session.spares.take(self.capacity, long_rope=self.long_rope)
-        if spare is not None:
-            self.buffers, self.bindings = spare.values, spare.bindings
+        kept = self.session.buffer_pool.take(self.capacity, long_rope=self.long_rope)
+        if kept is not None:
+            self.buffers, self.bindings = kept.values, kept.bindings
             for binding in self.bindings.values():
                 binding.state = self
             return
@@ -169,8 +181,8 @@ class OrtState(State):
 
     def _give_back(self) -> None:
         if self.session.cuda_graph and self.buffers:
-            spare = Buffers(self.capacity, self.long_rope, self.buffers, self.bindings)
-            self.session.spares.put(spare)
+            buffers = Buffers(self.capacity, self.long_rope, self.buffers, self.bindings)
+            self.session.buffer_pool.put(buffers)
         self.buffers, self.bindings = {}, {}
 
     def close(self) -> None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import limits
 from ..errors import BundleError, EdgertError, RequestError, ResourceError
 from ..process import give_back_heap
+from .segments import Segment, pattern_of, split_control
 from .tokenizer_check import Vocabulary, check_tokenizer, without_added_tokens
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
-    from .template import Segment
 
 T = TypeVar("T")
 
@@ -95,11 +95,15 @@ class Tokenizer:
         front = list(self.prefix) if bos else []
         if special or not self._control_re.search(text):
             return front + self._ids(self._tokenizer, text)
-        return front + self._pieces(mark_split(text, self._control_re))
+        return front + self.encode_segments(split_control(text, self._control_re))
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
         """Token ids of a rendered template: plain segments stay text, the rest may be special."""
-        return self._pieces([(segment.text, segment.plain) for segment in segments])
+        ids: list[int] = []
+        for text, plain in segments:
+            if text:
+                ids += self._piece(text, plain=plain, first=not ids)
+        return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special: show special tokens too. Raises RequestError."""
@@ -174,13 +178,6 @@ class Tokenizer:
                 f"ids run from 0 to {self.size - 1}"
             )
         return tuple(found) if found or bos is None else (bos,)
-
-    def _pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
-        ids: list[int] = []
-        for text, plain in pieces:
-            if text:
-                ids += self._piece(text, plain=plain, first=not ids)
-        return ids
 
     def _piece(self, text: str, *, plain: bool, first: bool) -> list[int]:
         """Ids of a piece; past the first, encoded after a newline, which is cut off again, so that
@@ -276,21 +273,6 @@ def whole_numbers(values: Iterable[Any]) -> list[int]:
         code="parameter-type",
         hint="text is turned into token ids by tokenize",
     )
-
-
-def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the texts, longest first; never matches when there are none."""
-    longest = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
-
-
-def mark_split(text: str, control: re.Pattern[str]) -> list[tuple[str, bool]]:
-    """(text, is control-token text) in order."""
-    pieces, start = [], 0
-    for match in control.finditer(text):
-        pieces += [(text[start : match.start()], False), (match.group(), True)]
-        start = match.end()
-    return [*pieces, (text[start:], False)]
 
 
 def _caged(run: Callable[[], T]) -> T:

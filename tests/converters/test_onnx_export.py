@@ -16,6 +16,7 @@ from edgert.kernels.quant import Quantized
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError, ResourceError
 from edgert.evaluation.verify import verify_bundle
+from edgert.session.options import SessionOptions
 from edgert.session.onnx_io import PLAIN, Variant
 from edgert.storage.lock import FileLock
 
@@ -38,7 +39,7 @@ def test_export_adds_a_file_and_nothing_else(bundle: Path) -> None:
     assert made.name == "model.onnx"
     assert set(after) - set(before) == {"model.onnx"}
     assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
-    assert verify_bundle(bundle, device="ort-cpu").ok
+    assert verify_bundle(bundle, SessionOptions(device="ort-cpu")).ok
     assert [p.name for p in bundle.parent.iterdir() if "partial" in p.name] == []
 
 

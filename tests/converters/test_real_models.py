@@ -17,7 +17,7 @@ from benchmarks.quality_text import documents, table
 from edgert.bundle import Bundle
 from edgert.demo import demo_checkpoint
 from edgert.evaluation.verify import greedy
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.text.tokenizer import Tokenizer
 
 TOKENS = 200
@@ -37,7 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
 
 
 def answer(bundle: Bundle, device: str, prompt: tuple[int, ...]) -> tuple[int, ...]:
-    session = open_session(bundle, device=device, threads=1)
+    session = open_session(bundle, SessionOptions(device=device, threads=1))
     try:
         return greedy(session, prompt, TOKENS)
     finally:

@@ -25,7 +25,7 @@ from edgert.evaluation.perplexity import (
 )
 from edgert.evaluation.scoring import Request, Scorer
 from edgert.evaluation.zeroshot import TASKS, encode_pair, load_task, score_task
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.session.base import Feed, Session
 from edgert.session.reference import ReferenceSession
 from edgert.text.tokenizer import Tokenizer
@@ -386,7 +386,7 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_a_published_perplexity_is_met(stories: Bundle, shared_data: Path) -> None:
     """The model's card in the shared data: 3.016 nats, five stories, BOS in front, 500 tokens."""
     path = shared_data / "lm-tinystories-656k" / "tinystories_sample.txt"
-    session = open_session(stories, device="reference")
+    session = open_session(stories, SessionOptions(device="reference"))
     tokenizer = Tokenizer.from_bundle(stories)
     documents = read_documents(path, split="<|endoftext|>")
     score = score_text(session, tokenizer, documents, start=1, window=512, stride=512)
@@ -402,7 +402,7 @@ def test_a_trained_model_knows_some_grammar(stories: Bundle, shared_data: Path) 
     assert len(examples) == 3 * 67
     found = {}
     for device in ("cpu", "reference"):
-        session = open_session(stories, device=device)
+        session = open_session(stories, SessionOptions(device=device))
         found[device] = score_task(session, tokenizer, "blimp", examples, start=1).metrics["acc"]
         session.close()
     print(f"BLiMP, 3 of each paradigm: {found}")

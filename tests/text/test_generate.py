@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgert.api import TextModel
+from edgert.text.model import TextModel
 from edgert.demo import demo_checkpoint
 from edgert.errors import RequestError
 from edgert.graph import Graph
