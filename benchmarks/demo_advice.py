@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from edgert.api import load
-from edgert.text.model import TextModel
 from edgert.demo import demo_bundle
+from edgert.text.model import TextModel
 
 FACTS = {
     "What colour is the sky?": ("blue",),

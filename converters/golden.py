@@ -29,7 +29,7 @@ def golden_answers(
     longest = max(bundle.graph().context - TOKENS, 0)
     prompts = [tuple(tokenizer.encode(text, bos=True)[:longest]) for text in PROMPTS]
     if not all(prompts):
-        return (), f"none: no room for a prompt and {TOKENS} tokens"
+        return (), f"none: the context is too short for a prompt and {TOKENS} tokens"
     try:
         session = open_session(bundle, options)
     except DeviceError as error:

@@ -16,7 +16,7 @@ COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached
 
 
 def match_tensors(model: FamilyModel, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Faults: missing and unexpected tensors, wrong shapes and types, twins that differ."""
+    """Faults: missing and unexpected tensors, wrong shapes and types, tied tensors that differ."""
     faults, used = [], set()
     for recipe in model.tensors.values():
         for part in recipe.parts:
@@ -31,12 +31,12 @@ def match_tensors(model: FamilyModel, tensors: Mapping[str, Tensor]) -> list[str
                 faults.append(f"tensor {name!r} is {list(info.shape)}, expected {list(part.shape)}")
             if info.dtype not in FLOATS:
                 faults.append(f"tensor {name!r} is {info.dtype}, expected one of {list(FLOATS)}")
-    for twin, name in model.twins.items():
-        if {twin, name} <= set(tensors):
-            used.add(twin)
-            if not same_values(tensors[name], tensors[twin]):
+    for tied, name in model.tied.items():
+        if {tied, name} <= set(tensors):
+            used.add(tied)
+            if not same_values(tensors[name], tensors[tied]):
                 faults.append(
-                    f"tensor {twin!r} differs from {name!r}, expected equal values: the config "
+                    f"tensor {tied!r} differs from {name!r}, expected equal values: the config "
                     "says tie_word_embeddings (where both are meant, set that to false)"
                 )
     for name in sorted(set(tensors) - used):

@@ -1,7 +1,7 @@
-"""The torch twin of a graph: the same nodes over torch tensors, differentiable in the weights.
+"""The torch implementation of a graph: the same nodes, differentiable in the weights.
 
 Healing, COMPOT and draft training run a graph on whole sequences, many at once, with gradients. So
-the twin takes a batch of full sequences, attends causally without a cache, and keeps every weight
+it takes a batch of full sequences, attends causally without a cache, and keeps every weight
 as a float tensor that may require a gradient. Quantized weights enter dequantized; the activations
 of their products stay float (the runtime quantizes them too, see `kernels/linear.py`).
 
@@ -67,7 +67,7 @@ def _softcap(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
 
 
 def _rotate(x: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
-    """x [B, heads, T, D] turned by its position; channels past the rotary ones pass."""
+    """x [B, heads, T, D] rotated by its position; channels past the rotary ones pass."""
     half = len(inv_freq)
     position = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
     angle = position[:, None] * inv_freq[None, :].to(torch.float32)  # [T, half]
@@ -169,7 +169,7 @@ class TorchGraph:
         weights: Mapping[str, Tensor] | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
-        """tokens int [B, T] -> logits float [B, R, V], in the twin's dtype.
+        """tokens int [B, T] -> logits float [B, R, V], in this graph's dtype.
 
         rows: int [R], positions whose logits are wanted (default: all T, R = T).
         weights: tensors that stand in for some of `self.weights` in this call.

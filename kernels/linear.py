@@ -74,10 +74,10 @@ def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
     codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * GROUP), dtype=dtype)
     scales = ctx.floats(f"{w.name}.scales")
     zero = ctx.zero_points(n, blocks, _bits(w))
-    wide = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=GROUP)
+    dequantized = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=GROUP)
     if k % GROUP:
-        wide = ctx.op("Slice", [wide, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
-    return wide
+        dequantized = ctx.op("Slice", [dequantized, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
+    return dequantized
 
 
 def emit_linear(ctx: EmitContext, call: Call) -> None:
@@ -92,8 +92,8 @@ def emit_linear(ctx: EmitContext, call: Call) -> None:
     elif not ctx.standard:
         y = ctx.op("FusedMatMul", [x, ctx.floats(w.name)], out, domain=MICROSOFT, transB=1)
     else:
-        wide = _dequantized(ctx, w) if quantized else ctx.floats(w.name)
-        y = ctx.op("MatMul", [x, ctx.op("Transpose", [wide], perm=[1, 0])], out)
+        dequantized = _dequantized(ctx, w) if quantized else ctx.floats(w.name)
+        y = ctx.op("MatMul", [x, ctx.op("Transpose", [dequantized], perm=[1, 0])], out)
     if biased:
         ctx.op("Add", [y, ctx.floats(call.weights["bias"].name)], call.output)
 

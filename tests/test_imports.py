@@ -37,7 +37,7 @@ INSIDE = {
     "converters": {"onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil"},
     "devices": set[str](),
 }
-# What of edgert each folder may import anywhere: module prefixes. edgert.converters: functions only.
+# Modules of edgert that each folder may import anywhere; edgert.converters in functions only.
 OWN = {
     "edgert": ("edgert",),
     "kernels": ("edgert.kernels",),

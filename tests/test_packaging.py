@@ -14,7 +14,7 @@ import pytest
 
 from .conftest import ROOT
 
-ROOMS = {"edgert": "edgert", "kernels": "edgert.kernels", "converters": "edgert.converters",
+PACKAGES = {"edgert": "edgert", "kernels": "edgert.kernels", "converters": "edgert.converters",
          "devices": "edgert.devices"}  # fmt: skip
 WHEEL_BYTES = 35e6
 
@@ -31,9 +31,9 @@ def project() -> Any:
 def folders() -> dict[str, Path]:
     """Import name -> folder, of every folder that holds Python files."""
     found = {}
-    for room, name in ROOMS.items():
-        for path in sorted((ROOT / room).rglob("*.py")):
-            parts = path.parent.relative_to(ROOT / room).parts
+    for folder, name in PACKAGES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.parent.relative_to(ROOT / folder).parts
             found[".".join([name, *parts])] = path.parent
     return found
 
@@ -45,7 +45,7 @@ def test_every_package_is_listed(project: Any) -> None:
 def test_nothing_is_installed_under_a_bare_name(project: Any) -> None:
     assert {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]} == {"edgert"}
     mapped = project["tool"]["setuptools"]["package-dir"]
-    assert mapped == {name: room for room, name in ROOMS.items() if room != "edgert"}
+    assert mapped == {name: folder for folder, name in PACKAGES.items() if folder != "edgert"}
 
 
 def test_a_wheel_stays_small() -> None:
@@ -62,10 +62,10 @@ def test_the_wheel_itself(tmp_path: Path) -> None:
     """Built, measured, unpacked elsewhere: the chat model answers and brings its card."""
     pytest.importorskip("setuptools", minversion="77")
     tree, out, site = tmp_path / "tree", tmp_path / "out", tmp_path / "site"
-    for room in (*ROOMS, "README.md", "LICENSE", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / room).is_dir() else shutil.copy
+    for folder in (*PACKAGES, "README.md", "LICENSE", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / folder).is_dir() else shutil.copy
         tree.mkdir(exist_ok=True)
-        copy(ROOT / room, tree / room)
+        copy(ROOT / folder, tree / folder)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", str(out), str(tree)], check=True)
     (wheel,) = out.glob("edgert-*.whl")

@@ -132,17 +132,17 @@ def run(args: Sequence[str]) -> int:
 
 
 def _failed(error: Exception, *, as_json: bool) -> int:
-    """Tell about an error in the asked form; returns the exit code."""
+    """Report an error as text or JSON; returns its exit code."""
     if isinstance(error, BrokenPipeError) or getattr(error, "errno", 0) == errno.EPIPE:
         return _pipe_closed()
-    code, told = _described(error)
+    code, reported = _described(error)
     try:
         if as_json:
-            click.echo(json.dumps(told.to_dict()))
+            click.echo(json.dumps(reported.to_dict()))
         elif isinstance(error, click.UsageError):
             error.show()
         else:
-            click.echo(f"error: {told}", err=True)
+            click.echo(f"error: {reported}", err=True)
     except OSError as worse:
         return _unwritable(worse, 0)
     return _last_flush(code)

@@ -71,7 +71,7 @@ class _Group(NamedTuple):
     continuations: list[tuple[int, ...]]
 
     def takes(self, request: Request) -> bool:
-        """Whether the request belongs here: there is something to share, and room."""
+        """Whether the request belongs here: it shares a prefix, and there is space left."""
         same = request.context == self.context and len(self.places) < SHARED
         return same and (
             len(self.context) > 1 or _alike(self.continuations[-1], request.continuation) > 0

@@ -144,10 +144,10 @@ def count_values(file: TensorFile) -> tuple[Check, list[ValueCounts]]:
     """Look at every float of a tensor file, a million at once."""
     seen = [_count(file, name) for name in file if file.info(name).dtype in _FLOATS]
     bad = [c for c in seen if not c.ok]
-    told = [c for c in seen if c.nan or c.infinite or c.denormal or (c.zero and _is_scales(c))]
+    notable = [c for c in seen if c.nan or c.infinite or c.denormal or (c.zero and _is_scales(c))]
     subject = f"values of {file.path.name}"
     if not bad:
-        return Check(subject, True), told
+        return Check(subject, True), notable
     text = "; ".join(
         f"{c.tensor}: {c.nan} NaN, {c.infinite} infinite, {c.denormal} denormal of {c.size}"
         for c in bad[:16]
@@ -155,7 +155,7 @@ def count_values(file: TensorFile) -> tuple[Check, list[ValueCounts]]:
     more = f" and {len(bad) - 16} tensors more" if len(bad) > 16 else ""
     message = f"{text}{more}; expected finite values of normal size"
     hint = "the checkpoint was damaged before it was converted; convert a sound one"
-    return Check(subject, False, message, "values", hint), told
+    return Check(subject, False, message, "values", hint), notable
 
 
 def _is_scales(counts: ValueCounts) -> bool:

@@ -62,7 +62,7 @@ def _resolved(bundle: Bundle, options: SessionOptions) -> SessionOptions:
         device = auto_device(bundle)
         device = f"{device}:{flags}" if flags and device != "cpu" else device
     if device == "cpu" and not _have_numba():
-        notice("numba is not installed, using the NumPy path (slow); `pip install numba` mends it")
+        notice("numba is not installed, using the NumPy path (slow); `pip install numba` fixes it")
         device = "reference"
     return replace(options, device=device)
 

@@ -80,8 +80,8 @@ class OrtSession(Session):
         self.buffer_pool = BufferPool()
 
     def new_state(self, expected: int = 0) -> OrtState:
-        far = needs_long_rope(self.graph, expected)
-        return OrtState(self, self.context, expected, long_rope=far)
+        long = needs_long_rope(self.graph, expected)
+        return OrtState(self, self.context, expected, long_rope=long)
 
     def ortvalue(self, array: NDArray[Any], *, host: bool = False) -> Any:
         """An array as onnxruntime holds it, on the device unless `host`."""
@@ -203,8 +203,8 @@ class _Binding:
         if name in self.state.buffers:
             return self.state.buffers[name]
         if kind in ("cos", "sin"):
-            far, rows = self.state.long_rope, self.state.capacity
-            return self.session.tables(rest, rows, long=far)[kind == "sin"]
+            long, rows = self.state.long_rope, self.state.capacity
+            return self.session.tables(rest, rows, long=long)[kind == "sin"]
         shape: tuple[int, ...] = {
             "positions": (1, self.size), "total_sequence_length": (1,),
         }.get(kind, (1, 1, self.size, self.state.capacity + self.size))  # fmt: skip

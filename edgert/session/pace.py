@@ -17,7 +17,8 @@ FIRST_WAIT, LONGEST_WAIT = 64, 1024  # steps until the first trial, most steps b
 BACK_WAIT = 16  # steps in a mode that has just won
 GROWTH = 4  # of the wait, each time a trial loses
 GAIN = 0.9  # a trial wins when it takes less than this share of the present mode's time
-SLOW, HASTE = 1.5, 16  # a step of SLOW times the quickest's time counts for HASTE of the wait
+SLOW = 1.5  # a step is slow when it takes so many times as long as the quickest
+SLOW_COUNT = 16  # steps of the wait for which a slow step counts
 FORGET = 1.01  # a step: the quickest is of the recent past, for steps grow with the context
 
 
@@ -41,7 +42,7 @@ class Pace:
         if not self._trying:
             self._recent.append(seconds)
             self._quickest = min(seconds, self._quickest * FORGET)
-            self._left -= HASTE if seconds > SLOW * self._quickest else 1
+            self._left -= SLOW_COUNT if seconds > SLOW * self._quickest else 1
             self._trying = self._left <= 0
             return
         self._trial.append(seconds)

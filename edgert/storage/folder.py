@@ -92,7 +92,7 @@ def check_names(names: Iterable[str], where: str) -> None:
         key = unicodedata.normalize("NFC", check_name(name, where).casefold())
         if key in seen:
             raise BundleError(
-                f"{where}: file names {seen[key]!r} and {name!r} are twins, expected "
+                f"{where}: file names {seen[key]!r} and {name!r} may be the same file, expected "
                 "names that differ by more than case",
                 code="path",
                 hint=_SUSPECT,

@@ -182,11 +182,11 @@ class Conversation:
 
         session = self._model.session
         expected = expected_length(len(tokens), params.max_tokens, session.context)
-        far = needs_long_rope(session.graph, expected)
-        if self._state is not None and far != self._long:
+        long = needs_long_rope(session.graph, expected)
+        if self._state is not None and long != self._long:
             self.close()
         if self._state is None:
-            self._state, self._long = session.new_state(expected), far
+            self._state, self._long = session.new_state(expected), long
         shared = common_prefix(self._fed, tokens[:-1])
         self._state.trim(shared)
         self._fed = self._fed[:shared]

@@ -210,7 +210,7 @@ def reaching(z: F32 | F64, count: int) -> Ids:
 
 def descending(z: F32) -> Ids:
     """Order of float32 [n] by falling value, equal ones by lower index: one sort of whole numbers
-    made of the value's bits (turned so that they rank like it) and the index."""
+    made of the value's bits (mapped so that they sort like it) and the index."""
     bits = (z + np.float32(0)).view(np.uint32)  # + 0 makes -0 and 0 equal
     rank = np.where(bits >> np.uint32(31), bits, ~bits & np.uint32(0x7FFFFFFF))
     keys = (rank.astype(np.uint64) << np.uint64(32)) | np.arange(len(z), dtype=np.uint64)

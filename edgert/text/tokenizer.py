@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the `tokenizers` library behind checks, a time limit and a cage.
+"""Text to token ids and back, by the `tokenizers` library, behind checks and a time limit.
 
 tokenizer.json is foreign input: it is checked before the library sees it, Rust panics (pyo3's
 PanicException, a BaseException) become errors of ours, and encoding runs under a time limit.
@@ -9,7 +9,6 @@ it is encoded as plain text.
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
@@ -108,7 +107,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special: show special tokens too. Raises RequestError."""
         kept = self.check_ids(ids)
-        return _caged(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
+        return _guarded(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
 
     def stream(self, before: Sequence[int] = ()) -> TextStream:
         """A decoder that takes one id at a time. before: ids whose text the stream goes on from,
@@ -117,7 +116,7 @@ class Tokenizer:
 
     def id_of(self, text: str) -> int | None:
         """The id of a token's exact text, or None."""
-        found: int | None = _caged(lambda: self._tokenizer.token_to_id(text))
+        found: int | None = _guarded(lambda: self._tokenizer.token_to_id(text))
         return found
 
     def check_ids(self, ids: Sequence[int], size: int = 0) -> list[int]:
@@ -143,7 +142,7 @@ class Tokenizer:
             return tokenizer
 
         try:
-            tokenizer = _caged(build)
+            tokenizer = _guarded(build)
         except EdgertError as error:
             raise self._broken(f"the tokenizer cannot be built: {error.message}") from None
         size = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -170,7 +169,7 @@ class Tokenizer:
             count = mask.index(0) if 0 in mask else 0
             return list(encoded.ids[:count])
 
-        found = _caged(lambda: front("a"))
+        found = _guarded(lambda: front("a"))
         absent = [token for token in found if token >= self.size or token in self.holes]
         if absent:
             raise self._broken(
@@ -203,7 +202,7 @@ class Tokenizer:
     def _build_plain(self) -> Any:
         from tokenizers import Tokenizer as Rust
 
-        return _caged(lambda: Rust.from_buffer(without_added_tokens(self._data)))
+        return _guarded(lambda: Rust.from_buffer(without_added_tokens(self._data)))
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
         try:
@@ -217,7 +216,7 @@ class Tokenizer:
             ) from None
         # encode_batch gives the GIL away, encode does not.
         run = lambda: list(tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
-        return _timed(run, limits.TOKENIZE_SECONDS, f"tokenizing {len(text)} characters")
+        return _limited(run, limits.TOKENIZE_SECONDS, f"tokenizing {len(text)} characters")
 
 
 class TextStream:
@@ -271,11 +270,11 @@ def whole_numbers(values: Iterable[Any]) -> list[int]:
         f"found {repr(values)[:40]} of type {type(values).__name__}, expected a list of token ids, "
         "which are whole numbers",
         code="parameter-type",
-        hint="text is turned into token ids by tokenize",
+        hint="tokenize turns text into token ids",
     )
 
 
-def _caged(run: Callable[[], T]) -> T:
+def _guarded(run: Callable[[], T]) -> T:
     """run(), with the library's exceptions and Rust panics as RequestError."""
     try:
         return run()
@@ -289,14 +288,14 @@ def _caged(run: Callable[[], T]) -> T:
         ) from None
 
 
-def _timed(run: Callable[[], T], seconds: float, what: str) -> T:
-    """run() in a daemon thread; past the limit ResourceError (the thread is left to its fate)."""
+def _limited(run: Callable[[], T], seconds: float, what: str) -> T:
+    """run() in a daemon thread; past the limit ResourceError (the thread is left running)."""
     result: list[T] = []
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            result.append(_caged(run))
+            result.append(_guarded(run))
         except BaseException as error:
             failure.append(error)
 

@@ -16,8 +16,8 @@ from edgert.kernels.quant import Quantized
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError, ResourceError
 from edgert.evaluation.verify import verify_bundle
-from edgert.session.options import SessionOptions
 from edgert.session.onnx_io import PLAIN, Variant
+from edgert.session.options import SessionOptions
 from edgert.storage.lock import FileLock
 
 from ..tiny import tiny_bundle

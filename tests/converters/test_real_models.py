@@ -48,10 +48,10 @@ def answer(bundle: Bundle, device: str, prompt: tuple[int, ...]) -> tuple[int, .
 def test_demo_tells_the_published_story(demo: Bundle, shared_data: Path, device: str) -> None:
     published = (shared_data / "lm-stories260k" / "greedy_expected.txt").read_text("utf-8")
     ids = answer(demo, device, (1,))
-    told = Tokenizer.from_bundle(demo).decode(ids)
+    text = Tokenizer.from_bundle(demo).decode(ids)
     assert len(ids) == TOKENS
-    assert len(told) > 400
-    assert published.startswith(told.strip())
+    assert len(text) > 400
+    assert published.startswith(text.strip())
 
 
 def test_demo_is_half_a_megabyte_and_has_no_template(demo: Bundle) -> None:

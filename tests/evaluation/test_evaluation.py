@@ -285,18 +285,18 @@ def test_a_limit_takes_the_first_of_each_paradigm(data: Path) -> None:
 
 
 def test_pairs_are_cut_as_lm_eval_cuts_them(tokenizer: Tokenizer) -> None:
-    def pair(context: str, answer: str, room: int = 99) -> tuple[Request, bool]:
-        return encode_pair(tokenizer, context, answer, start=BOS, room=room)
+    def pair(context: str, answer: str, longest: int = 99) -> tuple[Request, bool]:
+        return encode_pair(tokenizer, context, answer, start=BOS, longest=longest)
 
     spaced, truncated = pair("go  ", "to")
     assert spaced.context == tuple(tokenizer.encode("go"))
     assert spaced.continuation == tuple(tokenizer.encode("  to"))
     assert not truncated
     assert pair("", "to")[0].context == (BOS,)
-    cut, truncated = pair("abcdef", "gh", room=4)
+    cut, truncated = pair("abcdef", "gh", longest=4)
     assert (cut.context, truncated) == (tuple(tokenizer.encode("def")), True)
     with pytest.raises(RequestError, match="answer of 5 tokens, expected 1 to 4"):
-        pair("a", "bcdef", room=4)
+        pair("a", "bcdef", longest=4)
 
 
 def test_tokens_that_reach_over_the_border() -> None:
@@ -308,7 +308,7 @@ def test_tokens_that_reach_over_the_border() -> None:
         def encode(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
             return {"you,": [4, 5], "you, Sara": [6], " Sara": [7, 8]}[text]
 
-    found, _ = encode_pair(Merging(), "you,", " Sara", start=BOS, room=9)
+    found, _ = encode_pair(Merging(), "you,", " Sara", start=BOS, longest=9)
     assert found == Request((4, 5), (7, 8))
 
 

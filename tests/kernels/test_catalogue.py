@@ -1,4 +1,4 @@
-"""Every op of the catalogue: reference, torch twin, ONNX emission and CPU kernel agree.
+"""Every op of the catalogue: reference, torch implementation, ONNX emission and CPU kernel agree.
 
 An op runs inside the smallest graph that can feed it: an f32 table whose rows are the op's input,
 the op, and a selection of rows. A face that is missing fails here; none is skipped.

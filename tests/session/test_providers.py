@@ -70,10 +70,10 @@ def test_missing_through_every_door(bundle: Path, monkeypatch: pytest.MonkeyPatc
                 door(opened, SessionOptions("cuda"))
 
 
-def test_two_builds_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_builds_over_one_another_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     here(monkeypatch)
-    twins = ["onnxruntime", "onnxruntime-gpu"]
-    monkeypatch.setattr(providers, "installed_builds", lambda: twins)
+    builds = ["onnxruntime", "onnxruntime-gpu"]
+    monkeypatch.setattr(providers, "installed_builds", lambda: builds)
     with pytest.raises(DeviceError, match="installed over one another, keep one"):
         find_provider("cuda")
 
