@@ -67,7 +67,7 @@ def test_exit_codes_are_those_of_the_code() -> None:
     listed = set(
         map(int, re.findall(r"(?<![\d.])(\d+) [^0-9]", README.split("Exit codes:")[1][:200]))
     )
-    assert {0, 1, 2, cli.INTERRUPTED, cli.PIPE_CLOSED, cli.OUR_FAULT} == listed
+    assert {0, 1, 2, cli.INTERRUPTED, cli.PIPE_CLOSED, cli.INTERNAL_ERROR} == listed
 
 
 def test_generated_sections_are_up_to_date() -> None:

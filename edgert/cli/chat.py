@@ -29,7 +29,11 @@ HELP = """\
 A line that ends with \\ goes on in the next one.
 Ctrl-C stops the answer, not the program."""
 
-LEAVING = ("/quit", "/exit", "/bye")  # the first is ours, the others are what fingers know
+LEAVING = (
+    "/quit",
+    "/exit",
+    "/bye",
+)  # /help lists the first, other programs the others
 
 
 def _variables(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any]:
@@ -127,7 +131,7 @@ class Chat:
                 return 0
             except KeyboardInterrupt:
                 say("\n(Ctrl-D or /quit leaves)")
-            except EdgertError as error:  # of this turn alone; the conversation is as it was
+            except EdgertError as error:  # this turn failed, the conversation is unchanged
                 say(f"error: {error}")
 
     def pipe(self) -> int:

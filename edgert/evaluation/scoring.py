@@ -4,8 +4,8 @@
     scores = scorer.score([Request((1, 5), (7, 9)), Request((1, 5), (8,))])
 
 Requests that follow each other with the same context share its computation, and that of the tokens
-with which their continuations begin alike. Several sequences go into one step; because a row's
-result does not depend on its company, neither does any score.
+with which their continuations begin alike. Several sequences go into one step; a row's
+result, and so a score, does not depend on what else is in the step.
 """
 
 from __future__ import annotations

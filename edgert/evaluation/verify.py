@@ -1,4 +1,4 @@
-"""Everything that can be said about a bundle without trusting it: `edgert verify`.
+"""Checks of a bundle that is not trusted: `edgert verify`.
 
 Where loading stops at the first fault, `verify_bundle` goes on and reports them all.
 """
@@ -21,7 +21,7 @@ from ..session.base import Feed, Session
 from ..session.options import SessionOptions
 from ..storage.safetensors import TensorFile
 
-_PIECE = 1 << 20  # elements looked at at once
+_PIECE = 1 << 20  # elements checked at a time
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -141,7 +141,7 @@ def _unlisted(bundle: Bundle) -> Iterator[str]:
 
 
 def count_values(file: TensorFile) -> tuple[Check, list[ValueCounts]]:
-    """Look at every float of a tensor file, a million at once."""
+    """Check every float of a tensor file, a million at a time."""
     seen = [_count(file, name) for name in file if file.info(name).dtype in _FLOATS]
     bad = [c for c in seen if not c.ok]
     notable = [c for c in seen if c.nan or c.infinite or c.denormal or (c.zero and _is_scales(c))]

@@ -6,7 +6,7 @@ tg<N>   writing N tokens, one a step
 Both start after `depth` tokens that are already in the state. Tokens are random; tokenizing and
 sampling are not measured. Each row is repeated; a short unmeasured run comes first.
 
-Not promised: numbers of a machine that does something else meanwhile. Compare medians.
+Not promised: numbers of a machine that is busy with something else. Compare medians.
 """
 
 from __future__ import annotations

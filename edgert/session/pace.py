@@ -1,10 +1,10 @@
-"""Whether a small step is quicker with the whole team or with one thread, found out by doing.
+"""Whether a small step is quicker with the whole team or with one thread, found by measuring.
 
 On a quiet machine the team wins. When another process holds a core, a thread that loses its core
 in the middle of a step keeps the others waiting at the next barrier, and a decode step of a few
 hundred microseconds can last milliseconds. Results do not depend on the thread count, so the
 choice can be made again at every step: the mode not in use is tried for a few steps now and then,
-more rarely each time it loses, and sooner when steps are slow for what they have been.
+more rarely each time it loses, and sooner when steps become slow.
 """
 
 from __future__ import annotations

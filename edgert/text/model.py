@@ -62,7 +62,7 @@ class TextModel:
 
         tokenizer = Tokenizer.from_bundle(bundle)
         template = None
-        if bundle.manifest.text.chat_template is not None:  # else jinja2 is not even imported
+        if bundle.manifest.text.chat_template is not None:  # else jinja2 is not imported
             from .template import ChatTemplate
 
             template = ChatTemplate.from_bundle(bundle, tokenizer)
@@ -219,7 +219,7 @@ class TextModel:
 
     def close(self) -> None:
         """Free everything. An answer being written raises RequestError. Twice is allowed."""
-        if self.gate.shut():
+        if self.gate.close():
             self._free()
 
     def checked_params(self, params: Mapping[str, Any]) -> SamplingParams:

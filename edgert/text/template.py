@@ -3,8 +3,8 @@
 The template is the model's own and foreign code: it runs in `sandbox.LimitedEnvironment`. There is
 no fallback: a model without a template does not chat. Control tokens (special tokens, and added
 tokens that the template itself writes) inside messages are marked on the way in and come out as
-plain segments, so that nobody can speak in the template's voice; text without any is untouched,
-and the tokens are then exactly transformers'.
+plain segments, so that no message can forge the template's own tokens; text without any is
+untouched, and the tokens are then exactly transformers'.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 FILE = "<chat template>"
-REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for the same field
 
 
 def _check_list(name: str, value: Any) -> None:
@@ -67,7 +67,7 @@ class ChatTemplate:
         tree = self._compile(source)
         always = {token for token in control if token}
         self._control = pattern_of(always | _written(tree, added))
-        self._said = pattern_of(always)  # what a model says may hold <think> and its like
+        self._said = pattern_of(always)  # an assistant's message may hold <think> and similar
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:

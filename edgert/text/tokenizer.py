@@ -189,7 +189,7 @@ class Tokenizer:
                 ids = after[len(newline) :]
         token = self.id_of(text)
         if plain and token in ids and len(text) > 1:
-            # The model's own vocabulary holds this text: only letter by letter is it plain.
+            # The model's own vocabulary holds this text: it is plain only letter by letter.
             return [t for c in text for t in self._piece(c, plain=True, first=False)]
         return ids
 
@@ -214,7 +214,7 @@ class Tokenizer:
                 code="text-surrogate",
                 hint="decode the input with errors='replace'",
             ) from None
-        # encode_batch gives the GIL away, encode does not.
+        # encode_batch releases the GIL, encode does not.
         run = lambda: list(tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
         return _limited(run, limits.TOKENIZE_SECONDS, f"tokenizing {len(text)} characters")
 
@@ -280,7 +280,7 @@ def _guarded(run: Callable[[], T]) -> T:
         return run()
     except (EdgertError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as error:  # pyo3's PanicException is no Exception
+    except BaseException as error:  # pyo3's PanicException is not an Exception
         raise RequestError(
             f"the tokenizer failed: {type(error).__name__}: {str(error)[:200]}",
             code="tokenizer-failed",
