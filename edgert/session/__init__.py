@@ -55,12 +55,11 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
 
 def _resolved(bundle: Bundle, options: SessionOptions) -> SessionOptions:
     """The options with the device that "auto", or "cpu" without numba, stands for."""
-    device, _, flags = options.device.partition(":")
-    if device != "auto":
-        device = options.device
-    else:
-        device = auto_device(bundle)
-        device = f"{device}:{flags}" if flags and device != "cpu" else device
+    device = options.device
+    name, _, flags = device.partition(":")
+    if name == "auto":
+        name = auto_device(bundle)
+        device = f"{name}:{flags}" if flags and name != "cpu" else name
     if device == "cpu" and not _have_numba():
         notice("numba is not installed, using the NumPy path (slow); `pip install numba` fixes it")
         device = "reference"
