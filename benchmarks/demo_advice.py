@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgert.api import TextModel, load
+from edgert.api import load
 from edgert.demo import demo_bundle
+from edgert.text.model import TextModel
 
 FACTS = {
     "What colour is the sky?": ("blue",),

@@ -22,7 +22,7 @@ from edgert.bundle import Bundle
 from edgert.errors import EdgertError
 from edgert.machine.bench import bytes_per_token
 from edgert.roles import vocab_size
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.session.base import Feed, Session
 from edgert.session.ort import OrtSession
 from edgert.session.providers import placement
@@ -50,7 +50,7 @@ class Golden:
         vocabulary = vocab_size(bundle.graph())
         drawn = np.random.default_rng(0).integers(3, vocabulary, 16)
         ids = np.array(golden[0].prompt_ids if golden else drawn, np.int32)
-        session = open_session(bundle, device="cpu")
+        session = open_session(bundle, SessionOptions(device="cpu"))
         tokens, logits = greedy(session, ids, min(CHECK, KEPT // vocabulary))
         session.close()
         return Golden(ids, tokens, logits.astype(np.float16))

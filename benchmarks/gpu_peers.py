@@ -36,7 +36,7 @@ from benchmarks.gpu_torch import Peer
 from benchmarks.make_checkpoint import make_checkpoint
 from benchmarks.random_bundle import random_bundle
 from edgert.bundle import Bundle
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.session.ort import emitted
 
 FPA = "ep.cuda.fpa_intb_gemm=1"  # the weight-only kernels of onnxruntime that repack at load
@@ -207,7 +207,7 @@ def checked(name: str, bundle: Path, args: argparse.Namespace, log: Log, *, grap
     """Placement and agreement of one model, without timing it."""
     device = f"{args.device}:graph" if graph else args.device
     with Bundle.open(bundle) as opened:
-        session = open_session(opened, device=device)
+        session = open_session(opened, SessionOptions(device=device))
         note = own.agreement(session, own.golden_of(opened, name, args.golden))
         log.note("checked", model=name, device=device, nodes=own.nodes(session), note=note)
         session.close()
@@ -233,7 +233,7 @@ def measure_on(
     """One of those rows."""
     with Bundle.open(bundle) as opened:
         start = time.monotonic()
-        session = open_session(opened, device=device)
+        session = open_session(opened, SessionOptions(device=device))
         log.note("loaded", model=name, seconds=round(time.monotonic() - start, 2))
         try:
             row = measured(session, own.golden_of(opened, name, args.golden), copy)

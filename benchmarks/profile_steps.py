@@ -21,7 +21,7 @@ from edgert.kernels.linear import LINEAR
 from edgert.kernels.operands import WORD
 
 from edgert.bundle import Bundle
-from edgert.session import Feed, open_session
+from edgert.session import Feed, SessionOptions, open_session
 from edgert.session.cpu import CpuSession
 
 FACES = {row.cpu.kernel: (row.cpu, row.group or 1) for row in ENCODINGS.values() if row.cpu}
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     with Bundle.open(args.bundle) as bundle:
-        session = open_session(bundle, threads=1)
+        session = open_session(bundle, SessionOptions(threads=1))
         if not isinstance(session, CpuSession):
             raise SystemExit("numba is missing: there is no program to profile")
         for rows in args.rows:

@@ -46,7 +46,7 @@ from edgert.demo import demo_bundle, demo_checkpoint
 from edgert.evaluation.corpora import load_text
 from edgert.evaluation.perplexity import WINDOW, score_text
 from edgert.evaluation.zeroshot import TASKS, Example, load_task, score_task
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.session.base import Session
 from edgert.text.tokenizer import Tokenizer
 from recipes.demo_text.evaluate import PROMPTS
@@ -141,7 +141,7 @@ def measured(
         session: Session = (
             TransformersSession(checkpoint, threads=args.threads)
             if keys[0][1] == "transformers"
-            else open_session(opened, threads=args.threads)
+            else open_session(opened, SessionOptions(threads=args.threads))
         )
         try:
             for key in keys:

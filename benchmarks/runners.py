@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgert.bundle import Bundle
 from edgert.machine.bench import bytes_per_token
-from edgert.session import Feed, Session, State, open_session
+from edgert.session import Feed, Session, SessionOptions, State, open_session
 
 Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]
@@ -54,9 +54,7 @@ class SessionRunner(Runner):
     ) -> None:  # fmt: skip
         self.name = name
         self.sessions: dict[int, Session] = {
-            count: open_session(
-                bundle, device=device, threads=count, ctx_size=context, kv_bits=kv_bits
-            )
+            count: open_session(bundle, SessionOptions(device, count, context, kv_bits))
             for count in threads
         }
         self.states: dict[int, State] = {}

@@ -142,8 +142,8 @@ def busy_core(path: Path, rounds: int, core: str) -> dict[str, Any]:
     alternating."""
     spent: dict[int, list[float]] = {1: [], 2: []}
     with Bundle.open(path) as bundle, busy_process(core) as other:
-        room = min(bundle.graph().context, 256)
-        runner = SessionRunner(bundle, (1, 2), context=room)
+        context = min(bundle.graph().context, 256)
+        runner = SessionRunner(bundle, (1, 2), context=context)
         vocabulary = vocab_size(bundle.graph())
         tokens = np.random.default_rng(0).integers(0, vocabulary, 24, dtype=np.int32)
         burst = timing.writing(tokens, 0)
@@ -193,14 +193,14 @@ def run_checks(path: Path, checks: list[str], *, quick: bool) -> dict[str, Any]:
     if "busy" in checks:
         found += busy_checks(path, 4 if quick else 12)
     for check in found:
-        print(f"  {name}: {told(check)}", flush=True)
+        print(f"  {name}: {described(check)}", flush=True)
     return {
         "schema": 1, "kind": "runtime_checks", "model": name, "shape": shape,
         "machine": machine.describe(), "checks": found, "run": watch.summary(),
     }  # fmt: skip
 
 
-def told(check: dict[str, Any]) -> str:
+def described(check: dict[str, Any]) -> str:
     """A check in one line."""
     limit = f"  (limit {check['limit']}) {check['verdict']}" if check["limit"] else ""
     return f"{check['check']:6s} {check['value']:8.3f} {check['unit']}{limit}"

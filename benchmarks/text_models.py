@@ -14,7 +14,7 @@ from edgert.kernels.encodings import dequantize, rows_of
 from gguf import GGUFReader
 from gguf.quants import dequantize as gguf_dequantize
 
-from benchmarks.gguf_twin import write_gguf
+from benchmarks.gguf_copy import write_gguf
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint
 from benchmarks.random_bundle import random_bundle as random_codes
 from benchmarks.runners import Ids, Runner, SessionRunner
@@ -43,8 +43,8 @@ def shape_of(graph: Graph) -> str:
     """The key of `SHAPES` that a graph has the dimensions of, else ""."""
     embed = next(node for node in graph.nodes if node.op == "embed").weights["weight"]
     vocabulary, width = graph.weights[embed].shape
-    for key, (layers, wide, _, _, _, words, _, _) in SHAPES.items():
-        if (layers, wide, words) == (len(graph.states), width, vocabulary) and key != "tiny":
+    for key, (layers, columns, _, _, _, words, _, _) in SHAPES.items():
+        if (layers, columns, words) == (len(graph.states), width, vocabulary) and key != "tiny":
             return key.removesuffix("-llama")
     return ""
 
@@ -84,7 +84,7 @@ def trained_bundles(work: Path, quant: str) -> list[Path]:
 
 
 def gguf_of(bundle: Bundle, work: Path) -> Path:
-    """The GGUF twin of a bundle, written once for each content."""
+    """The GGUF copy of a bundle, written once for each content."""
     digest = hashlib.sha256(bundle.fingerprint.encode()).hexdigest()[:12]
     target = work / f"{bundle.path.stem}-{digest}.gguf"
     if not target.exists():
@@ -123,8 +123,8 @@ def check_bits(bundle: Bundle, path: Path) -> int:
 def prompt_of(bundle: Bundle) -> Ids:
     """A real text in the model's own tokens, at most CHECKED of them."""
     ids = Tokenizer.from_bundle(bundle).encode(TEXT)
-    room = min(CHECKED, bundle.graph().context - 1)
-    return np.array((ids * (1 + CHECKED // len(ids)))[:room], np.int32)
+    count = min(CHECKED, bundle.graph().context - 1)
+    return np.array((ids * (1 + CHECKED // len(ids)))[:count], np.int32)
 
 
 def apart(edgert: Runner, peer: Runner, prompt: Ids) -> dict[str, float]:

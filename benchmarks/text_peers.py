@@ -100,7 +100,7 @@ class Contest:
 
     def note(self, found: dict[str, Any]) -> None:
         self.ratios.append(found)
-        print("  " + told(found), flush=True)
+        print("  " + described(found), flush=True)
 
     def prompts(self, runners: Sequence[Runner], threads: int) -> None:
         """Whole prompts from nothing."""
@@ -184,7 +184,7 @@ class Contest:
             self.writing([self.edgert, peer], threads, 0)
 
 
-def told(found: dict[str, Any]) -> str:
+def described(found: dict[str, Any]) -> str:
     """A ratio in one line."""
     wanted = f"  (>= {found['target']}) {found['verdict']}" if found["target"] else ""
     return (
@@ -202,10 +202,10 @@ def measure(
     with Bundle.open(path) as bundle:
         graph = bundle.graph()
         plan, shape = plan.fitting(graph.context), text_models.shape_of(graph)
-        room = min(graph.context, max(*plan.depths, plan.prompt) + 2 * plan.burst)
-        room = min(graph.context, -(-room // 256) * 256)
+        context = min(graph.context, max(*plan.depths, plan.prompt) + 2 * plan.burst)
+        context = min(graph.context, -(-context // 256) * 256)
         prompt = text_models.prompt_of(bundle)
-        edgert = SessionRunner(bundle, plan.threads, context=room)
+        edgert = SessionRunner(bundle, plan.threads, context=context)
         contest = Contest(plan, shape, edgert, vocab_size(graph))
         line: dict[str, Any] = {
             "schema": 1, "kind": "text_peers", "model": path.name.removesuffix(".edge"),
@@ -218,7 +218,7 @@ def measure(
             for peer in peers:
                 try:
                     line["peers"][peer] = run_peer(
-                        peer, contest, bundle, work, room, prompt, checkpoint
+                        peer, contest, bundle, work, context, prompt, checkpoint
                     )
                 except (ImportError, OSError, RuntimeError, ValueError) as error:
                     line["missing"][peer] = f"{type(error).__name__}: {error}"[:200]
@@ -243,12 +243,12 @@ def shape_facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def run_peer(
-    peer: str, contest: Contest, bundle: Bundle, work: Path, room: int, prompt: Ids,
+    peer: str, contest: Contest, bundle: Bundle, work: Path, context: int, prompt: Ids,
     checkpoint: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Check one peer's logits and time it; what is known about it besides times."""
     threads = contest.plan.threads
-    runner, facts = make_runner(peer, bundle, work, threads, room, checkpoint)
+    runner, facts = make_runner(peer, bundle, work, threads, context, checkpoint)
     try:
         found = text_models.divergence(contest.edgert, runner, prompt, threads)
         facts |= runner.facts() if isinstance(runner, LlamaRunner) else {}
@@ -269,21 +269,21 @@ def run_peer(
 
 
 def make_runner(
-    peer: str, bundle: Bundle, work: Path, threads: Sequence[int], room: int,
+    peer: str, bundle: Bundle, work: Path, threads: Sequence[int], context: int,
     checkpoint: Path | None,
 ) -> tuple[Runner, dict[str, Any]]:  # fmt: skip
     """A peer, loaded."""
     if peer == "llama":
-        twin = text_models.gguf_of(bundle, work)
-        same = text_models.check_bits(bundle, twin)
-        llama = LlamaRunner(twin, max(threads), context=room)
+        copy = text_models.gguf_of(bundle, work)
+        same = text_models.check_bits(bundle, copy)
+        llama = LlamaRunner(copy, max(threads), context=context)
         print(f"  llama.cpp: {llama.facts()['system_info']}", flush=True)
         return llama, {"same_weight_values": same}
     from benchmarks import more_runners
 
     if peer == "ort":
         copy = more_runners.with_onnx(bundle.path, work)
-        return more_runners.ort_runner(copy, threads, context=room), {}
+        return more_runners.ort_runner(copy, threads, context=context), {}
     if checkpoint is None:
         raise ValueError("no checkpoint at hand, only --shape models have one")
     return more_runners.TorchRunner(checkpoint, "bf16"), {"weights": "dense bf16"}

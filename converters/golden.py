@@ -12,6 +12,7 @@ import numpy as np
 from ..bundle.manifest import Golden, Provenance
 from ..bundle.reader import Bundle
 from ..errors import DeviceError
+from ..session.options import SessionOptions
 from ..text.tokenizer import Tokenizer
 
 PROMPTS = ("Once upon a time", "The capital of France is")
@@ -19,18 +20,18 @@ TOKENS = 16
 
 
 def golden_answers(
-    bundle: Bundle, tokenizer: Tokenizer, *, device: str = "cpu"
+    bundle: Bundle, tokenizer: Tokenizer, options: SessionOptions | None = None
 ) -> tuple[tuple[Golden, ...], str]:
     """Greedy answers of a bundle, and the device that gave them (or why there are none)."""
     from ..evaluation.verify import greedy
     from ..session import open_session
 
-    room = max(bundle.graph().context - TOKENS, 0)
-    prompts = [tuple(tokenizer.encode(text, bos=True)[:room]) for text in PROMPTS]
+    longest = max(bundle.graph().context - TOKENS, 0)
+    prompts = [tuple(tokenizer.encode(text, bos=True)[:longest]) for text in PROMPTS]
     if not all(prompts):
-        return (), f"none: no room for a prompt and {TOKENS} tokens"
+        return (), f"none: the context is too short for a prompt and {TOKENS} tokens"
     try:
-        session = open_session(bundle, device=device)
+        session = open_session(bundle, options)
     except DeviceError as error:
         return (), f"none: {error.message}"
     try:

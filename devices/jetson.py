@@ -4,7 +4,7 @@
 
 Nothing is written and no command is run, so it works without root and can be tested on a copy of
 another machine's files. Sources: L4T's /etc/nv_tegra_release and nvpmodel files, the kernel's
-cpufreq, devfreq and thermal trees. What to install where is told in devices/jetson.md.
+cpufreq, devfreq and thermal trees. devices/jetson.md says what to install.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ OLDEST = 36  # L4T of JetPack 6, the first with Python 3.10
 
 
 class Advice(NamedTuple):
-    """Something that is wrong, and what mends it."""
+    """Something that is wrong, and how to fix it."""
 
     message: str
     hint: str
 
 
 class Jetson(msgspec.Struct):
-    """A board as found. Memory in bytes, frequencies in Hz, temperature in °C; None: not told."""
+    """A board as found. Memory in bytes, frequencies in Hz, temperature in °C; None: unknown."""
 
     model: str
     l4t: str

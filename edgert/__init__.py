@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import TextModel, load
+    from .api import load
     from .errors import (
         BundleError,
         ConvertError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ResourceError,
     )
     from .text.conversation import Conversation
+    from .text.model import TextModel
     from .text.params import SamplingParams
     from .text.results import Generation, Timings, Usage
     from .text.stream import Stream
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": "api",
-    "TextModel": "api",
+    "TextModel": "text.model",
     "Conversation": "text.conversation",
     "Generation": "text.results",
     "SamplingParams": "text.params",

@@ -5,7 +5,7 @@ EdgertError
 ├── ConvertError    a checkpoint cannot become a bundle
 ├── DeviceError     a device, provider or instruction set is missing or failed
 ├── RequestError    a caller asked for something impossible (parameters, prompts, templates)
-└── ResourceError   memory, disk or a lock was not to be had
+└── ResourceError   memory, disk or a lock is not available
 
 Every message says what was found, what was expected and, in `hint`, what to do next.
 """

@@ -1,4 +1,4 @@
-"""Keeping this process small: memory that libraries took for a moment and hold on to."""
+"""Giving memory back that libraries needed for a moment and still hold."""
 
 from __future__ import annotations
 

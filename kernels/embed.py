@@ -54,9 +54,9 @@ def _rows_body(encoding: Encoding, lead: int) -> Callable[[Body], None]:
     def define(body: Body) -> None:
         codes = body.op("Cast", ["q"], to=FLOAT16 if body.half else FLOAT)
         if bits == 4:
-            wide, narrow = (body.activation(body.const(v)) for v in (16.0, 0.0625))
-            high = body.op("Floor", [body.op("Mul", [codes, narrow])])  # NPUs divide inexactly
-            low = body.op("Sub", [codes, body.op("Mul", [high, wide])])
+            up, down = (body.activation(body.const(v)) for v in (16.0, 0.0625))
+            high = body.op("Floor", [body.op("Mul", [codes, down])])  # NPUs divide inexactly
+            low = body.op("Sub", [codes, body.op("Mul", [high, up])])
             last = body.const([-1])
             pair = [body.op("Unsqueeze", [half, last]) for half in (low, high)]  # [.., 16, 1]
             codes = body.op("Concat", pair, axis=-1)  # [.., KB, 16, 2]

@@ -169,10 +169,10 @@ def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
     codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * row.group), dtype=dtype)
     scales = ctx.floats(f"{w.name}.scales")
     zero = ctx.zero_points(n, blocks, row.onnx_bits)
-    wide = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=row.group)
+    rows = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=row.group)
     if k % row.group:
-        wide = ctx.op("Slice", [wide, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
-    return wide
+        rows = ctx.op("Slice", [rows, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
+    return rows
 
 
 def emit_linear(ctx: EmitContext, call: Call) -> None:
@@ -187,8 +187,8 @@ def emit_linear(ctx: EmitContext, call: Call) -> None:
     elif not ctx.standard:
         y = ctx.op("FusedMatMul", [x, ctx.floats(w.name)], out, domain=MICROSOFT, transB=1)
     else:
-        wide = _dequantized(ctx, w) if quantized else ctx.floats(w.name)
-        y = ctx.op("MatMul", [x, ctx.op("Transpose", [wide], perm=[1, 0])], out)
+        dequantized = _dequantized(ctx, w) if quantized else ctx.floats(w.name)
+        y = ctx.op("MatMul", [x, ctx.op("Transpose", [dequantized], perm=[1, 0])], out)
     if biased:
         ctx.op("Add", [y, ctx.floats(call.weights["bias"].name)], call.output)
 

@@ -65,8 +65,8 @@ def _scaled(groups: F32, scale: F32) -> tuple[F32, NDArray[np.float16]]:
     if scale.size and not np.abs(scale).max() <= HALF_MAX:
         raise ValueError(f"scale {np.abs(scale).max():g} does not fit float16 (max {HALF_MAX:g})")
     half = scale.astype(np.float16)
-    wide = half.astype(np.float32)
-    inverse = np.divide(1.0, wide, out=np.zeros_like(wide), where=wide != 0)
+    values = half.astype(np.float32)
+    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
     return groups * inverse[..., None], half
 
 
@@ -126,8 +126,8 @@ def values_of(blocks: Blocks, shape: tuple[int, ...]) -> F32:
     """Codes times scales as float32 [N, K]."""
     codes, scales = blocks
     n, k = shape
-    wide = codes.astype(np.float32) * scales[..., None]
-    return np.ascontiguousarray(wide.reshape(n, -1)[:, :k])
+    values = codes.astype(np.float32) * scales[..., None]
+    return np.ascontiguousarray(values.reshape(n, -1)[:, :k])
 
 
 def quantize_rows(x: F32) -> Blocks:

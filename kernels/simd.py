@@ -191,8 +191,8 @@ def load_f16(b: Any, p: Any) -> Any:
 @emits(f32x16, i64)
 def load_s8_f32(b: Any, p: Any) -> Any:
     """16 signed bytes at p, as float32."""
-    wide = b.sext(_load(b, p, ir.VectorType(_LLVM["i8"], 16)), i32x16.llvm)
-    return b.sitofp(wide, f32x16.llvm)
+    extended = b.sext(_load(b, p, ir.VectorType(_LLVM["i8"], 16)), i32x16.llvm)
+    return b.sitofp(extended, f32x16.llvm)
 
 
 def _prefetch(b: Any, p: Any, locality: int) -> None:
@@ -463,11 +463,11 @@ def _sdot(b: Any, acc: Any, w: Any, x: Any) -> Any:
 
 
 def _plain_dot(b: Any, acc: Any, w: Any, x: Any, *, signed: bool) -> Any:
-    wide = ir.VectorType(_I32, 64)
-    products = b.mul((b.sext if signed else b.zext)(w, wide), b.sext(x, wide))
+    i32x64 = ir.VectorType(_I32, 64)
+    products = b.mul((b.sext if signed else b.zext)(w, i32x64), b.sext(x, i32x64))
     for i in range(4):
         mask = ir.Constant(i32x16.llvm, list(range(i, 64, 4)))
-        part = b.shuffle_vector(products, ir.Constant(wide, ir.Undefined), mask)
+        part = b.shuffle_vector(products, ir.Constant(i32x64, ir.Undefined), mask)
         acc = b.add(acc, part)
     return acc
 
@@ -529,9 +529,9 @@ def maddss(b: Any, w: Any, x: Any) -> Any:
     for h in range(2):
         a, c = _slice(b, w, 32 * h, 32), _slice(b, x, 32 * h, 32)
         magnitude = _call(b, "llvm.abs.v32i8", eight, a, _I1(0))
-        turned = _call(b, "llvm.x86.avx2.psign.b", eight, c, a)
-        wide = ir.VectorType(_LLVM["i16"], 16)
-        parts.append(_call(b, "llvm.x86.avx2.pmadd.ub.sw", wide, magnitude, turned))
+        with_sign = _call(b, "llvm.x86.avx2.psign.b", eight, c, a)
+        i16x16 = ir.VectorType(_LLVM["i16"], 16)
+        parts.append(_call(b, "llvm.x86.avx2.pmadd.ub.sw", i16x16, magnitude, with_sign))
     return _join(b, parts)
 
 

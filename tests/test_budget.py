@@ -26,7 +26,7 @@ FILES: dict[str, str] = {
     "kernels/simd.py": "the one place that knows instruction sets: a list of small intrinsics",
 }
 FUNCTIONS: dict[str, str] = {
-    "benchmarks/gguf_twin.py::write_gguf": "a line for each key and tensor of a foreign format",
+    "benchmarks/gguf_copy.py::write_gguf": "a line for each key and tensor of a foreign format",
 }
 
 
@@ -58,8 +58,8 @@ def test_no_file_is_over_the_budget() -> None:
     }
     budget = lambda name: TEST_FILE_LINES if name.startswith("tests/") else FILE_LINES
     over = {name for name, lines in sizes.items() if lines > budget(name)}
-    told = sorted(f"{name}: {sizes[name]} lines" for name in over - set(FILES))
-    assert not told, "\n".join(told)
+    found = sorted(f"{name}: {sizes[name]} lines" for name in over - set(FILES))
+    assert not found, "\n".join(found)
     assert not set(FILES) - over, "listed, but within the budget or gone"
 
 
@@ -69,8 +69,10 @@ def test_no_function_is_over_the_budget() -> None:
         for path in sources()
         for name, lines in long_functions(path.read_text(encoding="utf-8")).items()
     }
-    told = sorted(f"{name}: {lines} lines" for name, lines in over.items() if name not in FUNCTIONS)
-    assert not told, "\n".join(told)
+    found = sorted(
+        f"{name}: {lines} lines" for name, lines in over.items() if name not in FUNCTIONS
+    )
+    assert not found, "\n".join(found)
     assert not set(FUNCTIONS) - set(over), "listed, but within the budget or gone"
 
 

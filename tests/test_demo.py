@@ -1,4 +1,4 @@
-"""The shipped models: whole, found where the package is, and told about by `edgert demo`."""
+"""The shipped models: whole, found where the package is, and described by `edgert demo`."""
 
 from __future__ import annotations
 

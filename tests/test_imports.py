@@ -1,19 +1,20 @@
-"""Who may import whom (the table of rooms), and what importing costs."""
+"""Who may import whom, that no imports go in a circle, and what importing costs."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from .conftest import ROOT
 from .tiny import tiny_bundle
 
-ROOMS = {
+PACKAGES = {
     "edgert": "edgert",
     "kernels": "edgert.kernels",
     "converters": "edgert.converters",
@@ -23,7 +24,7 @@ CORE = {
     "numpy", "numba", "llvmlite", "onnxruntime", "tokenizers", "safetensors", "jinja2", "click",
     "msgspec", "tqdm", "platformdirs", "psutil",
 }  # fmt: skip
-# Third-party packages a room may import: anywhere, and inside functions only.
+# Third-party packages a folder may import: anywhere, and inside functions only.
 ANYWHERE = {
     "edgert": CORE - {"numba", "llvmlite", "onnxruntime"},
     "kernels": {"numpy", "numba", "llvmlite"},
@@ -36,7 +37,7 @@ INSIDE = {
     "converters": {"onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil"},
     "devices": set[str](),
 }
-# What of edgert each room may import anywhere: module prefixes. edgert.converters: functions only.
+# Modules of edgert that each folder may import anywhere; edgert.converters in functions only.
 OWN = {
     "edgert": ("edgert",),
     "kernels": ("edgert.kernels",),
@@ -45,91 +46,157 @@ OWN = {
 }
 
 
-class Import:
-    """One import statement: the full module name, where it stands, whether it runs at import."""
+class Import(NamedTuple):
+    """An imported name in full (`package.module.name`). top: whether importing the file runs it.
+    typing: whether it stands under `if TYPE_CHECKING`."""
 
-    def __init__(self, name: str, line: int, *, top: bool) -> None:
-        self.name, self.line, self.top = name, line, top
-        self.root = name.split(".")[0]
+    name: str
+    line: int
+    top: bool
+    typing: bool
 
-
-def sources(room: str) -> list[Path]:
-    return sorted(path for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts)
-
-
-def module_of(path: Path, room: str) -> str:
-    parts = path.relative_to(ROOT / room).with_suffix("").parts
-    return ".".join([ROOMS[room], *parts])
+    @property
+    def root(self) -> str:
+        return self.name.split(".")[0]
 
 
-def imports_of(path: Path, module: str) -> Iterator[Import]:
-    """All imports of a file but those under `if TYPE_CHECKING`."""
-    package = module.rsplit(".", 1)[0]
+def sources(folder: str) -> list[Path]:
+    return sorted(path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
 
-    def walk(node: ast.AST, top: bool) -> Iterator[Import]:
+
+def module_of(path: Path, folder: str) -> str:
+    """The module's name, which ends in `__init__` for a package."""
+    parts = path.relative_to(ROOT / folder).with_suffix("").parts
+    return ".".join([PACKAGES[folder], *parts])
+
+
+def imports_of(text: str, module: str) -> Iterator[Import]:
+    """All imports of a module's text."""
+
+    def walk(node: ast.AST, top: bool, typing: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-                continue
             if isinstance(child, ast.Import):
-                yield from (Import(a.name, child.lineno, top=top) for a in child.names)
+                yield from (Import(a.name, child.lineno, top, typing) for a in child.names)
             elif isinstance(child, ast.ImportFrom):
-                base = child.module or ""
-                if child.level:
-                    up = package.rsplit(".", child.level - 1)[0] if child.level > 1 else package
-                    base = f"{up}.{base}".rstrip(".")
-                yield from (Import(f"{base}.{a.name}", child.lineno, top=top) for a in child.names)
+                parents = module.split(".")[: -child.level] if child.level else []
+                base = ".".join([*parents, *filter(None, [child.module])])
+                yield from (
+                    Import(f"{base}.{a.name}", child.lineno, top, typing) for a in child.names
+                )
             else:
                 inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-                yield from walk(child, top and not inner)
+                checked = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+                yield from walk(child, top and not inner, typing or checked)
 
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")), True)
+    yield from walk(ast.parse(text), True, False)
 
 
-def complaint(room: str, found: Import) -> str:
-    """Why an import is not allowed in a room, or nothing."""
-    if found.root in sys.stdlib_module_names:
+Graph = dict[str, set[str]]
+
+
+def import_graph(texts: Mapping[str, str]) -> Graph:
+    """Which modules each module imports, of those in `texts`; type-only imports and imports inside
+    functions count. A name from a package is its submodule of that name, if there is one."""
+    names = {module.removesuffix(".__init__") for module in texts}
+    graph: Graph = {}
+    for module, text in texts.items():
+        found = (imported.name for imported in imports_of(text, module))
+        targets = {name if name in names else name.rpartition(".")[0] for name in found}
+        graph[module.removesuffix(".__init__")] = targets & names
+    return graph
+
+
+def cycle_in(graph: Graph) -> list[str]:
+    """Modules of which each imports the next and the last is the first; empty without a circle."""
+    finished: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in finished:
+            return []
+        for target in sorted(graph[module]):
+            if cycle := visit(target, [*path, module]):
+                return cycle
+        finished.add(module)
+        return []
+
+    return next((cycle for module in sorted(graph) if (cycle := visit(module, []))), [])
+
+
+def test_no_imports_in_a_circle() -> None:
+    texts = {
+        module_of(path, folder): path.read_text(encoding="utf-8")
+        for folder in PACKAGES
+        for path in sources(folder)
+    }
+    cycle = cycle_in(import_graph(texts))
+    assert not cycle, " -> ".join(cycle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from .b import f",
+        "from . import b",
+        "import p.b",
+        "def f():\n    from p import b",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..p.b import T",
+        "from .c import g",
+        "from . import a",
+    ],
+)
+def test_the_judge_of_circles_can_say_no(text: str) -> None:
+    texts = {"p.__init__": "", "p.a": text, "p.b": "from . import a", "p.c": "from .b import f"}
+    cycle = cycle_in(import_graph(texts))
+    assert cycle[0] == cycle[-1]
+    assert "p.a" in cycle
+    assert not cycle_in(import_graph(texts | {"p.a": "from . import VERSION"}))
+
+
+def complaint(folder: str, found: Import) -> str:
+    """Why an import is not allowed in a folder, or nothing."""
+    if found.typing or found.root in sys.stdlib_module_names:
         return ""
     if found.root == "edgert":
-        if not found.name.startswith(OWN[room]):
-            return "is not this room's to import"
-        if room == "edgert" and found.top and found.name.startswith("edgert.converters"):
+        if not found.name.startswith(OWN[folder]):
+            return "is not this folder's to import"
+        if folder == "edgert" and found.top and found.name.startswith("edgert.converters"):
             return "is for inside functions only"
         return ""
-    if found.root in ANYWHERE[room] or (found.root in INSIDE[room] and not found.top):
+    if found.root in ANYWHERE[folder] or (found.root in INSIDE[folder] and not found.top):
         return ""
-    return "is for inside functions only" if found.root in INSIDE[room] else "is forbidden here"
+    return "is for inside functions only" if found.root in INSIDE[folder] else "is forbidden here"
 
 
-@pytest.mark.parametrize("room", list(ROOMS))
-def test_rooms_import_only_what_they_may(room: str) -> None:
+@pytest.mark.parametrize("folder", list(PACKAGES))
+def test_folders_import_only_what_they_may(folder: str) -> None:
     bad = [
         f"{path.relative_to(ROOT)}:{found.line}: {found.name} {why}"
-        for path in sources(room)
-        for found in imports_of(path, module_of(path, room))
-        if (why := complaint(room, found))
+        for path in sources(folder)
+        for found in imports_of(path.read_text(encoding="utf-8"), module_of(path, folder))
+        if (why := complaint(folder, found))
     ]
     assert not bad, "\n".join(bad)
 
 
 @pytest.mark.parametrize(
-    ("room", "text", "why"),
+    ("folder", "text", "why"),
     [
         ("edgert", "import torch", "forbidden"),
         ("edgert", "def f():\n    import onnx", "forbidden"),
         ("edgert", "from .converters.convert import convert", "inside functions"),
         ("edgert", "def f():\n    from .converters.convert import convert", ""),
         ("edgert", "import numba", "inside functions"),
-        ("kernels", "from ..errors import EdgertError", "not this room's"),
+        ("kernels", "from ..errors import EdgertError", "not this folder's"),
         ("kernels", "import onnx", "inside functions"),
         ("converters", "def f():\n    import transformers", "forbidden"),
         ("devices", "import numba", "forbidden"),
     ],
 )
-def test_the_judge_of_imports_can_say_no(tmp_path: Path, room: str, text: str, why: str) -> None:
-    path = tmp_path / "some.py"
-    path.write_text(text, encoding="utf-8")
-    (found,) = imports_of(path, f"{ROOMS[room]}.some")
-    said = complaint(room, found)
+def test_the_judge_of_imports_can_say_no(folder: str, text: str, why: str) -> None:
+    (found,) = imports_of(text, f"{PACKAGES[folder]}.some")
+    said = complaint(folder, found)
     assert bool(said) == bool(why), said
     assert why in said
 

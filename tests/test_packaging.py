@@ -14,7 +14,7 @@ import pytest
 
 from .conftest import ROOT
 
-ROOMS = {"edgert": "edgert", "kernels": "edgert.kernels", "converters": "edgert.converters",
+PACKAGES = {"edgert": "edgert", "kernels": "edgert.kernels", "converters": "edgert.converters",
          "devices": "edgert.devices"}  # fmt: skip
 WHEEL_BYTES = 35e6
 
@@ -31,9 +31,9 @@ def project() -> Any:
 def folders() -> dict[str, Path]:
     """Import name -> folder, of every folder that holds Python files."""
     found = {}
-    for room, name in ROOMS.items():
-        for path in sorted((ROOT / room).rglob("*.py")):
-            parts = path.parent.relative_to(ROOT / room).parts
+    for folder, name in PACKAGES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.parent.relative_to(ROOT / folder).parts
             found[".".join([name, *parts])] = path.parent
     return found
 
@@ -45,13 +45,13 @@ def test_every_package_is_listed(project: Any) -> None:
 def test_nothing_is_installed_under_a_bare_name(project: Any) -> None:
     assert {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]} == {"edgert"}
     mapped = project["tool"]["setuptools"]["package-dir"]
-    assert mapped == {name: room for room, name in ROOMS.items() if room != "edgert"}
+    assert mapped == {name: folder for folder, name in PACKAGES.items() if folder != "edgert"}
 
 
 def test_every_room_says_that_it_is_typed(project: Any) -> None:
     """PEP 561: without the marker in the wheel a type checker takes all of it for Any."""
     data = project["tool"]["setuptools"]["package-data"]
-    for room, name in ROOMS.items():
+    for room, name in PACKAGES.items():
         assert "py.typed" in data[name]
         assert (ROOT / room / "py.typed").is_file()
 
@@ -70,10 +70,10 @@ def test_the_wheel_itself(tmp_path: Path) -> None:
     """Built, measured, unpacked elsewhere: the chat model answers and brings its card."""
     pytest.importorskip("setuptools", minversion="77")
     tree, out, site = tmp_path / "tree", tmp_path / "out", tmp_path / "site"
-    for room in (*ROOMS, "README.md", "LICENSE", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / room).is_dir() else shutil.copy
+    for folder in (*PACKAGES, "README.md", "LICENSE", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / folder).is_dir() else shutil.copy
         tree.mkdir(exist_ok=True)
-        copy(ROOT / room, tree / room)
+        copy(ROOT / folder, tree / folder)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", str(out), str(tree)], check=True)
     (wheel,) = out.glob("edgert-*.whl")
@@ -84,7 +84,7 @@ def test_the_wheel_itself(tmp_path: Path) -> None:
         packed.extractall(site)
     assert "edgert/demo/edgert-demo.edge/README.md" in names
     assert "edgert/demo/stories260k/README.md" in names
-    assert {f"{name.replace('.', '/')}/py.typed" for name in ROOMS.values()} <= set(names)
+    assert {f"{name.replace('.', '/')}/py.typed" for name in PACKAGES.values()} <= set(names)
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"edgert"}
     env = {**os.environ, "PYTHONPATH": str(site)}
     code = "import edgert, sys; sys.stderr.write(edgert.__file__)"

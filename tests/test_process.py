@@ -49,11 +49,11 @@ def test_reserved_memory_costs_what_is_touched() -> None:
         words = Path("/proc/self/statm").read_text(encoding="utf-8").split()
         return int(words[1]) * 4096
 
-    room = reserve(256 << 20)
+    block = reserve(256 << 20)
     before = held()
-    room[:: 16 << 20] = 1  # 16 bytes, far apart
+    block[:: 16 << 20] = 1  # 16 bytes, far apart
     assert held() - before < 1 << 20
-    assert room.ctypes.data % 4096 == 0
+    assert block.ctypes.data % 4096 == 0
 
 
 def test_reserved_memory_is_zero_and_may_be_empty() -> None:

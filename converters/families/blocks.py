@@ -44,7 +44,7 @@ class Builder:
         self.weights: dict[str, Weight] = {}
         self.recipes: dict[str, Recipe] = {}
         self.states: dict[str, StateSpec] = {}
-        self.twins: dict[str, str] = {}
+        self.tied: dict[str, str] = {}
 
     def weight(self, name: str, recipe: Recipe) -> str:
         self.weights[name] = Weight(recipe.shape)
@@ -148,7 +148,7 @@ def embedding(b: Builder, *, tied: bool, scale: float = 1.0) -> str:
     """Token rows [T, C]. A tied checkpoint may store the table under either name, or both."""
     part = Part(EMBED, (b.vocab, b.width), HEAD if tied else "")
     if tied:
-        b.twins[HEAD] = EMBED
+        b.tied[HEAD] = EMBED
     weights = {"weight": b.weight("embed", Recipe((part,)))}
     attrs = {"scale": scale} if scale != 1.0 else {}
     return b.node("embed", ["tokens"], "embed", weights=weights, attrs=attrs)
@@ -271,7 +271,7 @@ def head(
         b.states,
         b.context,
     )
-    return FamilyModel(graph, b.recipes, b.twins)
+    return FamilyModel(graph, b.recipes, b.tied)
 
 
 def _renamed(node: Node, output: str) -> Node:

@@ -1,4 +1,4 @@
-"""llama: Llama 2 and 3 (with llama3 RoPE scaling), SmolLM2, TinyLlama and their kin."""
+"""llama: Llama 2 and 3 (with llama3 RoPE scaling), SmolLM2, TinyLlama and models like them."""
 
 from __future__ import annotations
 

@@ -44,10 +44,10 @@ class Recipe:
 class FamilyModel:
     """A graph with all weights f32, and the recipe of each.
 
-    twins: checkpoint tensors that may be present, and whose values must then equal those of
+    tied: checkpoint tensors that may be present, and whose values must then equal those of
     another tensor (a tied head stored twice), by name.
     """
 
     graph: Graph
     tensors: Mapping[str, Recipe]
-    twins: Mapping[str, str]
+    tied: Mapping[str, str]

@@ -66,14 +66,14 @@ def apply_updates(group: dict[str, Any], params: list[Tensor], updates: list[Ten
     if not params:
         return
     lr, decay = float(group["lr"]), float(group["weight_decay"])
-    wide = [
+    updated = [
         p if p.dtype == u.dtype else p.to(u.dtype) for p, u in zip(params, updates, strict=True)
     ]
-    matrices = [w for w in wide if is_matrix(w)]
+    matrices = [w for w in updated if is_matrix(w)]
     if decay and matrices:
         torch._foreach_mul_(matrices, 1 - lr * decay)
-    shaped = [u.view(w.shape) for u, w in zip(updates, wide, strict=True)]
-    torch._foreach_add_(wide, shaped, alpha=-lr)
-    for p, w in zip(params, wide, strict=True):
+    shaped = [u.view(w.shape) for u, w in zip(updates, updated, strict=True)]
+    torch._foreach_add_(updated, shaped, alpha=-lr)
+    for p, w in zip(params, updated, strict=True):
         if p is not w:
             p.copy_(w)

@@ -155,8 +155,8 @@ class MSign(Optimizer):
 
     def _apply_batch(self, parts: list[Tensor]) -> None:
         stored = parts[0].dtype
-        wide = torch.float64 if stored == torch.float64 else torch.float32
-        w = torch.stack(parts).to(wide)  # [n, rows, cols]
+        dtype = torch.float64 if stored == torch.float64 else torch.float32
+        w = torch.stack(parts).to(dtype)  # [n, rows, cols]
         norm = torch.linalg.vector_norm(w, dim=(1, 2))
         live = norm >= TOO_SMALL
         self.stats["skipped"] += int((~live).sum())
@@ -164,7 +164,7 @@ class MSign(Optimizer):
         if not len(rows):
             return
         w, norm = w[rows], norm[rows, None, None]
-        out, sign = polar(w, self.polar, torch.finfo(wide).eps, self.mix)
+        out, sign = polar(w, self.polar, torch.finfo(dtype).eps, self.mix)
         out = out * (norm / torch.linalg.vector_norm(out, dim=(1, 2), keepdim=True))
         kept = impact(w, sign) >= self.guard_cos if self.guard_cos > 0 else live[rows]
         for index, keep, new in zip(rows.tolist(), kept.tolist(), out, strict=True):

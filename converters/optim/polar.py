@@ -38,8 +38,8 @@ def polar_newton_schulz(w: Tensor) -> tuple[Tensor, Tensor]:
     Five quintic steps bring the singular values near one, cubic steps finish until
     `max |X X^T - I| < 1e-5`, at most 15 of them. Rank-deficient matrices do not converge.
     """
-    wide = w if w.shape[-2] <= w.shape[-1] else w.mT
-    x = wide / torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)
+    oriented = w if w.shape[-2] <= w.shape[-1] else w.mT
+    x = oriented / torch.linalg.vector_norm(oriented, dim=(1, 2), keepdim=True)
     a, b, c = QUINTIC
     for _ in range(QUINTIC_STEPS):
         gram = x @ x.mT
@@ -53,7 +53,7 @@ def polar_newton_schulz(w: Tensor) -> tuple[Tensor, Tensor]:
             break
     else:
         done = (x @ x.mT - eye).abs().amax((1, 2)) < ORTHONORMAL
-    return (x if wide is w else x.mT), done
+    return (x if oriented is w else x.mT), done
 
 
 def polar(w: Tensor, method: str, eps: float, mix: float = 1.0) -> tuple[Tensor, Tensor]:

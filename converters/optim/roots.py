@@ -31,7 +31,7 @@ SOLVERS = ("evd", "ndb", "cn", "cn_fp16", "chebyshev")
 # has not resolved by up to 1.5 ** (K / 4). Beyond this slack the solver diverged.
 DIVERGED = 16.0
 # Before torch 2.8 a product of fp16 stacks could only return fp16 (it still accumulates in fp32).
-WIDE_BMM = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+BMM_HAS_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def ndb_root(
 def _product16(a: Tensor, b: Tensor) -> Tensor:
     """fp16 inputs, fp32 accumulation and result; emulated where there are no tensor cores."""
     a, b = a.half(), b.half()
-    if a.is_cuda and WIDE_BMM:
-        wide: Tensor = torch.bmm(a, b, out_dtype=torch.float32)
-        return wide
+    if a.is_cuda and BMM_HAS_OUT_DTYPE:
+        product: Tensor = torch.bmm(a, b, out_dtype=torch.float32)
+        return product
     return a.float() @ b.float()
 
 

@@ -104,9 +104,9 @@ class Tensor(NamedTuple):
 def widened(values: NDArray[Any], dtype: str) -> F32:
     """Stored values (BF16 as uint16) as float32, exactly."""
     if dtype == "BF16":
-        wide = values.astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
+        bits = values.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
     return np.asarray(values, np.float32)
 
 

@@ -71,7 +71,7 @@ class HfSource:
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
         """The one part of a causal language model."""
         model = families.plan(self.config, faults)
-        return (PlannedPart("model", "text", model.graph, model.tensors, model.twins),)
+        return (PlannedPart("model", "text", model.graph, model.tensors, model.tied),)
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
         """Tokenizer, template, special tokens and sampling defaults."""

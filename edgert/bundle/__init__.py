@@ -1,4 +1,4 @@
-"""Bundles: reading and writing a directory `name.edge/`, and what stands in its manifest."""
+"""Bundles: reading and writing a directory `name.edge/`, and its manifest."""
 
 from .manifest import (
     FORMAT,

@@ -1,7 +1,7 @@
 """What a graph and a weights file must agree on before anything runs.
 
-Kernels index by token ids, row numbers and declared sizes without looking again, so everything they
-rely on is checked here, at load.
+Kernels index by token ids, row numbers and declared sizes without checking them, so everything
+they rely on is checked here, at load.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Bundle:
         try:
             self._check_file(name, fd, verify, cache)
             if name in {part.weights for part in self.manifest.parts.values()}:
-                # the file that was hashed, whatever its name means by now
+                # the file that was hashed, even if it was replaced since
                 self._tensors[name] = TensorFile(self.path_of(name), fd=fd)
         finally:
             os.close(fd)

@@ -1,10 +1,10 @@
-"""Writing a bundle: aside, verified, then renamed into place.
+"""Writing a bundle: to a temporary folder, verified, then renamed into place.
 
     with BundleWriter(Path("model.edge")) as writer:
         ...write writer.file("weights.safetensors") and the others...
         writer.finish(manifest)
 
-Until `finish` returns, the old bundle stands untouched. A writer that is killed leaves a
+Until `finish` returns, the old bundle stays untouched. A writer that is killed leaves a
 `<out>.partial-...` folder, which the next writer of the same name removes.
 """
 

@@ -1,4 +1,4 @@
-"""The `edgert` command: one module a verb, imported when it is called.
+"""The `edgert` command: one module per verb, imported when it is called.
 
 Exit codes: 0 done, 1 a verification or check failed, 2 an error or wrong usage, 130 Ctrl-C,
 141 the reader of our output went away, 70 a fault of edgert itself. Errors are one line and a hint
@@ -37,7 +37,7 @@ VERBS: Mapping[str, str] = {
     "verify": "Check a bundle's files, tensors and answers.",
     "doctor": "Say what is installed and what this machine can do.",
 }
-INTERRUPTED, PIPE_CLOSED, OUR_FAULT = 130, 141, 70
+INTERRUPTED, PIPE_CLOSED, INTERNAL_ERROR = 130, 141, 70
 
 
 class _Verbs(click.Group):
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _hold_standard_descriptors() -> None:
-    """Where one of the three was closed, no file that is opened later may take its number."""
+    """Open the null device for closed ones, so that no file opened later takes their number."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -102,14 +102,14 @@ def _hold_standard_descriptors() -> None:
 
 
 class _Closed(io.TextIOBase):
-    """Stands for a standard output that was closed before we began."""
+    """Replaces a standard output that was closed at the start."""
 
     def write(self, text: str) -> int:
         raise OSError(errno.EBADF, "standard output is closed, expected a terminal, pipe or file")
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line; returns its exit code, having printed whatever went wrong."""
+    """Run one command line and print its error, if any; returns the exit code."""
     settings = Settings()
     sys.stdout = sys.stdout or _Closed()
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
@@ -132,17 +132,17 @@ def run(args: Sequence[str]) -> int:
 
 
 def _failed(error: Exception, *, as_json: bool) -> int:
-    """Tell about an error in the asked form; returns the exit code."""
+    """Report an error as text or JSON; returns its exit code."""
     if isinstance(error, BrokenPipeError) or getattr(error, "errno", 0) == errno.EPIPE:
         return _pipe_closed()
-    code, told = _described(error)
+    code, reported = _described(error)
     try:
         if as_json:
-            click.echo(json.dumps(told.to_dict()))
+            click.echo(json.dumps(reported.to_dict()))
         elif isinstance(error, click.UsageError):
             error.show()
         else:
-            click.echo(f"error: {told}", err=True)
+            click.echo(f"error: {reported}", err=True)
     except OSError as worse:
         return _unwritable(worse, 0)
     return _last_flush(code)
@@ -163,7 +163,7 @@ def _described(error: Exception) -> tuple[int, EdgertError]:
         return 2, EdgertError("out of memory", code="memory", hint=hint)
     message = f"fault in edgert: {type(error).__name__}: {error}"
     hint = "run `edgert --debug …` for the traceback and report it"
-    return OUR_FAULT, EdgertError(message, code="internal", hint=hint)
+    return INTERNAL_ERROR, EdgertError(message, code="internal", hint=hint)
 
 
 def _last_flush(code: int) -> int:
@@ -179,7 +179,7 @@ def _unwritable(error: OSError, code: int) -> int:
     leave with another `code` anyway."""
     if error.errno == errno.EPIPE:
         return _pipe_closed()
-    with suppress(OSError):  # nor may stderr
+    with suppress(OSError):  # stderr may fail too
         if code == 0:
             click.echo(f"error: standard output: {error.strerror}", err=True)
     return _drop_output(code or 2)
@@ -190,9 +190,9 @@ def _pipe_closed() -> int:
 
 
 def _drop_output(code: int) -> int:
-    """Nobody reads any more: make the interpreter's last flush harmless."""
+    """Drop further output, so that the interpreter's last flush cannot fail."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # a stdout without a descriptor has nothing to fail
+    except (OSError, ValueError):  # stdout has no descriptor
         pass
     return code

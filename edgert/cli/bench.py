@@ -67,11 +67,13 @@ def command(
     or for the whole prompt (pp).
     """  # fmt: skip
     from ..machine import bench
+    from ..session.options import SessionOptions
 
     plan = bench.Plan(prompt_tokens, max_tokens, depths or (0,), threads or (None,), repetitions)
+    options = SessionOptions(device=device, kv_bits=kv_bits)
     progress = _progress(sys.stderr.isatty())
     path = bundle_or_demo(bundle)
-    report = bench.run(path, plan, device=device, kv_bits=kv_bits, progress=progress)
+    report = bench.run(path, plan, options, progress=progress)
     if as_json:
         emit_json(report.to_dict())
         return 0

@@ -13,10 +13,10 @@ import click
 from ..errors import EdgertError, RequestError
 from .generate import answer_object
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import Opening, bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
 
 if TYPE_CHECKING:
-    from ..api import TextModel
+    from ..text.model import TextModel
     from ..text.results import Generation
 
 HELP = """\
@@ -29,7 +29,11 @@ HELP = """\
 A line that ends with \\ goes on in the next one.
 Ctrl-C stops the answer, not the program."""
 
-LEAVING = ("/quit", "/exit", "/bye")  # the first is ours, the others are what fingers know
+LEAVING = (
+    "/quit",
+    "/exit",
+    "/bye",
+)  # /help lists the first, other programs the others
 
 
 def _variables(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def command(
     prompt: str | None,
     system: str | None,
     variables: dict[str, Any],
-    opening: Opening,
+    loader: Loader,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -79,21 +83,21 @@ def command(
         raise click.UsageError("standard input is closed, expected a terminal or a pipe there")
 
     path = bundle_or_demo(bundle)
-    with opening.load(path) as model:
-        told = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
-        room = Room(model, system, variables, sampling_params(options), told=told, stats=stats)
+    with loader.load(path) as model:
+        emit = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
+        chat = Chat(model, system, variables, sampling_params(options), emit=emit, stats=stats)
         if prompt is not None:
-            return 130 if room.answer(prompt) else 0
-        people = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-        return room.terminal() if people else room.pipe()
+            return 130 if chat.answer(prompt) else 0
+        interactive = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+        return chat.terminal() if interactive else chat.pipe()
 
 
-class Room:
+class Chat:
     """One conversation and the commands around it.
 
-    variables: for the chat template. told: gets each whole answer, which is then not shown piece by
-    piece. stats: say each time what it cost. Raises RequestError for a model that does not chat and
-    for impossible parameters.
+    variables: for the chat template. emit: called with each whole answer, which is then not shown
+    piece by piece. stats: print each answer's cost. Raises RequestError for a model that does not
+    chat and for impossible parameters.
     """
 
     def __init__(
@@ -103,14 +107,14 @@ class Room:
         variables: Mapping[str, Any],
         params: Mapping[str, Any],
         *,
-        told: Callable[[Generation], None] | None,
+        emit: Callable[[Generation], None] | None,
         stats: bool,
     ) -> None:
-        self.model, self.params, self.told, self.stats = model, params, told, stats
+        self.model, self.params, self.emit, self.stats = model, params, emit, stats
         model.checked_params(params)
         self.variables = variables
-        self.talk = model.conversation(system, template=variables)
-        probe = [*self.talk.messages, {"role": "user", "content": "?"}]
+        self.conversation = model.conversation(system, template=variables)
+        probe = [*self.conversation.messages, {"role": "user", "content": "?"}]
         model.chat_ids(probe, template=variables)
         self.last: Generation | None = None
 
@@ -127,7 +131,7 @@ class Room:
                 return 0
             except KeyboardInterrupt:
                 say("\n(Ctrl-D or /quit leaves)")
-            except EdgertError as error:  # of this turn alone; the conversation is as it was
+            except EdgertError as error:  # this turn failed, the conversation is unchanged
                 say(f"error: {error}")
 
     def pipe(self) -> int:
@@ -149,14 +153,16 @@ class Room:
         if word == "/help":
             say(HELP)
         elif word == "/reset":
-            self.talk.reset()
+            self.conversation.reset()
             say("(forgotten)")
         elif word == "/system":
-            self.talk.close()
-            self.talk = self.model.conversation(rest.strip() or None, template=self.variables)
+            self.conversation.close()
+            self.conversation = self.model.conversation(
+                rest.strip() or None, template=self.variables
+            )
             say("(begun again)")
         elif word == "/undo":
-            self.talk.undo()
+            self.conversation.undo()
             say("(taken back)")
         elif word == "/stats":
             say(stats_line(self.last) if self.last is not None else "no answer yet")
@@ -170,16 +176,18 @@ class Room:
         try:
             self.answer(text)
         except RequestError as error:
-            if error.code != "context" or not self.talk.messages:
+            if error.code != "context" or not self.conversation.messages:
                 raise
             say(f"error: {error}\n  or type /reset to begin again")
 
     def answer(self, text: str) -> bool:
         """One turn; True when Ctrl-C cut it short."""
-        write = show if self.told is None else lambda piece: None
-        self.last, cut = read_answer(self.model, self.talk.stream(text, **self.params), write)
-        if self.told is not None:
-            self.told(self.last)
+        write = show if self.emit is None else lambda piece: None
+        self.last, cut = read_answer(
+            self.model, self.conversation.stream(text, **self.params), write
+        )
+        if self.emit is not None:
+            self.emit(self.last)
         else:
             write(" (stopped)\n" if cut and sys.stdout.isatty() else "\n")
         if self.stats:
@@ -188,10 +196,10 @@ class Room:
         return cut
 
     def _warn_if_full(self, answer: Generation) -> None:
-        room, usage = self.model.context, answer.usage
+        context, usage = self.model.context, answer.usage
         if answer.finish_reason == "length" and self.params.get("max_tokens") is None:
             say(f"(cut: {usage.prompt_tokens} tokens before and {usage.completion_tokens} of this "
-                f"answer fill the context of {room})")  # fmt: skip
+                f"answer fill the context of {context})")  # fmt: skip
 
 
 def _typed() -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .sampling import read_answer
-from .settings import Opening, emit_json, json_option, megabytes, say, session_options, show
+from .settings import Loader, emit_json, json_option, megabytes, say, session_options, show
 
 if TYPE_CHECKING:
-    from ..api import TextModel
+    from ..text.model import TextModel
     from ..text.results import Generation
 
 STORY, QUESTION = "Tell me a short story about a mouse.", "What does a cow eat?"
@@ -32,7 +32,7 @@ STORY_SAMPLING = {"temperature": 0.8, "seed": 5}  # greedy stories mostly follow
 @json_option
 def command(
     max_tokens: int,
-    opening: Opening,
+    loader: Loader,
     as_json: bool,
 ) -> int:
     """Convert the small checkpoint in this package, then hear a story from its chat model."""
@@ -51,7 +51,7 @@ def command(
     )
     path, answers, cut = demo_bundle(), [], False
     size = folder_bytes(path)
-    with opening.load(path) as model:
+    with loader.load(path) as model:
         tell(f"{model.name}: {megabytes(size)} on disk, loaded in {model.load_s:.2f} s")
         for text, sampling in ((STORY, STORY_SAMPLING), (QUESTION, {"temperature": 0.0})):
             options = {**sampling, "max_tokens": max_tokens}

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from ..errors import RequestError
-from .settings import Opening, emit_json, json_option, say, session_options
+from .settings import Loader, emit_json, json_option, say, session_options
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
@@ -49,7 +49,7 @@ def command(
     tasks: tuple[str, ...],
     data: Path | None,
     limit: int | None,
-    opening: Opening,
+    loader: Loader,
     as_json: bool,
 ) -> int:
     """Measure BUNDLE on a text and on zero-shot tasks.
@@ -65,9 +65,9 @@ def command(
     from ..bundle.reader import Bundle
     from ..text.tokenizer import Tokenizer
 
-    with Bundle.open(bundle, verify=opening.verify) as opened:
+    with Bundle.open(bundle, verify=loader.verify) as opened:
         tokenizer = Tokenizer.from_bundle(opened)
-        session = opening.session(opened)
+        session = loader.session(opened)
         try:
             start = start_id(opened)
             found: dict[str, Any] = {"schema": 1, "bundle": str(bundle), "device": session.device}

@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import RequestError
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import Opening, bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
 
 
 @click.command("generate")
@@ -28,7 +28,7 @@ def command(
     dash: str | None,
     prompt: str | None,
     source: str | None,
-    opening: Opening,
+    loader: Loader,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -47,7 +47,7 @@ def command(
     text = prompt_text(prompt, source or dash)
 
     path = bundle_or_demo(bundle)
-    with opening.load(path) as model:
+    with loader.load(path) as model:
         stream = model.stream(text, **sampling_params(options))
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:

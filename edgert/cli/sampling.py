@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ..api import TextModel
+    from ..text.model import TextModel
     from ..text.results import Generation
     from ..text.stream import Stream
 

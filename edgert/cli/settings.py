@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,9 +15,9 @@ import click
 from ..errors import printable
 
 if TYPE_CHECKING:
-    from ..api import TextModel
     from ..bundle.reader import Bundle, Verify
-    from ..session import Session
+    from ..session import Session, SessionOptions
+    from ..text.model import TextModel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,43 +38,23 @@ def _note_json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How a verb shall open its bundle: what `session_options` were given."""
+class Loader:
+    """Opens a command's bundle as the flags of `session_options` ask for."""
 
-    threads: int | None
-    device: str
-    ctx_size: int | None
-    kv_bits: int
-    skip_verify: bool
-
-    @property
-    def verify(self) -> Verify:
-        return "skip" if self.skip_verify else "cached"
+    options: SessionOptions
+    verify: Verify
 
     def load(self, path: Path) -> TextModel:
         """The bundle as a text model; close it."""
-        from ..api import load
+        from ..api import open_model
 
-        return load(
-            path,
-            device=self.device,
-            threads=self.threads,
-            ctx_size=self.ctx_size,
-            verify=self.verify,
-            kv_bits=self.kv_bits,
-        )
+        return open_model(path, self.options, verify=self.verify)
 
     def session(self, bundle: Bundle) -> Session:
         """A session for a bundle that is open; close it."""
         from ..session import open_session
 
-        return open_session(
-            bundle,
-            device=self.device,
-            threads=self.threads,
-            ctx_size=self.ctx_size or 0,
-            kv_bits=self.kv_bits,
-        )
+        return open_session(bundle, self.options)
 
 
 json_option = click.option(
@@ -124,12 +104,15 @@ kv_bits_option = click.option(
 
 def session_options(function: F) -> F:
     """--threads, --device, --allow-cpu-nodes, --ctx-size, --kv-bits and --skip-verify, as one
-    argument `opening`."""
+    argument `loader`."""
 
     @wraps(function)
-    def call(**options: Any) -> Any:
-        own = {name: options.pop(name) for name in Opening.__dataclass_fields__}
-        return function(opening=Opening(**own), **options)
+    def call(*, skip_verify: bool, **given: Any) -> Any:
+        from ..session.options import SessionOptions
+
+        names = [field.name for field in fields(SessionOptions)]
+        options = SessionOptions(**{name: given.pop(name) for name in names})
+        return function(loader=Loader(options, "skip" if skip_verify else "cached"), **given)
 
     decorated: Any = kv_bits_option(device_options(call))
     for option in (

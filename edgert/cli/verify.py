@@ -24,8 +24,10 @@ def command(bundle: Path, values: bool, device: str | None, kv_bits: int, as_jso
     if kv_bits and device is None:
         raise click.UsageError("--kv-bits needs --device, which computes the answers")
     from ..evaluation.verify import verify_bundle
+    from ..session.options import SessionOptions
 
-    report = verify_bundle(bundle, values=values, device=device, kv_bits=kv_bits)
+    options = SessionOptions(device=device, kv_bits=kv_bits) if device else None
+    report = verify_bundle(bundle, options, values=values)
     if as_json:
         emit_json({"schema": 1, **msgspec.to_builtins(report)})
         return 0 if report.ok else 1

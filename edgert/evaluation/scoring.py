@@ -4,8 +4,8 @@
     scores = scorer.score([Request((1, 5), (7, 9)), Request((1, 5), (8,))])
 
 Requests that follow each other with the same context share its computation, and that of the tokens
-with which their continuations begin alike. Several sequences go into one step; because a row's
-result does not depend on its company, neither does any score.
+with which their continuations begin alike. Several sequences go into one step; a row's
+result, and so a score, does not depend on what else is in the step.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Group(NamedTuple):
     continuations: list[tuple[int, ...]]
 
     def takes(self, request: Request) -> bool:
-        """Whether the request belongs here: there is something to share, and room."""
+        """Whether the request belongs here: it shares a prefix, and there is space left."""
         same = request.context == self.context and len(self.places) < SHARED
         return same and (
             len(self.context) > 1 or _alike(self.continuations[-1], request.continuation) > 0

@@ -1,4 +1,4 @@
-"""Everything that can be said about a bundle without trusting it: `edgert verify`.
+"""Checks of a bundle that is not trusted: `edgert verify`.
 
 Where loading stops at the first fault, `verify_bundle` goes on and reports them all.
 """
@@ -18,9 +18,10 @@ from ..bundle.manifest import MANIFEST_NAME, Golden
 from ..bundle.reader import Bundle
 from ..errors import BundleError, DeviceError, EdgertError
 from ..session.base import Feed, Session
+from ..session.options import SessionOptions
 from ..storage.safetensors import TensorFile
 
-_PIECE = 1 << 20  # elements looked at at once
+_PIECE = 1 << 20  # elements checked at a time
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -70,15 +71,14 @@ class Report(msgspec.Struct, frozen=True):
 
 def verify_bundle(
     path: str | os.PathLike[str],
+    options: SessionOptions | None = None,
     *,
     values: bool = False,
-    device: str | None = None,
-    kv_bits: int = 0,
 ) -> Report:
     """Check manifest, sizes, SHA-256 of every file, graphs, and each tensor's type and shape.
 
-    values: also look at every float (NaN, infinity, denormal scales). device: also answer the
-    golden prompts greedily on that device, with that precision of keys and values, and compare.
+    values: also look at every float (NaN, infinity, denormal scales). options: also answer the
+    golden prompts greedily in such a session, and compare.
     Faults are in the report, not raised, but for a device that cannot be used: DeviceError.
     """
     try:
@@ -86,7 +86,7 @@ def verify_bundle(
     except BundleError as error:
         return Report(str(path), False, (_failed(MANIFEST_NAME, error),))
     with bundle:
-        checks, counts = _examine(bundle, values, device, kv_bits)
+        checks, counts = _examine(bundle, values, options)
         return Report(
             str(path),
             all(check.ok for check in checks),
@@ -99,7 +99,7 @@ def verify_bundle(
 
 
 def _examine(
-    bundle: Bundle, values: bool, device: str | None, kv_bits: int
+    bundle: Bundle, values: bool, options: SessionOptions | None
 ) -> tuple[list[Check], list[ValueCounts]]:
     checks = [Check(MANIFEST_NAME, True)]
     faults = bundle.check_files("full")
@@ -115,8 +115,8 @@ def _examine(
             found, seen = count_values(file)
             checks.append(found)
             counts += seen
-    if device is not None and structure.ok:
-        checks += _golden(bundle, device, kv_bits)
+    if options is not None and structure.ok:
+        checks += _golden(bundle, options)
     return checks, counts
 
 
@@ -141,13 +141,13 @@ def _unlisted(bundle: Bundle) -> Iterator[str]:
 
 
 def count_values(file: TensorFile) -> tuple[Check, list[ValueCounts]]:
-    """Look at every float of a tensor file, a million at once."""
+    """Check every float of a tensor file, a million at a time."""
     seen = [_count(file, name) for name in file if file.info(name).dtype in _FLOATS]
     bad = [c for c in seen if not c.ok]
-    told = [c for c in seen if c.nan or c.infinite or c.denormal or (c.zero and _is_scales(c))]
+    notable = [c for c in seen if c.nan or c.infinite or c.denormal or (c.zero and _is_scales(c))]
     subject = f"values of {file.path.name}"
     if not bad:
-        return Check(subject, True), told
+        return Check(subject, True), notable
     text = "; ".join(
         f"{c.tensor}: {c.nan} NaN, {c.infinite} infinite, {c.denormal} denormal of {c.size}"
         for c in bad[:16]
@@ -155,7 +155,7 @@ def count_values(file: TensorFile) -> tuple[Check, list[ValueCounts]]:
     more = f" and {len(bad) - 16} tensors more" if len(bad) > 16 else ""
     message = f"{text}{more}; expected finite values of normal size"
     hint = "the checkpoint was damaged before it was converted; convert a sound one"
-    return Check(subject, False, message, "values", hint), told
+    return Check(subject, False, message, "values", hint), notable
 
 
 def _is_scales(counts: ValueCounts) -> bool:
@@ -182,18 +182,18 @@ def _count(file: TensorFile, name: str) -> ValueCounts:
     return ValueCounts(name, flat.size, nan, infinite, denormal, zero)
 
 
-def _golden(bundle: Bundle, device: str, kv_bits: int) -> list[Check]:
+def _golden(bundle: Bundle, options: SessionOptions) -> list[Check]:
     from ..session import open_session
 
     try:
-        session = open_session(bundle, device=device, kv_bits=kv_bits)
+        session = open_session(bundle, options)
     except DeviceError:
         raise
     except EdgertError as error:
-        return [_failed(f"session on {device}", error)]
+        return [_failed(f"session on {options.device}", error)]
     try:
         return [
-            _answer(session, golden, f"golden[{index}] on {device}")
+            _answer(session, golden, f"golden[{index}] on {options.device}")
             for index, golden in enumerate(bundle.manifest.golden)
         ]
     finally:

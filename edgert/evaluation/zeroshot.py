@@ -153,14 +153,14 @@ def _example(task: Task, path: Path, number: int, line: str) -> Example:
 
 
 def encode_pair(
-    tokenizer: Encoder, context: str, answer: str, *, start: int, room: int
+    tokenizer: Encoder, context: str, answer: str, *, start: int, longest: int
 ) -> tuple[Request, bool]:
     """Token ids of a pair, as lm-eval cuts them; and whether they had to be truncated.
 
     Spaces at the end of the context belong to the answer; both are encoded in one go and split
     after as many ids as the context alone has. Where tokens reach over the border and that leaves
     no answer (an error in lm-eval), the answer is encoded apart. An empty context is the id
-    `start`. room: inputs that the session holds.
+    `start`. longest: inputs that the session holds.
     """
     kept = context.rstrip()
     answer, context = context[len(kept) :] + answer, kept
@@ -172,11 +172,11 @@ def encode_pair(
         front, scored = (start,), tuple(tokenizer.encode(answer))
         if scored[:1] == front:
             scored = scored[1:]
-    if len(scored) > room or not scored:
+    if len(scored) > longest or not scored:
         raise RequestError(
-            f"an answer of {len(scored)} tokens, expected 1 to {room}", code="task-length"
+            f"an answer of {len(scored)} tokens, expected 1 to {longest}", code="task-length"
         )
-    excess = len(front) + len(scored) - 1 - room
+    excess = len(front) + len(scored) - 1 - longest
     return Request(front[max(0, excess) :], scored), excess > 0
 
 
@@ -193,7 +193,7 @@ def score_task(
     if not examples:
         raise RequestError(f"task {name!r} has no examples", code="task-data")
     encoded = [
-        encode_pair(tokenizer, context, answer, start=start, room=session.context)
+        encode_pair(tokenizer, context, answer, start=start, longest=session.context)
         for example in examples
         for context, answer in example.pairs
     ]

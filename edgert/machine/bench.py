@@ -6,7 +6,7 @@ tg<N>   writing N tokens, one a step
 Both start after `depth` tokens that are already in the state. Tokens are random; tokenizing and
 sampling are not measured. Each row is repeated; a short unmeasured run comes first.
 
-Not promised: numbers of a machine that does something else meanwhile. Compare medians.
+Not promised: numbers of a machine that is busy with something else. Compare medians.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..graph import Graph
 from ..kernels.cpu.layout import PAGE
 from ..kernels.states import BorrowedState, KVState, RecurrentState
 from ..session.base import Feed, Session, State
+from ..session.options import SessionOptions
 
 Ids = NDArray[np.int32]
 
@@ -92,16 +94,16 @@ class Plan(msgspec.Struct, frozen=True):
 def run(
     bundle: str | PathLike[str],
     plan: Plan,
+    options: SessionOptions | None = None,
     *,
-    device: str = "cpu",
-    kv_bits: int = 0,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
-    """Measure a bundle. progress: told what comes next. kv_bits: as `session.open_session` takes
-    it. Raises what loading raises."""
+    """Measure a bundle. options: their number of threads is the plan's. progress: called with what
+    comes next. Raises what loading raises."""
     from ..bundle.reader import Bundle
     from ..session import open_session
 
+    options = options or SessionOptions()
     rows: list[Row] = []
     load_s = 0.0
     on_cpu = False
@@ -109,7 +111,7 @@ def run(
         progress("loading")
         start = time.perf_counter()
         with Bundle.open(bundle) as opened:
-            session = open_session(opened, device=device, threads=threads, kv_bits=kv_bits)
+            session = open_session(opened, replace(options, threads=threads))
             load_s = load_s or time.perf_counter() - start
             on_cpu = session.device == "cpu"
             try:
@@ -123,7 +125,7 @@ def run(
         speeds = {threads: read_bandwidth(threads) for threads in {row.threads for row in rows}}
         rows = [_with_share(row, speeds[row.threads]) for row in rows]
     fastest = max(speeds.values(), default=None)
-    return Report(1, str(bundle), device, tuple(rows), load_s, peak / 1e6, fastest)
+    return Report(1, str(bundle), options.device, tuple(rows), load_s, peak / 1e6, fastest)
 
 
 def _with_share(row: Row, gbps: float) -> Row:

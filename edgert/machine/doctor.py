@@ -21,7 +21,7 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Something that keeps edgert from working, or from working well, and what mends it."""
+    """Something that keeps edgert from working, or from working well, and how to fix it."""
 
     message: str
     hint: str

@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError
 from ..notices import notice
 from .base import Feed, Session, State
+from .options import SessionOptions
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
 
-__all__ = ["Feed", "Session", "State", "kernel_cache", "open_session", "warm"]
+__all__ = ["Feed", "Session", "SessionOptions", "State", "kernel_cache", "open_session", "warm"]
 
 
-def open_session(
-    bundle: Bundle,
-    *,
-    device: str = "cpu",
-    threads: int | None = None,
-    ctx_size: int = 0,
-    kv_bits: int = 0,
-) -> Session:
-    """A session on `device` for the bundle's "model" part.
+def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Session:
+    """A session for the bundle's text part; without options, on the CPU.
 
-    threads: None means one per performance core. ctx_size: tokens a state may hold, 0 means what
-    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide. device: "cpu",
-    "reference", "auto" (CUDA where it can be used, else "cpu"), or an execution provider of
-    onnxruntime with options after a colon, as `providers.parse_device` reads them. Raises
-    DeviceError for a device that is unknown or not usable here.
+    Raises DeviceError for a device that is unknown or not usable here, and for options that the
+    device or the model does not take.
     """
-    graph = bundle.graph()
-    name, _, flags = device.partition(":")
-    if name == "auto":
-        name = auto_device(bundle)
-        device = f"{name}:{flags}" if flags and name != "cpu" else name
-    if not 0 <= ctx_size <= graph.context:
-        raise DeviceError(
-            f"ctx_size is {ctx_size}, this model takes 1 to {graph.context} tokens",
-            code="ctx-size",
-            hint="leave it out for all that the model takes",
-        )
-    if device == "cpu" and not _have_numba():
-        notice("numba is not installed, using the NumPy path (slow); `pip install numba` mends it")
-        device = "reference"
+    options = _resolved(bundle, options or SessionOptions())
+    graph, device = bundle.graph(), options.device
+    context = options.context(graph)
     if device == "reference":
-        _refuse_kv_bits(kv_bits, (0, 32), "the NumPy path keeps 32")
+        options.require_kv_bits((0, 32), "the NumPy path keeps 32")
         from .reference import ReferenceSession
 
-        return ReferenceSession(graph, bundle.weights(), context=ctx_size)
+        return ReferenceSession(graph, bundle.weights(), context=context)
     if device == "cpu":
         check_isa()
         from ..storage.cachedir import cache_root
@@ -59,26 +40,30 @@ def open_session(
         return CpuSession(
             graph,
             bundle.weights(),
-            threads=threads,
-            context=ctx_size,
-            kv_bits=kv_bits,
+            threads=options.threads,
+            context=context,
+            kv_bits=options.kv_bits,
             cache=kernel_cache(),
             twin_folders=[cache_root() / "packed"],
-            key=bundle.manifest.files[bundle.manifest.parts["model"].weights].sha256,
+            key=bundle.manifest.files[bundle.manifest.parts[bundle.part()].weights].sha256,
         )
-    _refuse_kv_bits(kv_bits, (0,), f"on {device!r} the ONNX model's precision decides")
+    options.require_kv_bits((0,), f"on {device!r} the ONNX model's precision decides")
     from .ort import open_ort
 
-    return open_ort(bundle, device=device, threads=threads, ctx_size=ctx_size)
+    return open_ort(bundle, options)
 
 
-def _refuse_kv_bits(found: int, allowed: tuple[int, ...], why: str) -> None:
-    if found not in allowed:
-        raise DeviceError(
-            f"kv_bits is {found}, {why}, expected {' or '.join(map(str, allowed))}",
-            code="kv-bits",
-            hint="leave it out, or use the cpu device",
-        )
+def _resolved(bundle: Bundle, options: SessionOptions) -> SessionOptions:
+    """The options with the device that "auto", or "cpu" without numba, stands for."""
+    device = options.device
+    name, _, flags = device.partition(":")
+    if name == "auto":
+        name = auto_device(bundle)
+        device = f"{name}:{flags}" if flags and name != "cpu" else name
+    if device == "cpu" and not _have_numba():
+        notice("numba is not installed, using the NumPy path (slow); `pip install numba` fixes it")
+        device = "reference"
+    return replace(options, device=device)
 
 
 def auto_device(bundle: Bundle) -> str:

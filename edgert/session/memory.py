@@ -22,11 +22,11 @@ def reserve(size: int) -> NDArray[np.uint8]:
         return np.zeros(0, np.uint8)
     private = hasattr(mmap, "MAP_PRIVATE")  # Windows has one kind only
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
-    room = mmap.mmap(-1, size, **flags)
+    block = mmap.mmap(-1, size, **flags)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
-            room.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(room, np.uint8)
+            block.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(block, np.uint8)
 
 
 class Indices:

@@ -24,6 +24,7 @@ from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .onnx_io import PLAIN, Variant, embedded
+from .options import SessionOptions
 from .ort_binding import Binding
 from .ort_feed import Piece, pieces
 from .ort_model import OrtModel, failed
@@ -92,8 +93,8 @@ class OrtSession(Session):
         self._lock = threading.Lock()
 
     def new_state(self, expected: int = 0) -> OrtState:
-        far = needs_long_rope(self.graph, expected)
-        return OrtState(self.model, self.context, expected, long_rope=far)
+        long = needs_long_rope(self.graph, expected)
+        return OrtState(self.model, self.context, expected, long_rope=long)
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         with self._lock:
@@ -244,20 +245,14 @@ class OrtSession(Session):
             self.model.close()
 
 
-def open_ort(
-    bundle: Bundle,
-    *,
-    device: str,
-    part: str = "model",
-    threads: int | None = None,
-    ctx_size: int = 0,
-) -> OrtSession:
-    """A session of a bundle's part on an execution provider, `device` as `parse_device` reads it.
+def open_ort(bundle: Bundle, options: SessionOptions, *, part: str = "") -> OrtSession:
+    """A session of a bundle's part (the text part by default) on the execution provider that the
+    options name.
 
     Raises DeviceError (provider, nodes) and BundleError (no fitting .onnx, or one that is not this
     graph's).
     """
-    choice = parse_device(device)
+    part, choice = bundle.part(part), parse_device(options.device)
     _check_weights(bundle, part, choice.provider)
     variant = _choose(bundle, part, choice.provider)
     return OrtSession(
@@ -266,26 +261,26 @@ def open_ort(
         bundle.path_of(f"{part}{variant.suffix}.onnx"),
         variant=variant,
         provider=choice.provider,
-        context=ctx_size,
-        threads=threads,
+        context=options.ctx_size or 0,
+        threads=options.threads,
         allow_cpu_nodes=choice.allow_cpu_nodes,
         cuda_graph=choice.graph,
     )
 
 
-def place(bundle: Bundle, device: str, part: str = "model") -> list[Placement]:
+def place(bundle: Bundle, device: str, part: str = "") -> list[Placement]:
     """Every node of a part and the provider it runs on, when left to onnxruntime's own choice."""
-    words = "allow-cpu-nodes" if ":" not in device else ",allow-cpu-nodes"
-    session = open_ort(bundle, device=f"{device}{':' * (':' not in device)}{words}", part=part)
+    device += ",allow-cpu-nodes" if ":" in device else ":allow-cpu-nodes"
+    session = open_ort(bundle, SessionOptions(device), part=part)
     try:
         return placement(session.model.runtime)
     finally:
         session.close()
 
 
-def emitted(bundle: Bundle, part: str = "model") -> list[Variant]:
+def emitted(bundle: Bundle, part: str = "") -> list[Variant]:
     """The ONNX variants that a bundle holds."""
-    found = (Variant.of_file(part, name) for name in bundle.manifest.files)
+    found = (Variant.of_file(bundle.part(part), name) for name in bundle.manifest.files)
     return [variant for variant in found if variant is not None]
 
 

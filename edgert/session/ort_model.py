@@ -13,7 +13,7 @@ from ..errors import DeviceError
 from ..graph import Graph
 from .onnx_check import check_model
 from .onnx_io import Variant, emitted_graph, interface, memories, node_ports, rope_tables, ropes
-from .ort_state import Spares
+from .ort_state import BufferPool
 from .providers import Provider, create_session
 
 
@@ -56,7 +56,7 @@ class OrtModel:
             name: weights[name] for rope in self.ropes.values()
             for name in (rope.short, rope.long) if name
         }  # fmt: skip
-        self.spares = Spares()
+        self.buffer_pool = BufferPool()
         self._tables: dict[tuple[str, bool], tuple[int, Any, Any]] = {}
         self._captured = 0
 
@@ -98,7 +98,7 @@ class OrtModel:
     def close(self) -> None:
         """Free everything."""
         self.runtime, self._tables = None, {}
-        self.spares.close()
+        self.buffer_pool.close()
 
 
 def failed(provider: Provider, what: str, error: Exception) -> DeviceError:

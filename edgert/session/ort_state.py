@@ -19,7 +19,7 @@ from ..kernels.onnx_ports import Memory
 from .base import State
 
 _FIRST = 256  # rows of a new state's buffers, unless more are expected
-_SPARES = 4  # closed states whose buffers and captured steps wait for the next ones
+_KEPT = 4  # closed states whose buffers and captured steps wait for the next ones
 
 
 class Buffers(NamedTuple):
@@ -31,7 +31,7 @@ class Buffers(NamedTuple):
     bindings: dict[tuple[int, int], Any]
 
 
-class Spares:
+class BufferPool:
     """Buffers of closed states. A captured step belongs to its buffers and onnxruntime never frees
     it, so a server must use both again instead of capturing anew for every conversation."""
 
@@ -43,7 +43,7 @@ class Spares:
         """Keep these for a later state; beyond a few, the oldest go."""
         with self._lock:
             if self._kept is not None:
-                self._kept = [*self._kept, buffers][-_SPARES:]
+                self._kept = [*self._kept, buffers][-_KEPT:]
 
     def take(self, capacity: int, *, long_rope: bool) -> Buffers | None:
         """Kept buffers of exactly this kind, if there are any."""
@@ -68,7 +68,7 @@ class Host(Protocol):
 
     memories: list[Memory]
     fixed_capacity: int
-    spares: Spares
+    buffer_pool: BufferPool
 
     @property
     def captures(self) -> bool: ...
@@ -97,7 +97,7 @@ class OrtState(State):
         return min(self.context, rows)
 
     def _allocate(self) -> None:
-        spare = self.host.spares.take(self.capacity, long_rope=self.long_rope)
+        spare = self.host.buffer_pool.take(self.capacity, long_rope=self.long_rope)
         if spare is not None:
             self.buffers, self.bindings = spare.values, spare.bindings
             for binding in self.bindings.values():
@@ -215,7 +215,7 @@ class OrtState(State):
     def _give_back(self) -> None:
         if self.host.captures and self.buffers:
             spare = Buffers(self.capacity, self.long_rope, self.buffers, self.bindings)
-            self.host.spares.put(spare)
+            self.host.buffer_pool.put(spare)
         self.buffers, self.bindings = {}, {}
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
-"""Whether a small step is quicker with the whole team or with one thread, found out by doing.
+"""Whether a small step is quicker with the whole team or with one thread, found by measuring.
 
 On a quiet machine the team wins. When another process holds a core, a thread that loses its core
 in the middle of a step keeps the others waiting at the next barrier, and a decode step of a few
 hundred microseconds can last milliseconds. Results do not depend on the thread count, so the
 choice can be made again at every step: the mode not in use is tried for a few steps now and then,
-more rarely each time it loses, and sooner when steps are slow for what they have been.
+more rarely each time it loses, and sooner when steps become slow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ FIRST_WAIT, LONGEST_WAIT = 64, 1024  # steps until the first trial, most steps b
 BACK_WAIT = 16  # steps in a mode that has just won
 GROWTH = 4  # of the wait, each time a trial loses
 GAIN = 0.9  # a trial wins when it takes less than this share of the present mode's time
-SLOW, HASTE = 1.5, 16  # a step of SLOW times the quickest's time counts for HASTE of the wait
+SLOW = 1.5  # a step is slow when it takes so many times as long as the quickest
+SLOW_COUNT = 16  # steps of the wait for which a slow step counts
 FORGET = 1.01  # a step: the quickest is of the recent past, for steps grow with the context
 
 
@@ -41,7 +42,7 @@ class Pace:
         if not self._trying:
             self._recent.append(seconds)
             self._quickest = min(seconds, self._quickest * FORGET)
-            self._left -= HASTE if seconds > SLOW * self._quickest else 1
+            self._left -= SLOW_COUNT if seconds > SLOW * self._quickest else 1
             self._trying = self._left <= 0
             return
         self._trial.append(seconds)

@@ -1,8 +1,8 @@
-"""Packed twins: where the CPU session's reordered weights live.
+"""Packed weights: the weights in the order in which the CPU session's kernels read them.
 
-A twin is written once, beside the bundle (`<out>/packed-<layout>.bin`, by `edgert convert --pack
-cpu`) or in the user's cache on first load, and memory-mapped afterwards. Its name carries the hash
-of the weights file and the layout, so a changed model or a newer kernel never meets an old twin.
+They are written to a file in the user's cache on first load, and memory-mapped afterwards. The
+file's name carries the hash of the weights file and the layout, so a changed model or a newer
+kernel never meets an old file.
 The same name is sealed into its last bytes, so a file of another origin is not taken for it.
 """
 
@@ -39,7 +39,7 @@ class Slot:
 
 
 def plan(graph: Graph, paired: frozenset[str]) -> tuple[dict[str, Slot], int]:
-    """Where every matrix of the graph goes, and the size of the whole twin in bytes.
+    """Where every matrix of the graph goes, and the size of all in bytes.
 
     In the order in which a step reads them, so that a step is one stream through memory. The
     embedding table, of which it reads a few rows, comes first unless it is the head as well.
@@ -70,7 +70,7 @@ def fill(
         out[slot.offset : slot.offset + slot.size] = pack.pack(weights[name], paired=slot.paired)
 
 
-class Twin:
+class PackedWeights:
     """Packed weights in memory or mapped from a file; `address(name)` is what kernels read."""
 
     def __init__(self, data: NDArray[np.uint8], slots: Mapping[str, Slot]) -> None:
@@ -85,14 +85,14 @@ class Twin:
         return self.data.nbytes
 
 
-def in_memory(graph: Graph, weights: Mapping[str, Matrix], paired: frozenset[str]) -> Twin:
-    """A private twin, for graphs without a bundle and for places where no file can be written."""
+def in_memory(graph: Graph, weights: Mapping[str, Matrix], paired: frozenset[str]) -> PackedWeights:
+    """Packed in memory, for graphs without a bundle and where no file can be written."""
     slots, size = plan(graph, paired)
-    room = np.zeros(size + ALIGN, np.uint8)
-    start = -room.ctypes.data % ALIGN
-    data = room[start : start + size]
+    block = np.zeros(size + ALIGN, np.uint8)
+    start = -block.ctypes.data % ALIGN
+    data = block[start : start + size]
     fill(graph, weights, slots, data)
-    return Twin(data, slots)
+    return PackedWeights(data, slots)
 
 
 def mapped(
@@ -102,18 +102,18 @@ def mapped(
     *,
     folders: list[Path],
     key: str,
-) -> Twin:
-    """The twin of the bundle `key` from the first folder that has it, else written to the first
-    folder that can be written, else in memory."""
+) -> PackedWeights:
+    """The packed weights of the bundle `key`, mapped from the first folder that has them, else
+    written to the first folder that takes them, else in memory."""
     slots, size = plan(graph, paired)
     name = f"{key[:24]}-{layout.LAYOUT}-{_shape_key(graph, paired)}.packed"
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):
-            return Twin(_map(folder / name, size), slots)
+            return PackedWeights(_map(folder / name, size), slots)
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):
             _write(folder, name, graph, weights, slots, size)
-            return Twin(_map(folder / name, size), slots)
+            return PackedWeights(_map(folder / name, size), slots)
     return in_memory(graph, weights, paired)
 
 
@@ -123,7 +123,7 @@ def _shape_key(graph: Graph, paired: frozenset[str]) -> str:
 
 
 def _seal(name: str) -> bytes:
-    """The last bytes of a twin: written after everything else, in the room that kernels ignore."""
+    """The last bytes of a file: written after everything else, past the weights."""
     return hashlib.sha256(name.encode()).digest()
 
 
@@ -155,7 +155,7 @@ def _write(
     slots: Mapping[str, Slot],
     size: int,
 ) -> None:
-    """Written aside and renamed, so that nobody ever maps half a twin."""
+    """Written aside and renamed, so that nobody ever maps half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{name}.{os.getpid()}-{threading.get_ident()}"
     try:

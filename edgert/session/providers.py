@@ -203,7 +203,7 @@ def _missing(provider: Provider) -> DeviceError:
             hint = "pip install --upgrade onnxruntime"
     return DeviceError(
         f"device {provider.device!r} needs {provider.name}, onnxruntime {onnxruntime.__version__} "
-        f"on {here} has {onnxruntime.get_available_providers()}" + _twins(),
+        f"on {here} has {onnxruntime.get_available_providers()}" + _overlapping_builds(),
         code="provider-missing",
         hint=hint,
         package=package,
@@ -217,7 +217,7 @@ def installed_builds() -> list[str]:
     return sorted(set(packages_distributions().get("onnxruntime", ())))
 
 
-def _twins() -> str:
+def _overlapping_builds() -> str:
     builds = installed_builds()
     return f"; {builds} are installed over one another, keep one" if len(builds) > 1 else ""
 
@@ -249,7 +249,8 @@ def create_session(
         ) from error
     if provider.name not in session.get_providers():
         raise DeviceError(
-            f"{provider.name} did not load (onnxruntime used {session.get_providers()}){_twins()}",
+            f"{provider.name} did not load (onnxruntime used {session.get_providers()})"
+            f"{_overlapping_builds()}",
             code="provider-load",
             hint="its libraries are missing or do not fit the driver; see `edgert doctor`",
         )

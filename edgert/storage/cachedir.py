@@ -1,4 +1,4 @@
-"""Where edgert keeps what it can make again: compiled kernels, packed weights, checked hashes."""
+"""Where edgert keeps what it can recreate: compiled kernels, packed weights, checked hashes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Opening files of a bundle: one resolver of names, one no-follow open, one hash.
 
-A bundle names its files by relative paths with "/" between folders. `check_name` is the only judge
-of such names, `Folder` the only thing that opens them: every component is opened without following
-links and the opened file, not its name, is then looked at. A FIFO or a device is refused without
-waiting for its other end.
+A bundle names its files by relative paths with "/" between folders. `check_name` alone checks
+such names, `Folder` alone opens them: every component is opened without following links, and the
+opened file is checked, not its name. A FIFO or a device is refused without waiting for its other
+end.
 
 Not promised: that a file which a local user rewrites in place while it is mapped stays what it was.
 """
@@ -92,7 +92,7 @@ def check_names(names: Iterable[str], where: str) -> None:
         key = unicodedata.normalize("NFC", check_name(name, where).casefold())
         if key in seen:
             raise BundleError(
-                f"{where}: file names {seen[key]!r} and {name!r} are twins, expected "
+                f"{where}: file names {seen[key]!r} and {name!r} may be the same file, expected "
                 "names that differ by more than case",
                 code="path",
                 hint=_SUSPECT,

@@ -1,4 +1,4 @@
-"""Putting a finished directory in the place of an older one, in one step where the system can."""
+"""Replacing a directory by a finished one, atomically where the system can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read with suspicion.
+"""The header of a safetensors file, checked before use.
 
 A file is `u64 header length | JSON header | data`, little-endian. The header maps tensor names to
 `{"dtype", "shape", "data_offsets": [begin, end]}` relative to the data, which the tensors must

@@ -22,7 +22,7 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def aligned_order(specs: Specs) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The same tensors, wide element types first, so that each starts at a multiple of its size."""
+    """The tensors, large element types first, so that each starts at a multiple of its size."""
     return dict(sorted(specs.items(), key=lambda item: -DTYPES[item[1][0]].itemsize))
 
 

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..errors import RequestError
-from ..session.base import State
+from ..session.base import Session, State
 from . import saved
 from .generate import Progress, Proposer, Run, check_room, expected_length
-from .params import Resolved
+from .params import Resolved, SamplingParams
 from .results import Generation
-from .stream import Stream
+from .stream import Gate, Stream
 
-if TYPE_CHECKING:
-    from ..api import TextModel
+
+class ChatModel(Protocol):
+    """What a conversation needs of its model; `TextModel` has it."""
+
+    @property
+    def session(self) -> Session: ...
+    @property
+    def gate(self) -> Gate: ...
+    @property
+    def advice(self) -> Mapping[str, Any]: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def checked_params(self, params: Mapping[str, Any]) -> SamplingParams: ...
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> list[int]: ...
+
+    def run(self, state: State, tokens: Sequence[int], params: Resolved, **options: Any) -> Run: ...
+
+    def after_use(self) -> None: ...
 
 
 class Conversation:
@@ -29,7 +53,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: TextModel,
+        model: ChatModel,
         system: str | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -62,7 +86,7 @@ class Conversation:
         asked = model.checked_params(params)
         messages = [*self.messages, {"role": "user", "content": text}]
         tokens = model.chat_ids(messages, tools=self._tools, template=self._template)
-        check_room(len(tokens), asked.max_tokens, model.context)
+        check_room(len(tokens), asked.max_tokens, model.session.context)
         resolved, before = asked.resolved(model.advice), list(self.messages)
 
         def start() -> Run:
@@ -134,7 +158,7 @@ class Conversation:
             gate.leave()
 
     @classmethod
-    def restore(cls, model: TextModel, path: str | PathLike[str]) -> Conversation:
+    def restore(cls, model: ChatModel, path: str | PathLike[str]) -> Conversation:
         """What `save` wrote, for the same bundle and device; anything else raises RequestError."""
         content = saved.read(path, owner(model))
         self = cls(model, tools=content["tools"], template=content["template"])
@@ -143,7 +167,7 @@ class Conversation:
             return self
         model.gate.enter()
         try:
-            expected = model.context if content["long"] else 0
+            expected = model.session.context if content["long"] else 0
             self._state, self._long = model.session.new_state(expected), content["long"]
             self._state.restore(content["snapshot"])
             if self._state.length != len(self._fed):
@@ -158,11 +182,11 @@ class Conversation:
 
         session = self._model.session
         expected = expected_length(len(tokens), params.max_tokens, session.context)
-        far = needs_long_rope(session.graph, expected)
-        if self._state is not None and far != self._long:
+        long = needs_long_rope(session.graph, expected)
+        if self._state is not None and long != self._long:
             self.close()
         if self._state is None:
-            self._state, self._long = session.new_state(expected), far
+            self._state, self._long = session.new_state(expected), long
         shared = self._state.rewind(common_prefix(self._fed, tokens[:-1]))
         self._fed = self._fed[:shared]
         return self._state
@@ -174,10 +198,10 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def owner(model: TextModel) -> dict[str, str]:
+def owner(model: ChatModel) -> dict[str, str]:
     """What a saved state must match: bundle, device, context."""
     return {
         "fingerprint": model.fingerprint,
         "device": model.session.device,
-        "context": str(model.context),
+        "context": str(model.session.context),
     }

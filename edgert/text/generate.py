@@ -24,8 +24,8 @@ from .sampling import Sampler
 from .stopping import StopText
 from .tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens between two looks at cancel and progress
-EXPECTED_ANSWER = 1024  # tokens, where nobody set max_tokens
+PREFILL_CHUNK = 512  # tokens between two checks of cancel and calls of progress
+EXPECTED_ANSWER = 1024  # tokens, where max_tokens is not set
 
 Progress = Callable[[int, int], None]
 

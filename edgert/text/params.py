@@ -1,7 +1,7 @@
 """Sampling parameters: what a caller may ask for, checked, and joined with the bundle's defaults.
 
-This is the only place where defaults stand; the command line and the server hand over what they
-were given and nothing else. `SamplingParams` is what was asked (None: not asked), `Resolved` is
+This is the only place with defaults; the command line and the server pass on what they were given
+and nothing else. `SamplingParams` is what was asked (None: not asked), `Resolved` is
 what a generation runs with.
 """
 

@@ -1,4 +1,4 @@
-"""What a generation gives back."""
+"""Results of a generation."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
     bias, mask -> repetition penalty -> presence and frequency penalties -> (greedy?) ->
     temperature -> top-k -> top-p -> min-p -> renormalise -> draw
 
-`process` gives the law as a sparse pair (ids, probs); `draw` takes the one token that an
-exponential race keyed by (seed, position, token id) makes win. The race needs no stream of random
-numbers: a token depends on its own row alone, never on batching, chunking or drafts, and a
-speculative run draws the very tokens of a plain one.
+`process` gives the distribution as a sparse pair (ids, probs); `draw` takes the token that wins an
+exponential race keyed by (seed, position, token id). The race needs no stream of random numbers: a
+token depends on its own row alone, never on batching, chunking or drafts, and a speculative run
+draws the same tokens as a plain one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def draw(ids: Ids, probs: F64, seed: int, position: int) -> int:
         return int(ids[0])
     v = uniforms(seed, position, ids)
     if len(ids) > RACE_DIRECT:
-        # -log1p(-v) >= v, so nobody with probs / v <= score can beat a known score.
+        # -log1p(-v) >= v, so no token with probs / v <= score can beat a known score.
         front = reaching(probs, FRONT)
         score = float(np.max(probs[front] / -np.log1p(-v[front])))
         keep = np.flatnonzero(probs >= v * score)
@@ -210,7 +210,7 @@ def reaching(z: F32 | F64, count: int) -> Ids:
 
 def descending(z: F32) -> Ids:
     """Order of float32 [n] by falling value, equal ones by lower index: one sort of whole numbers
-    made of the value's bits (turned so that they rank like it) and the index."""
+    made of the value's bits (mapped so that they sort like it) and the index."""
     bits = (z + np.float32(0)).view(np.uint32)  # + 0 makes -0 and 0 equal
     rank = np.where(bits >> np.uint32(31), bits, ~bits & np.uint32(0x7FFFFFFF))
     keys = (rank.astype(np.uint64) << np.uint64(32)) | np.arange(len(z), dtype=np.uint64)

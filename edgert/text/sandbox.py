@@ -1,10 +1,10 @@
 """A jinja2 sandbox with a budget: foreign templates end in bounded time and memory.
 
 jinja2's ImmutableSandboxedEnvironment keeps a template away from Python's internals; it does not
-keep it from looping or growing. Here every loop turn, macro call, operator that can grow a value,
-container, filter and method call is charged to one budget (work units: characters and elements)
-and looks at one clock, inside this process, so that it works wherever Python runs. What could not
-be bounded that way is not there: include, import, extends, `lipsum` and a few filters.
+keep it from looping or growing. Here every loop iteration, macro call, operator that can grow a
+value, container, filter and method call is charged to one budget (work units: characters and
+elements) and checks one deadline, inside this process, so that it works wherever Python runs. What
+could not be bounded that way is left out: include, import, extends, `lipsum` and a few filters.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Budget:
         self.work = 64 * limits.TEMPLATE_OUTPUT_BYTES
         self.value = 2 * limits.TEMPLATE_OUTPUT_BYTES
         self.deadline = time.monotonic() + limits.TEMPLATE_SECONDS
-        # id -> weight, depth and the container itself, so that the id stays its own
+        # id -> weight, depth and the container, which keeps its id from being reused
         self._known: dict[int, tuple[int, int, Any]] = {}
 
     def tick(self, cost: int = 1) -> None:

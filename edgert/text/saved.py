@@ -1,4 +1,4 @@
-"""A conversation as one file: safetensors arrays, their tree as JSON, and whose it is.
+"""A conversation as one file: safetensors arrays, their tree as JSON, and the model they belong to.
 
 The metadata carry the format, the owner (bundle fingerprint, device, context) and a SHA-256 over
 tree and arrays; a file that differs in any of them is refused before its content is used.

@@ -12,7 +12,7 @@ from .results import Generation
 
 
 class Gate:
-    """Serialises the users of one model: a second thread waits.
+    """Lets one thread at a time use a model; others wait.
 
     The thread that is inside cannot enter again (it would wait for itself): RequestError.
     """
@@ -46,9 +46,9 @@ class Gate:
         if self.closed:
             raise closed()
 
-    def shut(self) -> bool:
+    def close(self) -> bool:
         """Mark closed and stop what runs. True when the caller may free the model now; False when
-        this very thread has a stream open, whose end frees it."""
+        this thread has a stream open, whose end frees it."""
         self.closed = True
         self.cancel.set()
         if self._owner == threading.get_ident():
@@ -73,7 +73,7 @@ class Stream:
         print(stream.result.finish_reason)
 
     The model belongs to the stream from its first piece to its last; `close` (or leaving the with
-    block, or dropping it) stops the answer and gives the model free.
+    block, or dropping it) stops the answer and releases the model.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 The template is the model's own and foreign code: it runs in `sandbox.LimitedEnvironment`. There is
 no fallback: a model without a template does not chat. Control tokens (special tokens, and added
 tokens that the template itself writes) inside messages are marked on the way in and come out as
-plain segments, so that nobody can speak in the template's voice; text without any is untouched,
-and the tokens are then exactly transformers'.
+plain segments, so that no message can forge the template's own tokens; text without any is
+untouched, and the tokens are then exactly transformers'.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
@@ -20,25 +20,15 @@ from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from .. import limits
 from ..errors import BundleError, EdgertError, RequestError
 from .sandbox import Budget, LimitedEnvironment, LimitError
+from .segments import MARKS, Segment, mark, pattern_of, split_marked
 from .template_globals import GLOBALS, Rejected, plain_data, tojson
-from .tokenizer import pattern_of
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
     from .tokenizer import Tokenizer
 
 FILE = "<chat template>"
-# Noncharacters: no text has them, and no tokenizer or template means anything by them.
-START, END = "\ufdd0", "\ufdd1"
-MARKS = re.compile(f"[{START}{END}]")
-REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names
-
-
-class Segment(NamedTuple):
-    """A stretch of rendered text; `plain` text must not become special tokens."""
-
-    text: str
-    plain: bool
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for the same field
 
 
 def _check_list(name: str, value: Any) -> None:
@@ -77,7 +67,7 @@ class ChatTemplate:
         tree = self._compile(source)
         always = {token for token in control if token}
         self._control = pattern_of(always | _written(tree, added))
-        self._said = pattern_of(always)  # what a model says may hold <think> and its like
+        self._said = pattern_of(always)  # an assistant's message may hold <think> and similar
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -131,7 +121,7 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
             **{**self._special, **self._input(variables)},
         )
-        return segments(text, self._control)
+        return split_marked(text, self._control)
 
     def _input(self, value: Any) -> Any:
         return self._marked(plain_data(value), self._control)
@@ -164,7 +154,7 @@ class ChatTemplate:
     def _marked(self, value: Any, control: re.Pattern[str]) -> Any:
         """The value with control tokens in its texts wrapped in START and END."""
         if isinstance(value, str):
-            return control.sub(f"{START}\\g<0>{END}", MARKS.sub("", value))
+            return mark(value, control)
         if isinstance(value, dict):
             marked = self._marked
             return {marked(key, control): marked(item, control) for key, item in value.items()}
@@ -236,15 +226,6 @@ class ChatTemplate:
             hint="the model's chat template cannot be used; give the bundle another one",
             line=line,
         )
-
-
-def segments(text: str, control: re.Pattern[str]) -> list[Segment]:
-    """Cut rendered text at its marks. Marks count in their escaped form too, in which a template's
-    `tojson` or `string` may print them. Marks that a template tore apart are dropped, but still
-    keep what stood on either side from joining into a token."""
-    start, end = (rf"(?:{mark}|\\u{ord(mark):04x})" for mark in (START, END))
-    pieces = re.split(f"{start}({control.pattern}){end}|[{START}{END}]", text)
-    return [Segment(piece, bool(i % 2)) for i, piece in enumerate(pieces) if piece]
 
 
 def _written(tree: nodes.Template, added: Iterable[str]) -> set[str]:

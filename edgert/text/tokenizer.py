@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the `tokenizers` library behind checks, a time limit and a cage.
+"""Text to token ids and back, by the `tokenizers` library, behind checks and a time limit.
 
 tokenizer.json is foreign input: it is checked before the library sees it, Rust panics (pyo3's
 PanicException, a BaseException) become errors of ours, and encoding runs under a time limit.
@@ -9,7 +9,6 @@ it is encoded as plain text.
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import limits
 from ..errors import BundleError, EdgertError, RequestError, ResourceError
 from ..process import give_back_heap
+from .segments import Segment, pattern_of, split_control
 from .tokenizer_check import Vocabulary, check_tokenizer, without_added_tokens
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
-    from .template import Segment
 
 T = TypeVar("T")
 
@@ -95,16 +94,20 @@ class Tokenizer:
         front = list(self.prefix) if bos else []
         if special or not self._control_re.search(text):
             return front + self._ids(self._tokenizer, text)
-        return front + self._pieces(mark_split(text, self._control_re))
+        return front + self.encode_segments(split_control(text, self._control_re))
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
         """Token ids of a rendered template: plain segments stay text, the rest may be special."""
-        return self._pieces([(segment.text, segment.plain) for segment in segments])
+        ids: list[int] = []
+        for text, plain in segments:
+            if text:
+                ids += self._piece(text, plain=plain, first=not ids)
+        return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special: show special tokens too. Raises RequestError."""
         kept = self.check_ids(ids)
-        return _caged(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
+        return _guarded(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
 
     def stream(self, before: Sequence[int] = ()) -> TextStream:
         """A decoder that takes one id at a time. before: ids whose text the stream goes on from,
@@ -113,7 +116,7 @@ class Tokenizer:
 
     def id_of(self, text: str) -> int | None:
         """The id of a token's exact text, or None."""
-        found: int | None = _caged(lambda: self._tokenizer.token_to_id(text))
+        found: int | None = _guarded(lambda: self._tokenizer.token_to_id(text))
         return found
 
     def check_ids(self, ids: Sequence[int], size: int = 0) -> list[int]:
@@ -139,7 +142,7 @@ class Tokenizer:
             return tokenizer
 
         try:
-            tokenizer = _caged(build)
+            tokenizer = _guarded(build)
         except EdgertError as error:
             raise self._broken(f"the tokenizer cannot be built: {error.message}") from None
         size = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -166,7 +169,7 @@ class Tokenizer:
             count = mask.index(0) if 0 in mask else 0
             return list(encoded.ids[:count])
 
-        found = _caged(lambda: front("a"))
+        found = _guarded(lambda: front("a"))
         absent = [token for token in found if token >= self.size or token in self.holes]
         if absent:
             raise self._broken(
@@ -174,13 +177,6 @@ class Tokenizer:
                 f"ids run from 0 to {self.size - 1}"
             )
         return tuple(found) if found or bos is None else (bos,)
-
-    def _pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
-        ids: list[int] = []
-        for text, plain in pieces:
-            if text:
-                ids += self._piece(text, plain=plain, first=not ids)
-        return ids
 
     def _piece(self, text: str, *, plain: bool, first: bool) -> list[int]:
         """Ids of a piece; past the first, encoded after a newline, which is cut off again, so that
@@ -193,7 +189,7 @@ class Tokenizer:
                 ids = after[len(newline) :]
         token = self.id_of(text)
         if plain and token in ids and len(text) > 1:
-            # The model's own vocabulary holds this text: only letter by letter is it plain.
+            # The model's own vocabulary holds this text: it is plain only letter by letter.
             return [t for c in text for t in self._piece(c, plain=True, first=False)]
         return ids
 
@@ -206,7 +202,7 @@ class Tokenizer:
     def _build_plain(self) -> Any:
         from tokenizers import Tokenizer as Rust
 
-        return _caged(lambda: Rust.from_buffer(without_added_tokens(self._data)))
+        return _guarded(lambda: Rust.from_buffer(without_added_tokens(self._data)))
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
         try:
@@ -218,9 +214,9 @@ class Tokenizer:
                 code="text-surrogate",
                 hint="decode the input with errors='replace'",
             ) from None
-        # encode_batch gives the GIL away, encode does not.
+        # encode_batch releases the GIL, encode does not.
         run = lambda: list(tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
-        return _timed(run, limits.TOKENIZE_SECONDS, f"tokenizing {len(text)} characters")
+        return _limited(run, limits.TOKENIZE_SECONDS, f"tokenizing {len(text)} characters")
 
 
 class TextStream:
@@ -274,32 +270,17 @@ def whole_numbers(values: Iterable[Any]) -> list[int]:
         f"found {repr(values)[:40]} of type {type(values).__name__}, expected a list of token ids, "
         "which are whole numbers",
         code="parameter-type",
-        hint="text is turned into token ids by tokenize",
+        hint="tokenize turns text into token ids",
     )
 
 
-def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the texts, longest first; never matches when there are none."""
-    longest = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
-
-
-def mark_split(text: str, control: re.Pattern[str]) -> list[tuple[str, bool]]:
-    """(text, is control-token text) in order."""
-    pieces, start = [], 0
-    for match in control.finditer(text):
-        pieces += [(text[start : match.start()], False), (match.group(), True)]
-        start = match.end()
-    return [*pieces, (text[start:], False)]
-
-
-def _caged(run: Callable[[], T]) -> T:
+def _guarded(run: Callable[[], T]) -> T:
     """run(), with the library's exceptions and Rust panics as RequestError."""
     try:
         return run()
     except (EdgertError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as error:  # pyo3's PanicException is no Exception
+    except BaseException as error:  # pyo3's PanicException is not an Exception
         raise RequestError(
             f"the tokenizer failed: {type(error).__name__}: {str(error)[:200]}",
             code="tokenizer-failed",
@@ -307,14 +288,14 @@ def _caged(run: Callable[[], T]) -> T:
         ) from None
 
 
-def _timed(run: Callable[[], T], seconds: float, what: str) -> T:
-    """run() in a daemon thread; past the limit ResourceError (the thread is left to its fate)."""
+def _limited(run: Callable[[], T], seconds: float, what: str) -> T:
+    """run() in a daemon thread; past the limit ResourceError (the thread is left running)."""
     result: list[T] = []
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            result.append(_caged(run))
+            result.append(_guarded(run))
         except BaseException as error:
             failure.append(error)
 

@@ -1,4 +1,4 @@
-"""What a tokenizer.json must be before the Rust library may read it."""
+"""Checks of a tokenizer.json before the Rust library reads it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_tokenizer(
 ) -> Vocabulary:
     """The vocabulary of tokenizer.json `data` for logits of `width`; raises BundleError.
 
-    Refused: other JSON, unknown model types, steps that stretch texts beyond measure, ids that
+    Refused: other JSON, unknown model types, steps that lengthen texts too much, ids that
     repeat, leave [0, width) or have gaps inside the model's vocabulary, enormous tokens, far more
     merges than tokens, a width that does not fit, end tokens that do not exist (generation could
     never stop). Merges of unknown tokens are left to

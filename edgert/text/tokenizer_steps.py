@@ -1,8 +1,8 @@
-"""How far the steps of a tokenizer.json may stretch a text.
+"""How much the steps of a tokenizer.json may lengthen a text.
 
 The Rust library ends the whole process when memory runs out, so what could make it run out is
 refused beforehand: replacements that multiply a text, decoders that do the same to an answer,
-post-processors that add thousands of ids, and a character map whose sizes are lies.
+post-processors that add thousands of ids, and a character map with false sizes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INNER = ("normalizers", "pretokenizers", "decoders", "processors")
 
 
 def check_steps(raw: Mapping[str, Any], where: str) -> None:
-    """Raises BundleError for steps that would stretch a text or an answer beyond measure."""
+    """Raises BundleError for steps that would lengthen a text or an answer too much."""
     for parts in (("normalizer", "pre_tokenizer"), ("decoder",)):
         steps = [step for part in parts for step in _steps(raw.get(part))]
         name = " and ".join(parts)
@@ -53,7 +53,7 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
     while open_parts:
         step = open_parts.pop()
         if not isinstance(step, dict):
-            continue  # what is none, the library refuses
+            continue  # the library refuses it
         inner = next((step[key] for key in _INNER if isinstance(step.get(key), list)), None)
         if inner is None:
             yield step
@@ -67,7 +67,7 @@ def _growth(step: Mapping[str, Any], where: str) -> int:
     if kind == "Replace":
         pattern, content = step.get("pattern"), _size(step.get("content"))
         text = pattern.get("String") if isinstance(pattern, dict) else None
-        return max(1, content) if text else 1 + content  # other patterns may match nothing
+        return max(1, content) if text else 1 + content  # other patterns may match the empty text
     if kind == "Prepend" and _size(step.get("prepend")) > ADDED_BYTES:
         size = _size(step.get("prepend"))
         raise _fail(where, f"a step prepends {size} bytes, the limit is {ADDED_BYTES}")

@@ -18,7 +18,7 @@ from edgert.kernels.quant import Quantized
 from edgert.bundle import Bundle, Golden, Manifest
 from edgert.bundle import reader as bundle_module
 from edgert.errors import BundleError
-from edgert.session import Feed, open_session
+from edgert.session import Feed, SessionOptions, open_session
 from edgert.storage import hash_cache
 from tests.tiny import MIXES, TEMPLATE, tiny_bundle, tiny_graph, tiny_manifest, tiny_weights
 
@@ -68,7 +68,7 @@ def test_weights_are_views_that_outlive_the_bundle(tmp_path: Path) -> None:
 
 def test_reference_session_runs_it(tmp_path: Path) -> None:
     with Bundle.open(tiny_bundle(tmp_path / "a.edge")) as bundle:
-        session = open_session(bundle, device="reference")
+        session = open_session(bundle, SessionOptions(device="reference"))
         state = session.new_state()
         logits = session.step([Feed(state, np.array([0, 5, 9], np.int32), "all")])[0].logits
     assert logits.shape == (3, 260)

@@ -63,7 +63,7 @@ class Terminal:
             return ""
 
     def resize(self, rows: int, columns: int) -> None:
-        """Another size of the window, which its process is told about."""
+        """Resize the window and signal its process."""
         import fcntl
         import struct
         import termios

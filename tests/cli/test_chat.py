@@ -55,9 +55,9 @@ def test_one_question(edgert: Edgert, bundle: Path) -> None:
     found = edgert("chat", bundle, "-p", "one", "--json", *NUMPY).json
     assert (found["text"] + "\n", found["finish_reason"]) == (once, "length")
     ran = edgert("chat", bundle, "--json", *NUMPY, stdin="one\ntwo\n")
-    told = [json.loads(line) for line in ran.out.splitlines()]
-    assert [bool(answer["cached_tokens"]) for answer in told] == [False, True]
-    assert told[0]["text"] == found["text"]
+    answers = [json.loads(line) for line in ran.out.splitlines()]
+    assert [bool(answer["cached_tokens"]) for answer in answers] == [False, True]
+    assert answers[0]["text"] == found["text"]
 
 
 def test_variables_for_the_template(edgert: Edgert, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import edgert as package
 from edgert.cli import VERBS
 from edgert.cli.sampling import NAMES
+from edgert.session import SessionOptions
 from edgert.text.params import SamplingParams
 
 from ..tiny import tiny_bundle
@@ -47,8 +48,8 @@ def test_kv_bits_reach_the_session(
 ) -> None:
     import edgert.session as module
 
-    def refuse(*args: object, kv_bits: int, **options: object) -> None:
-        raise package.DeviceError(f"asked for {kv_bits} bits")
+    def refuse(bundle: object, options: SessionOptions) -> None:
+        raise package.DeviceError(f"asked for {options.kv_bits} bits")
 
     monkeypatch.setattr(module, "open_session", refuse)
     (tmp_path / "text").write_text("some text", encoding="utf-8")

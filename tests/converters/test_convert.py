@@ -24,6 +24,7 @@ from benchmarks import make_checkpoint as maker
 from edgert.bundle import Bundle, BundleWriter
 from edgert.errors import ConvertError, ResourceError
 from edgert.evaluation.verify import verify_bundle
+from edgert.session.options import SessionOptions
 from tests.closeness import distance
 from tests.conftest import ROOT
 from tests.converters.faults import breaking, convert_tiny, count_steps
@@ -100,7 +101,7 @@ def test_golden_prompts_are_answered_by_the_bundle(checkpoint: Path, tmp_path: P
     with Bundle.open(report.path) as bundle:
         assert [len(g.output_ids) for g in bundle.manifest.golden] == [16, 16]
         assert len(set(bundle.manifest.golden[0].output_ids)) > 1, "degenerate logits"
-    found = verify_bundle(report.path, values=True, device="cpu")
+    found = verify_bundle(report.path, SessionOptions(device="cpu"), values=True)
     assert found.ok, found.problems()
     assert report.golden == "cpu"
 

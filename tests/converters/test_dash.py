@@ -328,10 +328,10 @@ def test_resumed_run_is_bit_identical(solver):
 def test_copies_carry_the_state():
     params, dash = build()
     feed(dash, [(p, torch.ones_like(p)) for p in params])
-    twin_params, twin = copy.deepcopy((params, dash))
-    for optimizer, ps in ((dash, params), (twin, twin_params)):
+    copied_params, copied = copy.deepcopy((params, dash))
+    for optimizer, ps in ((dash, params), (copied, copied_params)):
         feed(optimizer, [(p, p.detach().clone()) for p in ps])
-    assert all(torch.equal(a, b) for a, b in zip(params, twin_params, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(params, copied_params, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -407,23 +407,23 @@ def test_decay_shrinks_by_one_minus_lr_wd():
 
 def test_vectors_follow_adamw():
     p = weight(33)
-    twin = torch.nn.Parameter(p.detach().clone())
+    copied = torch.nn.Parameter(p.detach().clone())
     dash = Dash([p], 1e-2, weight_decay=0.5)
-    adam = torch.optim.AdamW([twin], 1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    adam = torch.optim.AdamW([copied], 1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     for g in gradients((33,), 5):
         feed(dash, [(p, g)])
-        feed(adam, [(twin, g)])
-    assert relative(p.detach(), twin.detach()) < 1e-12
+        feed(adam, [(copied, g)])
+    assert relative(p.detach(), copied.detach()) < 1e-12
 
 
 def test_excluded_matrices_follow_adamw_with_decay():
-    p, twin = weight(9, 7), weight(9, 7)
+    p, copied = weight(9, 7), weight(9, 7)
     dash = Dash([p], 1e-2, weight_decay=0.5, exclude=lambda q: q.shape[0] == 9)
-    adam = torch.optim.AdamW([twin], 1e-2, betas=(0.9, 0.95), weight_decay=0.5)
+    adam = torch.optim.AdamW([copied], 1e-2, betas=(0.9, 0.95), weight_decay=0.5)
     for g in gradients((9, 7), 5):
         feed(dash, [(p, g)])
-        feed(adam, [(twin, g)])
-    assert relative(p.detach(), twin.detach()) < 1e-12
+        feed(adam, [(copied, g)])
+    assert relative(p.detach(), copied.detach()) < 1e-12
     assert dash.stats["solves"] == 0
 
 
@@ -475,14 +475,14 @@ def test_parameters_without_gradient_keep_their_state(missing):
 
 def test_added_group_keeps_earlier_state():
     a, b = weight(20, 16), weight(20, 16, seed=3)
-    twin = torch.nn.Parameter(a.detach().clone())
-    dash, alone = Dash([a], 1e-2, block=16), Dash([twin], 1e-2, block=16)
+    copied = torch.nn.Parameter(a.detach().clone())
+    dash, alone = Dash([a], 1e-2, block=16), Dash([copied], 1e-2, block=16)
     for step, g in enumerate(gradients((20, 16), 12)):
         if step == 5:
             dash.add_param_group({"params": [b], "lr": 1e-3})
         feed(dash, [(a, g)] + ([(b, g)] if step >= 5 else []))
-        feed(alone, [(twin, g)])
-    assert relative(a.detach(), twin.detach()) < 1e-12
+        feed(alone, [(copied, g)])
+    assert relative(a.detach(), copied.detach()) < 1e-12
 
 
 def test_low_precision_parameters_round_once():

@@ -12,7 +12,7 @@ from edgert.converters.convert import convert
 from edgert.converters.families import FAMILIES
 
 from edgert.bundle import Bundle
-from edgert.session import Feed, Session, open_session
+from edgert.session import Feed, Session, SessionOptions, open_session
 from tests.closeness import assert_close
 from tests.converters.checkpoints import (
     CASES,
@@ -53,7 +53,7 @@ def family(
 
 @pytest.fixture(params=["reference", "cpu"])
 def session(request: pytest.FixtureRequest, family: Family) -> Iterator[Session]:
-    found = open_session(family.bundle, device=request.param, threads=1)
+    found = open_session(family.bundle, SessionOptions(request.param, threads=1))
     assert found.device == request.param, "the asked device was replaced by another"
     yield found
     found.close()

@@ -15,7 +15,7 @@ import pytest
 from edgert.converters.convert import convert
 
 from edgert.bundle import Bundle
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.storage.safetensors import TensorFile, TensorWriter
 from tests.closeness import assert_close
 from tests.conftest import ROOT
@@ -41,7 +41,7 @@ def write(case: str, folder: Path, dtype: str) -> Any:
 
 def logits(out: Path) -> np.ndarray:
     with Bundle.open(out) as bundle:
-        session = open_session(bundle, device="cpu", threads=1)
+        session = open_session(bundle, SessionOptions(device="cpu", threads=1))
         found = run(session, prompt(63))
         session.close()
     return found

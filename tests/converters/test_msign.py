@@ -372,15 +372,15 @@ def test_skipped_steps_do_not_count():
 
 
 def test_as_a_hook_of_the_base_it_counts_once():
-    net, twin = model(), model()
-    hooked, other = wrapped(net, period=2), wrapped(twin, period=2)
+    net, copied = model(), model()
+    hooked, other = wrapped(net, period=2), wrapped(copied, period=2)
     hooked.base.register_step_post_hook(hooked.after_step)
     train(net, hooked.base, 2)
     train(net, hooked, 2, first=2)
-    train(twin, other, 4)
+    train(copied, other, 4)
     assert hooked.t == other.t == 4
     for name, value in weights(net).items():
-        assert torch.equal(value, weights(twin)[name]), name
+        assert torch.equal(value, weights(copied)[name]), name
 
 
 @pytest.mark.parametrize("base", [torch.optim.AdamW, Dash])

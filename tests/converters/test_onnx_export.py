@@ -26,6 +26,7 @@ from edgert.evaluation.verify import verify_bundle
 from edgert.graph import Graph
 from edgert.session.base import Feed
 from edgert.session.onnx_io import PLAIN, Variant
+from edgert.session.options import SessionOptions
 from edgert.session.ort import open_ort
 from edgert.storage.lock import FileLock
 
@@ -50,7 +51,7 @@ def test_export_adds_a_file_and_nothing_else(bundle: Path) -> None:
     assert made.name == "model.onnx"
     assert set(after) - set(before) == {"model.onnx"}
     assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
-    assert verify_bundle(bundle, device="ort-cpu").ok
+    assert verify_bundle(bundle, SessionOptions(device="ort-cpu")).ok
     assert [p.name for p in bundle.parent.iterdir() if "partial" in p.name] == []
 
 

@@ -14,7 +14,7 @@ from edgert.converters.convert import convert
 from edgert.converters.families import build
 
 from edgert.bundle import Bundle
-from edgert.session import Feed, open_session
+from edgert.session import Feed, SessionOptions, open_session
 from tests.closeness import assert_close
 from tests.converters.checkpoints import expected_logits, prompt, scatter, write_tokenizer
 from tests.converters.published import CONFIGS, ORIGINAL, WINDOW, shrunk
@@ -52,7 +52,7 @@ def test_equals_transformers(name: str, form: str, tmp_path: Path) -> None:
     out = tmp_path / "out.edge"
     convert(tmp_path / "checkpoint", out, quant="f32", golden=False, progress=False)
     with Bundle.open(out) as bundle:
-        session = open_session(bundle, device="cpu", threads=1)
+        session = open_session(bundle, SessionOptions(device="cpu", threads=1))
         for count in LENGTHS:
             label = f"{name} ({form}), {count} tokens"
             assert_close(label, expected_logits(model, prompt(count)), run(session, prompt(count)),

@@ -17,7 +17,7 @@ from benchmarks.quality_text import documents, table
 from edgert.bundle import Bundle
 from edgert.demo import demo_checkpoint
 from edgert.evaluation.verify import greedy
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.text.tokenizer import Tokenizer
 
 TOKENS = 200
@@ -37,7 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
 
 
 def answer(bundle: Bundle, device: str, prompt: tuple[int, ...]) -> tuple[int, ...]:
-    session = open_session(bundle, device=device, threads=1)
+    session = open_session(bundle, SessionOptions(device=device, threads=1))
     try:
         return greedy(session, prompt, TOKENS)
     finally:
@@ -48,10 +48,10 @@ def answer(bundle: Bundle, device: str, prompt: tuple[int, ...]) -> tuple[int, .
 def test_demo_tells_the_published_story(demo: Bundle, shared_data: Path, device: str) -> None:
     published = (shared_data / "lm-stories260k" / "greedy_expected.txt").read_text("utf-8")
     ids = answer(demo, device, (1,))
-    told = Tokenizer.from_bundle(demo).decode(ids)
+    text = Tokenizer.from_bundle(demo).decode(ids)
     assert len(ids) == TOKENS
-    assert len(told) > 400
-    assert published.startswith(told.strip())
+    assert len(text) > 400
+    assert published.startswith(text.strip())
 
 
 def test_demo_is_half_a_megabyte_and_has_no_template(demo: Bundle) -> None:

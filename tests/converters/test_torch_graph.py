@@ -1,5 +1,5 @@
-"""The torch twin: batches, gradients, replaced weights, calibration hooks (values: see the
-catalogue test)."""
+"""The torch implementation: batches, gradients, replaced weights, calibration hooks (values: see
+the catalogue test)."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def test_every_family_equals_the_reference(name: str) -> None:
 
 
 def test_a_batch_equals_its_sequences() -> None:
-    twin = TorchGraph(GRAPH, WEIGHTS)
-    together = twin(TOKENS)
+    module = TorchGraph(GRAPH, WEIGHTS)
+    together = module(TOKENS)
     assert together.shape == (3, 20, vocab_size(GRAPH))
     for row in range(3):
-        alone = twin(TOKENS[row : row + 1])[0]
+        alone = module(TOKENS[row : row + 1])[0]
         assert_close(f"sequence {row}", alone.numpy(), together[row].numpy(), rms=1e-6)
-    picked = twin(TOKENS, torch.tensor([19, 3]))
+    picked = module(TOKENS, torch.tensor([19, 3]))
     assert_close("rows", together[:, [19, 3]].numpy(), picked.numpy(), rms=1e-6)
 
 
 def test_no_row_sees_the_future() -> None:
-    twin = TorchGraph(GRAPH, WEIGHTS)
+    module = TorchGraph(GRAPH, WEIGHTS)
     changed = TOKENS.clone()
     changed[:, 12:] = 5
-    assert torch.equal(twin(TOKENS)[:, :12], twin(changed)[:, :12])
+    assert torch.equal(module(TOKENS)[:, :12], module(changed)[:, :12])
 
 
 def test_gradients_agree_with_finite_differences() -> None:
     graph = tiny_graph(quant="f32", layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ff=12)
-    twin = TorchGraph(graph, tiny_weights(graph), dtype=torch.float64)
+    module = TorchGraph(graph, tiny_weights(graph), dtype=torch.float64)
     name = "l0.qkv"
-    weight = twin.weights[name].requires_grad_()
+    weight = module.weights[name].requires_grad_()
     targets = TOKENS[:1, 1:].reshape(-1)
 
     def loss(w: torch.Tensor) -> torch.Tensor:
-        out = twin(TOKENS[:1], weights={name: w})[0, :-1]
+        out = module(TOKENS[:1], weights={name: w})[0, :-1]
         return torch.nn.functional.cross_entropy(out, targets)
 
     (slope,) = torch.autograd.grad(loss(weight), weight)
@@ -67,7 +67,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     with torch.no_grad():
         measured = (loss(weight + step * direction) - loss(weight - step * direction)) / (2 * step)
     assert float((slope * direction).sum()) == pytest.approx(float(measured), rel=1e-4)
-    assert all(not w.requires_grad for n, w in twin.weights.items() if n != name)
+    assert all(not w.requires_grad for n, w in module.weights.items() if n != name)
 
 
 def test_watch_sees_every_linear_input() -> None:

@@ -25,7 +25,7 @@ from edgert.evaluation.perplexity import (
 )
 from edgert.evaluation.scoring import Request, Scorer
 from edgert.evaluation.zeroshot import TASKS, encode_pair, load_task, score_task
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.session.base import Feed, Session
 from edgert.session.reference import ReferenceSession
 from edgert.text.tokenizer import Tokenizer
@@ -285,18 +285,18 @@ def test_a_limit_takes_the_first_of_each_paradigm(data: Path) -> None:
 
 
 def test_pairs_are_cut_as_lm_eval_cuts_them(tokenizer: Tokenizer) -> None:
-    def pair(context: str, answer: str, room: int = 99) -> tuple[Request, bool]:
-        return encode_pair(tokenizer, context, answer, start=BOS, room=room)
+    def pair(context: str, answer: str, longest: int = 99) -> tuple[Request, bool]:
+        return encode_pair(tokenizer, context, answer, start=BOS, longest=longest)
 
     spaced, truncated = pair("go  ", "to")
     assert spaced.context == tuple(tokenizer.encode("go"))
     assert spaced.continuation == tuple(tokenizer.encode("  to"))
     assert not truncated
     assert pair("", "to")[0].context == (BOS,)
-    cut, truncated = pair("abcdef", "gh", room=4)
+    cut, truncated = pair("abcdef", "gh", longest=4)
     assert (cut.context, truncated) == (tuple(tokenizer.encode("def")), True)
     with pytest.raises(RequestError, match="answer of 5 tokens, expected 1 to 4"):
-        pair("a", "bcdef", room=4)
+        pair("a", "bcdef", longest=4)
 
 
 def test_tokens_that_reach_over_the_border() -> None:
@@ -308,7 +308,7 @@ def test_tokens_that_reach_over_the_border() -> None:
         def encode(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
             return {"you,": [4, 5], "you, Sara": [6], " Sara": [7, 8]}[text]
 
-    found, _ = encode_pair(Merging(), "you,", " Sara", start=BOS, room=9)
+    found, _ = encode_pair(Merging(), "you,", " Sara", start=BOS, longest=9)
     assert found == Request((4, 5), (7, 8))
 
 
@@ -386,7 +386,7 @@ def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_a_published_perplexity_is_met(stories: Bundle, shared_data: Path) -> None:
     """The model's card in the shared data: 3.016 nats, five stories, BOS in front, 500 tokens."""
     path = shared_data / "lm-tinystories-656k" / "tinystories_sample.txt"
-    session = open_session(stories, device="reference")
+    session = open_session(stories, SessionOptions(device="reference"))
     tokenizer = Tokenizer.from_bundle(stories)
     documents = read_documents(path, split="<|endoftext|>")
     score = score_text(session, tokenizer, documents, start=1, window=512, stride=512)
@@ -402,7 +402,7 @@ def test_a_trained_model_knows_some_grammar(stories: Bundle, shared_data: Path) 
     assert len(examples) == 3 * 67
     found = {}
     for device in ("cpu", "reference"):
-        session = open_session(stories, device=device)
+        session = open_session(stories, SessionOptions(device=device))
         found[device] = score_task(session, tokenizer, "blimp", examples, start=1).metrics["acc"]
         session.close()
     print(f"BLiMP, 3 of each paradigm: {found}")

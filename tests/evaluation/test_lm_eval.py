@@ -79,7 +79,7 @@ def test_log_likelihoods_are_lm_evals(
     expected = peer.loglikelihood(asked, disable_tqdm=True)
     session, tokenizer = open_session(stories), Tokenizer.from_bundle(stories)
     requests = [
-        encode_pair(tokenizer, *pair, start=START, room=session.context)[0] for pair in pairs
+        encode_pair(tokenizer, *pair, start=START, longest=session.context)[0] for pair in pairs
     ]
     scores = Scorer(session).score(requests)
     session.close()

@@ -11,7 +11,7 @@ import pytest
 from edgert.bundle import Bundle, Golden
 from edgert.errors import DeviceError
 from edgert.evaluation.verify import Report, greedy, verify_bundle
-from edgert.session import Feed, open_session
+from edgert.session import Feed, SessionOptions, open_session
 from tests.tiny import reseal, tiny_bundle
 
 
@@ -65,7 +65,7 @@ def test_structure_is_checked_after_the_hashes(tmp_path: Path) -> None:
     graph = (path / "model.graph.json").read_text(encoding="utf-8")
     (path / "model.graph.json").write_text(graph.replace('"silu"', '"relu"'), encoding="utf-8")
     reseal(path)
-    (problem,) = verify_bundle(path, values=True, device="reference").problems()
+    (problem,) = verify_bundle(path, SessionOptions(device="reference"), values=True).problems()
     assert problem.subject == "graphs and tensors"
     assert "act is 'relu'" in problem.message
 
@@ -83,7 +83,7 @@ def test_golden_answers(tmp_path: Path) -> None:
     plain = tiny_bundle(tmp_path / "plain.edge", quant="f32")
     prompt = (0, 77, 105, 32)
     with Bundle.open(plain) as bundle:
-        session = open_session(bundle, device="reference")
+        session = open_session(bundle, SessionOptions(device="reference"))
         expected = greedy(session, prompt, 5)
         state, ids = session.new_state(), list(prompt)
         for token in expected:  # by hand: the whole sequence every time
@@ -94,12 +94,12 @@ def test_golden_answers(tmp_path: Path) -> None:
         session.max_rows = 3
         assert greedy(session, prompt, 5) == expected, "in pieces"
     good = tiny_bundle(tmp_path / "a.edge", quant="f32", golden=(Golden(prompt, expected),) * 2)
-    report = verify_bundle(good, device="reference")
+    report = verify_bundle(good, SessionOptions(device="reference"))
     assert report.ok
     assert [c.subject for c in report.checks][-1] == "golden[1] on reference"
     other = (*expected[:-1], (expected[-1] + 1) % 260)
     bad = tiny_bundle(tmp_path / "b.edge", quant="f32", golden=(Golden(prompt, other),))
-    (problem,) = verify_bundle(bad, device="reference").problems()
+    (problem,) = verify_bundle(bad, SessionOptions(device="reference")).problems()
     assert problem.code == "golden"
     assert str(expected) in problem.message
     assert str(other) in problem.message
@@ -108,14 +108,14 @@ def test_golden_answers(tmp_path: Path) -> None:
 def test_a_device_that_cannot_be_used_is_no_fault_of_the_bundle(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     with pytest.raises(DeviceError, match="expected one of"):
-        verify_bundle(path, device="abacus")
+        verify_bundle(path, SessionOptions(device="abacus"))
     with pytest.raises(DeviceError, match="kv_bits is 8"):
-        verify_bundle(path, device="reference", kv_bits=8)
+        verify_bundle(path, SessionOptions(device="reference", kv_bits=8))
 
 
 def test_a_golden_prompt_that_does_not_fit(tmp_path: Path) -> None:
     long = tiny_bundle(tmp_path / "a.edge", context=4, golden=(Golden((1,) * 9, (2,)),))
-    (problem,) = verify_bundle(long, device="reference").problems()
+    (problem,) = verify_bundle(long, SessionOptions(device="reference")).problems()
     assert problem.subject == "golden[0] on reference"
     assert problem.code == "context"
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOM = 512 << 20  # bytes of address space beyond what the warm process has
+SPACE = 512 << 20  # bytes of address space beyond what the warm process has
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,12 +64,12 @@ def forget_peak() -> int:
 
 
 def limit_memory() -> None:
-    """No more than ROOM bytes of address space from here on."""
+    """No more than SPACE bytes of address space from here on."""
     import resource
 
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, now + ROOM))
+    resource.setrlimit(resource.RLIMIT_AS, (now + SPACE, now + SPACE))
 
 
 def look(action: Any, path: str, opened: list[str]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def duplicate_key_in_manifest(bundle: Path) -> None:
 @spoils("H07", "tensor-header-duplicate", WEIGHTS, "'norm' stands twice", "expected once")
 def duplicate_key_in_header(bundle: Path) -> None:
     header, data = header_of((bundle / WEIGHTS).read_bytes())
-    twin = f'{{"norm": {json.dumps(header["norm"])}, {json.dumps(header)[1:]}'
-    set_weights(bundle, file_of(twin.encode(), data))
+    duplicate = f'{{"norm": {json.dumps(header["norm"])}, {json.dumps(header)[1:]}'
+    set_weights(bundle, file_of(duplicate.encode(), data))
 
 
 @spoils("H07", "graph-duplicate", GRAPH, "'context' stands twice", "expected once")
@@ -196,12 +196,12 @@ def used_name_leaves(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda m: m["text"].update(tokenizer="../tokenizer.json"))
 
 
-@spoils("H08", "path", "'tokenizer.json' and 'TOKENIZER.json' are twins", "expected")
+@spoils("H08", "path", "'tokenizer.json' and 'TOKENIZER.json' may be the same file", "expected")
 def case_twins(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda m: m["files"].update({"TOKENIZER.json": ENTRY}))
 
 
-@spoils("H08", "path", "'caf\u00e9' and 'CAF\u00c9' are twins", "expected")
+@spoils("H08", "path", "'caf\u00e9' and 'CAF\u00c9' may be the same file", "expected")
 def case_twins_with_accents(bundle: Path) -> None:
     edit_json(
         bundle, MANIFEST, lambda m: m["files"].update({"caf\u00e9": ENTRY, "CAF\u00c9": ENTRY})
@@ -215,7 +215,7 @@ def twins_but_for_composition(bundle: Path) -> None:
     )
 
 
-@spoils("H08", "path", "'manifest.json' and 'Manifest.json' are twins", "expected")
+@spoils("H08", "path", "'manifest.json' and 'Manifest.json' may be the same file", "expected")
 def manifest_lists_itself(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda m: m["files"].update({"Manifest.json": ENTRY}))
 

@@ -11,6 +11,7 @@ import pytest
 from edgert.bundle import Bundle
 from edgert.errors import BundleError
 from edgert.evaluation.verify import verify_bundle
+from edgert.session.options import SessionOptions
 from tests.hostile.box import examine, snapshot
 from tests.hostile.make_corpus import CORPUS, Mutation, make
 from tests.tiny import tiny_bundle
@@ -29,7 +30,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_good_bundle_is_good(good: Path) -> None:
     Bundle.open(good).close()
-    report = verify_bundle(good, values=True, device="reference")
+    report = verify_bundle(good, SessionOptions(device="reference"), values=True)
     assert report.ok, report.problems()
 
 

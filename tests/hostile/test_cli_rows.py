@@ -28,10 +28,10 @@ def test_generate_refuses(
     command = ["generate", str(bad), "-p", "Once", "-n", "1"]
     assert run([*command, "--json"]) == 2
     out, err = capsys.readouterr()
-    told = json.loads(out)["error"]
-    assert (told["type"], told["code"]) == ("BundleError", mutation.code)
-    assert all(text in told["message"] for text in mutation.says)
-    assert told["hint"]
+    error = json.loads(out)["error"]
+    assert (error["type"], error["code"]) == ("BundleError", mutation.code)
+    assert all(text in error["message"] for text in mutation.says)
+    assert error["hint"]
     assert err == ""
     assert run(command) == 2
     out, err = capsys.readouterr()

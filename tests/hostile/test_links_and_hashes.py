@@ -147,8 +147,8 @@ def test_h10_skipping_on_the_command_line(
     with caplog.at_level(logging.WARNING, "edgert"):
         for count in (1, 2):
             assert run([*args, "--skip-verify"]) == 0
-            told = [record for record in caplog.records if "not verified" in record.message]
-            assert len(told) == count
+            warnings = [record for record in caplog.records if "not verified" in record.message]
+            assert len(warnings) == count
 
 
 def test_h10_the_warning_reaches_people(tmp_path: Path) -> None:

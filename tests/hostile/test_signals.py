@@ -191,8 +191,8 @@ def test_h36_a_standard_output_that_takes_nothing(
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
-    told = b"No space left" if "full" in where else b"standard output is closed"
-    assert done.stderr.count(told) == (0 if "2>&-" in where else 1)
+    message = b"No space left" if "full" in where else b"standard output is closed"
+    assert done.stderr.count(message) == (0 if "2>&-" in where else 1)
 
 
 def test_h36_a_terminal_that_changes_its_size(bundle: Path) -> None:

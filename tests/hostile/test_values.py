@@ -13,7 +13,7 @@ from edgert.kernels.quant import Quantized
 
 from edgert.bundle import Bundle
 from edgert.evaluation.verify import ValueCounts, count_values, verify_bundle
-from edgert.session import Feed, open_session
+from edgert.session import Feed, SessionOptions, open_session
 from edgert.storage.safetensors import TensorFile, TensorWriter
 from tests.tiny import tensors, tiny_bundle, tiny_graph, tiny_weights
 
@@ -100,7 +100,7 @@ def test_h06_a_zero_group_gives_zeros(tmp_path: Path) -> None:
         table = bundle.weights()["embed"]
         assert isinstance(table, Quantized)
         assert not dequantize(table).any()
-        session = open_session(bundle, device="reference")
+        session = open_session(bundle, SessionOptions(device="reference"))
         feed = Feed(session.new_state(), np.array([0, 1], np.int32))
         logits = session.step([feed])[0].logits
     assert logits.tolist() == [[0.0] * 260]

@@ -1,4 +1,4 @@
-"""Every op of the catalogue: reference, torch twin, ONNX emission and CPU kernel agree.
+"""Every op of the catalogue: reference, torch implementation, ONNX emission and CPU kernel agree.
 
 An op is a graph of its own: float rows go straight in, its rows come straight out. Ops without a
 state run as functions, ops with one step by step. A face that is missing fails here; none is

@@ -85,9 +85,9 @@ def narrow(source, out, n):
 
 codes = np.arange(1 << 16, dtype=np.uint16)
 expected = codes.view(np.float16).astype(np.float32)
-wide = np.empty_like(expected)
-widen(codes.ctypes.data, wide.ctypes.data, codes.size)
-print(np.array_equal(wide.view(np.uint32), expected.view(np.uint32)))
+widened = np.empty_like(expected)
+widen(codes.ctypes.data, widened.ctypes.data, codes.size)
+print(np.array_equal(widened.view(np.uint32), expected.view(np.uint32)))
 
 # Every code's neighbours, the midpoints and their neighbours, and anything else.
 near = expected.view(np.uint32)[:, None] + np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF])

@@ -190,17 +190,17 @@ def at_the_fence(graph, weights, paired):
     slots, size = packed.plan(graph, paired)
     end = max(slot.offset + slot.size for slot in slots.values())
     span = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
-    room = mmap.mmap(-1, span + mmap.PAGESIZE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
-    data = np.frombuffer(room, np.uint8)[span - end : span]
+    block = mmap.mmap(-1, span + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    data = np.frombuffer(block, np.uint8)[span - end : span]
     packed.fill(graph, weights, slots, data)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(start + span), ctypes.c_size_t(mmap.PAGESIZE), 0):
         raise OSError(ctypes.get_errno(), "mprotect")
-    twin = packed.Twin(data, slots)
-    twin.base += inside
-    twin.room = room
-    return twin
+    weights_at_the_end = packed.PackedWeights(data, slots)
+    weights_at_the_end.base += inside
+    weights_at_the_end.block = block
+    return weights_at_the_end
 
 packed.in_memory = at_the_fence
 for bits in (4, 8):
@@ -226,7 +226,7 @@ print("done")
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 def test_no_read_past_the_last_weight(kernel_folder: Path) -> None:
-    """The last weight ends where an unreadable page begins, without the room that twins add."""
+    """The last weight ends where an unreadable page begins, without the spare bytes of a file."""
     done = python(GUARDED, "0", str(kernel_folder))
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
     done = python(GUARDED, "1", str(kernel_folder))  # one byte over the fence is noticed

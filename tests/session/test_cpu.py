@@ -182,9 +182,9 @@ def test_a_state_is_its_tokens(
     state, other = session.new_state(), session.new_state()
     saved = other.snapshot()
     for name, a, b in operations:
-        room = LENGTH - 1 - state.length
-        if name in ("feed", "draft") and room:
-            tokens = TOKENS[state.length : state.length + min(max(a, 1), room)].copy()
+        left = LENGTH - 1 - state.length
+        if name in ("feed", "draft") and left:
+            tokens = TOKENS[state.length : state.length + min(max(a, 1), left)].copy()
             keep = len(tokens) if name == "feed" else min(b, len(tokens))
             tokens[keep:] = (tokens[keep:] + 1) % vocab_size(GRAPH)  # rejected guesses
             session.step([Feed(state, tokens, "none")])

@@ -272,7 +272,7 @@ def test_captured_steps_serve_later_states(tmp_path: Path) -> None:
         session.step([Feed(small, TOKENS[:2])])
     session.close()
     other.close()
-    assert session.model.spares.take(512, long_rope=False) is None
+    assert session.model.buffer_pool.take(512, long_rope=False) is None
 
 
 def test_misuse_is_refused(session: Session, tmp_path: Path) -> None:

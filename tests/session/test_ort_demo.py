@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgert.bundle import Bundle
 from edgert.demo import demo_bundle, demo_checkpoint
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.session.base import Feed
 from edgert.session.providers import DEVICES, is_available
 
@@ -28,7 +28,7 @@ def _greedy(
 ) -> tuple[list[int], NDArray[np.float32]]:
     """Token ids, and the logits each was chosen from."""
     with Bundle.open(bundle) as opened:
-        session = open_session(opened, device=device, threads=1)
+        session = open_session(opened, SessionOptions(device=device, threads=1))
         state, feed = session.new_state(STEPS + len(prompt)), np.array(prompt, np.int32)
         tokens, logits = [], []
         for _ in range(STEPS):

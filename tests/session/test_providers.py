@@ -12,7 +12,7 @@ from edgert.converters.onnx_emit import export
 
 from edgert.bundle import Bundle
 from edgert.errors import BundleError, DeviceError
-from edgert.session import auto_device, open_session, providers
+from edgert.session import SessionOptions, auto_device, open_session, providers
 from edgert.session.ort import emitted, open_ort, place
 from edgert.session.providers import DEVICES, Placement, find_provider, parse_device
 
@@ -67,13 +67,13 @@ def test_missing_through_every_door(bundle: Path, monkeypatch: pytest.MonkeyPatc
     with Bundle.open(bundle) as opened:
         for door in (open_session, open_ort):
             with pytest.raises(DeviceError, match="CUDAExecutionProvider"):
-                door(opened, device="cuda")
+                door(opened, SessionOptions("cuda"))
 
 
-def test_two_builds_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_builds_over_one_another_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     here(monkeypatch)
-    twins = ["onnxruntime", "onnxruntime-gpu"]
-    monkeypatch.setattr(providers, "installed_builds", lambda: twins)
+    builds = ["onnxruntime", "onnxruntime-gpu"]
+    monkeypatch.setattr(providers, "installed_builds", lambda: builds)
     with pytest.raises(DeviceError, match="installed over one another, keep one"):
         find_provider("cuda")
 
@@ -88,7 +88,7 @@ def test_unknown_devices_and_flags(bundle: Path) -> None:
     with pytest.raises(DeviceError, match=r"graph \(cuda only\)"):
         parse_device("ort-cpu:graph")
     with Bundle.open(bundle) as opened, pytest.raises(DeviceError, match="kv_bits is 16"):
-        open_session(opened, device="ort-cpu", kv_bits=16)
+        open_session(opened, SessionOptions(device="ort-cpu", kv_bits=16))
 
 
 def test_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_qnn_refuses_weights_that_it_would_get_wrong(
     monkeypatch.setattr(providers, "_has_plugin", lambda _: False)
     for device in ("qnn", "qnn:allow-cpu-nodes"):
         with Bundle.open(bundle) as opened, pytest.raises(DeviceError, match="int") as caught:
-            open_session(opened, device=device)
+            open_session(opened, SessionOptions(device=device))
         assert caught.value.code == "device-weights"
         assert "--quant f16" in caught.value.hint
 
@@ -237,23 +237,23 @@ def test_cuda_takes_float16_only(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
     with Bundle.open(bundle) as opened:
         assert auto_device(opened) == "cpu"
         with pytest.raises(BundleError, match=r"found \['model.onnx'\]") as caught:
-            open_session(opened, device="cuda")
+            open_session(opened, SessionOptions(device="cuda"))
     assert caught.value.hint.endswith("--precision f16")
 
 
 def test_the_fitting_variant_is_chosen(bundle: Path) -> None:
     with Bundle.open(bundle) as opened, pytest.raises(BundleError) as caught:
-        open_session(opened, device="ort-cpu")
+        open_session(opened, SessionOptions(device="ort-cpu"))
     assert caught.value.code == "onnx-missing"
     assert caught.value.hint.endswith("--precision f32")
     export(bundle, standard=True)
     export(bundle, precision="f16")
     with Bundle.open(bundle) as opened:
         assert len(emitted(opened)) == 2
-        assert open_ort(opened, device="ort-cpu").variant.half
+        assert open_ort(opened, SessionOptions("ort-cpu")).variant.half
     export(bundle)
     with Bundle.open(bundle) as opened:
-        session = open_session(opened, device="ort-cpu", ctx_size=50, threads=1)
+        session = open_session(opened, SessionOptions(device="ort-cpu", ctx_size=50, threads=1))
         assert session.context == 50
         assert session.device == "ort-cpu"
         assert session.variant.suffix == ""  # type: ignore[attr-defined]

@@ -58,10 +58,10 @@ def test_ordinary_names(name: str, tmp_path: Path) -> None:
     folder.close()
 
 
-def test_twins() -> None:
+def test_names_that_may_be_the_same_file() -> None:
     check_names(["a", "b/a", "B2"], "here")
     for names in (["a", "A"], ["straße", "STRASSE"], ["x/a", "X/a"]):
-        with pytest.raises(BundleError, match=r"here: .* are twins"):
+        with pytest.raises(BundleError, match=r"here: .* may be the same file"):
             check_names(names, "here")
     with pytest.raises(BundleError, match=r"here: .* a file or a folder, not both"):
         check_names(["a/b/c", "a"], "here")

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgert.api import TextModel
 from edgert.demo import demo_checkpoint
 from edgert.errors import RequestError
 from edgert.graph import Graph
 from edgert.session.base import Feed, StepResult
 from edgert.session.reference import ReferenceSession
+from edgert.text.model import TextModel
 from edgert.text.stopping import StopText
 from edgert.text.template import ChatTemplate
 from edgert.text.tokenizer import Tokenizer

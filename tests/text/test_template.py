@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edgert.errors import RequestError
-from edgert.text.template import ChatTemplate, Segment
+from edgert.text.segments import Segment
+from edgert.text.template import ChatTemplate
 from tests.text.tokenizer_files import NAMES, pair
 
 TOOLS = [

@@ -58,7 +58,7 @@ def write_gguf(graph: Graph, weights: dict[str, Any], path: Path) -> None:
     if any(
         "q_norm" in n.weights or n.attrs.get("softcap") or n.attrs.get("window") for n in attention
     ):
-        raise SystemExit("only plain Llama graphs can be written as a GGUF twin")
+        raise SystemExit("only plain Llama graphs can be copied to GGUF")
     norms = [n for n in nodes if n.op == "rms_norm"]
     inv_freq = weights[attention[0].weights["inv_freq"]]
     base = float(inv_freq[1] / inv_freq[0]) ** (-len(inv_freq))

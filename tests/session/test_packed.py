@@ -1,5 +1,5 @@
-"""Packed twins on disk: written once, mapped afterwards, replaced when they are not what their name
-says, done without where nothing can be written."""
+"""Packed weights on disk: written once, mapped afterwards, replaced when they are not what their
+name says, done without where nothing can be written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENS = np.arange(40, dtype=np.int32)
 
 
 def answer(folders: list[Path], cache: Path, key: str = KEY) -> NDArray[np.float32]:
-    """Logits of a session whose twin may live in `folders`."""
+    """Logits of a session whose packed weights may live in `folders`."""
     session = CpuSession(GRAPH, WEIGHTS, threads=1, cache=cache, twin_folders=folders, key=key)
     out = session.step([Feed(session.new_state(), TOKENS, "all")])[0].logits
     session.close()
@@ -53,13 +53,13 @@ def test_written_once_and_mapped_afterwards(
     tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    assert np.array_equal(answer([tmp_path / "twins"], kernel_folder), expected)
-    path = only_file(tmp_path / "twins")
+    assert np.array_equal(answer([tmp_path / "packed"], kernel_folder), expected)
+    path = only_file(tmp_path / "packed")
     assert path.name.startswith(KEY[:24])
     before = path.stat()
     forbid_packing(monkeypatch)
-    assert np.array_equal(answer([tmp_path / "none", tmp_path / "twins"], kernel_folder), expected)
-    after = only_file(tmp_path / "twins").stat()
+    assert np.array_equal(answer([tmp_path / "none", tmp_path / "packed"], kernel_folder), expected)
+    after = only_file(tmp_path / "packed").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert not (tmp_path / "none").exists()
 
@@ -78,10 +78,10 @@ def test_another_model_or_layout_gets_a_file_of_its_own(
 @pytest.mark.parametrize(
     "damage", ["shorter", "longer", "empty", "foreign", "another name", "link", "zeros"]
 )
-def test_a_file_that_is_not_the_twin_is_replaced(
+def test_a_file_that_is_not_the_packed_one_is_replaced(
     damage: str, tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32]
 ) -> None:
-    folder = tmp_path / "twins"
+    folder = tmp_path / "packed"
     answer([folder], kernel_folder)
     path = only_file(folder)
     good = path.read_bytes()
@@ -112,7 +112,7 @@ def test_where_nothing_can_be_written(
     tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32]
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")  # even root makes no folder under a file
-    closed, second = tmp_path / "file" / "twins", tmp_path / "second"
+    closed, second = tmp_path / "file" / "packed", tmp_path / "second"
     assert np.array_equal(answer([closed], kernel_folder), expected)
     assert np.array_equal(answer([closed, second], kernel_folder), expected)
     assert only_file(second).stat().st_size > 0
@@ -160,7 +160,7 @@ def test_several_threads_write_at_once(
     assert only_file(tmp_path).suffix == ".packed"
 
 
-def test_in_memory_twins_hold_the_same_bytes(tmp_path: Path) -> None:
+def test_packed_weights_in_memory_hold_the_same_bytes(tmp_path: Path) -> None:
     paired = frozenset({"l0.gate_up", "l1.gate_up"})
     here = packed.in_memory(GRAPH, WEIGHTS, paired)
     there = packed.mapped(GRAPH, WEIGHTS, paired, folders=[tmp_path], key=KEY)

@@ -1,0 +1,72 @@
+"""How a session is opened: one set of options for `edgert.load`, the command line and the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .. import limits
+from ..errors import DeviceError, RequestError
+from ..graph import Graph
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """device: "cpu", "reference", "auto" (CUDA where it can be used, else "cpu"), or an execution
+    provider of onnxruntime with options after a colon, as `providers.parse_device` reads them.
+    threads: None means one per performance core. ctx_size: tokens a state may hold, None means what
+    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide.
+
+    Raises RequestError for values that no model takes; what depends on the model or the device is
+    checked when the session is opened.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    ctx_size: int | None = None
+    kv_bits: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, str):
+            raise type_error("device", self.device, "a name such as 'cpu'")
+        for name in ("threads", "ctx_size", "kv_bits"):
+            value = getattr(self, name)
+            whole = hasattr(value, "__index__") and not isinstance(value, bool)
+            if value is not None and not whole:
+                raise type_error(name, value, "a whole number")
+        if self.ctx_size is not None and not 1 <= self.ctx_size <= limits.CONTEXT_TOKENS:
+            raise RequestError(
+                f"ctx_size is {self.ctx_size}, expected 1 to {limits.CONTEXT_TOKENS}",
+                code="parameter-range",
+                hint="leave it out for all that the model takes",
+                field="ctx_size",
+            )
+
+    def context(self, graph: Graph) -> int:
+        """Tokens that a state of this graph may hold; DeviceError for more than the model takes."""
+        if self.ctx_size is not None and self.ctx_size > graph.context:
+            raise DeviceError(
+                f"ctx_size is {self.ctx_size}, this model takes 1 to {graph.context} tokens",
+                code="ctx-size",
+                hint="leave it out for all that the model takes",
+            )
+        return self.ctx_size or graph.context
+
+    def require_kv_bits(self, allowed: Sequence[int], why: str) -> None:
+        """DeviceError, giving the reason `why`, for kv_bits that the device cannot offer."""
+        if self.kv_bits not in allowed:
+            raise DeviceError(
+                f"kv_bits is {self.kv_bits}, {why}, expected {' or '.join(map(str, allowed))}",
+                code="kv-bits",
+                hint="leave it out, or use the cpu device",
+            )
+
+
+def type_error(name: str, value: object, expected: str) -> RequestError:
+    """The error for an argument of `edgert.load` that is of a wrong type."""
+    return RequestError(
+        f"{name} is {value!r}, expected {expected}",
+        code="parameter-type",
+        hint="help(edgert.load) says what each one means",
+        field=name,
+    )
