@@ -27,7 +27,7 @@ CORE = {
 # Third-party packages a folder may import: anywhere, and inside functions only.
 ANYWHERE = {
     "edgert": CORE - {"numba", "llvmlite", "onnxruntime"},
-    "kernels": {"numpy", "numba", "llvmlite"},
+    "kernels": {"numpy", "numba", "llvmlite", "msgspec"},
     "converters": {"numpy", "msgspec", "tqdm", "safetensors", "torch", "tokenizers"},
     "devices": {"msgspec", "psutil", "numpy"},
 }

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from ... import limits
 from ...bundle.manifest import TextSpec
 from ...errors import ConvertError
 from .base import Text
 from .tokenizer_file import tokenizer_file
-
-if TYPE_CHECKING:
-    from .hf import HfSource
 
 SPECIAL = (
     "bos_token",
@@ -37,7 +35,20 @@ TEMPLATE_FILE = "chat_template.jinja"
 T = TypeVar("T")
 
 
-def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | None:
+class TextFiles(Protocol):
+    """The text files of a checkpoint folder: contents by name, and those that are JSON, parsed."""
+
+    path: Path
+    texts: dict[str, bytes]
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    tokenizer: dict[str, Any]
+    tokenizer_config: dict[str, Any]
+    special_tokens: dict[str, Any]
+    template_json: dict[str, Any]
+
+
+def read_text(source: TextFiles, vocab_size: int, faults: list[str]) -> Text | None:
     """Everything the manifest says about text; None where `faults` got the reason."""
     if "tokenizer.json" not in source.texts:
         raise _no_tokenizer(source)
@@ -77,7 +88,7 @@ def read_text(source: HfSource, vocab_size: int, faults: list[str]) -> Text | No
     return Text(spec, files, tokenizer.left_out, path)
 
 
-def _no_tokenizer(source: HfSource) -> ConvertError:
+def _no_tokenizer(source: TextFiles) -> ConvertError:
     """The error for a checkpoint without the one form that is read."""
     others = [name for name in OTHER_TOKENIZERS if (source.path / name).is_file()]
     only = f" (only {', '.join(others)})" if others else ""
@@ -108,7 +119,7 @@ def _as(kind: type[T], value: Any) -> T:
     return value if isinstance(value, kind) else kind()
 
 
-def special_strings(source: HfSource) -> dict[str, str]:
+def special_strings(source: TextFiles) -> dict[str, str]:
     """bos_token, eos_token, ... as templates see them."""
     out = {}
     for key in SPECIAL:
@@ -129,7 +140,7 @@ def _id_list(value: Any, where: str, faults: list[str]) -> list[int]:
 
 
 def _eos_ids(
-    source: HfSource, special: Mapping[str, str], ids: Mapping[str, int], faults: list[str]
+    source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int], faults: list[str]
 ) -> tuple[int, ...]:
     """Every id that any of the three files calls the end, in that order."""
     found = _id_list(
@@ -141,7 +152,7 @@ def _eos_ids(
     return tuple(dict.fromkeys(found))
 
 
-def _bos_id(source: HfSource, special: Mapping[str, str], ids: Mapping[str, int]) -> int | None:
+def _bos_id(source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int]) -> int | None:
     """The tokenizer's BOS; failing that, the config's."""
     if special.get("bos_token") in ids:
         return ids[special["bos_token"]]
@@ -151,7 +162,7 @@ def _bos_id(source: HfSource, special: Mapping[str, str], ids: Mapping[str, int]
     return value if type(value) is int else None
 
 
-def _adds_bos(source: HfSource, bos: int, special: Mapping[str, str]) -> bool:
+def _adds_bos(source: TextFiles, bos: int, special: Mapping[str, str]) -> bool:
     """Whether encoding a text puts BOS in front, as transformers does it."""
     wanted = source.tokenizer_config.get("add_bos_token")
     kind = str(source.tokenizer_config.get("tokenizer_class", "")).removesuffix("Fast")
@@ -175,7 +186,7 @@ def _starts_with_bos(step: Any, bos: int, text: str | None) -> bool:
     return token == text or entry.get("ids") == [bos]
 
 
-def chat_template(source: HfSource) -> str | None:
+def chat_template(source: TextFiles) -> str | None:
     """The template's source: its own file, chat_template.json, or tokenizer_config.json, in
     transformers' order; of several named ones the one called "default"."""
     if TEMPLATE_FILE in source.texts:

@@ -146,6 +146,20 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
     return segment
 
 
+@njit(error_model="numpy")
+def _span(ins: int, t0: int, n: int) -> tuple[int, int]:
+    """The first and last segment that n rows of one sequence look at, from row t0 on."""
+    window, visible = ld_i64(ins + ATTEND.window), ld_i64(ins + ATTEND.visible)
+    newest = ld_i32(ld_i64(ins + ATTEND.slots) + 4 * (t0 + n - 1))
+    low = 0
+    if window > 0:
+        oldest = ld_i32(ld_i64(ins + ATTEND.places) + 4 * t0)
+        if ld_i64(visible + 16 * t0) != -1:  # a later row may stand at an earlier place
+            oldest = ld_i64(visible + 16 * t0 + 8)
+        low = max(0, oldest - window + 1) // (PAGE * SEGMENT)
+    return low, newest // (PAGE * SEGMENT)
+
+
 def _attended(load: Any, element: int) -> Any:
     tree = tree_page(key_products(load, element)[1], load, element)
     segment = _segmented(_paged(load, element), tree, element)
@@ -158,8 +172,6 @@ def _attended(load: Any, element: int) -> Any:
         done, ctrl = ld_i64(ins + ATTEND.counters), ld_i64(ins + ATTEND.ctrl)
         heads, groups = ld_i64(ins + ATTEND.heads), ld_i64(ins + ATTEND.kv_heads)
         size = ld_i64(ins + ATTEND.size)
-        window, visible = ld_i64(ins + ATTEND.window), ld_i64(ins + ATTEND.visible)
-        slots, places = ld_i64(ins + ATTEND.slots), ld_i64(ins + ATTEND.places)
         y, y_stride = ld_i64(ins + ATTEND.y), ld_i64(ins + ATTEND.y_stride)
         share, padded = heads // groups, (size + 15) // 16 * 16
         step = 64 + 4 * padded
@@ -178,12 +190,7 @@ def _attended(load: Any, element: int) -> Any:
                 tile, rest = unit // (groups * split), unit % (groups * split)
                 g, part = rest // split, rest % split
                 t0, n = ld_i32(tiles + 8 * tile), ld_i32(tiles + 8 * tile + 4)
-                newest = ld_i32(slots + 4 * (t0 + n - 1))
-                oldest = ld_i32(places + 4 * t0)
-                if ld_i64(visible + 16 * t0) != -1:  # a later row may stand at an earlier place
-                    oldest = ld_i64(visible + 16 * t0 + 8)
-                low = max(0, oldest - window + 1) // (PAGE * SEGMENT) if window > 0 else 0
-                high = newest // (PAGE * SEGMENT)
+                low, high = _span(ins, t0, n)
                 if split == 1:
                     for which in range(low, high + 1):
                         into = total if which == low else mine
