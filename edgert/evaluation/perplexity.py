@@ -66,16 +66,16 @@ def windows(count: int, window: int, stride: int) -> Iterator[tuple[int, int, in
 
 def window_sizes(context: int, window: int | None, stride: int | None) -> tuple[int, int]:
     """Checked (window, stride); defaults: at most 1024 tokens, half a window."""
-    size = min(context, WINDOW) if window is None else window
-    step = max(1, size // 2) if stride is None else stride
-    if not 1 <= size <= context or not 1 <= step <= size:
+    length = min(context, WINDOW) if window is None else window
+    step = max(1, length // 2) if stride is None else stride
+    if not 1 <= length <= context or not 1 <= step <= length:
         raise RequestError(
-            f"window {size} and stride {step}, expected 1 <= stride <= window <= {context}, "
+            f"window {length} and stride {step}, expected 1 <= stride <= window <= {context}, "
             "the context of the model",
             code="window",
             hint="leave both out, or choose smaller ones",
         )
-    return size, step
+    return length, step
 
 
 def score_text(
@@ -93,7 +93,7 @@ def score_text(
     start: id in front of a document when the tokenizer has no prefix of its own. progress: called
     with the number of windows just scored. Raises RequestError when there is nothing to score.
     """
-    size, step = window_sizes(session.context, window, stride)
+    length, step = window_sizes(session.context, window, stride)
     requests: list[Request] = []
     tokens = size = 0
     for text in documents:
@@ -101,7 +101,7 @@ def score_text(
         front = tokenizer.prefix or (start,)
         line = (*front, *ids)
         skipped = len(front) - 1  # ids of the prefix that a prefix id predicts
-        for begin, first, end in windows(len(line) - 1, size, step):
+        for begin, first, end in windows(len(line) - 1, length, step):
             scored = max(first, skipped)
             if scored < end:
                 requests.append(Request(line[begin : scored + 1], line[scored + 1 : end + 1]))
@@ -121,7 +121,7 @@ def score_text(
         tokens=tokens,
         bytes=size,
         documents=len(documents),
-        window=size,
+        window=length,
         stride=step,
     )
 
