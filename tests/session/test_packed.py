@@ -70,7 +70,7 @@ def test_another_model_or_layout_gets_a_file_of_its_own(
 ) -> None:  # fmt: skip
     answer([tmp_path], kernel_folder)
     answer([tmp_path], kernel_folder, key="0" * 64)
-    monkeypatch.setattr(packed.pack, "LAYOUT", "r16s-0")
+    monkeypatch.setattr(packed.layout, "LAYOUT", "r16s-0")
     assert np.array_equal(answer([tmp_path], kernel_folder), expected)
     assert len(list(tmp_path.iterdir())) == 3
 
