@@ -285,6 +285,31 @@ def test_only_a_shared_page_that_is_written_is_copied() -> None:
     assert fork.pages[0] == state.pages[0]  # a full page is never written again
 
 
+def test_a_restored_state_leaves_what_it_shared() -> None:
+    world, actor = grown("kv-int8")
+    fork = actor.state.fork()
+    world.memory.feed(fork, actor.text, [500])
+    fork.commit(1)
+    other = world.memory.new()
+    world.memory.feed(other, [], list(range(900, 960)))
+    other.commit(60)
+    actor.state.restore(other.snapshot())
+    world.memory.check(fork, [*actor.text, 500], 0, 0)
+    world.memory.check(actor.state, list(range(900, 960)), 0, 0)
+    world.memory.accounts([actor.state, fork, other])
+
+
+def test_checkpoints_of_text_that_was_taken_back_are_forgotten() -> None:
+    world, actor = grown("recurrent")
+    state, text = actor.state, actor.text
+    assert state.checkpoint()
+    assert state.rewind(95) == 95
+    text = [*text[:95], *range(600, 640)]
+    world.memory.feed(state, text[:95], text[95:])
+    state.commit(40)
+    assert state.rewind(101) == 0
+
+
 def test_the_table_stays_where_it_is() -> None:
     _, actor = grown("kv-f32")
     at = actor.state.table.ctypes.data
