@@ -163,13 +163,13 @@ class PagePool:
     def move(self, table: NDArray[np.int32], source: Sequence[int], target: int) -> None:
         """Move the tokens at places `source` (rising) of a sequence to `target` and on. table:
         int32, the sequence's pages."""
-        old = np.asarray(source)
-        new = np.arange(target, target + len(old))
-        (p, s), (q, t) = ((table[at // PAGE_TOKENS], at % PAGE_TOKENS) for at in (old, new))
-        for keys in self._lanes:
-            keys[q, :, t // LANES, :, t % LANES] = keys[p, :, s // LANES, :, s % LANES]
-        for rows in self._rows:
-            rows[q, :, t] = rows[p, :, s]
+        for new, old in enumerate(source, target):  # no row lands on one that is still to move
+            p, q = table[old // PAGE_TOKENS], table[new // PAGE_TOKENS]
+            s, t = old % PAGE_TOKENS, new % PAGE_TOKENS
+            for keys in self._lanes:
+                keys[q, :, t // LANES, :, t % LANES] = keys[p, :, s // LANES, :, s % LANES]
+            for rows in self._rows:
+                rows[q, :, t] = rows[p, :, s]
 
     def summarise(self, table: NDArray[np.int32], start: int, stop: int) -> None:
         """Compute the statistics of the blocks again that have tokens from `start` on and are

@@ -114,7 +114,7 @@ class World:
 
     def feed(self, a: int, b: int) -> None:
         actor = self._actor(a)
-        count = min((1, 1, 2, 5, 16, 17, 40, 63, 64, ROWS)[b % 10], CONTEXT - len(actor.text))
+        count = min((40, 64, 17, 1, ROWS, 5, 63, 2, 16, 1)[b % 10], CONTEXT - len(actor.text))
         if actor.pending:
             self.discard(a, b)
         if count:
@@ -123,9 +123,13 @@ class World:
             self.memory.feed(actor.state, actor.text, tokens)
             actor.pending = tokens
 
+    def grow(self, a: int, b: int) -> None:
+        self.feed(a, b)
+        self.commit(a, 0)
+
     def commit(self, a: int, b: int) -> None:
         actor = self._actor(a)
-        count = len(actor.pending) if b % 2 else b % (len(actor.pending) + 1)
+        count = b % (len(actor.pending) + 1) if b % 4 == 3 else len(actor.pending)
         self._keep(actor, list(range(count)), count)
 
     def path(self, a: int, b: int) -> None:
@@ -220,16 +224,16 @@ class World:
 
 
 NAMES = (
-    *("feed", "commit") * 4,
-    *("path", "rewind", "fork") * 2,
-    *("discard", "checkpoint", "snapshot", "restore", "close", "new"),
+    *("grow", "feed", "commit", "fork") * 3,
+    *("path", "rewind", "restore") * 2,
+    *("discard", "checkpoint", "snapshot", "close", "new"),
 )
 OPERATION = st.tuples(st.sampled_from(NAMES), st.integers(0, 3), st.integers(0, 2**16 - 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(operations=st.lists(OPERATION, min_size=4, max_size=40))
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(operations=st.lists(OPERATION, min_size=20, max_size=40))
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 def test_a_state_holds_its_text(kind: str, operations: list[tuple[str, int, int]]) -> None:
     world = World(kind)
     for name, a, b in operations:
@@ -279,6 +283,31 @@ def test_only_a_shared_page_that_is_written_is_copied() -> None:
         each.rewind(64)
         world.memory.feed(each, actor.text[:64], [9])
     assert fork.pages[0] == state.pages[0]  # a full page is never written again
+
+
+def test_a_restored_state_leaves_what_it_shared() -> None:
+    world, actor = grown("kv-int8")
+    fork = actor.state.fork()
+    world.memory.feed(fork, actor.text, [500])
+    fork.commit(1)
+    other = world.memory.new()
+    world.memory.feed(other, [], list(range(900, 960)))
+    other.commit(60)
+    actor.state.restore(other.snapshot())
+    world.memory.check(fork, [*actor.text, 500], 0, 0)
+    world.memory.check(actor.state, list(range(900, 960)), 0, 0)
+    world.memory.accounts([actor.state, fork, other])
+
+
+def test_checkpoints_of_text_that_was_taken_back_are_forgotten() -> None:
+    world, actor = grown("recurrent")
+    state, text = actor.state, actor.text
+    assert state.checkpoint()
+    assert state.rewind(95) == 95
+    text = [*text[:95], *range(600, 640)]
+    world.memory.feed(state, text[:95], text[95:])
+    state.commit(40)
+    assert state.rewind(101) == 0
 
 
 def test_the_table_stays_where_it_is() -> None:
