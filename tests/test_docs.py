@@ -6,7 +6,6 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +20,11 @@ from edgert.kernels.states import StateSpec
 from edgert import limits, roles
 from edgert.bundle import manifest
 from edgert.session.lowering import Lowering
+from edgert.session.onnx_check import metadata
 from edgert.session.onnx_io import Variant
 
 from .conftest import ROOT
-from .kernels import test_catalogue
-from .test_imports import ANYWHERE, INSIDE
+from .test_imports import ANYWHERE, INSIDE, imports_of, module_of, sources
 from .tiny import tiny_graph
 
 PAGES = ("docs/architecture.md", "docs/bundle-format.md", "kernels/README.md")
@@ -34,12 +33,6 @@ FORMAT, HOUSE, KERNELS = (TEXTS[f"{name}.md"] for name in (
     "docs/bundle-format", "docs/architecture", "kernels/README",
 ))  # fmt: skip
 FOLDERS = "edgert|kernels|converters|devices|tests|docs|benchmarks|recipes"
-# Conversion by stages is told ahead of its merge: looked up as soon as its folder is there.
-STAGES = ROOT / "converters" / "stages"
-AHEAD = (
-    "converters/stages/", "converters/pipeline.py", "converters/sources/base.py",
-    "tests/converters/stages/",
-)  # fmt: skip
 
 
 def section(text: str, title: str) -> str:
@@ -71,7 +64,7 @@ def spans() -> Iterator[tuple[str, str, str]]:
     pattern = re.compile(rf"`((?:{FOLDERS})/[\w./-]*|[A-Z]+\.md|pyproject\.toml)(?:::([\w.]+))?`")
     for page, text in TEXTS.items():
         for path, name in pattern.findall(text):
-            if "NAME" not in path and (STAGES.is_dir() or not path.startswith(AHEAD)):
+            if "NAME" not in path:
                 yield page, path, name
 
 
@@ -282,20 +275,22 @@ def test_versions_and_sections_are_the_code() -> None:
 def test_refusals_have_codes_that_exist() -> None:
     told = firsts(section(FORMAT, "What is refused"))
     assert len(told) > 15
-    sources = "\n".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "edgert").rglob("*.py")
-    )
+    code_of = "\n".join(path.read_text(encoding="utf-8") for path in sources("edgert"))
     derived = {code for code in told if code.endswith("-duplicate")}
-    missing = [code for code in set(told) - derived if f'"{code}"' not in sources]
+    missing = [code for code in set(told) - derived if f'"{code}"' not in code_of]
     assert not missing
 
 
 def test_variants_of_onnx_files_are_told() -> None:
-    text = section(FORMAT, "ONNX files")
-    for key in Variant(half=True, standard=True, rows=4, capacity=8).metadata():
-        assert f"`{key}`" in text
-    assert Variant(half=True, standard=True, rows=4, capacity=8).suffix == ".f16.std.s4-p8"
-    assert "`.f16.std.s4-p8`" in text
+    text, graph = section(FORMAT, "ONNX files"), tiny_graph()
+    variant = Variant(half=True, standard=True, rows=4, capacity=8, embeddings=True)
+    assert set(metadata(graph, variant, ("x1",))) == set(re.findall(r"`(edgert\.\w+)`", text))
+    suffixes = re.findall(r"^\| `(\.[^`]+)`", text, re.MULTILINE)
+    sizes = {"<rows>": "4", "<capacity>": "8"}
+    joined = "".join(suffixes)
+    for letters, size in sizes.items():
+        joined = joined.replace(letters, size)
+    assert variant.suffix == joined
 
 
 # --- the house --------------------------------------------------------------------------------
@@ -307,6 +302,26 @@ def test_the_table_of_rooms_is_what_the_import_test_allows() -> None:
         anywhere, inside = found[room][2], found[room][3]
         assert set(re.findall(r"`([\w]+)`", anywhere)) == allowed, room
         assert set(re.findall(r"`([\w]+)`", inside)) == INSIDE[room], room
+
+
+def test_layers_use_what_stands_above_them() -> None:
+    lines = re.findall(r"^\d\. (`edgert/.*)$", section(HOUSE, "Rooms"), re.MULTILINE)
+    level = {
+        name: index
+        for index, line in enumerate(lines)
+        for name in re.findall(r"`edgert/(\w+)", line)
+    }
+    folders = {path.parent.name for path in (ROOT / "edgert").glob("*/*.py")}
+    assert folders <= {*level, "kernels", "converters", "devices"}
+    bad = [
+        f"{module}:{found.line} imports {found.name}"
+        for path in sources("edgert")
+        for module in [module_of(path, "edgert")]
+        for found in imports_of(path, module)
+        if found.root == "edgert"
+        and level.get(found.name.split(".")[1], 0) > level.get(module.split(".")[1], len(lines))
+    ]
+    assert not bad, "\n".join(bad)
 
 
 def test_the_instructions_of_a_layer_are_as_told() -> None:
@@ -349,6 +364,9 @@ def test_instruction_sets_are_the_code() -> None:
 
 
 def test_tolerances_are_those_of_the_test() -> None:
-    for cells in rows(section(KERNELS, "Tolerances")):
-        name = cells[0].strip("`")
-        assert float(cells[1]) == getattr(test_catalogue, name), name
+    test = (ROOT / "tests" / "kernels" / "test_catalogue.py").read_text(encoding="utf-8")
+    limits_of = {
+        name: float(value) for name, value in re.findall(r"^([A-Z]+) = (\de-\d)", test, re.M)
+    }
+    told = {cells[0].strip("`"): float(cells[1]) for cells in rows(section(KERNELS, "Tolerances"))}
+    assert told == limits_of
