@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,12 +25,12 @@ from edgert.session.onnx_check import metadata
 from edgert.session.onnx_io import Variant
 
 from .conftest import ROOT
-from .test_imports import ANYWHERE, INSIDE, imports_of, module_of, sources
+from .test_imports import ANYWHERE, INSIDE
 from .tiny import tiny_graph
 
 PAGES = ("docs/architecture.md", "docs/bundle-format.md", "kernels/README.md")
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
-FORMAT, HOUSE, KERNELS = (TEXTS[f"{name}.md"] for name in (
+FORMAT, ARCHITECTURE, KERNELS = (TEXTS[f"{name}.md"] for name in (
     "docs/bundle-format", "docs/architecture", "kernels/README",
 ))  # fmt: skip
 FOLDERS = "edgert|kernels|converters|devices|tests|docs|benchmarks|recipes"
@@ -275,9 +276,9 @@ def test_versions_and_sections_are_the_code() -> None:
 def test_refusals_have_codes_that_exist() -> None:
     told = firsts(section(FORMAT, "What is refused"))
     assert len(told) > 15
-    code_of = "\n".join(path.read_text(encoding="utf-8") for path in sources("edgert"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "edgert").rglob("*.py"))
     derived = {code for code in told if code.endswith("-duplicate")}
-    missing = [code for code in set(told) - derived if f'"{code}"' not in code_of]
+    missing = [code for code in set(told) - derived if f'"{code}"' not in source]
     assert not missing
 
 
@@ -293,41 +294,54 @@ def test_variants_of_onnx_files_are_told() -> None:
     assert variant.suffix == joined
 
 
-# --- the house --------------------------------------------------------------------------------
+# --- architecture --------------------------------------------------------------------------------
 
 
-def test_the_table_of_rooms_is_what_the_import_test_allows() -> None:
-    found = {cells[0].strip("`/"): cells for cells in rows(section(HOUSE, "Rooms"))}
-    for room, allowed in ANYWHERE.items():
-        anywhere, inside = found[room][2], found[room][3]
-        assert set(re.findall(r"`([\w]+)`", anywhere)) == allowed, room
-        assert set(re.findall(r"`([\w]+)`", inside)) == INSIDE[room], room
+def test_the_table_of_folders_is_what_the_import_test_allows() -> None:
+    found = {cells[0].strip("`/"): cells for cells in rows(section(ARCHITECTURE, "Folders"))}
+    for folder, allowed in ANYWHERE.items():
+        anywhere, inside = found[folder][2], found[folder][3]
+        assert set(re.findall(r"`([\w]+)`", anywhere)) == allowed, folder
+        assert set(re.findall(r"`([\w]+)`", inside)) == INSIDE[folder], folder
+
+
+def uses(path: Path) -> Iterator[tuple[str, str]]:
+    """(module or folder of edgert that a file stands in, one that it imports)."""
+    parts = path.relative_to(ROOT / "edgert").with_suffix("").parts
+    pattern = r"^ *from (\.+)([\w.]*) import \(?(.*)$"
+    for dots, module, names in re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE):
+        if len(dots) == len(parts):
+            for name in [module] if module else names.split(", "):
+                yield parts[0], name.split(".")[0]
 
 
 def test_layers_use_what_stands_above_them() -> None:
-    lines = re.findall(r"^\d\. (`edgert/.*)$", section(HOUSE, "Rooms"), re.MULTILINE)
+    lines = re.findall(r"^\d\. (`edgert/.*)$", section(ARCHITECTURE, "Folders"), re.MULTILINE)
     level = {
         name: index
         for index, line in enumerate(lines)
         for name in re.findall(r"`edgert/(\w+)", line)
     }
-    folders = {path.parent.name for path in (ROOT / "edgert").glob("*/*.py")}
-    assert folders <= {*level, "kernels", "converters", "devices"}
+    found = {path: list(uses(path)) for path in (ROOT / "edgert").rglob("*.py")}
+    assert {user for pairs in found.values() for user, _ in pairs} <= {
+        *level,
+        "__init__",
+        "__main__",
+    }
     bad = [
-        f"{module}:{found.line} imports {found.name}"
-        for path in sources("edgert")
-        for module in [module_of(path, "edgert")]
-        for found in imports_of(path, module)
-        if found.root == "edgert"
-        and level.get(found.name.split(".")[1], 0) > level.get(module.split(".")[1], len(lines))
+        f"{path.relative_to(ROOT)} imports {used}"
+        for path, pairs in found.items()
+        for user, used in pairs
+        if level.get(used, 0) > level.get(user, len(lines))
     ]
     assert not bad, "\n".join(bad)
+    assert sum(map(len, found.values())) > 100
 
 
 def test_the_instructions_of_a_layer_are_as_told() -> None:
     graph = tiny_graph(quant="int4", layers=1)
     steps = Lowering(graph, limits={"T": 64, "R": 64}, threads=2, kv_bytes=2).steps
-    told = [cells[:3] for cells in rows(section(HOUSE, "What a layer becomes"))]
+    told = [cells[:3] for cells in rows(section(ARCHITECTURE, "Instructions of a layer"))]
     assert told == [[f"`{s.kernel}`", s.rows, str(s.barrier)] for s in steps]
 
 
