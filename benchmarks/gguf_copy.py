@@ -38,7 +38,7 @@ def blocks(w: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
         codes = values[..., :16] | (values[..., 16:] << 4)
         kind = GGMLQuantizationType.Q4_0
     else:
-        raise SystemExit(f"{w.encoding} has no lossless twin in GGUF")
+        raise SystemExit(f"{w.encoding} has no lossless form in GGUF")
     return np.concatenate([scales, codes], axis=-1).reshape(n, -1), kind
 
 

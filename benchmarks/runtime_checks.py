@@ -55,7 +55,8 @@ with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
     for at in range(32):
         session.step([Feed(state, tokens[at : at + 1])])
         state.commit(1)
-    print(json.dumps({"peak": peak_rss(), "packed": session.twin.nbytes, "kv": state.nbytes}))
+    packed = session.packed_weights.nbytes
+    print(json.dumps({"peak": peak_rss(), "packed": packed, "kv": state.nbytes}))
 """
 START_CHILD = """
 import sys

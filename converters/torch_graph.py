@@ -78,7 +78,7 @@ class Cache(NamedTuple):
 
 
 def _rotate(x: Tensor, position: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
-    """x [B, heads, T, D] turned by position [T, half]; channels past the rotary ones pass."""
+    """x [B, heads, T, D] rotated by position [T, half]; channels past the rotary ones pass."""
     half = len(inv_freq)
     angle = position * inv_freq[None, :].to(torch.float32)  # [T, half]
     cos, sin = (angle.cos() * scale).to(x.dtype), (angle.sin() * scale).to(x.dtype)

@@ -247,7 +247,8 @@ class _Checker:
                     f"declared {tuple(value.shape)}"
                 )
             if value.dtype != "f32" or value.name in self.integers:
-                raise self.fail(f"output {value.name!r} is {value.dtype}, expected f32")
+                found = "int32" if value.name in self.integers else value.dtype
+                raise self.fail(f"output {value.name!r} is {found}, expected f32")
 
     def spec(self, name: str, state: StateSpec) -> None:
         wrong = states.faults(state)

@@ -80,7 +80,7 @@ class KVRows:
 
 
 def rotate(x: F32, position: NDArray[np.int64], inv_freq: F32, scale: float) -> F32:
-    """x float32 [T, H, D] turned by position * inv_freq, position int [T] or [T, half];
+    """x float32 [T, H, D] rotated by position * inv_freq, position int [T] or [T, half];
     channels past the rotary ones pass."""
     half = len(inv_freq)
     angle = position.reshape(len(x), -1).astype(np.float32) * inv_freq[None, :]  # [T, half]

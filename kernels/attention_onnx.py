@@ -103,7 +103,7 @@ def _cache_port(name: str, rows: str, sizes: Mapping[str, Any], dialect: Dialect
 
 
 def _turning_ports(call: Call, dialect: Dialect, *, apart: bool) -> list[Port]:
-    """Rotary inputs; apart: turned outside GroupQueryAttention, which counts positions itself."""
+    """Rotary inputs; apart: rotated outside GroupQueryAttention, which counts positions itself."""
     rope, pairs, real = _rope(call), _pairs(call), dialect.real
     if not rope:
         return []
@@ -210,9 +210,9 @@ def _turned(ctx: EmitContext, call: Call, x: str, tables: list[str]) -> str:
     signature: Signature = (["x", "cos", "sin"], [])
     if not rest:
         return ctx.call("Rotate", [x, *tables], None, _rotate_body, signature)
-    turning, still = ctx.ops("Split", [x, ctx.ints(2 * pairs, rest)], [None, None], axis=-1)
-    turned = ctx.call("Rotate", [turning, *tables], None, _rotate_body, signature)
-    return ctx.op("Concat", [turned, still], axis=-1)
+    rotary, still = ctx.ops("Split", [x, ctx.ints(2 * pairs, rest)], [None, None], axis=-1)
+    rotated = ctx.call("Rotate", [rotary, *tables], None, _rotate_body, signature)
+    return ctx.op("Concat", [rotated, still], axis=-1)
 
 
 def _tables(ctx: EmitContext, call: Call) -> list[str]:

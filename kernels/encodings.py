@@ -39,7 +39,7 @@ from .cpu import layout
 from .quant import F32, Blocks, Matrix, Quantized, Tensors
 
 Shape = tuple[int, ...]
-DEFAULT = "int4-g32"  # what a conversion stores, unless told
+DEFAULT = "int4-g32"  # what a conversion stores, by default
 EXACT = "f32"  # how everything is stored that is no matrix: norms, biases, rotary tables
 
 
@@ -77,7 +77,7 @@ class Cpu(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoding:
-    """One row of the table; the fields without a comment are told of above.
+    """One row of the table; fields without a comment are described above.
 
     dequantize: stored tensors by key and the logical shape -> float32 of that shape.
     """
@@ -95,7 +95,7 @@ class Encoding:
     whole: int = 1  # K must be a multiple of this
     plain: str = ""  # NumPy dtype, where the value in memory is the one tensor itself
     alias: str = ""  # short name for `--quant`
-    ends: str = ""  # what the embedding and the head get with it, unless told; "": the same
+    ends: str = ""  # what the embedding and the head get with it, by default; "": the same
 
     def fault(self, shape: Shape) -> str:
         """Why a weight of this shape cannot be stored so, or ""."""

@@ -6,7 +6,7 @@ they rely on is checked here, at load.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from ..errors import BundleError
 from ..graph import Graph, Weight
 from ..kernels.encodings import ENCODINGS
 from ..kernels.quant import Matrix
+from ..kernels.states import BorrowedState, KVState
 from ..roles import STEPPED, role_faults, token_input
 from ..storage.safetensors import DTYPES, TensorFile
 from .manifest import TextSpec
@@ -37,6 +38,24 @@ def check_part(role: str, graph: Graph, text: TextSpec | None, *, where: str) ->
     rows = min((int(n) for n in graph.index_bounds().get(token_input(graph), ())), default=width)
     if role == "text" and rows < width:
         _fail(where, f"tokens have {rows} embedding rows, expected {width}, as many as logits")
+
+
+def check_borrowed(part: str, graphs: Mapping[str, Graph], *, where: str) -> None:
+    """States that a part borrows from another one are kv states of that part, in heads of the same
+    number and size as the borrowing node's."""
+    graph = graphs[part]
+    for node in graph.nodes:
+        spec = graph.states.get(node.state)
+        if not isinstance(spec, BorrowedState) or not spec.part:
+            continue
+        owner = graphs[spec.part].states.get(spec.owner) if spec.part in graphs else None
+        sizes = node.attrs.get("kv_heads"), node.attrs.get("head_dim")
+        if not isinstance(owner, KVState) or (owner.kv_heads, owner.head_dim) != sizes:
+            _fail(
+                where,
+                f"part {part!r} borrows state {spec.owner!r} of part {spec.part!r}, found {owner}, "
+                f"expected keys and values of {sizes[0]} heads of size {sizes[1]}",
+            )
 
 
 def _fail(where: str, message: str, code: str = "graph-interface") -> NoReturn:

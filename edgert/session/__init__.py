@@ -44,7 +44,7 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
             context=context,
             kv_bits=options.kv_bits,
             cache=kernel_cache(),
-            twin_folders=[cache_root() / "packed"],
+            packed_folders=[cache_root() / "packed"],
             key=bundle.manifest.files[bundle.manifest.parts[bundle.part()].weights].sha256,
         )
     options.require_kv_bits((0,), f"on {device!r} the ONNX model's precision decides")

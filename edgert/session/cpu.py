@@ -21,7 +21,7 @@ from ..process import give_back_code, give_back_heap
 from ..roles import row_input
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, lay_out
+from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .lowering import Lowering
 from .pages import PagePool, pages_for
 from .program import SPLIT_ROWS, Program
@@ -57,10 +57,11 @@ class CpuSession(Session):
         sequences: int = 4,
         kv_bits: int = 0,
         cache: Path | None = None,
-        twin_folders: Sequence[Path] = (),
+        packed_folders: Sequence[Path] = (),
         key: str = "",
     ) -> None:
         _check_weights(graph)
+        check_borrowed(graph)
         self.graph, self.max_rows = graph, max_rows
         self.threads = _thread_count(threads)
         self.context = context or graph.context
@@ -77,7 +78,7 @@ class CpuSession(Session):
             self.paired = frozenset(first.paired)
             self.pool = PagePool(graph, sequences * pages_for(self.context), self.kv_bytes)
             self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * sequences, max_rows)
-            self._pack(weights, list(twin_folders), key)
+            self._pack(weights, list(packed_folders), key)
             code = _compiled(first.kernels)
             if graph.states or self.checker.tokens:
                 self._programs[frozenset[str]()] = self._bind(first, code)
@@ -105,10 +106,11 @@ class CpuSession(Session):
         """Matrices packed for the kernels, vectors padded; addresses of both."""
         graph = self.graph
         if folders and key:
-            self.twin = packed.mapped(graph, weights, self.paired, folders=folders, key=key)
+            held = packed.mapped(graph, weights, self.paired, folders=folders, key=key)
         else:
-            self.twin = packed.in_memory(graph, weights, self.paired)
-        self._addresses = {f"${name}": self.twin.address(name) for name in self.twin.slots}
+            held = packed.in_memory(graph, weights, self.paired)
+        self.packed_weights = held
+        self._addresses = {f"${name}": held.address(name) for name in held.slots}
         self._vectors = {
             name: _padded(weights[name]) for name, w in graph.weights.items() if len(w.shape) == 1
         }
@@ -118,7 +120,7 @@ class CpuSession(Session):
             self._addresses[f"@v:{name}"] = self.pool.values[name].ctypes.data
 
     def _bind(self, lowering: Lowering, code: Mapping[str, int]) -> Program:
-        kept = self.twin, self._vectors, self.pool
+        kept = self.packed_weights, self._vectors, self.pool
         return Program(lowering, self._addresses, code, self._team, context=self.context, kept=kept)
 
     def program(self) -> Program:
@@ -254,7 +256,7 @@ class CpuSession(Session):
     def nbytes(self) -> int:
         """Bytes of packed weights, arenas and KV in use."""
         arenas = sum(program.nbytes for program in self._programs.values())
-        return self.twin.nbytes + arenas + self.pool.nbytes
+        return self.packed_weights.nbytes + arenas + self.pool.nbytes
 
     def close(self) -> None:
         with self._lock:

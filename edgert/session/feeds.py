@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError
+from ..errors import DeviceError, RequestError
 from ..graph import Graph
+from ..kernels.states import BorrowedState
 from ..roles import step_faults, step_inputs, token_input
 from .base import F32, TREE_ROWS, Feed, Session
 
@@ -79,6 +80,19 @@ def logit_rows(feeds: Sequence[Feed], starts: Sequence[int]) -> tuple[NDArray[np
         picked.append(np.arange(first, stop, dtype=np.int32))
     cuts = np.cumsum([len(rows) for rows in picked])[:-1]
     return np.concatenate(picked), cuts.tolist()
+
+
+def check_borrowed(graph: Graph) -> None:
+    """Raises DeviceError for a graph that reads the cache of another part, which no session can
+    give it yet."""
+    specs = graph.states.items()
+    lent = {n: s.part for n, s in specs if isinstance(s, BorrowedState) and s.part}
+    if lent:
+        raise DeviceError(
+            f"graph {graph.name!r} reads the caches of other parts ({lent}), expected its own only",
+            code="state-part",
+            hint="this edgert runs parts apart; update it",
+        )
 
 
 class FeedChecker:

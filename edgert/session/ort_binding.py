@@ -85,8 +85,8 @@ class Binding:
             return self.state.buffers[port.name]
         made = port.name not in self.given
         if made and kind in _TABLES:
-            far, rows = self.state.long_rope, self.state.capacity
-            return self.model.tables(rest, rows, long=far)[kind == "sin"]
+            long, rows = self.state.long_rope, self.state.capacity
+            return self.model.tables(rest, rows, long=long)[kind == "sin"]
         if made:
             self.made[port.name] = port
         zeros = np.zeros(self._shape(port), port.dtype)
@@ -162,8 +162,8 @@ def _positions(binding: Binding, piece: Piece, rest: str, dtype: str) -> NDArray
 
 def _turn(table: int) -> Callable[[Binding, Piece, str, str], NDArray[Any]]:
     def make(binding: Binding, piece: Piece, rest: str, dtype: str) -> NDArray[Any]:
-        far = binding.state.long_rope
-        return binding.model.turns(rest, piece.position, long=far)[table][None]
+        long = binding.state.long_rope
+        return binding.model.turns(rest, piece.position, long=long)[table][None]
 
     return make
 

@@ -16,7 +16,7 @@ from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, lay_out
+from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .recurrent import is_whole
 
 
@@ -103,6 +103,7 @@ class ReferenceSession(Session):
         context: int = 0,
         max_rows: int = 512,
     ) -> None:
+        check_borrowed(graph)
         self.graph, self.weights = graph, weights
         self.context = context or graph.context
         self.max_rows = max_rows

@@ -1,4 +1,4 @@
-"""The packed twin: weights reordered once into the order that the kernels read.
+"""Packed weights: matrices reordered once into the order that the kernels read.
 
 Layout "r16s" (bytes in `linear.py`): 16 output rows interleaved, scales in front of their block,
 one sequential stream a thread. N is padded to a multiple of 16 with zero rows, K to 32 with zeros.
@@ -63,9 +63,9 @@ def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> Non
     n, k = w.shape
     whole = np.zeros((groups_of(n) * ROWS, k), w.dtype)
     whole[:n] = w
-    turned = whole.reshape(-1, ROWS, k).transpose(0, 2, 1)  # [groups, K, 16]
+    groups = whole.reshape(-1, ROWS, k).transpose(0, 2, 1)  # [groups, K, 16]
     view = out.view(w.dtype).reshape(-1, k, ROWS)
-    view[first::every][: len(turned)] = turned
+    view[first::every][: len(groups)] = groups
 
 
 def _blank(out: NDArray[np.uint8], w: Matrix) -> None:

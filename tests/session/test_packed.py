@@ -25,7 +25,7 @@ TOKENS = np.arange(40, dtype=np.int32)
 
 def answer(folders: list[Path], cache: Path, key: str = KEY) -> NDArray[np.float32]:
     """Logits of a session whose packed weights may live in `folders`."""
-    session = CpuSession(GRAPH, WEIGHTS, threads=1, cache=cache, twin_folders=folders, key=key)
+    session = CpuSession(GRAPH, WEIGHTS, threads=1, cache=cache, packed_folders=folders, key=key)
     out = session.step([Feed(session.new_state(), TOKENS, "all")])[0].logits
     session.close()
     return out
