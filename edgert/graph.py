@@ -221,6 +221,10 @@ class _Checker:
 
     def input(self, value: Value) -> None:
         dims = value.shape
+        if value.dtype not in DTYPES:
+            raise self.fail(
+                f"input {value.name!r} has dtype {value.dtype!r}, expected one of {DTYPES}"
+            )
         rows = bool(dims) and (isinstance(dims[0], int) or dims[0].isidentifier())
         sizes = all(isinstance(n, int) for n in dims[1:])
         whole = rows and sizes and all(0 < n < limits.TENSOR_DIM for n in dims if type(n) is int)
@@ -228,10 +232,6 @@ class _Checker:
             raise self.fail(
                 f"input {value.name!r} has shape {dims}, expected rows [N] of int32 or [N, width] "
                 "of f32, N a symbol or a number"
-            )
-        if value.dtype not in DTYPES:
-            raise self.fail(
-                f"input {value.name!r} has dtype {value.dtype!r}, expected one of {DTYPES}"
             )
         self.define(value.name, tuple(dims))
         if value.dtype == "int32":

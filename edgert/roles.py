@@ -58,7 +58,10 @@ def step_faults(graph: Graph) -> list[str]:
     ]
     for node in graph.nodes:
         if node.op == "select" and (node.inputs[1] != rows or shapes[node.inputs[0]][0] != "T"):
-            faults.append(f"node {node.output!r} selects {node.inputs[1]!r} of other rows than T")
+            faults.append(
+                f"node {node.output!r} selects {node.inputs[1]!r} of {shapes[node.inputs[0]][0]} "
+                f"rows, expected {rows!r} of T rows"
+            )
         if node.op == "embed" and node.inputs[0] != tokens:
             faults.append(f"node {node.output!r} embeds {node.inputs[0]!r}, not the tokens")
     if tokens and tokens == rows:
@@ -82,8 +85,8 @@ def role_faults(role: str, graph: Graph) -> list[str]:
     logits, *taps = graph.outputs or (Value("", ()),)
     if logits.name != "logits" or logits.shape[:1] != ("R",) or not row_input(graph):
         faults.append(
-            f"the first output is {logits.name!r} {list(logits.shape)}, expected logits [R, V] of "
-            "selected rows"
+            f"outputs {[value.name for value in graph.outputs]}, the first is "
+            f"{list(logits.shape)}, expected logits [R, V] of selected rows"
         )
     faults += [
         f"output {value.name!r} has rows {value.shape[0]}, expected T"

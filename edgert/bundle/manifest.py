@@ -216,8 +216,8 @@ def _check_manifest(where: str, manifest: Manifest) -> None:
     if missing := [role for role in KINDS[manifest.kind] if roles.count(role) != 1]:
         raise _fail(
             where,
-            f"parts have the roles {sorted(roles)[:8]}, kind {manifest.kind!r} expects one "
-            f"{' and one '.join(missing)}",
+            f"kind is {manifest.kind!r}, which has one part of each role in "
+            f"{KINDS[manifest.kind]}; found roles {sorted(roles)[:8]}",
         )
     if ("text" in roles) != (manifest.text is not None):
         raise _fail(where, "a part with the role 'text' and a section `text` go together")

@@ -40,8 +40,7 @@ from .softmax import clear, finish, merge, times, update, zero_scores
 from .vm import claim, kernel
 
 
-def _paged(load: Any, element: int) -> Any:
-    scores4, scores1 = key_products(load, element)
+def _paged(load: Any, element: int, scores4: Any, scores1: Any) -> Any:
     values4, values1 = value_products(load, element)
 
     @njit(error_model="numpy")
@@ -161,8 +160,9 @@ def _span(ins: int, t0: int, n: int) -> tuple[int, int]:
 
 
 def _attended(load: Any, element: int) -> Any:
-    tree = tree_page(key_products(load, element)[1], load, element)
-    segment = _segmented(_paged(load, element), tree, element)
+    scores4, scores1 = key_products(load, element)
+    tree = tree_page(scores1, load, element)
+    segment = _segmented(_paged(load, element, scores4, scores1), tree, element)
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:

@@ -125,7 +125,10 @@ def test_options_that_contradict(bundle: Path, options: dict[str, object], says:
 def test_taps_and_embeddings(bundle: Path) -> None:
     (made,) = export(bundle, taps=["x1", "logits", "x1"], embeddings=True)
     assert made.name == "model.emb.onnx"
-    with Bundle.open(bundle) as opened, contextlib.closing(open_ort(opened, device="ort-cpu")) as s:
+    with (
+        Bundle.open(bundle) as opened,
+        contextlib.closing(open_ort(opened, SessionOptions("ort-cpu"))) as s,
+    ):
         tokens = np.arange(9, dtype=np.int32)
         (by_tokens,) = s.step([Feed(s.new_state(), tokens, "all", taps=("x1",))])
         table = opened.weights()["embed"]

@@ -149,30 +149,30 @@ _graph("heads", _attr("attention", "heads", 8), "graph", "rows of 128", "expecte
 _graph("heads_no_multiple", _attr("attention", "heads", 3), "graph", "3 heads", "2 kv heads")
 _graph("no_kv_heads", _attr("attention", "kv_heads", 0), "graph", "kv_heads=2", "kv_heads=0")
 _graph("input_name", _set("inputs/0/name", "ids"), "graph", "['tokens']", "nothing has produced")
-_graph(
-    "input_type", _set("inputs/0/dtype", "int64"), "graph-interface", "int64", "expected tokens: i"
-)
-_graph("output_type", _set("outputs/0/dtype", "f16"), "graph-interface", "f16", "logits: f32")
+_graph("input_type", _set("inputs/0/dtype", "int64"), "graph", "dtype 'int64'", "one of")
+_graph("output_type", _set("outputs/0/dtype", "f16"), "graph", "'logits' is f16", "expected f32")
 _graph("output_shape", _set("outputs/0/shape", ["R", 999]), "graph", "('R', 260)", "('R', 999)")
 _graph("output_absent", _set("outputs/0/name", "answer"), "graph", "'answer' has shape None")
-_graph("no_outputs", _set("outputs", []), "graph-interface", "outputs ()", "logits: f32")
+_graph("no_outputs", _set("outputs", []), "graph-interface", "outputs []", "logits [R, V]")
 _graph("weight_width", _set("weights/l0.o/shape", [64, 65]), "graph", "(64, 65)", "rows of 64")
 _graph("weight_taller", _set("weights/inv_freq/shape", [4]), "weights-shape", "[8]", "[4]")
 _graph("weight_type", _set("weights/l0.o/encoding", "f16"), "weights-shape", "F32", "F16")
 _graph("weight_absent", lambda g: g["weights"].pop("l0.o"), "graph", "undeclared weight 'l0.o'")
 _graph("context_zero", _set("context", 0), "graph-interface", "context of 0", "expected 1 to")
 _graph("context_huge", _set("context", 1 << 40), "graph-interface", "1099511627776", "1 to 1048576")
-_graph("embed_of_rows", _inputs("embed", "rows"), "graph-interface", "('rows',)", "('tokens',)")
+_graph("embed_of_rows", _inputs("embed", "rows"), "graph", "R rows", "expected T")
 _graph("select_by_tokens", _inputs("select", "x2", "tokens"), "graph", "'logits'", "('R', 260)")
 _graph(
-    "ids_as_floats", _plus("softcap", "tokens", cap=1.0), "graph-interface", "('tokens',)", "float"
+    "ids_as_floats", _plus("softcap", "tokens", cap=1.0), "graph", "is 'tokens'", "expected float"
 )
-_graph("rows_by_id", _plus("select", "x2", "tokens"), "graph-interface", "numbers tokens", "rows")
-_graph("rows_of_rows", _plus("select", "picked", "rows"), "graph-interface", "rows of R", "ed T")
+_graph("rows_by_id", _plus("select", "x2", "tokens"), "graph-interface", "'tokens' of T", "'rows'")
+_graph(
+    "rows_of_rows", _plus("select", "picked", "rows"), "graph-interface", "of R rows", "of T rows"
+)
 _graph("add_of_tokens", _inputs("add", "tokens", "tokens"), "graph", "node")
 
 
-@spoils("H12", "graph", "attention: heads 4/0", "head size 16")
+@spoils("H12", "graph", "state 'kv0': kv_heads is 0", "expected 1 or more")
 def no_kv_heads_anywhere(bundle: Path) -> None:
     def change(graph: dict[str, Any]) -> None:
         graph["states"]["kv0"]["kv_heads"] = node(graph, "attention")["attrs"]["kv_heads"] = 0
@@ -180,7 +180,7 @@ def no_kv_heads_anywhere(bundle: Path) -> None:
     edit_json(bundle, GRAPH, change)
 
 
-@spoils("H12", "graph-interface", "attention", "rows of R", "expected T")
+@spoils("H12", "graph", "attention: R rows", "expected T")
 def attention_after_select(bundle: Path) -> None:
     def change(graph: dict[str, Any]) -> None:
         first = {"op": "select", "inputs": ["x0", "rows"], "output": "early"}
@@ -198,12 +198,12 @@ def nodes_without_end(bundle: Path) -> None:
     edit_json(bundle, GRAPH, lambda graph: graph["nodes"].extend(more))
 
 
-@spoils("H12", "graph-interface", "logits: f32 ['R', 260]", "['R', 259]")
+@spoils("H12", "graph-interface", "logits of width 260", "expected 259")
 def manifest_logits_width(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest["text"].update(vocab_size=259))
 
 
-@spoils("H12", "graph-interface", "has 250 rows", "expected 260")
+@spoils("H12", "graph-interface", "have 250 embedding rows", "expected 260")
 def embedding_too_short(bundle: Path) -> None:
     def change(graph: dict[str, Any]) -> None:
         graph["weights"]["short"] = {"shape": [250, 64]}
@@ -228,6 +228,39 @@ def golden_outside(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest.update(golden=golden))
 
 
-@spoils("H12", "manifest", "parts are ['vision']", "expected one called 'model'")
-def no_model_part(bundle: Path) -> None:
-    edit_json(bundle, MANIFEST, lambda m: m["parts"].update(vision=m["parts"].pop("model")))
+@spoils("H12", "manifest", "kind is 'text'", "found roles ['reward']")
+def no_text_part(bundle: Path) -> None:
+    edit_json(bundle, MANIFEST, lambda m: m["parts"]["model"].update(role="reward"))
+
+
+@spoils("H12", "manifest", "roles ['queen'] are unknown", "expected some of")
+def unknown_role(bundle: Path) -> None:
+    edit_json(bundle, MANIFEST, lambda m: m["parts"]["model"].update(role="queen"))
+
+
+@spoils("H12", "manifest", "'text'", "section `text`")
+def no_text_section(bundle: Path) -> None:
+    edit_json(bundle, MANIFEST, lambda m: m.pop("text"))
+
+
+@spoils("H12", "graph-interface", "as a part with the role 'reward'", "states", "expected none")
+def a_function_that_remembers(bundle: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["parts"]["judge"] = {**manifest["parts"]["model"], "role": "reward"}
+
+    edit_json(bundle, MANIFEST, change)
+
+
+@spoils("H12", "graph-interface", "borrows state 'kv9' of part 'other'", "found None")
+def a_cache_of_nobody(bundle: Path) -> None:
+    def change(graph: dict[str, Any]) -> None:
+        attention = node(graph, "attention")
+        size = attention["attrs"]["heads"] * attention["attrs"]["head_dim"]
+        graph["states"]["lent"] = {"kind": "borrowed", "owner": "kv9", "part": "other"}
+        graph["inputs"].append({"name": "q", "shape": ["T", size]})
+        graph["nodes"].append(
+            {"op": "shared_attention", "inputs": ["q"], "output": "late", "state": "lent",
+             "attrs": attention["attrs"]}
+        )  # fmt: skip
+
+    edit_json(bundle, GRAPH, change)

@@ -82,12 +82,12 @@ def long_tensor_name(bundle: Path) -> None:
     edit_header(bundle, lambda header: header.update({"n" * 513: header.pop("norm")}))
 
 
-@spoils("H07", "manifest", "unknown field `speed`", "expected the fields of format 1")
+@spoils("H07", "manifest", "unknown field `speed`", "expected the fields of format 2")
 def unknown_manifest_field(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest.update(speed=11))
 
 
-@spoils("H07", "manifest", "unknown field", "\\x1b[2J", "expected the fields of format 1")
+@spoils("H07", "manifest", "unknown field", "\\x1b[2J", "expected the fields of format 2")
 def unknown_field_with_terminal_escapes(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest.update({"\x1b[2J": 1}))
 
@@ -97,23 +97,28 @@ def unknown_text_field(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest["text"].update(merges=[]))
 
 
-@spoils("H07", "manifest-version", "format 2", "reads format 1")
+@spoils("H07", "manifest-version", "format 3", "reads formats 1 to 2")
 def future_version(bundle: Path) -> None:
-    edit_json(bundle, MANIFEST, lambda m: m.update(format=2, everything="else may differ"))
+    edit_json(bundle, MANIFEST, lambda m: m.update(format=3, everything="else may differ"))
 
 
-@spoils("H07", "manifest", "format is 'None'", "reads format 1")
+@spoils("H07", "manifest", "format is 'None'", "reads formats 1 to 2")
 def no_version(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest.pop("format"))
 
 
-@spoils("H07", "manifest", "format is 'True'", "reads format 1")
+@spoils("H07", "manifest", "format is 'True'", "reads formats 1 to 2")
 def version_true(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest.update(format=True))
 
 
-@spoils("H07", "manifest", "kind is 'image'", "reads 'text'")
+@spoils("H07", "manifest", "kind is 'film'", "'text'")
 def unknown_kind(bundle: Path) -> None:
+    edit_json(bundle, MANIFEST, lambda manifest: manifest.update(kind="film"))
+
+
+@spoils("H07", "manifest", "kind is 'image'", "found roles ['text']")
+def kind_without_its_parts(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda manifest: manifest.update(kind="image"))
 
 
@@ -137,7 +142,7 @@ def manifest_too_large(bundle: Path) -> None:
     (bundle / MANIFEST).write_bytes(b" " * ((1 << 20) + 1))
 
 
-@spoils("H07", "manifest", "^[0-9a-f]{64}$", "expected the fields of format 1")
+@spoils("H07", "manifest", "^[0-9a-f]{64}$", "expected the fields of format 2")
 def hash_of_another_length(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, lambda m: m["files"][GRAPH].update(sha256="0"))
 

@@ -20,7 +20,7 @@ from edgert.bundle.check import check_weights
 from edgert.bundle.describe import inspect, stored_bytes
 from edgert.errors import BundleError, ConvertError, DeviceError
 from edgert.graph import Graph, Weight
-from edgert.session import open_session
+from edgert.session import SessionOptions, open_session
 from edgert.session.base import Feed, Session
 from edgert.session.reference import ReferenceSession
 from edgert.storage.safetensors import DTYPES, TensorFile
@@ -169,7 +169,7 @@ def test_a_new_row_is_all_that_a_format_needs(tmp_path: Path) -> None:
         plain = stored_as(graph, "f32")
         dense = {name: dequantize(w) for name, w in found.items()}
         expected = logits(ReferenceSession(plain, dense))
-        got = logits(open_session(bundle, device="reference"))
+        got = logits(open_session(bundle, SessionOptions(device="reference")))
     assert np.array_equal(got, expected)
     for name, weight in weights.items():
         assert np.array_equal(dense[name], dequantize(weight))
@@ -211,7 +211,7 @@ def test_tensors_of_a_new_row_are_checked(tmp_path: Path) -> None:
 def test_executors_without_kernels_for_a_row_say_so(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "toy.edge", graph=stored_as(tiny_graph(), ASYMMETRIC.name))
     with Bundle.open(path) as bundle, pytest.raises(DeviceError) as caught:
-        open_session(bundle, device="cpu")
+        open_session(bundle, SessionOptions(device="cpu"))
     assert "no kernels for ['toy4-g16'] weights, expected some of ['f16'," in str(caught.value)
     with pytest.raises(ConvertError, match="the first 'embed' in toy4-g16, expected some of"):
         export(path)
