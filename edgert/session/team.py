@@ -30,6 +30,7 @@ from ..kernels.cpu.layout import (
 )
 from .pace import Pace
 
+SHARING = 0.05  # seconds that programs keep to their share after they met
 PATIENCE = 20_000  # idle spins of a worker before it parks: some milliseconds
 
 
@@ -96,6 +97,7 @@ class Team:
         self._queue: deque[object] = deque()
         self._workers: list[Worker] = []
         self._held: dict[int, Held] = {}  # by control block
+        self._sharers, self._shared_until = 1, 0.0
         self._controls = _Blocks(CTRL_BYTES)
         self._owner = os.getpid()
         self.users = 0
@@ -131,19 +133,22 @@ class Team:
             )
         self._controls.word(program.control, CTRL_CANCEL)[0] = 0
         if program.threads == 1 or not small:
-            return self._run(program, program.threads)
+            return self._run(program, program.threads)[0]
+        threads = 1 if program.pace.choose() else program.threads
         began = time.perf_counter()
-        left = self._run(program, 1 if program.pace.choose() else program.threads)
-        program.pace.observe(time.perf_counter() - began)
+        left, used = self._run(program, threads)
+        if used == threads:  # others may have left fewer cores, which says nothing of the pace
+            program.pace.observe(time.perf_counter() - began)
         return left
 
-    def _run(self, program: Runnable, threads: int) -> bool:
+    def _run(self, program: Runnable, threads: int) -> tuple[bool, int]:
+        """Whether it was cancelled, and with how many threads it ran."""
         table, count = program.table.ctypes.data, len(program.table)
         try:
             held = self._acquire(program.control, threads)
-            if threads > 1:
+            if held.threads > 1:
                 self._open(program, held.workers)
-            return bool(self.lead(table, count, program.control, threads))
+            return bool(self.lead(table, count, program.control, held.threads)), held.threads
         finally:
             self._settle(table, count, program.control)
             self._release(program.control)
@@ -172,16 +177,28 @@ class Team:
     # --- cores ------------------------------------------------------------------------------
 
     def _acquire(self, control: int, threads: int) -> Held:
-        """Wait for `threads` cores, first come first served. What is held stands in one place and
-        is changed by one assignment, so that an interrupt leaves nothing half taken."""
+        """Wait for `threads` cores, or for a fair share of all while several programs run at once;
+        first come first served. What is held stands in one place and is changed by one assignment,
+        so that an interrupt leaves nothing half taken."""
         with self._turn:
             self._held.pop(control, None)  # left by an interrupted run
+            threads = min(threads, self._share())
             if self._queue or self._idle_cores() < threads:
                 self._wait(threads)
             busy = {id(worker) for held in self._held.values() for worker in held.workers}
             idle = [worker for worker in self._workers if id(worker) not in busy]
             self._held[control] = held = Held(threads, idle[: threads - 1])
             return held
+
+    def _share(self) -> int:
+        """Cores that a step may take. Programs that meet each other run side by side on a part of
+        the cores rather than in turn on all of them: a step on half the cores takes less than twice
+        the time."""
+        now, others = time.monotonic(), len(self._held) + len(self._queue)
+        if others or now > self._shared_until:
+            self._sharers = others + 1
+            self._shared_until = now + SHARING
+        return max(1, self.cores // self._sharers)
 
     def _idle_cores(self) -> int:
         return self.cores - sum(held.threads for held in self._held.values())
