@@ -238,6 +238,8 @@ class _Checker:
             self.integers.add(value.name)
 
     def outputs(self) -> None:
+        if not self.graph.outputs:
+            raise self.fail("no outputs, expected one or more")
         if len({value.name for value in self.graph.outputs}) != len(self.graph.outputs):
             raise self.fail("an output is declared twice")
         for value in self.graph.outputs:
@@ -251,7 +253,7 @@ class _Checker:
                 raise self.fail(f"output {value.name!r} is {found}, expected f32")
 
     def spec(self, name: str, state: StateSpec) -> None:
-        wrong = states.faults(state)
+        wrong = states.faults(state) if name else ["a name is empty"]
         if isinstance(state, BorrowedState) and not state.part:
             owner = self.graph.states.get(state.owner)
             if not isinstance(owner, KVState):
@@ -261,6 +263,8 @@ class _Checker:
 
     def weight(self, name: str, weight: Weight) -> None:
         dims = weight.shape
+        if not name:
+            raise self.fail("a weight has an empty name")
         if not 0 < len(dims) <= RANKS or any(not 0 < n < limits.TENSOR_DIM for n in dims):
             raise self.fail(
                 f"weight {name!r} has shape {dims}, expected 1 to {RANKS} positive sizes"

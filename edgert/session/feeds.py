@@ -103,13 +103,14 @@ class FeedChecker:
         self.session, self.tokens = session, token_input(graph)
         self.floats = {name: int(value.shape[-1]) for name, value in step_inputs(graph).items()}
         shapes = graph.shapes()
-        embeds = (n for n in graph.nodes if n.op == "embed" and n.inputs[0] == self.tokens)
-        self.embedded = next((n.output for n in embeds), "")
+        embeds = [n.output for n in graph.nodes if n.op == "embed" and n.inputs[0] == self.tokens]
+        self.embedded = embeds[0] if len(embeds) == 1 else ""
         self.width = int(shapes[self.embedded][-1]) if self.embedded else 0
         limits = [int(rows) for rows in graph.index_bounds().get(self.tokens, ())]
         if graph.outputs[0].name == "logits":  # ids that a wider table has besides mean nothing
             limits.append(session.vocab_size)
         self.ids = min(limits, default=0)
+        self.elsewhere = {name for name, shape in shapes.items() if shape[0] != "T"}
         self.faults = step_faults(graph)
 
     def check(self, feeds: Sequence[Feed]) -> None:
@@ -154,6 +155,12 @@ class FeedChecker:
         """Tokens or embeddings, and every other float input, of one length."""
         given: dict[str, F32] = dict(feed.inputs)
         wanted = dict(self.floats)
+        if feed.embeddings is not None and self.tokens and not self.embedded:
+            raise RequestError(
+                f"embeddings for graph {self.session.graph.name!r}, which looks tokens up in "
+                "several tables, expected tokens",
+                code="step-inputs",
+            )
         if feed.embeddings is not None:
             name = self.embedded or "embeddings"
             given[name] = feed.embeddings
@@ -170,12 +177,15 @@ class FeedChecker:
                 code="step-inputs",
             )
         for name, array in given.items():
-            if np.shape(array) != (count, wanted[name]):
-                raise RequestError(
-                    f"input {name!r} has shape {np.shape(array)}, expected {(count, wanted[name])}",
-                    code="step-inputs",
-                )
+            _require(f"input {name!r}", array, [(count, wanted[name])], "iuf", "step-inputs")
+        if odd := sorted(self.elsewhere.intersection(feed.taps)):
+            raise RequestError(
+                f"taps of {odd}, which have other rows than the step's tokens, expected values of "
+                "rows T",
+                code="step-taps",
+            )
         if feed.tokens is not None:
+            _require("tokens", feed.tokens, [(count,)], "iu", "step-inputs")
             low, high = int(np.min(feed.tokens)), int(np.max(feed.tokens))
             if low < 0 or high >= self.ids:
                 raise RequestError(
@@ -186,25 +196,37 @@ class FeedChecker:
     def _order(self, feed: Feed, count: int) -> None:
         """Positions and parents that kernels may index by."""
         if feed.positions is not None:
-            shape = np.shape(feed.positions)
-            values = np.asarray(feed.positions)
-            if shape not in ((count,), (3, count)) or not (
-                0 <= int(values.min()) and int(values.max()) < POSITION_LIMIT
-            ):
+            shapes = [(count,), (3, count)]
+            _require("positions", feed.positions, shapes, "iu", "step-positions")
+            low, high = int(np.min(feed.positions)), int(np.max(feed.positions))
+            if low < 0 or high >= POSITION_LIMIT:
                 raise RequestError(
-                    f"positions of shape {shape}, expected ({count},) or (3, {count}) of whole "
-                    "numbers from 0",
+                    f"positions from {low} to {high}, expected 0 to {POSITION_LIMIT - 1}",
                     code="step-positions",
                 )
         if feed.parents is not None:
             parents = np.asarray(feed.parents)
-            ok = parents.shape == (count,) and count <= TREE_ROWS
+            ok = parents.shape == (count,) and count <= TREE_ROWS and parents.dtype.kind in "iu"
             if not ok or (parents < -1).any() or (parents >= np.arange(count)).any():
                 raise RequestError(
                     f"parents {parents.tolist()[:16]} of {count} rows, expected an earlier row or "
                     f"-1 for each of at most {TREE_ROWS}",
                     code="step-parents",
                 )
+
+
+def _require(
+    what: str, array: Any, shapes: Sequence[tuple[int, ...]], kinds: str, code: str
+) -> None:
+    """Raises RequestError unless an array has one of the shapes and NumPy kinds."""
+    found = np.asarray(array)
+    if found.shape not in shapes or found.dtype.kind not in kinds:
+        raise RequestError(
+            f"{what}: {found.dtype} {list(found.shape)}, expected "
+            f"{'whole numbers' if kinds == 'iu' else 'numbers'} of shape "
+            + " or ".join(str(list(shape)) for shape in shapes),
+            code=code,
+        )
 
 
 def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Lowering:
         for node in graph.nodes:
             if node.output not in self._skipped:
                 CATALOGUE[node.op].lower(self, node)
+        self._keep_what_is_read()
 
     def _index_nodes(self) -> None:
         self._producers = {node.output: node for node in self.graph.nodes}
@@ -187,7 +188,7 @@ class Lowering:
             odd = sorted(set(words) ^ set(operands._fields))
             raise TypeError(f"{kernel}: operands {odd} are missing or unknown")
         rows = rows or self.rows(writes)
-        if in_place and self._may_still_read(in_place):
+        if in_place and (reads.count(in_place) > 1 or self._may_still_read(in_place)):
             in_place = ""
         step = Step(kernel, operands, rows, tuple(reads), writes, words, barrier, in_place)
         self.steps.append(step)
@@ -201,3 +202,13 @@ class Lowering:
             if name in step.reads:
                 return True
         return False
+
+    def _keep_what_is_read(self) -> None:
+        """A step takes over no memory that a later one reads: a sum that a product took in, and a
+        norm that a quantization takes in, stand elsewhere than their nodes."""
+        read: set[str] = set()
+        for index in reversed(range(len(self.steps))):
+            step = self.steps[index]
+            if step.in_place in read:
+                self.steps[index] = replace(step, in_place="")
+            read.update(step.reads)

@@ -80,10 +80,7 @@ class Program:
     def _embeddings(self) -> F32 | None:
         """Rows that feeds bring instead of tokens, [T, padded width]."""
         embeds = [node.output for node in self.lowering.graph.nodes if node.op == "embed"]
-        self.embeddings = None
-        if embeds and self.step is not None:
-            stride, rows = self.lowering.stride(embeds[0]), self.lowering.limits["T"]
-            self.embeddings = reserve(rows * stride).view(np.float32).reshape(rows, -1)
+        self.embeddings = self._memory(embeds[0], "f32") if embeds else None
         return self.embeddings
 
     def _named(self) -> dict[str, int]:

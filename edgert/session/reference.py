@@ -143,7 +143,7 @@ class ReferenceSession(Session):
         """The graph's inputs; tokens as -1 where a feed brings embeddings."""
         checker, given = self.checker, dict[str, Any]()
         for name in checker.floats:
-            parts = [f.embeddings if name == "embeddings" else f.inputs[name] for f in feeds]
+            parts = [f.inputs[name] if name in f.inputs else f.embeddings for f in feeds]
             given[name] = np.concatenate([np.asarray(part, np.float32) for part in parts])
         if checker.tokens:
             ids = [np.full(f.rows, -1) if f.tokens is None else f.tokens for f in feeds]
