@@ -126,7 +126,8 @@ def read_bytes(session: Session, length: int) -> float:
     weights = bytes_per_token(session.graph, state)
     state.close()
     assert isinstance(session, OrtSession)
-    width = sum(2 * node.kv_heads * node.head_dim for node in session.attentions)
+    shapes = (memory.past.shape for memory in session.model.memories)  # [B, heads, P, width]
+    width = sum(int(shape[1]) * int(shape[3]) for shape in shapes)
     return weights + width * length * (2 if session.variant.half else 4)
 
 

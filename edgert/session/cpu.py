@@ -197,14 +197,14 @@ class CpuSession(Session):
         if memory is None:
             return
         memory.slots[:total], memory.places[:total] = rows.slot, rows.place
-        memory.positions[:, :total] = rows.position
-        memory.visible[:total, 0] = rows.visible
-        tiles = memory.tiles[2:].view(np.int32).reshape(-1, 2)
+        memory.positions[:, :total] = rows.place if rows.axes is None else rows.axes
+        memory.visible[:total, 0] = -1 if rows.paths is None else rows.paths
+        tiles = memory.tile_rows
         count = deepest = 0
         for feed, start, stop in zip(feeds, rows.starts, rows.starts[1:], strict=False):
             state = _own(feed.state, self.pool)
             state.reserve(state.length + stop - start)
-            memory.tables[start:stop] = state.table.ctypes.data
+            memory.tables[start:stop] = state.table_address
             memory.long_flags[start:stop] = state.long_rope
             memory.visible[start:stop, 1] = state.length
             for first in range(start, stop, TILE_TOKENS):
@@ -243,7 +243,7 @@ class CpuSession(Session):
         return [
             StepResult(part, {n: program.read(n, slice(start, stop)) for n in feed.taps})
             for feed, part, (start, stop) in zip(
-                feeds, np.split(logits, rows.cuts), spans, strict=True
+                feeds, np.split(logits, rows.cuts) if rows.cuts else [logits], spans, strict=True
             )
         ]
 

@@ -23,17 +23,17 @@ class Rows:
     """Where the rows of a step stand. T rows of all feeds, in order.
 
     starts: int a feed and one more, its first row. slot: int32 [T], where a row's key is stored.
-    place: int32 [T], how many tokens it continues: its slot, except in trees. position: int32
-    [3, T], rotary axes. visible: int64 [T], which pending rows of its feed a row sees (bits), -1
-    for all before it. picked: int32 [R], rows whose logits are wanted; cuts: where [R] divides
-    into feeds.
+    place: int32 [T], how many tokens it continues: its slot, except in trees. axes: int32 [3, T],
+    positions given by feeds, None where every row stands at its place. paths: int64 [T], which
+    pending rows of its feed a row sees (bits), -1 for all before it; None where all rows do.
+    picked: int32 [R], rows whose logits are wanted; cuts: where [R] divides into feeds.
     """
 
     starts: list[int]
     slot: NDArray[np.int32]
     place: NDArray[np.int32]
-    position: NDArray[np.int32]
-    visible: NDArray[np.int64]
+    axes: NDArray[np.int32] | None
+    paths: NDArray[np.int64] | None
     picked: NDArray[np.int32]
     cuts: list[int]
 
@@ -41,23 +41,38 @@ class Rows:
     def total(self) -> int:
         return self.starts[-1]
 
+    @property
+    def position(self) -> NDArray[np.int32]:
+        """Rotary axes, int32 [3, T]."""
+        return np.broadcast_to(self.place, (3, self.total)) if self.axes is None else self.axes
+
+    @property
+    def visible(self) -> NDArray[np.int64]:
+        """`paths` of all rows, int64 [T]."""
+        return np.full(self.total, -1, np.int64) if self.paths is None else self.paths
+
 
 def lay_out(feeds: Sequence[Feed]) -> Rows:
     """The rows of checked feeds."""
-    counts = [feed.rows for feed in feeds]
-    starts = [0, *np.cumsum(counts).tolist()]
-    total = starts[-1]
-    slot, visible = np.empty(total, np.int32), np.full(total, -1, np.int64)
-    place, position = np.empty(total, np.int32), np.empty((3, total), np.int32)
-    for feed, start, count in zip(feeds, starts, counts, strict=False):
-        rows, length = slice(start, start + count), feed.state.length
-        slot[rows] = place[rows] = np.arange(length, length + count)
-        if feed.parents is not None:
-            visible[rows], depth = tree(feed.parents)
-            place[rows] = length + depth
-        position[:, rows] = place[rows] if feed.positions is None else feed.positions
+    starts = [0]
+    each: list[NDArray[np.int32]] = []
+    for feed in feeds:
+        count, length = feed.rows, feed.state.length
+        starts.append(starts[-1] + count)
+        each.append(np.arange(length, length + count, dtype=np.int32))
+    slot = each[0] if len(each) == 1 else np.concatenate(each)
     picked, cuts = logit_rows(feeds, starts)
-    return Rows(starts, slot, place, position, visible, picked, cuts)
+    if all(feed.parents is None and feed.positions is None for feed in feeds):
+        return Rows(starts, slot, slot, None, None, picked, cuts)
+    place, paths = slot.copy(), np.full(len(slot), -1, np.int64)
+    axes = np.empty((3, len(slot)), np.int32)
+    for feed, start, stop in zip(feeds, starts, starts[1:], strict=False):
+        if feed.parents is not None:
+            paths[start:stop], depth = tree(feed.parents)
+            place[start:stop] = feed.state.length + depth
+        given = place[start:stop] if feed.positions is None else feed.positions
+        axes[:, start:stop] = given
+    return Rows(starts, slot, place, axes, paths, picked, cuts)
 
 
 def tree(parents: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -74,12 +89,13 @@ def tree(parents: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int3
 def logit_rows(feeds: Sequence[Feed], starts: Sequence[int]) -> tuple[NDArray[np.int32], list[int]]:
     """Step rows whose logits are wanted, int32 [R], and where to cut [R] back into feeds."""
     picked: list[NDArray[np.int32]] = []
-    for feed, start in zip(feeds, starts, strict=False):
-        stop = start + feed.rows
+    cuts, count = [0], 0
+    for feed, start, stop in zip(feeds, starts, starts[1:], strict=False):
         first = {"last": stop - 1, "all": start, "none": stop}[feed.logits]
         picked.append(np.arange(first, stop, dtype=np.int32))
-    cuts = np.cumsum([len(rows) for rows in picked])[:-1]
-    return np.concatenate(picked), cuts.tolist()
+        count += stop - first
+        cuts.append(count)
+    return picked[0] if len(picked) == 1 else np.concatenate(picked), cuts[1:-1]
 
 
 def check_borrowed(graph: Graph) -> None:
@@ -153,6 +169,16 @@ class FeedChecker:
 
     def _inputs(self, feed: Feed, count: int) -> None:
         """Tokens or embeddings, and every other float input, of one length."""
+        tokens = feed.tokens
+        others = self.floats or feed.inputs or feed.taps or feed.embeddings is not None
+        if (
+            count == 1
+            and isinstance(tokens, np.ndarray)
+            and tokens.dtype == np.int32
+            and (self.tokens and not others and tokens.ndim == 1)
+        ):  # a token of plain text, by far the most frequent feed
+            self._range(int(tokens[0]), int(tokens[0]))
+            return
         given: dict[str, F32] = dict(feed.inputs)
         wanted = dict(self.floats)
         if feed.embeddings is not None and self.tokens and not self.embedded:
@@ -186,12 +212,14 @@ class FeedChecker:
             )
         if feed.tokens is not None:
             _require("tokens", feed.tokens, [(count,)], "iu", "step-inputs")
-            low, high = int(np.min(feed.tokens)), int(np.max(feed.tokens))
-            if low < 0 or high >= self.ids:
-                raise RequestError(
-                    f"token ids from {low} to {high}, expected 0 to {self.ids - 1}",
-                    code="token-range",
-                )
+            self._range(int(np.min(feed.tokens)), int(np.max(feed.tokens)))
+
+    def _range(self, low: int, high: int) -> None:
+        if low < 0 or high >= self.ids:
+            raise RequestError(
+                f"token ids from {low} to {high}, expected 0 to {self.ids - 1}",
+                code="token-range",
+            )
 
     def _order(self, feed: Feed, count: int) -> None:
         """Positions and parents that kernels may index by."""

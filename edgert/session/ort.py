@@ -144,6 +144,11 @@ class OrtSession(Session):
                 code="device-inputs",
                 hint="`edgert export BUNDLE --embeddings` emits one that takes both",
             )
+        if feed.taps:
+            self._check_taps(feed)
+        self._check_order(feed, rows)
+
+    def _check_taps(self, feed: Feed) -> None:
         outputs = {v.name for v in self.model.graph.outputs if v.shape[0] == "T"}
         if unknown := sorted(set(feed.taps) - outputs):
             raise DeviceError(
@@ -151,7 +156,6 @@ class OrtSession(Session):
                 code="device-taps",
                 hint=f"`edgert export BUNDLE --tap {unknown[0]}` emits one that does",
             )
-        self._check_order(feed, rows)
 
     def _own(self, state: State) -> OrtState:
         if not isinstance(state, OrtState) or state.host is not self.model:
@@ -208,7 +212,9 @@ class OrtSession(Session):
         if not self.variant.rows:
             state.reserve(piece.end)
         stop = piece.first + piece.count
-        wanted = rows.picked[(rows.picked >= piece.first) & (rows.picked < stop)] - piece.first
+        wanted = rows.picked
+        if piece.count < rows.total:
+            wanted = wanted[(wanted >= piece.first) & (wanted < stop)] - piece.first
         given = self._inputs(feed, slice(piece.first, stop))
         if self.rows:
             given[self.rows] = wanted if len(wanted) else np.zeros(1, np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ from numpy.typing import NDArray
 from .feeds import Rows
 
 _HIDDEN = {"float32": -1e30, "float16": -6e4}  # what a mask adds to a score nobody may see
+
+
+_THREE = np.zeros((3, 1), np.int64)
+
+
+@lru_cache(maxsize=16)
+def _all_seen(size: int) -> NDArray[np.int64]:
+    return np.full(size, -1, np.int64)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,10 @@ def pieces(rows: Rows, length: int, fixed: int) -> Iterator[Piece]:
     for first in range(0, rows.total, size):
         stop = min(first + size, rows.total)
         place = np.arange(length, length + first + size)
+        if rows.axes is None:  # a chain: every row stands at its place and sees all before it
+            position = place[first:] + _THREE
+            yield Piece(first, stop - first, size, length, place, position, _all_seen(size))
+            continue
         place[:stop] = rows.place[:stop]
         position = np.empty((3, size), np.int64)
         position[:] = place[first:]

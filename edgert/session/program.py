@@ -61,6 +61,7 @@ class Program:
         self._kept = kept, self._embeddings()
         at = {name: self.arena.ctypes.data + offset for name, offset in offsets.items()}
         self.table = self._emit({**addresses, **at, **self._named()}, code)
+        self.address, self.count = self.table.ctypes.data, len(self.table)
         self.nbytes = size
 
     def _symbols(self) -> list[str]:
@@ -174,6 +175,7 @@ class StepMemory:
         self.long_flags = np.zeros(rows, np.int32)
         self.tables = np.zeros(rows, np.int64)
         self.tiles = np.zeros(2 + rows, np.int64)  # one tile a row at worst
+        self.tile_rows = self.tiles[2:].view(np.int32).reshape(-1, 2)
         self.counters = np.zeros(rows * groups, np.int64)
         self.partials = reserve(SPLIT_ROWS * segments * lowering.partial_bytes + 64)
 

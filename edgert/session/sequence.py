@@ -43,6 +43,7 @@ class CpuState(State):
         weakref.finalize(self, pool.give, self.pages).atexit = False
         weakref.finalize(self, slots.give, self._slot).atexit = False
         self.table = np.zeros(pages_for(context), np.int32)
+        self.table_address = self.table.ctypes.data
         self.checkpoints: tuple[Checkpoint, ...] = ()
         self.closed = False
 

@@ -8,6 +8,7 @@ them. Workers park when nothing is asked.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 import time
@@ -74,10 +75,12 @@ def performance_cores() -> list[int]:
 
 
 class Runnable(Protocol):
-    """What a team runs: a table int64 [steps, words], its control block, its threads."""
+    """What a team runs: address and steps of a table, its control block, its threads."""
 
     @property
-    def table(self) -> NDArray[np.int64]: ...
+    def address(self) -> int: ...
+    @property
+    def count(self) -> int: ...
     @property
     def control(self) -> int: ...
     @property
@@ -117,7 +120,7 @@ class Team:
 
     def cancel(self, control: int) -> None:
         """Make the step that runs with this control block leave at its next barrier."""
-        self._controls.word(control, CTRL_CANCEL)[0] = 1
+        self._controls.word(control, CTRL_CANCEL).value = 1
 
     # --- running ----------------------------------------------------------------------------
 
@@ -131,7 +134,7 @@ class Team:
                 code="fork",
                 hint="load the model in the child process",
             )
-        self._controls.word(program.control, CTRL_CANCEL)[0] = 0
+        self._controls.word(program.control, CTRL_CANCEL).value = 0
         if program.threads == 1 or not small:
             return self._run(program, program.threads)[0]
         threads = 1 if program.pace.choose() else program.threads
@@ -143,21 +146,21 @@ class Team:
 
     def _run(self, program: Runnable, threads: int) -> tuple[bool, int]:
         """Whether it was cancelled, and with how many threads it ran."""
-        table, count = program.table.ctypes.data, len(program.table)
+        table, count, control = program.address, program.count, program.control
         try:
-            held = self._acquire(program.control, threads)
+            held = self._acquire(control, threads)
             if held.threads > 1:
                 self._open(program, held.workers)
-            return bool(self.lead(table, count, program.control, held.threads)), held.threads
+            return bool(self.lead(table, count, control, held.threads)), held.threads
         finally:
-            self._settle(table, count, program.control)
-            self._release(program.control)
+            self._settle(table, count, control)
+            self._release(control)
 
     def _open(self, program: Runnable, workers: list[Worker]) -> None:
         """Open a step for workers, and wake those that are parked."""
-        boxes = np.array([worker.box for worker in workers], np.int64)
-        table, count = program.table.ctypes.data, len(program.table)
-        self.begin(table, count, program.control, boxes.ctypes.data, len(workers))
+        boxes = (ctypes.c_int64 * len(workers))(*(worker.box for worker in workers))
+        at = ctypes.addressof(boxes)
+        self.begin(program.address, program.count, program.control, at, len(workers))
         for worker in workers:
             if worker.parked:
                 worker.wake.set()
@@ -166,7 +169,7 @@ class Team:
         """Leave a step that was opened and not led, because an interrupt came in between: the
         workers wait in there."""
         word, held = self._controls.word, self._held.get(control)
-        if held is None or word(control, CTRL_GO)[0] == word(control, CTRL_LED)[0]:
+        if held is None or word(control, CTRL_GO).value == word(control, CTRL_LED).value:
             return
         self.cancel(control)
         for worker in held.workers:
@@ -185,8 +188,10 @@ class Team:
             threads = min(threads, self._share())
             if self._queue or self._idle_cores() < threads:
                 self._wait(threads)
-            busy = {id(worker) for held in self._held.values() for worker in held.workers}
-            idle = [worker for worker in self._workers if id(worker) not in busy]
+            idle = self._workers
+            if self._held and threads > 1:
+                busy = {id(worker) for held in self._held.values() for worker in held.workers}
+                idle = [worker for worker in idle if id(worker) not in busy]
             self._held[control] = held = Held(threads, idle[: threads - 1])
             return held
 
@@ -322,26 +327,27 @@ class _Blocks:
     def __init__(self, size: int) -> None:
         self._size, self._lock = size, threading.Lock()
         self._free: list[int] = []
-        self._arrays: dict[int, NDArray[np.int64]] = {}
+        self._memory: list[NDArray[np.uint8]] = []
+        self._words: dict[int, ctypes.c_int64] = {}
 
     def take(self) -> int:
         with self._lock:
             if self._free:
                 return self._free.pop()
             memory = np.zeros(self._size + 64, np.uint8)
-            address = -(-memory.ctypes.data // 64) * 64
-            start = address - memory.ctypes.data
-            self._arrays[address] = memory[start : start + self._size].view(np.int64)
-            return address
+            self._memory.append(memory)
+            return -(-memory.ctypes.data // 64) * 64
 
     def give(self, address: int) -> None:
         with self._lock:
             self._free.append(address)
 
-    def word(self, address: int, offset: int) -> NDArray[np.int64]:
-        """A view of one word, int64 [1]."""
-        at = offset // 8
-        return self._arrays[address][at : at + 1]
+    def word(self, address: int, offset: int) -> ctypes.c_int64:
+        """The word at an offset of a block."""
+        word = self._words.get(address + offset)
+        if word is None:
+            word = self._words[address + offset] = ctypes.c_int64.from_address(address + offset)
+        return word
 
 
 _lock = threading.Lock()
