@@ -156,6 +156,7 @@ class CpuSession(Session):
             raise RequestError("this session is closed", code="session-closed")
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        self._team.check_process()  # before the lock, which may have been held at the fork
         with self._lock:
             self._check_open()
             self.checker.check(feeds)
@@ -175,6 +176,7 @@ class CpuSession(Session):
             return self._results(program, feeds, rows)
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+        self._team.check_process()
         with self._lock:
             self._check_open()
             sizes = check_arrays(self.graph, arrays)
@@ -259,6 +261,9 @@ class CpuSession(Session):
         return self.packed_weights.nbytes + arenas + self.pool.nbytes
 
     def close(self) -> None:
+        if not self._team.is_ours:  # the lock may have been held at the fork; nothing runs here
+            self._closed = True
+            return
         with self._lock:
             if self._closed:
                 return

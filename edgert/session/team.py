@@ -124,16 +124,25 @@ class Team:
 
     # --- running ----------------------------------------------------------------------------
 
-    def run(self, program: Runnable, *, small: bool = False) -> bool:
-        """One run of a program; True when it was cancelled on the way. One at a time a program."""
-        if self.stopped:
-            raise RequestError("this session is closed", code="session-closed")
-        if self._owner != os.getpid():
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process started the team, and did not get it by a fork."""
+        return self._owner == os.getpid()
+
+    def check_process(self) -> None:
+        """Raises RequestError in a forked child."""
+        if not self.is_ours:
             raise RequestError(
                 "this session was opened before a fork, its threads did not come along",
                 code="fork",
                 hint="load the model in the child process",
             )
+
+    def run(self, program: Runnable, *, small: bool = False) -> bool:
+        """One run of a program; True when it was cancelled on the way. One at a time a program."""
+        if self.stopped:
+            raise RequestError("this session is closed", code="session-closed")
+        self.check_process()
         self._controls.word(program.control, CTRL_CANCEL).value = 0
         if program.threads == 1 or not small:
             return self._run(program, program.threads)[0]
@@ -256,7 +265,7 @@ class Team:
             self.stopped = True
             for worker in self._workers:
                 worker.stop()
-            if self._owner == os.getpid():
+            if self.is_ours:
                 for worker in self._workers:
                     worker.join()
 

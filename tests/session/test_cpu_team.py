@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 import tracemalloc
@@ -292,3 +293,30 @@ def test_nothing_is_kept_per_token(session: CpuSession) -> None:
     print(told)
     assert np.median(python) < steps * 24, told
     assert np.median(everything) < 64 << 10, told
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_child_of_a_fork_in_the_middle_of_a_step_is_told_so(session: CpuSession) -> None:
+    with session._lock:  # as a thread that steps holds it
+        child = os.fork()
+        if child == 0:
+            code = 3
+            try:
+                session.step([Feed(session.new_state(), TOKENS[:1])])
+            except RequestError as error:
+                session.close()
+                code = 0 if error.code == "fork" else 4
+            finally:
+                os._exit(code)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len(prefill(session)) == 1
