@@ -330,7 +330,7 @@ def emit_parts(bundle: Bundle, variant: Variant, taps: Sequence[str] = ()) -> li
         raise ConvertError(
             f"no part of {bundle.path} computes {unknown}, expected names of values",
             code="onnx-options",
-            hint="`edgert inspect` lists a part's values",
+            hint="the graph file names them; rows behind layer N are layers.N.add2.y",
         )
     made = []
     for name, part in parts:

@@ -91,7 +91,7 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BundleError(
                 f"graph {self.name!r} computes no {unknown}, expected names of its values",
                 code="graph-value",
-                hint="`edgert inspect` lists a part's values; hidden rows are called layers.N",
+                hint="the graph file names them; rows behind layer N are layers.N.add2.y",
             )
         shapes = self.shapes()
         return self.replace(outputs=self.outputs + tuple(Value(n, shapes[n]) for n in wanted))
@@ -146,6 +146,12 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint="no model has so many; get the bundle again from where it came from",
             )
         graph.shapes()
+        if not graph.outputs:
+            raise BundleError(
+                f"{where}: a graph without outputs, expected one or more",
+                code="graph",
+                hint="the bundle is damaged or was made by another edgert; convert the model again",
+            )
         return graph
 
 
@@ -238,8 +244,6 @@ class _Checker:
             self.integers.add(value.name)
 
     def outputs(self) -> None:
-        if not self.graph.outputs:
-            raise self.fail("no outputs, expected one or more")
         if len({value.name for value in self.graph.outputs}) != len(self.graph.outputs):
             raise self.fail("an output is declared twice")
         for value in self.graph.outputs:

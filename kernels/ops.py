@@ -26,6 +26,10 @@ Infer = Callable[[Sequence[Shape], Mapping[str, tuple[int, ...]], Attrs], Shape]
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
+# What operands of kernels hold: int64 and float32.
+_LARGEST: dict[type, float] = {int: (1 << 63) - 1, float: 3.4028235e38}
+
+
 class OpError(ValueError):
     """A node does not fit its op: wrong attribute, missing weight or impossible shape."""
 
@@ -97,6 +101,8 @@ class Op:
                 raise OpError(
                     f"{self.name}: attribute {key!r} is {value!r}, expected {spec.type.__name__}"
                 )
+            if spec.type in _LARGEST and not abs(value) <= _LARGEST[spec.type]:
+                raise OpError(f"{self.name}: attribute {key!r} is {value!r}, out of range")
             full[key] = value
         return full
 

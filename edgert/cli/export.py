@@ -43,7 +43,7 @@ from .settings import emit_json, json_option, megabytes
     "taps",
     multiple=True,
     metavar="VALUE",
-    help="Give this value of the graph, too (hidden rows are layers.N); may be repeated.",
+    help="Give this value of the graph, too (rows behind layer N: layers.N.add2.y); repeatable.",
 )
 @click.option(
     "--embeddings",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgert.kernels.states import KVState
 
 from edgert.errors import BundleError, RequestError
 from edgert.graph import Graph, Node, Value, Weight
@@ -157,6 +158,24 @@ def test_graphs_without_outputs_or_names_are_refused() -> None:
         graph.replace(states={**graph.states, "": graph.states["kv0"]}),
     ):
         with pytest.raises(BundleError) as caught:
-            wrong.shapes()
+            Graph.from_json(wrong.to_json())
         assert caught.value.code == "graph"
-        assert "no outputs" in str(caught.value) or "empty" in str(caught.value)
+        assert "without outputs" in str(caught.value) or "empty" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"window": 1 << 63}, {"window": 1 << 70}, {"scale": 1e39}, {"softcap": 1e300}]
+)
+def test_attributes_that_no_kernel_can_hold_are_refused(wrong: dict[str, Any]) -> None:
+    graph = tiny_graph(quant="f32", window=4)
+    states = {
+        name: KVState(s.kv_heads, s.head_dim, wrong.get("window", s.window))
+        for name, s in graph.states.items()
+        if isinstance(s, KVState)
+    }
+    nodes = tuple(
+        Node(n.op, n.inputs, n.output, n.weights, {**n.attrs, **wrong}, n.state) if n.state else n
+        for n in graph.nodes
+    )
+    with pytest.raises(BundleError, match="out of range"):
+        graph.replace(nodes=nodes, states=states).shapes()
