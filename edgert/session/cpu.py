@@ -164,16 +164,22 @@ class CpuSession(Session):
             taps = frozenset(name for feed in feeds for name in feed.taps)
             graph = self.graph.with_outputs(sorted(taps)) if taps else self.graph
             program = self._program(taps, graph, {"T": self.max_rows, "R": self.max_rows})
+            states = [_own(feed.state, self.pool) for feed in feeds]
             try:
+                for state in states:
+                    state.begin_step()
                 self._fill(program, feeds, rows)
                 program.execute(small=rows.total <= SPLIT_ROWS)
+                for state, feed in zip(states, feeds, strict=True):
+                    state.pending = feed.rows
+                return self._results(program, feeds, rows)
             except EdgertError:
-                for feed in feeds:
-                    feed.state.discard()  # pages reserved for nothing
+                for state in states:
+                    state.discard()  # pages reserved for nothing
                 raise
-            for feed in feeds:
-                feed.state.pending = feed.rows
-            return self._results(program, feeds, rows)
+            finally:
+                for state in states:
+                    state.end_step()
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
         self._team.check_process()

@@ -45,7 +45,7 @@ class CpuState(State):
         self.table = np.zeros(pages_for(context), np.int32)
         self.table_address = self.table.ctypes.data
         self.checkpoints: tuple[Checkpoint, ...] = ()
-        self.closed = False
+        self.closed = self.stepping = False
 
     @property
     def slot(self) -> int:
@@ -274,8 +274,31 @@ class CpuState(State):
         points = sum(point.nbytes for point in self.checkpoints)
         return len(self.pages) * self.pool.bytes_per_page + slot + points
 
+    def commit(self, path: int | Sequence[int]) -> None:
+        self._check_open()
+        super().commit(path)
+
+    def rewind(self, length: int) -> int:
+        self._check_open()
+        return super().rewind(length)
+
+    def begin_step(self) -> None:
+        """Nobody gives the memory back until `end_step`. Raises RequestError for closed states."""
+        self.stepping = True
+        self._check_open()
+
+    def end_step(self) -> None:
+        """The step is over; what was closed on the way is given back now."""
+        self.stepping = False
+        if self.closed:
+            self._give_back()
+
     def close(self) -> None:
         if not self.closed:
-            self.length = self.pending = 0
-            self._shrink()
             self.closed = True
+            if not self.stepping:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        self.length = self.pending = 0
+        self._shrink()

@@ -152,6 +152,27 @@ def test_a_closed_session_is_refused(session: CpuSession) -> None:
     state.close()
 
 
+def test_a_state_closed_during_a_step_keeps_its_pages_until_the_end(session: CpuSession) -> None:
+    """Kernels still write there: another sequence must not get them before."""
+    state, seen = session.new_state(), list[int]()
+    run = session.program().execute
+
+    def closing(*, small: bool = False) -> None:
+        state.close()
+        seen.append(session.pool.pages - session.pool.indices.free)
+        run(small=small)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.program(), "execute", closing)
+        session.step([Feed(state, TOKENS[:100])])
+    assert seen == [2]
+    assert session.pool.indices.free == session.pool.pages
+    for use in (lambda: state.commit(1), lambda: state.rewind(0)):
+        with pytest.raises(RequestError) as caught:
+            use()
+        assert caught.value.code == "state-closed"
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_interrupt_while_a_step_is_opened(
     kernel_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
