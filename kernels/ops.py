@@ -11,6 +11,7 @@ key/value heads, D head size, C model width, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -92,11 +93,11 @@ class Op:
             raise OpError(f"{self.name}: unknown attributes {unknown}, known: {sorted(self.attrs)}")
         full = {}
         for key, spec in self.attrs.items():
-            value = attrs.get(key, spec.default)
+            value: Any = attrs.get(key, spec.default)
             if value is ...:
                 raise OpError(f"{self.name}: attribute {key!r} is missing")
-            if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
+            if spec.type is float and type(value) is int:
+                value = float(value) if abs(value) < 1 << 53 else math.inf
             if type(value) is not spec.type:
                 raise OpError(
                     f"{self.name}: attribute {key!r} is {value!r}, expected {spec.type.__name__}"
