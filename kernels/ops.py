@@ -102,10 +102,15 @@ class Op:
                 raise OpError(
                     f"{self.name}: attribute {key!r} is {value!r}, expected {spec.type.__name__}"
                 )
-            if spec.type in _LARGEST and not abs(value) <= _LARGEST[spec.type]:
+            if not _in_range(value, spec.type):
                 raise OpError(f"{self.name}: attribute {key!r} is {value!r}, out of range")
             full[key] = value
         return full
+
+
+def _in_range(value: Any, kind: type) -> bool:
+    """Whether an operand word or a float32 can hold a number."""
+    return kind not in _LARGEST or bool(abs(value) <= _LARGEST[kind])
 
 
 def _need(ok: bool, message: str) -> None:
