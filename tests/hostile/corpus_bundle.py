@@ -153,7 +153,7 @@ _graph("input_type", _set("inputs/0/dtype", "int64"), "graph", "dtype 'int64'", 
 _graph("output_type", _set("outputs/0/dtype", "f16"), "graph", "'logits' is f16", "expected f32")
 _graph("output_shape", _set("outputs/0/shape", ["R", 999]), "graph", "('R', 260)", "('R', 999)")
 _graph("output_absent", _set("outputs/0/name", "answer"), "graph", "'answer' has shape None")
-_graph("no_outputs", _set("outputs", []), "graph-interface", "outputs []", "logits [R, V]")
+_graph("no_outputs", _set("outputs", []), "graph", "without outputs", "one or more")
 _graph("weight_width", _set("weights/l0.o/shape", [64, 65]), "graph", "(64, 65)", "rows of 64")
 _graph("weight_taller", _set("weights/inv_freq/shape", [4]), "weights-shape", "[8]", "[4]")
 _graph("weight_type", _set("weights/l0.o/encoding", "f16"), "weights-shape", "F32", "F16")
