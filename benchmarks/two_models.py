@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from edgert.session.options import SessionOptions
 
 from edgert.bundle import Bundle
 from edgert.session import Feed, Session, open_session
+from edgert.session.options import SessionOptions
 
 DEPTH = 64  # tokens that a state holds when writing begins, and goes back to
 CHILD = """
