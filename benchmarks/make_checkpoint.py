@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgert.storage.safetensors import TensorWriter
+from edgert.storage.safetensors_writer import TensorWriter
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (

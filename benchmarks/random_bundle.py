@@ -26,7 +26,7 @@ from benchmarks.make_checkpoint import SHAPES, config_of, tokenizer_json
 from edgert.bundle import FORMAT, BundleWriter, Manifest, Part, TextSpec
 from edgert.bundle.check import tensors_of
 from edgert.graph import Weight
-from edgert.storage.safetensors import TensorWriter, aligned_order
+from edgert.storage.safetensors_writer import TensorWriter, aligned_order
 
 LOGITS = 2.0  # deviation of the logits
 BLOCK = 4_000_037  # float values drawn; longer tensors repeat them

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..bundle.check import tensors_of
 from ..graph import Weight
-from ..storage.safetensors import aligned_order, nbytes_of
+from ..storage.safetensors import nbytes_of
+from ..storage.safetensors_writer import aligned_order
 from .families.recipe import F32
 
 CHUNK = 1 << 19  # elements that are read at once

@@ -22,7 +22,7 @@ from edgert.bundle import FORMAT, BundleWriter, Golden, Manifest, Part, Provenan
 from edgert.bundle.check import tensors_of
 from edgert.graph import Graph, Node, Value, Weight
 from edgert.roles import vocab_size
-from edgert.storage.safetensors import TensorWriter, aligned_order
+from edgert.storage.safetensors_writer import TensorWriter, aligned_order
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
 VOCAB = 260

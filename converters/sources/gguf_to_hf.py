@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConvertError
-from ...storage.safetensors import TensorWriter, aligned_order
+from ...storage.safetensors_writer import TensorWriter, aligned_order
 
 NAMES = {
     "token_embd": "model.embed_tokens",

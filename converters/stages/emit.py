@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...storage.safetensors import TensorWriter
+from ...storage.safetensors_writer import TensorWriter
 from ..weights import specs_of
 from .base import Context, PartInProgress
 from .weight_cache import CachedWeight, WeightCache

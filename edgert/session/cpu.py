@@ -21,11 +21,10 @@ from ..process import give_back_code, give_back_heap
 from ..roles import row_input
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
+from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out, needs_long_rope
 from .lowering import Lowering
 from .pages import PagePool, pages_for
 from .program import SPLIT_ROWS, Program
-from .reference import needs_long_rope
 from .sequence import CpuState
 from .slots import SlotPool
 from .team import performance_cores

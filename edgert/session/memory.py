@@ -7,6 +7,7 @@ import mmap
 import threading
 from collections import deque
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,3 +84,8 @@ class Indices:
             self._holders[index] -= 1
             if self._holders[index] == 0:
                 self._free.append(index)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value of a snapshot is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -22,7 +22,7 @@ from ..kernels.encodings import ENCODINGS
 from ..kernels.ops import CATALOGUE
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, lay_out
+from .feeds import FeedChecker, Rows, check_arrays, lay_out, needs_long_rope
 from .onnx_io import PLAIN, Variant, embedded
 from .options import SessionOptions
 from .ort_binding import Binding
@@ -30,7 +30,6 @@ from .ort_feed import Piece, pieces
 from .ort_model import OrtModel, failed
 from .ort_state import OrtState
 from .providers import Placement, Provider, find_provider, parse_device, placement
-from .reference import needs_long_rope
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle

@@ -22,13 +22,13 @@ conv        words rows, first
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.states import ConvState, RecurrentState
-from .memory import reserve
+from .memory import is_whole, reserve
 
 F32 = NDArray[np.float32]
 Fold = Callable[[F32, "F32 | None", F32], None]
@@ -208,11 +208,6 @@ def _to_front(rows: F32, start: int, kept: Sequence[int]) -> None:
     """Move the rows start + kept, rising, to `start` and on."""
     if kept and kept[-1] != len(kept) - 1:
         rows[start : start + len(kept)] = rows[start + np.asarray(kept)]
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value of a snapshot is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _misshapen(parts: Parts, shapes: Mapping[str, tuple[int, ...]], number: str) -> str:

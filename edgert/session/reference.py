@@ -16,8 +16,8 @@ from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
-from .recurrent import is_whole
+from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out, needs_long_rope
+from .memory import is_whole
 
 
 class ReferenceState(State):
@@ -222,9 +222,3 @@ def _cache(name: str, feeds: Sequence[Feed], rows: Rows) -> KVRows:
         [pair[0] for pair in pairs],
         [pair[1] for pair in pairs],
     )
-
-
-def needs_long_rope(graph: Graph, expected: int) -> bool:
-    """Whether a sequence of `expected` tokens passes a node's `rope_switch`."""
-    switches = [int(node.attrs.get("rope_switch", 0)) for node in graph.nodes]
-    return any(0 < switch < expected for switch in switches)

@@ -11,8 +11,8 @@ import numpy as np
 from .. import limits
 from ..errors import RequestError, ResourceError
 from .base import State
+from .memory import is_whole
 from .pages import PAGE_TOKENS, PagePool, pages_for
-from .recurrent import is_whole
 from .slots import SlotContent, SlotPool, content_bytes
 
 

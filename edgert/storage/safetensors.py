@@ -1,4 +1,4 @@
-"""Safetensors files: mapped for reading (`TensorFile`), streamed for writing (`TensorWriter`).
+"""Safetensors files, mapped for reading (`TensorFile`); `safetensors_writer` writes them.
 
 Not promised: values are not looked at; NaN and infinities pass (`edgert verify --values`).
 """
@@ -19,14 +19,11 @@ from numpy.typing import NDArray
 from ..errors import BundleError
 from .folder import open_regular
 from .safetensors_header import DTYPES, TensorInfo, nbytes_of, parse_header, read_header
-from .safetensors_writer import TensorWriter, aligned_order
 
 __all__ = [
     "DTYPES",
     "TensorFile",
     "TensorInfo",
-    "TensorWriter",
-    "aligned_order",
     "nbytes_of",
     "read_header",
 ]

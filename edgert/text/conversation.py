@@ -178,7 +178,7 @@ class Conversation:
 
     def _ready(self, tokens: Sequence[int], params: Resolved) -> State:
         """The state, trimmed to what it shares with `tokens`, one of which is left to be fed."""
-        from ..session.reference import needs_long_rope
+        from ..session.feeds import needs_long_rope
 
         session = self._model.session
         expected = expected_length(len(tokens), params.max_tokens, session.context)

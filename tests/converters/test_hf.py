@@ -16,7 +16,8 @@ from edgert.converters.convert import convert
 
 from edgert.bundle import Bundle
 from edgert.session import SessionOptions, open_session
-from edgert.storage.safetensors import TensorFile, TensorWriter
+from edgert.storage.safetensors import TensorFile
+from edgert.storage.safetensors_writer import TensorWriter
 from tests.closeness import assert_close
 from tests.conftest import ROOT
 from tests.converters.checkpoints import expected_logits, make_model, prompt, write_tokenizer

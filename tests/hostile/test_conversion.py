@@ -22,7 +22,8 @@ import pytest
 from benchmarks.make_checkpoint import make_checkpoint
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError
-from edgert.storage.safetensors import TensorFile, TensorWriter
+from edgert.storage.safetensors import TensorFile
+from edgert.storage.safetensors_writer import TensorWriter
 from tests.converters.faults import convert_tiny
 
 Specs = dict[str, tuple[str, np.ndarray]]

@@ -14,7 +14,8 @@ from edgert.kernels.quant import Quantized
 from edgert.bundle import Bundle
 from edgert.evaluation.verify import ValueCounts, count_values, verify_bundle
 from edgert.session import Feed, SessionOptions, open_session
-from edgert.storage.safetensors import TensorFile, TensorWriter
+from edgert.storage.safetensors import TensorFile
+from edgert.storage.safetensors_writer import TensorWriter
 from tests.tiny import tensors, tiny_bundle, tiny_graph, tiny_weights
 
 SUBNORMAL = np.float16(3e-6)

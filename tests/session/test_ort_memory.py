@@ -14,7 +14,7 @@ from edgert.converters.onnx_emit import write
 
 from edgert.bundle.check import tensors_of
 from edgert.graph import Graph, Weight
-from edgert.storage.safetensors import TensorWriter, aligned_order
+from edgert.storage.safetensors_writer import TensorWriter, aligned_order
 
 CONFIG = {
     "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
