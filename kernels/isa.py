@@ -85,6 +85,20 @@ def cpu_features() -> frozenset[str]:
     return frozenset(found)
 
 
+@lru_cache(maxsize=1)
+def reads_past_caches() -> bool:
+    """Whether weights are best asked for with a hint that they are read once (`prefetchnta`).
+
+    2 to 6 % over the second-level cache on AMD's Zen 5; half its speed on Intel's Ice Lake and
+    Sapphire Rapids, where such a line takes one of the first level's few fill buffers.
+    """
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return "AuthenticAMD" in file.read(4096)
+    except OSError:
+        return "AuthenticAMD" in platform.processor()  # what Windows says
+
+
 def supported() -> tuple[str, ...]:
     """Instruction sets usable on this CPU, best first."""
     return tuple(name for name in NEEDS if not _missing(name))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from . import isa
 from .cpu.layout import ACTS, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
 from .encodings import ENCODINGS, dequantize, encoding_of, tensors_of
 from .lowering import Builder, Lower, Word, stride_of, weight
@@ -26,10 +27,10 @@ from .quant import F32, Matrix, quantize_rows
 # Of the linear and gated kernels. groups: of 16 output rows, or pairs of such groups (gated).
 # depth: blocks of 32 inputs, or inputs (float weights). x_stride: bytes between float rows, or
 # between the threads' copies of a single quantized row. bias, residual: 0 for none; residual rows
-# have the output's stride.
+# have the output's stride. past: whether to ask for weights past the outer caches, see `isa`.
 LINEAR = operands(
     "weights", "groups", "depth", "x", "x_stride", "y", "y_stride", "bias", "residual", "act",
-    "scratch", "scratch_bytes", "ctrl",
+    "scratch", "scratch_bytes", "ctrl", "past",
 )  # fmt: skip
 # private_bytes: of the copy of a single row that each thread makes for itself, without a barrier.
 # norm: weight of an RMS norm before it, or 0.
@@ -127,7 +128,7 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
         "x": x, "x_stride": stride, "y": y, "y_stride": b.stride(y),
         "bias": weight(node, "bias"), "residual": residual,
         "act": ACTS[gated] if gated else 0, "scratch": "@scratch",
-        "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl",
+        "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl", "past": int(isa.reads_past_caches()),
     }  # fmt: skip
     b.step(
         f"{'gated' if gated else 'linear'}_{encoding.kernel}", LINEAR, y,

@@ -48,6 +48,7 @@ from ..simd import (
     maddubs,
     mul,
     pair_sums,
+    prefetch,
     prefetch_once,
     splat,
     splat_i32,
@@ -62,23 +63,27 @@ from .vm import claim, kernel
 
 GRAIN = 8  # chunks a thread
 FEW = 8  # rows of a step that waits for memory more than it computes
-AHEAD = 4096  # bytes between a decode kernel and what it asks for: 7 % over the hardware alone
+AHEAD = 4096  # bytes between a decode kernel and what it asks for
 
 
 @njit(error_model="numpy")
-def _ahead(w: int, count: int) -> None:
-    """Ask for the `count` cache lines that lie AHEAD of w."""
-    for i in range(count):
-        prefetch_once(w + AHEAD + 64 * i)
+def _ahead(w: int, count: int, past: int) -> None:
+    """Ask for the `count` cache lines that lie AHEAD of w; past: past the outer caches."""
+    if past:
+        for i in range(count):
+            prefetch_once(w + AHEAD + 64 * i)
+    else:
+        for i in range(count):
+            prefetch(w + AHEAD + 64 * i)
 
 
 def _ahead_of_few(count: int) -> Any:
     """`_ahead` for steps of up to FEW rows; with more, a block is worked on for long enough."""
 
     @njit(error_model="numpy")
-    def ask(w: int, n: int) -> None:
+    def ask(w: int, n: int, past: int) -> None:
         if n <= FEW:
-            _ahead(w, count)
+            _ahead(w, count, past)
 
     return ask
 
@@ -149,13 +154,13 @@ else:
 
 
 @njit(error_model="numpy")
-def row_int4(w: int, blocks: int, x: int) -> Any:
-    """16 rows times one token, float32x16."""
+def row_int4(w: int, blocks: int, x: int, past: int) -> Any:
+    """16 rows times one token, float32x16; past: as in `_ahead`."""
     scales = x + blocks * 32
     corrections = scales + blocks * 4
     acc = splat(f32(0.0))
     for b in range(blocks):
-        _ahead(w, 5)
+        _ahead(w, 5, past)
         v0, v1 = load_i8(w + 32), load_i8(w + 96)
         v2, v3 = load_i8(w + 160), load_i8(w + 224)
         total = nibble_sum(
@@ -170,14 +175,14 @@ def row_int4(w: int, blocks: int, x: int) -> Any:
 
 
 @njit(error_model="numpy")
-def tile_int4(w: int, blocks: int, x: int, n: int, acc: int) -> None:
+def tile_int4(w: int, blocks: int, x: int, n: int, acc: int, past: int) -> None:
     """16 rows times a tile of n tokens; float32 [n][16] to acc."""
     scales = x + blocks * n * 32
     corrections = scales + blocks * n * 4
     for t in range(n):
         store_f32(acc + 64 * t, splat(f32(0.0)))
     for _ in range(blocks):
-        _ask_int4(w, n)
+        _ask_int4(w, n, past)
         ws = load_f16(w)
         v0, v1 = load_i8(w + 32), load_i8(w + 96)
         v2, v3 = load_i8(w + 160), load_i8(w + 224)
@@ -200,13 +205,13 @@ def _corr8(p: int) -> Any:
 
 
 @njit(error_model="numpy")
-def row_int8(w: int, blocks: int, x: int) -> Any:
+def row_int8(w: int, blocks: int, x: int, past: int) -> Any:
     """16 rows times one token, float32x16."""
     scales = x + blocks * 32
     corrections = scales + blocks * 4
     acc = splat(f32(0.0))
     for b in range(blocks):
-        _ahead(w, 9)
+        _ahead(w, 9, past)
         total = byte_sum(
             _corr8(corrections + 4 * b),
             load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224),
@@ -219,14 +224,14 @@ def row_int8(w: int, blocks: int, x: int) -> Any:
 
 
 @njit(error_model="numpy")
-def tile_int8(w: int, blocks: int, x: int, n: int, acc: int) -> None:
+def tile_int8(w: int, blocks: int, x: int, n: int, acc: int, past: int) -> None:
     """16 rows times a tile of n tokens; float32 [n][16] to acc."""
     scales = x + blocks * n * 32
     corrections = scales + blocks * n * 4
     for t in range(n):
         store_f32(acc + 64 * t, splat(f32(0.0)))
     for _ in range(blocks):
-        _ask_int8(w, n)
+        _ask_int8(w, n, past)
         ws = load_f16(w)
         w0, w1, w2, w3 = load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224)
         w4, w5, w6, w7 = load_i8(w + 288), load_i8(w + 352), load_i8(w + 416), load_i8(w + 480)
@@ -265,7 +270,7 @@ def _quantized(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
         x, y, stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
         bias, residual = ld_i64(ins + LINEAR.bias), ld_i64(ins + LINEAR.residual)
         scratch = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
-        ctrl = ld_i64(ins + LINEAR.ctrl)
+        ctrl, past = ld_i64(ins + LINEAR.ctrl), ld_i64(ins + LINEAR.past)
         if n == 0:
             return
         if n == 1:
@@ -279,11 +284,11 @@ def _quantized(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
                 bg = bias + 64 * g if bias != 0 else 0
                 if n == 1:
                     rg = residual + 64 * g if residual != 0 else 0
-                    finish(row_kernel(wg, blocks, x), y + 64 * g, bg, rg)
+                    finish(row_kernel(wg, blocks, x, past), y + 64 * g, bg, rg)
                     continue
                 for t0 in range(0, n, TILE):
                     m = min(TILE, n - t0)
-                    tile_kernel(wg, blocks, x + t0 * blocks * TOKEN_BLOCK, m, scratch)
+                    tile_kernel(wg, blocks, x + t0 * blocks * TOKEN_BLOCK, m, scratch, past)
                     for t in range(m):
                         at = (t0 + t) * stride + 64 * g
                         rt = residual + at if residual != 0 else 0
@@ -301,7 +306,7 @@ def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any
         x, y, stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
         act = ld_i64(ins + LINEAR.act)
         scratch = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
-        ctrl = ld_i64(ins + LINEAR.ctrl)
+        ctrl, past = ld_i64(ins + LINEAR.ctrl), ld_i64(ins + LINEAR.past)
         if n == 0:
             return
         if n == 1:
@@ -315,14 +320,14 @@ def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any
                 wu = wg + blocks * group_bytes
                 if n == 1:
                     # Gate rows first: reading backwards halves the speed (prefetchers).
-                    g_row = row_kernel(wg, blocks, x)
-                    store_f32(y + 64 * g, gate(g_row, row_kernel(wu, blocks, x), act))
+                    g_row = row_kernel(wg, blocks, x, past)
+                    store_f32(y + 64 * g, gate(g_row, row_kernel(wu, blocks, x, past), act))
                     continue
                 for t0 in range(0, n, TILE):
                     m = min(TILE, n - t0)
                     xt = x + t0 * blocks * TOKEN_BLOCK
-                    tile_kernel(wg, blocks, xt, m, scratch)
-                    tile_kernel(wu, blocks, xt, m, scratch + 64 * TILE)
+                    tile_kernel(wg, blocks, xt, m, scratch, past)
+                    tile_kernel(wu, blocks, xt, m, scratch + 64 * TILE, past)
                     for t in range(m):
                         up = load_f32(scratch + 64 * (TILE + t))
                         out = gate(load_f32(scratch + 64 * t), up, act)

@@ -24,21 +24,21 @@ from ..simd_pairs import (
 
 
 def paired_tile(unpack: Any, apart: int, block_bytes: int, ask: Any, *, corrected: bool) -> Any:
-    """A tile kernel (w, blocks, x, n, acc), as `tile_int4` in `linear.py`.
+    """A tile kernel (w, blocks, x, n, acc, past), as `tile_int4` in `linear.py`.
 
     unpack: 8 rows x 8 inputs at an address; the next 8 inputs lie `apart` bytes further. ask: what
-    to do before a block at w, for n tokens. corrected: whether weights carry an offset, which the
-    tokens' corrections take off.
+    to do before a block at w, for n tokens: ask(w, n, past). corrected: whether weights carry an
+    offset, which the tokens' corrections take off.
     """
 
     @njit(error_model="numpy")
-    def tile(w: int, blocks: int, x: int, n: int, acc: int) -> None:
+    def tile(w: int, blocks: int, x: int, n: int, acc: int, past: int) -> None:
         scales = x + blocks * n * 32
         corrections = scales + blocks * n * 4
         for t in range(n + n % 2):
             store_f32(acc + 64 * t, splat(f32(0.0)))
         for _ in range(blocks):
-            ask(w, n)
+            ask(w, n, past)
             for half in range(2):
                 ws, v = pair_scales(w + 16 * half), w + 32 + 32 * half
                 w0, w1 = unpack(v), unpack(v + apart)
