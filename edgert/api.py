@@ -30,6 +30,7 @@ def load(
     ctx_size: int | None = None,
     verify: Verify = "cached",
     kv_bits: int = 0,
+    kv_memory: int | None = None,
 ) -> TextModel:
     """Open a bundle and make it ready to generate.
 
@@ -37,10 +38,12 @@ def load(
     execution provider of onnxruntime, such as "cuda", with options after a colon. threads: None
     means one per performance core. ctx_size: tokens a sequence may hold, None means what the model
     was made for. verify: "cached" hashes files once per content change, "full" always, "skip"
-    never. kv_bits: precision of keys and values, 32, 16 or 8; 0 lets the model decide. Raises
-    BundleError, DeviceError, RequestError, ResourceError.
+    never. kv_bits: precision of keys and values, 32, 16 or 8; 0 lets the model decide. kv_memory:
+    bytes that keys and values of all sequences may take; None means half of what is free, at most;
+    a context that does not fit is shortened, with a notice. Raises BundleError, DeviceError,
+    RequestError, ResourceError.
     """
-    options = SessionOptions(device, threads, ctx_size, kv_bits)
+    options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory)
     return open_model(path, options, verify=verify)
 
 

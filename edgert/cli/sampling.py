@@ -92,7 +92,7 @@ def read_answer(
     model: TextModel, stream: Stream, write: Callable[[str], None]
 ) -> tuple[Generation, bool]:
     """Read a stream to its end, or to Ctrl-C: the answer so far, and whether it was cut short."""
-    with interrupts(model.cancel) as hits, stream:
+    with interrupts(stream.cancel) as hits, stream:
         for piece in stream:
             write(piece)
             if hits:

@@ -102,9 +102,23 @@ kv_bits_option = click.option(
 )  # fmt: skip
 
 
+class _Bytes(click.ParamType):
+    """A number of bytes, with K, M, G for powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        scale = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+        try:
+            return int(float(text[:-1] if scale else text) * (1 << scale))
+        except (ValueError, OverflowError):
+            self.fail(f"found {value!r}, expected bytes such as 512M or 2G", param, ctx)
+
+
 def session_options(function: F) -> F:
-    """--threads, --device, --allow-cpu-nodes, --ctx-size, --kv-bits and --skip-verify, as one
-    argument `loader`."""
+    """--threads, --device, --allow-cpu-nodes, --ctx-size, --kv-bits, --kv-memory and --skip-verify,
+    as one argument `loader`."""
 
     @wraps(function)
     def call(*, skip_verify: bool, **given: Any) -> Any:
@@ -120,6 +134,9 @@ def session_options(function: F) -> F:
                      help="Do not compare the bundle's files with their hashes."),
         click.option("-c", "--ctx-size", type=click.IntRange(1), metavar="TOKENS",
                      help="Tokens of prompt and answer together; default: the model's."),
+        click.option("--kv-memory", type=_Bytes(), metavar="SIZE",
+                     help="Memory for keys and values, such as 2G; default: half of what is free, "
+                     "at most."),
         click.option("-t", "--threads", type=click.IntRange(1), metavar="N",
                      help="Default: one per performance core."),
     ):  # fmt: skip

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..kernels.cpu.layout import PAGE
-from ..session.base import Feed, Session, State
+from ..session.base import Feed, Session, StepResult
+from ..session.engine import LANES, Engine, Lane
 
 F32 = NDArray[np.float32]
-LANES = 32  # sequences in flight
 SHARED = 8  # continuations that one computed context may serve; more lanes keep steps full
-LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
 
 Progress = Callable[[int], None]
 
@@ -82,23 +81,25 @@ class _Group(NamedTuple):
         return len(self.context) - 1 + max(len(c) for c in self.continuations)
 
 
-class _Lane:
+class _Lane(Lane):
     """One sequence at work: the shared context once, then each continuation after it, less what it
     shares with the one before."""
 
-    def __init__(self, group: _Group, state: State) -> None:
-        self.group, self.state = group, state
+    def __init__(self, group: _Group) -> None:
+        super().__init__()
+        self.group = group
         self.base = len(group.context) - 1  # the last context token is fed with each continuation
         self.index = 0
         self.found: list[tuple[float, bool]] = []  # a token each of the current continuation
         self.scores: list[tuple[int, Score]] = []
 
-    @property
-    def done(self) -> bool:
-        return self.index == len(self.group.places)
+    def open(self, session: Session) -> None:
+        self.state, self.found = session.new_state(self.group.longest), []
 
-    def take(self, rows: int, logit_rows: int) -> Feed:
-        """The next tokens, at most `rows` of them, `logit_rows` if they are scored."""
+    def feed(self, rows: int, logits: int) -> Feed | None:
+        """The next tokens, at most `rows` of them, `logits` if they are scored."""
+        if self.state is None:
+            return None
         at = self.state.length
         if at < self.base:
             piece = self.group.context[at : min(self.base, at + rows)]
@@ -106,38 +107,41 @@ class _Lane:
         continuation = self.group.continuations[self.index]
         inputs = self.group.context[-1:] + continuation[:-1]
         first = at - self.base
-        piece = inputs[first : first + min(rows, logit_rows)]
+        piece = inputs[first : first + min(rows, logits)]
         return Feed(self.state, np.array(piece, np.int32), "all")
 
-    def give(self, feed: Feed, logits: F32) -> None:
-        """Take in what the step answered."""
-        count = feed.rows
+    def take(self, feed: Feed, result: StepResult) -> None:
+        state, count = feed.state, feed.rows
         if feed.logits == "none":
-            self.state.commit(count)
+            state.commit(count)
             return
         continuation = self.group.continuations[self.index]
-        first = self.state.length - self.base
-        found, best = token_logprobs(logits, continuation[first : first + count])
+        first = state.length - self.base
+        found, best = token_logprobs(result.logits, continuation[first : first + count])
         self.found += zip(found.tolist(), best.tolist(), strict=True)
-        self.state.commit(count)
+        state.commit(count)
         if first + count < len(continuation):
             return
         score = Score(math.fsum(x for x, _ in self.found), all(greedy for _, greedy in self.found))
         self.scores.append((self.group.places[self.index], score))
         self.index += 1
-        if not self.done:
+        self.finished = self.index == len(self.group.places)
+        if not self.finished:
             following = self.group.continuations[self.index]
             kept = min(_alike(continuation, following), len(following) - 1)
-            reached = self.state.rewind(self.base + kept)
+            reached = state.rewind(self.base + kept)
             del self.found[max(0, reached - self.base) :]
+
+    def end(self, error: BaseException | None) -> None:
+        self.release()
 
 
 class Scorer:
-    """Scores requests on a session, which it neither owns nor closes."""
+    """Scores requests on a session, which it neither owns nor closes. engine: the loop whose lanes
+    they become, where other callers use the session too."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._logit_rows = max(1, LOGIT_VALUES // session.vocab_size)
+    def __init__(self, session: Session, engine: Engine | None = None) -> None:
+        self.session, self.engine = session, engine or Engine(session)
 
     def score(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Score]:
         """One score a request, in order. progress: called with the number of scores just made.
@@ -151,18 +155,23 @@ class Scorer:
         try:
             while lanes or following is not None:
                 while following is not None and self._fits(lanes, following):
-                    lanes.append(_Lane(following, self.session.new_state(following.longest)))
+                    lane = _Lane(following)
+                    self.engine.submit(lane)
+                    lanes.append(lane)
                     following = next(waiting, None)
-                self._step(lanes)
+                self.engine.wait(lambda: any(lane.done for lane in lanes))
                 for lane in [lane for lane in lanes if lane.done]:
                     lanes.remove(lane)
-                    lane.state.close()
+                    if lane.error is not None:
+                        raise lane.error
                     answers.update(lane.scores)
                     if progress is not None:
                         progress(len(lane.scores))
         finally:
             for lane in lanes:
-                lane.state.close()
+                lane.cancelled = True
+            for lane in lanes:
+                self.engine.settle(lane)
         return [answers[place] for place in range(len(requests))]
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[_Group]:
@@ -189,17 +198,3 @@ class Scorer:
             return True
         pages = sum(-(-one.longest // PAGE) for one in [*(x.group for x in lanes), group])
         return len(lanes) < LANES and pages * PAGE <= self.session.context
-
-    def _step(self, lanes: Sequence[_Lane]) -> None:
-        rows, logit_rows = self.session.max_rows, self._logit_rows
-        fed: list[tuple[_Lane, Feed]] = []
-        for lane in lanes:
-            if rows < 1 or logit_rows < 1:
-                break
-            feed = lane.take(rows, logit_rows)
-            fed.append((lane, feed))
-            rows -= feed.rows
-            logit_rows -= feed.rows if feed.logits == "all" else 0
-        answers = self.session.step([feed for _, feed in fed])
-        for (lane, feed), result in zip(fed, answers, strict=True):
-            lane.give(feed, result.logits)

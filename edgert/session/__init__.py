@@ -43,6 +43,7 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
             threads=options.threads,
             context=context,
             kv_bits=options.kv_bits,
+            kv_memory=options.kv_memory,
             cache=kernel_cache(),
             packed_folders=[cache_root() / "packed"],
             key=bundle.manifest.files[bundle.manifest.parts[bundle.part()].weights].sha256,

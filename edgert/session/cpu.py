@@ -23,7 +23,8 @@ from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out, needs_long_rope
 from .lowering import Lowering
-from .pages import PagePool, pages_for
+from .pages import PagePool
+from .plan import plan_pages
 from .program import SPLIT_ROWS, Program
 from .sequence import CpuState
 from .slots import SlotPool
@@ -38,9 +39,9 @@ class CpuSession(Session):
     """A graph on this machine's cores.
 
     weights: graph name -> array or Quantized. threads: None means one per performance core.
-    context: tokens a state may hold (0: what the graph was made for). sequences: how many full
-    contexts the page pool holds. kv_bits: 32, 16 or 8; 0 means 32 for float32 models, 16 otherwise.
-    cache: folder for compiled kernels and packed weights; None keeps both in memory.
+    context: tokens a state may hold (0: what the graph was made for). kv_memory: bytes that the
+    pool of pages may take, see `plan`. kv_bits: 32, 16 or 8; 0 means 32 for float32 models, 16
+    otherwise. cache: folder for compiled kernels and packed weights; None keeps both in memory.
     """
 
     device = "cpu"
@@ -53,7 +54,7 @@ class CpuSession(Session):
         threads: int | None = None,
         context: int = 0,
         max_rows: int = MAX_ROWS,
-        sequences: int = 4,
+        kv_memory: int | None = None,
         kv_bits: int = 0,
         cache: Path | None = None,
         packed_folders: Sequence[Path] = (),
@@ -63,8 +64,9 @@ class CpuSession(Session):
         check_borrowed(graph)
         self.graph, self.max_rows = graph, max_rows
         self.threads = _thread_count(threads)
-        self.context = context or graph.context
         self.kv_bytes = self._kv_bits(kv_bits) // 8
+        plan = plan_pages(graph, self.kv_bytes, context or graph.context, kv_memory)
+        self.context = plan.context
         self.fingerprint = f"{key[:24]}-kv{8 * self.kv_bytes}"
         self.checker = FeedChecker(self)
         self._lock, self._closed = threading.Lock(), False
@@ -75,8 +77,8 @@ class CpuSession(Session):
         try:
             first = self._lower(graph, {"T": max_rows, "R": max_rows})
             self.paired = frozenset(first.paired)
-            self.pool = PagePool(graph, sequences * pages_for(self.context), self.kv_bytes)
-            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * sequences, max_rows)
+            self.pool = PagePool(graph, plan.pages, self.kv_bytes)
+            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * plan.sequences, max_rows)
             self._pack(weights, list(packed_folders), key)
             code = _compiled(first.kernels)
             if graph.states or self.checker.tokens:

@@ -15,7 +15,9 @@ class SessionOptions:
     """device: "cpu", "reference", "auto" (CUDA where it can be used, else "cpu"), or an execution
     provider of onnxruntime with options after a colon, as `providers.parse_device` reads them.
     threads: None means one per performance core. ctx_size: tokens a state may hold, None means what
-    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide.
+    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide. kv_memory: bytes that the
+    keys and values of all sequences may take (cpu); None means half of what is free, at most. A
+    context that does not fit is shortened, with a notice.
 
     Raises RequestError for values that no model takes; what depends on the model or the device is
     checked when the session is opened.
@@ -25,11 +27,12 @@ class SessionOptions:
     threads: int | None = None
     ctx_size: int | None = None
     kv_bits: int = 0
+    kv_memory: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
             raise type_error("device", self.device, "a name such as 'cpu'")
-        for name in ("threads", "ctx_size", "kv_bits"):
+        for name in ("threads", "ctx_size", "kv_bits", "kv_memory"):
             value = getattr(self, name)
             whole = hasattr(value, "__index__") and not isinstance(value, bool)
             if value is not None and not whole:
@@ -40,6 +43,14 @@ class SessionOptions:
                 code="parameter-range",
                 hint="leave it out for all that the model takes",
                 field="ctx_size",
+            )
+
+        if self.kv_memory is not None and self.kv_memory < 1:
+            raise RequestError(
+                f"kv_memory is {self.kv_memory} bytes, expected 1 or more",
+                code="parameter-range",
+                hint="leave it out for half of the memory that is free",
+                field="kv_memory",
             )
 
     def context(self, graph: Graph) -> int:

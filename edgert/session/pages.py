@@ -117,7 +117,7 @@ class PagePool:
                 f"{self.indices.free} of {self.pages} KV pages of {PAGE_TOKENS} tokens are free, "
                 f"{count} are needed",
                 code="kv-pages",
-                hint="close other conversations, or open the session for more sequences",
+                hint="close other sequences, or give more with kv_memory (--kv-memory)",
             )
         return taken
 

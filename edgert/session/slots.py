@@ -59,7 +59,7 @@ class SlotPool:
             raise ResourceError(
                 f"all {self.indices.count} slots of recurrent states are taken, 1 is needed",
                 code="state-slots",
-                hint="close other conversations, or open the session for more sequences",
+                hint="close other sequences, or give more with kv_memory (--kv-memory)",
             )
         for memory in self.memories.values():
             memory.clear(taken[0])

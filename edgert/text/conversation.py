@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Protocol
 
 from ..errors import RequestError
 from ..session.base import Session, State
+from ..session.engine import Engine
+from ..session.feeds import needs_long_rope
 from . import saved
-from .generate import Progress, Proposer, Run, check_room, expected_length
-from .params import Resolved, SamplingParams
+from .generate import Progress, Proposer, Run
 from .results import Generation
-from .stream import Gate, Stream
+from .stream import AsyncStream, Stream
 
 
 class ChatModel(Protocol):
@@ -21,13 +23,9 @@ class ChatModel(Protocol):
     @property
     def session(self) -> Session: ...
     @property
-    def gate(self) -> Gate: ...
-    @property
-    def advice(self) -> Mapping[str, Any]: ...
+    def engine(self) -> Engine: ...
     @property
     def fingerprint(self) -> str: ...
-
-    def checked_params(self, params: Mapping[str, Any]) -> SamplingParams: ...
 
     def chat_ids(
         self,
@@ -37,9 +35,37 @@ class ChatModel(Protocol):
         template: Mapping[str, Any] | None = None,
     ) -> list[int]: ...
 
-    def run(self, state: State, tokens: Sequence[int], params: Resolved, **options: Any) -> Run: ...
+    def run(self, tokens: Sequence[int], params: Mapping[str, Any], **options: Any) -> Run: ...
 
-    def after_use(self) -> None: ...
+
+class Memory:
+    """A conversation's state between two turns; it may be evicted while nobody uses it.
+
+    fed: the tokens that the state holds. long: whether it has the long rotary factors.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._content: tuple[State, list[int], bool] | None = None
+
+    def put(self, state: State, fed: list[int], long: bool) -> None:
+        with self._lock:
+            self._content = state, fed, long
+
+    def take(self) -> tuple[State, list[int], bool] | None:
+        """The content, which is the caller's from now on."""
+        with self._lock:
+            content, self._content = self._content, None
+            return content
+
+    def evict(self) -> None:
+        if content := self.take():
+            content[0].close()
+
+    @property
+    def nbytes(self) -> int:
+        with self._lock:
+            return 0 if self._content is None else self._content[0].nbytes
 
 
 class Conversation:
@@ -48,7 +74,8 @@ class Conversation:
     messages: what was said, each {"role", "content"}, a system message first where there is one.
     Every turn renders all of them; the longest prefix of tokens that the state already holds is
     reused. A cancelled answer stays in the messages as far as it came; a failed turn leaves none.
-    Its state takes memory until it is closed or dropped, or its model is closed.
+    Between turns its state may be evicted where other answers need the memory: then the next turn
+    computes it again. It is given back when the conversation or its model is closed, or dropped.
     """
 
     def __init__(
@@ -58,19 +85,25 @@ class Conversation:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
+        shift: bool = False,
     ) -> None:
         self._model = model
-        self._tools, self._template = tools, template
+        self._tools, self._template, self._shift = tools, template, shift
         self.messages: list[dict[str, Any]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
-        self._state: State | None = None
-        self._fed: list[int] = []  # the tokens that the state holds
-        self._long = False
+        self._memory = Memory()
+        self._left_out = 0  # messages after the system's that a full context has no room for
+        self._run: Run | None = None  # the turn that is being answered
+        self._closed = 0  # how often `close` was called
 
     def say(self, text: str, **options: Any) -> Generation:
         """One turn; options as for `TextModel.stream`."""
         return self.stream(text, **options).finish()
+
+    async def asay(self, text: str, **options: Any) -> Generation:
+        """`say` for asyncio."""
+        return await self.astream(text, **options).finish()
 
     def stream(
         self,
@@ -81,31 +114,78 @@ class Conversation:
         **params: Any,
     ) -> Stream:
         """One turn, piece by piece. Raises RequestError before anything runs."""
-        model = self._model
-        model.gate.check_open()
-        asked = model.checked_params(params)
-        messages = [*self.messages, {"role": "user", "content": text}]
-        tokens = model.chat_ids(messages, tools=self._tools, template=self._template)
-        check_room(len(tokens), asked.max_tokens, model.session.context)
-        resolved, before = asked.resolved(model.advice), list(self.messages)
+        self._model.engine.check()
+        before = list(self.messages)
+        messages = [*before, {"role": "user", "content": text}]
+        tokens = self._rendered(messages, params.get("max_tokens"))
+        closed = self._closed
+        run = self._model.run(
+            tokens,
+            params,
+            start=lambda run: self._open(run, before),
+            keep=lambda run, state: self._keep(run, state, messages, closed),
+            proposer=proposer,
+            progress=progress,
+            shift=self._shift,
+        )
+        return Stream(self._model.engine, run)
 
-        def start() -> Run:
-            if self.messages != before:
-                raise RequestError(
-                    "the conversation went on since this turn was prepared",
-                    code="conversation-order",
-                    hint="finish one turn before you start the next",
-                )
-            state = self._ready(tokens, resolved)
-            return model.run(state, tokens, resolved, proposer=proposer, progress=progress)
+    def astream(self, text: str, **options: Any) -> AsyncStream:
+        """`stream` for asyncio: `async for piece in conversation.astream(...)`."""
+        return self.stream(text, **options).to_async()
 
-        def done(run: Run) -> None:
-            self._fed = run.tokens[: run.state.length]
-            if run.result is not None:
-                self.messages = [*messages, run.result.message]
-            model.after_use()
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], max_tokens: object) -> list[int]:
+        """The tokens of a turn, without the oldest ones that a full context has no room for."""
+        model, first = self._model, int(bool(messages) and messages[0]["role"] == "system")
+        context = model.session.context
+        answer = max_tokens if isinstance(max_tokens, int) else context // 4
+        limit = context - min(answer, context // 2)
+        while True:
+            shown = [*messages[:first], *messages[first + self._left_out :]]
+            tokens = model.chat_ids(shown, tools=self._tools, template=self._template)
+            if not self._shift or len(tokens) <= limit:
+                return tokens
+            later = range(first + 1, len(shown))
+            turns = [i for i in later if shown[i]["role"] == "user"]
+            if not turns:
+                return tokens
+            self._left_out += turns[0] - first
+            limit = context // 2  # so that it happens once in many turns
 
-        return Stream(model.gate, start, done)
+    def _open(self, run: Run, before: Sequence[Mapping[str, Any]]) -> State:
+        """The state, cut back to what it shares with the turn's tokens, one of which is left to be
+        fed. Called by the engine."""
+        if self._run not in (None, run) or self.messages != before:
+            raise RequestError(
+                "the conversation went on since this turn was prepared",
+                code="conversation-order",
+                hint="finish one turn before you start the next",
+            )
+        self._run = run
+        session, engine = self._model.session, self._model.engine
+        engine.unpark(self._memory)
+        long = needs_long_rope(session.graph, run.prompt_tokens)
+        if content := self._memory.take():
+            state, fed, was_long = content
+            if long == was_long:
+                state.rewind(common_prefix(fed, run.sequence[:-1]))
+                return state
+            state.close()
+        return session.new_state(run.prompt_tokens)
+
+    def _keep(
+        self, run: Run, state: State | None, messages: list[dict[str, Any]], closed: int
+    ) -> None:
+        """A turn is over. Called by the engine."""
+        self._run = None
+        if run.result is not None:
+            self.messages = [*messages, run.result.message]
+        if state is not None and closed == self._closed:
+            long = needs_long_rope(self._model.session.graph, run.prompt_tokens)
+            self._memory.put(state, run.sequence[: state.length], long)
+            self._model.engine.park(self._memory)
+        elif state is not None:
+            state.close()
 
     def undo(self) -> None:
         """Take the last turn back; RequestError when there is none."""
@@ -117,21 +197,24 @@ class Conversation:
                 hint="say something first",
             )
         self.messages = self.messages[: turns[-1]]
+        self._left_out = 0
 
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = [m for m in self.messages[:1] if m["role"] == "system"]
+        self._left_out = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the state."""
-        return 0 if self._state is None else self._state.nbytes
+        run = self._run
+        state = None if run is None else run.state
+        return self._memory.nbytes if state is None else state.nbytes
 
     def close(self) -> None:
         """Give the state back; the messages stay, and another turn would start a new state."""
-        if self._state is not None:
-            self._state.close()
-        self._state, self._fed = None, []
+        self._closed += 1
+        self._memory.evict()
 
     def __enter__(self) -> Conversation:
         return self
@@ -140,56 +223,58 @@ class Conversation:
         self.close()
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write messages and state to a file that `TextModel.restore` reads with the same model."""
-        gate = self._model.gate
-        gate.enter()
+        """Write messages and state to a file that `TextModel.restore` reads with the same model.
+        Raises RequestError while a turn is being answered."""
+        self._model.engine.check()
+        if self._run is not None:
+            raise RequestError(
+                "a turn of this conversation is being answered",
+                code="conversation-order",
+                hint="save it when the turn is over",
+            )
+        held = self._memory.take()
         try:
-            snapshot = None if self._state is None else self._state.snapshot()
             content = {
                 "messages": self.messages,
                 "tools": self._tools,
                 "template": self._template,
-                "fed": self._fed,
-                "long": self._long,
-                "snapshot": snapshot,
+                "shift": self._shift,
+                "left_out": self._left_out,
+                "fed": [] if held is None else held[1],
+                "long": held is not None and held[2],
+                "snapshot": None if held is None else held[0].snapshot(),
             }
             saved.write(path, content, owner(self._model))
         finally:
-            gate.leave()
+            if held is not None:
+                self._memory.put(*held)
 
     @classmethod
     def restore(cls, model: ChatModel, path: str | PathLike[str]) -> Conversation:
         """What `save` wrote, for the same bundle and device; anything else raises RequestError."""
+        model.engine.check()
         content = saved.read(path, owner(model))
-        self = cls(model, tools=content["tools"], template=content["template"])
-        self.messages, self._fed = content["messages"], content["fed"]
+        self = cls(
+            model,
+            tools=content["tools"],
+            template=content["template"],
+            shift=content.get("shift", False),
+        )
+        self.messages, fed = content["messages"], content["fed"]
+        self._left_out = content.get("left_out", 0)
         if content["snapshot"] is None:
             return self
-        model.gate.enter()
+        state = model.session.new_state(model.session.context if content["long"] else 0)
         try:
-            expected = model.session.context if content["long"] else 0
-            self._state, self._long = model.session.new_state(expected), content["long"]
-            self._state.restore(content["snapshot"])
-            if self._state.length != len(self._fed):
-                raise saved.damaged(path, f"{self._state.length} tokens of {len(self._fed)}")
-        finally:
-            model.gate.leave()
+            state.restore(content["snapshot"])
+            if state.length != len(fed):
+                raise saved.damaged(path, f"{state.length} tokens of {len(fed)}")
+        except BaseException:
+            state.close()
+            raise
+        self._memory.put(state, fed, content["long"])
+        model.engine.park(self._memory)
         return self
-
-    def _ready(self, tokens: Sequence[int], params: Resolved) -> State:
-        """The state, trimmed to what it shares with `tokens`, one of which is left to be fed."""
-        from ..session.feeds import needs_long_rope
-
-        session = self._model.session
-        expected = expected_length(len(tokens), params.max_tokens, session.context)
-        long = needs_long_rope(session.graph, expected)
-        if self._state is not None and long != self._long:
-            self.close()
-        if self._state is None:
-            self._state, self._long = session.new_state(expected), long
-        shared = self._state.rewind(common_prefix(self._fed, tokens[:-1]))
-        self._fed = self._fed[:shared]
-        return self._state
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

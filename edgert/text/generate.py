@@ -1,31 +1,34 @@
-"""The generation loop: one cycle is one step of the session, with or without drafts.
+"""One request as a lane of the engine: one cycle is one row of a step, with or without drafts.
 
     feed [anchor, drafts...] -> rows of logits -> pick a token a row while it equals the draft ->
     commit anchor and accepted drafts -> the last picked token is the next anchor
 
 The anchor is the newest token: part of the text, not yet fed. Plain decoding is the same cycle with
-no drafts. Every pick is keyed by (seed, position, token), so drafts change speed and never text
-(`specs/speculative_decoding.md` 1.1, 1.3 "coupled", 1.5).
+no drafts. Every pick is keyed by (seed, position, token), so neither drafts nor other lanes change
+the text, only the speed (`specs/speculative_decoding.md` 1.1, 1.3 "coupled", 1.5).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from ..errors import RequestError
-from ..session.base import Feed, Session, State
+from ..session.base import Feed, Session, State, StepResult
+from ..session.engine import Lane
 from .params import Resolved
 from .results import FinishReason, Generation, Timings, Usage
 from .sampling import Sampler
 from .stopping import StopText
 from .tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens between two checks of cancel and calls of progress
-EXPECTED_ANSWER = 1024  # tokens, where max_tokens is not set
+PROMPT_CHUNK = 512  # prompt tokens of one feed at most: between two calls of progress
+AHEAD = 64  # pieces that an answer may be ahead of its reader
+SINKS = 4  # tokens at the beginning that a context shift keeps (StreamingLLM, arXiv 2309.17453)
 
 Progress = Callable[[int, int], None]
 
@@ -40,41 +43,49 @@ class Proposer(Protocol):
         """What became of the last proposal."""
 
 
-class Run:
-    """One request on one state.
+class Run(Lane):
+    """One request.
 
-    tokens: prompt, then everything generated. The state may already hold a prefix of the prompt
-    (`state.length` tokens, fewer than the prompt has). Iterating gives text pieces; afterwards
-    `result` is set. However it ends, the state holds committed tokens only, all of them
-    `tokens[: state.length]`.
+    tokens: prompt, then everything generated. The state may begin with a prefix of the prompt
+    (`state.length` tokens, fewer than the prompt has). `pieces` fills with text; afterwards
+    `result` is set, unless `error` is. However it ends, the state holds committed tokens only, all
+    of them `sequence[: state.length]`.
     """
 
     def __init__(
         self,
-        session: Session,
-        state: State,
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         params: Resolved,
         *,
+        context: int,
+        start: Callable[[Run], State],
+        keep: Callable[[Run, State | None], None] | None = None,
         proposer: Proposer | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
         load_s: float = 0.0,
         joined: bool = False,
+        shift: bool = False,
     ) -> None:
-        """joined: the text goes on where the prompt's ended, with the space that may lie between;
-        otherwise it begins anew, as an answer does. Raises RequestError for prompts that are empty
-        or leave no room (`check_room`)."""
+        """context: tokens that the state may hold. start(run): gives the state. keep: is given the
+        state at the end (None if its memory was needed elsewhere), else it is closed; not called
+        where the request never began. joined: the text goes on where the prompt's ended, with the
+        space that may lie between; otherwise it begins anew, as an answer does. shift: when the
+        context is full, forget the older half of it but for the first tokens. Raises RequestError
+        for prompts that are empty or leave no room (`check_room`)."""
+        super().__init__()
         tokenizer.check_ids(prompt)
-        check_room(len(prompt), params.max_tokens, state.context)
-        self.session, self.state, self.tokenizer = session, state, tokenizer
+        check_room(len(prompt), None if shift else params.max_tokens, context)
+        self.tokenizer, self.context, self.shift = tokenizer, context, shift
         self.tokens, self.prompt_tokens = [int(token) for token in prompt], len(prompt)
-        self.params, self.proposer = params, proposer
-        self.cancelled, self.progress, self.load_s = cancelled, progress, load_s
-        self.cached = state.length
+        self.sequence = self.tokens  # what the model sees: another list after a shift
+        self.params, self.proposer, self.progress = params, proposer, progress
+        self.load_s, self.cached = load_s, 0
+        self.pieces: deque[str] = deque()
+        self.ahead = AHEAD
         self.result: Generation | None = None
-        self._room = state.context - len(prompt)
+        self._start, self._keep = start, keep
+        self._room: float = float("inf") if shift else context - len(prompt)
         if params.max_tokens is not None:
             self._room = min(self._room, params.max_tokens)
         self._sampler = Sampler(params, allowed=tokenizer.size, holes=tokenizer.holes)
@@ -83,69 +94,99 @@ class Run:
         self._stop = StopText(params.stop)
         self._text: list[str] = []
         self._reason: FinishReason | None = None
+        self._drafted: list[int] = []
+        self._opened = False
+        self.on_piece: Callable[[], None] | None = None
         self._started = self._first = self._prompt_end = 0.0
 
-    def __iter__(self) -> Generator[str, None, None]:
-        """Generate. Closing the iterator early counts as cancelling."""
+    # --- what the engine calls ------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The time from which it is waited for."""
         self._started = time.perf_counter()
-        try:
-            self._prefill()
-            while self._reason is None:
-                yield from self._cycle()
-            if rest := self._rest():
-                yield rest
-        except GeneratorExit:
-            self._reason = self._reason or "cancelled"
-            raise
-        finally:
-            self.state.discard()  # what was fed and not committed
-            if self._reason is not None:
-                self.result = self._finish(self._reason)
 
-    def _prefill(self) -> None:
-        """Feed the prompt but for its last chunk, which the first cycle feeds for its logits."""
-        chunk = min(PREFILL_CHUNK, self.session.max_rows)
-        while len(self.tokens) - self.state.length > chunk:
-            if self._reason is not None or self._stopped_from_outside():
-                return
-            done = self.state.length
-            self._step(self.tokens[done : done + chunk], "none")
-            self.state.commit(chunk)
-            if self.progress is not None:
-                self.progress(self.state.length, self.prompt_tokens)
+    def notify(self) -> None:
+        if self.on_piece is not None and (self.pieces or self.done):
+            self.on_piece()
 
-    def _stopped_from_outside(self) -> bool:
-        if self.cancelled():
-            self._reason = "cancelled"
-        return self._reason is not None
+    @property
+    def paused(self) -> bool:
+        return len(self.pieces) >= self.ahead
 
-    def _step(self, tokens: Sequence[int], logits: str) -> np.ndarray:
-        feed = Feed(self.state, np.asarray(tokens, np.int32), logits)
-        return self.session.step([feed])[0].logits
+    def open(self, session: Session) -> None:
+        self.state = self._start(self)
+        if not self._opened:  # else it comes back after its memory was needed elsewhere
+            self._opened, self.cached = True, self.state.length
 
-    def _cycle(self) -> list[str]:
-        """One step; returns the text pieces it made certain."""
-        if self._stopped_from_outside():
-            return []
-        pending = self.tokens[self.state.length :]
-        drafts = self._drafts() if len(pending) == 1 else []
-        rows = self._step([*pending, *drafts], "all" if drafts else "last")
-        if not self._prompt_end:
-            self._prompt_end = time.perf_counter()
-        picked = self._accept(rows, drafts)
-        kept, pieces = self._cut(picked)
-        self.state.commit(len(pending) + kept - 1)
+    def feed(self, rows: int, logits: int) -> Feed | None:
+        state = self.state
+        if state is None or self.paused:
+            return None
+        if self.shift and len(self.sequence) > self.context:
+            self._forget(state)
+        pending = len(self.sequence) - state.length
+        self._drafted = []
+        if pending > min(rows, PROMPT_CHUNK):
+            piece = self.sequence[state.length : state.length + min(rows, PROMPT_CHUNK)]
+            return Feed(state, np.asarray(piece, np.int32), "none")
+        if pending == 1 and self.proposer is not None:
+            self._drafted = self._drafts(self.proposer, min(rows, logits) - 1)
+        tokens = [*self.sequence[state.length :], *self._drafted]
+        return Feed(state, np.asarray(tokens, np.int32), "all" if self._drafted else "last")
+
+    def take(self, feed: Feed, result: StepResult) -> None:
+        state = feed.state
+        if feed.logits == "none":
+            state.commit(feed.rows)
+            if self.progress is not None and not self._prompt_end:
+                self.progress(state.length, self.prompt_tokens)
+            return
+        self._prompt_end = self._prompt_end or time.perf_counter()
+        self.generating = True
+        drafts = self._drafted
+        picked = self._accept(result.logits, drafts)
+        kept = self._cut(picked)
+        state.commit(feed.rows - len(drafts) + kept - 1)
         if drafts and self.proposer is not None:
             self.proposer.observe(len(drafts), len(picked) - 1)
-        return [piece for piece in pieces if piece]
+        self.finished = self._reason is not None
 
-    def _drafts(self) -> list[int]:
+    def release(self) -> None:
+        super().release()
+        self.generating = False
+
+    def end(self, error: BaseException | None) -> None:
+        state, self.state = self.state, None
+        if state is not None:
+            state.discard()  # what was fed and not committed
+        if error is None:
+            self._show(self._rest())
+            self.result = self._finish(self._reason or "cancelled")
+        elif getattr(error, "code", "") == "closed":
+            self.pieces.clear()
+        if self._opened and self._keep is not None:
+            self._keep(self, state)
+        elif state is not None:
+            state.close()
+
+    # --- a cycle --------------------------------------------------------------------------------
+
+    def _forget(self, state: State) -> None:
+        """Make room in a full context: keep its first tokens and the newer half of the others,
+        which are fed again at their new positions."""
+        kept = (self.context - SINKS) // 2
+        self.sequence = [*self.sequence[:SINKS], *self.sequence[-max(1, kept) :]]
+        state.rewind(min(SINKS, len(self.sequence) - 1, state.length))
+        self.generating = False
+
+    def _drafts(self, proposer: Proposer, limit: int) -> list[int]:
         """Drafts that fit the room (one cycle gives a token more than it has drafts) and the step,
         cut before what can only be wrong: nothing follows an end token."""
-        limit = min(self._room - 1, self.session.max_rows - 1)
-        if self.proposer is None or limit < 1:
+        left = min(self._room, self.context - len(self.sequence))
+        limit = int(min(limit, left - 1))
+        if limit < 1:
             return []
-        drafts = [int(token) for token in self.proposer.propose(self.tokens, limit)][:limit]
+        drafts = [int(token) for token in proposer.propose(self.tokens, limit)][:limit]
         for index, token in enumerate(drafts):
             if not 0 <= token < self.tokenizer.size:
                 return drafts[:index]
@@ -155,6 +196,8 @@ class Run:
 
     def _accept(self, rows: np.ndarray, drafts: Sequence[int]) -> list[int]:
         """Tokens of this cycle: the accepted drafts and the one that follows them."""
+        if not drafts:
+            return [self._sampler.pick(rows[0], self.tokens)]
         history, picked = list(self.tokens), []
         for index in range(len(drafts) + 1):
             token = self._sampler.pick(rows[index], history)
@@ -164,34 +207,35 @@ class Run:
             history.append(token)
         return picked
 
-    def _cut(self, picked: Sequence[int]) -> tuple[int, list[str]]:
-        """Append tokens up to the first that ends the answer: how many, and their text."""
-        pieces: list[str] = []
+    def _cut(self, picked: Sequence[int]) -> int:
+        """Append tokens up to the first that ends the answer, and their text: how many."""
         for count, token in enumerate(picked, 1):
             self.tokens.append(token)
+            if self.sequence is not self.tokens:
+                self.sequence.append(token)
             self._first = self._first or time.perf_counter()
             self._room -= 1
             if token in self._ends:
                 self._reason = "stop"
             else:
-                pieces.append(self._show(self._stop.push(self._decoder.push(token))))
+                self._show(self._stop.push(self._decoder.push(token)))
                 if self._stop.hit:
                     self._reason = "stop"
                 elif self._room == 0:
                     self._reason = "length"
             if self._reason is not None:
-                return count, pieces
-        return len(picked), pieces
+                return count
+        return len(picked)
 
-    def _show(self, text: str) -> str:
+    def _show(self, text: str) -> None:
         if text:
             self._text.append(text)
-        return text
+            self.pieces.append(text)
 
     def _rest(self) -> str:
         """Text held back for a stop string or an unfinished character."""
         text = self._stop.push(self._decoder.flush())
-        return self._show(text if self._stop.hit else text + self._stop.flush())
+        return text if self._stop.hit else text + self._stop.flush()
 
     def _finish(self, reason: FinishReason) -> Generation:
         now = time.perf_counter()
@@ -209,11 +253,6 @@ class Run:
         )
         usage = Usage(self.prompt_tokens, self.cached, len(made))
         return Generation("".join(self._text), made, reason, usage, timings, self.params.seed)
-
-
-def expected_length(prompt: int, max_tokens: int | None, context: int) -> int:
-    """Tokens that a sequence will probably reach; decides between short and long rotary factors."""
-    return min(context, prompt + (max_tokens or EXPECTED_ANSWER))
 
 
 def check_room(prompt: int, max_tokens: int | None, context: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import RequestError
-from ..session.base import Feed, Session, State
+from ..session.base import Session, State
+from ..session.engine import Engine
 from ..session.options import SessionOptions
 from .conversation import Conversation
-from .generate import Progress, Proposer, Run, check_room, expected_length
-from .params import Resolved, SamplingParams
+from .generate import Progress, Proposer, Run
+from .logits import LogitsLane
+from .params import SamplingParams
 from .results import Generation
-from .stream import Gate, Stream
+from .stream import AsyncStream, Stream
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,9 +35,10 @@ Prompt = str | Sequence[int]
 class TextModel:
     """A model that writes text. Make one with `edgert.load`; close it or use it in a with block.
 
-    Any thread may use it; answers are serialised: a second thread waits until the first is done,
-    a second stream in the same thread is a RequestError. `cancel` works from any thread, within
-    one token. Closing it while it answers makes that answer raise RequestError (code "closed").
+    Any number of threads and asyncio tasks may use it at the same time: their answers are computed
+    together, token by token, and each is what it would have been alone. Where too many wait, the
+    next raises RequestError (code "queue-full"). Closing the model while it answers makes those
+    answers raise RequestError (code "closed").
     """
 
     def __init__(
@@ -52,7 +56,9 @@ class TextModel:
         self.session, self.tokenizer, self.template = session, tokenizer, template
         self.name, self.advice, self.fingerprint = name, dict(advice or {}), fingerprint
         self.load_s = 0.0
-        self._bundle, self.gate, self._freed = bundle, Gate(), False
+        self._bundle, self._freed = bundle, False
+        self.engine = Engine(session)
+        self._latest: weakref.ref[Run] | None = None
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, options: SessionOptions) -> TextModel:
@@ -92,29 +98,30 @@ class TextModel:
         special: bool = False,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
+        context_shift: bool = False,
         **params: Any,
     ) -> Stream:
         """Continue a text or token ids, piece by piece.
 
         params: the fields of `SamplingParams`. special: special-token texts in the prompt act as
-        such. progress(done, total): called between chunks of a long prompt. Parameters and prompt
-        are checked before this returns: RequestError.
+        such. progress(done, total): called between chunks of a long prompt. context_shift: go on
+        when the context is full, without the older half of it but for its first tokens. Parameters
+        and prompt are checked before this returns: RequestError.
         """
-        self.gate.check_open()
+        self.engine.check()
         tokens = self._prompt_ids(prompt, special=special)
-        return self._answer(tokens, params, proposer=proposer, progress=progress, joined=True)
+        run = self.run(
+            tokens, params, proposer=proposer, progress=progress, joined=True, shift=context_shift
+        )
+        return Stream(self.engine, run)
 
-    def _answer(self, tokens: list[int], params: Mapping[str, Any], **options: Any) -> Stream:
-        """A stream on a state of its own; options as for `run`."""
-        asked = self.checked_params(params)
-        check_room(len(tokens), asked.max_tokens, self.context)
-        resolved = asked.resolved(self.advice)
+    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
+        """`generate` for asyncio."""
+        return await self.astream(prompt, **options).finish()
 
-        def start() -> Run:
-            expected = expected_length(len(tokens), resolved.max_tokens, self.context)
-            return self.run(self.session.new_state(expected), tokens, resolved, **options)
-
-        return Stream(self.gate, start, lambda run: self._end(run.state))
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncStream:
+        """`stream` for asyncio: `async for piece in model.astream(...)`."""
+        return self.stream(prompt, **options).to_async()
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
         """Answer a list of {"role", "content"} messages; options as for `stream_chat`."""
@@ -128,13 +135,23 @@ class TextModel:
         template: Mapping[str, Any] | None = None,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
+        context_shift: bool = False,
         **params: Any,
     ) -> Stream:
         """Answer messages, piece by piece. template: variables for the chat template, such as
         {"enable_thinking": False}; the others as for `stream`."""
-        self.gate.check_open()
+        self.engine.check()
         tokens = self.chat_ids(messages, tools=tools, template=template)
-        return self._answer(tokens, params, proposer=proposer, progress=progress)
+        run = self.run(tokens, params, proposer=proposer, progress=progress, shift=context_shift)
+        return Stream(self.engine, run)
+
+    async def achat(self, messages: Sequence[Message], **options: Any) -> Generation:
+        """`chat` for asyncio."""
+        return await self.astream_chat(messages, **options).finish()
+
+    def astream_chat(self, messages: Sequence[Message], **options: Any) -> AsyncStream:
+        """`stream_chat` for asyncio: `async for piece in model.astream_chat(...)`."""
+        return self.stream_chat(messages, **options).to_async()
 
     def chat_ids(
         self,
@@ -175,10 +192,12 @@ class TextModel:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
+        context_shift: bool = False,
     ) -> Conversation:
-        """A chat that remembers: messages, and the work done on them."""
-        self.gate.check_open()
-        return Conversation(self, system, tools=tools, template=template)
+        """A chat that remembers: messages, and the work done on them. context_shift: leave out the
+        oldest turns, and then the older half of an answer, where the context is full."""
+        self.engine.check()
+        return Conversation(self, system, tools=tools, template=template, shift=context_shift)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 [T, V] after each of T tokens, each from 0 to V - 1: also one of the ids
@@ -191,19 +210,17 @@ class TextModel:
                 code="context",
                 hint="score a long text in pieces; see `edgert eval`",
             )
-        self.gate.enter()
-        state = self.session.new_state(len(ids))
+        lane = LogitsLane(ids)
+        self.engine.check()
+        self.engine.submit(lane)
         try:
-            rows = np.empty((len(ids), width), np.float32)
-            for at in range(0, len(ids), self.session.max_rows):
-                chunk = ids[at : at + self.session.max_rows]
-                (result,) = self.session.step([Feed(state, chunk, "all")])
-                rows[at : at + len(chunk)] = result.logits
-                state.commit(len(chunk))
-            return rows
+            self.engine.wait(lambda: lane.done)
         finally:
-            self._end(state)
-            self.gate.leave()
+            lane.cancelled = True
+            self.engine.settle(lane)
+        if lane.error is not None:
+            raise lane.error
+        return np.concatenate(lane.rows)
 
     def tokenize(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
         """Token ids of a text as `generate` would feed it. special: special-token texts act as
@@ -215,13 +232,16 @@ class TextModel:
         return self.tokenizer.decode(token_ids, special=special)
 
     def cancel(self) -> None:
-        """Stop the answer being written, from any thread; its finish_reason is "cancelled"."""
-        self.gate.cancel.set()
+        """Stop the request that was made last, if it has not ended, from any thread; its
+        finish_reason is "cancelled". `Stream.cancel` stops a certain one."""
+        run = None if self._latest is None else self._latest()
+        if run is not None and not run.done:
+            run.cancelled = True
+            self.engine.poke()
 
     def close(self) -> None:
-        """Free everything. An answer being written raises RequestError. Twice is allowed."""
-        if self.gate.close():
-            self._free()
+        """Free everything. Answers being written raise RequestError. Twice is allowed."""
+        self.engine.close(self._free)
 
     def checked_params(self, params: Mapping[str, Any]) -> SamplingParams:
         """SamplingParams of keywords, checked for this model; raises RequestError."""
@@ -240,27 +260,27 @@ class TextModel:
             )
         return self.tokenize(prompt, special=special)
 
-    def run(self, state: State, tokens: Sequence[int], params: Resolved, **options: Any) -> Run:
-        """A run of this model on a state; what `Stream` starts inside the gate."""
-        return Run(
-            self.session,
-            state,
+    def run(
+        self,
+        tokens: Sequence[int],
+        params: Mapping[str, Any],
+        *,
+        start: Callable[[Run], State] | None = None,
+        **options: Any,
+    ) -> Run:
+        """A request as a lane, not submitted yet. start: gives its state, a new one by default;
+        options as for `Run`. Raises RequestError."""
+        run = Run(
             self.tokenizer,
             tokens,
-            params,
-            cancelled=self.gate.cancel.is_set,
+            self.checked_params(params).resolved(self.advice),
+            context=self.context,
+            start=start or (lambda run: self.session.new_state(len(run.sequence))),
             load_s=self.load_s,
             **options,
         )
-
-    def _end(self, state: State) -> None:
-        state.close()
-        self.after_use()
-
-    def after_use(self) -> None:
-        """Free a model that was closed while it answered; called inside the gate."""
-        if self.gate.closed:
-            self._free()
+        self._latest = weakref.ref(run)
+        return run
 
     def _free(self) -> None:
         if not self._freed:

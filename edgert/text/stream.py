@@ -1,70 +1,77 @@
-"""A running answer, and the gate that lets one answer at a time use a model."""
+"""Running answers: `Stream` for threads, `AsyncStream` for asyncio."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Generator
 from types import TracebackType
+from typing import Any
 
 from ..errors import RequestError
-from .generate import Run
+from ..session.engine import Engine, closed
+from .generate import AHEAD, Run
 from .results import Generation
 
 
-class Gate:
-    """Lets one thread at a time use a model; others wait.
+class _Answer:
+    """What both kinds of streams share: a run, its engine, and how it ends."""
 
-    The thread that is inside cannot enter again (it would wait for itself): RequestError.
-    """
+    def __init__(self, engine: Engine, run: Run) -> None:
+        self._engine, self._run = engine, run
+        self._submitted = self._raised = False
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-        self.closed = False
-        self.cancel = threading.Event()
-
-    def enter(self) -> None:
-        """Wait for the model; raises RequestError when it is closed or already held here."""
-        if self._owner == threading.get_ident():
+    @property
+    def result(self) -> Generation:
+        """The finished answer; RequestError while it is still being written or after a failure."""
+        if self._run.result is None:
             raise RequestError(
-                "this thread already has an unfinished stream on the model",
-                code="busy",
+                "the answer has no result: it did not start, is not finished, or failed",
+                code="stream-unfinished",
                 hint="read the stream to its end or close it first",
             )
-        self._lock.acquire()
-        if self.closed:
-            self._lock.release()
-            raise closed()
-        self._owner = threading.get_ident()
-        self.cancel.clear()
+        return self._run.result
 
-    def leave(self) -> None:
-        self._owner = None
-        self._lock.release()
+    def cancel(self) -> None:
+        """Stop this answer within one token, from any thread and at any time, also before its first
+        piece; its finish_reason is "cancelled". Does not wait."""
+        self._run.cancelled = True
+        self._engine.poke()
 
-    def check_open(self) -> None:
-        if self.closed:
-            raise closed()
+    def _submit(self) -> None:
+        """Let the answer begin."""
+        if not self._submitted:
+            self._engine.check()
+            self._run.begin()
+            self._engine.submit(self._run)
+            self._submitted = True
 
-    def close(self) -> bool:
-        """Mark closed and stop what runs. True when the caller may free the model now; False when
-        this thread has a stream open, whose end frees it."""
-        self.closed = True
-        self.cancel.set()
-        if self._owner == threading.get_ident():
-            return False
-        self._lock.acquire()
-        self._lock.release()
-        return True
+    def _end_unread(self) -> None:
+        """Cancelled before it began: there is nothing to wait for."""
+        self._submitted = True
+        if not self._run.done:
+            self._run.end(None)
+            self._run.done = True
+
+    def _next(self) -> str | None:
+        """A piece that is there, None at the end. Raises what made the answer fail, once."""
+        run = self._run
+        if self._engine.closed and not self._raised and run.result is None:
+            run.error = run.error or closed()
+        if run.pieces and not getattr(run.error, "code", "") == "closed":
+            return run.pieces.popleft()
+        if run.error is not None and not self._raised:
+            self._raised = True
+            raise run.error
+        return None
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is not None and self._submitted and not run.done:
+            run.cancelled = True
+            self._engine.poke()
 
 
-def closed() -> RequestError:
-    return RequestError(
-        "the model is closed", code="closed", hint="load it again, or keep it open while it answers"
-    )
-
-
-class Stream:
+class Stream(_Answer):
     """Iterates over text pieces of an answer; afterwards `result` is the whole Generation.
 
         with model.stream("Once upon a time") as stream:
@@ -72,43 +79,57 @@ class Stream:
                 print(piece, end="", flush=True)
         print(stream.result.finish_reason)
 
-    The model belongs to the stream from its first piece to its last; `close` (or leaving the with
-    block, or dropping it) stops the answer and releases the model.
+    Any thread may read, cancel or close it, and different threads different pieces. The answer
+    begins with the first piece that is asked for, and is written up to 64 pieces ahead of its
+    reader while others wait for theirs. `close`, leaving the with block, or dropping the stream
+    stops the answer.
     """
 
-    def __init__(
-        self, gate: Gate, start: Callable[[], Run], done: Callable[[Run], None] | None = None
-    ) -> None:
-        """start: makes the run, inside the gate. done: called once when it ended, inside too."""
-        self._runs: list[Run] = []
-        self._pieces = _pieces(gate, start, done, self._runs)
+    def __init__(self, engine: Engine, run: Run) -> None:
+        super().__init__(engine, run)
+        self._reading = threading.Lock()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
-
-    @property
-    def result(self) -> Generation:
-        """The finished answer; RequestError while it is still being written or after a failure."""
-        if not self._runs or self._runs[0].result is None:
-            raise RequestError(
-                "the answer has no result: it did not start, is not finished, or failed",
-                code="stream-unfinished",
-                hint="read the stream to its end or close it first",
-            )
-        return self._runs[0].result
+        with self._reading:
+            run = self._run
+            if run.cancelled and not self._submitted:
+                self._end_unread()
+            self._submit()
+            if not run.pieces and not run.done:
+                self._engine.wait(lambda: bool(run.pieces) or run.done)
+            piece = self._next()
+        if piece is None:
+            raise StopIteration
+        return piece
 
     def finish(self) -> Generation:
         """Read to the end and return the result."""
+        run = self._run
+        with self._reading:
+            if run.cancelled and not self._submitted:
+                self._end_unread()
+            self._submit()
+            run.ahead = 1 << 62
+            self._engine.wait(lambda: run.done)
         for _ in self:
             pass
         return self.result
 
+    def to_async(self) -> AsyncStream:
+        """The same answer for asyncio; this stream is not to be read any more."""
+        return AsyncStream(self._engine, self._run)
+
     def close(self) -> None:
-        """Stop now. Closing twice is allowed."""
-        self._pieces.close()
+        """Stop now, from any thread. Closing twice is allowed."""
+        self._run.cancelled = True
+        if not self._submitted:
+            with self._reading:  # nobody waits with it before the answer has begun
+                if not self._submitted:
+                    self._end_unread()
+        self._engine.settle(self._run)
 
     def __enter__(self) -> Stream:
         return self
@@ -122,24 +143,77 @@ class Stream:
         self.close()
 
 
-def _pieces(
-    gate: Gate, start: Callable[[], Run], done: Callable[[Run], None] | None, runs: list[Run]
-) -> Generator[str, None, None]:
-    """The stream's body. It does not know the stream, so that a dropped stream ends at once and
-    not when the garbage collector finds a cycle."""
-    gate.enter()
-    try:
-        run = start()
-        runs.append(run)
-        pieces = iter(run)
+class AsyncStream(_Answer):
+    """As `Stream`, for asyncio: the event loop never waits for the model.
+
+        async for piece in model.astream("Once upon a time"):
+            print(piece, end="", flush=True)
+
+    A task that is cancelled while it waits for a piece cancels the answer.
+    """
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> str:
+        await self._until_piece()
+        piece = self._next()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def finish(self) -> Generation:
+        """Read to the end and return the result."""
+        async for _ in self:
+            pass
+        return self.result
+
+    async def aclose(self) -> None:
+        """Stop now; returns when the answer has ended. Closing twice is allowed."""
+        self.cancel()
+        if not self._submitted:
+            self._end_unread()
+        await self._until_end()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.aclose()
+
+    async def _until_piece(self) -> None:
+        run = self._run
+        if run.cancelled and not self._submitted:
+            self._end_unread()
+        self._submit()
         try:
-            for piece in pieces:
-                yield piece
-                gate.check_open()
-            gate.check_open()
+            while not run.pieces and not run.done:
+                await self._news()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if len(run.pieces) == AHEAD // 2 and not run.done:
+            self._engine.in_background(run)  # it may have stopped at a full queue
+
+    async def _until_end(self) -> None:
+        while not self._run.done:
+            await self._news()
+
+    async def _news(self) -> None:
+        """Wait until something was taken, or the answer ended."""
+        run, loop = self._run, asyncio.get_running_loop()
+        news = asyncio.Event()
+
+        def tell() -> None:
+            try:
+                loop.call_soon_threadsafe(news.set)
+            except RuntimeError:  # the loop was closed: nobody reads any more
+                run.cancelled = True
+
+        run.on_piece = tell
+        try:
+            if not run.pieces and not run.done:
+                self._engine.in_background(run)
+                await news.wait()
         finally:
-            pieces.close()
-            if done is not None:
-                done(run)
-    finally:
-        gate.leave()
+            run.on_piece = None

@@ -29,6 +29,7 @@ WINDOW = 270  # longer than a segment, no multiple of a page
 GRAPH = tiny_graph(quant="int4", context=CONTEXT, window=WINDOW)
 WEIGHTS = tiny_weights(GRAPH, seed=5)
 TOKENS = np.random.default_rng(9).integers(0, vocab_size(GRAPH), LENGTH).astype(np.int32)
+FOUR_PAGES = 4 * bytes_per_page(GRAPH, 4)
 Sessions = dict[tuple[int, int], CpuSession]
 
 
@@ -37,7 +38,7 @@ def sessions(kernel_folder: Path) -> Iterator[Sessions]:
     """One session for each (threads, bits of a cached element)."""
     made = {
         (threads, bits): CpuSession(
-            GRAPH, WEIGHTS, threads=threads, kv_bits=bits, cache=kernel_folder, sequences=8
+            GRAPH, WEIGHTS, threads=threads, kv_bits=bits, cache=kernel_folder
         )
         for threads in (1, 2, 3)
         for bits in (32, 16, 8)
@@ -268,7 +269,7 @@ def test_a_closed_state_is_refused_and_closing_twice_is_not(sessions: Sessions) 
 
 
 def test_a_dropped_state_gives_its_pages_back(kernel_folder: Path) -> None:
-    session = CpuSession(GRAPH, WEIGHTS, threads=1, context=256, sequences=1, cache=kernel_folder)
+    session = CpuSession(GRAPH, WEIGHTS, threads=1, kv_memory=FOUR_PAGES, cache=kernel_folder)
     for _ in range(session.pool.pages + 1):
         feed(session.new_state(), session, TOKENS[:3])
     gc.collect()
@@ -294,7 +295,7 @@ def test_states_of_another_session_are_refused(sessions: Sessions) -> None:
 
 
 def test_the_pool_runs_dry_and_recovers(kernel_folder: Path) -> None:
-    session = CpuSession(GRAPH, WEIGHTS, threads=2, context=256, sequences=1, cache=kernel_folder)
+    session = CpuSession(GRAPH, WEIGHTS, threads=2, kv_memory=FOUR_PAGES, cache=kernel_folder)
     one, two = session.new_state(), session.new_state()
     feed(one, session, TOKENS[:130])  # three of four pages
     for feeds in ([Feed(two, TOKENS[:80])], [Feed(one, TOKENS[:70]), Feed(two, TOKENS[:3])]):

@@ -1,0 +1,466 @@
+"""Continuous batching: the requests of all callers as lanes of one loop over a session.
+
+    engine = Engine(session)
+    engine.submit(lane)                  # joins between two steps
+    engine.wait(lambda: lane.ready)      # drives the loop, or waits for whoever does
+
+A turn of the loop feeds what every open lane has to feed: first the tokens that are being
+generated, then pieces of prompts. There is no thread of its own: of all callers that wait, one
+drives the loop for everybody until it has what it waits for, then the next one does. Only
+asynchronous readers, which must not block, let a background thread wait for them.
+
+A row's result does not depend on who else was in the step, so neither does a lane's text.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from ..errors import RequestError, ResourceError
+from .base import Feed, Session, State, StepResult
+
+LANES = 32  # sequences that take part in a step
+WAITING = 256  # requests that may wait for a lane, or for their readers
+PROMPT_ROWS = 128  # prompt tokens in a step beside tokens that are being generated
+LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
+
+
+class Lane(ABC):
+    """One request. Only the thread that drives the loop calls its methods; flags are anyone's.
+
+    state: its memory, None until it is opened and after it ended. cancelled: set it to end the lane
+    within a step. finished: it has nothing more to feed. done: it ended, with `error` if it failed.
+    generating: its prompt is fed. background: its reader cannot block.
+    """
+
+    def __init__(self) -> None:
+        self.state: State | None = None
+        self.cancelled = self.finished = self.done = False
+        self.generating = self.background = False
+        self.error: BaseException | None = None
+        self.served = 0  # the turn that fed it last
+
+    @abstractmethod
+    def open(self, session: Session) -> None:
+        """Take a state, empty or with the beginning of what is to be fed."""
+
+    @abstractmethod
+    def feed(self, rows: int, logits: int) -> Feed | None:
+        """What to feed next: at most `rows` rows, `logits` of them with logits; None while it waits
+        for its reader. Changes nothing that `take` does not expect: a feed may come to nothing."""
+
+    @abstractmethod
+    def take(self, feed: Feed, result: StepResult) -> None:
+        """What the step made of the feed: commit it, and set `finished` after the last one."""
+
+    @abstractmethod
+    def end(self, error: BaseException | None) -> None:
+        """The last call: give the state back or keep it; `done` is set after it."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for its reader."""
+        return False
+
+    def release(self) -> None:
+        """Give the state's memory back; what it held is computed again when there is room."""
+        if self.state is not None:
+            self.state.close()
+        self.state = None
+
+    def notify(self) -> None:  # noqa: B027 (nobody to tell by default)
+        """Something was taken, or the lane ended."""
+
+
+class Parked(Protocol):
+    """Memory kept for later, such as that of a conversation between two turns."""
+
+    def evict(self) -> None:
+        """Give it back."""
+
+
+class _Waiter:
+    def __init__(self, ready: Callable[[], bool], lock: threading.Lock) -> None:
+        self.ready, self.condition = ready, threading.Condition(lock)
+
+
+class Engine:
+    """The loop over one session, which the engine neither owns nor closes.
+
+    lanes: sequences that take part in a step. waiting: requests that may wait besides.
+    """
+
+    def __init__(self, session: Session, *, lanes: int = LANES, waiting: int = WAITING) -> None:
+        self.session, self.lanes, self.waiting = session, lanes, waiting
+        self.closed = False
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._driver: object | None = None
+        self._driving = 0  # identity of the thread that drives
+        self._waiters: list[_Waiter] = []
+        self._queue: deque[Lane] = deque()  # without a state, in the order of their arrival
+        self._open: list[Lane] = []
+        self._parked: dict[int, weakref.ref[Parked]] = {}  # least recently parked first
+        self._short = False  # of memory: nobody is admitted before somebody has ended
+        self._turns = 0
+        self._logit_rows = max(1, LOGIT_VALUES // session.vocab_size)
+        self._thread: threading.Thread | None = None
+        self._exiting = False
+
+    # --- for callers --------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises RequestError in a forked child and after `close`."""
+        if os.getpid() != self._process:
+            raise forked()
+        if self.closed:
+            raise closed()
+
+    def submit(self, lane: Lane) -> None:
+        """Let a lane take part. Raises RequestError when too many wait already."""
+        self.check()
+        with self._lock:
+            if len(self._queue) >= self.waiting:
+                raise RequestError(
+                    f"{len(self._queue)} requests are waiting for this model, expected at most "
+                    f"{self.waiting}",
+                    code="queue-full",
+                    hint="try again later, or close answers that nobody reads",
+                )
+            self._queue.append(lane)
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Return once `ready()`, which must need no lock; drive the loop until then, or wait while
+        another thread does. Raises RequestError where a callback of the loop waits for the loop."""
+        if ready():
+            return
+        if os.getpid() != self._process:
+            raise forked()
+        me = object()
+        try:
+            if self._drives(ready, me):
+                while not ready():
+                    if not self._turn() and not ready():
+                        raise RuntimeError("a reader waits and no lane has anything to feed")
+        finally:
+            if self._driver is me:
+                with self._lock:
+                    self._driver = None
+                    self._sweep()
+                    self._wake()
+
+    def settle(self, lane: Lane) -> None:
+        """Wait until a cancelled lane has ended, which takes a step at most."""
+        if lane.done or os.getpid() != self._process:
+            return
+        with self._lock:
+            if self._driver is None:
+                self._sweep()
+        if not lane.done and self._driving != threading.get_ident():
+            self.wait(lambda: lane.done)
+
+    def poke(self) -> None:
+        """After a lane was cancelled: end it now if nobody drives. Never waits; for finalizers and
+        signal handlers."""
+        if os.getpid() != self._process or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._driver is None:
+                self._sweep()
+                self._wake()
+        finally:
+            self._lock.release()
+
+    def in_background(self, lane: Lane) -> None:
+        """Drive the loop for a lane whose reader cannot block."""
+        self.check()
+        lane.background = True
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_background, args=(weakref.ref(self),), name="edgert-engine", daemon=True
+                )
+                self._thread.start()
+                _running.add(self)
+
+    def park(self, memory: Parked) -> None:
+        """Memory that may be evicted, least recently parked first, when room is needed."""
+        self._parked.pop(id(memory), None)
+        self._parked[id(memory)] = weakref.ref(memory)
+
+    def unpark(self, memory: Parked) -> None:
+        """The memory is in use, or gone."""
+        self._parked.pop(id(memory), None)
+
+    def close(self, free: Callable[[], None]) -> None:
+        """End every lane with an error and call `free` once no step runs. In a callback of the loop
+        that happens when the turn is over."""
+        self.closed = True
+        if os.getpid() != self._process:  # the lock may have been held at the fork
+            free()
+            return
+        if self._driving == threading.get_ident() and self._driver is not None:
+            self._at_end = free
+            return
+        with self._lock:
+            while self._driver is not None:
+                waiter = _Waiter(lambda: self._driver is None, self._lock)
+                self._waiters.append(waiter)
+                waiter.condition.wait()
+                self._waiters.remove(waiter)
+            self._sweep()
+            self._wake()
+        free()
+
+    _at_end: Callable[[], None] | None = None
+
+    # --- who drives ---------------------------------------------------------------------------
+
+    def _drives(self, ready: Callable[[], bool], me: object) -> bool:
+        """Whether this thread is to drive now; False once it is ready."""
+        with self._lock:
+            if self._driver is not None and self._driving == threading.get_ident():
+                raise RequestError(
+                    "a callback of an answer waits for another answer of the same model",
+                    code="busy",
+                    hint="start it from another thread, or after this answer",
+                )
+            while not ready():
+                if self._driver is None:
+                    self._driver, self._driving = me, threading.get_ident()
+                    return True
+                waiter = _Waiter(ready, self._lock)
+                self._waiters.append(waiter)
+                try:
+                    waiter.condition.wait()
+                finally:
+                    self._waiters.remove(waiter)
+        return False
+
+    def _wake(self) -> None:
+        """Wake who has what it waits for, and one who drives on. Called with the lock."""
+        heir = self._driver is None
+        for waiter in self._waiters:
+            if waiter.ready():
+                waiter.condition.notify()
+            elif heir:
+                heir = False
+                waiter.condition.notify()
+
+    # --- a turn -------------------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        """One step with everybody who has something to feed; False where nobody had."""
+        with self._lock:
+            self._sweep()
+            self._admit()
+            lanes = sorted(self._open, key=_by_service)
+        self._turns += 1
+        fed = self._feeds(lanes)
+        for lane, feed, result in self._step(fed):
+            if lane.cancelled:
+                feed.state.discard()
+                continue
+            try:
+                lane.take(feed, result)
+            except Exception as error:  # a callback's, or ours: it is this lane's alone
+                self._fail(lane, error)
+            except BaseException:
+                lane.cancelled = True  # cut short in the middle, it cannot go on
+                raise
+            lane.notify()
+        with self._lock:
+            self._sweep()
+            if self._waiters:
+                self._wake()
+        return bool(fed)
+
+    def _sweep(self) -> None:
+        """End lanes that are cancelled or done. Called with the lock, and not during a step."""
+        for lanes in (self._open, self._queue):
+            for lane in [x for x in lanes if x.cancelled or x.finished or self.closed]:
+                lanes.remove(lane)
+                self._short = False
+                if self.closed and not lane.finished:
+                    lane.error = lane.error or closed()
+                try:
+                    lane.end(lane.error)
+                except Exception as error:
+                    lane.error = error
+                lane.done = True
+                lane.notify()
+        if self.closed and self._at_end is not None:
+            free, self._at_end = self._at_end, None
+            free()
+
+    def _admit(self) -> None:
+        """Open lanes in the order of their arrival; those that wait for readers do not count."""
+        busy = sum(not lane.paused for lane in self._open)
+        if self._short and busy:
+            return
+        while self._queue and busy < self.lanes:
+            lane = self._queue.popleft()
+            self._open.append(lane)
+            try:
+                lane.open(self.session)
+            except Exception as error:
+                self._fail(lane, error)
+            busy += 1
+
+    def _feeds(self, lanes: list[Lane]) -> list[tuple[Lane, Feed]]:
+        """Feeds of one step: tokens that are being generated, then prompts."""
+        lanes = [x for x in lanes if not (x.cancelled or x.finished or x.paused)]
+        fed: list[tuple[Lane, Feed]] = []
+        rows, logits = self.session.max_rows, self._logit_rows
+        generating = [x for x in lanes if x.generating][: min(self.lanes, rows)]
+        prompts = [x for x in lanes if not x.generating]
+        few = rows if len(lanes) == 1 else PROMPT_ROWS
+        for left, lane in zip(range(len(generating), 0, -1), generating, strict=True):
+            if logits < left:
+                break
+            if feed := self._feed(lane, min(few, rows - left + 1), logits - left + 1):
+                fed.append((lane, feed))
+                rows -= feed.rows
+                logits -= feed.rows if feed.logits == "all" else 1
+        rows = min(rows, PROMPT_ROWS) if fed else rows
+        for lane in prompts:
+            if rows < 1 or logits < 1 or len(fed) >= self.lanes:
+                break
+            if feed := self._feed(lane, rows, logits):
+                fed.append((lane, feed))
+                rows -= feed.rows
+                logits -= {"all": feed.rows, "last": 1, "none": 0}[feed.logits]
+        return fed
+
+    def _feed(self, lane: Lane, rows: int, logits: int) -> Feed | None:
+        try:
+            feed = lane.feed(rows, logits)
+        except Exception as error:
+            self._fail(lane, error)
+            return None
+        if feed is not None:
+            lane.served = self._turns
+        return feed
+
+    def _step(self, fed: list[tuple[Lane, Feed]]) -> list[tuple[Lane, Feed, StepResult]]:
+        """The step, in spite of a lack of memory and of feeds that fail."""
+        while fed:
+            try:
+                results = self.session.step([feed for _, feed in fed])
+                return [(*pair, result) for pair, result in zip(fed, results, strict=True)]
+            except ResourceError as error:
+                _discard(fed)
+                fed = self._make_room(fed, error)
+            except Exception as error:
+                _discard(fed)
+                if len(fed) == 1:
+                    self._fail(fed[0][0], error)
+                    return []
+                return [done for pair in fed for done in self._step([pair])]
+            except BaseException:
+                _discard(fed)
+                raise
+        return []
+
+    def _make_room(
+        self, fed: list[tuple[Lane, Feed]], error: ResourceError
+    ) -> list[tuple[Lane, Feed]]:
+        """Give up the memory that is missed least, and the feeds that can still be made: parked
+        memory, lanes that wait for readers, then the lane that came last."""
+        with self._lock:
+            while self._parked:
+                parked = self._parked.pop(next(iter(list(self._parked))), None)
+                if parked is not None and (memory := parked()) is not None:
+                    memory.evict()
+                    return fed
+            mine = {id(lane) for lane, _ in fed}
+            others = [x for x in self._open if id(x) not in mine and x.state is not None]
+            lanes = others or [x for x in self._open if id(x) in mine][1:]
+            if not lanes:
+                self._fail(fed[0][0], error)
+                return []
+            victim = lanes[-1]
+            victim.release()
+            self._open.remove(victim)
+            self._queue.appendleft(victim)
+            self._short = True
+        return [(lane, feed) for lane, feed in fed if lane is not victim]
+
+    def _fail(self, lane: Lane, error: BaseException) -> None:
+        """The next sweep ends it."""
+        lane.error, lane.cancelled = error, True
+
+    # --- the background -----------------------------------------------------------------------
+
+    def _has_background_work(self) -> bool:
+        if self._exiting:
+            return False
+        lanes = [*self._queue, *self._open]
+        return any(x.background and not x.paused for x in lanes)
+
+    def stop(self) -> None:
+        """End the background thread; at exit."""
+        self._exiting = True
+        thread = self._thread
+        if thread is not None and os.getpid() == self._process:
+            thread.join(10)
+
+
+_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for engine in list(_running):
+        engine.stop()
+
+
+def _background(reference: weakref.ref[Engine]) -> None:
+    """The background thread: it lives while asynchronous readers have lanes that can go on."""
+    engine = reference()
+    while engine is not None:
+        try:
+            engine.wait(lambda: not engine._has_background_work())
+        except BaseException as error:  # the readers must hear of it
+            with engine._lock:
+                for lane in [*engine._queue, *engine._open]:
+                    if lane.background:
+                        engine._fail(lane, error)
+                engine._sweep()
+        with engine._lock:
+            if not engine._has_background_work():
+                engine._thread = None
+                return
+
+
+def _by_service(lane: Lane) -> int:
+    return lane.served
+
+
+def _discard(fed: list[tuple[Lane, Feed]]) -> None:
+    for _, feed in fed:
+        if feed.state.pending:
+            feed.state.discard()
+
+
+def closed() -> RequestError:
+    """The error of everything that uses a closed model."""
+    return RequestError(
+        "the model is closed", code="closed", hint="load it again, or keep it open while it answers"
+    )
+
+
+def forked() -> RequestError:
+    """The error of everything that uses a model in a forked child."""
+    return RequestError(
+        "this model was loaded before a fork, its threads did not come along",
+        code="fork",
+        hint="load the model in the child process",
+    )

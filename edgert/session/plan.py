@@ -1,0 +1,100 @@
+"""How much memory the keys and values of a session may take: the size of its page pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DeviceError
+from ..graph import Graph
+from ..kernels.states import BlockStatsState, KVState
+from ..notices import notice
+from .pages import PAGE_TOKENS, page_bytes, pages_for
+
+TOKENS = 1 << 16  # of all sequences together, unless that is fewer than 4 or more than 32 contexts
+SHARE = 0.5  # of the memory that is free when the session opens
+MEMINFO = Path("/proc/meminfo")
+CGROUPS = (  # limit and use of the container
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+class Plan(NamedTuple):
+    """Pages of the pool, the context that fits, and how many full contexts that is at least."""
+
+    pages: int
+    context: int
+    sequences: int
+
+
+def plan_pages(graph: Graph, element_bytes: int, context: int, kv_memory: int | None) -> Plan:
+    """The pool for sequences of up to `context` tokens.
+
+    element_bytes: of a key or value. kv_memory: bytes that the pool may take; None means half of
+    what is free. A context that does not fit is shortened, with a notice. Raises DeviceError where
+    not even one page fits.
+    """
+    size = bytes_per_page(graph, element_bytes)
+    wanted = min(32, max(4, TOKENS // context)) * pages_for(context)
+    if size == 0:
+        return Plan(wanted, context, wanted // pages_for(context))
+    budget = int(SHARE * free_memory()) if kv_memory is None else kv_memory
+    affordable = budget // size
+    if affordable < 1:
+        raise DeviceError(
+            f"{budget} bytes for keys and values, a page of {PAGE_TOKENS} tokens takes {size}",
+            code="kv-memory",
+            hint="give more with kv_memory (--kv-memory), or load with kv_bits 8",
+        )
+    fits = min(context, affordable * PAGE_TOKENS)
+    if fits < context:
+        notice(
+            f"a context of {context} tokens needs {size * pages_for(context) / 1e9:.1f} GB of keys "
+            f"and values, {budget / 1e9:.1f} GB may be used: the context is {fits} tokens "
+            "(--kv-memory gives more, --kv-bits 8 takes half)"
+        )
+    if kv_memory is not None:
+        wanted = affordable
+    pages = min(wanted, affordable)
+    return Plan(pages, fits, max(1, pages // pages_for(fits)))
+
+
+def bytes_per_page(graph: Graph, element_bytes: int) -> int:
+    """Bytes of one page in every state of the graph."""
+    total = 0
+    for spec in graph.states.values():
+        if isinstance(spec, KVState):
+            total += sum(page_bytes(spec, element_bytes))
+        elif isinstance(spec, BlockStatsState):
+            total += PAGE_TOKENS // spec.block * spec.rows * spec.kv_heads * spec.head_dim * 4
+    return total
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its container."""
+    free = _meminfo()
+    for limit, use in CGROUPS:
+        try:
+            most, used = limit.read_text(encoding="ascii"), use.read_text(encoding="ascii")
+        except OSError:
+            continue
+        if most.strip().isdigit():  # "max" where there is none
+            free = min(free, max(0, int(most) - int(used)))
+    return free
+
+
+def _meminfo() -> int:
+    try:
+        with open(MEMINFO, encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    import psutil
+
+    return int(psutil.virtual_memory().available)
