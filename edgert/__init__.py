@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from .text.model import TextModel
     from .text.params import SamplingParams
     from .text.results import Generation, Timings, Usage
-    from .text.stream import Stream
+    from .text.stream import AsyncStream, Stream
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "load": "api",
     "TextModel": "text.model",
+    "AsyncStream": "text.stream",
     "Conversation": "text.conversation",
     "Generation": "text.results",
     "SamplingParams": "text.params",
@@ -49,6 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncStream",
     "BundleError",
     "Conversation",
     "ConvertError",

@@ -3,9 +3,9 @@
     python examples/web_app.py [PORT [BUNDLE]]
     curl -N -d '{"messages": [{"role": "user", "content": "Hello!"}]}' http://127.0.0.1:8000/chat
 
-One model serves all threads: answers are written one after the other. A client that goes away stops
-its answer. It listens on this machine only and answers no other Host, so that a web page elsewhere
-cannot reach it. A public service needs more: users, quotas, a queue.
+One model serves all threads at the same time. A client that goes away stops its answer. The app
+listens on this machine only and answers no other Host, so that a web page elsewhere cannot reach
+it. A public service needs more: users, quotas, and an answer for when the model's queue is full.
 """
 
 from __future__ import annotations

@@ -54,6 +54,13 @@ def test_chat() -> None:
     assert "blue" in said
 
 
+def test_asyncio_clients() -> None:
+    said = run("asyncio_clients.py").splitlines()
+    assert said[0].startswith("What is a llama? -> ")
+    assert len([line for line in said if " -> " in line]) == 3
+    assert said[-1] == "cancelled: CancelledError"
+
+
 def test_streaming() -> None:
     said = run("streaming.py")
     ends = re.findall(r"\[(\w+), (\d+) tokens, (\d+) a second\]", said)

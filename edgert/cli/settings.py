@@ -102,18 +102,16 @@ kv_bits_option = click.option(
 )  # fmt: skip
 
 
-class _Bytes(click.ParamType):
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """A number of bytes, with K, M, G for powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-        scale = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
-        try:
-            return int(float(text[:-1] if scale else text) * (1 << scale))
-        except (ValueError, OverflowError):
-            self.fail(f"found {value!r}, expected bytes such as 512M or 2G", param, ctx)
+    if value is None:
+        return None
+    text = value.strip().upper().removesuffix("B").removesuffix("I")
+    scale = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+    try:
+        return int(float(text[:-1] if scale else text) * (1 << scale))
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"found {value!r}, expected bytes such as 512M or 2G") from None
 
 
 def session_options(function: F) -> F:
@@ -134,7 +132,7 @@ def session_options(function: F) -> F:
                      help="Do not compare the bundle's files with their hashes."),
         click.option("-c", "--ctx-size", type=click.IntRange(1), metavar="TOKENS",
                      help="Tokens of prompt and answer together; default: the model's."),
-        click.option("--kv-memory", type=_Bytes(), metavar="SIZE",
+        click.option("--kv-memory", callback=_size, metavar="SIZE",
                      help="Memory for keys and values, such as 2G; default: half of what is free, "
                      "at most."),
         click.option("-t", "--threads", type=click.IntRange(1), metavar="N",

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ..errors import RequestError
 from ..kernels.cpu.layout import PAGE
 from ..session.base import Feed, Session, StepResult
-from ..session.engine import LANES, Engine, Lane
+from ..session.engine import LANES, Engine
+from ..session.lanes import Lane
 
 F32 = NDArray[np.float32]
 SHARED = 8  # continuations that one computed context may serve; more lanes keep steps full

@@ -18,72 +18,17 @@ import atexit
 import os
 import threading
 import weakref
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from ..errors import RequestError, ResourceError
-from .base import Feed, Session, State, StepResult
+from .base import Feed, Session, StepResult
+from .lanes import Lane, Parked, closed, forked
 
 LANES = 32  # sequences that take part in a step
 WAITING = 256  # requests that may wait for a lane, or for their readers
 PROMPT_ROWS = 128  # prompt tokens in a step beside tokens that are being generated
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
-
-
-class Lane(ABC):
-    """One request. Only the thread that drives the loop calls its methods; flags are anyone's.
-
-    state: its memory, None until it is opened and after it ended. cancelled: set it to end the lane
-    within a step. finished: it has nothing more to feed. done: it ended, with `error` if it failed.
-    generating: its prompt is fed. background: its reader cannot block.
-    """
-
-    def __init__(self) -> None:
-        self.state: State | None = None
-        self.cancelled = self.finished = self.done = False
-        self.generating = self.background = False
-        self.error: BaseException | None = None
-        self.served = 0  # the turn that fed it last
-
-    @abstractmethod
-    def open(self, session: Session) -> None:
-        """Take a state, empty or with the beginning of what is to be fed."""
-
-    @abstractmethod
-    def feed(self, rows: int, logits: int) -> Feed | None:
-        """What to feed next: at most `rows` rows, `logits` of them with logits; None while it waits
-        for its reader. Changes nothing that `take` does not expect: a feed may come to nothing."""
-
-    @abstractmethod
-    def take(self, feed: Feed, result: StepResult) -> None:
-        """What the step made of the feed: commit it, and set `finished` after the last one."""
-
-    @abstractmethod
-    def end(self, error: BaseException | None) -> None:
-        """The last call: give the state back or keep it; `done` is set after it."""
-
-    @property
-    def paused(self) -> bool:
-        """Whether it waits for its reader."""
-        return False
-
-    def release(self) -> None:
-        """Give the state's memory back; what it held is computed again when there is room."""
-        if self.state is not None:
-            self.state.close()
-        self.state = None
-
-    def notify(self) -> None:  # noqa: B027 (nobody to tell by default)
-        """Something was taken, or the lane ended."""
-
-
-class Parked(Protocol):
-    """Memory kept for later, such as that of a conversation between two turns."""
-
-    def evict(self) -> None:
-        """Give it back."""
 
 
 class _Waiter:
@@ -448,19 +393,3 @@ def _discard(fed: list[tuple[Lane, Feed]]) -> None:
     for _, feed in fed:
         if feed.state.pending:
             feed.state.discard()
-
-
-def closed() -> RequestError:
-    """The error of everything that uses a closed model."""
-    return RequestError(
-        "the model is closed", code="closed", hint="load it again, or keep it open while it answers"
-    )
-
-
-def forked() -> RequestError:
-    """The error of everything that uses a model in a forked child."""
-    return RequestError(
-        "this model was loaded before a fork, its threads did not come along",
-        code="fork",
-        hint="load the model in the child process",
-    )

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import RequestError
 from ..session.base import Feed, Session, State, StepResult
-from ..session.engine import Lane
+from ..session.lanes import Lane
 from .params import Resolved
 from .results import FinishReason, Generation, Timings, Usage
 from .sampling import Sampler

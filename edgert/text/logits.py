@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..session.base import Feed, Session, StepResult
-from ..session.engine import Lane
+from ..session.lanes import Lane
 
 
 class LogitsLane(Lane):

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import RequestError
-from ..session.engine import Engine, closed
+from ..session.engine import Engine
+from ..session.lanes import closed
 from .generate import AHEAD, Run
 from .results import Generation
 

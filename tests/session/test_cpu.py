@@ -17,6 +17,7 @@ from edgert.errors import DeviceError, RequestError, ResourceError
 from edgert.roles import vocab_size
 from edgert.session.base import Feed, Session, State
 from edgert.session.cpu import SPLIT_ROWS, CpuSession
+from edgert.session.plan import bytes_per_page
 from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
