@@ -114,7 +114,10 @@ class Conversation:
         **params: Any,
     ) -> Stream:
         """One turn, piece by piece. Raises RequestError before anything runs."""
-        self._model.engine.check()
+        engine = self._model.engine
+        engine.check()
+        if (last := self._run) is not None and last.cancelled:
+            engine.settle(last)
         before = list(self.messages)
         messages = [*before, {"role": "user", "content": text}]
         tokens = self._rendered(messages, params.get("max_tokens"))

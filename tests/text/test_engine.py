@@ -321,6 +321,25 @@ def test_closing_the_model_ends_everybody(kernel_folder: Path) -> None:
     assert errors == ["closed"] * 4
 
 
+def test_a_turn_may_follow_one_that_was_dropped(model: TextModel) -> None:
+    chat = model.conversation()
+    busy = threading.Thread(target=lambda: model.generate("other", **LONG))
+    started = threading.Event()
+    Recorder(model).before.append(started.set)
+    busy.start()
+    started.wait(60)
+    for turn in range(4):
+        stream = chat.stream(f"turn {turn}", max_tokens=20, **NO_END)
+        next(stream)
+        if turn % 2:
+            stream.cancel()
+        del stream
+    assert chat.say("last", max_tokens=3, **NO_END).usage.completion_tokens == 3
+    assert len(chat.messages) == 10
+    chat.close()
+    busy.join(60)
+
+
 # --- asyncio -------------------------------------------------------------------------------------
 
 
