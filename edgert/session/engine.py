@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from ..errors import RequestError, ResourceError
 from .base import Feed, Session, StepResult
-from .lanes import Lane, Parked, closed, forked
+from .lanes import Lane, Parked, closed, forked, interrupted
 
 LANES = 32  # sequences that take part in a step
 WAITING = 256  # requests that may wait for a lane, or for their readers
@@ -209,23 +209,30 @@ class Engine:
             lanes = sorted(self._open, key=_by_service)
         self._turns += 1
         fed = self._feeds(lanes)
-        for lane, feed, result in self._step(fed):
-            if lane.cancelled:
-                feed.state.discard()
-                continue
-            try:
-                lane.take(feed, result)
-            except Exception as error:  # a callback's, or ours: it is this lane's alone
-                self._fail(lane, error)
-            except BaseException:
-                lane.cancelled = True  # cut short in the middle, it cannot go on
-                raise
-            lane.notify()
+        try:
+            for lane, feed, result in self._step(fed):
+                self._take(lane, feed, result)
+        except BaseException:  # an interrupt: the others feed the same again
+            _discard(fed)
+            raise
         with self._lock:
             self._sweep()
             if self._waiters:
                 self._wake()
         return bool(fed)
+
+    def _take(self, lane: Lane, feed: Feed, result: StepResult) -> None:
+        if lane.cancelled:
+            feed.state.discard()
+            return
+        try:
+            lane.take(feed, result)
+        except Exception as error:  # a callback's, or ours: it is this lane's alone
+            self._fail(lane, error)
+        except BaseException:
+            self._fail(lane, interrupted())  # cut short in the middle, it cannot go on
+            raise
+        lane.notify()
 
     def _sweep(self) -> None:
         """End lanes that are cancelled or done. Called with the lock, and not during a step."""

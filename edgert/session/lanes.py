@@ -77,3 +77,12 @@ def forked() -> RequestError:
         code="fork",
         hint="load the model in the child process",
     )
+
+
+def interrupted() -> RequestError:
+    """The error of an answer whose step another caller's interrupt cut short."""
+    return RequestError(
+        "the thread that computed this answer was interrupted",
+        code="interrupted",
+        hint="ask again",
+    )

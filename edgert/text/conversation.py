@@ -164,9 +164,13 @@ class Conversation:
                 code="conversation-order",
                 hint="finish one turn before you start the next",
             )
+        state = self._state_for(run)
         self._run = run
-        session, engine = self._model.session, self._model.engine
-        engine.unpark(self._memory)
+        return state
+
+    def _state_for(self, run: Run) -> State:
+        session = self._model.session
+        self._model.engine.unpark(self._memory)
         long = needs_long_rope(session.graph, run.prompt_tokens)
         if content := self._memory.take():
             state, fed, was_long = content

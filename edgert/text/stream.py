@@ -203,6 +203,12 @@ class AsyncStream(_Answer):
     async def _news(self) -> None:
         """Wait until something was taken, or the answer ended."""
         run, loop = self._run, asyncio.get_running_loop()
+        if run.on_piece is not None:
+            raise RequestError(
+                "two tasks read one answer at the same time",
+                code="busy",
+                hint="let one task read it, or ask once for each",
+            )
         news = asyncio.Event()
 
         def tell() -> None:
