@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RequestError
 from ..session.base import Session, State
 from . import saved
 from .generate import Progress, Proposer, Run, check_room, expected_length
-from .params import Resolved, SamplingParams
+from .params import Resolved, SamplingOptions, SamplingParams
 from .results import Generation
 from .stream import Gate, Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import TurnOptions
 
 
 class ChatModel(Protocol):
@@ -68,7 +73,7 @@ class Conversation:
         self._fed: list[int] = []  # the tokens that the state holds
         self._long = False
 
-    def say(self, text: str, **options: Any) -> Generation:
+    def say(self, text: str, **options: Unpack[TurnOptions]) -> Generation:
         """One turn; options as for `TextModel.stream`."""
         return self.stream(text, **options).finish()
 
@@ -78,7 +83,7 @@ class Conversation:
         *,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
-        **params: Any,
+        **params: Unpack[SamplingOptions],
     ) -> Stream:
         """One turn, piece by piece. Raises RequestError before anything runs."""
         model = self._model

@@ -16,13 +16,16 @@ from ..session.base import Feed, Session, State
 from ..session.options import SessionOptions
 from .conversation import Conversation
 from .generate import Progress, Proposer, Run, check_room, expected_length
-from .params import Resolved, SamplingParams
+from .params import Resolved, SamplingOptions, SamplingParams
 from .results import Generation
 from .stream import Gate, Stream
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
     from ..bundle.reader import Bundle
+    from .options import ChatOptions, PromptOptions
     from .template import ChatTemplate
 
 Message = Mapping[str, Any]
@@ -81,7 +84,7 @@ class TextModel:
         """Tokens that one sequence may hold, prompt and answer together."""
         return self.session.context
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+    def generate(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> Generation:
         """Continue a text or token ids; options as for `stream`."""
         return self.stream(prompt, **options).finish()
 
@@ -92,7 +95,7 @@ class TextModel:
         special: bool = False,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
-        **params: Any,
+        **params: Unpack[SamplingOptions],
     ) -> Stream:
         """Continue a text or token ids, piece by piece.
 
@@ -116,7 +119,7 @@ class TextModel:
 
         return Stream(self.gate, start, lambda run: self._end(run.state))
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+    def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Generation:
         """Answer a list of {"role", "content"} messages; options as for `stream_chat`."""
         return self.stream_chat(messages, **options).finish()
 
@@ -128,7 +131,7 @@ class TextModel:
         template: Mapping[str, Any] | None = None,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
-        **params: Any,
+        **params: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer messages, piece by piece. template: variables for the chat template, such as
         {"enable_thinking": False}; the others as for `stream`."""

@@ -1,4 +1,7 @@
-"""Sampling: transformers' laws, exact draws, no masked ids, parameters in their ranges."""
+"""Sampling: transformers' laws, exact draws, no masked ids, parameters in their ranges.
+
+The whole chain and its newer members are in test_sampling_chain.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from hypothesis import strategies as st
 
 from edgert.errors import DeviceError, RequestError
 from edgert.text.params import Resolved, SamplingParams
-from edgert.text.sampling import Sampler, draw, largest, process, uniforms
+from edgert.text.ranking import largest
+from edgert.text.sampling import Sampler, draw, process, uniforms
 
 
 def params(**given: Any) -> Resolved:
@@ -44,6 +48,8 @@ def transformers_law(z: np.ndarray, history: list[int], p: Resolved) -> np.ndarr
         scores = hf.TopPLogitsWarper(p.top_p)(ids, scores)
     if p.min_p > 0.0:
         scores = hf.MinPLogitsWarper(p.min_p)(ids, scores)
+    if p.typical_p < 1.0:
+        scores = hf.TypicalLogitsWarper(p.typical_p)(ids, scores)
     return torch.softmax(scores[0].double(), -1).numpy()
 
 
@@ -57,6 +63,8 @@ CASES: list[dict[str, Any]] = [
     {"temperature": 1.0, "min_p": 0.05},
     {"temperature": 1.5, "top_k": 50, "top_p": 0.8, "min_p": 0.02},
     {"temperature": 1.0, "top_k": 5000},
+    {"temperature": 0.9, "typical_p": 0.8},
+    {"temperature": 1.3, "typical_p": 0.3, "top_k": 100},
     {"temperature": 0.7, "repeat_penalty": 1.3, "top_k": 20},
     {"temperature": 0.7, "repeat_penalty": 0.8, "presence_penalty": 1.5},
     {"temperature": 1.0, "frequency_penalty": 0.4, "presence_penalty": -0.5, "top_p": 0.95},
@@ -67,17 +75,19 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("size", [7, 1000, 50_000])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_laws_equal_transformers(case: dict[str, Any], size: int) -> None:
+    """In transformers' order: with the temperature in front of top-k and the others."""
     if case.get("logit_bias") and size < 8:
         case = case | {"logit_bias": {3: 5.0, 6: -100.0}}
     rng = np.random.default_rng(size)
-    p = params(**case | ({"top_k": min(case["top_k"], size)} if "top_k" in case else {}))
+    case = case | ({"top_k": min(case["top_k"], size)} if "top_k" in case else {})
+    p = params(**case, temperature_last=False)
     for scale in (0.5, 4.0):
         z = (scale * rng.standard_normal(size)).astype(np.float32)
         history = [int(t) for t in rng.integers(0, size, 30)]
         ours, theirs = dense(size, process(z, p, history)), transformers_law(z, history, p)
         # A token on the very edge of top-p may fall either way in float32.
         edge = np.flatnonzero((ours > 1e-9) != (theirs > 1e-9))
-        assert len(edge) <= (p.top_p < 1.0)
+        assert len(edge) <= (p.top_p < 1.0 or p.typical_p < 1.0)
         assert np.abs(ours - theirs).sum() < 1e-4 + 2 * theirs[edge].sum() + 2 * ours[edge].sum()
 
 
@@ -119,6 +129,12 @@ def test_never_a_masked_or_truncated_id(data: st.DataObject) -> None:
         "top_p": data.draw(st.sampled_from([0.01, 0.5, 1.0])),
         "min_p": data.draw(st.sampled_from([0.0, 0.1, 1.0])),
         "repeat_penalty": data.draw(st.sampled_from([1.0, 1.5])),
+        "typical_p": data.draw(st.sampled_from([0.2, 0.9, 1.0])),
+        "xtc_probability": data.draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "xtc_threshold": data.draw(st.sampled_from([0.0, 0.1])),
+        "dynatemp_range": data.draw(st.sampled_from([0.0, 0.7])),
+        "temperature_last": data.draw(st.booleans()),
+        "dry_multiplier": data.draw(st.sampled_from([0.0, 0.8])),
     }
     p = params(**options, seed=data.draw(st.integers(0, 2**64 - 1)))
     history = [int(t) for t in rng.integers(0, size, 9)]
