@@ -32,13 +32,15 @@ def token_logprob(row: F32, token: int, count: int, tokenizer: Tokenizer) -> Tok
 def log_softmax(row: F32, ids: Ids) -> F64:
     """Log-probabilities float64 [n] of ids among all logits float32 [V]."""
     peak = row.max()
-    log_total = float(peak) + float(np.log(np.exp(row - peak).sum(dtype=np.float64)))
+    with np.errstate(over="ignore"):  # what lies so far below counts for nothing
+        shares = np.exp(row - peak)
+    log_total = float(peak) + float(np.log(shares.sum(dtype=np.float64)))
     return row[ids].astype(np.float64) - log_total
 
 
 def likeliest(row: F32, count: int, allowed: int, holes: Sequence[int]) -> Ids:
-    """The `count` largest logits' ids that exist, falling, equal ones by lower id."""
+    """The `count` largest logits' possible ids, falling, equal ones by lower id."""
     ids = largest(row[:allowed], min(count + len(holes), allowed)) if count else np.zeros(0, int)
     if len(holes):
         ids = ids[~np.isin(ids, holes)]
-    return ids[:count]
+    return ids[row[ids] > -np.inf][:count]

@@ -19,7 +19,7 @@ from .ranking import F32, Ids
 # First token of a sequence breaker -> what may follow it: () where it holds all of the breaker.
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 
-FLOAT_MAX = float(np.finfo(np.float32).max)
+HEAVIEST = 1e30  # DRY's penalty; no token survives it, and it stays finite at any temperature
 
 
 class History:
@@ -112,15 +112,15 @@ def _dry(z: F32, params: Resolved, past: History, breakers: Breakers) -> None:
     ids = past.ids[-params.dry_penalty_last_n :] if params.dry_penalty_last_n > 0 else past.ids
     if len(ids) <= allowed:
         return
-    # Past so many tokens the penalty would leave float32 (or stays what it is, for base 1).
-    steepest = int(math.log(FLOAT_MAX) / math.log(base)) if base > 1.000001 else 0
+    # Past so many tokens the penalty stays what it is.
+    steepest = int(math.log(HEAVIEST) / math.log(base)) if base > 1.000001 else 0
     longest = min(unbroken(past.tokens, breakers), len(ids), allowed + steepest)
     if longest < allowed:
         return
     for token, length in repetitions(ids, allowed, longest).items():
         if token < len(z) and () not in breakers.get(token, ()):
             penalty = params.dry_multiplier * base ** (length - allowed)
-            z[token] -= np.float32(min(penalty, FLOAT_MAX))
+            z[token] -= np.float32(min(penalty, HEAVIEST))
 
 
 def repetitions(ids: Ids, shortest: int, longest: int) -> dict[int, int]:
