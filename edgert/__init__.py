@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     )
     from .text.conversation import Conversation
     from .text.model import TextModel
-    from .text.params import SamplingParams
-    from .text.results import Generation, Timings, Usage
+    from .text.params import SamplingOptions, SamplingParams
+    from .text.results import Generation, Timings, TokenLogprob, Usage
     from .text.stream import Stream
 
 __version__ = "0.1.0"
@@ -36,9 +36,11 @@ _HOMES = {
     "TextModel": "text.model",
     "Conversation": "text.conversation",
     "Generation": "text.results",
+    "SamplingOptions": "text.params",
     "SamplingParams": "text.params",
     "Stream": "text.stream",
     "Timings": "text.results",
+    "TokenLogprob": "text.results",
     "Usage": "text.results",
     "BundleError": "errors",
     "ConvertError": "errors",
@@ -57,10 +59,12 @@ __all__ = [
     "Generation",
     "RequestError",
     "ResourceError",
+    "SamplingOptions",
     "SamplingParams",
     "Stream",
     "TextModel",
     "Timings",
+    "TokenLogprob",
     "Usage",
     "__version__",
     "load",

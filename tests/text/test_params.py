@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import click
 import numpy as np
 import pytest
 
 from edgert.errors import RequestError
 from edgert.text.params import BREAKERS, Resolved, SamplingOptions, SamplingParams
+from tests.conftest import ROOT
 
 PLAIN = {Sequence: tuple, Mapping: dict}
 TEXTS = ("stop", "dry_sequence_breakers")  # one text means a list of it
@@ -35,6 +38,19 @@ def test_keywords_are_the_parameters() -> None:
         assert type(None) in get_args(hint), name
         assert parts(hint) - ({str} if name in TEXTS else set()) == parts(params[name]), name
     assert set(Resolved.__struct_fields__) == set(params)
+
+
+def test_the_page_lists_every_parameter_and_flag() -> None:
+    from edgert.cli.sampling import sampling_options
+
+    command = click.command()(sampling_options(lambda: None))
+    flags = {option.name: [*option.opts, *option.secondary_opts] for option in command.params}
+    page = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `([\w/-]+)` \|", page, re.MULTILINE)
+    assert [name for name, _ in rows] == list(SamplingParams.__struct_fields__)
+    assert set(flags) == set(SamplingParams.__struct_fields__)
+    for name, flag in rows:
+        assert set(flag.split("/")) <= set(flags[name])
 
 
 def test_sequences_and_mappings_of_any_kind() -> None:
