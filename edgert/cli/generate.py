@@ -50,9 +50,11 @@ def command(
         raise click.UsageError("- and -p or -f name two prompts, expected one")
     text = prompt_text(prompt, source or dash)
 
+    params = sampling_params(options, as_json=as_json)
+
     path = bundle_or_demo(bundle)
     with loader.load(path) as model:
-        stream = model.stream(text, **sampling_params(options, as_json=as_json))
+        stream = model.stream(text, **params)
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:
             emit_json(answer_object(path, answer))

@@ -94,6 +94,12 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.temperature_last and (self.typical_p < 1.0 or self.excludes))
 
     @property
+    def whole(self) -> bool:
+        """Whether no token is dropped."""
+        cuts = (self.top_k, self.top_p, self.min_p, self.typical_p)
+        return cuts == (0, 1.0, 0.0, 1.0) and not self.excludes
+
+    @property
     def penalised(self) -> bool:
         asked = (self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         return asked != (1.0, 0.0, 0.0)

@@ -72,13 +72,20 @@ class History:
 
 def adjusted(
     z: F32, params: Resolved, history: Sequence[int] | History, holes: Sequence[int] | Ids = (),
-    breakers: Breakers | None = None,
+    breakers: Breakers | None = None, *, out: F32 | None = None,
 ) -> F32:  # fmt: skip
-    """Bias, mask, penalties and DRY, on a copy of z float32 [V] where there is anything to do."""
+    """Bias, mask, penalties and DRY, on a copy of z float32 [V] where there is anything to do.
+
+    out: where the copy may lie; big new arrays cost more than what is done with them.
+    """
     looks_back = params.penalised or params.dry
     if not (params.logit_bias or len(holes) or looks_back):
         return z
-    z = np.array(z, np.float32)
+    if out is None or out.shape != z.shape:
+        z = np.array(z, np.float32)
+    else:
+        np.copyto(out, z)
+        z = out
     for token, bias in params.logit_bias.items():
         if token < len(z):
             z[token] += np.float32(bias)

@@ -20,7 +20,7 @@ class Ranked:
 
     The row is cut into groups of BLOCK values each, strided so that the maxima of all groups are
     one vector operation. The k-th largest of the maxima bounds the k-th largest value from below,
-    so only the groups that reach it are looked at.
+    so only the groups that reach it are looked at. peak: the largest value; NaN where there is one.
     """
 
     def __init__(self, z: F32 | F64) -> None:
@@ -30,25 +30,26 @@ class Ranked:
         self._rest = z[groups * BLOCK :]
         self._maxima = self._table.max(axis=0) if groups else z[:0]
 
-    @property
-    def peak(self) -> float:
-        """The largest value; NaN where there is one."""
-        if not len(self._maxima):
-            return float(self.z.max())
-        peak = self._maxima.max()
-        return float(np.maximum(peak, self._rest.max()) if len(self._rest) else peak)
+        peaks = [part.max() for part in (self._maxima, self._rest) if len(part)]
+        self.peak = float(np.maximum.reduce(peaks))
 
     def reaching(self, count: int) -> Ids:
         """Indices, ascending, of at least the `count` largest values: all that reach some bound."""
         groups, size = len(self._maxima), len(self.z)
         if count * 2 > groups:
-            bound = np.partition(self.z, size - count)[size - count]
-            few: Ids = (self.z >= bound).nonzero()[0]
-            return few
-        bound = np.partition(self._maxima, groups - count)[groups - count]
+            return self.at_least(np.partition(self.z, size - count)[size - count])
+        return self.at_least(np.partition(self._maxima, groups - count)[groups - count])
+
+    def at_least(self, bound: float) -> Ids:
+        """Indices, ascending, of the values from `bound` on."""
+        groups = len(self._maxima)
         hot = (self._maxima >= bound).nonzero()[0]
-        rows, columns = (self._table.take(hot, axis=1) >= bound).nonzero()
-        near: Ids = rows * groups + hot[columns]
+        near: Ids
+        if len(hot) * 4 >= groups:
+            near = (self.z >= bound).nonzero()[0]
+            return near
+        found = (self._table.take(hot, axis=1) >= bound).ravel().nonzero()[0]
+        near = found // len(hot) * groups + hot[found % len(hot)] if len(hot) else hot
         if len(self._rest):
             near = np.concatenate([near, (self._rest >= bound).nonzero()[0] + groups * BLOCK])
         return near

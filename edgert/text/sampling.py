@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceError, RequestError
 from .breakers import breakers_of
-from .params import Resolved
+from .params import GREEDY_BELOW, Resolved
 from .penalties import Breakers, History, adjusted
 from .ranking import F32, F64, Ids, Ranked, reaching
 from .tokenizer import Tokenizer
-from .truncation import truncated
+from .truncation import temperature_of, truncated, weights
 
 RACE_DIRECT = 4096  # supports up to this size race without pruning
 FRONT = 256  # likeliest tokens, whose score prunes the others
@@ -34,7 +34,8 @@ COIN = -1  # an id that no token has: its number decides about XTC
 WORD = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
-_GOLDEN, _ONE, _ELEVEN = np.uint64(GOLDEN), np.uint64(1), np.uint64(11)
+_GOLDEN, _DROPPED = np.uint64(GOLDEN), np.uint64(11)  # 53 of 64 bits make a float64
+_STEPS = np.arange(CHUNK, dtype=np.uint64) * _GOLDEN
 _ROUNDS = tuple((np.uint64(shift), np.uint64(factor)) for shift, factor in ROUNDS)
 
 
@@ -53,14 +54,26 @@ def process(
     """
     z = adjusted(logits[: allowed or len(logits)], params, history, holes, breakers)
     if params.greedy:
-        best = int(z.argmax())
-        _check_peak(float(z[best]))
-        return np.array([best]), np.ones(1)
+        return np.array([_best(z)]), np.ones(1)
+    return _law(z, _ranked(z), params, len(history))
+
+
+def _best(z: F32) -> int:
+    best = int(z.argmax())
+    _check_peak(float(z[best]))
+    return best
+
+
+def _ranked(z: F32) -> Ranked:
     ranked = Ranked(z)
     _check_peak(ranked.peak)
+    return ranked
+
+
+def _law(z: F32, ranked: Ranked, params: Resolved, position: int) -> tuple[Ids, F64]:
     coin = 0.0
     if params.excludes:
-        coin = float(uniforms(params.seed, len(history), np.array([COIN]))[0])
+        coin = float(uniforms(params.seed, position, np.array([COIN]))[0])
     return truncated(z, ranked, params, coin)
 
 
@@ -71,32 +84,57 @@ def draw(ids: Ids, probs: F64, seed: int, position: int) -> int:
     """
     if len(ids) == 1:
         return int(ids[0])
-    v = uniforms(seed, position, ids)
     if len(ids) > RACE_DIRECT:
-        # -log1p(-v) >= v, so no token with probs / v <= score can beat a known score.
+        # The likeliest run first. -log1p(-v) >= v, so one behind them, whose probability is at most
+        # their smallest, beats their best score only where v <= smallest / score.
         front = reaching(probs, FRONT)
-        score = float(np.max(probs[front] / -np.log1p(-v[front])))
-        keep = (probs >= v * score).nonzero()[0]
-        ids, probs, v = ids[keep], probs[keep], v[keep]
-    return int(ids[np.argmax(probs / -np.log1p(-v))])
+        score = _scores(ids[front], probs[front], seed, position).max()
+        rest = below(seed, position, ids, float(probs[front].min() / score))
+        keep = np.concatenate([front, rest])
+        ids, probs = ids[keep], probs[keep]
+    return int(ids[_scores(ids, probs, seed, position).argmax()])
+
+
+def draw_from_all(z: F32, ranked: Ranked, temperature: float, seed: int, position: int) -> int:
+    """`draw` from softmax(z / temperature), which is worked out for those that may win only.
+
+    z: float32 [V]; ranked: the same.
+    """
+    if temperature <= GREEDY_BELOW:
+        return _best(z)
+    scale, front = 1.0 / temperature, ranked.reaching(min(FRONT, len(z)))
+    e = weights(z[front], ranked.peak, scale)
+    score = _scores(front, e, seed, position).max()
+    rest = below(seed, position, range(len(z)), float(e.min() / score))
+    ids = np.concatenate([front, rest])
+    e = weights(z[ids], ranked.peak, scale)
+    return int(ids[_scores(ids, e, seed, position).argmax()])
+
+
+def _scores(ids: Ids, probs: F64, seed: int, position: int) -> F64:
+    scores: F64 = probs / -np.log1p(-uniforms(seed, position, ids))
+    return scores
 
 
 def uniforms(seed: int, position: int, ids: Ids) -> F64:
     """Numbers in (0, 1), float64 [s], a pure function of (seed, position, id): SplitMix64."""
-    key = np.uint64(_mixed(_mixed(seed) ^ _mixed((position + 1) * GOLDEN & WORD)))
-    out = np.empty(len(ids))
+    bits = _mix(_begin(_key(seed, position), ids), _ROUNDS)
+    bits >>= _DROPPED
+    v = bits.view(np.int64).astype(np.float64)  # exact, below 2^53
+    v += 0.5
+    v *= 2.0**-53
+    return v
+
+
+def below(seed: int, position: int, ids: Ids | range, limit: float) -> Ids:
+    """Indices of the ids whose number in `uniforms` is at most `limit`, or a hair above it."""
+    # The last round leaves the upper 31 bits as they are: they decide.
+    highest = np.uint64(min(int(limit * 2.0**64), WORD) | (1 << 33) - 1)
+    key, found = _key(seed, position), []
     for at in range(0, len(ids), CHUNK):
-        bits = ids[at : at + CHUNK].astype(np.uint64)
-        bits += _ONE
-        bits *= _GOLDEN
-        bits += key
-        _mix(bits)
-        bits >>= _ELEVEN
-        v = out[at : at + CHUNK]
-        v[:] = bits.view(np.int64)  # exact, below 2^53
-        v += 0.5
-        v *= 2.0**-53
-    return out
+        bits = _mix(_begin(key, ids[at : at + CHUNK]), _ROUNDS[:-1])
+        found.append((bits <= highest).nonzero()[0] + at)
+    return np.concatenate(found)
 
 
 class Sampler:
@@ -113,6 +151,7 @@ class Sampler:
         self.params, self.allowed, self.breakers = params, allowed, breakers
         self.holes: Ids = np.array(holes, np.int64)
         self._history = History() if params.penalised or params.dry else None
+        self._row: F32 | None = None
 
     @classmethod
     def of(cls, params: Resolved, tokenizer: Tokenizer) -> Sampler:
@@ -129,11 +168,16 @@ class Sampler:
         """The token that follows `history`, from its logits float32 [V]. Quickest for a history
         that begins with the one before."""
         past = history if self._history is None else self._history.follow(history)
-        ids, probs = process(
-            logits, self.params, past, allowed=self.allowed, holes=self.holes,
-            breakers=self.breakers,
-        )  # fmt: skip
-        return draw(ids, probs, self.params.seed, len(history))
+        given, params, position = logits[: self.allowed or len(logits)], self.params, len(history)
+        z = adjusted(given, params, past, self.holes, self.breakers, out=self._row)
+        if z is not given:
+            self._row = z
+        if params.greedy:
+            return _best(z)
+        ranked = _ranked(z)
+        if params.whole and len(z) > RACE_DIRECT:
+            return draw_from_all(z, ranked, temperature_of(z, params), params.seed, position)
+        return draw(*_law(z, ranked, params, position), params.seed, position)
 
 
 def _check_peak(peak: float) -> None:
@@ -153,14 +197,31 @@ def _check_peak(peak: float) -> None:
     )
 
 
-def _mix(x: NDArray[np.uint64]) -> None:
+def _key(seed: int, position: int) -> int:
+    return _mixed(_mixed(seed) ^ _mixed((position + 1) * GOLDEN & WORD)) + GOLDEN
+
+
+def _begin(key: int, ids: Ids | range) -> NDArray[np.uint64]:
+    """key + id * GOLDEN; a range holds CHUNK ids at most."""
+    if isinstance(ids, range):
+        return _STEPS[: len(ids)] + np.uint64(key + ids.start * GOLDEN & WORD)
+    x = ids.astype(np.uint64)
+    x *= _GOLDEN
+    x += np.uint64(key & WORD)
+    return x
+
+
+def _mix(
+    x: NDArray[np.uint64], rounds: Sequence[tuple[np.uint64, np.uint64]]
+) -> NDArray[np.uint64]:
     """SplitMix64's finaliser, element by element, in place: big temporaries are slow."""
     spare = np.empty_like(x)
-    for shift, factor in _ROUNDS:
+    for shift, factor in rounds:
         np.right_shift(x, shift, out=spare)
         np.bitwise_xor(x, spare, out=x)
         if factor != 1:
             np.multiply(x, factor, out=x)
+    return x
 
 
 def _mixed(x: int) -> int:

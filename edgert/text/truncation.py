@@ -18,6 +18,7 @@ import numpy as np
 from .params import GREEDY_BELOW, Resolved
 from .ranking import F32, F64, Ids, Ranked, descending
 
+CHUNK = 8192  # logits whose exponentials are summed at a time: they stay in the nearest cache
 FIRST_CANDIDATES = 128  # tokens that top-p and typical look at first; times four until they suffice
 
 
@@ -58,12 +59,12 @@ def _kept(z: F32, ranked: Ranked, params: Resolved, scale: float) -> tuple[Ids, 
     elif params.typical_p == 1.0 and params.top_p < 1.0:
         ids, e, total = _nucleus(z, ranked, scale, params.top_p)
     elif params.typical_p == 1.0 and params.min_p > 0.0:
-        ids = _near_peak(z, peak, scale, params.min_p)
+        ids = _near_peak(ranked, scale, params.min_p)
         e = weights(z[ids], peak, scale)
     else:
         ids, e = np.arange(size), weights(z, peak, scale)
     if params.typical_p < 1.0:
-        keep = typical(e, params.typical_p)
+        keep = typical(z[ids], e, params.typical_p)
         ids = ids[keep]
         ids, e = ids[order := descending(z[ids])], e[keep][order]
     if params.top_p < 1.0:
@@ -85,16 +86,16 @@ def nucleus(e: F64, top_p: float, total: float) -> int:
     return int(e.cumsum().searchsorted(top_p * total)) + 1
 
 
-def typical(e: F64, typical_p: float) -> Ids:
-    """Indices of the typical weights: by |surprise - entropy|, until they hold typical_p."""
+def typical(z: F32, e: F64, typical_p: float) -> Ids:
+    """Indices of the typical tokens of logits z [n] with weights e: by |surprise - entropy|, until
+    they hold typical_p. That is by their logit's distance from the mean logit."""
     p = e / e.sum()
-    surprise = -np.log(np.maximum(p, np.finfo(np.float64).tiny))
-    distance = np.abs(surprise - float(p @ surprise))
-    ranked, count = Ranked(-distance), FIRST_CANDIDATES
+    finite = np.maximum(z, np.float32(-1e30)).astype(np.float64)
+    ranked, count = Ranked(-np.abs(finite - float(p @ finite))), FIRST_CANDIDATES
     while True:
         near = ranked.reaching(min(count, len(p)))
         if count >= len(p) or float(p[near].sum()) > typical_p:
-            near = near[np.argsort(distance[near], kind="stable")]
+            near = near[descending(ranked.z[near])]
             return near[: int(p[near].cumsum().searchsorted(typical_p, side="right")) + 1]
         count *= 4
 
@@ -114,11 +115,20 @@ def temperature_of(z: F32, params: Resolved) -> float:
     spread = params.dynatemp_range
     if spread == 0.0 or len(z) < 2:
         return params.temperature
-    e = weights(z, float(z.max()), 1.0)
-    p = e / e.sum()
-    entropy = -float(p @ np.log(np.maximum(p, np.finfo(np.float64).tiny))) / math.log(len(z))
+    share = max(0.0, entropy(z) / math.log(len(z)))
     low, high = max(0.0, params.temperature - spread), params.temperature + spread
-    return low + (high - low) * math.pow(max(0.0, entropy), params.dynatemp_exponent)
+    return low + (high - low) * math.pow(share, params.dynatemp_exponent)
+
+
+def entropy(z: F32) -> float:
+    """Of softmax(z), z [n]: log(sum of e) - mean of (z - peak), e being exp(z - peak)."""
+    peak, total, moment = z.max(), 0.0, 0.0
+    for at in range(0, len(z), CHUNK):
+        below = np.maximum(z[at : at + CHUNK] - peak, np.float32(-100))  # there e is 0
+        e = np.exp(below)
+        total += float(e.sum())
+        moment += float(e @ below)
+    return math.log(total) - moment / total
 
 
 def _scaled_exp(z: F32, peak: float, scale: float) -> F32:
@@ -129,20 +139,20 @@ def _scaled_exp(z: F32, peak: float, scale: float) -> F32:
     return e
 
 
-def _near_peak(z: F32, peak: float, scale: float, min_p: float) -> Ids:
+def _near_peak(ranked: Ranked, scale: float, min_p: float) -> Ids:
     """Ids that min-p alone may keep, a hair more than it will."""
-    floor = peak + np.log(min_p) / scale - 1e-3 * max(1.0, 1.0 / scale)
-    return (z >= np.float32(floor)).nonzero()[0]
+    return ranked.at_least(ranked.peak + math.log(min_p) / scale - 1e-3 * max(1.0, 1.0 / scale))
 
 
 def _nucleus(z: F32, ranked: Ranked, scale: float, top_p: float) -> tuple[Ids, F64, float]:
     """Enough of the largest tokens, in order, to hold top_p of the whole mass, and that mass."""
-    everything = _scaled_exp(z, ranked.peak, scale)
-    total = float(everything.sum(dtype=np.float64))
+    parts = (z[at : at + CHUNK] for at in range(0, len(z), CHUNK))
+    total = sum(float(_scaled_exp(part, ranked.peak, scale).sum()) for part in parts)
     count = FIRST_CANDIDATES
     while True:
         near = ranked.reaching(min(count, len(z)))
-        if count >= len(z) or float(everything[near].sum(dtype=np.float64)) >= top_p * total:
-            ids = near[descending(z[near])]
-            return ids, everything[ids].astype(np.float64), total
+        e = weights(z[near], ranked.peak, scale)
+        if count >= len(z) or float(e.sum()) >= top_p * total:
+            order = descending(z[near])
+            return near[order], e[order], total
         count *= 4

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgert.errors import DeviceError, RequestError
 from edgert.text.params import Resolved, SamplingParams
 from edgert.text.ranking import largest
-from edgert.text.sampling import Sampler, draw, process, uniforms
+from edgert.text.sampling import Sampler, below, draw, process, uniforms
 
 
 def params(**given: Any) -> Resolved:
@@ -171,6 +171,41 @@ def test_pruning_changes_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned = [draw(ids, probs, 3, position) for position in range(50)]
     monkeypatch.setattr("edgert.text.sampling.RACE_DIRECT", 10**9)
     assert pruned == [draw(ids, probs, 3, position) for position in range(50)]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.7])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+def test_a_draw_from_everything_needs_no_law(scale: float, spread: float) -> None:
+    """The short cut of whole vocabularies takes the token that process and draw take."""
+    p = params(temperature=0.7, dynatemp_range=spread, seed=9)
+    z = (scale * np.random.default_rng(1).standard_normal(9001)).astype(np.float32)
+    sampler = Sampler(p)
+    for position in range(60):
+        expected = draw(*process(z, p, [0] * position), 9, position)
+        assert sampler.pick(z, [0] * position) == expected
+
+
+def test_numbers_below_a_limit() -> None:
+    ids = np.random.default_rng(2).permutation(30_000)
+    for limit in (1e-4, 0.3, 1.0, 7.0):
+        wanted = np.flatnonzero(uniforms(5, 6, ids) <= limit)
+        found = below(5, 6, ids, limit)
+        assert set(wanted) <= set(found.tolist())
+        assert len(found) <= len(wanted) + 1
+        assert below(5, 6, range(30_000), limit).tolist() == sorted(ids[found].tolist())
+
+
+def test_a_sampler_reads_each_row_afresh() -> None:
+    rng = np.random.default_rng(3)
+    p = params(temperature=0.9, seed=4, repeat_penalty=1.2, top_k=5)
+    sampler, history = Sampler(p, holes=[3]), [1, 2]
+    for _ in range(30):
+        z = rng.standard_normal(400).astype(np.float32)
+        before = z.copy()
+        token = sampler.pick(z, history)
+        np.testing.assert_array_equal(z, before)
+        assert token == draw(*process(z, p, history, holes=[3]), 4, len(history))
+        history = [*history, token]
 
 
 def test_draws_depend_on_seed_position_and_id_alone() -> None:
