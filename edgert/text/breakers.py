@@ -9,32 +9,43 @@ from .penalties import Breakers
 from .token_texts import token_texts
 from .tokenizer import Tokenizer
 
-_FOUND: WeakKeyDictionary[Tokenizer, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
+KEPT = 64  # breakers of one tokenizer
+_FOUND: WeakKeyDictionary[Tokenizer, dict[str, dict[int, set[tuple[int, ...]]]]] = (
+    WeakKeyDictionary()
+)
 
 
 def breakers_of(tokenizer: Tokenizer, texts: Sequence[str]) -> Breakers:
     """For each token that a breaker may start with: the tokens that must follow, () where the
     token holds all of the breaker. The first call reads the whole vocabulary; answers are kept."""
     known = _FOUND.setdefault(tokenizer, {})
-    key = tuple(texts)
-    if key not in known:
-        known[key] = _find(tokenizer, key)
-    return known[key]
-
-
-def _find(tokenizer: Tokenizer, texts: Sequence[str]) -> Breakers:
     found: dict[int, set[tuple[int, ...]]] = {}
-    vocabulary = token_texts(tokenizer).all().items()
-    for text in texts:
-        tails = [(text[:cut], _in_the_middle(tokenizer, text[cut:])) for cut in range(1, len(text))]
-        for token, word in vocabulary:
-            if text in word:
-                found.setdefault(token, set()).add(())
-            elif tails:
-                for head, tail in tails:
-                    if word.endswith(head):
-                        found.setdefault(token, set()).add(tail)
-    return {token: tuple(sorted(rest)) for token, rest in found.items()}
+    for text in dict.fromkeys(texts):
+        one = known.get(text)
+        if one is None:
+            if len(known) >= KEPT:
+                known.clear()
+            one = known[text] = _find(tokenizer, text)
+        for token, tails in one.items():
+            found.setdefault(token, set()).update(tails)
+    return {token: tuple(sorted(tails)) for token, tails in found.items()}
+
+
+def _find(tokenizer: Tokenizer, text: str) -> dict[int, set[tuple[int, ...]]]:
+    """The same for one breaker."""
+    found: dict[int, set[tuple[int, ...]]] = {}
+    tails: dict[int, tuple[int, ...]] = {}  # of what follows the first so many characters
+    inner = set(text[:-1])
+    for token, word in token_texts(tokenizer).all().items():
+        if text in word:
+            found[token] = {()}
+        elif word[-1:] in inner:
+            for cut in range(1, min(len(word) + 1, len(text))):
+                if word.endswith(text[:cut]):
+                    if cut not in tails:
+                        tails[cut] = _in_the_middle(tokenizer, text[cut:])
+                    found.setdefault(token, set()).add(tails[cut])
+    return found
 
 
 def _in_the_middle(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, proxy
 
 from .tokenizer import Tokenizer
 
@@ -12,10 +12,11 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """Texts and bytes of one tokenizer's tokens, worked out when they are first asked for."""
+    """Texts and bytes of one tokenizer's tokens, worked out when they are first asked for. It does
+    not keep the tokenizer alive."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Tokenizer = proxy(tokenizer)
         self._texts: dict[int, str] = {}
         self._bytes: dict[int, bytes] = {}
 

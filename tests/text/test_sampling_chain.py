@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -286,7 +289,20 @@ def test_breakers_are_found_where_the_text_holds_them(text: str) -> None:
     lengths = [len(tokenizer.decode(ids[:n])) for n in range(len(ids) + 1)]
     behind = sum(length >= at + len(text) for length in lengths[:-1]) if at >= 0 else len(ids)
     assert unbroken(ids, breakers_of(tokenizer, [text])) == behind
-    assert breakers_of(tokenizer, [text]) is breakers_of(tokenizer, [text])
+
+
+def test_long_breakers_take_no_time_and_tokenizers_are_let_go() -> None:
+    data = (demo_checkpoint() / "tokenizer.json").read_bytes()
+    tokenizer = Tokenizer(data, vocab_size=512, eos_token_ids=(2,))
+    long = ["once upon " * 25, *(f"{n} and the {n}" for n in range(100))]
+    started = time.process_time()
+    found = breakers_of(tokenizer, long)
+    assert time.process_time() - started < 5
+    assert found == breakers_of(tokenizer, long)
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_breakers_of_several_tokens() -> None:
