@@ -214,7 +214,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         _between("dry_base", self.dry_base, 1.0, limits.REPEAT_PENALTY)
         _between("dry_allowed_length", self.dry_allowed_length, 1, limits.CONTEXT_TOKENS)
         _between("dry_penalty_last_n", self.dry_penalty_last_n, -1, limits.CONTEXT_TOKENS)
-        _check_texts("dry_sequence_breakers", self.dry_sequence_breakers)
+        _check_texts("dry_sequence_breakers", "dry_sequence_breaker", self.dry_sequence_breakers)
         _between("logprobs", self.logprobs, 0, limits.LOGPROBS)
         _between("seed", self.seed, 0, (1 << limits.SEED_BITS) - 1)
         _between("max_tokens", self.max_tokens, 1, limits.MAX_TOKENS)
@@ -222,7 +222,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         for token, bias in self.logit_bias.items():
             _between("logit_bias id", token, 0, vocab - 1)
             _between(f"logit_bias of id {token}", bias, -100.0, 100.0)
-        _check_texts("stop", self.stop)
+        _check_texts("stop", "stop string", self.stop)
         _between("number of stop_token_ids", len(self.stop_token_ids), 0, limits.STOP_TOKEN_IDS)
         for token in self.stop_token_ids:
             _between("stop_token_ids id", token, 0, vocab - 1)
@@ -275,25 +275,28 @@ def _scalar(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _check_texts(field: str, texts: Sequence[str]) -> None:
-    """Raise RequestError for too many texts, empty ones and long ones."""
-    _between(f"number of {field}", len(texts), 0, limits.STOP_STRINGS)
+def _check_texts(field: str, one: str, texts: Sequence[str]) -> None:
+    """Raise RequestError for too many texts, empty ones and long ones. one: what one is called."""
+    _between(f"number of {one}s", len(texts), 0, limits.STOP_STRINGS, field=field)
     for text in texts:
-        _between(f"characters in a text of {field}", len(text), 1, limits.STOP_STRING_CHARACTERS)
+        length = len(text)
+        _between(f"characters in a {one}", length, 1, limits.STOP_STRING_CHARACTERS, field=field)
 
 
 def _between(
-    field: str, value: float | None, low: float, high: float, *, open_low: bool = False
-) -> None:
-    """Raise RequestError unless value is None or in [low, high] (or (low, high])."""
+    what: str, value: float | None, low: float, high: float, *, open_low: bool = False,
+    field: str = "",
+) -> None:  # fmt: skip
+    """Raise RequestError unless value is None or in [low, high] (or (low, high]). field: the
+    parameter, if it is not the last word of `what`."""
     if value is None or (
         math.isfinite(value) and low <= value <= high and not (open_low and value == low)
     ):
         return
     bounds = f"{'more than' if open_low else 'from'} {low} {'up ' if open_low else ''}to {high}"
     raise RequestError(
-        f"{field} is {value}, expected {bounds}",
+        f"{what} is {value}, expected {bounds}",
         code="parameter-range",
         hint="choose a value in that range, or leave it out for the default",
-        field=field.split()[-1],
+        field=field or what.split()[-1],
     )

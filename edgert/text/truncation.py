@@ -30,11 +30,14 @@ def truncated(z: F32, ranked: Ranked, params: Resolved, coin: float) -> tuple[Id
     min-p or XTC leave of a whole vocabulary.
     """
     first = 1.0
-    if not params.temperature_last:
+    if params.whole or not params.temperature_last:
         temperature = temperature_of(z, params)
         if temperature <= GREEDY_BELOW:
             return np.array([z.argmax()]), np.ones(1)
         first = 1.0 / temperature
+    if params.whole:
+        e = weights(z, ranked.peak, first)
+        return np.arange(len(z)), e / e.sum()
     ids, e = _kept(z, ranked, params, first)
     if params.excludes and coin < params.xtc_probability:
         keep = without_top_choices(e, params.xtc_threshold)
