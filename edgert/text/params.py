@@ -7,7 +7,6 @@ as keywords, `Resolved` is what a generation runs with.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -16,6 +15,7 @@ import msgspec
 
 from .. import limits
 from ..errors import RequestError
+from .param_checks import between, check_texts, plain
 
 GREEDY_BELOW = 1e-5  # a temperature at or below it means "take the largest"
 BREAKERS = ("\n", ":", '"', "*")  # where a repetition ends, for DRY: llama.cpp's
@@ -179,7 +179,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 hint="help(edgert.SamplingParams) says what each one means",
                 field=unknown[0],
             )
-        values = {key: _plain(value) for key, value in given.items()}
+        values = {key: plain(value) for key, value in given.items()}
         for name in ("stop", "dry_sequence_breakers"):
             if isinstance(values.get(name), str):
                 values[name] = (values[name],)
@@ -198,34 +198,34 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
         vocab: number of token ids that exist.
         """
-        _between("temperature", self.temperature, 0.0, limits.TEMPERATURE)
-        _between("top_k", self.top_k, 0, (1 << 31) - 1)
-        _between("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _between("min_p", self.min_p, 0.0, 1.0)
-        _between("typical_p", self.typical_p, 0.0, 1.0, open_low=True)
-        _between("xtc_probability", self.xtc_probability, 0.0, 1.0)
-        _between("xtc_threshold", self.xtc_threshold, 0.0, 1.0)
-        _between("dynatemp_range", self.dynatemp_range, 0.0, limits.TEMPERATURE)
-        _between("dynatemp_exponent", self.dynatemp_exponent, 0.0, limits.TEMPERATURE)
-        _between("repeat_penalty", self.repeat_penalty, 0.0, limits.REPEAT_PENALTY, open_low=True)
-        _between("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _between("dry_multiplier", self.dry_multiplier, 0.0, limits.REPEAT_PENALTY)
-        _between("dry_base", self.dry_base, 1.0, limits.REPEAT_PENALTY)
-        _between("dry_allowed_length", self.dry_allowed_length, 1, limits.CONTEXT_TOKENS)
-        _between("dry_penalty_last_n", self.dry_penalty_last_n, -1, limits.CONTEXT_TOKENS)
-        _check_texts("dry_sequence_breakers", "dry_sequence_breaker", self.dry_sequence_breakers)
-        _between("logprobs", self.logprobs, 0, limits.LOGPROBS)
-        _between("seed", self.seed, 0, (1 << limits.SEED_BITS) - 1)
-        _between("max_tokens", self.max_tokens, 1, limits.MAX_TOKENS)
-        _between("entries in logit_bias", len(self.logit_bias), 0, limits.LOGIT_BIAS_ENTRIES)
+        between("temperature", self.temperature, 0.0, limits.TEMPERATURE)
+        between("top_k", self.top_k, 0, (1 << 31) - 1)
+        between("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        between("min_p", self.min_p, 0.0, 1.0)
+        between("typical_p", self.typical_p, 0.0, 1.0, open_low=True)
+        between("xtc_probability", self.xtc_probability, 0.0, 1.0)
+        between("xtc_threshold", self.xtc_threshold, 0.0, 1.0)
+        between("dynatemp_range", self.dynatemp_range, 0.0, limits.TEMPERATURE)
+        between("dynatemp_exponent", self.dynatemp_exponent, 0.0, limits.TEMPERATURE)
+        between("repeat_penalty", self.repeat_penalty, 0.0, limits.REPEAT_PENALTY, open_low=True)
+        between("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        between("dry_multiplier", self.dry_multiplier, 0.0, limits.REPEAT_PENALTY)
+        between("dry_base", self.dry_base, 1.0, limits.REPEAT_PENALTY)
+        between("dry_allowed_length", self.dry_allowed_length, 1, limits.CONTEXT_TOKENS)
+        between("dry_penalty_last_n", self.dry_penalty_last_n, -1, limits.CONTEXT_TOKENS)
+        check_texts("dry_sequence_breakers", "dry_sequence_breaker", self.dry_sequence_breakers)
+        between("logprobs", self.logprobs, 0, limits.LOGPROBS)
+        between("seed", self.seed, 0, (1 << limits.SEED_BITS) - 1)
+        between("max_tokens", self.max_tokens, 1, limits.MAX_TOKENS)
+        between("entries in logit_bias", len(self.logit_bias), 0, limits.LOGIT_BIAS_ENTRIES)
         for token, bias in self.logit_bias.items():
-            _between("logit_bias id", token, 0, vocab - 1)
-            _between(f"logit_bias of id {token}", bias, -100.0, 100.0)
-        _check_texts("stop", "stop string", self.stop)
-        _between("number of stop_token_ids", len(self.stop_token_ids), 0, limits.STOP_TOKEN_IDS)
+            between("logit_bias id", token, 0, vocab - 1)
+            between(f"logit_bias of id {token}", bias, -100.0, 100.0)
+        check_texts("stop", "stop string", self.stop)
+        between("number of stop_token_ids", len(self.stop_token_ids), 0, limits.STOP_TOKEN_IDS)
         for token in self.stop_token_ids:
-            _between("stop_token_ids id", token, 0, vocab - 1)
+            between("stop_token_ids id", token, 0, vocab - 1)
         return self
 
     def resolved(self, advice: Mapping[str, Any]) -> Resolved:
@@ -260,43 +260,3 @@ _AS_ASKED = tuple(name for name in SamplingParams.__struct_fields__ if name not 
 
 def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's scalars and arrays, and any sequence or mapping, as Python's own."""
-    if isinstance(value, Mapping):
-        return {_scalar(key): _scalar(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return tuple(_scalar(inner) for inner in value)
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _check_texts(field: str, one: str, texts: Sequence[str]) -> None:
-    """Raise RequestError for too many texts, empty ones and long ones. one: what one is called."""
-    _between(f"number of {one}s", len(texts), 0, limits.STOP_STRINGS, field=field)
-    for text in texts:
-        length = len(text)
-        _between(f"characters in a {one}", length, 1, limits.STOP_STRING_CHARACTERS, field=field)
-
-
-def _between(
-    what: str, value: float | None, low: float, high: float, *, open_low: bool = False,
-    field: str = "",
-) -> None:  # fmt: skip
-    """Raise RequestError unless value is None or in [low, high] (or (low, high]). field: the
-    parameter, if it is not the last word of `what`."""
-    if value is None or (
-        math.isfinite(value) and low <= value <= high and not (open_low and value == low)
-    ):
-        return
-    bounds = f"{'more than' if open_low else 'from'} {low} {'up ' if open_low else ''}to {high}"
-    raise RequestError(
-        f"{what} is {value}, expected {bounds}",
-        code="parameter-range",
-        hint="choose a value in that range, or leave it out for the default",
-        field=field or what.split()[-1],
-    )

@@ -24,6 +24,7 @@ from .breakers import breakers_of
 from .params import GREEDY_BELOW, Resolved
 from .penalties import Breakers, History, adjusted
 from .ranking import F32, F64, Ids, Ranked, reaching
+from .ranking import largest as largest
 from .tokenizer import Tokenizer
 from .truncation import temperature_of, truncated, weights
 

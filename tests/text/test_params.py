@@ -96,6 +96,13 @@ def test_ranges(field: str, value: Any, expected: str) -> None:
     assert caught.value.values["field"] == field
 
 
+@pytest.mark.parametrize("field", ["stop", "dry_sequence_breakers"])
+def test_texts_are_unicode(field: str) -> None:
+    with pytest.raises(RequestError, match=r"'a\\ud800', expected Unicode text") as caught:
+        SamplingParams.of(**{field: "a\ud800"}).checked(100)
+    assert (caught.value.code, caught.value.values["field"]) == ("text-surrogate", field)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temperature_last", 1), ("logprobs", True), ("dry_base", "2"), ("dry_allowed_length", 1.5),

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from edgert.errors import DeviceError, RequestError
 from edgert.text.params import Resolved, SamplingParams
-from edgert.text.ranking import largest
-from edgert.text.sampling import Sampler, below, draw, process, uniforms
+from edgert.text.sampling import Sampler, below, draw, largest, process, uniforms
 
 
 def params(**given: Any) -> Resolved:

@@ -42,7 +42,8 @@ CASES: list[dict[str, Any]] = [
 
 
 def params(**given: Any) -> Resolved:
-    return SamplingParams.of(**({"seed": 0} | given)).checked(1 << 30).resolved({})
+    asked = {"seed": 0, "temperature_last": True} | given
+    return SamplingParams.of(**asked).checked(1 << 30).resolved({})
 
 
 def logits(size: int, seed: int) -> np.ndarray:
