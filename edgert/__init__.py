@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     )
     from .text.conversation import Conversation
     from .text.model import TextModel
-    from .text.params import SamplingParams
-    from .text.results import Generation, Timings, Usage
+    from .text.params import SamplingOptions, SamplingParams
+    from .text.results import Generation, Timings, TokenLogprob, Usage
     from .text.stream import AsyncStream, Stream
 
 __version__ = "0.1.0"
@@ -37,9 +37,11 @@ _HOMES = {
     "AsyncStream": "text.stream",
     "Conversation": "text.conversation",
     "Generation": "text.results",
+    "SamplingOptions": "text.params",
     "SamplingParams": "text.params",
     "Stream": "text.stream",
     "Timings": "text.results",
+    "TokenLogprob": "text.results",
     "Usage": "text.results",
     "BundleError": "errors",
     "ConvertError": "errors",
@@ -59,10 +61,12 @@ __all__ = [
     "Generation",
     "RequestError",
     "ResourceError",
+    "SamplingOptions",
     "SamplingParams",
     "Stream",
     "TextModel",
     "Timings",
+    "TokenLogprob",
     "Usage",
     "__version__",
     "load",

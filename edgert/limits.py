@@ -31,6 +31,7 @@ SEED_BITS = 64
 TEMPERATURE = 100.0
 REPEAT_PENALTY = 100.0
 STOP_TOKEN_IDS = 256
+LOGPROBS = 20  # likeliest tokens that a result may list at one position
 ONNX_BYTES = 64 << 20
 ONNX_INLINE_BYTES = 32 << 20
 ONNX_NODES = 100_000

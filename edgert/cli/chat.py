@@ -82,10 +82,11 @@ def command(
     if prompt is None and sys.stdin is None:
         raise click.UsageError("standard input is closed, expected a terminal or a pipe there")
 
+    params = sampling_params(options, as_json=as_json)
     path = bundle_or_demo(bundle)
     with loader.load(path) as model:
         emit = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
-        chat = Chat(model, system, variables, sampling_params(options), emit=emit, stats=stats)
+        chat = Chat(model, system, variables, params, emit=emit, stats=stats)
         if prompt is not None:
             return 130 if chat.answer(prompt) else 0
         interactive = sys.stdin.isatty() and sys.stdout.isatty() and not as_json

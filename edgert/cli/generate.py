@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -12,6 +13,9 @@ import msgspec
 from ..errors import RequestError
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
 from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
+
+if TYPE_CHECKING:
+    from ..text.results import TokenLogprob, TopLogprob
 
 
 @click.command("generate")
@@ -46,9 +50,11 @@ def command(
         raise click.UsageError("- and -p or -f name two prompts, expected one")
     text = prompt_text(prompt, source or dash)
 
+    params = sampling_params(options, as_json=as_json)
+
     path = bundle_or_demo(bundle)
     with loader.load(path) as model:
-        stream = model.stream(text, **sampling_params(options))
+        stream = model.stream(text, **params)
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:
             emit_json(answer_object(path, answer))
@@ -71,7 +77,24 @@ def answer_object(path: Path, answer: Any) -> dict[str, Any]:
         "cached_tokens": answer.usage.cached_tokens,
         "finish_reason": answer.finish_reason,
         "seed": answer.seed,
+        "logprobs": logprobs_object(answer.logprobs),
         "timings": msgspec.to_builtins(answer.timings),
+    }
+
+
+def logprobs_object(found: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:
+    """The `--json` form of log-probabilities; null where none were asked for."""
+    if found is None:
+        return None
+    return [_plain(item) | {"top": [_plain(other) for other in item.top]} for item in found]
+
+
+def _plain(item: TopLogprob) -> dict[str, Any]:
+    return {
+        "token_id": item.token_id,
+        "text": item.text,
+        "bytes": list(item.bytes),
+        "logprob": item.logprob,
     }
 
 

@@ -23,17 +23,12 @@ from collections.abc import Callable
 
 from ..errors import RequestError, ResourceError
 from .base import Feed, Session, StepResult
-from .lanes import Lane, Parked, closed, forked, interrupted
+from .lanes import Lane, Parked, Waiter, closed, forked, interrupted
 
 LANES = 32  # sequences that take part in a step
 WAITING = 256  # requests that may wait for a lane, or for their readers
 PROMPT_ROWS = 128  # prompt tokens in a step beside tokens that are being generated
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
-
-
-class _Waiter:
-    def __init__(self, ready: Callable[[], bool], lock: threading.Lock) -> None:
-        self.ready, self.condition = ready, threading.Condition(lock)
 
 
 class Engine:
@@ -49,7 +44,7 @@ class Engine:
         self._lock = threading.Lock()
         self._driver: object | None = None
         self._driving = 0  # identity of the thread that drives
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[Waiter] = []
         self._queue: deque[Lane] = deque()  # without a state, in the order of their arrival
         self._open: list[Lane] = []
         self._parked: dict[int, weakref.ref[Parked]] = {}  # least recently parked first
@@ -156,7 +151,7 @@ class Engine:
             return
         with self._lock:
             while self._driver is not None:
-                waiter = _Waiter(lambda: self._driver is None, self._lock)
+                waiter = Waiter(lambda: self._driver is None, self._lock)
                 self._waiters.append(waiter)
                 waiter.condition.wait()
                 self._waiters.remove(waiter)
@@ -181,7 +176,7 @@ class Engine:
                 if self._driver is None:
                     self._driver, self._driving = me, threading.get_ident()
                     return True
-                waiter = _Waiter(ready, self._lock)
+                waiter = Waiter(ready, self._lock)
                 self._waiters.append(waiter)
                 try:
                     waiter.condition.wait()

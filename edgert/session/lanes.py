@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import RequestError
@@ -61,6 +63,13 @@ class Parked(Protocol):
 
     def evict(self) -> None:
         """Give it back."""
+
+
+class Waiter:
+    """A thread that waits until `ready()`, and what wakes it."""
+
+    def __init__(self, ready: Callable[[], bool], lock: threading.Lock) -> None:
+        self.ready, self.condition = ready, threading.Condition(lock)
 
 
 def closed() -> RequestError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RequestError
 from ..session.base import Session, State
@@ -13,8 +13,14 @@ from ..session.engine import Engine
 from ..session.feeds import needs_long_rope
 from . import saved
 from .generate import Progress, Proposer, Run
+from .params import SamplingOptions
 from .results import Generation
 from .stream import AsyncStream, Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import TurnOptions
 
 
 class ChatModel(Protocol):
@@ -97,11 +103,11 @@ class Conversation:
         self._run: Run | None = None  # the turn that is being answered
         self._closed = 0  # how often `close` was called
 
-    def say(self, text: str, **options: Any) -> Generation:
+    def say(self, text: str, **options: Unpack[TurnOptions]) -> Generation:
         """One turn; options as for `TextModel.stream`."""
         return self.stream(text, **options).finish()
 
-    async def asay(self, text: str, **options: Any) -> Generation:
+    async def asay(self, text: str, **options: Unpack[TurnOptions]) -> Generation:
         """`say` for asyncio."""
         return await self.astream(text, **options).finish()
 
@@ -111,7 +117,7 @@ class Conversation:
         *,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
-        **params: Any,
+        **params: Unpack[SamplingOptions],
     ) -> Stream:
         """One turn, piece by piece. Raises RequestError before anything runs."""
         engine = self._model.engine
@@ -133,7 +139,7 @@ class Conversation:
         )
         return Stream(self._model.engine, run)
 
-    def astream(self, text: str, **options: Any) -> AsyncStream:
+    def astream(self, text: str, **options: Unpack[TurnOptions]) -> AsyncStream:
         """`stream` for asyncio: `async for piece in conversation.astream(...)`."""
         return self.stream(text, **options).to_async()
 

@@ -20,8 +20,9 @@ import numpy as np
 from ..errors import RequestError
 from ..session.base import Feed, Session, State, StepResult
 from ..session.lanes import Lane
+from .logprobs import token_logprob
 from .params import Resolved
-from .results import FinishReason, Generation, Timings, Usage
+from .results import FinishReason, Generation, Timings, TokenLogprob, Usage
 from .sampling import Sampler
 from .stopping import StopText
 from .tokenizer import Tokenizer
@@ -88,7 +89,8 @@ class Run(Lane):
         self._room: float = float("inf") if shift else context - len(prompt)
         if params.max_tokens is not None:
             self._room = min(self._room, params.max_tokens)
-        self._sampler = Sampler(params, allowed=tokenizer.size, holes=tokenizer.holes)
+        self._sampler = Sampler.of(params, tokenizer)
+        self._logprobs: list[TokenLogprob] = []
         self._ends = {*tokenizer.eos_token_ids, *params.stop_token_ids}
         self._decoder = tokenizer.stream(self.tokens if joined else ())
         self._stop = StopText(params.stop)
@@ -196,12 +198,12 @@ class Run(Lane):
 
     def _accept(self, rows: np.ndarray, drafts: Sequence[int]) -> list[int]:
         """Tokens of this cycle: the accepted drafts and the one that follows them."""
-        if not drafts:
-            return [self._sampler.pick(rows[0], self.tokens)]
-        history, picked = list(self.tokens), []
+        history, picked = list(self.tokens) if drafts else self.tokens, list[int]()
         for index in range(len(drafts) + 1):
             token = self._sampler.pick(rows[index], history)
             picked.append(token)
+            if (count := self.params.logprobs) is not None:
+                self._logprobs.append(token_logprob(rows[index], token, count, self.tokenizer))
             if index == len(drafts) or token != drafts[index]:
                 break
             history.append(token)
@@ -252,7 +254,9 @@ class Run(Lane):
             generation_tps=(len(made) - 1) / generation_s if len(made) > 1 else 0.0,
         )
         usage = Usage(self.prompt_tokens, self.cached, len(made))
-        return Generation("".join(self._text), made, reason, usage, timings, self.params.seed)
+        logprobs = None if self.params.logprobs is None else tuple(self._logprobs[: len(made)])
+        text = "".join(self._text)
+        return Generation(text, made, reason, usage, timings, self.params.seed, logprobs)
 
 
 def check_room(prompt: int, max_tokens: int | None, context: int) -> None:

@@ -19,13 +19,16 @@ from ..session.options import SessionOptions
 from .conversation import Conversation
 from .generate import Progress, Proposer, Run
 from .logits import LogitsLane
-from .params import SamplingParams
+from .params import SamplingOptions, SamplingParams
 from .results import Generation
 from .stream import AsyncStream, Stream
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
     from ..bundle.reader import Bundle
+    from .options import ChatOptions, PromptOptions
     from .template import ChatTemplate
 
 Message = Mapping[str, Any]
@@ -87,7 +90,7 @@ class TextModel:
         """Tokens that one sequence may hold, prompt and answer together."""
         return self.session.context
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+    def generate(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> Generation:
         """Continue a text or token ids; options as for `stream`."""
         return self.stream(prompt, **options).finish()
 
@@ -99,7 +102,7 @@ class TextModel:
         proposer: Proposer | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
-        **params: Any,
+        **params: Unpack[SamplingOptions],
     ) -> Stream:
         """Continue a text or token ids, piece by piece.
 
@@ -115,15 +118,15 @@ class TextModel:
         )
         return Stream(self.engine, run)
 
-    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
+    async def agenerate(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> Generation:
         """`generate` for asyncio."""
         return await self.astream(prompt, **options).finish()
 
-    def astream(self, prompt: Prompt, **options: Any) -> AsyncStream:
+    def astream(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> AsyncStream:
         """`stream` for asyncio: `async for piece in model.astream(...)`."""
         return self.stream(prompt, **options).to_async()
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+    def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Generation:
         """Answer a list of {"role", "content"} messages; options as for `stream_chat`."""
         return self.stream_chat(messages, **options).finish()
 
@@ -136,7 +139,7 @@ class TextModel:
         proposer: Proposer | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
-        **params: Any,
+        **params: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer messages, piece by piece. template: variables for the chat template, such as
         {"enable_thinking": False}; the others as for `stream`."""
@@ -145,11 +148,15 @@ class TextModel:
         run = self.run(tokens, params, proposer=proposer, progress=progress, shift=context_shift)
         return Stream(self.engine, run)
 
-    async def achat(self, messages: Sequence[Message], **options: Any) -> Generation:
+    async def achat(
+        self, messages: Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> Generation:
         """`chat` for asyncio."""
         return await self.astream_chat(messages, **options).finish()
 
-    def astream_chat(self, messages: Sequence[Message], **options: Any) -> AsyncStream:
+    def astream_chat(
+        self, messages: Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> AsyncStream:
         """`stream_chat` for asyncio: `async for piece in model.astream_chat(...)`."""
         return self.stream_chat(messages, **options).to_async()
 

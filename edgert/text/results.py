@@ -32,13 +32,31 @@ class Timings(msgspec.Struct, frozen=True):
     generation_tps: float = 0.0
 
 
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A token and its log-probability (natural, of the model's own distribution: before bias,
+    penalties, temperature and truncation). text: as in the middle of a text, special tokens shown,
+    U+FFFD for a part of a character; bytes: its UTF-8 bytes, also of such a part."""
+
+    token_id: int
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+class TokenLogprob(TopLogprob, frozen=True):
+    """A token of an answer. top: the likeliest tokens at its position, falling."""
+
+    top: tuple[TopLogprob, ...] = ()
+
+
 class Generation(msgspec.Struct, frozen=True):
     """An answer.
 
     token_ids: everything generated, the end token included. finish_reason: "stop" (end token, stop
     id or stop text), "length" (max_tokens or a full context), "cancelled". seed: what it was drawn
     with. text: without special tokens, cut before a stop text; what `generate` continues and its
-    text together are what all token ids decode to.
+    text together are what all token ids decode to. logprobs: one for each of token_ids, where the
+    request asked for them.
     """
 
     text: str
@@ -47,6 +65,7 @@ class Generation(msgspec.Struct, frozen=True):
     usage: Usage
     timings: Timings
     seed: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def message(self) -> dict[str, str]:

@@ -119,6 +119,16 @@ class Tokenizer:
         found: int | None = _guarded(lambda: self._tokenizer.token_to_id(text))
         return found
 
+    def piece_of(self, token: int) -> str:
+        """The name of a token in tokenizer.json; "" where no token has the id."""
+        found: str | None = _guarded(lambda: self._tokenizer.id_to_token(token))
+        return found or ""
+
+    def decode_each(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of many lists of existing ids, special tokens shown."""
+        run = lambda: list(self._tokenizer.decode_batch(rows, skip_special_tokens=False))
+        return _guarded(run)
+
     def check_ids(self, ids: Sequence[int], size: int = 0) -> list[int]:
         """The ids as Python's own numbers; RequestError for others than exist. size: how many
         there are, where not the tokenizer decides."""

@@ -1,4 +1,7 @@
-"""Sampling: transformers' laws, exact draws, no masked ids, parameters in their ranges."""
+"""Sampling: transformers' laws, exact draws, no masked ids, parameters in their ranges.
+
+The whole chain and its newer members are in test_sampling_chain.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgert.errors import DeviceError, RequestError
 from edgert.text.params import Resolved, SamplingParams
-from edgert.text.sampling import Sampler, draw, largest, process, uniforms
+from edgert.text.sampling import Sampler, below, draw, largest, process, uniforms
 
 
 def params(**given: Any) -> Resolved:
@@ -44,6 +47,8 @@ def transformers_law(z: np.ndarray, history: list[int], p: Resolved) -> np.ndarr
         scores = hf.TopPLogitsWarper(p.top_p)(ids, scores)
     if p.min_p > 0.0:
         scores = hf.MinPLogitsWarper(p.min_p)(ids, scores)
+    if p.typical_p < 1.0:
+        scores = hf.TypicalLogitsWarper(p.typical_p)(ids, scores)
     return torch.softmax(scores[0].double(), -1).numpy()
 
 
@@ -57,6 +62,8 @@ CASES: list[dict[str, Any]] = [
     {"temperature": 1.0, "min_p": 0.05},
     {"temperature": 1.5, "top_k": 50, "top_p": 0.8, "min_p": 0.02},
     {"temperature": 1.0, "top_k": 5000},
+    {"temperature": 0.9, "typical_p": 0.8},
+    {"temperature": 1.3, "typical_p": 0.3, "top_k": 100},
     {"temperature": 0.7, "repeat_penalty": 1.3, "top_k": 20},
     {"temperature": 0.7, "repeat_penalty": 0.8, "presence_penalty": 1.5},
     {"temperature": 1.0, "frequency_penalty": 0.4, "presence_penalty": -0.5, "top_p": 0.95},
@@ -67,17 +74,19 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("size", [7, 1000, 50_000])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_laws_equal_transformers(case: dict[str, Any], size: int) -> None:
+    """In transformers' order: with the temperature in front of top-k and the others."""
     if case.get("logit_bias") and size < 8:
         case = case | {"logit_bias": {3: 5.0, 6: -100.0}}
     rng = np.random.default_rng(size)
-    p = params(**case | ({"top_k": min(case["top_k"], size)} if "top_k" in case else {}))
+    case = case | ({"top_k": min(case["top_k"], size)} if "top_k" in case else {})
+    p = params(**case, temperature_last=False)
     for scale in (0.5, 4.0):
         z = (scale * rng.standard_normal(size)).astype(np.float32)
         history = [int(t) for t in rng.integers(0, size, 30)]
         ours, theirs = dense(size, process(z, p, history)), transformers_law(z, history, p)
         # A token on the very edge of top-p may fall either way in float32.
         edge = np.flatnonzero((ours > 1e-9) != (theirs > 1e-9))
-        assert len(edge) <= (p.top_p < 1.0)
+        assert len(edge) <= (p.top_p < 1.0 or p.typical_p < 1.0)
         assert np.abs(ours - theirs).sum() < 1e-4 + 2 * theirs[edge].sum() + 2 * ours[edge].sum()
 
 
@@ -119,6 +128,12 @@ def test_never_a_masked_or_truncated_id(data: st.DataObject) -> None:
         "top_p": data.draw(st.sampled_from([0.01, 0.5, 1.0])),
         "min_p": data.draw(st.sampled_from([0.0, 0.1, 1.0])),
         "repeat_penalty": data.draw(st.sampled_from([1.0, 1.5])),
+        "typical_p": data.draw(st.sampled_from([0.2, 0.9, 1.0])),
+        "xtc_probability": data.draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "xtc_threshold": data.draw(st.sampled_from([0.0, 0.1])),
+        "dynatemp_range": data.draw(st.sampled_from([0.0, 0.7])),
+        "temperature_last": data.draw(st.booleans()),
+        "dry_multiplier": data.draw(st.sampled_from([0.0, 0.8])),
     }
     p = params(**options, seed=data.draw(st.integers(0, 2**64 - 1)))
     history = [int(t) for t in rng.integers(0, size, 9)]
@@ -155,6 +170,41 @@ def test_pruning_changes_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned = [draw(ids, probs, 3, position) for position in range(50)]
     monkeypatch.setattr("edgert.text.sampling.RACE_DIRECT", 10**9)
     assert pruned == [draw(ids, probs, 3, position) for position in range(50)]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.7])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+def test_a_draw_from_everything_needs_no_law(scale: float, spread: float) -> None:
+    """The short cut of whole vocabularies takes the token that process and draw take."""
+    p = params(temperature=0.7, dynatemp_range=spread, seed=9)
+    z = (scale * np.random.default_rng(1).standard_normal(9001)).astype(np.float32)
+    sampler = Sampler(p)
+    for position in range(60):
+        expected = draw(*process(z, p, [0] * position), 9, position)
+        assert sampler.pick(z, [0] * position) == expected
+
+
+def test_numbers_below_a_limit() -> None:
+    ids = np.random.default_rng(2).permutation(30_000)
+    for limit in (1e-4, 0.3, 1.0, 7.0):
+        wanted = np.flatnonzero(uniforms(5, 6, ids) <= limit)
+        found = below(5, 6, ids, limit)
+        assert set(wanted) <= set(found.tolist())
+        assert len(found) <= len(wanted) + 1
+        assert below(5, 6, range(30_000), limit).tolist() == sorted(ids[found].tolist())
+
+
+def test_a_sampler_reads_each_row_afresh() -> None:
+    rng = np.random.default_rng(3)
+    p = params(temperature=0.9, seed=4, repeat_penalty=1.2, top_k=5)
+    sampler, history = Sampler(p, holes=[3]), [1, 2]
+    for _ in range(30):
+        z = rng.standard_normal(400).astype(np.float32)
+        before = z.copy()
+        token = sampler.pick(z, history)
+        np.testing.assert_array_equal(z, before)
+        assert token == draw(*process(z, p, history, holes=[3]), 4, len(history))
+        history = [*history, token]
 
 
 def test_draws_depend_on_seed_position_and_id_alone() -> None:

@@ -1,0 +1,31 @@
+"""Keywords of the methods that answer, for type checkers and editors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .generate import Progress, Proposer
+from .params import SamplingOptions
+
+
+class TurnOptions(SamplingOptions, total=False):
+    """Of `Conversation.say`."""
+
+    proposer: Proposer | None
+    progress: Progress | None
+
+
+class PromptOptions(TurnOptions, total=False):
+    """Of `TextModel.generate`."""
+
+    special: bool
+    context_shift: bool
+
+
+class ChatOptions(TurnOptions, total=False):
+    """Of `TextModel.chat`."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    template: Mapping[str, Any] | None
+    context_shift: bool
