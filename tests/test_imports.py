@@ -32,7 +32,7 @@ ANYWHERE = {
     "devices": {"msgspec", "psutil", "numpy"},
 }
 INSIDE = {
-    "edgert": {"numba", "llvmlite", "onnxruntime", "PIL"},
+    "edgert": {"numba", "llvmlite", "onnxruntime", "PIL", "tomli"},
     "kernels": {"onnx"},
     "converters": {"onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil"},
     "devices": set[str](),

@@ -23,6 +23,8 @@ from importlib import import_module
 import click
 
 from ..errors import EdgertError
+from . import logs
+from .config import Config, add_sources, origin
 from .settings import Settings
 
 VERBS: Mapping[str, str] = {
@@ -48,15 +50,31 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
+            if ctx.resilient_parsing:  # a shell asks for completions
+                return None
             near = get_close_matches(cmd_name, VERBS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
             raise click.UsageError(f"no verb {cmd_name[:40]!r}, {hint}", ctx)
-        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        command = _command(cmd_name)
+        config = ctx.obj.config if isinstance(ctx.obj, Settings) else None
+        if config is not None:
+            config.check(map(_command, (cmd_name, *VERBS)))
+            own = {cmd_name: config.for_verb(cmd_name, command)}
+            ctx.default_map = {**(ctx.default_map or {}), **own}
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
+
+
+def _command(verb: str) -> click.Command:
+    """A verb's command, with the flags and sources that all have."""
+    command: click.Command = import_module(f".{verb}", __package__).command
+    if not any(param.name == "log" for param in command.params):
+        command.params += logs.log_options()
+        add_sources(command)
+    return command
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -70,7 +88,8 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with: edgert demo",
+    epilog="Begin with: edgert demo. Every flag of a verb is also read from EDGERT_<FLAG> and from "
+    "config.toml, see the README.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
@@ -81,6 +100,10 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 def cli(settings: Settings, debug: bool) -> None:
     """Compress a trained model on a desktop, run it fast on a laptop or a Jetson board."""
     settings.debug = debug
+
+
+cli.params += logs.log_options()
+add_sources(cli)
 
 
 def main() -> None:
@@ -116,8 +139,11 @@ def run(args: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    logs.show(settings)
     try:
-        with cli.make_context("edgert", list(args), obj=settings) as context:
+        config = settings.config = Config.load(VERBS)
+        values = config.shared(cli)
+        with cli.make_context("edgert", list(args), obj=settings, default_map=values) as context:
             code = cli.invoke(context)
         sys.stdout.flush()
         return int(code or 0)
@@ -128,6 +154,8 @@ def run(args: Sequence[str]) -> int:
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
+        if isinstance(error, click.UsageError):
+            setattr(error, "message", error.message + origin(error, settings.config))  # noqa: B010
         return _failed(error, as_json=settings.json or "--json" in args)
 
 
