@@ -1,6 +1,7 @@
-"""The logger `edgert`, and notices: messages of level WARNING that come once a process.
+"""The logger `edgert`, and notices: messages that come once a process.
 
-As in other libraries, nothing is shown until the program configures logging; the command line does
+A program that embeds edgert decides what it sees by configuring logging; until it does, Python
+shows warnings on stderr and nothing else. The command line shows notices, too
 (`edgert/cli/logs.py`).
 """
 
@@ -8,14 +9,16 @@ from __future__ import annotations
 
 import logging
 
+NOTICE = 25  # a level between INFO and WARNING: for the person at the terminal
+
 logger = logging.getLogger("edgert")
-logger.addHandler(logging.NullHandler())
+logging.addLevelName(NOTICE, "NOTICE")
 
 _shown: set[str] = set()
 
 
-def notice(message: str) -> None:
-    """Log a warning, once for each message."""
+def notice(message: str, level: int = logging.WARNING) -> None:
+    """Log a message, once in this process."""
     if message not in _shown:
         _shown.add(message)
-        logger.warning("%s", message)
+        logger.log(level, "%s", message)

@@ -23,7 +23,7 @@ from importlib import import_module
 import click
 
 from ..errors import EdgertError
-from . import logs
+from . import completion, logs
 from .config import Config, add_sources, origin
 from .settings import Settings
 
@@ -38,6 +38,7 @@ VERBS: Mapping[str, str] = {
     "inspect": "Say what a checkpoint or bundle holds and needs.",
     "verify": "Check a bundle's files, tensors and answers.",
     "doctor": "Say what is installed and what this machine can do.",
+    "completion": "Print what makes a shell complete verbs, flags and files.",
 }
 INTERRUPTED, PIPE_CLOSED, INTERNAL_ERROR = 130, 141, 70
 
@@ -109,6 +110,8 @@ add_sources(cli)
 def main() -> None:
     """Console entry: runs the command line and exits."""
     _hold_standard_descriptors()
+    if instruction := os.environ.get(completion.VARIABLE):  # a shell asks
+        sys.exit(completion.answer(cli, instruction))
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the clean-up at once

@@ -13,7 +13,7 @@ QUANTS = tuple(asked())
 
 
 @click.command("convert")
-@click.argument("source")
+@click.argument("source", type=click.Path(readable=False))
 @click.option(
     "-o",
     "--output",

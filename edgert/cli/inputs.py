@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from ..errors import RequestError
-from ..notices import notice
+from ..notices import NOTICE, notice
 
 SILENT_S = 2.0  # after this long, a silent standard input is mentioned
 
@@ -51,7 +51,10 @@ def read_stdin() -> str:
     if sys.stdin is None:
         raise click.UsageError("standard input is closed, expected text there")
     if is_piped() and not _speaks_within(SILENT_S):
-        notice("waiting for standard input to end; `< /dev/null` where there is nothing to read")
+        notice(
+            "waiting for standard input to end; `< /dev/null` where there is nothing to read",
+            NOTICE,
+        )
     return without_newline(decoded(sys.stdin.buffer.read(), "standard input"))
 
 

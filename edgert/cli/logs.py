@@ -27,7 +27,8 @@ _handler = _Handler()
 
 
 def show(settings: Settings) -> None:
-    """Show messages from the level on that the flags ask for; warnings where they do not."""
+    """Show messages from the level on that the flags ask for; notices and warnings
+    where they do not."""
     if _handler not in logger.handlers:
         logger.addHandler(_handler)
     logger.setLevel(settings.log_level)

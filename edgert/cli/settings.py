@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from ..errors import printable
-from ..notices import logger
+from ..notices import NOTICE, logger
 from .config import Config
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class Settings:
     debug: bool = False
     json: bool = False
     allow_cpu_nodes: bool = False
-    log_level: int = logging.WARNING
+    log_level: int = NOTICE
     log_asked: bool = False
     config: Config | None = None
 
