@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import signal
 import sys
@@ -23,9 +22,10 @@ from importlib import import_module
 import click
 
 from ..errors import EdgertError
+from ..extras import missing
 from . import completion, logs
 from .config import Config, add_sources, origin
-from .settings import Settings
+from .settings import Settings, emit_json
 
 VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package and let it tell a story.",
@@ -169,7 +169,7 @@ def _failed(error: Exception, *, as_json: bool) -> int:
     code, reported = _described(error)
     try:
         if as_json:
-            click.echo(json.dumps(reported.to_dict()))
+            emit_json(reported.to_dict())
         elif isinstance(error, click.UsageError):
             error.show()
         else:
@@ -189,12 +189,18 @@ def _described(error: Exception) -> tuple[int, EdgertError]:
         reason = error.strerror or str(error)
         where = f"{os.fspath(error.filename)!s}: " if error.filename else ""
         return 2, EdgertError(f"{where}{reason}", code="system", hint=hint)
+    if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
+        return 2, missing(error.name.partition(".")[0], "what was asked for")
     if isinstance(error, MemoryError):
         hint = "a smaller --ctx-size or a smaller model needs less; see edgert inspect"
         return 2, EdgertError("out of memory", code="memory", hint=hint)
     message = f"fault in edgert: {type(error).__name__}: {error}"
     hint = "run `edgert --debug …` for the traceback and report it"
     return INTERNAL_ERROR, EdgertError(message, code="internal", hint=hint)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in (__package__.partition(".")[0], *sys.stdlib_module_names)
 
 
 def _last_flush(code: int) -> int:
