@@ -1,0 +1,73 @@
+"""Ctrl-C while kernels are compiled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from edgert.kernels.cpu.interrupts import held_back
+
+from ..fresh import python
+from ..tiny import tiny_bundle
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+def interrupted(done: list[bool], error: type[Exception] | None = None) -> None:
+    with held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(True)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_a_signal_is_handled_on_leaving(error: type[Exception] | None) -> None:
+    done: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(done, error)
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_and_ignored_signals_are_left_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with held_back():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_inside_the_compiler(tmp_path: Path) -> None:
+    """Python drops an interrupt inside a callback of LLVM and prints its traceback."""
+    bundle, cache = tiny_bundle(tmp_path / "t.edge"), tmp_path / "cache"
+    code = (
+        "import os, signal\n"
+        "from numba.core.codegen import CPUCodeLibrary as library\n"
+        "before = library._object_getbuffer_hook\n"
+        "def hit(cls, module):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return before(module)\n"
+        "library._object_getbuffer_hook = classmethod(hit)\n"
+        "from edgert.cli import main\nmain()\n"
+    )
+    args = ("generate", str(bundle), "-p", "a", "-n", "1", "-t", "1")
+    done = python(code, *args, env={"EDGERT_CACHE": str(cache)})
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in cache.rglob("*") if ".tmp." in path.name]
