@@ -14,6 +14,7 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # as in a shell's background, for children too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["EDGERT_CONFIG"] = os.devnull  # not the file of whoever runs the tests
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,11 @@ def run(args: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    logs.show(settings)
+    with logs.shown(settings):
+        return _run(args, settings)
+
+
+def _run(args: Sequence[str], settings: Settings) -> int:
     try:
         config = settings.config = Config.load(VERBS)
         values = config.shared(cli)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -26,13 +28,17 @@ class _Handler(logging.Handler):
 _handler = _Handler()
 
 
-def show(settings: Settings) -> None:
-    """Show messages from the level on that the flags ask for; notices and warnings
-    where they do not."""
-    if _handler not in logger.handlers:
-        logger.addHandler(_handler)
+@contextmanager
+def shown(settings: Settings) -> Iterator[None]:
+    """Inside, show messages from the level on that the flags ask for, else notices and warnings."""
+    level = logger.level
+    logger.addHandler(_handler)
     logger.setLevel(settings.log_level)
-    logger.propagate = False  # a handler of the root logger would show each line twice
+    try:
+        yield
+    finally:
+        logger.removeHandler(_handler)
+        logger.setLevel(level)
 
 
 def _note_level(ctx: click.Context, param: click.Parameter, value: str | int | None) -> None:
@@ -44,7 +50,7 @@ def _note_level(ctx: click.Context, param: click.Parameter, value: str | int | N
             level = getattr(logging, value.upper())
         known = ctx.obj.log_level if ctx.obj.log_asked else level
         ctx.obj.log_level, ctx.obj.log_asked = min(level, known), True
-        show(ctx.obj)
+        logger.setLevel(ctx.obj.log_level)
 
 
 def log_options() -> list[click.Option]:

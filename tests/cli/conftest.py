@@ -32,16 +32,15 @@ class Ran(NamedTuple):
 
 
 Edgert = Callable[..., Ran]
-KEPT = ("EDGERT_CACHE", "EDGERT_ISA", "EDGERT_ISA_FORCE", "EDGERT_SHARED_DATA")
+KEPT = ("EDGERT_CACHE", "EDGERT_CONFIG", "EDGERT_ISA", "EDGERT_ISA_FORCE", "EDGERT_SHARED_DATA")
 
 
 @pytest.fixture(autouse=True)
 def nobodys_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flags of whoever runs the tests, from variables or a file, do not count."""
+    """Flags from variables of whoever runs the tests do not count."""
     for name in list(os.environ):
         if name.startswith("EDGERT_") and name not in KEPT:
             monkeypatch.delenv(name)
-    monkeypatch.setenv("EDGERT_CONFIG", os.devnull)
 
 
 @pytest.fixture(scope="session")
