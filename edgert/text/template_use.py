@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import meta, nodes
 
 from ..errors import RequestError
 
@@ -28,7 +28,7 @@ class TemplateUse:
 
     def __init__(self, tree: nodes.Template, where: str) -> None:
         self._where = where
-        self._loaded = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
+        self._loaded = meta.find_undeclared_variables(tree)
         self._mentioned = {node.attr for node in tree.find_all(nodes.Getattr)}
         texts = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
         self._mentioned |= texts

@@ -71,3 +71,15 @@ def test_ctrl_c_inside_the_compiler(tmp_path: Path) -> None:
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert not [path for path in cache.rglob("*") if ".tmp." in path.name]
+
+
+def test_a_suite_in_a_shells_background_hears_ctrl_c_all_the_same() -> None:
+    """Such a shell starts its programs with SIGINT ignored."""
+    code = (
+        "import signal, subprocess, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "shown = 'import signal; print(signal.getsignal(signal.SIGINT).__name__)'\n"
+        "subprocess.run([sys.executable, '-c', 'import tests.conftest\\n' + shown], check=True)\n"
+    )
+    done = python(code)
+    assert done.stdout == "default_int_handler\n", done.stderr
