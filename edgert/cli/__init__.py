@@ -161,9 +161,19 @@ def _run(args: Sequence[str], settings: Settings) -> int:
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
+        if _follows_interrupt(error):
+            return _last_flush(INTERRUPTED)
         if isinstance(error, click.UsageError):
             setattr(error, "message", error.message + origin(error, settings.config))  # noqa: B010
         return _failed(error, as_json=settings.json or "--json" in args)
+
+
+def _follows_interrupt(error: BaseException) -> bool:
+    """Whether an error arose while a library cleaned up after Ctrl-C."""
+    before = error.__context__
+    return before is not None and (
+        isinstance(before, KeyboardInterrupt) or _follows_interrupt(before)
+    )
 
 
 def _failed(error: Exception, *, as_json: bool) -> int:

@@ -11,13 +11,20 @@ from typing import Any
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """SIGINT that arrives inside is handled on leaving; only the main thread ever receives one."""
+    """SIGINT that arrives inside is handled on leaving, a second one at once. Only the main thread
+    ever receives one."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
     hits: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda *hit: hits.append(hit))
+
+    def hold(*hit: Any) -> None:
+        hits.append(hit)
+        if len(hits) > 1:
+            handler(*hits.pop())
+
+    signal.signal(signal.SIGINT, hold)
     try:
         yield
     finally:

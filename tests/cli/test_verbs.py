@@ -317,6 +317,19 @@ def test_faults_of_ours_say_so(
     assert edgert("verify", bundle, "--json").json["error"]["code"] == "internal"
 
 
+def test_an_error_after_ctrl_c_is_no_fault(
+    edgert: Edgert, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("half way")
+
+    monkeypatch.setattr("edgert.evaluation.verify.verify_bundle", interrupted)
+    assert edgert("verify", bundle) == (130, "", "")
+
+
 def test_memory_errors_name_a_way_out(
     edgert: Edgert, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,21 +18,28 @@ from ..tiny import tiny_bundle
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
-def interrupted(done: list[bool], error: type[Exception] | None = None) -> None:
+def interrupted(done: list[bool], then: Callable[[], object]) -> None:
     with held_back():
         os.kill(os.getpid(), signal.SIGINT)
         done.append(True)
-        if error is not None:
-            raise error
+        then()
+        done.append(True)
 
 
-@pytest.mark.parametrize("error", [None, ValueError])
-def test_a_signal_is_handled_on_leaving(error: type[Exception] | None) -> None:
+@pytest.mark.parametrize(("then", "count"), [(list, 2), (lambda: 1 / 0, 1)])
+def test_a_signal_is_handled_on_leaving(then: Callable[[], object], count: int) -> None:
     done: list[bool] = []
     with pytest.raises(KeyboardInterrupt):
-        interrupted(done, error)
-    assert done
+        interrupted(done, then)
+    assert len(done) == count
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_one_is_handled_at_once() -> None:
+    done: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(done, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert done == [True]
 
 
 def test_other_threads_and_ignored_signals_are_left_alone() -> None:
@@ -59,9 +67,10 @@ def test_ctrl_c_inside_the_compiler(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
         "from numba.core.codegen import CPUCodeLibrary as library\n"
-        "before = library._object_getbuffer_hook\n"
+        "before, hits = library._object_getbuffer_hook, []\n"
         "def hit(cls, module):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    hits or os.kill(os.getpid(), signal.SIGINT)\n"
+        "    hits.append(module)\n"
         "    return before(module)\n"
         "library._object_getbuffer_hook = classmethod(hit)\n"
         "from edgert.cli import main\nmain()\n"
