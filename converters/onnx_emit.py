@@ -20,6 +20,7 @@ from .. import limits
 from ..bundle.manifest import MANIFEST_NAME, Manifest
 from ..bundle.reader import Bundle
 from ..errors import BundleError, ConvertError
+from ..extras import require
 from ..graph import Graph, Node
 from ..kernels import onnx_tools as tools
 from ..kernels.encodings import ENCODINGS
@@ -283,6 +284,7 @@ def export(
     touched. The manifest is replaced last: until then the bundle is what it was. Raises
     BundleError, ConvertError, or ResourceError while another process writes this bundle.
     """
+    require("onnx", "writing an ONNX model", ConvertError)
     variant = variant_of(precision, standard=standard, rows=rows, capacity=capacity)
     variant = replace(variant, embeddings=embeddings)
     path = Path(bundle_path)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background, for children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["EDGERT_CONFIG"] = os.devnull  # not the file of whoever runs the tests
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ ANYWHERE = {
     "devices": {"msgspec", "psutil", "numpy"},
 }
 INSIDE = {
-    "edgert": {"numba", "llvmlite", "onnxruntime", "PIL"},
+    "edgert": {"numba", "llvmlite", "onnxruntime", "PIL", "tomli"},
     "kernels": {"onnx"},
     "converters": {"onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil"},
     "devices": set[str](),
@@ -211,13 +211,14 @@ def fresh(code: str) -> str:
 
 
 def test_importing_edgert_is_cheap() -> None:
+    """In CPU time, which a busy machine does not lengthen much."""
     code = (
-        "import time; start = time.perf_counter(); import edgert; "
-        "print(time.perf_counter() - start)"
+        "import time; start = time.process_time(); import edgert; "
+        "print(time.process_time() - start)"
     )
     best = min(float(fresh(code)) for _ in range(3))
     print(f"import edgert: {best * 1e3:.1f} ms")
-    assert best < 0.25
+    assert best < 0.15
 
 
 def test_importing_edgert_imports_nothing_heavy() -> None:

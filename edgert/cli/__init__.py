@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import signal
 import sys
@@ -23,7 +22,10 @@ from importlib import import_module
 import click
 
 from ..errors import EdgertError
-from .settings import Settings
+from ..extras import missing
+from . import completion, logs
+from .config import Config, add_sources, origin
+from .settings import Settings, emit_json
 
 VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package and let it tell a story.",
@@ -36,6 +38,7 @@ VERBS: Mapping[str, str] = {
     "inspect": "Say what a checkpoint or bundle holds and needs.",
     "verify": "Check a bundle's files, tensors and answers.",
     "doctor": "Say what is installed and what this machine can do.",
+    "completion": "Print what makes a shell complete verbs, flags and files.",
 }
 INTERRUPTED, PIPE_CLOSED, INTERNAL_ERROR = 130, 141, 70
 
@@ -48,15 +51,31 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
+            if ctx.resilient_parsing:  # a shell asks for completions
+                return None
             near = get_close_matches(cmd_name, VERBS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
             raise click.UsageError(f"no verb {cmd_name[:40]!r}, {hint}", ctx)
-        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        command = _command(cmd_name)
+        config = ctx.obj.config if isinstance(ctx.obj, Settings) else None
+        if config is not None:
+            config.check(map(_command, (cmd_name, *VERBS)))
+            own = {cmd_name: config.for_verb(cmd_name, command)}
+            ctx.default_map = {**(ctx.default_map or {}), **own}
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
+
+
+def _command(verb: str) -> click.Command:
+    """A verb's command, with the flags and sources that all have."""
+    command: click.Command = import_module(f".{verb}", __package__).command
+    if not any(param.name == "log" for param in command.params):
+        command.params += logs.log_options()
+        add_sources(command)
+    return command
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -70,7 +89,8 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with: edgert demo",
+    epilog="Begin with: edgert demo. Every flag of a verb is also read from EDGERT_<FLAG> and from "
+    "config.toml, see the README.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
@@ -83,9 +103,15 @@ def cli(settings: Settings, debug: bool) -> None:
     settings.debug = debug
 
 
+cli.params += logs.log_options()
+add_sources(cli)
+
+
 def main() -> None:
     """Console entry: runs the command line and exits."""
     _hold_standard_descriptors()
+    if instruction := os.environ.get(completion.VARIABLE):  # a shell asks
+        sys.exit(completion.answer(cli, instruction))
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the clean-up at once
@@ -116,8 +142,15 @@ def run(args: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    with logs.shown(settings):
+        return _run(args, settings)
+
+
+def _run(args: Sequence[str], settings: Settings) -> int:
     try:
-        with cli.make_context("edgert", list(args), obj=settings) as context:
+        config = settings.config = Config.load(VERBS)
+        values = config.shared(cli)
+        with cli.make_context("edgert", list(args), obj=settings, default_map=values) as context:
             code = cli.invoke(context)
         sys.stdout.flush()
         return int(code or 0)
@@ -128,7 +161,19 @@ def run(args: Sequence[str]) -> int:
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
+        if _follows_interrupt(error):
+            return _last_flush(INTERRUPTED)
+        if isinstance(error, click.UsageError):
+            setattr(error, "message", error.message + origin(error, settings.config))  # noqa: B010
         return _failed(error, as_json=settings.json or "--json" in args)
+
+
+def _follows_interrupt(error: BaseException) -> bool:
+    """Whether an error arose while a library cleaned up after Ctrl-C."""
+    before = error.__context__
+    return before is not None and (
+        isinstance(before, KeyboardInterrupt) or _follows_interrupt(before)
+    )
 
 
 def _failed(error: Exception, *, as_json: bool) -> int:
@@ -138,7 +183,7 @@ def _failed(error: Exception, *, as_json: bool) -> int:
     code, reported = _described(error)
     try:
         if as_json:
-            click.echo(json.dumps(reported.to_dict()))
+            emit_json(reported.to_dict())
         elif isinstance(error, click.UsageError):
             error.show()
         else:
@@ -158,12 +203,18 @@ def _described(error: Exception) -> tuple[int, EdgertError]:
         reason = error.strerror or str(error)
         where = f"{os.fspath(error.filename)!s}: " if error.filename else ""
         return 2, EdgertError(f"{where}{reason}", code="system", hint=hint)
+    if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
+        return 2, missing(error.name.partition(".")[0], "what was asked for")
     if isinstance(error, MemoryError):
         hint = "a smaller --ctx-size or a smaller model needs less; see edgert inspect"
         return 2, EdgertError("out of memory", code="memory", hint=hint)
     message = f"fault in edgert: {type(error).__name__}: {error}"
     hint = "run `edgert --debug …` for the traceback and report it"
     return INTERNAL_ERROR, EdgertError(message, code="internal", hint=hint)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in (__package__.partition(".")[0], *sys.stdlib_module_names)
 
 
 def _last_flush(code: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,9 @@ import click
 
 from ..errors import EdgertError, RequestError
 from .generate import answer_object
+from .history import FILE, History
+from .inputs import decoded, piped_text, read_stdin, stdin_lines
+from .lines import QUOTES, Message, next_message
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
 from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
 
@@ -26,7 +29,7 @@ HELP = """\
 /undo           take the last question and its answer back
 /stats          what the last answer cost
 /quit           leave (so does Ctrl-D)
-A line that ends with \\ goes on in the next one.
+A line that ends with \\ goes on in the next one; between two \"\"\" a message may have many lines.
 Ctrl-C stops the answer, not the program."""
 
 LEAVING = (
@@ -51,7 +54,11 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @click.command("chat")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("-p", "--prompt", help="Ask this, print the answer and leave.")
+@click.option(
+    "-p",
+    "--prompt",
+    help="Ask this, print the answer and leave; text from a pipe comes before it; - is only that.",
+)
 @click.option("--system", help="A system message.")
 @click.option(
     "--chat-template-kwargs",
@@ -62,6 +69,7 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @sampling_options
 @session_options
+@click.option("--no-history", is_flag=True, help="Do not keep what is typed for later chats.")
 @click.option("--stats", is_flag=True, help="Say on stderr what each answer cost.")
 @json_option
 def command(
@@ -70,17 +78,21 @@ def command(
     system: str | None,
     variables: dict[str, Any],
     loader: Loader,
+    no_history: bool,
     stats: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
     """Talk with BUNDLE, or with the model in this package.
 
-    At a terminal, /help lists the commands. Through a pipe, every line is one turn and answers go
-    to stdout. --json prints one object for an answer.
+    At a terminal, /help lists the commands. Through a pipe, every line is one turn, as is what
+    stands between two triple quotes, and answers go to stdout. A turn that fails does not end the
+    others and makes the exit code 2. --json prints one object a turn, also for one that failed.
     """
     if prompt is None and sys.stdin is None:
         raise click.UsageError("standard input is closed, expected a terminal or a pipe there")
+    if prompt is not None:
+        prompt = question(prompt)
 
     params = sampling_params(options, as_json=as_json)
     path = bundle_or_demo(bundle)
@@ -89,8 +101,27 @@ def command(
         chat = Chat(model, system, variables, params, emit=emit, stats=stats)
         if prompt is not None:
             return 130 if chat.answer(prompt) else 0
-        interactive = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-        return chat.terminal() if interactive else chat.pipe()
+        if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
+            return chat.terminal(History(None if no_history else _history_file()))
+        return chat.pipe()
+
+
+def question(prompt: str) -> str:
+    """What -p asks: after the text of a pipe, where there is one. Raises UsageError where that is
+    all and is nothing."""
+    if prompt != "-":
+        text = piped_text()
+        return f"{text}\n\n{prompt}" if text.strip() else prompt
+    text = read_stdin()
+    if not text.strip():
+        raise click.UsageError("standard input is empty, expected a question there")
+    return text
+
+
+def _history_file() -> Path:
+    from ..storage.cachedir import cache_root
+
+    return cache_root() / FILE
 
 
 class Chat:
@@ -119,13 +150,14 @@ class Chat:
         model.chat_ids(probe, template=variables)
         self.last: Generation | None = None
 
-    def terminal(self) -> int:
-        """Lines from a person until Ctrl-D or /quit."""
-        _line_editing()
+    def terminal(self, history: History) -> int:
+        """Messages from a person until Ctrl-D or /quit."""
         say(f"{self.model.name}, context of {self.model.context} tokens. /help lists commands.")
         while True:
             try:
-                if self._command(_typed().strip()):
+                message = next_message(_typed, joined=True)
+                history.add(message.text)
+                if self._take(message):
                     return 0
             except EOFError:
                 say()
@@ -136,18 +168,35 @@ class Chat:
                 say(f"error: {error}")
 
     def pipe(self) -> int:
-        """Lines from a pipe until it ends; Ctrl-C ends all."""
-        for line in _lines():
-            if not line.strip():
-                continue
-            if self._command(line.strip()):
-                break
+        """Messages from a pipe until it ends; Ctrl-C ends all. 2 when a turn failed."""
+        read, code = _reader(), 0
+        while True:
+            try:
+                if self._take(next_message(read)):
+                    return code
+            except EOFError:
+                return code
+            except EdgertError as error:
+                code = error.exit_code
+                self._report(error)
             if self.last is not None and self.last.finish_reason == "cancelled":
                 return 130
-        return 0
+
+    def _report(self, error: EdgertError) -> None:
+        if self.emit is None:
+            say(f"error: {error}")
+        else:
+            emit_json(error.to_dict())
+
+    def _take(self, message: Message) -> bool:
+        """Do what a message asks; True means leave."""
+        if not message.literal and message.text.startswith("/"):
+            return self._command(message.text)
+        if message.text:
+            self._turn(message.text)
+        return False
 
     def _command(self, line: str) -> bool:
-        """Do what a line asks; True means leave."""
         word, _, rest = line.partition(" ")
         if word in LEAVING:
             return True
@@ -167,9 +216,13 @@ class Chat:
             say("(taken back)")
         elif word == "/stats":
             say(stats_line(self.last) if self.last is not None else "no answer yet")
-        elif word.startswith("/") and word[1:].isalpha():
-            say(f"{word} is no command; /help lists them")
-        elif line:
+        elif word[1:].isalpha():
+            raise RequestError(
+                f"{word} is no command; /help lists them",
+                code="chat-command",
+                hint=f"a message that begins with a slash goes between two {QUOTES}",
+            )
+        else:
             self._turn(line)
         return False
 
@@ -177,9 +230,9 @@ class Chat:
         try:
             self.answer(text)
         except RequestError as error:
-            if error.code != "context" or not self.conversation.messages:
-                raise
-            say(f"error: {error}\n  or type /reset to begin again")
+            if error.code == "context" and self.conversation.messages:
+                error.hint = f"{error.hint}; or type /reset to begin again"
+            raise
 
     def answer(self, text: str) -> bool:
         """One turn; True when Ctrl-C cut it short."""
@@ -203,32 +256,18 @@ class Chat:
                 f"answer fill the context of {context})")  # fmt: skip
 
 
-def _typed() -> str:
-    """What a person typed: a line, or several that end with a backslash."""
-    line = input("> ")
-    while line.endswith("\\"):
-        line = f"{line[:-1]}\n{input('. ')}"
-    return line
+def _typed(more: bool) -> str:
+    """A line that a person typed, or a pasted text of several."""
+    return input(". " if more else "> ")
 
 
-def _lines() -> Iterator[str]:
-    """Lines of standard input; RequestError for one that is not UTF-8."""
-    for number, data in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RequestError(
-                f"standard input, line {number}: byte {error.start} is not UTF-8, expected UTF-8 "
-                "text",
-                code="prompt-encoding",
-                hint="convert it, for example with iconv",
-            ) from None
+def _reader() -> Callable[[bool], str]:
+    """Reads lines of standard input; RequestError for one that is not UTF-8."""
+    lines = enumerate(stdin_lines(), 1)
 
+    def read(more: bool) -> str:
+        for number, data in lines:
+            return decoded(data, f"standard input, line {number}")
+        raise EOFError
 
-def _line_editing() -> None:
-    """Arrow keys and history, where Python was built with readline."""
-    try:
-        import readline
-    except ImportError:
-        return
-    readline.set_auto_history(True)
+    return read

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..errors import ConvertError
+from ..extras import require
 from ..kernels.encodings import DEFAULT, asked
 from .settings import emit_json, json_option
 
@@ -13,7 +15,7 @@ QUANTS = tuple(asked())
 
 
 @click.command("convert")
-@click.argument("source")
+@click.argument("source", type=click.Path(readable=False))
 @click.option(
     "-o",
     "--output",
@@ -72,6 +74,8 @@ def command(
     """  # fmt: skip
     from ..converters.convert import convert
 
+    if onnx:
+        require("onnx", "--onnx", ConvertError)
     folder = Path(source)
     report = convert(
         folder if folder.exists() else source,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .settings import emit_json, json_option, megabytes, say
+from .settings import Settings, emit_json, json_option, megabytes, say
 
 if TYPE_CHECKING:
     from ..machine.doctor import Findings
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 @click.command("doctor")
 @click.option("--warm", is_flag=True, help="Compile all kernels now, so that first loads are fast.")
 @json_option
-def command(warm: bool, as_json: bool) -> int:
+@click.pass_obj
+def command(settings: Settings, warm: bool, as_json: bool) -> int:
     """Say what is installed, which instructions this CPU has, and the state of the caches.
 
     Exits with 1 when something is wrong.
@@ -25,10 +26,11 @@ def command(warm: bool, as_json: bool) -> int:
 
     seconds = _warm() if warm else None
     found = examine()
+    config = str(settings.config.path) if settings.config and settings.config.values else None
     if as_json:
-        emit_json({"schema": 1, **found.to_dict(), "warm_s": seconds})
+        emit_json({"schema": 1, **found.to_dict(), "config": config, "warm_s": seconds})
     else:
-        for name, text in _lines(found).items():
+        for name, text in {**_lines(found), "config": config or "no file"}.items():
             click.echo(f"{name:13} {text}")
         for problem in found.problems:
             click.echo(f"PROBLEM       {problem.message}\n              hint: {problem.hint}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ..errors import RequestError
+from .inputs import is_piped, read_file, read_stdin, stdin_waits
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
 from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
 
@@ -22,7 +21,13 @@ if TYPE_CHECKING:
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.argument("dash", required=False, metavar="[-]", type=click.Choice(["-"]))
 @click.option("-p", "--prompt", help="The text to continue; - reads standard input.")
-@click.option("-f", "--file", "source", help="A file with the text; - reads standard input.")
+@click.option(
+    "-f",
+    "--file",
+    "source",
+    type=click.Path(readable=False, allow_dash=True),
+    help="A file with the text; - reads standard input.",
+)
 @sampling_options
 @session_options
 @click.option("--stats", is_flag=True, help="Say on stderr what it cost.")
@@ -40,9 +45,9 @@ def command(
     """Continue a prompt with BUNDLE, or with the model in this package.
 
     The prompt goes in as it is, without a chat template; `edgert chat -p` asks a question.
-    The prompt comes from -p, -f, or standard input, when it is a pipe or - asks for it. Without
-    sampling flags the bundle's advice holds. Ctrl-C ends the answer, keeps its text, and exits
-    with 130.
+    The prompt comes from -p, -f, or standard input, when it is a pipe or - asks for it. A newline
+    at the end of a file or pipe is not part of it, nor is a byte order mark. Without sampling flags
+    the bundle's advice holds. Ctrl-C ends the answer, keeps its text, and exits with 130.
     """
     if str(bundle) == "-":  # `edgert generate -`: the demo model continues standard input
         bundle, dash = None, "-"
@@ -104,21 +109,15 @@ def prompt_text(prompt: str | None, source: str | None) -> str:
         raise click.UsageError("-p and -f name two prompts, expected one")
     if prompt == "-":
         prompt, source = None, "-"
-    if prompt is not None:
-        return prompt
-    if source is None and sys.stdin is not None and not sys.stdin.isatty():
+    if prompt is None and source is None:
+        if not is_piped():
+            raise click.UsageError("no prompt: give -p TEXT, -f FILE, or pipe some text in")
         source = "-"
-    if source is None:
-        raise click.UsageError("no prompt: give -p TEXT, -f FILE, or pipe some text in")
-    if source == "-" and sys.stdin is None:
-        raise click.UsageError("standard input is closed, expected a prompt there")
-    name = "standard input" if source == "-" else source
-    data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{name}: byte {error.start} is not UTF-8, expected UTF-8 text",
-            code="prompt-encoding",
-            hint="convert it, for example with iconv",
-        ) from None
+    if source == "-":
+        return read_stdin()
+    if stdin_waits():
+        raise click.UsageError(
+            "standard input holds text besides the prompt of -p or -f, expected one prompt; "
+            "- instead of it reads standard input, `< /dev/null` leaves that alone"
+        )
+    return read_file(source) if source is not None else prompt or ""

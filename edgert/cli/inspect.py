@@ -12,7 +12,7 @@ from .settings import emit_json, json_option, megabytes
 
 
 @click.command("inspect")
-@click.argument("source")
+@click.argument("source", type=click.Path(readable=False))
 @click.option(
     "--device", help="Also say on which provider each node of a bundle's ONNX model would run."
 )

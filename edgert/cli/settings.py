@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from ..errors import printable
+from ..notices import NOTICE, logger
+from .config import Config
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle, Verify
@@ -24,11 +26,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class Settings:
-    """debug: tracebacks. json: this call prints one JSON object. allow_cpu_nodes: see --help."""
+    """debug: tracebacks. json: this call prints one JSON object. allow_cpu_nodes: see --help.
+    log_level: of messages to show, log_asked: whether a flag chose it. config: the user's file."""
 
     debug: bool = False
     json: bool = False
     allow_cpu_nodes: bool = False
+    log_level: int = NOTICE
+    log_asked: bool = False
+    config: Config | None = None
 
 
 def _note_json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
@@ -48,7 +54,10 @@ class Loader:
         """The bundle as a text model; close it."""
         from ..api import open_model
 
-        return open_model(path, self.options, verify=self.verify)
+        model = open_model(path, self.options, verify=self.verify)
+        logger.info("%s: loaded in %.2f s, computes on %s, context of %d tokens",
+                    path, model.load_s, model.session.device, model.context)  # fmt: skip
+        return model
 
     def session(self, bundle: Bundle) -> Session:
         """A session for a bundle that is open; close it."""
@@ -143,7 +152,9 @@ def session_options(function: F) -> F:
 
 
 def emit_json(value: Any) -> None:
-    """Print one JSON object on stdout."""
+    """Print one JSON object on stdout, in UTF-8 whatever the locale or PYTHONIOENCODING say."""
+    if hasattr(sys.stdout, "reconfigure"):  # lone surrogates become JSON's own escapes
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 

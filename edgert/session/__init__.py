@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError
-from ..notices import notice
+from ..notices import logger, notice
 from .base import Feed, Session, State
 from .options import SessionOptions
 
@@ -104,6 +104,7 @@ def kernel_cache() -> Path | None:
 
     folder = cache_root() / f"kernels-{isa.chosen()}-{vm.sources_hash()}"
     if folder.is_dir() or writable(folder):
+        logger.debug("compiled kernels are kept in %s", folder)
         return folder
     notice(
         f"{folder.parent} cannot be written, so kernels are compiled anew at every start; "

@@ -16,7 +16,7 @@ from ..kernels.cpu import kernels as _kernels  # noqa: F401  (each registers its
 from ..kernels.cpu import vm
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS
-from ..notices import notice
+from ..notices import NOTICE, logger, notice
 from ..process import give_back_code, give_back_heap
 from ..roles import row_input
 from . import packed, team
@@ -300,8 +300,9 @@ def _compiled(names: list[str]) -> dict[str, int]:
     if missing:
         from tqdm import tqdm
 
-        notice(f"compiling {len(missing)} kernels for this CPU, once (some seconds) ...")
+        notice(f"compiling {len(missing)} kernels for this CPU, once (some seconds) ...", NOTICE)
         for name in tqdm(missing, unit="kernel", leave=False, disable=None):
+            logger.debug("compiling %s", name)
             vm.address(name)
     entries = {name: vm.address(name) for name in names}
     give_back_heap()

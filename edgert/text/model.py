@@ -21,6 +21,7 @@ from .generate import Progress, Proposer, Run
 from .logits import LogitsLane
 from .params import SamplingOptions, SamplingParams
 from .results import Generation
+from .stopping import with_stop_tokens
 from .stream import AsyncStream, Stream
 from .tokenizer import Tokenizer
 
@@ -168,7 +169,8 @@ class TextModel:
         template: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of messages in the model's chat template, ready for an answer. Raises
-        RequestError for models without one and for messages that it rejects."""
+        RequestError for models without one, for messages that it rejects, and for tools, variables
+        and message keys that it does not read."""
         if self.template is None:
             raise RequestError(
                 f"{self.name or 'this model'} has no chat template",
@@ -186,6 +188,7 @@ class TextModel:
             )
         named = {str(name): value for name, value in variables.items()}
         segments = self.template.render(messages, tools=tools, **named)
+        self.template.check_use(messages, tools=tools, **named)
         return self.tokenizer.encode_segments(segments)
 
     def restore(self, path: str | PathLike[str]) -> Conversation:
@@ -252,7 +255,8 @@ class TextModel:
 
     def checked_params(self, params: Mapping[str, Any]) -> SamplingParams:
         """SamplingParams of keywords, checked for this model; raises RequestError."""
-        return SamplingParams.of(**params).checked(self.tokenizer.size)
+        checked = SamplingParams.of(**params).checked(self.tokenizer.size)
+        return with_stop_tokens(checked, self.tokenizer)
 
     def _prompt_ids(self, prompt: Prompt, *, special: bool) -> list[int]:
         if not isinstance(prompt, str):

@@ -3,6 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..errors import RequestError
+from .segments import pattern_of
+
+if TYPE_CHECKING:
+    from .params import SamplingParams
+    from .tokenizer import Tokenizer
+
+
+def with_stop_tokens(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+    """Parameters whose stop strings can fire.
+
+    An answer's text shows no special tokens, so a stop string that is one (spaces around it do not
+    matter) also becomes a stop token. Raises RequestError for one with a special token in the
+    middle of other text: nothing could ever be compared with it.
+    """
+    hidden, ids = frozenset(tokenizer.vocabulary.special), list(params.stop_token_ids)
+    if not hidden or not params.stop:
+        return params
+    pattern = pattern_of(hidden)
+    for stop in params.stop:
+        token = tokenizer.id_of(stop.strip()) if stop.strip() in hidden else None
+        if token is not None and token not in ids:
+            ids.append(token)
+        elif token is None and (found := pattern.search(stop)):
+            raise RequestError(
+                f"stop string {stop!r} holds the special token {found[0]!r}, which an answer's "
+                "text never shows, expected that token alone or text without it",
+                code="stop-special",
+                hint=f"give {found[0]!r} as a stop string of its own",
+                field="stop",
+            )
+    return msgspec.structs.replace(params, stop_token_ids=tuple(ids))
 
 
 class StopText:

@@ -22,13 +22,13 @@ from ..errors import BundleError, EdgertError, RequestError
 from .sandbox import Budget, LimitedEnvironment, LimitError
 from .segments import MARKS, Segment, mark, pattern_of, split_marked
 from .template_globals import GLOBALS, Rejected, plain_data, tojson
+from .template_use import REASONING, TemplateUse
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
     from .tokenizer import Tokenizer
 
 FILE = "<chat template>"
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use for the same field
 
 
 def _check_list(name: str, value: Any) -> None:
@@ -65,6 +65,7 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._environment = LimitedEnvironment({"tojson": tojson}, GLOBALS)
         tree = self._compile(source)
+        self._use = TemplateUse(tree, where)
         always = {token for token in control if token}
         self._control = pattern_of(always | _written(tree, added))
         self._said = pattern_of(always)  # an assistant's message may hold <think> and similar
@@ -122,6 +123,21 @@ class ChatTemplate:
             **{**self._special, **self._input(variables)},
         )
         return split_marked(text, self._control)
+
+    def check_use(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> None:
+        """Raises RequestError for tools, variables and message keys that the template never reads:
+        `render` would lose them without a word. For what `render` takes."""
+
+        def again(changed: Sequence[Mapping[str, Any]]) -> list[Segment]:
+            return self.render(changed, tools=tools, **variables)
+
+        self._use.check(messages, tools, variables, again)
 
     def _input(self, value: Any) -> Any:
         return self._marked(plain_data(value), self._control)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..encodings import encoding_of, on_cpu, packed_bytes, rows_of
 from ..quant import Matrix, Quantized
+from .interrupts import held_back
 from .layout import GROUP, INT4_BYTES, INT8_BYTES, ROWS, SCALE_BYTES, groups_of
 
 
@@ -58,7 +59,8 @@ def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> Non
     if isinstance(w, Quantized):
         scatter = SCATTER[on_cpu(w.encoding).kernel]
         scales = np.ascontiguousarray(w.scales).view(np.uint8).reshape(*w.scales.shape, 2)
-        scatter(np.ascontiguousarray(w.q), scales, out, first, every)
+        with held_back():  # the first call compiles it
+            scatter(np.ascontiguousarray(w.q), scales, out, first, every)
         return
     n, k = w.shape
     whole = np.zeros((groups_of(n) * ROWS, k), w.dtype)

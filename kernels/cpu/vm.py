@@ -28,6 +28,7 @@ from typing import Any
 from .. import simd
 from ..operands import COUNT, ROW_BYTES
 from ..simd import atomic_add, atomic_load, atomic_store, call_kernel, i64, ld_i64, pause, st_i64
+from .interrupts import held_back
 from .layout import (
     BOX_COUNT,
     BOX_CTRL,
@@ -94,13 +95,14 @@ def _numba_cache(folder: Path) -> Iterator[None]:
 def _made(compiled: Callable[..., Any]) -> Any:
     """`compiled()`, through the cache folder where that can be read and written: a full disk or a
     damaged file costs the time to compile and nothing else."""
-    if _cache_folder is not None:
-        with (
-            contextlib.suppress(OSError, EOFError, pickle.UnpicklingError),
-            _numba_cache(_cache_folder),
-        ):
-            return compiled(cache=True)
-    return compiled()
+    with held_back():
+        if _cache_folder is not None:
+            with (
+                contextlib.suppress(OSError, EOFError, pickle.UnpicklingError),
+                _numba_cache(_cache_folder),
+            ):
+                return compiled(cache=True)
+        return compiled()
 
 
 def compile_kernel(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,15 @@ class Ran(NamedTuple):
 
 
 Edgert = Callable[..., Ran]
+KEPT = ("EDGERT_CACHE", "EDGERT_CONFIG", "EDGERT_ISA", "EDGERT_ISA_FORCE", "EDGERT_SHARED_DATA")
+
+
+@pytest.fixture(autouse=True)
+def nobodys_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags from variables of whoever runs the tests do not count."""
+    for name in list(os.environ):
+        if name.startswith("EDGERT_") and name not in KEPT:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

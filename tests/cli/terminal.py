@@ -21,14 +21,14 @@ main()
 class Terminal:
     """with Terminal("chat", bundle) as terminal: ...; `seen` is all that was shown so far."""
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: object, **environment: str) -> None:
         import pty
 
         self._master, slave = pty.openpty()
         command = [sys.executable, "-c", START, *map(str, args)]
         self._process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env=os.environ | {"TERM": "dumb"},
+            env=os.environ | {"TERM": "dumb"} | environment,
         )  # fmt: skip
         os.close(slave)
         self.seen = ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from edgert.converters.onnx_emit import export
 
 from edgert.cli import run
+from edgert.errors import ConvertError
 
 from ..tiny import tiny_bundle
 
@@ -87,3 +90,37 @@ def test_fixed_shapes_need_the_standard_dialect(
     assert "add --standard" in capsys.readouterr().err
     assert run(["export", str(bundle), "--rows", "8", "--capacity", "32", "--standard"]) == 0
     assert (bundle / "model.std.s8-p32.onnx").is_file()
+
+
+@pytest.mark.parametrize("verb", ["export", "convert"])
+def test_a_package_that_is_missing_is_named_before_anything_is_done(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    found = importlib.util.find_spec
+    hide = lambda name, package=None: None if name == "onnx" else found(name, package)
+    monkeypatch.setattr("edgert.extras.find_spec", hide)
+    out = ["-o", f"{bundle}.new", "--onnx", "f32"]
+    args = {"export": [verb, str(bundle)], "convert": [verb, str(bundle), *out]}
+    before = sorted(path.name for path in bundle.parent.iterdir())
+    assert run(args[verb]) == 2
+    said = capsys.readouterr().err
+    assert "needs the package onnx, which is not installed" in said
+    assert "hint: pip install onnx" in said
+    assert sorted(path.name for path in bundle.parent.iterdir()) == before
+    with pytest.raises(ConvertError, match="needs the package onnx"):
+        export(bundle)
+
+
+def test_any_package_that_is_missing_is_named(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*args: object, **options: object) -> None:
+        import surely_not_installed.part  # type: ignore[import-not-found]  # noqa: F401
+
+    monkeypatch.setattr("edgert.evaluation.verify.verify_bundle", absent)
+    assert run(["verify", str(bundle), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)["error"]
+    assert (found["code"], found["hint"]) == (
+        "missing-package",
+        "pip install surely_not_installed",
+    )

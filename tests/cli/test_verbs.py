@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import pytest
 import edgert as package
 from edgert.cli import VERBS
 from edgert.cli.sampling import NAMES
+from edgert.cli.settings import emit_json
 from edgert.session import SessionOptions
 from edgert.text.params import SamplingParams
 
@@ -182,6 +187,110 @@ def test_a_dash_reads_standard_input(edgert: Edgert, bundle: Path) -> None:
         assert (ran.code, ran.out) == (2, ""), wrong
 
 
+def test_a_newline_at_the_end_and_a_byte_order_mark_are_no_text(
+    edgert: Edgert, bundle: Path, tmp_path: Path
+) -> None:
+    options = ["-n", "3", "--temp", "0", "--json", *NUMPY]
+    ask = lambda *args, **more: edgert("generate", bundle, *options, *args, **more).json
+    file = tmp_path / "prompt.txt"
+    for data, meant in (
+        (b"hi\n", "hi"),
+        (b"hi\r\n", "hi"),
+        (b"hi\n\n", "hi\n"),
+        (b"\xef\xbb\xbfhi", "hi"),
+        (b"h\xef\xbb\xbfi \n", "h\ufeffi "),
+    ):
+        wanted = ask("-p", meant)["token_ids"]
+        file.write_bytes(data)
+        assert ask("-f", file)["token_ids"] == wanted
+        for dash in (["-"], ["-p", "-"], []):
+            assert ask(*dash, stdin=data)["token_ids"] == wanted, data
+    assert ask("-p", "hi\n")["prompt_tokens"] == 3
+    found = ask(stdin="hi".encode("utf-16"))["error"]
+    assert "is UTF-16, expected UTF-8" in found["message"]
+    assert "iconv -f UTF-16" in found["hint"]
+
+
+def test_two_prompts_are_refused(edgert: Edgert, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("hi", encoding="utf-8")
+    for prompt in (["-p", "hi"], ["-f", file]):
+        ran = edgert("generate", bundle, *prompt, *NUMPY, stdin="text")
+        assert (ran.code, "standard input holds text besides the prompt" in ran.err) == (2, True)
+        assert edgert("generate", bundle, *prompt, "-n", 1, *NUMPY, stdin="").code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes that can be asked")
+def test_standard_input_of_every_kind(bundle: Path, tmp_path: Path) -> None:
+    """With -p: what waits in a pipe or file is refused, an idle pipe and /dev/null are left alone;
+    chat -p reads a pipe to its end, and says so when nothing comes."""
+    command = [
+        sys.executable,
+        "-m",
+        "edgert",
+        "generate",
+        str(bundle),
+        "-p",
+        "hi",
+        "-n",
+        "1",
+        *NUMPY,
+    ]
+    run = lambda stdin: (
+        subprocess.run(
+            command, stdin=stdin, capture_output=True, timeout=60, check=False
+        ).returncode
+    )
+    file = tmp_path / "text"
+    file.write_bytes(b"")
+    with file.open("rb") as stdin:
+        assert run(stdin) == 0
+    file.write_bytes(b"text")
+    with file.open("rb") as stdin:
+        assert run(stdin) == 2
+    assert run(subprocess.DEVNULL) == 0
+    ours, theirs = os.pipe()
+    assert run(ours) == 0
+    os.write(theirs, b"text")
+    assert run(ours) == 2
+    os.close(ours)
+    os.close(theirs)
+    command[3:4], (ours, theirs) = ["chat"], os.pipe()
+    with subprocess.Popen(command, stdin=ours, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        assert p.stderr is not None
+        assert b"waiting for standard input to end" in p.stderr.readline()
+        os.close(ours)
+        os.write(theirs, b"text")
+        os.close(theirs)
+        assert (p.wait(60), p.stderr.read()) == (0, b"")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-16", "latin-1:strict"])
+def test_json_is_utf_8_in_any_encoding(bundle: Path, encoding: str) -> None:
+    bias = ["--logit-bias", "231=100", "-n", "1", "--temp", "0"]
+    args = ["generate", str(bundle), "-p", "Grüße ✓", *bias, *NUMPY, "--json"]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    for more in ([], ["--stop", "<|no|>", "--top-p", "3"]):
+        command = [sys.executable, "-m", "edgert", *args, *more]
+        done = subprocess.run(
+            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        found = json.loads(done.stdout.decode("utf-8"))
+        assert ("error" in found) == bool(more)
+        assert done.stderr == b""
+
+
+def test_json_shows_letters_as_they_are() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        emit_json({"text": "✓ é \udcff"})
+    stream.flush()
+    buffer = stream.buffer
+    assert isinstance(buffer, io.BytesIO)
+    assert buffer.getvalue().decode("utf-8") == '{"text": "✓ é \\udcff"}\n'
+
+
 def test_absent_files_are_one_line(edgert: Edgert, bundle: Path, tmp_path: Path) -> None:
     for args in (["generate", tmp_path / "no.edge", "-p", "a"],
                  ["generate", bundle, "-f", tmp_path / "no.txt"],
@@ -206,6 +315,19 @@ def test_faults_of_ours_say_so(
     assert "Traceback" not in ran.err
     assert "Traceback" in edgert("--debug", "verify", bundle).err
     assert edgert("verify", bundle, "--json").json["error"]["code"] == "internal"
+
+
+def test_an_error_after_ctrl_c_is_no_fault(
+    edgert: Edgert, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("half way")
+
+    monkeypatch.setattr("edgert.evaluation.verify.verify_bundle", interrupted)
+    assert edgert("verify", bundle) == (130, "", "")
 
 
 def test_memory_errors_name_a_way_out(
