@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,16 @@ from .history import FILE, History
 from .inputs import decoded, piped_text, read_stdin, stdin_lines
 from .lines import QUOTES, Message, next_message
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import (
+    Loader,
+    bundle_or_demo,
+    context_shift_option,
+    emit_json,
+    json_option,
+    say,
+    session_options,
+    show,
+)
 
 if TYPE_CHECKING:
     from ..text.model import TextModel
@@ -69,6 +79,7 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @sampling_options
 @session_options
+@context_shift_option
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed for later chats.")
 @click.option("--stats", is_flag=True, help="Say on stderr what each answer cost.")
 @json_option
@@ -78,6 +89,7 @@ def command(
     system: str | None,
     variables: dict[str, Any],
     loader: Loader,
+    context_shift: bool,
     no_history: bool,
     stats: bool,
     as_json: bool,
@@ -98,7 +110,7 @@ def command(
     path = bundle_or_demo(bundle)
     with loader.load(path) as model:
         emit = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
-        chat = Chat(model, system, variables, params, emit=emit, stats=stats)
+        chat = Chat(model, system, variables, params, shift=context_shift, emit=emit, stats=stats)
         if prompt is not None:
             return 130 if chat.answer(prompt) else 0
         if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
@@ -127,9 +139,9 @@ def _history_file() -> Path:
 class Chat:
     """One conversation and the commands around it.
 
-    variables: for the chat template. emit: called with each whole answer, which is then not shown
-    piece by piece. stats: print each answer's cost. Raises RequestError for a model that does not
-    chat and for impossible parameters.
+    variables: for the chat template. shift: whether the oldest turns may be left out. emit: called
+    with each whole answer, which is then not shown piece by piece. stats: print each answer's cost.
+    Raises RequestError for a model that does not chat and for impossible parameters.
     """
 
     def __init__(
@@ -139,13 +151,14 @@ class Chat:
         variables: Mapping[str, Any],
         params: Mapping[str, Any],
         *,
+        shift: bool,
         emit: Callable[[Generation], None] | None,
         stats: bool,
     ) -> None:
         self.model, self.params, self.emit, self.stats = model, params, emit, stats
         model.checked_params(params)
-        self.variables = variables
-        self.conversation = model.conversation(system, template=variables)
+        self.begin = partial(model.conversation, template=variables, context_shift=shift)
+        self.conversation = self.begin(system)
         probe = [*self.conversation.messages, {"role": "user", "content": "?"}]
         model.chat_ids(probe, template=variables)
         self.last: Generation | None = None
@@ -207,9 +220,7 @@ class Chat:
             say("(forgotten)")
         elif word == "/system":
             self.conversation.close()
-            self.conversation = self.model.conversation(
-                rest.strip() or None, template=self.variables
-            )
+            self.conversation = self.begin(rest.strip() or None)
             say("(begun again)")
         elif word == "/undo":
             self.conversation.undo()

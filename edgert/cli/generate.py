@@ -11,7 +11,16 @@ import msgspec
 
 from .inputs import is_piped, read_file, read_stdin, stdin_waits
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
-from .settings import Loader, bundle_or_demo, emit_json, json_option, say, session_options, show
+from .settings import (
+    Loader,
+    bundle_or_demo,
+    context_shift_option,
+    emit_json,
+    json_option,
+    say,
+    session_options,
+    show,
+)
 
 if TYPE_CHECKING:
     from ..text.results import TokenLogprob, TopLogprob
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 )
 @sampling_options
 @session_options
+@context_shift_option
 @click.option("--stats", is_flag=True, help="Say on stderr what it cost.")
 @json_option
 def command(
@@ -38,6 +48,7 @@ def command(
     prompt: str | None,
     source: str | None,
     loader: Loader,
+    context_shift: bool,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -59,7 +70,7 @@ def command(
 
     path = bundle_or_demo(bundle)
     with loader.load(path) as model:
-        stream = model.stream(text, **params)
+        stream = model.stream(text, context_shift=context_shift, **params)
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:
             emit_json(answer_object(path, answer))

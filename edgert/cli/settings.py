@@ -151,6 +151,12 @@ def session_options(function: F) -> F:
     return cast(F, decorated)
 
 
+context_shift_option = click.option(
+    "--context-shift", is_flag=True,
+    help="Go on when the context is full, without the older half of it but for its beginning.",
+)  # fmt: skip
+
+
 def emit_json(value: Any) -> None:
     """Print one JSON object on stdout, in UTF-8 whatever the locale or PYTHONIOENCODING say."""
     if hasattr(sys.stdout, "reconfigure"):  # lone surrogates become JSON's own escapes

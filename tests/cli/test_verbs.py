@@ -451,3 +451,13 @@ def test_doctor_reports_what_is_wrong(
     assert ran.code == 1
     assert "surely-not-installed is not installed" in said
     assert any("cannot be written" in message for message in said)
+
+
+def test_a_full_context_goes_on_where_that_is_asked_for(edgert: Edgert, bundle: Path) -> None:
+    asked = ["generate", bundle, "-p", "a", "-c", 32, "-n", 80, "--temp", 0, "--json"]
+    ran = edgert(*asked)
+    assert (ran.code, ran.json["error"]["code"]) == (2, "context")
+    ran = edgert(*asked, "--context-shift", "--logit-bias", "1=-100")
+    assert (ran.code, ran.json["completion_tokens"]) == (0, 80)
+    ran = edgert("generate", bundle, "-p", "a", "--kv-memory", "3Q")
+    assert (ran.code, "expected bytes such as 512M" in ran.err) == (2, True)
