@@ -22,6 +22,7 @@ from .. import families
 from .base import PlannedPart, Source, Text
 from .checkpoint import Checkpoint, as_convert_error, unreadable
 from .hub import SIDECARS, local_folder
+from .templates import SOURCES as TEMPLATES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -59,7 +60,9 @@ class HfSource:
         self.special_tokens = self._json("special_tokens_map.json")
         self.template_json = self._json("chat_template.json")
         self.tokenizer = self._json("tokenizer.json", limit=limits.TOKENIZER_BYTES)
-        self._text("chat_template.jinja", limits.TEMPLATE_BYTES)
+        self.added_tokens = self._json("added_tokens.json")
+        for name in TEMPLATES.values():
+            self._text(name, limits.TEMPLATE_BYTES)
         found = {name: self._read(name, limits.CONFIG_BYTES) for name in SIDECARS}
         self.sidecars = {name: data for name, data in found.items() if data is not None}
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)

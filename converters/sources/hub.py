@@ -8,8 +8,9 @@ from pathlib import Path
 from ...errors import ConvertError
 
 SIDECARS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
-DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *SIDECARS]
-SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
+_TOP = ["*.safetensors", "*.json", *SIDECARS]
+DOWNLOAD = [*_TOP, "*.jinja"]
+SKIPPED = [*(f"*/{name}" for name in _TOP), "consolidated*"]  # other formats of the same weights
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 

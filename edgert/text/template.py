@@ -55,11 +55,14 @@ class ChatTemplate:
         control: Iterable[str] = (),
         added: Iterable[str] = (),
         where: str = "chat_template.jinja",
+        with_tools: ChatTemplate | None = None,
     ) -> None:
         """special: bos_token, eos_token, ... for the template. control: token texts that are always
         the template's alone; added: other added tokens, which are when the template writes them.
+        with_tools: the template of chats with tools, where it is another one.
         Raises BundleError for templates that are too long, wrong, or beyond the sandbox."""
         self._where, self._special = where, dict(special or {})
+        self._with_tools = with_tools
         if len(source.encode("utf-8", "replace")) > limits.TEMPLATE_BYTES:
             raise self._bad(f"more than {limits.TEMPLATE_BYTES} bytes", None)
         self._lock = threading.Lock()
@@ -72,23 +75,18 @@ class ChatTemplate:
     @classmethod
     def from_bundle(cls, bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
         """The bundle's template, or None when it has none; raises BundleError."""
-        text = bundle.manifest.text_spec
-        if text.chat_template is None:
-            return None
-        where = str(bundle.path_of(text.chat_template))
-        try:
-            source = bundle.read(text.chat_template).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BundleError(
-                f"{where}: no UTF-8: {error}", code="template", hint="convert the model again"
-            ) from None
-        return cls(
-            source,
-            text.special,
-            control=tokenizer.control,
-            added=tokenizer.vocabulary.added,
-            where=where,
-        )
+        text, made = bundle.manifest.text_spec, None
+        for file in (text.tool_template, text.chat_template):
+            if file is not None:
+                made = cls(
+                    _source(bundle, file),
+                    text.special,
+                    control=tokenizer.control,
+                    added=tokenizer.vocabulary.added,
+                    where=str(bundle.path_of(file)),
+                    with_tools=made,
+                )
+        return made
 
     def render(
         self,
@@ -107,6 +105,14 @@ class ChatTemplate:
         """
         for name, value in (("messages", messages), ("tools", tools), ("documents", documents)):
             _check_list(name, value)
+        if tools is not None and self._with_tools is not None:
+            return self._with_tools.render(
+                messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
         chat = [self._message(message, index) for index, message in enumerate(messages)]
         if not chat:
             raise RequestError(
@@ -226,6 +232,18 @@ class ChatTemplate:
             hint="the model's chat template cannot be used; give the bundle another one",
             line=line,
         )
+
+
+def _source(bundle: Bundle, file: str) -> str:
+    """A template of a bundle; raises BundleError."""
+    try:
+        return bundle.read(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f"{bundle.path_of(file)}: no UTF-8: {error}",
+            code="template",
+            hint="convert the model again",
+        ) from None
 
 
 def _written(tree: nodes.Template, added: Iterable[str]) -> set[str]:
