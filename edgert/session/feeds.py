@@ -298,5 +298,10 @@ def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, 
 
 def needs_long_rope(graph: Graph, expected: int) -> bool:
     """Whether a sequence of `expected` tokens passes a node's `rope_switch`."""
-    switches = [int(node.attrs.get("rope_switch", 0)) for node in graph.nodes]
-    return any(0 < switch < expected for switch in switches)
+    return 0 < rope_switch(graph) < expected
+
+
+def rope_switch(graph: Graph) -> int:
+    """Tokens up to which sequences use the short rotary factors; 0 for graphs with one set."""
+    found = (int(node.attrs.get("rope_switch", 0)) for node in graph.nodes)
+    return min((switch for switch in found if switch > 0), default=0)

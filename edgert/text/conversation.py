@@ -66,7 +66,6 @@ class Conversation:
             self.messages.append({"role": "system", "content": system})
         self._state: State | None = None
         self._fed: list[int] = []  # the tokens that the state holds
-        self._long = False
 
     def say(self, text: str, **options: Any) -> Generation:
         """One turn; options as for `TextModel.stream`."""
@@ -150,7 +149,6 @@ class Conversation:
                 "tools": self._tools,
                 "template": self._template,
                 "fed": self._fed,
-                "long": self._long,
                 "snapshot": snapshot,
             }
             saved.write(path, content, owner(self._model))
@@ -167,8 +165,7 @@ class Conversation:
             return self
         model.gate.enter()
         try:
-            expected = model.session.context if content["long"] else 0
-            self._state, self._long = model.session.new_state(expected), content["long"]
+            self._state = model.session.new_state()
             self._state.restore(content["snapshot"])
             if self._state.length != len(self._fed):
                 raise saved.damaged(path, f"{self._state.length} tokens of {len(self._fed)}")
@@ -178,16 +175,12 @@ class Conversation:
 
     def _ready(self, tokens: Sequence[int], params: Resolved) -> State:
         """The state, trimmed to what it shares with `tokens`, one of which is left to be fed."""
-        from ..session.feeds import needs_long_rope
-
         session = self._model.session
         expected = expected_length(len(tokens), params.max_tokens, session.context)
-        long = needs_long_rope(session.graph, expected)
-        if self._state is not None and long != self._long:
-            self.close()
         if self._state is None:
-            self._state, self._long = session.new_state(expected), long
+            self._state = session.new_state(expected)
         shared = self._state.rewind(common_prefix(self._fed, tokens[:-1]))
+        self._state.expected = expected
         self._fed = self._fed[:shared]
         return self._state
 

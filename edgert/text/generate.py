@@ -25,7 +25,6 @@ from .stopping import StopText
 from .tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512  # tokens between two checks of cancel and calls of progress
-EXPECTED_ANSWER = 1024  # tokens, where max_tokens is not set
 
 Progress = Callable[[int, int], None]
 
@@ -212,8 +211,8 @@ class Run:
 
 
 def expected_length(prompt: int, max_tokens: int | None, context: int) -> int:
-    """Tokens that a sequence will probably reach; decides between short and long rotary factors."""
-    return min(context, prompt + (max_tokens or EXPECTED_ANSWER))
+    """Tokens of a sequence before its answer, which choose its rotary factors (`longrope`)."""
+    return min(context, prompt)
 
 
 def check_room(prompt: int, max_tokens: int | None, context: int) -> None:
