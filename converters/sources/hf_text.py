@@ -180,7 +180,7 @@ def _eos_ids(
     """What ends an answer, as transformers resolves it: generation_config.json says so, failing
     that config.json; the tokenizer's eos_token where neither does."""
     named = ids.get(special.get("eos_token", ""))
-    places = {"generation_config": source.generation, "config": source.config}
+    places = {"generation_config": source.generation, "config": _with_text(source.config)}
     for file, content in places.items():
         found = _id_list(content.get("eos_token_id"), f"{file} eos_token_id", faults)
         if found:
@@ -193,13 +193,19 @@ def _eos_ids(
     return () if named is None else (named,)
 
 
+def _with_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config, with what the text part of a composite one says besides."""
+    own = {key: value for key, value in config.items() if value is not None}
+    return {**_as(dict, config.get("text_config")), **own}
+
+
 def _bos_id(source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int]) -> int | None:
     """The tokenizer's BOS; failing that, the config's."""
     if special.get("bos_token") in ids:
         return ids[special["bos_token"]]
     if source.tokenizer_config and "bos_token" in source.tokenizer_config:
         return None
-    value = source.generation.get("bos_token_id", source.config.get("bos_token_id"))
+    value = source.generation.get("bos_token_id", _with_text(source.config).get("bos_token_id"))
     return value if type(value) is int else None
 
 

@@ -35,8 +35,6 @@ from .providers import Placement, Provider, find_provider, parse_device, placeme
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
 
-ANSWER_ROWS = 1024  # room for an answer behind a prompt; more grows
-
 
 class _Lookup:
     """The graph's embed node on the host: ids of `tokens` to rows of `output`."""
@@ -97,8 +95,7 @@ class OrtSession(Session):
 
     def new_state(self, expected: int = 0) -> OrtState:
         long = 0 < self.switching.switch < expected
-        rows = expected + ANSWER_ROWS if expected else 0
-        state = OrtState(self.model, self.context, rows, long_rope=long)
+        state = OrtState(self.model, self.context, expected, long_rope=long)
         self.switching.begin(state, expected)
         return state
 
