@@ -133,23 +133,28 @@ class ChatTemplate:
         return self._marked(plain_data(value), self._control)
 
     def _message(self, message: Any, index: int) -> dict[str, Any]:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        where = f"messages[{index}]"
+        whole = plain_data(message, path=where)
+        if not isinstance(whole, dict) or not isinstance(whole.get("role"), str):
             raise RequestError(
                 f"message {index} is {str(message)[:80]!r}, expected an object with a text `role`",
                 code="messages",
                 hint='a message looks like {"role": "user", "content": "..."}',
-                field=f"messages[{index}]",
+                field=where,
             )
-        content = message.get("content")
-        if not isinstance(content, (str, list, tuple, Mapping)) and content is not None:
+        content = message.get("content") if isinstance(message, Mapping) else whole.get("content")
+        content = plain_data(content, strict=True, path=f"{where}.content")
+        if not isinstance(content, (str, list, tuple, dict)) and content is not None:
             raise RequestError(
                 f"message {index} has content of type {type(content).__name__}, expected text or "
                 "a list of parts",
                 code="messages",
                 hint="turn it into text first",
-                field=f"messages[{index}].content",
+                field=f"{where}.content",
             )
-        kept = {key: value for key, value in plain_data(message).items() if value is not None}
+        if "content" in whole:
+            whole["content"] = content
+        kept = {key: value for key, value in whole.items() if value is not None}
         thought = next((kept[key] for key in REASONING if key in kept), None)
         if thought is not None:
             kept = {"thinking": thought, **kept, "reasoning_content": thought}
