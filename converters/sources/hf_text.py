@@ -13,7 +13,7 @@ from ...notices import notice
 from .base import Text
 from .templates import DEFAULT, FILES, TOOL_USE, chat_templates
 from .tokenizer_class import DEFAULTS, as_llama, is_llama
-from .tokenizer_file import Asked, TokenizerFile, more_special, tokenizer_file
+from .tokenizer_file import Asked, TokenizerFile, flags_of, tokenizer_file
 
 SPECIAL = (
     "bos_token",
@@ -100,14 +100,14 @@ def _tokenizer(
 ) -> TokenizerFile:
     """The tokenizer of all files together. llama: with the steps of LlamaTokenizer."""
     config, parsed = source.tokenizer_config, source.tokenizer
-    steps = as_llama(parsed, config) if llama else parsed
-    other = () if "added_tokens_decoder" in config else (source.special_tokens,)
-    named = {k: v for k, v in config.items() if k not in SPECIAL and k.endswith("_token")}
-    roles = {key: text for key, value in named.items() if (text := _text_of(value))}
+    steps = as_llama(parsed, config, source.config) if llama else parsed
+    roles, more = _further(source)
+    tokens = [*roles.values(), *more, *(config.get(key) for key in SPECIAL)]
     asked = Asked(
         config=config,
-        special={**special, **roles},
-        more=more_special(config, *other),
+        special={**special, **{k: text for k, v in roles.items() if (text := _text_of(v))}},
+        more=[text for token in more if (text := _text_of(token))],
+        flags={str(_text_of(t)): flags for t in tokens if (flags := flags_of(t)) is not None},
         added=source.added_tokens,
         template=template,
         width=width,
@@ -116,6 +116,25 @@ def _tokenizer(
         source.texts["tokenizer.json"], steps, token_ids(parsed), asked, faults,
         changed=steps != parsed,
     )  # fmt: skip
+
+
+def _further(source: TextFiles) -> tuple[dict[str, Any], list[Any]]:
+    """Special tokens besides the usual ones: with a role (other keys in "_token", or an object of
+    them), and without; in transformers' order, as texts or as objects with flags."""
+    config, extra, old = (
+        source.tokenizer_config,
+        "extra_special_tokens",
+        "additional_special_tokens",
+    )
+    other = {} if "added_tokens_decoder" in config else source.special_tokens
+    named = {k: v for k, v in config.items() if k not in SPECIAL and k.endswith("_token")}
+    listed: list[Any] = []
+    for found in (config.get(extra) or config.get(old), other.get(extra)):
+        if isinstance(found, dict):
+            named |= found
+            found = config.get(old)
+        listed += _as(list, found)
+    return named, listed or _as(list, other.get(old))
 
 
 def _no_tokenizer(source: TextFiles) -> ConvertError:

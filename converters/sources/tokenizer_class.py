@@ -4,8 +4,8 @@ transformers 5 takes a tokenizer.json as it stands, except where the checkpoint 
 builds its steps itself. Of those LlamaTokenizer matters: its files often hold a Prepend normalizer,
 which puts a space behind every special token, while the class puts one only in front of the text
 (`legacy: false`, its default), or in front of every stretch between special tokens
-(`legacy: true`), or nowhere (`add_prefix_space: false`). The class also has default names for its
-special tokens.
+(`legacy: true`), or nowhere (`add_prefix_space: false`). CodeLlamaTokenizer does the same, always
+as `legacy: false`. The classes also have default names for their special tokens.
 
 The named class is not used where transformers distrusts it: for model types in `DISTRUSTED`, and
 for byte-level files (Llama 3 and its kin call themselves LlamaTokenizer too).
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LLAMA = "LlamaTokenizer"
+LLAMA, CODE = CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 DISTRUSTED = ("mistral", "phi3", "qwen2")
 DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -26,14 +26,18 @@ def is_llama(
     data: bytes, parsed: Mapping[str, Any], tokenizer_config: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> bool:  # fmt: skip
-    """Whether transformers loads these files with LlamaTokenizer. data, parsed: tokenizer.json."""
-    named = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
+    """Whether transformers loads these files with one of CLASSES. data, parsed: tokenizer.json."""
     return (
-        str(named).removesuffix("Fast") == LLAMA
+        _class(tokenizer_config, config) in CLASSES
         and config.get("model_type") not in DISTRUSTED
         and b'"ByteLevel"' not in data
         and _is_bpe(parsed.get("model"))
     )
+
+
+def _class(tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    named = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
+    return str(named).removesuffix("Fast")
 
 
 def _is_bpe(model: Any) -> bool:
@@ -42,13 +46,16 @@ def _is_bpe(model: Any) -> bool:
     return bool(model.get("type", "BPE") == "BPE") and "merges" in model
 
 
-def as_llama(parsed: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer.json with the steps of LlamaTokenizer; vocabulary, merges, added tokens and
+def as_llama(
+    parsed: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """tokenizer.json with the steps of the class; vocabulary, merges, added tokens and
     post-processor stay."""
     prefixed = tokenizer_config.get("add_prefix_space") is not False
     scheme = "never"
     if prefixed:
-        scheme = "always" if tokenizer_config.get("legacy") is True else "first"
+        legacy = tokenizer_config.get("legacy") is True
+        scheme = "always" if legacy and _class(tokenizer_config, config) == LLAMA else "first"
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},

@@ -9,8 +9,9 @@
 - Added tokens past the logits, which no row of the embedding stands for (image placeholders of a
   model's larger relatives, padding tokens of its training), are left out where nothing names them.
 
-The library numbers added tokens by itself: the first that its vocabulary does not hold gets the
-number of the vocabulary's tokens, the next one more. Other ids than those are faults.
+A new token's id is the number of the vocabulary's tokens, or the next after the highest added
+token. Other ids than those are faults. Where the vocabulary has holes, new tokens become part of
+it, for the library would number them otherwise when it reads the file.
 
 A file to which none of this applies keeps its bytes.
 """
@@ -18,11 +19,9 @@ A file to which none of this applies keeps its bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from ...text.tokenizer_check import next_added_id
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
 NEEDED = ("bos_token", "eos_token", "unk_token")
@@ -41,12 +40,13 @@ class TokenizerFile:
 @dataclass(frozen=True)
 class Asked:
     """What the other files say. config: tokenizer_config.json; special: named tokens by role;
-    more: further special tokens, in order; added: added_tokens.json; template: all chat templates;
-    width: of the logits."""
+    more: further special tokens, in order; flags: of those that are given as objects, by text;
+    added: added_tokens.json; template: all chat templates; width: of the logits."""
 
     config: Mapping[str, Any]
     special: Mapping[str, str]
-    more: tuple[str, ...]
+    more: Sequence[str]
+    flags: Mapping[str, Entry]
     added: Mapping[str, Any]
     template: str
     width: int
@@ -79,7 +79,7 @@ def tokenizer_file(
         for token, entry in _older(asked.added, named, faults):
             if entry["content"] not in entries:
                 table.put(token, entry, "added_tokens.json")
-    appended = table.name([*asked.special.values(), *asked.more])
+    appended = table.name([*asked.special.values(), *asked.more], asked.flags)
     names = asked.template + json.dumps(parsed.get("post_processor"), ensure_ascii=False)
     needed = {asked.special.get(key) for key in NEEDED} - appended
     left_out = tuple(
@@ -90,23 +90,26 @@ def tokenizer_file(
     added = sorted((e for t, e in entries.items() if t not in left_out), key=lambda e: e["id"])
     if not left_out and not changed and added == sorted(listed, key=lambda e: e["id"]):
         return TokenizerFile(data, ids)
-    whole = {**parsed, "added_tokens": added}
+    whole = {**_holding(parsed, table, added), "added_tokens": added}
     text = json.dumps(whole, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return TokenizerFile(text, kept, left_out)
 
 
-def more_special(*configs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Texts of the special tokens without a role, in the old list or the new one, in order."""
-    out: list[str] = []
-    for config in configs:
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            found = config.get(key)
-            values = found.values() if isinstance(found, dict) else found
-            for value in values if isinstance(values, Iterable) else ():
-                text = value.get("content") if isinstance(value, dict) else value
-                if isinstance(text, str) and text:
-                    out.append(text)
-    return tuple(dict.fromkeys(out))
+def flags_of(token: Any) -> Entry | None:
+    """Flags of a special token that is given as an object; None where it is only a text."""
+    if not isinstance(token, dict):
+        return None
+    return {flag: bool(token.get(flag, False)) for flag in FLAGS} | {"special": True}
+
+
+def _holding(parsed: Mapping[str, Any], table: _Table, added: list[Entry]) -> Mapping[str, Any]:
+    """The tokenizer with new tokens in its vocabulary, where the library would renumber them."""
+    new = {e["content"]: e["id"] for e in added if e["content"] in table.new}
+    straight = all(token == table.size + i for i, token in enumerate(new.values()))
+    model = parsed.get("model")
+    if straight or not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        return parsed
+    return {**parsed, "model": {**model, "vocab": {**model["vocab"], **new}}}
 
 
 def _size(parsed: Mapping[str, Any]) -> int:
@@ -125,9 +128,11 @@ class _Table:
     ) -> None:
         self.entries, self.ids, self.size, self.faults = entries, ids, size, faults
         self.taken = set(ids.values())
+        self.new: set[str] = set()
 
     def free(self) -> int:
-        return next_added_id(self.size, (entry["id"] for entry in self.entries.values()))
+        highest = max((entry["id"] for entry in self.entries.values()), default=-1)
+        return highest + 1 if highest >= self.size else self.size
 
     def put(self, token: int, entry: Entry, where: str) -> None:
         """A token with its id; a new one must have the id that the library gives it."""
@@ -142,7 +147,7 @@ class _Table:
         elif self._place(text, token) and self.entries.get(text) != entry:
             self.entries[text] = entry
 
-    def name(self, texts: Iterable[str]) -> set[str]:
+    def name(self, texts: Iterable[str], flags: Mapping[str, Entry]) -> set[str]:
         """Make tokens special, those that are missing new; returns the new ones."""
         new = set()
         for text in texts:
@@ -152,8 +157,8 @@ class _Table:
                 new.add(text)
             token = self.ids.get(text, self.free())
             if self._place(text, token):
-                flags = {**FLAGS, "normalized": False, "special": True}
-                self.entries[text] = {"id": token, "content": text, **flags}
+                own = {**FLAGS, "normalized": False, "special": True} | flags.get(text, {})
+                self.entries[text] = {"id": token, "content": text, **own}
         return new
 
     def _place(self, text: str, token: int) -> bool:
@@ -169,6 +174,7 @@ class _Table:
             return False
         self.ids[text] = token
         self.taken.add(token)
+        self.new.add(text)
         return True
 
 

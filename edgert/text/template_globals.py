@@ -40,8 +40,8 @@ def plain_data(value: Any, *, strict: bool = False, path: str = "", depth: int =
         raise _refused(value, path, f"something nested more than {DEEPEST} deep")
     inner = partial(plain_data, strict=strict, depth=depth - 1)
     if isinstance(value, (list, tuple)):
-        kind = list if isinstance(value, list) else tuple
-        return kind(inner(item, path=f"{path}[{i}]") for i, item in enumerate(value))
+        items = [inner(item, path=f"{path}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     fields = value if isinstance(value, Mapping) else _fields(value, path)
     if fields is not None:
         return {str(key): inner(item, path=f"{path}.{key}") for key, item in fields.items()}
@@ -60,10 +60,11 @@ def _fields(value: Any, path: str) -> Mapping[str, Any] | None:
         return None
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclass_fields(value)}
-    for attribute in ("__struct_fields__", "__attrs_attrs__"):  # msgspec and attrs
-        names = getattr(type(value), attribute, None)
-        if isinstance(names, tuple):
-            return {n: getattr(value, n) for n in (getattr(n, "name", n) for n in names)}
+    kind = type(value)  # msgspec lists names, attrs lists attributes
+    listed = getattr(kind, "__struct_fields__", None) or getattr(kind, "__attrs_attrs__", None)
+    if isinstance(listed, tuple):
+        names = [str(getattr(field, "name", field)) for field in listed]
+        return {name: getattr(value, name) for name in names}
     dump = getattr(value, "model_dump", None)
     if not callable(dump):
         return None

@@ -154,6 +154,9 @@ class Tokenizer:
                 f"the library sees {size} tokens, the file lists {self.vocabulary.count}; "
                 "some are duplicate or renumbered"
             )
+        for text, token in zip(self.vocabulary.added, self.vocabulary.added_ids, strict=True):
+            if tokenizer.token_to_id(text) != token:
+                raise self._broken(f"the library renumbers token {text[:40]!r}, which is {token}")
         return tokenizer
 
     def _broken(self, why: str) -> BundleError:

@@ -23,7 +23,7 @@ class Vocabulary:
     """What is kept of a checked vocabulary; its tokens themselves the library holds.
 
     count: tokens. size: highest id + 1. holes: ids below it without a token. special: texts of
-    special added tokens; added: of all added ones; endings: of the end tokens.
+    special added tokens; added, added_ids: of all added ones; endings: of the end tokens.
     """
 
     count: int
@@ -31,6 +31,7 @@ class Vocabulary:
     holes: tuple[int, ...]
     special: tuple[str, ...]
     added: tuple[str, ...]
+    added_ids: tuple[int, ...]
     endings: tuple[str, ...]
 
 
@@ -67,8 +68,9 @@ def check_tokenizer(
             raise _fail(where, f"end token {token} does not exist, tokens run from 0 to {size - 1}")
     special = tuple(entry["content"] for entry in added if entry.get("special"))
     texts = tuple(entry["content"] for entry in added)
+    numbers = tuple(entry["id"] for entry in added)
     endings = tuple(text_of[token] for token in eos_token_ids)
-    return Vocabulary(len(text_of), size, holes, special, texts, endings)
+    return Vocabulary(len(text_of), size, holes, special, texts, numbers, endings)
 
 
 def without_added_tokens(data: bytes) -> bytes:
@@ -150,30 +152,20 @@ def _merged(
     return ids
 
 
-def next_added_id(size: int, added: Iterable[int]) -> int:
-    """The id that the library gives to an added token which its vocabulary does not hold.
-
-    size: tokens of the model's own vocabulary; added: ids of the added tokens so far.
-    """
-    highest = max(added, default=-1)
-    return highest + 1 if highest >= size else size
-
-
 def _check_numbering(
     base: Mapping[str, Any], added: Iterable[Mapping[str, Any]], where: str
 ) -> None:
-    """Added tokens have the ids that the library will give them, which knows no others."""
-    known, highest = dict(base), -1
+    """Added tokens have the ids that the library will give them, which reads no others."""
+    known = dict(base)
     for entry in added:
         text, token = entry["content"], entry["id"]
-        given = known.setdefault(text, next_added_id(len(base), [highest]))
+        given = known.setdefault(text, len(known))
         if given != token:
             raise _fail(
                 where,
                 f"added token {text[:40]!r} has id {token}, expected {given}: the tokenizers "
                 "library numbers tokens that the vocabulary does not hold one after another",
             )
-        highest = max(highest, token)
 
 
 def _check_ids(ids: Mapping[str, Any], width: int, where: str) -> None:

@@ -138,6 +138,7 @@ def compare(folder: Path, tools: Any = None) -> list[int]:
         ("phi3", {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
         ("mistral", {"tokenizer_class": "LlamaTokenizer"}),
         ("qwen3", {"tokenizer_class": "LlamaTokenizer"}),
+        ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "legacy": True, "fill_token": None}),
     ],
 )
 def test_prefix_spaces_as_the_class_puts_them(
@@ -199,6 +200,12 @@ def test_tools_take_the_template_that_knows_them(tmp_path: Path) -> None:
     assert len(compare(folder, tools)) > len(compare(folder))
 
 
+OBJECT = {
+    "__type": "AddedToken", "lstrip": False, "rstrip": True, "normalized": False,
+    "single_word": False, "special": True,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -206,6 +213,15 @@ def test_tools_take_the_template_that_knows_them(tmp_path: Path) -> None:
         {"extra_special_tokens": ["<|im_start|>", "<|im_end|>"], "pad_token": "<pad>"},
         {"extra_special_tokens": {"start_token": "<|im_start|>", "end_token": "<|im_end|>"}},
         {"eos_token": "<|im_end|>", "start_token": "<|im_start|>"},
+        {
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+            "extra_special_tokens": ["<|im_end|>", "<|im_start|>"],
+        },
+        {
+            "additional_special_tokens": ["<|im_start|>"],
+            "extra_special_tokens": {"end_token": "<|im_end|>"},
+        },
+        {"additional_special_tokens": [{**OBJECT, "content": "<|im_start|>"}, "<|im_end|>"]},
     ],
 )
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json"])
@@ -265,6 +281,16 @@ def test_tokens_that_would_be_renumbered_are_refused() -> None:
     raw = json.dumps(holed(vocabulary=False)).encode()
     with pytest.raises(BundleError, match=r"'<\|im_start\|>' has id 262, expected 260"):
         Tokenizer(raw, vocab_size=WIDTH, eos_token_ids=(1,))
+
+
+def test_a_new_token_beside_holes_keeps_its_id(tmp_path: Path) -> None:
+    """Where the library, reading a file, would give it another."""
+    config = {
+        "bos_token": "<|bos|>", "eos_token": "<|im_end|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<|new|>"], "chat_template": "<|new|>" + TEMPLATE,
+    }  # fmt: skip
+    assert compare(checkpoint(tmp_path, holed(vocabulary=True), config))[0] == 266
 
 
 def test_a_new_token_takes_no_others_id(tmp_path: Path) -> None:
