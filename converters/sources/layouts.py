@@ -73,7 +73,7 @@ def float_config(
         )
     if "quantization_config" not in config:
         return dict(config)
-    if asked:
+    if config["quantization_config"]:
         notice(f"{where}: its quantization_config is left over, all tensors are floats: ignored")
     return {key: value for key, value in config.items() if key != "quantization_config"}
 

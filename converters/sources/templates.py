@@ -54,7 +54,13 @@ def _named(found: Any) -> dict[str, Any]:
         return found
     if not isinstance(found, list):
         return {} if found is None else {DEFAULT: found}
-    return {str(e.get("name")): e.get("template") for e in found if isinstance(e, Mapping)}
+    if not all(isinstance(entry, Mapping) and "name" in entry for entry in found):
+        raise ConvertError(
+            f"chat_template lists {str(found)[:60]}, expected objects of a name and a template",
+            code="template",
+            hint="the tokenizer's files are damaged; download them again",
+        )
+    return {str(entry["name"]): entry.get("template") for entry in found}
 
 
 def _checked(found: Any) -> str:

@@ -206,7 +206,10 @@ def _older(
     out = []
     for text, token in added.items():
         if type(token) is not int or token < 0 or not text:
-            faults.append(f"added_tokens.json gives {text[:40]!r} the id {str(token)[:20]!r}")
+            faults.append(
+                f"added_tokens.json gives {text[:40]!r} the id {str(token)[:20]!r}, expected a "
+                "text and a number from 0"
+            )
             continue
         special = text in named
         flags = {**FLAGS, "normalized": not special, "special": special}

@@ -200,6 +200,7 @@ def test_published_tokenizers(
         ("config.json", b" " * (5 << 20), "the limit is"),
         ("chat_template.jinja", b"\xff\xfe", "is not UTF-8"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "expected text of at most"),
+        ("tokenizer_config.json", b'{"chat_template": [3]}', "expected objects of a name and a"),
     ],
 )
 def test_damaged_files_are_refused(folder: Path, file: str, content: bytes, message: str) -> None:
