@@ -28,7 +28,9 @@ from .conftest import ROOT
 from .test_imports import ANYWHERE, INSIDE
 from .tiny import tiny_graph
 
-PAGES = ("docs/architecture.md", "docs/bundle-format.md", "kernels/README.md")
+PAGES = (
+    "docs/architecture.md", "docs/bundle-format.md", "docs/checkpoints.md", "kernels/README.md",
+)  # fmt: skip
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 FORMAT, ARCHITECTURE, KERNELS = (TEXTS[f"{name}.md"] for name in (
     "docs/bundle-format", "docs/architecture", "kernels/README",

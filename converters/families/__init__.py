@@ -7,15 +7,15 @@ downstream of it knows which family a model came from.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from ...errors import ConvertError
-from .config import refused
+from .config import IGNORED, refused
 from .recipe import FamilyModel, Part, Recipe
 
-__all__ = ["FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
+__all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
 
 FAMILIES: Mapping[str, str] = {
     "gemma2": "gemma2",
@@ -27,6 +27,24 @@ FAMILIES: Mapping[str, str] = {
     "qwen3": "qwen3",
     "smollm3": "smollm3",
 }
+# Models of several parts whose text part is a family: its name, and values of absent keys.
+COMPOSITES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "gemma3": (
+        "gemma3_text",
+        {
+            "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
+            "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "max_position_embeddings": 131_072,
+        },
+    ),
+}  # fmt: skip
+# Keys beside the parts of such a model that its text does not depend on.
+BESIDE = frozenset(
+    """
+    text_config vision_config mm_tokens_per_image tie_word_embeddings
+    image_token_index boi_token_index eoi_token_index image_token_id boi_token_id eoi_token_id
+    """.split()
+)
 
 
 def build(config: Mapping[str, Any]) -> FamilyModel:
@@ -40,6 +58,7 @@ def build(config: Mapping[str, Any]) -> FamilyModel:
 
 def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Like `build`, but faults that leave a graph to compare tensors with go into `faults`."""
+    config = text_config(config)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         _refuse_composite(kind, config.get("text_config"))
@@ -57,15 +76,31 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     return model
 
 
-def _refuse_composite(kind: Any, inner: Any) -> None:
-    """A clearer refusal where a part of the checkpoint is of a known family."""
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the text part, of the models in COMPOSITES; others as they are."""
+    kind, inner = config.get("model_type"), config.get("text_config")
+    if not isinstance(kind, str) or kind not in COMPOSITES or not isinstance(inner, dict):
+        return config
+    family, defaults = COMPOSITES[kind]
+    unknown = sorted(key for key in config if key not in BESIDE | IGNORED)
+    if unknown or inner.get("model_type", family) != family:
+        _refuse_composite(kind, {"model_type": family}, unknown)
+    tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings", True))
+    known = {key: value for key, value in inner.items() if key != "architectures"}
+    return {**defaults, **known, "model_type": family, "tie_word_embeddings": tied}
+
+
+def _refuse_composite(kind: Any, inner: Any, unknown: Sequence[str] = ()) -> None:
+    """A clearer refusal where a part of the checkpoint is of a known family. unknown: keys beside
+    the parts."""
     part = inner.get("model_type") if isinstance(inner, dict) else None
     if isinstance(part, str) and part in FAMILIES:
         raise ConvertError(
             f"config.json says model_type {str(kind)[:64]!r}: a model of several parts, of which "
-            f"edgert knows the text part, {part!r}; expected that part alone",
+            f"edgert knows the text part, {part!r}; expected that part alone"
+            + (f", or no keys {list(unknown)[:8]} beside it" if unknown else ""),
             code="model-type",
-            hint="take a text-only checkpoint of the family, or save this one's language model by "
-            "itself with transformers",
+            hint=f"take a text-only checkpoint of the family; of composite models edgert converts "
+            f"the text of {sorted(COMPOSITES)}",
             model_type=kind,
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ... import limits
 from ...graph import Graph, Node, Value, Weight
 from ...kernels.states import KVState, StateSpec
 from .config import Decoder
@@ -155,7 +156,8 @@ def embedding(b: Builder, *, tied: bool, scale: float = 1.0) -> str:
 
 
 def rotary(b: Builder, rope: Rope, name: str = "inv_freq") -> Rotary:
-    """Weights and attributes of a rotary embedding."""
+    """Weights and attributes of a rotary embedding; the context grows to what it is made for."""
+    b.context = max(b.context, min(rope.length, limits.CONTEXT_TOKENS))
     slots = {"inv_freq": b.weight(name, Recipe(values=rope.inv_freq))}
     attrs: dict[str, Any] = {} if rope.scale == 1.0 else {"rope_scale": rope.scale}
     if rope.long is not None:

@@ -19,20 +19,22 @@ from ...errors import ConvertError
 # Keys that do not change what a causal language model computes.
 IGNORED = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config _name_or_path
-    architectures
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled
+    _from_model_config _name_or_path architectures
     attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
     cache_implementation decoder_start_token_id diversity_penalty do_sample dtype
     early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id id2label initializer_range
-    keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type
+    keys_to_ignore_at_inference label2id length_penalty max_length max_seq_len max_sequence_length
+    min_length model_max_length model_type gradient_checkpointing neftune_noise_alpha
     no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
     output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
     problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
     tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
     transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
+    use_flash_attention use_flash_attention_2 use_flash_attn use_return_dict
     """.split()
 )
 # Keys with one meaning that every family here has; anything else would change the logits.
@@ -89,7 +91,12 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     fixed = {**FIXED, **schema.fixed}
     _check_architecture(raw.get("architectures"), schema, faults)
     for key, value in raw.items():
-        if key in fields or key in IGNORED or key in schema.ignored:
+        if (
+            key in fields
+            or key in IGNORED
+            or key in schema.ignored
+            or _says_nothing(key, raw, fields)
+        ):
             continue
         if key == "quantization_config":
             if value is None:
@@ -119,8 +126,25 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     return config
 
 
+def _says_nothing(key: str, raw: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """Keys of sliding windows beside a family without them, with values that mean there are none;
+    `layer_types` of one kind, where that is the kind of all layers anyway."""
+    if key == "use_sliding_window":
+        return raw[key] is False
+    if key in ("sliding_window", "max_window_layers"):
+        return raw[key] is None or raw.get("use_sliding_window") is False
+    if key != "layer_types" or "use_sliding_window" in fields:
+        return False
+    window = fields.get("sliding_window")
+    slides = window is not None and raw.get("sliding_window", window.default) is not None
+    kinds = raw[key] if isinstance(raw[key], list) else []
+    expected = "sliding_attention" if slides else "full_attention"
+    return len(kinds) == raw.get("num_hidden_layers") and all(k == expected for k in kinds)
+
+
 def _check_architecture(found: Any, schema: Schema, faults: list[str]) -> None:
-    if found is not None and found != [schema.architecture]:
+    base = schema.architecture.replace("ForCausalLM", "Model")
+    if found is not None and found not in ([schema.architecture], [base]):
         faults.append(
             f"config 'architectures' is {_short(found)}, expected [{schema.architecture!r}]"
         )

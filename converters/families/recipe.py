@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,3 +52,23 @@ class FamilyModel:
     graph: Graph
     tensors: Mapping[str, Recipe]
     tied: Mapping[str, str]
+
+    def without_biases(self, chosen: Callable[[str], bool]) -> FamilyModel:
+        """The same without the biases of linear nodes whose tensors are all `chosen` by name."""
+        linear = [node.weights.get("bias", "") for node in self.graph.nodes if node.op == "linear"]
+        gone = {
+            name for name in linear
+            if name and all(chosen(part.name) for part in self.tensors[name].parts)
+        }  # fmt: skip
+        if not gone:
+            return self
+        nodes = tuple(
+            msgspec.structs.replace(
+                node,
+                weights={slot: name for slot, name in node.weights.items() if name not in gone},
+            )
+            for node in self.graph.nodes
+        )
+        weights = {name: w for name, w in self.graph.weights.items() if name not in gone}
+        graph = msgspec.structs.replace(self.graph, nodes=nodes, weights=weights)
+        return replace(self, graph=graph, tensors={n: self.tensors[n] for n in weights})

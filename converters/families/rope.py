@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...notices import notice
 from .config import Decoder
 from .recipe import F32
 
@@ -48,15 +49,23 @@ TYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+# Keys that other programs wrote, or read, and transformers does not.
+UNREAD: Mapping[str, tuple[str, ...]] = {
+    "yarn": ("attn_factor", "extrapolation_factor", "finetuned"),
+}
+
+
 @dataclass(frozen=True)
 class Rope:
     """inv_freq float32 [d/2]; cos and sin are multiplied by `scale`. Sequences longer than
-    `switch` tokens (0: none) use `long` instead."""
+    `switch` tokens (0: none) use `long` instead. length: tokens that it is stretched to, 0 where
+    that is max_position_embeddings."""
 
     inv_freq: F32
     scale: float = 1.0
     long: F32 | None = None
     switch: int = 0
+    length: int = 0
 
 
 def rope_parameters(config: Decoder, *, theta: float = 10_000.0) -> dict[str, Any]:
@@ -116,7 +125,9 @@ def _checked(
     required, optional = TYPES[kind]
     always = ("rope_type", "rope_theta", "partial_rotary_factor")
     for key in params:
-        if key not in (*required, *optional, *always):
+        if key in UNREAD.get(kind, ()):
+            notice(f"rope: {key} = {str(params[key])[:20]} is ignored, as transformers does")
+        elif key not in (*required, *optional, *always):
             faults.append(f"rope: key {key!r} is unknown for rope_type {kind!r}")
     out: dict[str, Any] = {}
     for key in (*required, *optional, *always[1:]):
@@ -183,7 +194,7 @@ def _yarn(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
     low, high = max(low, 0), min(high, dim - 1)
     ramp = np.clip((np.arange(dim // 2) - low) / (high - low if high != low else 1e-3), 0.0, 1.0)
     mixed = base / factor * ramp + base * (1 - ramp)
-    return Rope(mixed.astype(np.float32), _yarn_scale(p))
+    return Rope(mixed.astype(np.float32), _yarn_scale(p), length=int(length * factor))
 
 
 def _yarn_scale(p: Mapping[str, Any]) -> float:

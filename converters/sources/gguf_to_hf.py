@@ -74,7 +74,9 @@ def gguf_to_hf(path: Path, out: Path, *, dtype: str = "f32", context: int = 0) -
             pieces, meta["tokenizer.ggml.scores"], meta["tokenizer.ggml.token_type"], bos=bos
         ),
     )
-    kind = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
+    # not LlamaTokenizer, whose steps differ from SentencePiece's where a text begins with a space
+    kind: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    kind |= {"add_bos_token": True, "add_eos_token": False}
     _write_json(
         out / "tokenizer_config.json", kind | {"clean_up_tokenization_spaces": False} | names
     )

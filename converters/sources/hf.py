@@ -8,7 +8,7 @@ are never opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from ...storage import strict_json
 from ...storage.folder import check_name
 from ...storage.hash_cache import HashCache
 from .. import families
+from . import layouts
 from .base import PlannedPart, Source, Text
 from .checkpoint import Checkpoint, as_convert_error, unreadable
 from .hub import SIDECARS, local_folder
+from .templates import SOURCES as TEMPLATES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -59,18 +61,28 @@ class HfSource:
         self.special_tokens = self._json("special_tokens_map.json")
         self.template_json = self._json("chat_template.json")
         self.tokenizer = self._json("tokenizer.json", limit=limits.TOKENIZER_BYTES)
-        self._text("chat_template.jinja", limits.TEMPLATE_BYTES)
+        self.added_tokens = self._json("added_tokens.json")
+        for name in TEMPLATES.values():
+            self._text(name, limits.TEMPLATE_BYTES)
         found = {name: self._read(name, limits.CONFIG_BYTES) for name in SIDECARS}
         self.sidecars = {name: data for name, data in found.items() if data is not None}
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)
-        self.tensors = self.checkpoint.tensors
+        self.tensors = layouts.named(self.config, self.checkpoint.tensors)
         self.nbytes = sum(shard.nbytes for shard in self.checkpoint.shards)
         self.family = str(self.config.get("model_type"))
         self.faults += self._index_faults()
 
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
         """The one part of a causal language model."""
-        model = families.plan(self.config, faults)
+        config = layouts.float_config(str(self.path), self.config, self.tensors)
+        found: list[str] = []
+
+        def plan(config: Mapping[str, Any]) -> families.FamilyModel:
+            found.clear()
+            return families.plan(config, found)
+
+        model = layouts.as_stored(plan, config, self.tensors)
+        faults += found
         return (PlannedPart("model", "text", model.graph, model.tensors, model.tied),)
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
@@ -202,7 +214,7 @@ class HfSource:
         """Faults between a shard index and its shards: tensors that are not where it says."""
         out = []
         for name, file in self.index.items():
-            found = self.tensors.get(name)
+            found = self.checkpoint.tensors.get(name)
             if found is not None and found.shard.path.name != file:
                 out.append(f"tensor {name!r} is in {found.shard.path.name}, the index says {file}")
             elif found is None and (self.path / file).is_file():

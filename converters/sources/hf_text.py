@@ -9,8 +9,11 @@ from typing import Any, Protocol, TypeVar
 from ... import limits
 from ...bundle.manifest import TextSpec
 from ...errors import ConvertError
+from ...notices import notice
 from .base import Text
-from .tokenizer_file import tokenizer_file
+from .templates import DEFAULT, FILES, TOOL_USE, chat_templates
+from .tokenizer_class import DEFAULTS, as_llama, is_llama
+from .tokenizer_file import Asked, TokenizerFile, flags_of, tokenizer_file
 
 SPECIAL = (
     "bos_token",
@@ -31,7 +34,6 @@ SAMPLING: Mapping[str, tuple[float, float]] = {  # name: lowest and highest valu
     "repetition_penalty": (1e-9, limits.REPEAT_PENALTY),
 }
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "spiece.model")
-TEMPLATE_FILE = "chat_template.jinja"
 T = TypeVar("T")
 
 
@@ -45,6 +47,7 @@ class TextFiles(Protocol):
     tokenizer: dict[str, Any]
     tokenizer_config: dict[str, Any]
     special_tokens: dict[str, Any]
+    added_tokens: dict[str, Any]
     template_json: dict[str, Any]
 
 
@@ -52,11 +55,16 @@ def read_text(source: TextFiles, vocab_size: int, faults: list[str]) -> Text | N
     """Everything the manifest says about text; None where `faults` got the reason."""
     if "tokenizer.json" not in source.texts:
         raise _no_tokenizer(source)
-    ids = token_ids(source.tokenizer)
-    special = special_strings(source)
+    before = len(faults)
+    llama = is_llama(
+        source.texts["tokenizer.json"], source.tokenizer, source.tokenizer_config, source.config
+    )
+    special = special_strings(source, DEFAULTS if llama else {})
+    templates = chat_templates(source)
+    tokenizer = _tokenizer(source, special, "".join(templates.values()), vocab_size, llama, faults)
+    ids = tokenizer.ids
     eos = _eos_ids(source, special, ids, faults)
     bos = _bos_id(source, special, ids)
-    before = len(faults)
     for label, token in [("eos", token) for token in eos] + [("bos", bos)]:
         if token is not None and not 0 <= token < vocab_size:
             faults.append(f"{label}_token_id is {token}, expected 0 to {vocab_size - 1}")
@@ -65,27 +73,68 @@ def read_text(source: TextFiles, vocab_size: int, faults: list[str]) -> Text | N
             "no eos token in config.json, generation_config.json or tokenizer_config.json"
         )
     generation = sampling_defaults(source.generation, faults)
-    template = chat_template(source)
-    tokenizer = tokenizer_file(
-        source.texts["tokenizer.json"], source.tokenizer, source.tokenizer_config, special,
-        ids=ids, width=vocab_size, template=template or "", faults=faults,
-    )  # fmt: skip
     if len(faults) > before:
         return None
-    files = {"tokenizer.json": tokenizer.data}
-    if template is not None:
-        files[TEMPLATE_FILE] = template.encode("utf-8")
+    files = {FILES[name]: text.encode("utf-8") for name, text in templates.items()}
     spec = TextSpec(
         eos_token_ids=eos,
         vocab_size=vocab_size,
         bos_token_id=bos,
         add_bos=bos is not None and _adds_bos(source, bos, special),
-        chat_template=TEMPLATE_FILE if template is not None else None,
+        chat_template=FILES[DEFAULT] if DEFAULT in templates else None,
+        tool_template=FILES[TOOL_USE] if TOOL_USE in templates else None,
         special=special,
         generation=generation,
     )
     path = str(source.path / spec.tokenizer)
-    return Text(spec, files, tokenizer.left_out, path)
+    return Text(spec, {"tokenizer.json": tokenizer.data, **files}, tokenizer.left_out, path)
+
+
+def _tokenizer(
+    source: TextFiles,
+    special: Mapping[str, str],
+    template: str,
+    width: int,
+    llama: bool,
+    faults: list[str],
+) -> TokenizerFile:
+    """The tokenizer of all files together. llama: with the steps of LlamaTokenizer."""
+    config, parsed = source.tokenizer_config, source.tokenizer
+    steps = as_llama(parsed, config, source.config) if llama else parsed
+    roles, more = _further(source)
+    tokens = [*roles.values(), *more, *(config.get(key) for key in SPECIAL)]
+    asked = Asked(
+        config=config,
+        special={**special, **{k: text for k, v in roles.items() if (text := _text_of(v))}},
+        more=[text for token in more if (text := _text_of(token))],
+        flags={str(_text_of(t)): flags for t in tokens if (flags := flags_of(t)) is not None},
+        added=source.added_tokens,
+        template=template,
+        width=width,
+    )
+    return tokenizer_file(
+        source.texts["tokenizer.json"], steps, token_ids(parsed), asked, faults,
+        changed=steps != parsed,
+    )  # fmt: skip
+
+
+def _further(source: TextFiles) -> tuple[dict[str, Any], list[Any]]:
+    """Special tokens besides the usual ones: with a role (other keys in "_token", or an object of
+    them), and without; in transformers' order, as texts or as objects with flags."""
+    config, extra, old = (
+        source.tokenizer_config,
+        "extra_special_tokens",
+        "additional_special_tokens",
+    )
+    other = {} if "added_tokens_decoder" in config else source.special_tokens
+    named = {k: v for k, v in config.items() if k not in SPECIAL and k.endswith("_token")}
+    listed: list[Any] = []
+    for found in (config.get(extra) or config.get(old), other.get(extra)):
+        if isinstance(found, dict):
+            named |= found
+            found = config.get(old)
+        listed += _as(list, found)
+    return named, listed or _as(list, other.get(old))
 
 
 def _no_tokenizer(source: TextFiles) -> ConvertError:
@@ -119,16 +168,21 @@ def _as(kind: type[T], value: Any) -> T:
     return value if isinstance(value, kind) else kind()
 
 
-def special_strings(source: TextFiles) -> dict[str, str]:
-    """bos_token, eos_token, ... as templates see them."""
+def special_strings(source: TextFiles, defaults: Mapping[str, str]) -> dict[str, str]:
+    """bos_token, eos_token, ... as templates see them. defaults: those of the tokenizer's class."""
     out = {}
     for key in SPECIAL:
-        value = source.tokenizer_config.get(key, source.special_tokens.get(key))
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            out[key] = value
+        value = source.tokenizer_config.get(key, source.special_tokens.get(key, defaults.get(key)))
+        text = _text_of(value)
+        if text is not None:
+            out[key] = text
     return out
+
+
+def _text_of(token: Any) -> str | None:
+    """The text of a token that is given as such or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _id_list(value: Any, where: str, faults: list[str]) -> list[int]:
@@ -142,14 +196,26 @@ def _id_list(value: Any, where: str, faults: list[str]) -> list[int]:
 def _eos_ids(
     source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int], faults: list[str]
 ) -> tuple[int, ...]:
-    """Every id that any of the three files calls the end, in that order."""
-    found = _id_list(
-        source.generation.get("eos_token_id"), "generation_config eos_token_id", faults
-    )
-    found += _id_list(source.config.get("eos_token_id"), "config eos_token_id", faults)
-    if special.get("eos_token") in ids:
-        found.append(ids[special["eos_token"]])
-    return tuple(dict.fromkeys(found))
+    """What ends an answer, as transformers resolves it: generation_config.json says so, failing
+    that config.json; the tokenizer's eos_token where neither does."""
+    named = ids.get(special.get("eos_token", ""))
+    places = {"generation_config": source.generation, "config": _with_text(source.config)}
+    for file, content in places.items():
+        found = _id_list(content.get("eos_token_id"), f"{file} eos_token_id", faults)
+        if found:
+            if named is not None and named not in found:
+                notice(
+                    f"{source.path.name}: answers end at {found}, as {file}.json says; the "
+                    f"tokenizer's eos_token {special['eos_token']!r} is {named}"
+                )
+            return tuple(dict.fromkeys(found))
+    return () if named is None else (named,)
+
+
+def _with_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config, with what the text part of a composite one says besides."""
+    own = {key: value for key, value in config.items() if value is not None}
+    return {**_as(dict, config.get("text_config")), **own}
 
 
 def _bos_id(source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int]) -> int | None:
@@ -158,7 +224,7 @@ def _bos_id(source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int
         return ids[special["bos_token"]]
     if source.tokenizer_config and "bos_token" in source.tokenizer_config:
         return None
-    value = source.generation.get("bos_token_id", source.config.get("bos_token_id"))
+    value = source.generation.get("bos_token_id", _with_text(source.config).get("bos_token_id"))
     return value if type(value) is int else None
 
 
@@ -186,36 +252,6 @@ def _starts_with_bos(step: Any, bos: int, text: str | None) -> bool:
     return token == text or entry.get("ids") == [bos]
 
 
-def chat_template(source: TextFiles) -> str | None:
-    """The template's source: its own file, chat_template.json, or tokenizer_config.json, in
-    transformers' order; of several named ones the one called "default"."""
-    if TEMPLATE_FILE in source.texts:
-        return _decoded(source.texts[TEMPLATE_FILE], TEMPLATE_FILE)
-    found = source.template_json.get("chat_template", source.tokenizer_config.get("chat_template"))
-    if isinstance(found, list):
-        named = [e for e in found if isinstance(e, dict) and e.get("name") == "default"]
-        found = named[0].get("template") if named else None
-    if found is None:
-        return None
-    if not isinstance(found, str) or len(found.encode("utf-8")) > limits.TEMPLATE_BYTES:
-        raise ConvertError(
-            f"chat_template is a {type(found).__name__} of {len(str(found))} characters, expected "
-            f"text of at most {limits.TEMPLATE_BYTES} bytes",
-            code="template",
-            hint="the tokenizer's files are damaged; download them again",
-        )
-    return found
-
-
-def _decoded(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConvertError(
-            f"{name} is not UTF-8: {error}", code="template", hint="download the file again"
-        ) from None
-
-
 def sampling_defaults(generation: Mapping[str, Any], faults: list[str]) -> dict[str, float | int]:
     """What generation_config.json asks for; nothing but the penalty unless it says do_sample."""
     out: dict[str, float | int] = {}
@@ -223,6 +259,8 @@ def sampling_defaults(generation: Mapping[str, Any], faults: list[str]) -> dict[
         value = generation.get(key)
         if value is None:
             continue
+        if key == "top_k" and value == -1 and type(value) is int:
+            value = 0  # as other programs write "off"
         kinds = (int,) if key == "top_k" else (int, float)
         if type(value) in kinds and low <= value <= high:
             out[key] = value

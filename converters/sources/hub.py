@@ -10,6 +10,7 @@ from ...errors import ConvertError
 SIDECARS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *SIDECARS]
 SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
+FURTHER = ["additional_chat_templates/*.jinja"]  # of what SKIPPED leaves out
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -47,6 +48,7 @@ def _download(source: str) -> Path:
         found = snapshot_download(
             repo, revision=revision or None, allow_patterns=DOWNLOAD, ignore_patterns=SKIPPED
         )
+        snapshot_download(repo, revision=revision or None, allow_patterns=FURTHER)
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise ConvertError(
             f"{source} is no directory here and could not be downloaded: "

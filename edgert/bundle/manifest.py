@@ -46,8 +46,9 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TextSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How text becomes tokens and when an answer ends.
 
-    vocab_size: width of the logits. tokenizer, chat_template: file names. special: the strings a
-    template may use (bos_token, eos_token, ...). generation: defaults of sampling.
+    vocab_size: width of the logits. tokenizer, chat_template, tool_template: file names; the last
+    renders chats with tools, where there is one. special: the strings a template may use
+    (bos_token, eos_token, ...). generation: defaults of sampling.
     """
 
     eos_token_ids: tuple[int, ...]
@@ -56,6 +57,7 @@ class TextSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     add_bos: bool = False
     tokenizer: str = "tokenizer.json"
     chat_template: str | None = None
+    tool_template: str | None = None
     special: dict[str, str] = {}
     generation: dict[str, float | int] = {}
 
@@ -137,6 +139,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> bytes:
         fields = msgspec.to_builtins(self)
         present = {k: v for k, v in fields.items() if v is not None or k not in _SECTIONS}
+        if self.text is not None and self.text.tool_template is None:
+            del present["text"]["tool_template"]  # so that edgerts without it read the rest
         return msgspec.json.format(msgspec.json.encode(present), indent=1)
 
     @staticmethod
@@ -237,8 +241,9 @@ def used_files(manifest: Manifest) -> Iterable[str]:
         yield part.weights
     if manifest.text is not None:
         yield manifest.text.tokenizer
-        if manifest.text.chat_template is not None:
-            yield manifest.text.chat_template
+        for template in (manifest.text.chat_template, manifest.text.tool_template):
+            if template is not None:
+                yield template
     if manifest.image is not None:
         yield from manifest.image.tokenizers.values()
 
@@ -267,5 +272,7 @@ def _check_ids(where: str, manifest: Manifest) -> None:
                 f"{name} holds token id {bad[0]}, expected 0 to {text.vocab_size - 1}",
                 "token-range",
             )
+    if text.tool_template is not None and text.chat_template is None:
+        raise _fail(where, "text.tool_template without a chat_template, expected both or neither")
     if text.add_bos and text.bos_token_id is None:
         raise _fail(where, "text.add_bos is true without a bos_token_id, expected both or neither")

@@ -214,7 +214,7 @@ def _answer(session: Session, golden: Golden, subject: str) -> Check:
 
 def greedy(session: Session, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     """The next `count` ids by largest logit, the lower id on ties."""
-    state = session.new_state(len(prompt) + count)
+    state = session.new_state(len(prompt))
     ids = np.array(prompt, np.int32)
     out: list[int] = []
     try:

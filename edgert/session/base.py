@@ -36,12 +36,21 @@ class State(ABC):
     """Memory of one sequence. `length` tokens are committed, `pending` were fed since.
 
     A step writes tokens at length .. length + pending. Nothing durable changes until `commit`.
+
+    Of models with two sets of rotary factors (`longrope`): long_rope, which of them the content was
+    made with; expected, tokens that the sequence will hold before logits are wanted of it (a
+    prompt's), forgotten by `rewind`; fed, the ids of the committed tokens, -1 for embeddings, None
+    where they are not needed.
     """
 
     def __init__(self, context: int) -> None:
         self.length = 0
         self.pending = 0
         self.context = context
+        self.long_rope = False
+        self.expected = 0
+        self.fed: list[int] | None = None
+        self.fed_pending: list[int] | None = None
 
     def commit(self, path: int | Sequence[int]) -> None:
         """Keep pending tokens, forget the others: the first `path` of them, or the ones whose
@@ -55,6 +64,9 @@ class State(ABC):
                 code="commit-range",
             )
         self._keep(kept)
+        if self.fed is not None:
+            given = self.fed_pending
+            self.fed += [given[row] if given is not None else -1 for row in kept]
         self.length += len(kept)
         self.pending = 0
         self._shrink()
@@ -73,9 +85,39 @@ class State(ABC):
                 f"rewind to {length} tokens, the state holds {self.length}", code="rewind-range"
             )
         self.pending = 0
+        if length < self.length:
+            self.expected = 0
         self.length = self._reach(length)
+        if self.fed is not None:
+            del self.fed[self.length :]
         self._shrink()
         return self.length
+
+    def turn(self, *, long_rope: bool) -> None:
+        """Use the short or the long rotary factors from here on; for states without content."""
+        self.long_rope = long_rope
+
+    def _remember(self, text: Sequence[int] | None, *, long_rope: bool) -> None:
+        """Take over the factors and ids of the content that this state has just got."""
+        self.turn(long_rope=long_rope)
+        self.expected, self.fed_pending = 0, None
+        self.fed = None if text is None else [int(token) for token in text]
+
+    def _remembered(self) -> dict[str, Any]:
+        """What `_remember` takes, for a snapshot."""
+        kept: dict[str, Any] = {"long_rope": self.long_rope}
+        return kept if self.fed is None else kept | {"fed": np.asarray(self.fed, np.int32)}
+
+    def _check_remembered(self, snapshot: Mapping[str, Any]) -> None:
+        """Raises RequestError where a snapshot does not tell that."""
+        if not isinstance(snapshot.get("long_rope"), bool):
+            raise RequestError("the snapshot does not tell its rotary factors", code="snapshot")
+        text = snapshot.get("fed")
+        known = isinstance(text, np.ndarray) and text.dtype == np.int32 and text.ndim == 1
+        if (text is None) != (self.fed is None) or not (text is None or known):
+            raise RequestError(
+                "the snapshot's token ids are damaged or of another model", code="snapshot"
+            )
 
     def _keep(self, rows: Sequence[int]) -> None:  # noqa: B027 (nothing to move by default)
         """Move the pending tokens `rows` to the front, before they are committed."""
@@ -164,8 +206,9 @@ class Session(ABC):
 
     @abstractmethod
     def new_state(self, expected: int = 0) -> State:
-        """An empty sequence. `expected` is the length it will probably reach (0: unknown), which
-        decides between the short and the long rotary factors of models that have both."""
+        """An empty sequence. `expected` is how many tokens it will hold before logits are wanted of
+        it, a prompt's length (0: unknown). Models with two sets of rotary factors then take the
+        right one from the first token on, instead of computing the prompt twice."""
 
     @abstractmethod
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:

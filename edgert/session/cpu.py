@@ -21,7 +21,8 @@ from ..process import give_back_code, give_back_heap
 from ..roles import row_input
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out, needs_long_rope
+from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
+from .longrope import Switching
 from .lowering import Lowering
 from .pages import PagePool
 from .plan import plan_pages
@@ -69,6 +70,7 @@ class CpuSession(Session):
         self.context = plan.context
         self.fingerprint = f"{key[:24]}-kv{8 * self.kv_bytes}"
         self.checker = FeedChecker(self)
+        self.switching = Switching(graph, self.checker, max_rows, self._step)
         self._lock, self._closed = threading.Lock(), False
         self._programs: dict[object, Program] = {}
         self._row_input = row_input(graph)
@@ -149,14 +151,18 @@ class CpuSession(Session):
 
     def new_state(self, expected: int = 0) -> CpuState:
         self._check_open()
-        long_rope = needs_long_rope(self.graph, expected)
-        return CpuState(self.pool, self.slots, self.context, self.fingerprint, long_rope=long_rope)
+        state = CpuState(self.pool, self.slots, self.context, self.fingerprint, long_rope=False)
+        self.switching.begin(state, expected)
+        return state
 
     def _check_open(self) -> None:
         if self._closed:
             raise RequestError("this session is closed", code="session-closed")
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        return self.switching.step(feeds)
+
+    def _step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         self._team.check_process()  # before the lock, which may have been held at the fork
         with self._lock:
             self._check_open()

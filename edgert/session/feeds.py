@@ -294,9 +294,3 @@ def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, 
                 code="run-range",
             )
     return sizes
-
-
-def needs_long_rope(graph: Graph, expected: int) -> bool:
-    """Whether a sequence of `expected` tokens passes a node's `rope_switch`."""
-    switches = [int(node.attrs.get("rope_switch", 0)) for node in graph.nodes]
-    return any(0 < switch < expected for switch in switches)

@@ -22,7 +22,8 @@ from ..kernels.encodings import ENCODINGS
 from ..kernels.ops import CATALOGUE
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, lay_out, needs_long_rope
+from .feeds import FeedChecker, Rows, check_arrays, lay_out
+from .longrope import Switching
 from .onnx_io import PLAIN, Variant, embedded
 from .options import SessionOptions
 from .ort_binding import Binding
@@ -87,15 +88,21 @@ class OrtSession(Session):
         context = context or graph.context
         self.context = min(context, variant.capacity or context)
         self.checker = FeedChecker(self)
+        self.switching = Switching(graph, self.checker, max_rows, self._step)
         self.rows = row_input(graph)
         self.lookup = _Lookup(graph, weights) if variant.embeddings else None
         self._lock = threading.Lock()
 
     def new_state(self, expected: int = 0) -> OrtState:
-        long = needs_long_rope(self.graph, expected)
-        return OrtState(self.model, self.context, expected, long_rope=long)
+        long = 0 < self.switching.switch < expected
+        state = OrtState(self.model, self.context, expected, long_rope=long)
+        self.switching.begin(state, expected)
+        return state
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        return self.switching.step(feeds)
+
+    def _step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         with self._lock:
             self._check_open()
             self.checker.check(feeds)

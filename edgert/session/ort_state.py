@@ -158,7 +158,8 @@ class OrtState(State):
         expected = max(self.length, self.capacity)
         other = OrtState(self.host, self.context, expected, long_rope=self.long_rope)
         other._write(self._read())
-        other.length = self.length
+        other._remember(self.fed, long_rope=self.long_rope)
+        other.expected, other.length = self.expected, self.length
         return other
 
     def check_open(self) -> None:
@@ -173,7 +174,11 @@ class OrtState(State):
             state: tuple(kept[memory.past.name].transpose(1, 0, 2).copy() for memory in own)
             for state, own in self._by_state().items()
         }
-        return {"length": self.length, "long_rope": self.long_rope, "kv": kv}
+        return {"length": self.length, **self._remembered(), "kv": kv}
+
+    def turn(self, *, long_rope: bool) -> None:
+        if self.long_rope != long_rope:  # bound steps hold the tables of the other factors
+            self.long_rope, self.bindings = long_rope, {}
 
     def _by_state(self) -> dict[str, list[Memory]]:
         names = dict.fromkeys(memory.state for memory in self.host.memories)
@@ -190,8 +195,7 @@ class OrtState(State):
                 rows[memory.past.name] = part.transpose(1, 0, 2)
         self._write(rows)
         self.length = snapshot["length"]
-        if self.long_rope != snapshot["long_rope"]:
-            self.long_rope, self.bindings = snapshot["long_rope"], {}
+        self._remember(snapshot.get("fed"), long_rope=snapshot["long_rope"])
 
     def _check(self, snapshot: dict[str, Any]) -> None:
         length, kv = snapshot.get("length", -1), snapshot.get("kv", {})
@@ -200,7 +204,8 @@ class OrtState(State):
             for state, own in self._by_state().items()
         }
         found = {name: [tuple(np.shape(part)) for part in pair] for name, pair in kv.items()}
-        if found != expected or not 0 <= length <= self.context or "long_rope" not in snapshot:
+        self._check_remembered(snapshot)
+        if found != expected or not 0 <= length <= self.context:
             raise RequestError(
                 f"a snapshot of {length} tokens and states {found}, expected up to {self.context} "
                 f"tokens and {expected}",

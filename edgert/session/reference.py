@@ -16,7 +16,8 @@ from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
-from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out, needs_long_rope
+from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
+from .longrope import Switching
 from .memory import is_whole
 
 
@@ -43,21 +44,22 @@ class ReferenceState(State):
         self._check_open()
         other = object.__new__(type(self))
         State.__init__(other, self.context)
-        other.long_rope, other.length, other.closed = self.long_rope, self.length, False
+        other._remember(self.fed, long_rope=self.long_rope)
+        other.expected, other.length, other.closed = self.expected, self.length, False
         other.kv = {n: tuple(a[: self.length] for a in pair) for n, pair in self.kv.items()}
         return other
 
     def snapshot(self) -> dict[str, Any]:
         self._check_open()
         kv = {name: tuple(a[: self.length].copy() for a in pair) for name, pair in self.kv.items()}
-        return {"length": self.length, "long_rope": self.long_rope, "kv": kv}
+        return {"length": self.length, **self._remembered(), "kv": kv}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self._check_open()
         self._check(snapshot)
         self.kv = {name: tuple(a.copy() for a in pair) for name, pair in snapshot["kv"].items()}
         self.length, self.pending = snapshot["length"], 0
-        self.long_rope = snapshot["long_rope"]
+        self._remember(snapshot.get("fed"), long_rope=snapshot["long_rope"])
 
     def _check(self, snapshot: dict[str, Any]) -> None:
         length, kv = snapshot.get("length"), snapshot.get("kv", {})
@@ -66,8 +68,7 @@ class ReferenceState(State):
                 f"the snapshot holds {length!r} tokens, this state takes 0 to {self.context}",
                 code="snapshot",
             )
-        if not isinstance(snapshot.get("long_rope"), bool):
-            raise RequestError("the snapshot does not tell its rotary factors", code="snapshot")
+        self._check_remembered(snapshot)
         shapes = {name: (length, *pair[0].shape[1:]) for name, pair in self.kv.items()}
         names = sorted(kv) if isinstance(kv, Mapping) else []
         if names != sorted(shapes) or not all(_pair(kv[n], shapes[n]) for n in names):
@@ -108,13 +109,17 @@ class ReferenceSession(Session):
         self.context = context or graph.context
         self.max_rows = max_rows
         self.checker = FeedChecker(self)
+        self.switching = Switching(graph, self.checker, max_rows, self._step)
 
     def new_state(self, expected: int = 0) -> ReferenceState:
-        return ReferenceState(
-            self.graph, self.context, long_rope=needs_long_rope(self.graph, expected)
-        )
+        state = ReferenceState(self.graph, self.context, long_rope=False)
+        self.switching.begin(state, expected)
+        return state
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        return self.switching.step(feeds)
+
+    def _step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         self.checker.check(feeds)
         rows = lay_out(feeds)
         graph = self.graph.with_outputs({name for feed in feeds for name in feed.taps})

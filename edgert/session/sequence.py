@@ -172,6 +172,8 @@ class CpuState(State):
         other = type(self)(
             self.pool, self.slots, self.context, self.fingerprint, long_rope=self.long_rope
         )
+        other._remember(self.fed, long_rope=self.long_rope)
+        other.expected = self.expected
         if not self.length:
             return other
         other._slot += other._take_slot()
@@ -197,7 +199,7 @@ class CpuState(State):
         return {
             "fingerprint": self.fingerprint,
             "length": self.length,
-            "long_rope": self.long_rope,
+            **self._remembered(),
             **parts,
         }
 
@@ -210,7 +212,7 @@ class CpuState(State):
                 pool[self.pages] = snapshot[part][name]
         if self._slot:
             self.slots.load(self.slot, snapshot["slots"], self.length)
-        self.long_rope = snapshot["long_rope"]
+        self._remember(snapshot.get("fed"), long_rope=snapshot["long_rope"])
 
     def _become(self, length: int) -> None:
         """Hold pages of its own and a slot for `length` tokens and no more, whatever was held
@@ -246,8 +248,7 @@ class CpuState(State):
                 f"the snapshot holds {length!r} tokens, this state takes 0 to {self.context}",
                 code="snapshot",
             )
-        if not isinstance(snapshot.get("long_rope"), bool):
-            raise RequestError("the snapshot does not tell its rotary factors", code="snapshot")
+        self._check_remembered(snapshot)
         self._check_pages(snapshot, self.pool.count(length))
         damage = self.slots.fault(snapshot.get("slots"), length) if self.slots else ""
         if damage:

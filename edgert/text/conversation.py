@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import RequestError
 from ..session.base import Session, State
 from ..session.engine import Engine
-from ..session.feeds import needs_long_rope
 from . import saved
 from .generate import Progress, Proposer, Run
 from .params import SamplingOptions
@@ -45,20 +44,18 @@ class ChatModel(Protocol):
 
 
 class Memory:
-    """A conversation's state between two turns; it may be evicted while nobody uses it.
-
-    fed: the tokens that the state holds. long: whether it has the long rotary factors.
-    """
+    """A conversation's state between two turns, and the tokens that it holds; it may be evicted
+    while nobody uses it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._content: tuple[State, list[int], bool] | None = None
+        self._content: tuple[State, list[int]] | None = None
 
-    def put(self, state: State, fed: list[int], long: bool) -> None:
+    def put(self, state: State, fed: list[int]) -> None:
         with self._lock:
-            self._content = state, fed, long
+            self._content = state, fed
 
-    def take(self) -> tuple[State, list[int], bool] | None:
+    def take(self) -> tuple[State, list[int]] | None:
         """The content, which is the caller's from now on."""
         with self._lock:
             content, self._content = self._content, None
@@ -175,16 +172,14 @@ class Conversation:
         return state
 
     def _state_for(self, run: Run) -> State:
-        session = self._model.session
         self._model.engine.unpark(self._memory)
-        long = needs_long_rope(session.graph, run.prompt_tokens)
-        if content := self._memory.take():
-            state, fed, was_long = content
-            if long == was_long:
-                state.rewind(common_prefix(fed, run.sequence[:-1]))
-                return state
-            state.close()
-        return session.new_state(run.prompt_tokens)
+        content = self._memory.take()
+        if content is None:
+            return self._model.session.new_state(run.prompt_tokens)
+        state, fed = content
+        state.rewind(common_prefix(fed, run.sequence[:-1]))
+        state.expected = run.prompt_tokens
+        return state
 
     def _keep(
         self, run: Run, state: State | None, messages: list[dict[str, Any]], closed: int
@@ -194,8 +189,7 @@ class Conversation:
         if run.result is not None:
             self.messages = [*messages, run.result.message]
         if state is not None and closed == self._closed:
-            long = needs_long_rope(self._model.session.graph, run.prompt_tokens)
-            self._memory.put(state, run.sequence[: state.length], long)
+            self._memory.put(state, run.sequence[: state.length])
             self._model.engine.park(self._memory)
         elif state is not None:
             state.close()
@@ -254,7 +248,6 @@ class Conversation:
                 "shift": self._shift,
                 "left_out": self._left_out,
                 "fed": [] if held is None else held[1],
-                "long": held is not None and held[2],
                 "snapshot": None if held is None else held[0].snapshot(),
             }
             saved.write(path, content, owner(self._model))
@@ -277,7 +270,7 @@ class Conversation:
         self._left_out = content.get("left_out", 0)
         if content["snapshot"] is None:
             return self
-        state = model.session.new_state(model.session.context if content["long"] else 0)
+        state = model.session.new_state()
         try:
             state.restore(content["snapshot"])
             if state.length != len(fed):
@@ -285,7 +278,7 @@ class Conversation:
         except BaseException:
             state.close()
             raise
-        self._memory.put(state, fed, content["long"])
+        self._memory.put(state, fed)
         model.engine.park(self._memory)
         return self
 

@@ -18,10 +18,11 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.environment import Environment
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
 from .. import limits
@@ -35,7 +36,10 @@ INT_BITS = 1 << 16
 WIDTHS = frozenset(
     {"center", "ljust", "rjust", "zfill", "indent", "batch", "slice", "tojson", "round"}
 )
-LONG_NUMBER = re.compile(r"\d{5,}|\*|\{[^{}]*\{")
+NUMBER = re.compile(r"\d+")
+# One field of `%` formatting: key, flags, width, precision, kind.
+PERCENT = re.compile(r"%(?:\([^()]*\))?[-+ #0]*(\*|\d+)?(?:\.(\*|\d+)?)?[hlL]?(.)", re.DOTALL)
+NESTED_KEY = re.compile(r"%\([^()]*\(")
 
 
 class LimitError(RuntimeError):
@@ -103,6 +107,24 @@ def _items(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return [item for pair in value.items() for item in pair]
     return value  # type: ignore[no-any-return]
+
+
+class _LimitedFormatter(SandboxedFormatter):
+    """`str.format` for a template: names as the sandbox looks them up, sizes within the budget."""
+
+    def __init__(self, environment: LimitedEnvironment) -> None:
+        super().__init__(environment)
+        self._budget, self._size = environment.budget, 0
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if any(_columns(number) > WIDEST for number in NUMBER.findall(format_spec)):
+            raise LimitError(f"a format string asks for more than {WIDEST} columns")
+        self._budget.measure(value)
+        text: str = super().format_field(value, format_spec)
+        self._size += len(text)
+        self._budget.admit(self._size)
+        self._budget.tick(1 + len(text))
+        return text
 
 
 class Generation(Extension):
@@ -189,7 +211,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         """Every call a template makes; the names are jinja2's, out of the way of keywords."""
         method = getattr(__obj, "__wrapped__", __obj)
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(owner, (str, bytes, int)):
+        if isinstance(owner, (str, bytes, int)) and name not in ("format", "format_map"):
             if name == "join":  # the filter's order: what is joined first
                 args = __self._admit(name, (*args, owner), kwargs)[:1]
             else:
@@ -208,15 +230,42 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             _bits(left.bit_length() * abs(right))
         elif operator == "%" and isinstance(left, (str, bytes)):
-            self._admit("%", (left, right), {})
+            given = right if isinstance(right, (tuple, dict)) else (right,)
+            self._admit_percent(left if isinstance(left, str) else left.decode("latin-1"), given)
         return budget.weighed(super().call_binop(context, operator, left, right))
 
-    def _admit_format(self, text: str, given: Iterable[Any]) -> None:
-        if LONG_NUMBER.search(text):
-            raise LimitError("a format string with long, nested or starred widths")
-        slots = text.count("%") + text.count("{")
-        widest = WIDEST + sum(self.budget.measure(item)[0] for item in given)
-        self.budget.admit(len(text) + slots * widest)
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`str.format` and `format_map`, looked up through the sandbox and within the budget."""
+        text = getattr(value, "__self__", None)
+        name = getattr(value, "__name__", "")
+        if not isinstance(text, str) or name not in ("format", "format_map"):
+            return None
+        formatter = _LimitedFormatter(self)
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            if name == "format":
+                return formatter.vformat(text, args, kwargs)
+            (mapping,) = args
+            return formatter.vformat(text, (), mapping)
+
+        return functools.update_wrapper(formatted, value)
+
+    def _admit_percent(self, text: str, given: Any) -> None:
+        """Refuse `%` formatting that would be out of proportion. given: a tuple, or a mapping."""
+        if NESTED_KEY.search(text) or text.count("%") > WIDEST:
+            raise LimitError(
+                f"a format string with parentheses in a name, or more than {WIDEST} fields"
+            )
+        values = list(given.values()) if isinstance(given, dict) else list(given)
+        weights = [self.budget.measure(value)[0] for value in values]
+        fields = [match for match in PERCENT.finditer(text) if match[3] != "%"]
+        numbers = [number for match in fields for number in match.groups()[:2] if number]
+        columns = [_width(value) for value in values if isinstance(value, int)]
+        sizes = [max(columns, default=0) if n == "*" else _columns(n) for n in numbers]
+        if max(sizes, default=0) > WIDEST:
+            raise LimitError(f"a format string asks for more than {WIDEST} columns")
+        most = max(weights, default=0) * len(fields) if isinstance(given, dict) else sum(weights)
+        self.budget.admit(len(text) + sum(sizes) + most)
 
     def _limited(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that is charged for its result and asked about its size before."""
@@ -241,14 +290,17 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             raise LimitError(f"{name} is asked for more than {WIDEST} columns or items")
         if name == "join":
             value = list(value)
-            if "attribute" in kwargs or len(given) > 1:
-                raise LimitError("join with an attribute is not available, map it first")
-            budget.admit(budget.measure(value)[0] + max(map(_width, given), default=0) * len(value))
+            attribute = kwargs.get("attribute", args[2] if len(args) > 2 else None)
+            texts = value
+            if attribute is not None:
+                budget.tick(len(value))
+                texts = [make_attrgetter(self, attribute)(item) for item in value]
+            budget.admit(budget.measure(texts)[0] + max(map(_width, given), default=0) * len(value))
         elif name == "replace" and len(given) > 1:
             text, old, new = str(value), str(given[0]), str(given[1])
             budget.admit(len(text) + text.count(old) * len(new))
-        elif name in ("format", "format_map", "%"):
-            self._admit_format(str(value), given)
+        elif name == "format":  # the filter
+            self._admit_percent(str(value), dict(kwargs) if kwargs else tuple(args[1:]))
         elif name == "sum" and any(isinstance(item, (list, tuple, dict)) for item in given):
             raise LimitError("sum of lists is not available in chat templates")
         elif name == "indent":
@@ -265,6 +317,12 @@ def _width(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     return abs(value) if isinstance(value, int) else 0
+
+
+def _columns(digits: str) -> int:
+    """A number that a format string writes, or one past every limit."""
+    digits = digits.lstrip("0")
+    return int(digits or "0") if len(digits) < 10 else 1 << 30
 
 
 def _bits(count: int) -> None:

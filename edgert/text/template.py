@@ -55,11 +55,14 @@ class ChatTemplate:
         control: Iterable[str] = (),
         added: Iterable[str] = (),
         where: str = "chat_template.jinja",
+        with_tools: ChatTemplate | None = None,
     ) -> None:
         """special: bos_token, eos_token, ... for the template. control: token texts that are always
         the template's alone; added: other added tokens, which are when the template writes them.
+        with_tools: the template of chats with tools, where it is another one.
         Raises BundleError for templates that are too long, wrong, or beyond the sandbox."""
         self._where, self._special = where, dict(special or {})
+        self._with_tools = with_tools
         if len(source.encode("utf-8", "replace")) > limits.TEMPLATE_BYTES:
             raise self._bad(f"more than {limits.TEMPLATE_BYTES} bytes", None)
         self._lock = threading.Lock()
@@ -73,23 +76,18 @@ class ChatTemplate:
     @classmethod
     def from_bundle(cls, bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
         """The bundle's template, or None when it has none; raises BundleError."""
-        text = bundle.manifest.text_spec
-        if text.chat_template is None:
-            return None
-        where = str(bundle.path_of(text.chat_template))
-        try:
-            source = bundle.read(text.chat_template).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BundleError(
-                f"{where}: no UTF-8: {error}", code="template", hint="convert the model again"
-            ) from None
-        return cls(
-            source,
-            text.special,
-            control=tokenizer.control,
-            added=tokenizer.vocabulary.added,
-            where=where,
-        )
+        text, made = bundle.manifest.text_spec, None
+        for file in (text.tool_template, text.chat_template):
+            if file is not None:
+                made = cls(
+                    _source(bundle, file),
+                    text.special,
+                    control=tokenizer.control,
+                    added=tokenizer.vocabulary.added,
+                    where=str(bundle.path_of(file)),
+                    with_tools=made,
+                )
+        return made
 
     def render(
         self,
@@ -108,6 +106,14 @@ class ChatTemplate:
         """
         for name, value in (("messages", messages), ("tools", tools), ("documents", documents)):
             _check_list(name, value)
+        if tools is not None and self._with_tools is not None:
+            return self._with_tools.render(
+                messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
         chat = [self._message(message, index) for index, message in enumerate(messages)]
         if not chat:
             raise RequestError(
@@ -143,23 +149,28 @@ class ChatTemplate:
         return self._marked(plain_data(value), self._control)
 
     def _message(self, message: Any, index: int) -> dict[str, Any]:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        where = f"messages[{index}]"
+        whole = plain_data(message, path=where)
+        if not isinstance(whole, dict) or not isinstance(whole.get("role"), str):
             raise RequestError(
                 f"message {index} is {str(message)[:80]!r}, expected an object with a text `role`",
                 code="messages",
                 hint='a message looks like {"role": "user", "content": "..."}',
-                field=f"messages[{index}]",
+                field=where,
             )
-        content = message.get("content")
-        if not isinstance(content, (str, list, tuple, Mapping)) and content is not None:
+        content = message.get("content") if isinstance(message, Mapping) else whole.get("content")
+        content = plain_data(content, strict=True, path=f"{where}.content")
+        if not isinstance(content, (str, list, tuple, dict)) and content is not None:
             raise RequestError(
                 f"message {index} has content of type {type(content).__name__}, expected text or "
                 "a list of parts",
                 code="messages",
                 hint="turn it into text first",
-                field=f"messages[{index}].content",
+                field=f"{where}.content",
             )
-        kept = {key: value for key, value in plain_data(message).items() if value is not None}
+        if "content" in whole:
+            whole["content"] = content
+        kept = {key: value for key, value in whole.items() if value is not None}
         thought = next((kept[key] for key in REASONING if key in kept), None)
         if thought is not None:
             kept = {"thinking": thought, **kept, "reasoning_content": thought}
@@ -242,6 +253,18 @@ class ChatTemplate:
             hint="the model's chat template cannot be used; give the bundle another one",
             line=line,
         )
+
+
+def _source(bundle: Bundle, file: str) -> str:
+    """A template of a bundle; raises BundleError."""
+    try:
+        return bundle.read(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f"{bundle.path_of(file)}: no UTF-8: {error}",
+            code="template",
+            hint="convert the model again",
+        ) from None
 
 
 def _written(tree: nodes.Template, added: Iterable[str]) -> set[str]:

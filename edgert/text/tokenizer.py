@@ -55,6 +55,7 @@ class Tokenizer:
         self._data, self._plain_tokenizer = data, None
         self._tokenizer = self._build(data)
         give_back_heap()  # half of what the library took to read the file
+        self._hidden = frozenset(self.id_of(text) for text in self.vocabulary.special)
         steering = {*self.vocabulary.special, *special, *self.vocabulary.endings}
         self.control = frozenset(text for text in steering if text)
         self._control_re = pattern_of(self.control)
@@ -107,7 +108,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special: show special tokens too. Raises RequestError."""
         kept = self.check_ids(ids)
-        return _guarded(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=not special)))
+        if not special:  # the library does not know all of its own (`normalized: true`)
+            kept = [token for token in kept if token not in self._hidden]
+        return _guarded(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=False)))
 
     def stream(self, before: Sequence[int] = ()) -> TextStream:
         """A decoder that takes one id at a time. before: ids whose text the stream goes on from,
@@ -161,6 +164,9 @@ class Tokenizer:
                 f"the library sees {size} tokens, the file lists {self.vocabulary.count}; "
                 "some are duplicate or renumbered"
             )
+        for text, token in zip(self.vocabulary.added, self.vocabulary.added_ids, strict=True):
+            if tokenizer.token_to_id(text) != token:
+                raise self._broken(f"the library renumbers token {text[:40]!r}, which is {token}")
         return tokenizer
 
     def _broken(self, why: str) -> BundleError:

@@ -11,7 +11,7 @@ import msgspec
 
 from .. import limits
 from ..errors import BundleError
-from .tokenizer_steps import check_steps
+from .tokenizer_steps import check_steps, steps_of
 
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 MERGES = 8  # a token; SentencePiece vocabularies list about two ways to make each
@@ -23,7 +23,7 @@ class Vocabulary:
     """What is kept of a checked vocabulary; its tokens themselves the library holds.
 
     count: tokens. size: highest id + 1. holes: ids below it without a token. special: texts of
-    special added tokens; added: of all added ones; endings: of the end tokens.
+    special added tokens; added, added_ids: of all added ones; endings: of the end tokens.
     """
 
     count: int
@@ -31,6 +31,7 @@ class Vocabulary:
     holes: tuple[int, ...]
     special: tuple[str, ...]
     added: tuple[str, ...]
+    added_ids: tuple[int, ...]
     endings: tuple[str, ...]
 
 
@@ -39,11 +40,11 @@ def check_tokenizer(
 ) -> Vocabulary:
     """The vocabulary of tokenizer.json `data` for logits of `width`; raises BundleError.
 
-    Refused: other JSON, unknown model types, steps that lengthen texts too much, ids that
-    repeat, leave [0, width) or have gaps inside the model's vocabulary, enormous tokens, far more
-    merges than tokens, a width that does not fit, end tokens that do not exist (generation could
-    never stop). Merges of unknown tokens are left to
-    the library, which refuses them.
+    Refused: other JSON, unknown model types, steps that lengthen texts too much, ids that repeat or
+    leave [0, width), added tokens with other ids than the library gives them, enormous tokens, far
+    more merges than tokens, a width that does not fit, end tokens that do not exist (generation
+    could never stop). Ids may have holes. Merges of unknown tokens are left to the library, which
+    refuses them.
     """
     raw = _parse(data, where)
     model = raw.get("model")
@@ -54,7 +55,9 @@ def check_tokenizer(
     base = _base(model, where)
     added = _added(raw, where)
     ids = _merged(base, added, where)
-    _check_ids(ids, len(base), width, where)
+    _check_ids(ids, width, where)
+    _check_numbering(base, added, where)
+    _check_letters(raw, base, where)
     _check_merges(model, base, where)
     text_of = {token: text for text, token in ids.items()}
     size = max(text_of) + 1
@@ -65,15 +68,16 @@ def check_tokenizer(
             raise _fail(where, f"end token {token} does not exist, tokens run from 0 to {size - 1}")
     special = tuple(entry["content"] for entry in added if entry.get("special"))
     texts = tuple(entry["content"] for entry in added)
+    numbers = tuple(entry["id"] for entry in added)
     endings = tuple(text_of[token] for token in eos_token_ids)
-    return Vocabulary(len(text_of), size, holes, special, texts, endings)
+    return Vocabulary(len(text_of), size, holes, special, texts, numbers, endings)
 
 
 def without_added_tokens(data: bytes) -> bytes:
-    """tokenizer.json without added tokens and what names them: everything is plain text then."""
+    """tokenizer.json without added tokens and what names them, nor padding and truncation:
+    everything is plain text then, all of it."""
     raw = msgspec.json.decode(data)
-    raw["added_tokens"] = []
-    raw["post_processor"] = None
+    raw |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return msgspec.json.encode(raw)
 
 
@@ -148,7 +152,23 @@ def _merged(
     return ids
 
 
-def _check_ids(ids: Mapping[str, Any], base: int, width: int, where: str) -> None:
+def _check_numbering(
+    base: Mapping[str, Any], added: Iterable[Mapping[str, Any]], where: str
+) -> None:
+    """Added tokens have the ids that the library will give them, which reads no others."""
+    known = dict(base)
+    for entry in added:
+        text, token = entry["content"], entry["id"]
+        given = known.setdefault(text, len(known))
+        if given != token:
+            raise _fail(
+                where,
+                f"added token {text[:40]!r} has id {token}, expected {given}: the tokenizers "
+                "library numbers tokens that the vocabulary does not hold one after another",
+            )
+
+
+def _check_ids(ids: Mapping[str, Any], width: int, where: str) -> None:
     for text, token in ids.items():
         if len(text) > limits.TOKEN_CHARACTERS:
             raise _fail(
@@ -164,10 +184,21 @@ def _check_ids(ids: Mapping[str, Any], base: int, width: int, where: str) -> Non
     if repeats:
         texts = [text for text, token in ids.items() if token == repeats[0]]
         raise _fail(where, f"id {repeats[0]} belongs to {texts[:4]}, expected one token an id")
-    present = set(ids.values())
-    gaps = [token for token in range(base) if token not in present]
-    if gaps:
-        raise _fail(where, f"ids {gaps[:4]} are missing from a vocabulary of {base} tokens")
+
+
+def _check_letters(raw: Mapping[str, Any], base: Mapping[str, Any], where: str) -> None:
+    """A byte-level model without an unknown token loses every byte that it has no token for."""
+    model = raw["model"]
+    kinds = [step.get("type") for step in steps_of(raw.get("pre_tokenizer"))]
+    if "ByteLevel" not in kinds or _kind(model) != "BPE" or model.get("unk_token") is not None:
+        return
+    lost = [letter for letter in map(chr, range(33, 127)) if letter not in base]
+    if lost:
+        raise _fail(
+            where,
+            f"bytes {lost[:8]} are missing from a vocabulary of {len(base)} tokens, expected all "
+            "of ASCII: texts would lose them",
+        )
 
 
 def _check_merges(model: Mapping[str, Any], base: Mapping[str, Any], where: str) -> None:

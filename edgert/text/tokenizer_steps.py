@@ -24,7 +24,7 @@ _INNER = ("normalizers", "pretokenizers", "decoders", "processors")
 def check_steps(raw: Mapping[str, Any], where: str) -> None:
     """Raises BundleError for steps that would lengthen a text or an answer too much."""
     for parts in (("normalizer", "pre_tokenizer"), ("decoder",)):
-        steps = [step for part in parts for step in _steps(raw.get(part))]
+        steps = [step for part in parts for step in steps_of(raw.get(part))]
         name = " and ".join(parts)
         if len(steps) > STEPS:
             raise _fail(where, f"{name} have {len(steps)} steps, the limit is {STEPS}")
@@ -35,7 +35,7 @@ def check_steps(raw: Mapping[str, Any], where: str) -> None:
             raise _fail(
                 where, f"{name} may make a text {growth} times as long, the limit is {GROWTH}"
             )
-    for step in _steps(raw.get("post_processor")):
+    for step in steps_of(raw.get("post_processor")):
         _check_template(step, where)
 
 
@@ -47,7 +47,7 @@ def _fail(where: str, message: str) -> BundleError:
     )
 
 
-def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
+def steps_of(part: Any) -> Iterator[Mapping[str, Any]]:
     """The steps of a part, sequences within sequences unrolled."""
     open_parts = [part]
     while open_parts:

@@ -142,6 +142,7 @@ def test_a_hub_id_is_downloaded_by_the_hubs_client(checkpoint: Path, tmp_path: P
     patterns = asked[0][1]["allow_patterns"]
     assert "*.safetensors" in patterns  # type: ignore[operator]
     assert asked[0][1]["ignore_patterns"] == ["*/*", "consolidated*"]
+    assert asked[1][1]["allow_patterns"] == ["additional_chat_templates/*.jinja"]
     assert not any(p.endswith((".bin", ".py", ".pt")) for p in patterns)  # type: ignore[attr-defined]
 
 

@@ -13,6 +13,7 @@ from edgert.converters.sources.hf import HfSource
 from edgert.converters.sources.hf_text import read_text
 
 from benchmarks.make_checkpoint import make_checkpoint
+from edgert import notices
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from edgert.text.tokenizer import Tokenizer
@@ -41,11 +42,21 @@ def text_of(folder: Path, width: int = 512) -> Text:
     return found
 
 
-def test_all_files_say_what_ends_an_answer(folder: Path) -> None:
+def test_what_ends_an_answer_is_resolved_as_transformers_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notices, "_shown", set())
     change(folder, "generation_config.json", eos_token_id=[7, 2])
     change(folder, "config.json", eos_token_id=9)
     change(folder, "tokenizer_config.json", eos_token="<|im_start|>")
-    assert text_of(folder).spec.eos_token_ids == (7, 2, 9, 1)
+    assert text_of(folder).spec.eos_token_ids == (7, 2)
+    assert "the tokenizer's eos_token '<|im_start|>' is 1" in capsys.readouterr().err
+    change(folder, "generation_config.json", eos_token_id=None, temperature=0.5)
+    assert text_of(folder).spec.eos_token_ids == (9,)
+    (folder / "generation_config.json").unlink()
+    assert text_of(folder).spec.eos_token_ids == (9,)
+    change(folder, "config.json", eos_token_id=None)
+    assert text_of(folder).spec.eos_token_ids == (1,)
 
 
 def test_no_end_or_an_impossible_one_is_a_fault(folder: Path) -> None:
@@ -73,7 +84,19 @@ def test_template_files_win_in_transformers_order(folder: Path) -> None:
 def test_named_templates_and_none(folder: Path) -> None:
     named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
     change(folder, "tokenizer_config.json", chat_template=named)
-    assert text_of(folder).files["chat_template.jinja"] == b"b"
+    found = text_of(folder)
+    assert found.files["chat_template.jinja"] == b"b"
+    assert found.files["chat_template.tool_use.jinja"] == b"a"
+    assert found.spec.tool_template == "chat_template.tool_use.jinja"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("c", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("d", encoding="utf-8")
+    found = text_of(folder)
+    assert found.files["chat_template.jinja"] == b"d"
+    assert found.files["chat_template.tool_use.jinja"] == b"c"
+    (folder / "chat_template.jinja").unlink()
+    assert text_of(folder).spec.chat_template is None  # transformers knows no default either
+    (folder / "additional_chat_templates" / "tool_use.jinja").unlink()
     change(folder, "tokenizer_config.json", chat_template=None)
     found = text_of(folder)
     assert found.spec.chat_template is None
@@ -102,11 +125,20 @@ def test_sampling_defaults(folder: Path) -> None:
         "top_p": 0.9,
         "repetition_penalty": 1.1,
     }
+    change(folder, "generation_config.json", top_k=-1)
+    assert text_of(folder).spec.generation["top_k"] == 0
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("top_k", 1 << 70), ("top_k", 5.5), ("top_p", 0), ("temperature", "hot"), ("min_p", True)],
+    [
+        ("top_k", 1 << 70),
+        ("top_k", 5.5),
+        ("top_k", -2),
+        ("top_p", 0),
+        ("temperature", "hot"),
+        ("min_p", True),
+    ],
 )
 def test_impossible_sampling_defaults_are_faults(folder: Path, key: str, value: Any) -> None:
     change(folder, "generation_config.json", **{key: value})
@@ -168,6 +200,7 @@ def test_published_tokenizers(
         ("config.json", b" " * (5 << 20), "the limit is"),
         ("chat_template.jinja", b"\xff\xfe", "is not UTF-8"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "expected text of at most"),
+        ("tokenizer_config.json", b'{"chat_template": [3]}', "expected objects of a name and a"),
     ],
 )
 def test_damaged_files_are_refused(folder: Path, file: str, content: bytes, message: str) -> None:

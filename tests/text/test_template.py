@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgert.errors import RequestError
@@ -244,3 +245,102 @@ def test_idioms_render_as_in_transformers(source: str) -> None:
     expected = render_jinja_template([chat], chat_template=source, add_generation_prompt=True)
     got = "".join(s.text for s in ChatTemplate(source).render(chat))
     assert got == expected[0][0]
+
+
+FORMATS = (
+    "{{ '**{}** and {{{}}}'.format('a', 1) }}",
+    "{{ 'in 100000 steps: {:>{w}}'.format('b', w=6) }}",
+    "{{ '{0[role]}: {0.content!r:.40}'.format(messages[0]) }}",
+    "{{ '{role} {n:,.2f}'.format(n=12345.678, **messages[0]) }}",
+    "{{ '{role}'.format_map(messages[0]) }}",
+    "{{ '* %s 100000 %5.1f%% %-*d|' % ('x', 2.5, 6, 3) }}",
+    "{{ '%(role)s: %(content)s' % messages[0] }}",
+    "{{ '**%s** %05d' | format('x', 12) }}{{ '%(a)s' | format(a=1) }}",
+    "{{ messages | join(', ', attribute='role') }}",
+    "{{ messages | join(attribute='parts.0', d='-') }}",
+    "{% for n in range(900) %}{{ '%s{}' % n }}{% endfor %}",
+    "{{ ('{} %s ' * 900) | replace('%s', '') | length }}",
+)
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_formatting_is_jinjas_own(source: str) -> None:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    chat = [{"role": "user", "content": "c" * 100, "parts": ["p"]}] * 3
+    want = ImmutableSandboxedEnvironment().from_string(source).render(messages=chat)
+    assert "".join(segment.text for segment in render(source, chat)) == want
+
+
+def test_objects_of_client_libraries_are_their_data() -> None:
+    from dataclasses import dataclass
+    from enum import Enum
+
+    import msgspec
+
+    class Role(Enum):
+        USER = "user"
+
+    @dataclass
+    class Part:
+        type: str
+        text: str
+
+    class Model:
+        """As pydantic's: `model_dump` gives a dictionary."""
+
+        def __init__(self, **fields: Any) -> None:
+            self.fields = fields
+
+        def model_dump(self) -> dict[str, Any]:
+            return self.fields
+
+    class Call(msgspec.Struct):
+        name: str
+        count: Any
+
+    source = "{% for m in messages %}{{ m | tojson }}{% endfor %}{{ tools | tojson }}"
+    message = Model(
+        role=Role.USER, content=[Part("text", "Hi <|eos|>")], call=Call("f", np.int64(3)),
+        flag=np.bool_(False), score=np.float32(0.5), name=None,
+    )  # fmt: skip
+    plain = {
+        "role": "user", "content": [{"type": "text", "text": "Hi <|eos|>"}],
+        "call": {"name": "f", "count": 3}, "flag": False, "score": 0.5,
+    }  # fmt: skip
+    template = ChatTemplate(source, control=["<|eos|>"])
+    found = template.render([message], tools=[Model(type="function")])
+    assert found == template.render([plain], tools=[{"type": "function"}])
+    assert [segment.text for segment in found if segment.plain] == ["<|eos|>"]
+
+
+class Broken:
+    def model_dump(self) -> dict[str, Any]:
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            [{"type": "text", "text": object()}],
+            r"messages\[0\].content\[0\].text is of type object",
+        ),
+        (np.zeros(2), r"messages\[0\].content is of type numpy.ndarray, expected text"),
+        (b"bytes", "is of type bytes, expected text"),
+        (np.int64(3), "has content of type int, expected text or a list of parts"),
+        ([Broken()], r"expected an object that dumps \(ValueError\)"),
+    ],
+)
+def test_content_that_is_no_data_is_refused(content: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as info:
+        render("{{ messages[0].content }}", [{"role": "user", "content": content}])
+    assert info.value.hint
+
+
+def test_data_without_end_is_refused() -> None:
+    chat: dict[str, Any] = {"role": "user", "content": "x"}
+    chat["self"] = chat
+    with pytest.raises(RequestError, match="expected something nested more than 100 deep") as info:
+        render("x", [chat])
+    assert info.value.code == "messages"

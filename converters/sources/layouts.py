@@ -1,0 +1,97 @@
+"""Checkpoints that mean a known model and store it in another dress, as transformers reads them.
+
+- Tensors without the prefix `model.` (saved from the base model), and the text part of a composite
+  model under the prefixes it has had; its vision tensors are left out.
+- Quantized checkpoints are refused by one line. A `quantization_config` that is left over beside
+  float tensors is ignored, with a notice.
+- A config that ties the head to the embedding beside a head with other values: the head counts.
+- `attention_bias` beside output projections without one: there is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...errors import ConvertError
+from ...notices import notice
+from ..families import COMPOSITES, FamilyModel
+from ..families.blocks import EMBED, HEAD
+from ..match import same_values
+from .base import SourceTensor
+from .checkpoint import FLOATS
+
+TEXT_PREFIXES = (("language_model.", ""), ("model.language_model.", "model."))
+OTHERS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+BARE = re.compile(r"(embed_tokens|layers\.\d+|norm)\.")
+# What quantizers store instead of, or beside, a matrix.
+PACKED = re.compile(
+    r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale|weight_scale_inv|weight_zero_point"
+    r"|SCB|weight\.absmax|weight\.quant_map|weight\.quant_state\.\w+)$"
+)
+OUTPUT = "self_attn.o_proj."
+Tensors = dict[str, SourceTensor]
+
+
+def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Tensors:
+    """The tensors by the names that families know."""
+    out = dict(tensors)
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in COMPOSITES:
+        out = {_text_name(n): t for n, t in out.items() if not OTHERS.match(n)}
+        if others := len(tensors) - len(out):
+            notice(f"{others} tensors of other parts than the text are left out")
+    if not any(name.startswith("model.") for name in out):
+        out = {f"model.{n}" if BARE.match(n) else n: t for n, t in out.items()}
+    return out
+
+
+def _text_name(name: str) -> str:
+    for prefix, instead in TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return instead + name.removeprefix(prefix)
+    return name
+
+
+def float_config(
+    where: str, config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]
+) -> dict[str, Any]:
+    """The config without a left-over quantization_config; ConvertError where it is true."""
+    asked = config.get("quantization_config")
+    asked = asked if isinstance(asked, dict) else {}
+    packed = sorted(name for name in tensors if PACKED.search(name))
+    if asked:
+        packed += sorted(n for n, t in tensors.items() if t.dtype not in FLOATS)
+    if packed:
+        method = str(asked.get("quant_method", "an unnamed method"))[:40]
+        raise ConvertError(
+            f"{where} is quantized already ({method}; {len(packed)} packed tensors, {packed[0]!r} "
+            "the first), expected its float original",
+            code="quantized",
+            hint="convert the checkpoint that it was made from: edgert quantizes by itself",
+        )
+    if "quantization_config" not in config:
+        return dict(config)
+    if config["quantization_config"]:
+        notice(f"{where}: its quantization_config is left over, all tensors are floats: ignored")
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def as_stored(
+    plan: Callable[[Mapping[str, Any]], FamilyModel],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, SourceTensor],
+) -> FamilyModel:
+    """The plan of a config, as far as its tensors say what the config does not."""
+    model = plan(config)
+    head, table = tensors.get(HEAD), tensors.get(EMBED)
+    if HEAD in model.tied and head is not None and table is not None and head.shape == table.shape:
+        if {head.dtype, table.dtype} <= set(FLOATS) and not same_values(table, head):
+            notice(
+                f"the config ties {HEAD} to {EMBED}, whose values differ: the stored head is used"
+            )
+            model = plan({**config, "tie_word_embeddings": False})
+    if any(f"{OUTPUT}bias" in name for name in tensors):
+        return model
+    return model.without_biases(lambda name: OUTPUT in name)
