@@ -294,3 +294,9 @@ def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, 
                 code="run-range",
             )
     return sizes
+
+
+def rope_switch(graph: Graph) -> int:
+    """Tokens up to which sequences use the short rotary factors; 0 for graphs with one set."""
+    found = (int(node.attrs.get("rope_switch", 0)) for node in graph.nodes)
+    return min((switch for switch in found if switch > 0), default=0)
