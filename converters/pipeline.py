@@ -20,11 +20,12 @@ from typing import Any
 from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import ConvertError
+from ..storage.aside import FULL
 from .golden import own_version, provenance
 from .report import ConvertReport, WeightReport, peak_rss
 from .sources.base import Source
 from .stages.base import Context, PartInProgress, Stage
-from .stages.cache import FULL, StageCache, allocated, disk_full, key_of
+from .stages.cache import StageCache, allocated, disk_full, key_of
 from .stages.emit import Emit, part_files
 from .stages.quantize import Quantize
 from .stages.read import Reading, read

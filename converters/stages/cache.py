@@ -7,7 +7,6 @@ done, its graph and report lie there too, and it need not run again. Another key
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,9 +20,8 @@ import msgspec
 from ...errors import ResourceError
 from ...graph import Weight
 from ...storage.replace import remove_folder
-from .weight_cache import KEY, RESULT, Result, WeightCache
+from .weight_cache import KEY, RESULT, RESULTS, Result, WeightCache
 
-FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _BLOCKS = hasattr(os.stat_result, "st_blocks")
 
 
@@ -68,7 +66,7 @@ class StageCache:
         """The result of a stage that an earlier run finished, if all its bytes are still right."""
         try:
             data = (self._folder(part, stage) / RESULT).read_bytes()
-            result = msgspec.json.decode(data, type=Result)
+            result = RESULTS.decode(data)
             weights = {name: result.graph.weights[name] for name in result.weights}
         except (OSError, msgspec.DecodeError, KeyError):
             return None

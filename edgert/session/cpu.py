@@ -19,6 +19,7 @@ from ..kernels.encodings import ENCODINGS
 from ..notices import notice
 from ..process import give_back_code, give_back_heap
 from ..roles import row_input
+from ..storage.cachedir import VARIABLE, writable
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out, needs_long_rope
@@ -298,13 +299,25 @@ def _compiled(names: list[str]) -> dict[str, int]:
     if missing:
         from tqdm import tqdm
 
-        notice(f"compiling {len(missing)} kernels for this CPU, once (some seconds) ...")
+        _say_compiling(len(missing), vm.cache_folder())
         for name in tqdm(missing, unit="kernel", leave=False, disable=None):
             vm.address(name)
     entries = {name: vm.address(name) for name in names}
     give_back_heap()
     give_back_code("libllvmlite")
     return entries
+
+
+def _say_compiling(count: int, folder: Path | None) -> None:
+    """One line; `kernel_cache` has said so where there is no folder at all."""
+    if folder is None:
+        return
+    kept = writable(folder)
+    hint = "" if kept else f"; {folder} cannot be written, set {VARIABLE} to a folder that can"
+    notice(
+        f"compiling {count} kernels for this CPU, {'once' if kept else 'at every start'} "
+        f"(some seconds) ...{hint}"
+    )
 
 
 def _own(state: State, pool: PagePool) -> CpuState:

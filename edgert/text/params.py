@@ -16,6 +16,7 @@ import msgspec
 
 from .. import limits
 from ..errors import RequestError
+from ..storage.typed import Reader
 
 GREEDY_BELOW = 1e-5  # a temperature at or below it means "take the largest"
 
@@ -90,7 +91,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             values["stop"] = (values["stop"],)
         values = {key: value for key, value in values.items() if value is not None}
         try:
-            return msgspec.convert(values, cls)
+            return _READER.convert(values)
         except msgspec.ValidationError as error:
             raise RequestError(
                 f"parameter of a wrong type: {error}",
@@ -147,6 +148,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             stop_token_ids=self.stop_token_ids,
             max_tokens=self.max_tokens,
         )
+
+
+_READER = Reader(SamplingParams)
 
 
 def _first(*values: Any) -> Any:

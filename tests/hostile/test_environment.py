@@ -89,30 +89,6 @@ def test_h35_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-@pytest.mark.parametrize("fault", ["full disk", "cut files"])
-def test_h35_a_kernel_cache_that_fails_costs_time_only(tmp_path: Path, fault: str) -> None:
-    make = (
-        f"from pathlib import Path\nimport edgert.kernels.cpu.kernels\n"
-        f"from edgert.kernels.cpu import vm\n"
-        f"vm.use_cache(Path({str(tmp_path)!r}))\n"
-        f"print(vm.address('select') > 0, callable(vm.entry_point('begin')))\n"
-    )
-    full = (
-        "import errno, numba.core.caching as c\n"
-        "def fail(*args): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "c.IndexDataCacheFile.save = fail\n"
-    )
-    if fault == "cut files":
-        full = ""
-        assert fresh(make).returncode == 0
-        files = [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
-        assert len(files) == 4
-        for file in files:
-            os.truncate(file, file.stat().st_size // 2)
-    done = fresh(full + make)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
-
-
 def test_h35_a_damaged_hash_cache_is_made_anew(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "verified.json").write_text('{"half', encoding="utf-8")
     code = f"import edgert; edgert.load({str(bundle)!r}, device='reference').close()"

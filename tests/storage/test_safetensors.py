@@ -17,14 +17,8 @@ from safetensors.numpy import load_file, save_file
 from edgert import limits
 from edgert.errors import BundleError, ResourceError
 from edgert.storage import safetensors_writer as tensor_writer
-from edgert.storage.safetensors import (
-    DTYPES,
-    TensorFile,
-    TensorWriter,
-    aligned_order,
-    nbytes_of,
-    read_header,
-)
+from edgert.storage.safetensors import DTYPES, TensorFile, nbytes_of, read_header
+from edgert.storage.safetensors_writer import TensorWriter, aligned_order
 
 NAMES = st.text(
     st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=12
