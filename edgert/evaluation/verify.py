@@ -115,9 +115,17 @@ def _examine(
             found, seen = count_values(file)
             checks.append(found)
             counts += seen
+    if structure.ok and bundle.manifest.text is not None:
+        checks.append(_run("tokenizer", lambda: _read_tokenizer(bundle)))
     if options is not None and structure.ok:
         checks += _golden(bundle, options)
     return checks, counts
+
+
+def _read_tokenizer(bundle: Bundle) -> None:
+    from ..text.tokenizer import Tokenizer
+
+    Tokenizer.from_bundle(bundle)
 
 
 def _run(subject: str, action: Callable[[], None]) -> Check:
