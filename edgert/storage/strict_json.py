@@ -9,7 +9,6 @@ from typing import Any
 
 from ..errors import BundleError
 
-
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may stand alone
 
 
