@@ -19,7 +19,10 @@ def cache_root() -> Path:
         return Path(named)
     from platformdirs import user_cache_path
 
-    found = user_cache_path("edgert", appauthor=False)
+    try:
+        found = user_cache_path("edgert", appauthor=False)
+    except (RuntimeError, KeyError):  # platformdirs, where neither HOME nor the user is known
+        return NOWHERE
     return found if found.is_absolute() else NOWHERE
 
 

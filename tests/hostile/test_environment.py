@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,82 @@ def test_h35_an_instruction_set_this_cpu_lacks_is_refused(bundle: Path) -> None:
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert isa.VARIABLE in done.stderr
         assert "Traceback" not in done.stderr
+
+
+# A user that no system file lists, who may read everything and write nothing of others.
+NOBODY = (
+    "setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--bounding-set=-dac_override",
+    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+)  # fmt: skip
+needs_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("setpriv") is None,
+    reason="only root with setpriv becomes another user",
+)
+
+
+def as_nobody(code: str, **env: str | None) -> subprocess.CompletedProcess[str]:
+    """`fresh` as that user, with variables set or (None) unset."""
+    kept = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env}
+    return subprocess.run(
+        [*NOBODY, sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        capture_output=True, text=True, cwd=ROOT, timeout=200, check=False,
+        env={name: value for name, value in kept.items() if value is not None},
+    )  # fmt: skip
+
+
+@needs_root
+def test_h35_a_user_without_a_home(bundle: Path) -> None:
+    """HOME unset and the user unknown: nothing is kept, and one line says so."""
+    code = (
+        f"import edgert\n"
+        f"from edgert.session import kernel_cache\n"
+        f"for _ in range(2):\n"
+        f"    print(kernel_cache())\n"
+        f"with edgert.load({str(bundle)!r}, device='reference') as model:\n"
+        f"    print({GREEDY})\n"
+    )
+    done = as_nobody(code, HOME=None, EDGERT_CACHE=None, XDG_CACHE_HOME=None)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["None", "None", expected(bundle)]
+    assert done.stderr.count("\n") == 1
+    assert "EDGERT_CACHE" in done.stderr
+    assert not (ROOT / "~").exists()
+
+
+@needs_root
+def test_h35_warmed_kernels_of_another_user(tmp_path: Path) -> None:
+    """Made by root, used by somebody who cannot write there: no line, and no kernel compiled."""
+    code = (
+        "from edgert.session import kernel_cache\n"
+        "from edgert.kernels.cpu import kernels, vm\n"
+        "vm.use_cache(kernel_cache())\n"
+        "print(vm.compile_kernel('select').cache_hits)\n"
+    )
+    root = fresh(code, env={"EDGERT_CACHE": str(tmp_path)})
+    assert (root.returncode, root.stdout) == (0, "0\n"), root.stderr
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder.parts[1:2] == ("tmp",):
+            folder.chmod(0o755)
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    done = as_nobody(code, EDGERT_CACHE=str(tmp_path), HOME="/nonexistent")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+def test_the_cache_folder_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    import platformdirs
+
+    from edgert.storage import cachedir
+
+    def unknown(*args: object, **options: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("EDGERT_CACHE", raising=False)
+    for found in (unknown, lambda *args, **options: Path("~/.cache/edgert")):
+        monkeypatch.setattr(platformdirs, "user_cache_path", found)
+        assert cachedir.cache_root() == cachedir.NOWHERE
+        assert not cachedir.readable(cachedir.NOWHERE)
+        assert not cachedir.writable(cachedir.NOWHERE)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
