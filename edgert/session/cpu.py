@@ -22,13 +22,13 @@ from ..roles import row_input
 from ..storage.cachedir import VARIABLE, writable
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
+from .cores import performance_cores
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out, needs_long_rope
 from .lowering import Lowering
 from .pages import PagePool, pages_for
 from .program import SPLIT_ROWS, Program
 from .sequence import CpuState
 from .slots import SlotPool
-from .team import performance_cores
 
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import limits
 from ..errors import BundleError, EdgertError, RequestError, ResourceError
-from ..process import give_back_heap
+from ..process import give_back_heap, start_thread
 from .decoder_traits import Traits, is_byte, traits_of
 from .segments import Segment, pattern_of, split_control
 from .tokenizer_check import Vocabulary, check_tokenizer, without_added_tokens
@@ -346,7 +346,7 @@ def _limited(run: Callable[[], T], seconds: float, what: str) -> T:
             failure.append(error)
 
     thread = threading.Thread(target=work, daemon=True, name="edgert-tokenize")
-    thread.start()
+    start_thread(thread, "a thread for the tokenizer")
     thread.join(seconds)
     if failure:
         raise failure[0]

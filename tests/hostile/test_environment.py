@@ -221,3 +221,41 @@ def test_h35_a_fork_does_not_crash_or_hang(bundle: Path) -> None:
     done = fresh(code, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["fork", "True", "0 True"], done.stderr
+
+
+@needs_root
+def test_h35_no_more_threads_to_be_had(bundle: Path) -> None:
+    """The first thread that is missing is the tokenizer's: an error that says so."""
+    code = (
+        f"import resource, edgert\n"
+        f"resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
+        f"try:\n"
+        f"    edgert.load({str(bundle)!r}, device='reference')\n"
+        f"except edgert.ResourceError as error:\n"
+        f"    print(error.code, error.message)\n"
+    )
+    done = as_nobody(code, OPENBLAS_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("threads-start a thread for the tokenizer could not be started")
+
+
+def test_h35_threads_that_are_greenlets(bundle: Path, kernel_folder: Path) -> None:
+    """As gevent patches `threading`: what is started runs on the thread that started it, in turn.
+    A step that waits for such a thread waits for ever, so it takes none."""
+    code = (
+        f"import threading, types\n"
+        f"class Greenlet(threading.Thread):\n"
+        f"    def start(self):\n"
+        f"        self._native_id = threading.get_native_id()\n"
+        f"import edgert, edgert.session.team as team\n"
+        f"patched = types.SimpleNamespace(**vars(threading))\n"
+        f"patched.Thread = Greenlet\n"
+        f"for module in (threading, patched):\n"
+        f"    team.threading = module\n"
+        f"    with edgert.load({str(bundle)!r}, threads=2) as model:\n"
+        f"        print({GREEDY})\n"
+    )
+    done = fresh(code, env={"EDGERT_CACHE": str(kernel_folder)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [expected(bundle)] * 2
+    assert done.stderr.count("threads are greenlets here") == 1
