@@ -20,7 +20,7 @@ import msgspec
 from ...errors import ResourceError
 from ...graph import Weight
 from ...storage.replace import remove_folder
-from .weight_cache import KEY, RESULT, RESULTS, Result, WeightCache
+from .weight_cache import JOURNAL, KEY, RESULT, RESULTS, Result, WeightCache
 
 _BLOCKS = hasattr(os.stat_result, "st_blocks")
 
@@ -84,6 +84,13 @@ class StageCache:
         """Close files, keep what is there."""
         for cache in self.open_caches.values():
             cache.close()
+
+    def leave(self, full: bool) -> None:
+        """After a conversion that failed: keep what the next one can take over. full: the disk
+        is, so that nothing stays there."""
+        self.close()
+        if full or not any(path.stat().st_size for path in self.root.glob(f"*/*/{JOURNAL}")):
+            remove_folder(self.root)
 
     def remove(self) -> None:
         """Close and delete everything."""

@@ -35,15 +35,19 @@ def remove_leftovers(folder: Path) -> None:
 def replace_file(target: Path, data: bytes) -> None:
     """A file's new content: written aside, flushed, renamed. Raises ResourceError for a full disk
     (disk-full) or a folder that cannot be written (write); the old file, if any, then stays."""
-    aside = aside_of(target)
+    try:
+        _replace(target, aside_of(target), data)
+    except OSError as error:
+        raise _refused(target, len(data), error) from error
+
+
+def _replace(target: Path, aside: Path, data: bytes) -> None:
     try:
         with open(aside, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, target)
-    except OSError as error:
-        raise _refused(target, len(data), error) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
