@@ -160,7 +160,7 @@ def _is_content(path: Path, handle: int, data: NDArray[np.uint8], expected: str)
     known = HashCache()
     if known.get(path, handle) == expected:
         return True
-    found = hashlib.sha256(data[:-SEAL]).hexdigest()
+    found = hashlib.sha256(data[:-SEAL].data).hexdigest()
     known.put(path, handle, found)
     known.save()
     return found == expected

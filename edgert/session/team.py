@@ -164,7 +164,7 @@ class Team:
                 self._wait(threads)
             idle = self._workers
             if self._held and threads > 1:
-                busy = {id(worker) for held in self._held.values() for worker in held.workers}
+                busy = {id(worker) for held in self._running() for worker in held.workers}
                 idle = [worker for worker in idle if id(worker) not in busy]
             self._held[control] = held = Held(threads, idle[: threads - 1])
             return held
@@ -180,7 +180,11 @@ class Team:
         return max(1, self.cores // self._sharers)
 
     def _idle_cores(self) -> int:
-        return self.cores - sum(held.threads for held in self._held.values())
+        return self.cores - sum(held.threads for held in self._running())
+
+    def _running(self) -> list[Held]:
+        """What steps hold at this moment; others may end theirs while the list is read."""
+        return list(self._held.values())
 
     def _wait(self, threads: int) -> None:
         ticket = object()

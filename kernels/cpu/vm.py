@@ -225,7 +225,7 @@ def _lead(table: int, count: int, ctrl: int, threads: int) -> int:
     return left
 
 
-ENTRIES = {
+ENTRIES: dict[str, tuple[Callable[..., Any], Any]] = {
     "begin": (_begin, types.void(i64, i64, i64, i64, i64)),
     "lead": (_lead, i64(i64, i64, i64, i64)),
     "work": (_work, i64(i64, i64, i64)),
