@@ -100,17 +100,21 @@ def _kept(made: Any, name: str, function: Callable[..., Any]) -> Any:
     return made
 
 
+def _made(name: str, function: Callable[..., None]) -> Any:
+    """A kernel, compiled or loaded."""
+    options = {"nopython": True, "error_model": "numpy"}
+    made = CFunc(function, normalize_signature(_SIGNATURE), {}, options)
+    _kept(made, name, function).compile()
+    return made
+
+
 def compile_kernel(name: str) -> Any:
     """The compiled kernel `name` (a numba CFunc), from the cache where it has it."""
     with _lock:
         if name not in _compiled:
             function = _registry[name]
             name_versions(function)
-            options = {"nopython": True, "error_model": "numpy"}
-            signature = normalize_signature(_SIGNATURE)
-            made = _kept(CFunc(function, signature, {}, options), name, function)
-            made.compile()
-            _compiled[name] = made
+            _compiled[name] = _made(name, function)
         return _compiled[name]
 
 
