@@ -48,7 +48,7 @@ def describe() -> dict[str, Any]:
     """CPU, cores, memory (GB), instruction set the kernels use, system and versions."""
     from edgert.kernels import isa
 
-    from edgert.session.team import available_cores
+    from edgert.session.cores import available_cores
 
     return {
         "cpu": cpu_model(),

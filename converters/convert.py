@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConvertError, ResourceError
+from ..storage.aside import FULL
 from .pipeline import Options, Pipeline
 from .report import ConvertReport
 from .sources.base import open_source
-from .stages.cache import FULL
 from .stages.quantize import encodings_asked
 
 

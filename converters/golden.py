@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -30,8 +31,9 @@ def golden_answers(
     prompts = [tuple(tokenizer.encode(text, bos=True)[:longest]) for text in PROMPTS]
     if not all(prompts):
         return (), f"none: the context is too short for a prompt and {TOKENS} tokens"
+    needed = max(map(len, prompts)) + TOKENS  # memory for the model's whole context is not
     try:
-        session = open_session(bundle, options)
+        session = open_session(bundle, replace(options or SessionOptions(), ctx_size=needed))
     except DeviceError as error:
         return (), f"none: {error.message}"
     try:

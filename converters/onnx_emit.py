@@ -38,6 +38,7 @@ from ..session.onnx_io import (
     interface,
     row_symbols,
 )  # fmt: skip
+from ..storage.aside import remove_leftovers, replace_file
 from ..storage.folder import open_regular, sha256_fd
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorInfo, read_header
@@ -248,21 +249,8 @@ def write(
         )
     tensors = read_header(weights_file)
     model = emit(graph, tensors, variant, location=weights_file.name, taps=taps)
-    _replace(target, model.SerializeToString(deterministic=True))
+    replace_file(target, model.SerializeToString(deterministic=True))
     return target
-
-
-def _replace(target: Path, data: bytes) -> None:
-    """A file's new content: written aside, flushed, renamed."""
-    aside = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def export(
@@ -290,6 +278,7 @@ def export(
     path = Path(bundle_path)
     lock = FileLock(path.with_name(f"{path.name}.lock"), str(path))
     try:
+        remove_leftovers(path)
         with Bundle.open(path) as bundle:
             made = emit_parts(bundle, variant, taps)
             _list_in_manifest(bundle, made)
@@ -356,4 +345,4 @@ def _list_in_manifest(bundle: Bundle, made: list[Path]) -> None:
         manifest["files"][path.name] = {"sha256": sha256, "size": size}
     data = json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8")
     Manifest.from_json(data, where=str(target))
-    _replace(target, data)
+    replace_file(target, data)

@@ -19,12 +19,13 @@ from typing import Any
 
 from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
-from ..errors import ConvertError
+from ..errors import ConvertError, ResourceError
+from ..storage.aside import FULL
 from .golden import own_version, provenance
 from .report import ConvertReport, WeightReport, peak_rss
 from .sources.base import Source
 from .stages.base import Context, PartInProgress, Stage
-from .stages.cache import FULL, StageCache, allocated, disk_full, key_of
+from .stages.cache import StageCache, allocated, disk_full, key_of
 from .stages.emit import Emit, part_files
 from .stages.quantize import Quantize
 from .stages.read import Reading, read
@@ -86,14 +87,10 @@ class Pipeline:
             caches = self.open_caches()
             try:
                 self.write(writer, caches)
-            except OSError as error:
-                caches.close()
-                if error.errno in FULL:
-                    caches.remove()
+            except BaseException as error:
+                caches.leave(full := is_full(error))
+                if full:
                     raise disk_full(out.parent, self.bytes_needed()) from error
-                raise
-            except BaseException:
-                caches.close()
                 raise
             caches.remove()
         return self.report(caches.taken)
@@ -246,6 +243,13 @@ class Pipeline:
             golden=devices[0] if devices else "no text part",
             left_out=self.reading.text.left_out if self.reading.text else (),
         )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk took no more."""
+    if isinstance(error, ResourceError):
+        return error.code == "disk-full"
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def keep(stage: Stage, before: PartInProgress, after: PartInProgress, cache: WeightCache) -> None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# What could steer a terminal: control characters but tab and newline, and bidirectional marks.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What could steer a terminal, or what it cannot show: control characters but tab and newline,
+# bidirectional marks, lone surrogates.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST = 4000
 
 

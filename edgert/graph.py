@@ -23,6 +23,7 @@ from .errors import BundleError
 from .kernels import encodings, states
 from .kernels.ops import CATALOGUE, OpError, Shape
 from .kernels.states import BorrowedState, KVState, StateSpec
+from .storage.typed import Reader
 
 Scalar = str | int | float | bool
 DTYPES = ("f32", "int32")
@@ -132,7 +133,7 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint="no model needs so many; get the bundle again from where it came from",
             )
         try:
-            graph = msgspec.json.decode(data, type=Graph)
+            graph = _READER.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BundleError(
                 f"{where}: not a graph that this edgert reads: {error}",
@@ -153,6 +154,9 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint="the bundle is damaged or was made by another edgert; convert the model again",
             )
         return graph
+
+
+_READER = Reader(Graph)
 
 
 def _cut(graph: Graph, inputs: list[str], outputs: list[str], name: str) -> Graph:

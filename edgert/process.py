@@ -1,4 +1,5 @@
-"""Giving memory back that libraries needed for a moment and still hold."""
+"""What the system gives a process: threads; and giving memory back that libraries needed for a
+moment and still hold."""
 
 from __future__ import annotations
 
@@ -6,7 +7,22 @@ import contextlib
 import ctypes
 import mmap
 import sys
+import threading
 from collections.abc import Iterator
+
+from .errors import ResourceError
+
+
+def start_thread(thread: threading.Thread, what: str) -> None:
+    """Start a thread. Raises ResourceError, which says `what`, where the system gives none."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ResourceError(
+            f"{what} could not be started: {error}, expected the system to allow more threads",
+            code="threads-start",
+            hint="use fewer threads, or allow more (ulimit -u, the container's pids limit)",
+        ) from None
 
 
 def give_back_heap() -> None:

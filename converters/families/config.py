@@ -15,6 +15,7 @@ import msgspec
 
 from ... import limits
 from ...errors import ConvertError
+from ...storage.typed import Reader
 
 # Keys that do not change what a causal language model computes.
 IGNORED = frozenset(
@@ -114,7 +115,7 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
                 broken.append(f"config key {name!r} is missing")
             continue
         try:
-            values[name] = msgspec.convert(raw[name], spec.type)
+            values[name] = Reader(spec.type).convert(raw[name])
         except msgspec.ValidationError as error:
             broken.append(f"config {name!r} is {_short(raw[name])}: {error}")
     if broken:

@@ -7,7 +7,6 @@ done, its graph and report lie there too, and it need not run again. Another key
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,9 +20,8 @@ import msgspec
 from ...errors import ResourceError
 from ...graph import Weight
 from ...storage.replace import remove_folder
-from .weight_cache import KEY, RESULT, Result, WeightCache
+from .weight_cache import JOURNAL, KEY, RESULT, RESULTS, Result, WeightCache
 
-FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _BLOCKS = hasattr(os.stat_result, "st_blocks")
 
 
@@ -68,7 +66,7 @@ class StageCache:
         """The result of a stage that an earlier run finished, if all its bytes are still right."""
         try:
             data = (self._folder(part, stage) / RESULT).read_bytes()
-            result = msgspec.json.decode(data, type=Result)
+            result = RESULTS.decode(data)
             weights = {name: result.graph.weights[name] for name in result.weights}
         except (OSError, msgspec.DecodeError, KeyError):
             return None
@@ -86,6 +84,13 @@ class StageCache:
         """Close files, keep what is there."""
         for cache in self.open_caches.values():
             cache.close()
+
+    def leave(self, full: bool) -> None:
+        """After a conversion that failed: keep what the next one can take over. full: the disk
+        is, so that nothing stays there."""
+        self.close()
+        if full or not any(path.stat().st_size for path in self.root.glob(f"*/*/{JOURNAL}")):
+            remove_folder(self.root)
 
     def remove(self) -> None:
         """Close and delete everything."""

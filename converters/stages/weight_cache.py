@@ -24,6 +24,7 @@ from ...kernels.encodings import ENCODINGS
 from ...storage.replace import remove_folder
 from ...storage.safetensors import DTYPES
 from ...storage.safetensors_writer import layout
+from ...storage.typed import Reader
 from ..families.recipe import F32
 from ..weights import spans_of, specs_of
 
@@ -44,6 +45,9 @@ class Result(msgspec.Struct, frozen=True):
     graph: Graph
     weights: tuple[str, ...]
     report: dict[str, Any]
+
+
+RECORDS, RESULTS = Reader(Record), Reader(Result)
 
 
 class WeightCache:
@@ -79,7 +83,7 @@ class WeightCache:
             return False
         for line in lines:
             with contextlib.suppress(msgspec.DecodeError):  # a line that a kill cut short
-                record = msgspec.json.decode(line, type=Record)
+                record = RECORDS.decode(line)
                 self._records[record.weight] = record
         if lines and not lines[-1].endswith(b"\n"):
             with open(self.folder / JOURNAL, "ab") as file:

@@ -17,6 +17,7 @@ from ..errors import BundleError
 from ..roles import KINDS, ROLES
 from ..storage import strict_json
 from ..storage.folder import check_names
+from ..storage.typed import Reader
 
 FORMAT = 2  # what is written
 FORMATS = (1, 2)  # what is read
@@ -152,11 +153,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise _fail(where, f"is a JSON {type(raw).__name__}, expected an object")
         _check_format(where, raw)
         try:
-            manifest = msgspec.convert(_in_format_2(where, _without_extensions(raw)), Manifest)
+            manifest = _READER.convert(_in_format_2(where, _without_extensions(raw)))
         except msgspec.ValidationError as error:
             raise _fail(where, f"{error}, expected the fields of format {FORMAT}") from None
         _check_manifest(where, manifest)
         return manifest
+
+
+_READER = Reader(Manifest)
 
 
 def _fail(where: str, message: str, code: str = "manifest", hint: str = _AGAIN) -> BundleError:

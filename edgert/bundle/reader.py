@@ -130,7 +130,7 @@ class Bundle:
         if verify == "skip":
             return
         found = cache.get(path, fd) if verify == "cached" else None
-        if found is None:
+        if found != expected.sha256:  # unknown, or the cache of hashes is damaged
             found = sha256_fd(fd)[0]
             cache.put(path, fd, found)
         if found != expected.sha256:

@@ -208,6 +208,9 @@ def _described(error: Exception) -> tuple[int, EdgertError]:
     if isinstance(error, MemoryError):
         hint = "a smaller --ctx-size or a smaller model needs less; see edgert inspect"
         return 2, EdgertError("out of memory", code="memory", hint=hint)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        hint = "use fewer threads, or allow more (ulimit -u, the container's pids limit)"
+        return 2, EdgertError(str(error), code="threads-start", hint=hint)
     message = f"fault in edgert: {type(error).__name__}: {error}"
     hint = "run `edgert --debug …` for the traceback and report it"
     return INTERNAL_ERROR, EdgertError(message, code="internal", hint=hint)

@@ -21,9 +21,11 @@ import msgspec
 from .. import limits
 from ..errors import RequestError
 from ..session.base import Session
+from .finite import finite
 from .scoring import Progress, Request, Scorer
 
 WINDOW = 1024  # tokens, where the model's context allows it
+LARGEST = 700.0  # nats a token whose exponential is still a number
 
 
 class Encoder(Protocol):
@@ -91,7 +93,8 @@ def score_text(
     """Score documents, each on its own.
 
     start: id in front of a document when the tokenizer has no prefix of its own. progress: called
-    with the number of windows just scored. Raises RequestError when there is nothing to score.
+    with the number of windows just scored. Raises RequestError when there is nothing to score,
+    DeviceError for a model that computes NaN or infinity.
     """
     length, step = window_sizes(session.context, window, stride)
     requests: list[Request] = []
@@ -113,10 +116,11 @@ def score_text(
             code="eval-empty",
             hint="give a file that is not empty",
         )
-    nll = -sum(score.logprob for score in Scorer(session).score(requests, progress))
+    scores = finite(Scorer(session).score(requests, progress))
+    nll = -sum(score.logprob for score in scores)
     return TextScore(
         nll_per_token=nll / tokens,
-        perplexity=math.exp(min(nll / tokens, 700.0)),
+        perplexity=math.exp(min(nll / tokens, LARGEST)),
         bits_per_byte=nll / math.log(2) / size,
         tokens=tokens,
         bytes=size,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,17 @@ def _examine(
             found, seen = count_values(file)
             checks.append(found)
             counts += seen
+    if structure.ok and bundle.manifest.text is not None:
+        checks.append(_run("tokenizer", lambda: _read_tokenizer(bundle)))
     if options is not None and structure.ok:
         checks += _golden(bundle, options)
     return checks, counts
+
+
+def _read_tokenizer(bundle: Bundle) -> None:
+    from ..text.tokenizer import Tokenizer
+
+    Tokenizer.from_bundle(bundle)
 
 
 def _run(subject: str, action: Callable[[], None]) -> Check:
@@ -185,6 +194,11 @@ def _count(file: TensorFile, name: str) -> ValueCounts:
 def _golden(bundle: Bundle, options: SessionOptions) -> list[Check]:
     from ..session import open_session
 
+    answers = bundle.manifest.golden
+    if options.ctx_size is None and options.device in ("cpu", "reference") and answers:
+        # memory for the model's whole context is not needed, and not always to be had
+        needed = max(len(golden.prompt_ids) + len(golden.output_ids) for golden in answers)
+        options = replace(options, ctx_size=min(max(needed, 1), bundle.graph().context))
     try:
         session = open_session(bundle, options)
     except DeviceError:
@@ -194,7 +208,7 @@ def _golden(bundle: Bundle, options: SessionOptions) -> list[Check]:
     try:
         return [
             _answer(session, golden, f"golden[{index}] on {options.device}")
-            for index, golden in enumerate(bundle.manifest.golden)
+            for index, golden in enumerate(answers)
         ]
     finally:
         session.close()

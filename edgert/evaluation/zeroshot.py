@@ -23,7 +23,8 @@ import numpy as np
 
 from ..errors import RequestError
 from ..session.base import Session
-from .perplexity import Encoder, read_text
+from .finite import finite
+from .perplexity import LARGEST, Encoder, read_text
 from .scoring import Progress, Request, Score, Scorer
 
 Row = Mapping[str, Any]
@@ -189,7 +190,8 @@ def score_task(
     start: int,
     progress: Progress | None = None,
 ) -> TaskScore:
-    """Score examples of task `name`; start: id that stands for an empty context."""
+    """Score examples of task `name`; start: id that stands for an empty context. Raises
+    RequestError for examples that cannot be scored, DeviceError for a model that computes NaN."""
     if not examples:
         raise RequestError(f"task {name!r} has no examples", code="task-data")
     encoded = [
@@ -197,7 +199,7 @@ def score_task(
         for example in examples
         for context, answer in example.pairs
     ]
-    scores = Scorer(session).score([request for request, _ in encoded], progress)
+    scores = finite(Scorer(session).score([request for request, _ in encoded], progress))
     cuts = list(accumulate((len(example.pairs) for example in examples), initial=0))
     parts = [scores[a:b] for a, b in pairwise(cuts)]
     return TaskScore(
@@ -215,7 +217,8 @@ def _metrics(
     values: dict[str, float] = {}
     for name in names:
         if name == "perplexity":
-            values[name] = math.exp(-sum(part[0].logprob for part in parts) / len(parts))
+            nll = -sum(part[0].logprob for part in parts) / len(parts)
+            values[name] = math.exp(min(nll, LARGEST))
             continue
         hits = [_hit(name, e, part) for e, part in zip(examples, parts, strict=True)]
         values[name] = float(np.mean(hits))

@@ -96,14 +96,14 @@ def check_isa() -> None:
 
 
 def kernel_cache() -> Path | None:
-    """Folder of compiled kernels for these sources, this Numba and this ISA; None (with a notice)
-    when nothing can be written there."""
+    """Folder of compiled kernels for these sources, this Numba and this ISA, which may be somebody
+    else's; None (with a notice) when nothing can be read or written there."""
     from ..kernels import isa
     from ..kernels.cpu import vm
-    from ..storage.cachedir import cache_root, writable
+    from ..storage.cachedir import cache_root, readable, writable
 
     folder = cache_root() / f"kernels-{isa.chosen()}-{vm.sources_hash()}"
-    if folder.is_dir() or writable(folder):
+    if readable(folder) or writable(folder):
         logger.debug("compiled kernels are kept in %s", folder)
         return folder
     notice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from ..kernels.cpu import kernels as _kernels  # noqa: F401  (each registers its
 from ..kernels.cpu import vm
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS
-from ..notices import NOTICE, logger, notice
+from ..notices import logger, notice
 from ..process import give_back_code, give_back_heap
 from ..roles import row_input
+from ..storage.cachedir import VARIABLE, writable
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
+from .cores import performance_cores
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .longrope import Switching
 from .lowering import Lowering
@@ -29,7 +32,6 @@ from .plan import plan_pages
 from .program import SPLIT_ROWS, Program
 from .sequence import CpuState
 from .slots import SlotPool
-from .team import performance_cores
 
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
@@ -306,7 +308,7 @@ def _compiled(names: list[str]) -> dict[str, int]:
     if missing:
         from tqdm import tqdm
 
-        notice(f"compiling {len(missing)} kernels for this CPU, once (some seconds) ...", NOTICE)
+        _say_compiling(len(missing), vm.cache_folder())
         for name in tqdm(missing, unit="kernel", leave=False, disable=None):
             logger.debug("compiling %s", name)
             vm.address(name)
@@ -314,6 +316,19 @@ def _compiled(names: list[str]) -> dict[str, int]:
     give_back_heap()
     give_back_code("libllvmlite")
     return entries
+
+
+def _say_compiling(count: int, folder: Path | None) -> None:
+    """One line; `kernel_cache` has said so where there is no folder at all."""
+    if folder is None:
+        return
+    kept = writable(folder)
+    hint = "" if kept else f"; {folder} cannot be written, set {VARIABLE} to a folder that can"
+    notice(
+        f"compiling {count} kernels for this CPU, {'once' if kept else 'at every start'} "
+        f"(some seconds) ...{hint}",
+        NOTICE if kept else logging.WARNING,
+    )
 
 
 def _own(state: State, pool: PagePool) -> CpuState:

@@ -21,6 +21,7 @@ from ..graph import Graph
 from ..kernels.encodings import ENCODINGS
 from ..kernels.ops import CATALOGUE
 from ..roles import row_input
+from . import ort_mode
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .longrope import Switching
@@ -132,7 +133,8 @@ class OrtSession(Session):
                 feeds[value.name] = array[None] if value.shape[0] == "T" else array
             names = [value.name for value in self.graph.outputs]
             try:
-                found = self.model.runtime.run(names, feeds)
+                with ort_mode.running(self.model.flushes):
+                    found = self.model.runtime.run(names, feeds)
             except Exception as error:  # onnxruntime raises its own types, which share no base
                 raise failed(self.provider, f"a run of {sizes}", error) from error
             return {n: a.reshape(-1, a.shape[-1]) for n, a in zip(names, found, strict=True)}

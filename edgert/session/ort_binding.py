@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..kernels.onnx_ports import Port
 from ..roles import row_input
+from . import ort_mode
 from .base import F32
 from .ort_feed import Piece, mask
 from .ort_model import OrtModel, failed
@@ -100,7 +101,8 @@ class Binding:
         come as [n, C]."""
         self._feed(piece, given)
         try:
-            self.model.runtime.run_with_iobinding(self.io, self.options)
+            with ort_mode.running(self.model.flushes):
+                self.model.runtime.run_with_iobinding(self.io, self.options)
         except Exception as error:  # onnxruntime raises its own types, which share no base
             raise failed(self.model.provider, f"a step of {piece.count} tokens", error) from error
         for memory in self.model.memories:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceError
 from ..graph import Graph
+from . import ort_mode
 from .onnx_check import check_model
 from .onnx_io import Variant, emitted_graph, interface, memories, node_ports, rope_tables, ropes
 from .ort_state import BufferPool
@@ -41,6 +42,7 @@ class OrtModel:
         self.taps = check_model(file, graph, variant)
         self.provider = provider.with_options(enable_cuda_graph="1") if cuda_graph else provider
         self.captures = cuda_graph
+        self.flushes = self.provider.options.get(ort_mode.OPTION) == "1"
         self.runtime: Any = create_session(
             file, self.provider, threads=threads, allow_cpu_nodes=allow_cpu_nodes
         )

@@ -3,7 +3,8 @@
 They are written to a file in the user's cache on first load, and memory-mapped afterwards. The
 file's name carries the hash of the weights file and the layout, so a changed model or a newer
 kernel never meets an old file.
-The same name is sealed into its last bytes, so a file of another origin is not taken for it.
+The last bytes are a seal of that name and of the content, so that neither a file of another origin
+nor a damaged one is used. The content is hashed once per content change, as a bundle's files are.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from ..graph import Graph
 from ..kernels.cpu import layout, pack
 from ..kernels.encodings import packed_bytes
 from ..kernels.quant import Matrix
+from ..storage.aside import aside_of, remove_leftovers
+from ..storage.hash_cache import HashCache
 
 ALIGN = 4096
 TAIL = 4096  # bytes after the last weight that a vector load may touch
+SEAL = 64  # SHA-256 of the content before it, then of the file's name and that
+_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -107,13 +112,14 @@ def mapped(
     written to the first folder that takes them, else in memory."""
     slots, size = plan(graph, paired)
     name = f"{key[:24]}-{layout.LAYOUT}-{_shape_key(graph, paired)}.packed"
-    for folder in folders:
-        with contextlib.suppress(OSError, ValueError):
-            return PackedWeights(_map(folder / name, size), slots)
-    for folder in folders:
-        with contextlib.suppress(OSError, ValueError):
-            _write(folder, name, graph, weights, slots, size)
-            return PackedWeights(_map(folder / name, size), slots)
+    with _writing:  # threads that load one model at the same time pack it once
+        for folder in folders:
+            with contextlib.suppress(OSError, ValueError):
+                return PackedWeights(_map(folder / name, size), slots)
+        for folder in folders:
+            with contextlib.suppress(OSError, ValueError):
+                _write(folder, name, graph, weights, slots, size)
+                return PackedWeights(_map(folder / name, size), slots)
     return in_memory(graph, weights, paired)
 
 
@@ -122,9 +128,9 @@ def _shape_key(graph: Graph, paired: frozenset[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _seal(name: str) -> bytes:
-    """The last bytes of a file: written after everything else, past the weights."""
-    return hashlib.sha256(name.encode()).digest()
+def _seal(name: str, content: bytes) -> bytes:
+    """The last bytes of a file, past the weights. content: SHA-256 of all that stands before."""
+    return content + hashlib.sha256(name.encode() + content).digest()
 
 
 def _map(path: Path, size: int) -> NDArray[np.uint8]:
@@ -135,16 +141,29 @@ def _map(path: Path, size: int) -> NDArray[np.uint8]:
         if found != size:
             raise ValueError(f"{path} has {found} bytes, expected {size}")
         view = mmap.mmap(handle, size, access=mmap.ACCESS_READ)
+        if hasattr(view, "madvise"):
+            with contextlib.suppress(OSError, AttributeError):
+                view.madvise(mmap.MADV_WILLNEED)
+        data = np.frombuffer(view, np.uint8)
+        seal = data[-SEAL:].tobytes()
+        if seal != _seal(path.name, seal[:32]):
+            raise ValueError(f"{path} is not what its name says")
+        if not _is_content(path, handle, data, seal[:32].hex()):
+            raise ValueError(f"{path} is damaged")
+        return data
     finally:
         os.close(handle)
-    seal = _seal(path.name)
-    if view[-len(seal) :] != seal:
-        view.close()
-        raise ValueError(f"{path} is not what its name says")
-    if hasattr(view, "madvise"):
-        with contextlib.suppress(OSError, AttributeError):
-            view.madvise(mmap.MADV_WILLNEED)
-    return np.frombuffer(view, np.uint8)
+
+
+def _is_content(path: Path, handle: int, data: NDArray[np.uint8], expected: str) -> bool:
+    """Whether the content has this SHA-256, which is computed unless it is known from earlier."""
+    known = HashCache()
+    if known.get(path, handle) == expected:
+        return True
+    found = hashlib.sha256(data[:-SEAL].data).hexdigest()
+    known.put(path, handle, found)
+    known.save()
+    return found == expected
 
 
 def _write(
@@ -157,19 +176,32 @@ def _write(
 ) -> None:
     """Written aside and renamed, so that nobody ever maps half a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.{os.getpid()}-{threading.get_ident()}"
+    aside = aside_of(folder / name)
+    remove_leftovers(folder)
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "w+b") as file:
             file.truncate(size)
             for matrix, slot in slots.items():
                 file.seek(slot.offset)
                 file.write(pack.pack(weights[matrix], paired=slot.paired).data)
-            seal = _seal(name)
-            file.seek(size - len(seal))
-            file.write(seal)
+            file.flush()
+            with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as view:
+                content = hashlib.sha256(memoryview(view)[:-SEAL]).digest()
+            file.seek(size - SEAL)
+            file.write(_seal(name, content))
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, folder / name)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def _forget() -> None:
+    """In a forked child: a thread that packed did not come along."""
+    global _writing
+    _writing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

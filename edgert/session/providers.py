@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DeviceError
+from . import ort_mode
 
 CPU = "CPUExecutionProvider"
 
@@ -237,9 +238,10 @@ def create_session(
         options.add_provider_for_devices(plugins, own)
     chosen = None if plugins else [(provider.name, own)]
     try:
-        session = onnxruntime.InferenceSession(
-            str(model), options, providers=chosen, enable_fallback=0
-        )
+        with ort_mode.opening(provider.options.get(ort_mode.OPTION) == "1"):
+            session = onnxruntime.InferenceSession(
+                str(model), options, providers=chosen, enable_fallback=0
+            )
     except Exception as error:  # onnxruntime raises its own types, which share no base
         raise DeviceError(
             f"{provider.name} cannot load {model}: {error}",

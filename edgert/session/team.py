@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError, ResourceError
+from ..errors import RequestError
 from ..kernels.cpu import vm
 from ..kernels.cpu.layout import (
     BOX_BYTES,
@@ -29,49 +29,13 @@ from ..kernels.cpu.layout import (
     CTRL_GO,
     CTRL_LED,
 )
+from ..notices import notice
+from ..process import start_thread
+from .cores import available_cores, performance_cores
 from .pace import Pace
 
 SHARING = 0.05  # seconds that programs keep to their share after they met
 PATIENCE = 20_000  # idle spins of a worker before it parks: some milliseconds
-
-
-def available_cores() -> list[int]:
-    """CPU indices this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def cpu_quota() -> float:
-    """CPUs a container allows (cgroup v2), infinite where there is no limit."""
-    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
-        quota, period = file.read().split()
-        if quota != "max":
-            return int(quota) / int(period)
-    return float("inf")
-
-
-def performance_cores() -> list[int]:
-    """The fast cores among the available ones, one a physical core where the system tells."""
-    cores = available_cores()
-    speed: dict[int, int] = {}
-    siblings: dict[str, int] = {}
-    for core in cores:
-        base = f"/sys/devices/system/cpu/cpu{core}"
-        with (
-            contextlib.suppress(OSError, ValueError),
-            open(f"{base}/cpufreq/cpuinfo_max_freq") as f,
-        ):
-            speed[core] = int(f.read())
-        with contextlib.suppress(OSError), open(f"{base}/topology/thread_siblings_list") as f:
-            siblings.setdefault(f.read().strip(), core)
-    if siblings:
-        cores = sorted(siblings.values())
-    if len(speed) == len(cores) and cores:
-        fastest = max(speed[core] for core in cores)
-        cores = [core for core in cores if speed[core] >= 0.9 * fastest]
-    limit = cpu_quota()
-    return cores if limit >= len(cores) else cores[: max(1, int(limit))]
 
 
 class Runnable(Protocol):
@@ -101,6 +65,7 @@ class Team:
         self._workers: list[Worker] = []
         self._held: dict[int, Held] = {}  # by control block
         self._sharers, self._shared_until = 1, 0.0
+        self._greenlets = False  # whether a started thread runs on ours: it would wait for itself
         self._controls = _Blocks(CTRL_BYTES)
         self._owner = os.getpid()
         self.users = 0
@@ -199,7 +164,7 @@ class Team:
                 self._wait(threads)
             idle = self._workers
             if self._held and threads > 1:
-                busy = {id(worker) for held in self._held.values() for worker in held.workers}
+                busy = {id(worker) for held in self._running() for worker in held.workers}
                 idle = [worker for worker in idle if id(worker) not in busy]
             self._held[control] = held = Held(threads, idle[: threads - 1])
             return held
@@ -215,7 +180,11 @@ class Team:
         return max(1, self.cores // self._sharers)
 
     def _idle_cores(self) -> int:
-        return self.cores - sum(held.threads for held in self._held.values())
+        return self.cores - sum(held.threads for held in self._running())
+
+    def _running(self) -> list[Held]:
+        """What steps hold at this moment; others may end theirs while the list is read."""
+        return list(self._held.values())
 
     def _wait(self, threads: int) -> None:
         ticket = object()
@@ -239,23 +208,23 @@ class Team:
             self.cores = max(self.cores, threads)
             if threads > 1 and self.work is None:
                 self.work = vm.entry_point("work")
-            while len(self._workers) < threads - 1:
+            while len(self._workers) < threads - 1 and not self._greenlets:
                 self._start(len(self._workers) + 1, threads)
+            if self._greenlets:
+                self.cores = 1
 
     def _start(self, index: int, threads: int) -> None:
         """Workers get a core of their own when the team takes all cores there are: sharing one by
         accident costs more than half the speed. Smaller teams are left to the scheduler."""
         cores = available_cores()
         worker = Worker(cores[index] if len(cores) == threads else None)
-        try:
-            worker.start(index, self.work)
-        except RuntimeError as error:
-            raise ResourceError(
-                f"thread {index + 1} of {threads} could not be started: {error}",
-                code="threads-start",
-                hint="load the model anew with fewer threads",
-            ) from None
-        self._workers.append(worker)
+        worker.start(index, self.work, f"thread {index + 1} of {threads}")
+        if worker.is_greenlet:
+            worker.stop()
+            self._greenlets = True
+            notice("threads are greenlets here (gevent, eventlet), so steps run on one thread")
+        else:
+            self._workers.append(worker)
 
     # --- ending -----------------------------------------------------------------------------
 
@@ -292,15 +261,22 @@ class Worker:
         self.wake, self.parked, self.core = threading.Event(), False, core
         self._thread: threading.Thread | None = None
 
-    def start(self, index: int, work: Any) -> None:
-        """Raises RuntimeError where the system gives no thread."""
+    def start(self, index: int, work: Any, what: str) -> None:
+        """Raises ResourceError, which says `what`, where the system gives no thread."""
         name = f"edgert-{index}"
         self._thread = threading.Thread(target=_live, args=(self, work), name=name, daemon=True)
-        self._thread.start()
+        start_thread(self._thread, what)
 
     def is_alive(self) -> bool:
         """Whether its thread runs."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def is_greenlet(self) -> bool:
+        """Whether what was started is no thread of the system: libraries that patch `threading`
+        run it in turn with whoever started it."""
+        started = self._thread
+        return started is not None and started.native_id == threading.get_native_id()
 
     def stop(self) -> None:
         """Tell it to end."""

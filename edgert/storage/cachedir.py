@@ -8,16 +8,27 @@ import tempfile
 from pathlib import Path
 
 VARIABLE = "EDGERT_CACHE"
+NOWHERE = Path(os.devnull, "no-home-folder")  # nothing can be made there
 
 
 def cache_root() -> Path:
-    """The cache folder: `EDGERT_CACHE`, else the user's cache directory for edgert."""
+    """The cache folder: `EDGERT_CACHE`, else the user's cache directory for edgert; `NOWHERE` for a
+    user without a home."""
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
     from platformdirs import user_cache_path
 
-    return user_cache_path("edgert", appauthor=False)
+    try:
+        found = user_cache_path("edgert", appauthor=False)
+    except (RuntimeError, KeyError):  # platformdirs, where neither HOME nor the user is known
+        return NOWHERE
+    return found if found.is_absolute() else NOWHERE
+
+
+def readable(folder: Path) -> bool:
+    """Whether files of `folder` can be read."""
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
 
 
 def writable(folder: Path) -> bool:

@@ -65,6 +65,7 @@ class HashCache:
             fd, aside = tempfile.mkstemp(dir=self._path.parent, prefix="verified-")
             with os.fdopen(fd, "w", encoding="utf-8") as file:
                 json.dump(kept, file)
+            os.chmod(aside, 0o644)  # other users of the folder may know the hashes, too
             os.replace(aside, self._path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -15,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ResourceError
+from .aside import FULL
 from .safetensors_header import DTYPES, TensorInfo, nbytes_of
 
 Specs = Mapping[str, tuple[str, tuple[int, ...]]]
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def aligned_order(specs: Specs) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -73,7 +72,7 @@ class TensorWriter:
             while len(view):
                 view = view[self._file.write(view) :]
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             free = shutil.disk_usage(self.path.parent).free
             raise ResourceError(

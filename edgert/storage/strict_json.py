@@ -1,11 +1,15 @@
-"""JSON as edgert reads it from files: UTF-8, no duplicate keys, no NaN, no deep nesting."""
+"""JSON as edgert reads it from files: UTF-8, no lone surrogates, no duplicate keys, no NaN, no deep
+nesting."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ..errors import BundleError
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may stand alone
 
 
 class _Duplicate(ValueError):
@@ -31,7 +35,10 @@ def parse(data: bytes, *, where: str, code: str) -> Any:
     Memory stays under 32 times the input (measured: an array of objects of one entry).
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+        if _SURROGATE.search(data):
+            _refuse_surrogates(found)
+        return found
     except _Duplicate as error:
         raise BundleError(
             f"{where}: {error}",
@@ -44,3 +51,18 @@ def parse(data: bytes, *, where: str, code: str) -> Any:
             code=code,
             hint="the file is damaged; copy or download it again",
         ) from None
+
+
+def _refuse_surrogates(found: Any) -> None:
+    """ValueError for half a character in any key or text: no file name and no terminal takes it."""
+    values = [found]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += [*value, *value.values()]
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, str) and not value.isascii():
+            half = re.search("[\ud800-\udfff]", value)
+            if half:
+                raise ValueError(f"a text holds a lone surrogate, {half[0]!a}, in {value[:64]!a}")

@@ -15,6 +15,7 @@ import msgspec
 
 from .. import limits
 from ..errors import RequestError
+from ..storage.typed import Reader
 from .param_checks import between, check_texts, plain
 
 GREEDY_BELOW = 1e-5  # a temperature at or below it means "take the largest"
@@ -185,7 +186,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 values[name] = (values[name],)
         values = {key: value for key, value in values.items() if value is not None}
         try:
-            return msgspec.convert(values, cls)
+            return _READER.convert(values)
         except msgspec.ValidationError as error:
             raise RequestError(
                 f"parameter of a wrong type: {error}",
@@ -256,6 +257,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 # Fields that no bundle gives advice about.
 _ADVISED = {"temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed"}
 _AS_ASKED = tuple(name for name in SamplingParams.__struct_fields__ if name not in _ADVISED)
+
+
+_READER = Reader(SamplingParams)
 
 
 def _first(*values: Any) -> Any:

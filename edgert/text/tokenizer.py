@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import limits
 from ..errors import BundleError, EdgertError, RequestError, ResourceError
-from ..process import give_back_heap
+from ..process import give_back_heap, start_thread
+from .decoder_traits import Traits, is_byte, traits_of
 from .segments import Segment, pattern_of, split_control
 from .tokenizer_check import Vocabulary, check_tokenizer, without_added_tokens
 
@@ -53,6 +54,7 @@ class Tokenizer:
         # One prompt at a time: the pool would only cost a warning after a fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._data, self._plain_tokenizer = data, None
+        self._traits: Traits | None = None
         self._tokenizer = self._build(data)
         give_back_heap()  # half of what the library took to read the file
         self._hidden = frozenset(self.id_of(text) for text in self.vocabulary.special)
@@ -116,6 +118,17 @@ class Tokenizer:
         """A decoder that takes one id at a time. before: ids whose text the stream goes on from,
         so that a word keeps the space in front of it."""
         return TextStream(self, before)
+
+    def text_of(self, token: int) -> str | None:
+        """A token's text as the vocabulary has it, or None."""
+        found: str | None = _guarded(lambda: self._tokenizer.id_to_token(token))
+        return found
+
+    def decoder_traits(self) -> Traits:
+        """What later tokens may do to the text of earlier ones."""
+        if self._traits is None:
+            self._traits = traits_of(self._tokenizer.decoder)
+        return self._traits
 
     def id_of(self, text: str) -> int | None:
         """The id of a token's exact text, or None."""
@@ -236,43 +249,76 @@ class Tokenizer:
 
 
 class TextStream:
-    """Text from ids, one at a time; bytes of unfinished characters are held back.
+    """Text from ids, one at a time; text that a later id may change is held back.
 
     The pieces together are what `Tokenizer.decode` gives for all ids, less what it gives for those
-    before. An undecodable byte comes out as U+FFFD once it is clear that it stays one (how many of
-    them one broken character becomes may then differ).
+    before. Ids that come out as U+FFFD do so in the pieces as well, once it is clear that they
+    stay broken (`decoder_traits`).
     """
 
-    HELD = 8  # tokens; no UTF-8 character is made of more than four bytes
+    WINDOW = 32  # ids that are decoded again with every new one, or as many as it takes
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = [int(token) for token in before[-self.HELD :]]
-        self._start, self._read = 0, len(self._ids)  # [start:read] is context, [read:] unseen text
+        self._tokenizer, self._traits = tokenizer, tokenizer.decoder_traits()
+        self._ids = self._context([int(token) for token in before])
+        self._shown = len(tokenizer.decode(self._ids))  # characters of their text
+        self._cut = 0  # where the window may begin: the text before it is certain
+        self._in_bytes = False  # whether the last ids are bytes of a run that may go on
 
     def push(self, token: int) -> str:
         """Text that became certain with this id (possibly none)."""
         self._ids.append(int(token))
-        text = self._fresh()
-        if text.endswith("\ufffd") and len(self._ids) - self._read < self.HELD:
+        if self._traits.rewrites:
             return ""
-        return self._take(text)
+        if self._is_byte(token):
+            self._in_bytes = True
+            return ""
+        if self._in_bytes and self._adds_nothing():
+            return ""  # a special token, which decoding leaves out: bytes go on behind it
+        self._in_bytes = False
+        return self._show(self._tokenizer.decode(self._ids))
 
     def flush(self) -> str:
         """Whatever is still held back."""
-        return self._take(self._fresh())
+        text = self._tokenizer.decode(self._ids)
+        piece, self._shown = text[self._shown :], max(self._shown, len(text))
+        return piece
 
-    def _fresh(self) -> str:
+    def _show(self, text: str) -> str:
+        """Text that was not shown yet, but for an unfinished character at its end."""
+        unfinished = self._traits.byte_level and text.endswith("\ufffd")
+        end = len(text) - unfinished
+        piece, self._shown = text[self._shown : end], max(self._shown, end)
+        if piece and not unfinished:
+            self._move_window()
+        return piece
+
+    def _move_window(self) -> None:
+        """Drop ids that the text of later ones does not depend on. What a decoder strips from the
+        beginning must have met other text."""
+        if len(self._ids) > self.WINDOW:
+            kept = self._ids[self._cut :]
+            text = self._tokenizer.decode(kept)
+            if text.strip():
+                self._ids, self._shown = kept, len(text)
+        self._cut = len(self._ids)
+
+    def _context(self, before: list[int]) -> list[int]:
+        """The last ids, as many as the text of later ones depends on."""
+        size = 8
+        while size < len(before):
+            kept = before[-size:]
+            if self._tokenizer.decode(kept).strip() and not self._is_byte(kept[0]):
+                return kept
+            size *= 2
+        return before
+
+    def _is_byte(self, token: int) -> bool:
+        return self._traits.byte_fallback and is_byte(self._tokenizer.text_of(token))
+
+    def _adds_nothing(self) -> bool:
         decode = self._tokenizer.decode
-        before = decode(self._ids[self._start : self._read])
-        return decode(self._ids[self._start :])[len(before) :]
-
-    def _take(self, text: str) -> str:
-        if text:
-            self._start, self._read = self._read, len(self._ids)
-            self._ids, self._read = self._ids[self._start :], self._read - self._start
-            self._start = 0
-        return text
+        return decode(self._ids) == decode(self._ids[:-1])
 
 
 def whole_numbers(values: Iterable[Any]) -> list[int]:
@@ -316,7 +362,7 @@ def _limited(run: Callable[[], T], seconds: float, what: str) -> T:
             failure.append(error)
 
     thread = threading.Thread(target=work, daemon=True, name="edgert-tokenize")
-    thread.start()
+    start_thread(thread, "a thread for the tokenizer")
     thread.join(seconds)
     if failure:
         raise failure[0]

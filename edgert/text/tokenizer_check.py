@@ -117,7 +117,7 @@ def _base(model: Mapping[str, Any], where: str) -> dict[str, Any]:
     if isinstance(vocab, list):
         texts = [row[0] if isinstance(row, list) and row else None for row in vocab]
         bad = [row for row in texts if not isinstance(row, str)]
-        repeats = [text for text, n in Counter(texts).items() if n > 1]
+        repeats = [] if bad else [text for text, n in Counter(texts).items() if n > 1]
         if bad or repeats:
             rows = (bad + repeats)[:4]
             raise _fail(where, f"vocabulary rows that are no texts or repeat: {rows}")
@@ -202,11 +202,41 @@ def _check_letters(raw: Mapping[str, Any], base: Mapping[str, Any], where: str) 
 
 
 def _check_merges(model: Mapping[str, Any], base: Mapping[str, Any], where: str) -> None:
-    merges = model.get("merges") or []
-    if not isinstance(merges, list) or len(merges) > MERGES * len(base):
+    merges = model.get("merges")
+    if merges is None:
+        return
+    if not isinstance(merges, list):
+        raise _fail(where, f"model.merges is a {type(merges).__name__}, expected a list")
+    if len(merges) > MERGES * len(base):
         raise _fail(
             where, f"{len(merges)} merges for {len(base)} tokens, expected at most {MERGES} a token"
         )
+    if prefix := model.get("continuing_subword_prefix"):
+        _check_prefix(prefix, merges, where)
+
+
+def _check_prefix(prefix: Any, merges: Iterable[Any], where: str) -> None:
+    """The library cuts as many bytes off the right side of every merge, whatever they are, and
+    ends the process where that is half a character."""
+    right = [_right(merge) for merge in merges]
+    if not isinstance(prefix, str) or not prefix.isascii():
+        raise _fail(
+            where, f"continuing_subword_prefix is {str(prefix)[:40]!r}, expected ASCII text"
+        )
+    bad = [text for text in right if not text.startswith(prefix)]
+    if bad:
+        raise _fail(
+            where,
+            f"{len(bad)} merges, such as one with {bad[0][:40]!r}, have a right side that does "
+            f"not begin with continuing_subword_prefix {prefix[:40]!r}",
+        )
+
+
+def _right(merge: Any) -> str:
+    """The right side of a merge, "a b" or ["a", "b"]; "" where it has none."""
+    if isinstance(merge, str):
+        return merge.partition(" ")[2]
+    return str(merge[-1]) if isinstance(merge, list) and merge else ""
 
 
 def _check_width(size: int, width: int, where: str) -> None:

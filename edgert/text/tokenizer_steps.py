@@ -117,7 +117,8 @@ def _check_template(step: Mapping[str, Any], where: str) -> None:
     added = 0
     for piece in single:
         named = piece.get("SpecialToken") if isinstance(piece, dict) else None
-        entry = special.get(named.get("id")) if isinstance(named, dict) else None
+        name = named.get("id") if isinstance(named, dict) else None
+        entry = special.get(name) if isinstance(name, str) else None
         ids = entry.get("ids") if isinstance(entry, dict) else None
         added += len(ids) if isinstance(ids, list) else 0
     if added > ADDED_IDS:

@@ -47,6 +47,16 @@ def _referred(function: Any) -> Iterator[Any]:
             yield from (getattr(value, each, None) for each in names)
 
 
+def described(function: Callable[..., Any]) -> str:
+    """A digest of a function's own code and of what its closure holds, the same in every
+    process. What it calls is not in it."""
+    code = function.__code__
+    numbers = [each for each in code.co_consts if not isinstance(each, type(code))]
+    cells = [_describe(cell.cell_contents) for cell in function.__closure__ or ()]
+    text = repr((code.co_code, numbers, code.co_names, cells))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _digest(function: FunctionType) -> str:
     return hashlib.sha256(_describe(function).encode()).hexdigest()[:12]
 

@@ -17,18 +17,20 @@ thread has a mailbox (BOX_*), in which the thread that leads a step tells it wha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import pickle
+import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import simd
 from ..operands import COUNT, ROW_BYTES
 from ..simd import atomic_add, atomic_load, atomic_store, call_kernel, i64, ld_i64, pause, st_i64
+from . import kernel_cache
 from .interrupts import held_back
+from .kernel_cache import KernelFile
 from .layout import (
     BOX_COUNT,
     BOX_CTRL,
@@ -47,8 +49,11 @@ from .layout import (
 )
 from .naming import name_versions
 
+import llvmlite  # isort: skip
 import numba  # isort: skip
 from numba import njit, types  # isort: skip
+from numba.core.ccallback import CFunc  # isort: skip
+from numba.core.sigutils import normalize_signature  # isort: skip
 
 SPINS = 2000
 
@@ -68,8 +73,10 @@ def kernel(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def sources_hash() -> str:
-    """Hash of all kernel sources, the Numba version and the ISA: what compiled code depends on."""
-    digest = hashlib.sha256(f"{numba.__version__} {simd.ISA}".encode())
+    """Hash of all kernel sources, the compiler's versions and the ISA: what compiled code depends
+    on."""
+    versions = (numba.__version__, llvmlite.__version__, sys.version_info[:2], simd.ISA)
+    digest = hashlib.sha256(repr(versions).encode())
     digest.update(str(numba.core.config.CPU_NAME).encode())
     for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -82,27 +89,25 @@ def use_cache(folder: Path | None) -> None:
     _cache_folder = folder
 
 
-@contextlib.contextmanager
-def _numba_cache(folder: Path) -> Iterator[None]:
-    previous = numba.core.config.CACHE_DIR
-    numba.core.config.CACHE_DIR = str(folder)
-    try:
-        yield
-    finally:
-        numba.core.config.CACHE_DIR = previous
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept."""
+    return _cache_folder
 
 
-def _made(compiled: Callable[..., Any]) -> Any:
-    """`compiled()`, through the cache folder where that can be read and written: a full disk or a
-    damaged file costs the time to compile and nothing else."""
+def _kept(made: Any, name: str, function: Callable[..., Any]) -> Any:
+    """A function that Numba is about to compile, with its file where there is a cache folder."""
+    if _cache_folder is not None:
+        made._cache = KernelFile(_cache_folder, name, function)
+    return made
+
+
+def _made(name: str, function: Callable[..., None]) -> Any:
+    """A kernel, compiled or loaded."""
+    options = {"nopython": True, "error_model": "numpy"}
+    made = CFunc(function, normalize_signature(_SIGNATURE), {}, options)
     with held_back():
-        if _cache_folder is not None:
-            with (
-                contextlib.suppress(OSError, EOFError, pickle.UnpicklingError),
-                _numba_cache(_cache_folder),
-            ):
-                return compiled(cache=True)
-        return compiled()
+        _kept(made, name, function).compile()
+    return made
 
 
 def compile_kernel(name: str) -> Any:
@@ -111,10 +116,7 @@ def compile_kernel(name: str) -> Any:
         if name not in _compiled:
             function = _registry[name]
             name_versions(function)
-            options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
-            _compiled[name] = _made(
-                lambda **cache: numba.cfunc(_SIGNATURE, **options, **cache)(function)
-            )
+            _compiled[name] = _made(name, function)
         return _compiled[name]
 
 
@@ -127,7 +129,7 @@ def is_cached(name: str) -> bool:
     """Whether compiling `name` will be quick: done before, or in the cache folder."""
     if name in _compiled:
         return True
-    return _cache_folder is not None and any(_cache_folder.rglob(f"*.{name}-*.nbi"))
+    return _cache_folder is not None and kernel_cache.has(_cache_folder, name)
 
 
 def address(name: str) -> int:
@@ -229,7 +231,7 @@ def _lead(table: int, count: int, ctrl: int, threads: int) -> int:
     return left
 
 
-ENTRIES = {
+ENTRIES: dict[str, tuple[Callable[..., Any], Any]] = {
     "begin": (_begin, types.void(i64, i64, i64, i64, i64)),
     "lead": (_lead, i64(i64, i64, i64, i64)),
     "work": (_work, i64(i64, i64, i64)),
@@ -241,6 +243,19 @@ def entry_point(name: str) -> Callable[..., Any]:
     with _lock:
         if name not in _compiled:
             function, signature = ENTRIES[name]
-            options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-            _compiled[name] = _made(lambda **cache: njit(signature, **options, **cache)(function))
+            made = njit(nogil=True, error_model="numpy")(function)
+            with held_back():
+                _kept(made, f"entry.{name}", function).compile(signature)
+            made.disable_compile()
+            _compiled[name] = made
         return _compiled[name]  # type: ignore[no-any-return]
+
+
+def _forget() -> None:
+    """In a forked child: a thread that compiled did not come along."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

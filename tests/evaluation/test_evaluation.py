@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgert.bundle import Bundle
-from edgert.errors import RequestError
+from edgert.errors import DeviceError, RequestError
 from edgert.evaluation.corpora import HELD_OUT_NOVELS, load_text
 from edgert.evaluation.perplexity import (
     read_documents,
@@ -61,6 +61,34 @@ def plain(session: Session, ids: tuple[int, ...], first: int) -> tuple[float, bo
             greedy &= int(z.argmax()) == ids[at + 1]
     state.close()
     return total, greedy
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_model_that_computes_no_numbers_gets_no_score(
+    tokenizer: Tokenizer, shared_data: Path, value: float
+) -> None:
+    graph = tiny_graph(quant="f32", context=CONTEXT)
+    weights = tiny_weights(graph)
+    name = next(name for name, array in weights.items() if array.ndim == 1)
+    weights[name] = np.full_like(weights[name], value)
+    broken = ReferenceSession(graph, weights, max_rows=16)
+    examples = load_task("blimp", shared_data, limit=1)
+    with np.errstate(all="ignore"):
+        for score in (
+            lambda: score_text(broken, tokenizer, ["some text"], start=BOS),
+            lambda: score_task(broken, tokenizer, "blimp", examples, start=BOS),
+        ):
+            with pytest.raises(DeviceError, match=r"log-likelihood of (nan|inf|-inf)") as caught:
+                score()
+            assert caught.value.code == "logits"
+
+
+def test_a_hopeless_model_has_a_finite_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgert.evaluation import zeroshot
+
+    hopeless = [[zeroshot.Score(-1e6, False)]]
+    example = zeroshot.Example((("a", "b"),), 0, (1,), "")
+    assert math.isfinite(zeroshot._metrics(["perplexity"], [example], hopeless)["perplexity"])
 
 
 def tokens(rng: np.random.Generator, count: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ def test_a_sound_bundle(tmp_path: Path) -> None:
         "weights.safetensors",
         "graphs and tensors",
         "values of weights.safetensors",
+        "tokenizer",
     ]
     with Bundle.open(path) as bundle:
         assert report.fingerprint == bundle.fingerprint
@@ -77,6 +79,18 @@ def test_unlisted_files_are_named(tmp_path: Path) -> None:
     report = verify_bundle(path)
     assert report.ok
     assert report.unlisted == ("sub/notes.txt",)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny.edge")
+    raw = json.loads((bundle / "tokenizer.json").read_text("utf-8"))
+    raw["model"]["merges"] = 7
+    (bundle / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    reseal(bundle)
+    report = verify_bundle(bundle)
+    (problem,) = report.problems()
+    assert problem.subject == "tokenizer"
+    assert "model.merges is a int" in problem.message
 
 
 def test_golden_answers(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -14,11 +15,14 @@ from unittest import mock
 import numpy as np
 import pytest
 from edgert.converters.convert import convert
+from edgert.converters.onnx_emit import export
 from edgert.converters.stages.weight_cache import WeightCache
 
 from benchmarks.make_checkpoint import make_checkpoint
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError, ResourceError
+from edgert.evaluation.verify import verify_bundle
+from edgert.session import SessionOptions, memory
 from tests.conftest import ROOT
 from tests.converters.faults import breaking, convert_tiny, count_steps
 
@@ -153,3 +157,80 @@ def test_h19_power_loss_drops_unsynced_writes(good: Path, out: Path, tmp_path: P
     assert report.resumed < len(report.weights) / 2
     whole = (tmp_path / "whole.edge" / "weights.safetensors").read_bytes()
     assert (out / "weights.safetensors").read_bytes() == whole
+
+
+def test_h18_disk_fails_at_the_first_byte(good: Path, out: Path) -> None:
+    """Nothing is left that the next run could take over, so nothing is left."""
+    with (
+        mock.patch.object(WeightCache, "write", side_effect=OSError(errno.EIO, "I/O error")),
+        pytest.raises(ResourceError, match="I/O error"),
+    ):
+        convert_tiny(good, out)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_h18_disk_full_while_the_bundle_is_written(good: Path, out: Path) -> None:
+    """Behind the stage that fills the cache, where another writer says that the disk is full."""
+    full = ResourceError("the disk is full", code="disk-full")
+    with (
+        mock.patch("edgert.converters.stages.emit.TensorWriter", side_effect=full),
+        mock.patch("edgert.converters.stages.emit.cache_of", return_value=None),
+        pytest.raises(ResourceError) as info,
+    ):
+        convert_tiny(good, out)
+    assert info.value.code == "disk-full"
+    assert info.value.values["needed"] > 100_000
+    assert list(out.parent.iterdir()) == []
+
+
+def test_golden_answers_need_no_memory_for_the_whole_context(good: Path, out: Path) -> None:
+    config = json.loads((good / "config.json").read_text("utf-8"))
+    config["max_position_embeddings"] = 1 << 20
+    (good / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    real = memory.reserve
+
+    def reserve(size: int) -> np.ndarray:
+        if size > 64 << 20:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return real(size)
+
+    with mock.patch("edgert.session.pages.reserve", reserve):
+        report = convert(good, out, progress=False)
+        assert report.golden == "cpu"
+        checked = verify_bundle(report.path, SessionOptions("cpu"))
+    assert checked.ok, checked.problems()
+    assert sum(check.subject.startswith("golden") for check in checked.checks) == 2
+    with Bundle.open(report.path) as bundle:
+        assert bundle.graph().context == 1 << 20
+
+
+# export
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(errno.ENOSPC, r"model\.onnx needs \d{4,} bytes, the disk has \d+ free"),
+     (errno.EROFS, "could not be written: Read-only file system")],
+)  # fmt: skip
+def test_export_to_a_disk_that_fails(old: Path, code: int, said: str) -> None:
+    before, files = state(old), sorted(path.name for path in old.iterdir())
+    with (
+        mock.patch("os.fsync", side_effect=OSError(code, os.strerror(code))),
+        pytest.raises(ResourceError, match=said) as info,
+    ):
+        export(old)
+    assert info.value.code == ("disk-full" if code == errno.ENOSPC else "write")
+    assert (state(old), sorted(path.name for path in old.iterdir())) == (before, files)
+    assert [path.name for path in old.parent.iterdir()] == ["m.edge"]
+
+
+def test_export_removes_what_killed_ones_left(old: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone = [old / f"{name}.partial-{ended.pid}" for name in ("model.onnx", "draft.f16.onnx")]
+    alive = old / f"model.onnx.partial-{os.getppid()}"
+    for path in (*gone, alive):
+        path.write_bytes(b"half")
+    export(old)
+    assert alive.exists()
+    assert not [path for path in gone if path.exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,30 +90,6 @@ def test_h35_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-@pytest.mark.parametrize("fault", ["full disk", "cut files"])
-def test_h35_a_kernel_cache_that_fails_costs_time_only(tmp_path: Path, fault: str) -> None:
-    make = (
-        f"from pathlib import Path\nimport edgert.kernels.cpu.kernels\n"
-        f"from edgert.kernels.cpu import vm\n"
-        f"vm.use_cache(Path({str(tmp_path)!r}))\n"
-        f"print(vm.address('select') > 0, callable(vm.entry_point('begin')))\n"
-    )
-    full = (
-        "import errno, numba.core.caching as c\n"
-        "def fail(*args): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "c.IndexDataCacheFile.save = fail\n"
-    )
-    if fault == "cut files":
-        full = ""
-        assert fresh(make).returncode == 0
-        files = [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
-        assert len(files) == 4
-        for file in files:
-            os.truncate(file, file.stat().st_size // 2)
-    done = fresh(full + make)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
-
-
 def test_h35_a_damaged_hash_cache_is_made_anew(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "verified.json").write_text('{"half', encoding="utf-8")
     code = f"import edgert; edgert.load({str(bundle)!r}, device='reference').close()"
@@ -145,6 +122,82 @@ def test_h35_an_instruction_set_this_cpu_lacks_is_refused(bundle: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+# A user that no system file lists, who may read everything and write nothing of others.
+NOBODY = (
+    "setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--bounding-set=-dac_override",
+    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+)  # fmt: skip
+needs_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("setpriv") is None,
+    reason="only root with setpriv becomes another user",
+)
+
+
+def as_nobody(code: str, **env: str | None) -> subprocess.CompletedProcess[str]:
+    """`fresh` as that user, with variables set or (None) unset."""
+    kept = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env}
+    return subprocess.run(
+        [*NOBODY, sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        capture_output=True, text=True, cwd=ROOT, timeout=200, check=False,
+        env={name: value for name, value in kept.items() if value is not None},
+    )  # fmt: skip
+
+
+@needs_root
+def test_h35_a_user_without_a_home(bundle: Path) -> None:
+    """HOME unset and the user unknown: nothing is kept, and one line says so."""
+    code = (
+        f"import edgert\n"
+        f"from edgert.session import kernel_cache\n"
+        f"for _ in range(2):\n"
+        f"    print(kernel_cache())\n"
+        f"with edgert.load({str(bundle)!r}, device='reference') as model:\n"
+        f"    print({GREEDY})\n"
+    )
+    done = as_nobody(code, HOME=None, EDGERT_CACHE=None, XDG_CACHE_HOME=None)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["None", "None", expected(bundle)]
+    assert done.stderr.count("\n") == 1
+    assert "EDGERT_CACHE" in done.stderr
+    assert not (ROOT / "~").exists()
+
+
+@needs_root
+def test_h35_warmed_kernels_of_another_user(tmp_path: Path) -> None:
+    """Made by root, used by somebody who cannot write there: no line, and no kernel compiled."""
+    code = (
+        "from edgert.session import kernel_cache\n"
+        "from edgert.kernels.cpu import kernels, vm\n"
+        "vm.use_cache(kernel_cache())\n"
+        "print(vm.compile_kernel('select').cache_hits)\n"
+    )
+    root = fresh(code, env={"EDGERT_CACHE": str(tmp_path)})
+    assert (root.returncode, root.stdout) == (0, "0\n"), root.stderr
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder.parts[1:2] == ("tmp",):
+            folder.chmod(0o755)
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    done = as_nobody(code, EDGERT_CACHE=str(tmp_path), HOME="/nonexistent")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+def test_the_cache_folder_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    import platformdirs
+
+    from edgert.storage import cachedir
+
+    def unknown(*args: object, **options: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("EDGERT_CACHE", raising=False)
+    for found in (unknown, lambda *args, **options: Path("~/.cache/edgert")):
+        monkeypatch.setattr(platformdirs, "user_cache_path", found)
+        assert cachedir.cache_root() == cachedir.NOWHERE
+        assert not cachedir.readable(cachedir.NOWHERE)
+        assert not cachedir.writable(cachedir.NOWHERE)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_h35_a_fork_does_not_crash_or_hang(bundle: Path) -> None:
     """The child of a process with a thread team gets an error that says why, can load for itself,
@@ -168,3 +221,41 @@ def test_h35_a_fork_does_not_crash_or_hang(bundle: Path) -> None:
     done = fresh(code, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["fork", "True", "0 True"], done.stderr
+
+
+@needs_root
+def test_h35_no_more_threads_to_be_had(bundle: Path) -> None:
+    """The first thread that is missing is the tokenizer's: an error that says so."""
+    code = (
+        f"import resource, edgert\n"
+        f"resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
+        f"try:\n"
+        f"    edgert.load({str(bundle)!r}, device='reference')\n"
+        f"except edgert.ResourceError as error:\n"
+        f"    print(error.code, error.message)\n"
+    )
+    done = as_nobody(code, OPENBLAS_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("threads-start a thread for the tokenizer could not be started")
+
+
+def test_h35_threads_that_are_greenlets(bundle: Path, kernel_folder: Path) -> None:
+    """As gevent patches `threading`: what is started runs on the thread that started it, in turn.
+    A step that waits for such a thread waits for ever, so it takes none."""
+    code = (
+        f"import threading, types\n"
+        f"class Greenlet(threading.Thread):\n"
+        f"    def start(self):\n"
+        f"        self._native_id = threading.get_native_id()\n"
+        f"import edgert, edgert.session.team as team\n"
+        f"patched = types.SimpleNamespace(**vars(threading))\n"
+        f"patched.Thread = Greenlet\n"
+        f"for module in (threading, patched):\n"
+        f"    team.threading = module\n"
+        f"    with edgert.load({str(bundle)!r}, threads=2) as model:\n"
+        f"        print({GREEDY})\n"
+    )
+    done = fresh(code, env={"EDGERT_CACHE": str(kernel_folder)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [expected(bundle)] * 2
+    assert done.stderr.count("threads are greenlets here") == 1

@@ -18,7 +18,7 @@ from edgert.kernels.cpu import (
 LISTED = """
 from edgert.kernels.cpu import vm
 from edgert.kernels.cpu import kernels
-vm._made = lambda compiled: None
+vm._made = lambda name, function: None
 for name in vm.names():
     vm.compile_kernel(name)
 from edgert.kernels.cpu import naming
@@ -29,7 +29,7 @@ for name in vm.names():
 
 def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[FunctionType]]:
     """What every kernel reaches, named as just before its compilation."""
-    monkeypatch.setattr(vm, "_made", lambda compiled: None)
+    monkeypatch.setattr(vm, "_made", lambda name, function: None)
     monkeypatch.setattr(vm, "_compiled", {})
     for name in vm.names():
         vm.compile_kernel(name)

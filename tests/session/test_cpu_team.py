@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -222,6 +223,28 @@ def test_a_thread_that_cannot_be_started(
     session = CpuSession(GRAPH, WEIGHTS, threads=3, cache=kernel_folder)
     prefill(session)
     session.close()
+
+
+def test_a_step_that_ends_while_another_counts_cores(kernel_folder: Path) -> None:
+    """Cores are given back without the lock, so that an interrupt loses none."""
+    session = CpuSession(GRAPH, WEIGHTS, threads=1, cache=kernel_folder)
+    team = session._team
+
+    class Ending(NamedTuple):
+        workers: list[object]
+
+        @property
+        def threads(self) -> int:
+            team._held.pop(-2, None)
+            return 1
+
+    try:
+        team._held.update({-1: Ending([]), -2: Ending([])})
+        assert team._idle_cores() == team.cores - 2
+        assert team._idle_cores() == team.cores - 1
+    finally:
+        team._held.clear()
+        session.close()
 
 
 def test_sessions_share_one_team(kernel_folder: Path) -> None:

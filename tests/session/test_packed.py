@@ -3,8 +3,13 @@ name says, done without where nothing can be written."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ KEY = "5eed" * 16
 GRAPH = tiny_graph(quant="mixed")
 WEIGHTS = tiny_weights(GRAPH)
 TOKENS = np.arange(40, dtype=np.int32)
+REAL_SHA256 = hashlib.sha256
 
 
 def answer(folders: list[Path], cache: Path, key: str = KEY) -> NDArray[np.float32]:
@@ -76,7 +82,8 @@ def test_another_model_or_layout_gets_a_file_of_its_own(
 
 
 @pytest.mark.parametrize(
-    "damage", ["shorter", "longer", "empty", "foreign", "another name", "link", "zeros"]
+    "damage",
+    ["shorter", "longer", "empty", "foreign", "another name", "link", "zeros", "bit", "page"],
 )
 def test_a_file_that_is_not_the_packed_one_is_replaced(
     damage: str, tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32]
@@ -98,7 +105,8 @@ def test_a_file_that_is_not_the_packed_one_is_replaced(
         path.write_bytes(
             {
                 "shorter": good[:-1], "longer": good + b"\0", "empty": b"", "foreign": foreign,
-                "zeros": bytes(len(good)),
+                "zeros": bytes(len(good)), "page": good[:4096] + bytes(4096) + good[8192:],
+                "bit": good[:5000] + bytes([good[5000] ^ 4]) + good[5001:],
             }[damage]
         )  # fmt: skip
     assert np.array_equal(answer([folder], kernel_folder), expected)
@@ -127,6 +135,37 @@ def test_a_folder_in_the_way(
     path.mkdir()
     assert np.array_equal(answer([tmp_path], kernel_folder), expected)
     assert only_file(tmp_path).is_dir()
+
+
+def test_the_content_is_hashed_once_per_change(
+    tmp_path: Path, kernel_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGERT_CACHE", str(tmp_path / "cache"))
+    answer([tmp_path / "packed"], kernel_folder)
+    path = only_file(tmp_path / "packed")
+    long_ago = path.stat().st_mtime - 100
+    os.utime(path, (long_ago, long_ago))
+    monkeypatch.setattr("edgert.storage.hash_cache.RACY_SECONDS", -1)
+    answer([tmp_path / "packed"], kernel_folder)
+    monkeypatch.setattr(packed.hashlib, "sha256", small_only)
+    answer([tmp_path / "packed"], kernel_folder)
+
+
+def small_only(data: bytes = b"") -> Any:
+    assert len(data) < 10_000, "the content was hashed again"
+    return REAL_SHA256(data)
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path, kernel_folder: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = [tmp_path / f"{name}.packed.partial-{ended.pid}" for name in ("this", "other")]
+    mine = tmp_path / f"x.packed.partial-{os.getpid()}"
+    for file in (*left, mine):
+        file.write_bytes(b"half")
+    answer([tmp_path], kernel_folder)
+    assert mine.exists()
+    assert not [file for file in left if file.exists()]
 
 
 def test_a_disk_that_fills_up(

@@ -45,6 +45,11 @@ def test_reads_what_json_reads(value: Any) -> None:
         (b"[-Infinity]", "thing", "-Infinity is no JSON number"),
         (b"[" * 100_000, "thing", "recursion"),
         (b"9" * 5000, "thing", "Exceeds the limit"),
+        (b'"\\ud800"', "thing", "lone surrogate, '\\ud800'"),
+        (b'[[{"a": ["b", "x\\uDFFF"]}]]', "thing", "lone surrogate, '\\udfff'"),
+        (b'{"a": {"b\\udc00": 1}}', "thing", "lone surrogate, '\\udc00'"),
+        (b'["\\ude00\\ud83d"]', "thing", "lone surrogate"),
+        (b'["\xed\xa0\x80"]', "thing", "'utf-8' codec"),
     ],
 )
 def test_refuses(data: bytes, code: str, text: str) -> None:
@@ -56,6 +61,10 @@ def test_refuses(data: bytes, code: str, text: str) -> None:
     assert text in error.message
     assert "expected" in error.message
     assert error.hint
+
+
+def test_reads_escaped_pairs_of_surrogates() -> None:
+    assert parse(b'{"\\ud83d\\ude00": ["\\uD83D\\uDE00"]}') == {"\U0001f600": ["\U0001f600"]}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
