@@ -17,7 +17,7 @@ from ..kernels.cpu import kernels as _kernels  # noqa: F401  (each registers its
 from ..kernels.cpu import vm
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS
-from ..notices import logger, notice
+from ..notices import NOTICE, logger, notice
 from ..process import give_back_code, give_back_heap
 from ..roles import row_input
 from ..storage.cachedir import VARIABLE, writable
