@@ -37,6 +37,7 @@ from typing import Any
 
 from edgert.converters.convert import convert
 
+from benchmarks import quality_answers
 from benchmarks.quality_tables import TEXTS, write
 from benchmarks.transformers_session import TransformersSession
 from edgert.api import load
@@ -63,8 +64,7 @@ Line = dict[str, Any]
 def checkpoints(data: Path) -> dict[str, Path]:
     """The models that are compared, by name."""
     return {
-        "demo": ROOT / "recipes" / "demo_text" / "checkpoint",
-        "edgert-24m-think": data / "lm-edgert-24m-think",
+        "demo": data / "lm-edgert-24m-think",
         "tinystories-656k": data / "lm-tinystories-656k",
         "stories260k": demo_checkpoint(),
     }
@@ -136,6 +136,22 @@ def measured(
     path: Path, checkpoint: Path, keys: list[tuple[Any, ...]], args: argparse.Namespace
 ) -> Iterator[Line]:
     """The lines of `keys`, which share a model and an engine."""
+    scored = [key for key in keys if key[2] not in quality_answers.MEASURES]
+    if scored:
+        yield from _scored(path, checkpoint, scored, args)
+    answered = [key for key in keys if key[2] in quality_answers.MEASURES]
+    if answered:
+        with load(path, threads=args.threads) as model:
+            for key in answered:
+                began = time.perf_counter()
+                found = quality_answers.measure(model, args.data, checkpoint, key[2], key[3:])
+                seconds = round(time.perf_counter() - began, 1)
+                yield dict(zip(KEY, key, strict=True)) | found | {"seconds": seconds}
+
+
+def _scored(
+    path: Path, checkpoint: Path, keys: list[tuple[Any, ...]], args: argparse.Namespace
+) -> Iterator[Line]:
     with Bundle.open(path) as opened:
         tokenizer, start = Tokenizer.from_bundle(opened), start_id(opened)
         session: Session = (
@@ -233,7 +249,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=list(checkpoints(Path())), default=[])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["f32"])
     parser.add_argument(
-        "--measures", nargs="*", choices=[*TEXTS, *TASKS], default=[*TEXTS, "blimp"]
+        "--measures", nargs="*", choices=[*TEXTS, *TASKS, *quality_answers.MEASURES], default=[*TEXTS, "blimp"]
     )
     parser.add_argument("--answers", action="store_true", help="also the ten prompts of the card")
     parser.add_argument("--again", action="store_true", help="measure what is there already, too")
