@@ -249,7 +249,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=list(checkpoints(Path())), default=[])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["f32"])
     parser.add_argument(
-        "--measures", nargs="*", choices=[*TEXTS, *TASKS, *quality_answers.MEASURES], default=[*TEXTS, "blimp"]
+        "--measures",
+        nargs="*",
+        choices=[*TEXTS, *TASKS, *quality_answers.MEASURES],
+        default=[*TEXTS, "blimp"],
     )
     parser.add_argument("--answers", action="store_true", help="also the ten prompts of the card")
     parser.add_argument("--again", action="store_true", help="measure what is there already, too")
