@@ -1,7 +1,7 @@
 """Quality of the demo model, measured through edgert and, for comparison, through transformers.
 
     python -m benchmarks.quality_demo --models demo --engines int4 --part all
-    python -m benchmarks.quality_demo --models edgert-24m-think --engines f32 --measures blimp
+    python -m benchmarks.quality_demo --models demo --engines f32 --measures problems recall_1900
     python -m benchmarks.quality_demo --write
 
 Every measurement is a line of `benchmarks/results/quality_demo.jsonl`. A measure is cut into
@@ -14,8 +14,8 @@ Bits per byte: `edgert.evaluation.corpora`, documents on their own after the sta
 at most 1024 tokens that do not overlap but for a document's last. Tasks:
 `edgert.evaluation.zeroshot`. Engines: f32, f16, int8, int4 are bundles of that quantization (int4
 of the demo model: the bundle that ships); f32 holds a bfloat16 checkpoint exactly. What is not int4
-of the demo model needs its checkpoint, which `recipes/demo_text/README.md` says how to get;
-edgert-24m-think is a model of the same shape in the shared data folder. The engine
+of the demo model needs its checkpoint, `lm-edgert-24m-think` in the shared data folder. What it is
+asked to answer is in `quality_answers`. The engine
 "transformers" computes logits with `AutoModelForCausalLM` in float32 from the stored weights;
 everything else is the same code, so the two must agree.
 """
@@ -79,7 +79,7 @@ def check_source(checkpoint: Path) -> None:
     if found != expected:
         raise SystemExit(
             f"{weights}: {found}, expected the shipped bundle's source, SHA-256 {expected}; "
-            "recipes/demo_text/README.md says how to get it back"
+            "recipes/demo_text/README.md says where it is"
         )
 
 

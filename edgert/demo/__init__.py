@@ -22,6 +22,7 @@ from ..errors import ResourceError
 NAME = "edgert-demo"
 LICENCE = "CC BY-SA 4.0"  # of its weights
 CHECKPOINT = "stories260k"
+QUALITY = "quality.json"
 _AGAIN = "install edgert again: pip install --force-reinstall edgert"
 
 
@@ -51,7 +52,7 @@ def demo_checkpoint() -> Path:
 
 def quality() -> dict[str, Any]:
     """What was measured of the chat model in f16 and in int4. Raises ResourceError."""
-    path = Path(__file__).resolve().parent / "quality.json"
+    path = Path(__file__).resolve().parent / QUALITY
     if not path.is_file():
         raise ResourceError(
             f"no file {path}, expected the demo model's measurements",
