@@ -22,6 +22,7 @@ from edgert.bundle import Bundle
 from edgert.demo.checkpoint import write_checkpoint
 from edgert.errors import ResourceError
 from edgert.evaluation.verify import verify_bundle
+from edgert.storage.cachedir import cache_root
 from edgert.storage.hash_cache import HashCache, cache_path
 from recipes.demo_text import sources
 from recipes.demo_text.card import CARD
@@ -171,11 +172,20 @@ def as_json(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def run_in(folder: Path, *args: str) -> dict[str, Any]:
-    environment = os.environ | {"TMPDIR": str(folder)}
-    done = run_demo(*args, env=environment)
+    (folder / "tmp").mkdir()
+    with Bundle.open(demo.demo_bundle()) as shipped:
+        own = shipped.manifest.files["weights.safetensors"].sha256[:24]
+    packed, names = cache_root() / "packed", lambda: {path.name for path in packed.glob("*")}
+    before = names()
+    done = run_demo(*args, env=os.environ | {"TMPDIR": str(folder / "tmp")})
     known = cache_path().read_text(encoding="utf-8") if cache_path().is_file() else ""
-    return {"text": done.stdout, "errors": done.stderr, "left": list(folder.iterdir()),
-            "remembered": str(folder) in known}  # fmt: skip
+    return {
+        "text": done.stdout,
+        "errors": done.stderr,
+        "left": list((folder / "tmp").iterdir()),
+        "packed": {name for name in names() - before if not name.startswith(own)},
+        "remembered": str(folder) in known,
+    }
 
 
 def test_the_verb_shows_size_quality_speed_an_answer_and_what_is_next(
@@ -205,6 +215,7 @@ def test_the_verb_shows_size_quality_speed_an_answer_and_what_is_next(
 def test_the_verb_leaves_nothing_behind(shown: dict[str, Any], as_json: dict[str, Any]) -> None:
     for run in (shown, as_json):
         assert run["left"] == []
+        assert run["packed"] == set()
         assert not run["remembered"]
 
 
