@@ -315,12 +315,14 @@ def contents(lines: Sequence[Line]) -> dict[Path, dict[str, str]]:
 def shipped_quality(lines: Sequence[Line]) -> dict[str, Any]:
     """What `edgert demo` shows of the model in f16 and in int4, over what both were measured on."""
     rows: list[dict[str, Any]] = []
+    longest = max((m for m in RECALL if common(lines, m, ("f16", "int4"))), default="",
+                  key=RECALL.index)  # fmt: skip
     for words, unit, measures, items in (
         ("Wikipedia, bits per byte", "bits", ["wikipedia_valid"], "articles"),
         ("BLiMP, grammatical pairs", "share", ["blimp"], "pairs"),
         ("word problems, thinking", "share", ["problems"], "problems"),
         ("the same without thinking", "share", ["problems_direct"], "problems"),
-        ("facts in up to 1,900 tokens", "share", list(RECALL), "texts"),
+        (f"facts in up to {ANSWERED.get(longest, '').split(', ')[-1]}", "share", RECALL, "texts"),
     ):
         pairs = [pair for m in measures if (pair := common(lines, m, ("f16", "int4")))]
         if pairs:
