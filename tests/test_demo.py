@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 import edgert
 from edgert import demo
 from edgert.bundle import Bundle
-from edgert.demo.checkpoint import write_checkpoint
+from edgert.cli.demo_checkpoint import write_checkpoint
 from edgert.errors import ResourceError
 from edgert.evaluation.verify import verify_bundle
 from edgert.storage.cachedir import cache_root

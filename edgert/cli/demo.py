@@ -113,8 +113,8 @@ def _converted(folder: Path, threads: int | None) -> tuple[Path, Path, dict[str,
     from ..bundle.reader import Bundle
     from ..converters.convert import convert
     from ..demo import NAME, demo_bundle
-    from ..demo.checkpoint import write_checkpoint
     from ..machine.doctor import folder_bytes
+    from .demo_checkpoint import write_checkpoint
 
     with Bundle.open(demo_bundle()) as shipped:
         checkpoint = write_checkpoint(shipped, folder / NAME)
