@@ -162,14 +162,21 @@ def answers_table(cells: Cells) -> str:
         found = [cells.get(("demo", engine, measure)) for measure in ANSWERED]
         if any(found):
             rows.append([words, *(_right(cell) for cell in found)])
-    asked = [next((c for e in ENGINES if (c := cells.get(("demo", e, m)))), None) for m in ANSWERED]
+    asked = [
+        max((c for e in ENGINES if (c := cells.get(("demo", e, m)))),
+            key=lambda cell: int(cell["examples"]), default=None)
+        for m in ANSWERED
+    ]  # fmt: skip
     heads = [f"{words} ({cell['examples'] if cell else 0})"
              for words, cell in zip(ANSWERED.values(), asked, strict=True)]  # fmt: skip
     return _table(["right answers", *heads], rows)
 
 
 def _right(cell: Mapping[str, Any] | None) -> str:
-    return f"{cell['acc']:.1%}" if cell else "–"
+    if cell is None:
+        return "–"
+    text = f"{cell['acc']:.1%}"
+    return text if cell["share"] > 1 - 1e-9 else f"{text} ({cell['share']:.0%} of them)"
 
 
 def depth_table(cells: Cells, engine: str = "int4") -> str:
