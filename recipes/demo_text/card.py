@@ -85,8 +85,8 @@ and facts are answered best greedily (`--temp 0`).
 Word problems: held-out ones of the recipe's generator, fourteen kinds, two to five steps. Without
 thinking: the thoughts are opened and closed with nothing in between, and the first sentence that
 follows counts. Facts: a pass key, a colour, a name, a place or a number, stated once among the
-sentences of Wikipedia articles that training did not see (within a tenth of each of five depths) and
-asked for at the end; the wording is that of training. Answers are greedy, one turn each, no system
+sentences of Wikipedia articles that training did not see (within a tenth of each of five depths)
+and asked for at the end; the wording is that of training. Answers are greedy, one turn each, no system
 message; in brackets, how many. Bits per byte: each document after `<|endoftext|>`, in windows of
 1,024 tokens that do not overlap. BLiMP and the tasks by lm-eval's definitions; ± is one standard
 error. f32 holds the stored bfloat16 weights exactly; int4 is the bundle in the edgert package:
@@ -107,8 +107,8 @@ weigh eight times in pre-training and four times in tuning.
 {curve}
 
 Held-out figures of the run: bits per byte on the first rows of the Wikipedia validation text (bf16,
-without regard to documents, so not the figure above), and nats per answer token of word problems and
-of recall documents. The recall rows cut documents, so that some facts are asked for and not shown.
+without regard to documents, so not the figure above), and nats per answer token of word problems
+and of recall documents. The recall rows cut documents, so that some facts are asked for and not shown.
 The lines stand in `recipes/demo_text/curves/final.jsonl`.
 
 The optimizer was chosen by short runs of equal training time on an earlier model of this shape
@@ -135,6 +135,7 @@ The model is small. It knows few facts and states wrong ones with the same confi
 
 - **Word problems** are solved in the generator's fourteen kinds and little beyond: elsewhere the
   thoughts have the right form and mostly wrong content, and few problems of GSM8K come out right.
+  Counting the things in a long list is the weakest of the fourteen.
   Some repeat one clause until the token limit: set one.
 - **Without its thoughts** it cannot reckon: the table shows what is left of its answers.
 - **Facts** are found when they stand in running text, in the wording of the training documents. A
