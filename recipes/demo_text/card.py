@@ -86,8 +86,8 @@ Word problems: held-out ones of the recipe's generator, fourteen kinds, two to f
 thinking: the thoughts are opened and closed with nothing in between, and the first sentence that
 follows counts. Facts: a pass key, a colour, a name, a place or a number, stated once among the
 sentences of Wikipedia articles that training did not see (within a tenth of each of five depths)
-and asked for at the end; the wording is that of training. Answers are greedy, one turn each, no system
-message; in brackets, how many. Bits per byte: each document after `<|endoftext|>`, in windows of
+and asked for at the end; the wording is that of training. Answers are greedy, one turn each, no
+system message; in brackets, how many. Bits per byte: each document after `<|endoftext|>`, in windows of
 1,024 tokens that do not overlap. BLiMP and the tasks by lm-eval's definitions; ± is one standard
 error. f32 holds the stored bfloat16 weights exactly; int4 is the bundle in the edgert package:
 int4-g32 matrices, an int8-g32 embedding that is also the head, activations of 8 bits.
@@ -108,8 +108,8 @@ weigh eight times in pre-training and four times in tuning.
 
 Held-out figures of the run: bits per byte on the first rows of the Wikipedia validation text (bf16,
 without regard to documents, so not the figure above), and nats per answer token of word problems
-and of recall documents. The recall rows cut documents, so that some facts are asked for and not shown.
-The lines stand in `recipes/demo_text/curves/final.jsonl`.
+and of recall documents. The recall rows cut documents, so that some facts are asked for and not
+shown. The lines stand in `recipes/demo_text/curves/final.jsonl`.
 
 The optimizer was chosen by short runs of equal training time on an earlier model of this shape
 (context 1,024, no problems and no recall documents), same data, same schedule to zero, no tuning.
