@@ -89,8 +89,8 @@ sentences of Wikipedia articles that training did not see (within a tenth of eac
 and asked for at the end; the wording is that of training. Answers are greedy, one turn each, no
 system message; in brackets, how many. Bits per byte: each document after `<|endoftext|>`, in
 windows of 1,024 tokens that do not overlap. BLiMP and the tasks by lm-eval's definitions; ± is one
-standard error. f32 holds the stored bfloat16 weights exactly; int4 is the bundle in the edgert package:
-int4-g32 matrices, an int8-g32 embedding that is also the head, activations of 8 bits.
+standard error. f32 holds the stored bfloat16 weights exactly; int4 is the bundle in the edgert
+package: int4-g32 matrices, an int8-g32 embedding that is also the head, activations of 8 bits.
 
 <!-- quality: begin -->
 {figures}
