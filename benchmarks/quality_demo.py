@@ -1,7 +1,7 @@
 """Quality of the demo model, measured through edgert and, for comparison, through transformers.
 
     python -m benchmarks.quality_demo --models demo --engines int4 --part all
-    python -m benchmarks.quality_demo --models edgert-24m-think --engines f32 --measures blimp
+    python -m benchmarks.quality_demo --models demo --engines f32 --measures problems recall_1900
     python -m benchmarks.quality_demo --write
 
 Every measurement is a line of `benchmarks/results/quality_demo.jsonl`. A measure is cut into
@@ -14,8 +14,8 @@ Bits per byte: `edgert.evaluation.corpora`, documents on their own after the sta
 at most 1024 tokens that do not overlap but for a document's last. Tasks:
 `edgert.evaluation.zeroshot`. Engines: f32, f16, int8, int4 are bundles of that quantization (int4
 of the demo model: the bundle that ships); f32 holds a bfloat16 checkpoint exactly. What is not int4
-of the demo model needs its checkpoint, which `recipes/demo_text/README.md` says how to get;
-edgert-24m-think is a model of the same shape in the shared data folder. The engine
+of the demo model needs its checkpoint, `lm-edgert-24m-think` in the shared data folder. What it is
+asked to answer is in `quality_answers`. The engine
 "transformers" computes logits with `AutoModelForCausalLM` in float32 from the stored weights;
 everything else is the same code, so the two must agree.
 """
@@ -37,6 +37,7 @@ from typing import Any
 
 from edgert.converters.convert import convert
 
+from benchmarks import quality_answers
 from benchmarks.quality_tables import TEXTS, write
 from benchmarks.transformers_session import TransformersSession
 from edgert.api import load
@@ -63,8 +64,7 @@ Line = dict[str, Any]
 def checkpoints(data: Path) -> dict[str, Path]:
     """The models that are compared, by name."""
     return {
-        "demo": ROOT / "recipes" / "demo_text" / "checkpoint",
-        "edgert-24m-think": data / "lm-edgert-24m-think",
+        "demo": data / "lm-edgert-24m-think",
         "tinystories-656k": data / "lm-tinystories-656k",
         "stories260k": demo_checkpoint(),
     }
@@ -79,7 +79,7 @@ def check_source(checkpoint: Path) -> None:
     if found != expected:
         raise SystemExit(
             f"{weights}: {found}, expected the shipped bundle's source, SHA-256 {expected}; "
-            "recipes/demo_text/README.md says how to get it back"
+            "recipes/demo_text/README.md says where it is"
         )
 
 
@@ -136,6 +136,22 @@ def measured(
     path: Path, checkpoint: Path, keys: list[tuple[Any, ...]], args: argparse.Namespace
 ) -> Iterator[Line]:
     """The lines of `keys`, which share a model and an engine."""
+    scored = [key for key in keys if key[2] not in quality_answers.MEASURES]
+    if scored:
+        yield from _scored(path, checkpoint, scored, args)
+    answered = [key for key in keys if key[2] in quality_answers.MEASURES]
+    if answered:
+        with load(path, threads=args.threads) as model:
+            for key in answered:
+                began = time.perf_counter()
+                found = quality_answers.measure(model, args.data, checkpoint, key[2], key[3:])
+                seconds = round(time.perf_counter() - began, 1)
+                yield dict(zip(KEY, key, strict=True)) | found | {"seconds": seconds}
+
+
+def _scored(
+    path: Path, checkpoint: Path, keys: list[tuple[Any, ...]], args: argparse.Namespace
+) -> Iterator[Line]:
     with Bundle.open(path) as opened:
         tokenizer, start = Tokenizer.from_bundle(opened), start_id(opened)
         session: Session = (
@@ -233,7 +249,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=list(checkpoints(Path())), default=[])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["f32"])
     parser.add_argument(
-        "--measures", nargs="*", choices=[*TEXTS, *TASKS], default=[*TEXTS, "blimp"]
+        "--measures",
+        nargs="*",
+        choices=[*TEXTS, *TASKS, *quality_answers.MEASURES],
+        default=[*TEXTS, "blimp"],
     )
     parser.add_argument("--answers", action="store_true", help="also the ten prompts of the card")
     parser.add_argument("--again", action="store_true", help="measure what is there already, too")

@@ -87,19 +87,62 @@ def test_the_shipped_tables_are_those_of_the_kept_lines() -> None:
 def test_only_the_shipped_models_own_checkpoint_is_measured_as_the_demo(tmp_path: Path) -> None:
     from benchmarks.quality_demo import check_source
 
-    with pytest.raises(SystemExit, match=r"no file, expected .* SHA-256 52cc4182bc86"):
+    with pytest.raises(SystemExit, match=r"no file, expected .* SHA-256 3c945cd05ff1"):
         check_source(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"another")
-    with pytest.raises(SystemExit, match=r"says how to get it back"):
+    with pytest.raises(SystemExit, match=r"says where it is"):
         check_source(tmp_path)
 
 
-def test_the_card_compares_what_it_compared_when_it_shipped() -> None:
+def answered(engine: str, measure: str, part: int, groups: dict[str, list[int]]) -> dict[str, Any]:
+    right, asked = (sum(pair[i] for pair in groups.values()) for i in (0, 1))
+    acc = right / asked
+    return line(measure, part, engine, value=acc, acc=acc, examples=asked, groups=groups)
+
+
+def test_answers_are_counted_over_parts_by_group() -> None:
     lines = [
-        line("blimp", 0, examples=100, acc=0.5),
-        line("blimp", 1, examples=100, acc=0.5),
-        line("blimp", 0, examples=100, acc=0.5) | {"model": "edgert-24m-think"},
+        answered("int4", "recall_1900", 0, {"10% passkey": [2, 2], "90% name": [1, 2]}),
+        answered("int4", "recall_1900", 1, {"10% name": [0, 1], "90% name": [1, 1]}),
+        answered("int4", "problems", 0, {"age": [3, 4]}),
+        answered("int4", "problems_direct", 0, {"age": [1, 4]}),
     ]
-    found = tables.contents(lines)
-    assert "edgert-24m-think" in found[tables.PAGE]["quality"]
-    assert "edgert-24m-think" not in found[tables.CARD]["quality"]
+    cells = tables.joined(lines)
+    assert "| 1,900 tokens | 2 of 3 | 2 of 3 |" in tables.depth_table(cells)
+    kinds = tables.kinds_table(cells)
+    assert "| age | 3 of 4 | 1 of 4 |" in kinds
+    assert "| fact: name | 2 of 4 | – |" in kinds
+    head, _, row = tables.answers_table(cells).splitlines()
+    assert "word problems (4)" in head
+    cells = "75.0% (50% of them) | 25.0% (50% of them) | – | – | 66.7% | –"
+    assert f"| edgert int4 | {cells} |" in row
+
+
+def test_the_demo_shows_what_both_engines_were_measured_on() -> None:
+    both = [
+        answered(engine, "recall_500", part, {"10% name": [right, 10]})
+        for engine, part, right in (("f16", 0, 10), ("int4", 0, 9), ("int4", 1, 2))
+    ]
+    alone = answered("int4", "problems", 0, {"age": [3, 4]})
+    (row,) = tables.shipped_quality([*both, alone])["rows"]
+    assert (row["f16"], row["int4"], row["items"]) == (1.0, 0.9, "10 texts")
+
+
+def test_the_shipped_quality_is_that_of_the_kept_lines() -> None:
+    from benchmarks.quality_demo import RESULTS, read
+    from edgert.demo import quality
+
+    assert quality() == tables.shipped_quality(list(read(RESULTS).values()))
+
+
+def test_items_are_asked_as_they_were_made() -> None:
+    from benchmarks import quality_answers
+    from recipes.demo_text.problems import is_right
+
+    free = quality_answers.items(Path(), Path(), "problems")
+    direct = quality_answers.items(Path(), Path(), "problems_direct")
+    assert [item.question for item in free] == [item.question for item in direct]
+    assert len(free) == quality_answers.PROBLEMS
+    assert {item.begun for item in free} == {""}
+    assert {item.begun for item in direct} == {quality_answers.CLOSED}
+    assert not any(is_right("", item.value, item.choices) for item in free)

@@ -133,4 +133,4 @@ def test_the_first_command_in_a_fresh_environment(tmp_path: Path) -> None:
         ["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "Once upon a time" in done.stdout
+    assert "Tom has 8 apples." in done.stdout

@@ -5,19 +5,24 @@
 
     edgert convert demo_text_work/checkpoint -o edgert/demo/edgert-demo.edge --name edgert-demo
 
-Its card is `README.md` in the bundle.
+Its card is `README.md` in the bundle. `quality.json` holds what conversion cost it, written by
+`python -m benchmarks.quality_demo --write`.
 
-`stories260k` is a small checkpoint in the Hugging Face layout, for `edgert demo` to convert.
+`stories260k` is a tiny checkpoint in the Hugging Face layout, for tests and measurements.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ..errors import ResourceError
 
 NAME = "edgert-demo"
+LICENCE = "CC BY-SA 4.0"  # of its weights
 CHECKPOINT = "stories260k"
+QUALITY = "quality.json"
 _AGAIN = "install edgert again: pip install --force-reinstall edgert"
 
 
@@ -43,3 +48,16 @@ def demo_checkpoint() -> Path:
             hint=_AGAIN,
         )
     return path
+
+
+def quality() -> dict[str, Any]:
+    """What was measured of the chat model in f16 and in int4. Raises ResourceError."""
+    path = Path(__file__).resolve().parent / QUALITY
+    if not path.is_file():
+        raise ResourceError(
+            f"no file {path}, expected the demo model's measurements",
+            code="demo-missing",
+            hint=_AGAIN,
+        )
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

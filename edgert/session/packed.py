@@ -123,6 +123,13 @@ def mapped(
     return in_memory(graph, weights, paired)
 
 
+def forget(folder: Path, key: str) -> None:
+    """Remove the packed weights of the bundle `key`; who has them mapped keeps them."""
+    for path in folder.glob(f"{key[:24]}-*.packed"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _shape_key(graph: Graph, paired: frozenset[str]) -> str:
     text = repr([(n, w.shape, w.encoding, n in paired) for n, w in graph.weights.items()])
     return hashlib.sha256(text.encode()).hexdigest()[:12]

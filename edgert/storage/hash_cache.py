@@ -59,7 +59,16 @@ class HashCache:
         for key, entry in self._fresh.items():
             merged.pop(key, None)
             merged[key] = entry
-        kept = dict(list(merged.items())[-ENTRIES:])
+        self._write(dict(list(merged.items())[-ENTRIES:]))
+
+    def forget(self, folder: Path) -> None:
+        """Drop what is known of files in `folder`, whoever added it."""
+        inside, known = folder.resolve(), _load(self._path)
+        kept = {key: entry for key, entry in known.items() if inside not in Path(key).parents}
+        if len(kept) < len(known):
+            self._write(kept)
+
+    def _write(self, kept: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             fd, aside = tempfile.mkstemp(dir=self._path.parent, prefix="verified-")

@@ -245,7 +245,6 @@ def entry_point(name: str) -> Callable[..., Any]:
             function, signature = ENTRIES[name]
             made = njit(nogil=True, error_model="numpy")(function)
             with held_back():
-                with held_back():
                 _kept(made, f"entry.{name}", function).compile(signature)
             made.disable_compile()
             _compiled[name] = made

@@ -22,6 +22,8 @@ from tokenizers import Tokenizer
 
 from . import sources
 from .dialogues import everyday_dialogues
+from .problems import gsm8k_dialogues, held_out_problems, problem_dialogues
+from .recall import encode, held_out_documents, recall_documents
 from .sources import Dialogue
 from .stories import everyday_stories
 from .tokenizer import END_OF_TEXT, encode_dialogues
@@ -40,10 +42,15 @@ class Sample:
     documents: int | None = None  # per text source
     dialogues: int = 160_000  # everyday dialogues to generate
     stories: int = 12_000  # everyday stories to generate
+    problems: int = 100_000  # word problems to generate
+    recall: int = 20_000  # documents with facts to generate
+    held_out: int = 300  # problems, and documents with facts, to validate on while training
     parts: tuple[int, ...] = (0, 1, 2, 3)  # Wikipedia files
 
 
-TINY = Sample(documents=60, dialogues=600, stories=60, parts=(0,))
+TINY = Sample(
+    documents=60, dialogues=600, stories=60, problems=300, recall=20, held_out=30, parts=(0,)
+)
 
 
 @dataclass
@@ -139,6 +146,8 @@ def dialogue_parts(data: Path, sample: Sample) -> dict[str, Callable[[], Iterabl
         "questions": lambda: sources.fairytale_questions(data),
         "tasks": lambda: sources.task_dialogues(data),
         "everyday": lambda: everyday_dialogues(sample.dialogues),
+        "reasoning": lambda: problem_dialogues(sample.problems),
+        "gsm8k": lambda: gsm8k_dialogues(data),
     }
 
 
@@ -202,18 +211,35 @@ def pack_dialogues(
     return np.concatenate(tokens), np.concatenate(masks), np.array(starts, np.int64)
 
 
+def pack_masked(
+    encoded: Iterable[tuple[list[int], list[int]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `pack_dialogues`, of (ids, mask) that are encoded already."""
+    tokens: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    sizes = [0]
+    for ids, mask in encoded:
+        tokens.append(np.array(ids, np.uint16))
+        masks.append(np.array(mask, np.uint8))
+        sizes.append(len(ids))
+    return np.concatenate(tokens), np.concatenate(masks), np.cumsum(sizes[:-1], dtype=np.int64)
+
+
 def prepare(data: Path, out: Path, tokenizer: Tokenizer, *, sample: Sample | None = None) -> dict:
     """Write every part below `out`; return the report that is also saved as corpus.json."""
     sample = sample or Sample()
     out.mkdir(parents=True, exist_ok=True)
     cleaner = new_cleaner(data)
     report: dict = {"parts": {}}
+    fillers: list[list[str]] = []
     for name, reader in plain_parts(data, sample).items():
         before = (cleaner.repeated, cleaner.leaked)
         texts = (t for d in islice(reader(), sample.documents) if (t := cleaner.clean(d)))
         documents = list(lone_paragraphs(texts) if name == "wikipedia" else texts)
         tokens, starts = pack_plain(tokenizer, documents)
         _save(out, name, tokens=tokens, starts=starts)
+        if name in ("wikipedia", "novels"):
+            fillers.append(documents)
         report["parts"][name] = {
             "documents": len(documents),
             "bytes": sum(len(d.encode()) for d in documents),
@@ -223,22 +249,44 @@ def prepare(data: Path, out: Path, tokenizer: Tokenizer, *, sample: Sample | Non
         }
         print(json.dumps({"part": name, **report["parts"][name]}), flush=True)
     for name, reader in dialogue_parts(data, sample).items():
-        limit = None if name == "everyday" else sample.documents
+        limit = None if name in ("everyday", "reasoning") else sample.documents
         dialogues = _distinct(islice(reader(), limit))
-        tokens, mask, starts = pack_dialogues(tokenizer, dialogues)
-        _save(out, name, tokens=tokens, mask=mask, starts=starts)
-        report["parts"][name] = {
-            "documents": len(starts),
-            "tokens": len(tokens),
-            "answer_tokens": int(mask.sum()),
-        }
-        print(json.dumps({"part": name, **report["parts"][name]}), flush=True)
+        report["parts"][name] = _save_masked(out, name, pack_dialogues(tokenizer, dialogues))
+    facts = (encode(tokenizer, d) for d in recall_documents(tokenizer, fillers, sample.recall))
+    report["parts"]["recall"] = _save_masked(out, "recall", pack_masked(facts))
+    _prepare_held_out(data, out, tokenizer, sample)
     valid = sources.wikipedia_valid(data)
     tokens, _ = pack_plain(tokenizer, valid)
     _save(out, "validation", tokens=tokens)
     report["validation"] = {"tokens": len(tokens), "bytes": sum(len(d.encode()) for d in valid)}
     (out / "corpus.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _prepare_held_out(data: Path, out: Path, tokenizer: Tokenizer, sample: Sample) -> None:
+    """Problems and recall documents that no training row shares, to validate on."""
+    asked = [[("user", p.question), ("assistant", p.reply)]
+             for p in held_out_problems(sample.held_out)]  # fmt: skip
+    _save_masked(out, "reasoning_valid", pack_dialogues(tokenizer, asked))
+    articles = sources.wikipedia_valid(data)
+    each = -(-sample.held_out // 15)
+    facts = (
+        encode(tokenizer, document)
+        for length in (500, 1000, 1900)
+        for _, document in held_out_documents(
+            tokenizer, articles, length, (0.1, 0.3, 0.5, 0.7, 0.9), each
+        )
+    )
+    _save_masked(out, "recall_valid", pack_masked(facts))
+
+
+def _save_masked(out: Path, name: str, packed: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict:
+    """Write a part with a mask; returns, and prints, its sizes."""
+    tokens, mask, starts = packed
+    _save(out, name, tokens=tokens, mask=mask, starts=starts)
+    sizes = {"documents": len(starts), "tokens": len(tokens), "answer_tokens": int(mask.sum())}
+    print(json.dumps({"part": name, **sizes}), flush=True)
+    return sizes
 
 
 def _distinct(dialogues: Iterable[Dialogue]) -> Iterator[Dialogue]:

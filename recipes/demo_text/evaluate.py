@@ -33,11 +33,12 @@ PROMPTS = (
     "Tell me a short story about a fox.",
     "What colour is the sky?",
     "I am sad today.",
-    "What is 3 plus 4?",
-    "What does a cow eat?",
-    "Tell me a story about a girl named Lily and a lost key.",
+    "Tom has 5 apples. He buys 7 more and gives 4 to Anna. How many apples does Tom have?",
+    "Mia is taller than Tom. Ben is shorter than Tom. Who is the shortest?",
+    "Ada's umbrella is yellow. Hugo hid the coin in the barn. The pass key is 48213. "
+    "What colour is Ada's umbrella?",
+    "A train leaves at 3 and arrives at 7. How long does it travel?",
     "Why do we sleep?",
-    "Thank you, goodbye!",
 )
 
 

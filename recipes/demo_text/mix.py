@@ -5,6 +5,7 @@ Nothing is consumed, so a resumed run reads exactly the rows an unbroken one wou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,23 +21,31 @@ class Share:
 
     part: str
     share: float
-    answers_only: bool = False  # loss on answers only; needs a mask
+    text: float = 1.0  # weight of a token in the loss, where no answer stands
+    answer: float = 1.0  # weight of a token of an answer; needs a mask where it differs
 
 
 PRETRAIN = (
-    Share("wikipedia", 0.605),
-    Share("novels", 0.325),
-    Share("fairytales", 0.015),
-    Share("storybooks", 0.008),
-    Share("stories", 0.012),
+    Share("wikipedia", 0.48),
+    Share("novels", 0.26),
+    Share("fairytales", 0.012),
+    Share("storybooks", 0.006),
+    Share("stories", 0.01),
     Share("tasks", 0.02),
-    Share("everyday", 0.015),
+    Share("questions", 0.012),
+    Share("everyday", 0.02),
+    Share("reasoning", 0.09, text=0.5),
+    Share("gsm8k", 0.02),
+    Share("recall", 0.07, text=0.5, answer=8.0),
 )
 CHAT = (
-    Share("everyday", 0.56, answers_only=True),
-    Share("questions", 0.10, answers_only=True),
-    Share("tasks", 0.06, answers_only=True),
-    Share("wikipedia", 0.18),
+    Share("everyday", 0.23, text=0.0),
+    Share("questions", 0.04, text=0.0),
+    Share("tasks", 0.03, text=0.0),
+    Share("reasoning", 0.27, text=0.0),
+    Share("gsm8k", 0.07, text=0.0),
+    Share("recall", 0.10, text=0.0, answer=4.0),
+    Share("wikipedia", 0.16),
     Share("novels", 0.10),
 )
 
@@ -48,6 +57,13 @@ class Batch:
     tokens: Tensor
     targets: Tensor
     weights: Tensor
+
+    def pieces(self, rows: int | None) -> Iterator[Batch]:
+        """The batch, `rows` rows at a time (None: all at once)."""
+        step = rows or len(self.tokens)
+        for i in range(0, len(self.tokens), step):
+            some = slice(i, i + step)
+            yield Batch(self.tokens[some], self.targets[some], self.weights[some])
 
 
 class Part:
@@ -86,6 +102,15 @@ class Part:
         epochs = index // self.rows
         pieces = [self._epoch(e)[index[epochs == e] % self.rows] for e in np.unique(epochs)]
         return np.concatenate(pieces) if pieces else index
+
+
+def _weights(part: Part, share: Share, index: Tensor) -> Tensor:
+    """Weights in the loss of the tokens at `index`, float32 of its shape."""
+    if share.text == share.answer:
+        return torch.full(index.shape, share.text, device=index.device)
+    if part.mask is None:
+        raise ValueError(f"part {share.part} has no mask, so its answers cannot weigh differently")
+    return share.text + (share.answer - share.text) * part.mask[index].float()
 
 
 class Mixer:
@@ -128,14 +153,6 @@ class Mixer:
             )
             index = starts[:, None] + self.window  # [rows of part, T + 1]
             rows.append(part.tokens[index].long())
-            if share.answers_only and part.mask is None:
-                raise ValueError(
-                    f"part {share.part} has no mask, so it cannot be learnt on answers only"
-                )
-            weights.append(
-                part.mask[index[:, 1:]].float()
-                if share.answers_only and part.mask is not None
-                else torch.ones(index[:, 1:].shape, device=self.device)
-            )
+            weights.append(_weights(part, share, index[:, 1:]))
         tokens = torch.cat(rows)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.cat(weights))

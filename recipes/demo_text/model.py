@@ -27,10 +27,10 @@ class ModelConfig:
     heads: int = 6
     kv_heads: int = 2
     ffn: int = 1024
-    context: int = 1024
-    rope_theta: float = 10000.0
+    context: int = 2048
+    rope_theta: float = 50000.0
     norm_eps: float = 1e-5
-    dropout: float = 0.1
+    dropout: float = 0.05
 
     def __post_init__(self) -> None:
         if self.heads * HEAD != self.width or self.heads % self.kv_heads:

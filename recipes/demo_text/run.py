@@ -44,7 +44,7 @@ class Recipe:
 
 FULL = Recipe(
     model=ModelConfig(),
-    train=TrainConfig(optimizer="dash", lr=4e-3, weight_decay=0.25, seconds=960.0),
+    train=TrainConfig(optimizer="dash", lr=4e-3, weight_decay=0.25, seconds=1421.0, micro=32),
     sample=corpus_data.Sample(),
 )
 TINY = Recipe(
@@ -153,7 +153,7 @@ def run_notes(recipe: Recipe, lines: list[dict], paired: list[tuple[str, list[di
         "tokens": last["tokens"],
         "seconds of training": last["seconds"],
         "pre-training rows": shares(config.pretrain),
-        f"chat tuning rows (last {100 * config.chat_share:g} % of the run)": shares(config.chat),
+        f"tuning rows (last {100 * config.chat_share:g} % of the run)": shares(config.chat),
     }
     curve = [line for line in lines if "valid_bpb" in line][:-1]  # the last one is logged twice
     return {"run": run, "curve": curve, "paired": [(name, log[-1]) for name, log in paired]}
@@ -186,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=None, help="seconds of training (per run for pairs)"
     )
     p.add_argument("--steps", type=int, default=None, help="steps instead of seconds")
-    p.add_argument("--rows", type=int, default=None, help="rows of 1024 tokens per step")
+    p.add_argument("--rows", type=int, default=None, help="rows of the context's length per step")
     p.add_argument("--lr", type=float, default=None)
     p.add_argument("--weight-decay", type=float, default=None)
     p.add_argument("--device", default=None)

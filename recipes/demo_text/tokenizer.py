@@ -17,7 +17,7 @@ from .sources import Dialogue
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (END_OF_TEXT, IM_START, IM_END)  # ids 0, 1, 2
-CONTEXT = 1024
+CONTEXT = 2048
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ DATA = Path(os.environ.get("EDGERT_SHARED_DATA", ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
 from edgert.demo import demo_bundle  # noqa: E402
-from recipes.demo_text import dialogues, sources, stories  # noqa: E402
+from recipes.demo_text import dialogues, problems, recall, sources, stories  # noqa: E402
 from recipes.demo_text.data import Cleaner, long_sentences, pack_dialogues, pack_plain  # noqa: E402
 from recipes.demo_text.evaluate import _windows, bits_per_byte  # noqa: E402
 from recipes.demo_text.export import export, hf_config, load_checkpoint  # noqa: E402
@@ -85,6 +86,84 @@ def test_a_story_is_about_what_was_asked():
         assert "silver key" in stories.make_story(rng, thing="silver key").text
 
 
+def test_problems_are_seeded_differ_and_are_answered_rightly():
+    some = list(problems.problems(1400, seed=3))
+    assert some == list(problems.problems(1400, seed=3))
+    assert len({p.question for p in some}) == 1400
+    assert {p.kind for p in some} == set(problems.KINDS)
+    assert len(problems.KINDS) == 14
+    for p in some:
+        assert problems.is_right(p.reply, p.value, p.choices), p
+        assert not set("{}|()") & set(p.question + p.reply), p
+        assert 2 <= len(p.thoughts) <= 12, p
+
+
+def test_the_working_of_a_problem_is_arithmetic():
+    """Each sum that stands in the thoughts is true, and the last one is the answer."""
+    sums = 0
+    for p in problems.problems(700, seed=4):
+        for a, sign, b, total in re.findall(r"(\d+) ([-+x/]) (\d+) = (\d+)", p.reply):
+            made = {"+": int(a) + int(b), "-": int(a) - int(b), "x": int(a) * int(b)}
+            assert int(total) == (int(a) / int(b) if sign == "/" else made[sign]), p
+            sums += 1
+    assert sums > 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "choices", "right"),
+    [
+        ("<think>\n3 + 4 = 7.\n</think>\n\nTom has 7.", "7", (), True),
+        ("<think>\n3 + 4 = 7.\n</think>\n\nTom has 8.", "7", (), False),
+        ("<think>\n3 + 4 = 7. So 3 + 4 = 7. So 3", "7", (), False),  # never ends
+        ("It costs 1,200 dollars.", "1200", (), True),
+        ("Mia is the tallest.", "Mia", ("Mia", "Tom"), True),
+        ("Mia or Tom is the tallest.", "Mia", ("Mia", "Tom"), False),
+        ("The order is Tom, Mia and Ben.", "Tom, Mia, Ben", ("Ben", "Mia", "Tom"), True),
+        ("The order is Mia, Tom and Ben.", "Tom, Mia, Ben", ("Ben", "Mia", "Tom"), False),
+        ("", "7", (), False),
+    ],
+)
+def test_an_answer_counts_by_what_follows_the_thoughts(text, value, choices, right):
+    assert problems.is_right(text, value, choices) is right
+
+
+def test_training_avoids_the_held_out_problems():
+    held_out = {p.question for p in problems.held_out_problems(1000)}
+    asked = {d[-2][1] for d in problems.problem_dialogues(3000)}
+    assert len(asked) == 3000
+    assert not held_out & asked
+    assert held_out & {p.question for p in problems.problems(1000, problems.SEEDS["held out"])}
+
+
+def test_facts_stand_where_they_should_and_are_asked_after_the_text(tokenizer):
+    texts = list(stories.everyday_stories(60))
+    found = list(recall.held_out_documents(tokenizer, texts, 500, (0.1, 0.9), 10))
+    assert {document.asked[0].kind for _, document in found} >= {"passkey", "colour"}
+    for depth, document in found:
+        (fact,) = document.asked
+        place = document.text.index(fact.statement) / len(document.text)
+        assert abs(place - depth) < 0.25, (depth, place)
+        assert all(other.statement in document.text for other in document.others)
+        ids, mask = recall.encode(tokenizer, document)
+        assert 350 < len(ids) < 560
+        learnt = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
+        shown = tokenizer.decode(learnt, skip_special_tokens=False)
+        assert shown == f"{fact.answer}<|im_end|>"
+        assert fact.value in fact.answer
+
+
+def test_plain_recall_documents_learn_their_answers_only(tokenizer):
+    texts = list(stories.everyday_stories(60))
+    documents = [d for d in recall.recall_documents(tokenizer, [texts], 60) if d.plain]
+    assert len(documents) > 4
+    for document in documents:
+        ids, mask = recall.encode(tokenizer, document)
+        learnt = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
+        answers = "".join(f" {fact.answer}" for fact in document.asked)
+        assert tokenizer.decode(learnt) == answers
+        assert tokenizer.decode(ids, skip_special_tokens=False).startswith("<|endoftext|>")
+
+
 def test_mask_covers_answers_and_their_end_mark(tokenizer):
     dialogue = [
         ("user", "Hi"),
@@ -120,7 +199,7 @@ def test_cleaner_drops_repeats_and_evaluation_sentences():
 
 
 def test_rows_follow_the_shares_and_cover_an_epoch(corpus):
-    shares = (Share("stories", 0.7), Share("everyday", 0.3, answers_only=True))
+    shares = (Share("stories", 0.7), Share("everyday", 0.3, text=0.0))
     mixer = Mixer(corpus, shares, rows=10, context=64, seed=0, device=torch.device("cpu"))
     assert [e - b for b, e in mixer.counts(0)] == [7, 3]
     part = mixer.parts[0]
@@ -146,9 +225,34 @@ def _config(**changes) -> TrainConfig:
         steps=8, rows=4, warmup=2, device="cpu", compile=False, log_every=2, validate_every=2.0,
         checkpoint_every=0.0, chat_share=0.25,
         pretrain=(Share("stories", 0.6), Share("everyday", 0.4)),
-        chat=(Share("everyday", 0.7, answers_only=True), Share("stories", 0.3)),
+        chat=(Share("everyday", 0.7, text=0.0), Share("stories", 0.3)),
     )  # fmt: skip
     return replace(base, **changes)
+
+
+def test_answers_weigh_what_their_share_says(corpus):
+    shares = (Share("stories", 0.5), Share("everyday", 0.5, text=0.5, answer=8.0))
+    batch = Mixer(corpus, shares, rows=4, context=64, seed=0, device=torch.device("cpu")).batch(0)
+    assert set(batch.weights[:2].unique().tolist()) == {1.0}
+    assert set(batch.weights[2:].unique().tolist()) == {0.5, 8.0}
+    wrong = Mixer(
+        corpus, (Share("stories", 1.0, text=0.5),), rows=2, context=64, seed=0,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="stories has no mask"):
+        wrong.batch(0)
+
+
+def test_gradients_do_not_depend_on_the_rows_of_one_pass(corpus, tmp_path):
+    shape = replace(TINY_MODEL, vocab=600, context=64, dropout=0.0)
+    grads = []
+    for micro in (None, 1):
+        trainer = Trainer(shape, _config(micro=micro), corpus, tmp_path / str(micro))
+        loss = trainer.forward_backward(trainer.mixer("chat").batch(0))
+        grads.append((float(loss), [p.grad for p in trainer.model.parameters()]))
+    assert grads[0][0] == pytest.approx(grads[1][0], rel=1e-5)
+    for a, b in zip(grads[0][1], grads[1][1], strict=True):
+        assert (a - b).norm() <= 1e-4 * a.norm()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "dash", "dash+msign"])
@@ -216,6 +320,9 @@ def test_tiny_runs_the_whole_recipe(tmp_path):
     assert len(results["answers"]) == 10
     assert "Ten fixed prompts" in (out / "README.md").read_text()
     assert load_checkpoint(out).config.vocab == TINY_MODEL.vocab
+    last = json.loads((tmp_path / "final" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["reasoning_valid"] > 0
+    assert last["recall_valid"] > 0
 
 
 def test_a_trained_checkpoint_is_small_and_talks(trained_checkpoint):
