@@ -53,8 +53,8 @@ def plan_pages(graph: Graph, element_bytes: int, context: int, kv_memory: int | 
     fits = min(context, affordable * PAGE_TOKENS)
     if fits < context:
         notice(
-            f"a context of {context} tokens needs {size * pages_for(context) / 1e9:.1f} GB of keys "
-            f"and values, {budget / 1e9:.1f} GB may be used: the context is {fits} tokens "
+            f"a context of {context} tokens needs {size * pages_for(context) / 1e6:.1f} MB of keys "
+            f"and values, {budget / 1e6:.1f} MB may be used: the context is {fits} tokens "
             "(--kv-memory gives more, --kv-bits 8 takes half)"
         )
     if kv_memory is not None:

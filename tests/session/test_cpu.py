@@ -30,7 +30,7 @@ WINDOW = 270  # longer than a segment, no multiple of a page
 GRAPH = tiny_graph(quant="int4", context=CONTEXT, window=WINDOW)
 WEIGHTS = tiny_weights(GRAPH, seed=5)
 TOKENS = np.random.default_rng(9).integers(0, vocab_size(GRAPH), LENGTH).astype(np.int32)
-FOUR_PAGES = 4 * bytes_per_page(GRAPH, 4)
+FOUR_PAGES = 4 * bytes_per_page(GRAPH, 2)
 Sessions = dict[tuple[int, int], CpuSession]
 
 
