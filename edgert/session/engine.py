@@ -297,48 +297,47 @@ class Engine:
         return feed
 
     def _step(self, fed: list[tuple[Lane, Feed]]) -> list[tuple[Lane, Feed, StepResult]]:
-        """The step, in spite of a lack of memory and of feeds that fail."""
-        while fed:
-            try:
-                results = self.session.step([feed for _, feed in fed])
-                return [(*pair, result) for pair, result in zip(fed, results, strict=True)]
-            except ResourceError as error:
-                _discard(fed)
-                fed = self._make_room(fed, error)
-            except Exception as error:
-                _discard(fed)
-                if len(fed) == 1:
-                    self._fail(fed[0][0], error)
-                    return []
-                return [done for pair in fed for done in self._step([pair])]
-            except BaseException:
-                _discard(fed)
-                raise
-        return []
+        """The step; less what failed. Where memory was short nothing has happened but that there is
+        room now, and the next turn feeds again."""
+        if not fed:
+            return []
+        before = [feed.state.length for _, feed in fed]
+        try:
+            results = self.session.step([feed for _, feed in fed])
+            return [(*pair, result) for pair, result in zip(fed, results, strict=True)]
+        except ResourceError as error:
+            _discard(fed)
+            self._make_room([lane for lane, _ in fed], error)
+            return []
+        except Exception as error:
+            _discard(fed)
+            if len(fed) == 1:
+                self._fail(fed[0][0], error)
+                return []
+        pairs = zip(fed, before, strict=True)
+        same = [pair for pair, length in pairs if pair[1].state.length == length]
+        return [done for pair in same for done in self._step([pair])]
 
-    def _make_room(
-        self, fed: list[tuple[Lane, Feed]], error: ResourceError
-    ) -> list[tuple[Lane, Feed]]:
-        """Give up the memory that is missed least, and the feeds that can still be made: parked
-        memory, lanes that wait for readers, then the lane that came last."""
+    def _make_room(self, fed: list[Lane], error: ResourceError) -> None:
+        """Give up the memory that is missed least: parked memory, lanes that were not fed, then the
+        lane that came last."""
         with self._lock:
             while self._parked:
                 parked = self._parked.pop(next(iter(list(self._parked))), None)
                 if parked is not None and (memory := parked()) is not None:
                     memory.evict()
-                    return fed
-            mine = {id(lane) for lane, _ in fed}
+                    return
+            mine = {id(lane) for lane in fed}
             others = [x for x in self._open if id(x) not in mine and x.state is not None]
             lanes = others or [x for x in self._open if id(x) in mine][1:]
             if not lanes:
-                self._fail(fed[0][0], error)
-                return []
+                self._fail(fed[0], error)
+                return
             victim = lanes[-1]
             victim.release()
             self._open.remove(victim)
             self._queue.appendleft(victim)
             self._short = True
-        return [(lane, feed) for lane, feed in fed if lane is not victim]
 
     def _fail(self, lane: Lane, error: BaseException) -> None:
         """The next sweep ends it."""
