@@ -39,9 +39,9 @@ def plan_pages(graph: Graph, element_bytes: int, context: int, kv_memory: int | 
     not even one page fits.
     """
     size = bytes_per_page(graph, element_bytes)
-    wanted = min(32, max(4, TOKENS // context)) * pages_for(context)
     if size == 0:
-        return Plan(wanted, context, wanted // pages_for(context))
+        return Plan(4 * pages_for(context), context, 4)
+    wanted = min(32, max(4, TOKENS // context)) * pages_for(context)
     budget = int(SHARE * free_memory()) if kv_memory is None else kv_memory
     affordable = budget // size
     if affordable < 1:

@@ -43,14 +43,14 @@ def text_of(folder: Path, width: int = 512) -> Text:
 
 
 def test_what_ends_an_answer_is_resolved_as_transformers_does(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(notices, "_shown", set())
     change(folder, "generation_config.json", eos_token_id=[7, 2])
     change(folder, "config.json", eos_token_id=9)
     change(folder, "tokenizer_config.json", eos_token="<|im_start|>")
     assert text_of(folder).spec.eos_token_ids == (7, 2)
-    assert "the tokenizer's eos_token '<|im_start|>' is 1" in capsys.readouterr().err
+    assert "the tokenizer's eos_token '<|im_start|>' is 1" in caplog.text
     change(folder, "generation_config.json", eos_token_id=None, temperature=0.5)
     assert text_of(folder).spec.eos_token_ids == (9,)
     (folder / "generation_config.json").unlink()

@@ -94,12 +94,12 @@ def test_a_base_model_without_its_head_is_not_enough(tmp_path: Path) -> None:
 
 
 def test_a_tied_head_with_other_values_counts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_checkpoint("llama-untied", tmp_path / "m")
     change(tmp_path / "m", tie_word_embeddings=True)
     compare(tmp_path / "m")
-    assert "whose values differ: the stored head is used" in capsys.readouterr().err
+    assert "whose values differ: the stored head is used" in caplog.text
 
 
 def without(ending: str) -> Edit:
@@ -184,13 +184,13 @@ STALE = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
 
 def test_a_left_over_quantization_config_is_ignored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_checkpoint("llama", tmp_path / "m")
     want = theirs(tmp_path / "m")
     change(tmp_path / "m", quantization_config=STALE)
     assert_close("llama", want, ours(tmp_path / "m"), rms=RMS)
-    assert "its quantization_config is left over" in capsys.readouterr().err
+    assert "its quantization_config is left over" in caplog.text
 
 
 def gptq(tensors: Arrays) -> Arrays:

@@ -14,7 +14,8 @@ from edgert.converters.onnx_emit import export
 import edgert
 from edgert.bundle import Bundle
 from edgert.errors import RequestError
-from edgert.session import Feed, Session, SessionOptions, open_session
+from edgert.session import Feed, Session, SessionOptions, State, open_session
+from edgert.text.conversation import Conversation
 from edgert.text.model import TextModel
 from tests.closeness import assert_close
 from tests.converters.checkpoints import VOCAB, make_model, prompt, write_checkpoint
@@ -190,18 +191,23 @@ def test_a_text_of_embeddings_cannot_change_sides(bundle: Path) -> None:
         session.close()
 
 
+def held(chat: Conversation) -> State:
+    """The state that a conversation keeps between turns."""
+    content = chat._memory._content
+    assert content is not None
+    return content[0]
+
+
 def test_a_restored_conversation_knows_its_factors(model: TextModel, tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
     question = "What is it that makes long texts so very different from short ones? " * 2
     with model.conversation() as chat:
         chat.say(question, **options)
-        assert chat._state is not None
-        assert chat._state.long_rope
+        assert held(chat).long_rope
         chat.save(tmp_path / "chat.state")
         with model.restore(tmp_path / "chat.state") as restored:
-            assert restored._state is not None
-            assert restored._state.long_rope
-            assert restored._state.length == chat._state.length
+            assert held(restored).long_rope
+            assert held(restored).length == held(chat).length
             answers = [one.say("And then?", **options) for one in (chat, restored)]
     assert answers[0].token_ids == answers[1].token_ids
     assert answers[0].usage.cached_tokens == answers[1].usage.cached_tokens > SWITCH
