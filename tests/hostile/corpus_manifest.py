@@ -180,20 +180,20 @@ BAD_NAMES = {
     "device": ("a/NUL.txt", "device on some systems"),
     "long": ("a" * 4000, "4000 characters, the limit is 255"),
     "not_nfc": ("e\u0301", "composed form (NFC)"),
-    "surrogate": ("a\ud800", "composed form (NFC)"),
     "empty": ("", "is empty"),
 }
 
 
-def _listed(name: str, path: str, says: str) -> None:
+def _listed(name: str, path: str, says: str, code: str = "path") -> None:
     def apply(bundle: Path) -> None:
         edit_json(bundle, MANIFEST, lambda manifest: manifest["files"].update({path: ENTRY}))
 
-    spoils("H08", "path", says, "expected a relative path", name=name)(apply)
+    spoils("H08", code, says, "expected", name=name)(apply)
 
 
 for _name, (_path, _says) in BAD_NAMES.items():
     _listed(_name, _path, _says)
+_listed("surrogate", "a\ud800", "lone surrogate", "manifest")
 
 
 @spoils("H08", "path", "'../tokenizer.json'", "expected a relative path")

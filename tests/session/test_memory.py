@@ -332,7 +332,7 @@ def test_a_dry_pool_takes_nothing_and_says_what_helps() -> None:
     with pytest.raises(ResourceError, match=r"0 of 9 KV pages of 64 tokens are free") as caught:
         others[0].reserve(others[0].length + 60)
     assert caught.value.code == "kv-pages"
-    assert "close other conversations" in caught.value.hint
+    assert "--kv-memory" in caught.value.hint
     assert before == [(other.length, other.pages) for other in others]
     others[1].close()
     others[0].reserve(others[0].length + 60)
