@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -117,13 +117,13 @@ def build(
 
 
 def _targets(families: Sequence[str], only: Sequence[str]) -> list[Target]:
-    isa = _module("isa")
+    sets_of = runpy.run_path(str(HERE / "isa.py"))["sets_of"]
     found = []
     for family in families:
         if family not in FAMILIES:
             raise BuildError(f"no kernels for {family!r}, expected some of {', '.join(FAMILIES)}")
         system, machine = family.split("-")
-        for name in isa.sets_of(machine):
+        for name in sets_of(machine):
             if not only or name in only:
                 found.append(Target(system, machine, name))
     if not found:
@@ -141,19 +141,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        raise BuildError(
-            f"{name} is not installed; `pip install {' '.join(TOOLS[::2])}`"
-        ) from None
-
-
-def _module(name: str) -> Any:
-    """A module of this package that imports no other, whatever the package is called here."""
-    spec = importlib.util.spec_from_file_location(f"_edgert_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        raise BuildError(f"{name} is not installed; `pip install {' '.join(TOOLS[::2])}`") from None
 
 
 def _sources_hash() -> str:
@@ -247,7 +235,11 @@ def main() -> None:
     parser.add_argument("--isa", nargs="+", default=[], help="only these instruction sets")
     parser.add_argument("-o", "--out", type=Path, default=HERE / "built")
     parser.add_argument("--jobs", type=int, default=0, help="processes at a time (default: cores)")
+    parser.add_argument("--sources", action="store_true", help="print the sources' hash, no more")
     args = parser.parse_args()
+    if args.sources:
+        print(_sources_hash())
+        return
     began = time.monotonic()
     families = FAMILIES if args.families == ["all"] else args.families
     try:

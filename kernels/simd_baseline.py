@@ -1,4 +1,4 @@
-"""What x86-64 lacks without its extensions: float16, a fused multiply-add, rounding to whole numbers.
+"""What x86-64 lacks without its extensions: float16, fused multiply-add, rounding to integers.
 
 LLVM would call functions of the C library for these, one lane at a time, and some that no process
 has. Every function emits plain arithmetic on a scalar or on lanes, with the bits that the

@@ -102,7 +102,9 @@ def has_kernels() -> bool:
         notice(f"the shipped kernels are not used: {code.refused()}", logging.WARNING)
     if code.has_compiler():
         return True
-    missing = "" if code.refused() else f"no kernels for {isa.machine()} {isa.chosen()} came along, "
+    missing = (
+        "" if code.refused() else f"no kernels for {isa.machine()} {isa.chosen()} came along, "
+    )
     notice(
         f"{missing}numba is not installed, using the NumPy path (slow); "
         '`pip install "edgert[jit]"` compiles them here',

@@ -123,7 +123,9 @@ def test_numba_compiles_for_the_chosen_set(first: str) -> None:
     )
     done = python(code, env={isa.VARIABLE: "portable"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(list(isa.TARGETS["portable"] if isa.machine() == isa.X86 else ("generic", "")))
+    assert done.stdout.strip() == str(
+        list(isa.TARGETS["portable"] if isa.machine() == isa.X86 else ("generic", ""))
+    )
 
 
 def test_features_are_read_from_proc() -> None:
