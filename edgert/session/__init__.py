@@ -141,6 +141,7 @@ def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
     progress: (name, done, total)."""
     check_isa()
     from ..kernels.cpu import code
+    from ..kernels.cpu.entries import ENTRIES
 
     if code.shipped() is not None:
         return 0
@@ -150,6 +151,6 @@ def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
         if progress is not None:
             progress(name, index, len(names))
         code.address(name)
-    for name in code.ENTRIES:
+    for name in ENTRIES:
         code.address(name)
     return len(names)

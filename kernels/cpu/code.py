@@ -17,18 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import isa, library
+from .entries import ENTRIES
 
 I64 = ctypes.c_int64
-# What Python calls, all of int64: how many arguments, and whether there is a result. The GIL is
-# released meanwhile.
-ENTRIES = {
-    "begin": (5, False),
-    "lead": (4, True),
-    "work": (3, True),
-    "stream": (3, True),
-    "scatter_int4": (7, False),
-    "scatter_int8": (7, False),
-}
 
 _lock = threading.Lock()
 _shipped: library.Library | None = None
@@ -83,16 +74,16 @@ def address(name: str) -> int:
     """Entry address of a kernel or entry, compiled on first use where no library has it.
     NoCodeError without either."""
     found = shipped()
-    return found.addresses[name] if found is not None else _compiler().address(name)
+    return found.addresses[name] if found is not None else _compiler().address(name, _cache_folder)
 
 
 def is_ready(name: str) -> bool:
     """Whether `address` will be quick."""
-    return shipped() is not None or _compiler().is_cached(name)
+    return shipped() is not None or _compiler().is_cached(name, _cache_folder)
 
 
 def entry_point(name: str) -> Callable[..., Any]:
-    """One of the functions that Python calls, see ENTRIES."""
+    """One of the functions that Python calls, see ENTRIES. The GIL is released meanwhile."""
     arguments, result = ENTRIES[name]
     kind = ctypes.CFUNCTYPE(I64 if result else None, *[I64] * arguments)
     return kind(address(name))

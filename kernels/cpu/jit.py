@@ -12,11 +12,11 @@ from typing import Any
 from .. import library, simd
 from ..simd import i64
 from . import (
-    code,
     kernel_cache,
     kernels,  # noqa: F401  (each registers itself)
     vm,
 )
+from .entries import ENTRIES
 from .interrupts import held_back
 from .kernel_cache import KernelFile
 from .naming import name_versions
@@ -40,7 +40,7 @@ def names() -> list[str]:
 
 def signature(name: str) -> Any:
     """Numba's signature of a kernel or entry."""
-    arguments, result = code.ENTRIES.get(name, (3, False))
+    arguments, result = ENTRIES.get(name, (3, False))
     return (i64 if result else types.void)(*[i64] * arguments)
 
 
@@ -61,11 +61,10 @@ def sources_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _made(name: str) -> Any:
+def _made(name: str, folder: Path | None) -> Any:
     """A kernel, compiled or loaded."""
     python = function(name)
     made = CFunc(python, normalize_signature(signature(name)), {}, OPTIONS)
-    folder = code.cache_folder()
     if folder is not None:
         made._cache = KernelFile(folder, _file(name), python)
     with held_back():
@@ -77,23 +76,23 @@ def _file(name: str) -> str:
     return f"entry.{name}" if name in vm.entries else name
 
 
-def compile_kernel(name: str) -> Any:
-    """The compiled kernel or entry `name` (a numba CFunc), from the cache where it has it."""
+def compile_kernel(name: str, folder: Path | None = None) -> Any:
+    """The compiled kernel or entry `name` (a numba CFunc), from `folder` where that has it, kept
+    there otherwise."""
     with _lock:
         if name not in _compiled:
-            _compiled[name] = _made(name)
+            _compiled[name] = _made(name, folder)
         return _compiled[name]
 
 
-def is_cached(name: str) -> bool:
+def is_cached(name: str, folder: Path | None) -> bool:
     """Whether compiling `name` will be quick: done before, or in the cache folder."""
-    folder: Path | None = code.cache_folder()
     return name in _compiled or (folder is not None and kernel_cache.has(folder, _file(name)))
 
 
-def address(name: str) -> int:
+def address(name: str, folder: Path | None = None) -> int:
     """Entry address of a kernel or entry, compiled on first use."""
-    return int(compile_kernel(name).address)
+    return int(compile_kernel(name, folder).address)
 
 
 def _forget() -> None:

@@ -64,7 +64,7 @@ def kernel(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def entry(function: Callable[..., object]) -> Callable[..., object]:
-    """Register a function that Python calls, under its name (`code.ENTRIES` has its signature)."""
+    """Register a function that Python calls; `entries.ENTRIES` has its signature by its name."""
     entries[function.__name__] = function
     return function
 

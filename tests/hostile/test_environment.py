@@ -170,9 +170,8 @@ def test_h35_warmed_kernels_of_another_user(tmp_path: Path) -> None:
     """Made by root, used by somebody who cannot write there: no line, and no kernel compiled."""
     code = (
         "from edgert.session import kernel_cache\n"
-        "from edgert.kernels.cpu import code, jit\n"
-        "code.use_cache(kernel_cache())\n"
-        "print(jit.compile_kernel('select').cache_hits)\n"
+        "from edgert.kernels.cpu import jit\n"
+        "print(jit.compile_kernel('select', kernel_cache()).cache_hits)\n"
     )
     root = fresh(code, env={"EDGERT_CACHE": str(tmp_path), **COMPILED})
     assert (root.returncode, root.stdout) == (0, "0\n"), root.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgert.kernels.cpu import code, jit
+from edgert.kernels.cpu import jit
 from edgert.kernels.cpu.kernel_cache import SEAL_BYTES, STALE_SECONDS, KernelFile, has
 from edgert.kernels.simd import ld_i64, st_i64
 from numba.core.ccallback import CFunc
@@ -164,13 +164,9 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
 def test_the_real_kernels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through jit.py, a kernel and an entry."""
     monkeypatch.setattr(jit, "_compiled", {})
-    code.use_cache(tmp_path)
-    try:
-        for name in ("select", "begin"):
-            assert not jit.is_cached(name)
-            assert jit.address(name) > 0
-            jit._compiled.clear()
-            assert jit.is_cached(name)
-            assert jit.compile_kernel(name).cache_hits == 1
-    finally:
-        code.use_cache(None)
+    for name in ("select", "begin"):
+        assert not jit.is_cached(name, tmp_path)
+        assert jit.address(name, tmp_path) > 0
+        jit._compiled.clear()
+        assert jit.is_cached(name, tmp_path)
+        assert jit.compile_kernel(name, tmp_path).cache_hits == 1
