@@ -68,7 +68,7 @@ def _sources(folder: str, inside: str) -> list[str]:
 
 
 def listed(folder: Path = FOLDER) -> dict[str, Any]:
-    """The manifest's object, empty where there is no file. Raises LibraryError for a damaged one."""
+    """The manifest's object, empty where there is no file. LibraryError for a damaged one."""
     try:
         text = (folder / MANIFEST).read_bytes()
     except OSError:

@@ -107,16 +107,18 @@ def erfc64(x: float) -> float:
 
 @njit(error_model="numpy")
 def cos_sin(x: float) -> tuple[float, float]:
-    """cos and sin of x, absolute error below 1e-12 for |x| < 10 ** 6 and 1e-9 below 10 ** 9."""
+    """cos and sin of x, absolute error below 1e-12 for |x| < 10 ** 6 and 1e-7 for |x| < 10 ** 9."""
     k = round_even(x * TWO_OVER_PI)
     r = ((x - k * PI_2_HIGH) - k * PI_2_MIDDLE) - k * PI_2_LOW
-    s, c = r * r, 1.0 / 479001600.0
-    sine = -1.0 / 39916800.0
+    s, c = r * r, -1.0 / 87178291200.0
+    sine = 1.0 / 6227020800.0
+    sine = sine * s - 1.0 / 39916800.0
     sine = sine * s + 1.0 / 362880.0
     sine = sine * s - 1.0 / 5040.0
     sine = sine * s + 1.0 / 120.0
     sine = sine * s - 1.0 / 6.0
     sine = sine * s * r + r
+    c = c * s + 1.0 / 479001600.0
     c = c * s - 1.0 / 3628800.0
     c = c * s + 1.0 / 40320.0
     c = c * s - 1.0 / 720.0
