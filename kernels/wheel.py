@@ -71,12 +71,12 @@ class BuildPy(build_py):
 class BdistWheel(bdist_wheel):
     """A wheel for one platform and every Python 3."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = wanted() is None
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.distribution.has_ext_modules = lambda: wanted() is not None
 
     def get_tag(self) -> tuple[str, str, str]:
-        _python, _abi, platform = super().get_tag()
-        if self.root_is_pure:
+        platform = super().get_tag()[2]
+        if wanted() is None:
             return "py3", "none", "any"
         return "py3", "none", os.environ.get(PLATFORM) or platform
