@@ -41,7 +41,7 @@ MEMORY_CHILD = """
 import json, sys
 import numpy as np
 import edgert
-from edgert.machine.memory import peak_resident
+from edgert.system_memory import peak_resident
 from edgert.session import Feed
 with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
     session = model.session

@@ -20,8 +20,8 @@ from typing import Any
 from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import ConvertError, ResourceError
-from ..machine.memory import peak_resident
 from ..storage.aside import FULL
+from ..system_memory import peak_resident
 from .golden import own_version, provenance
 from .report import ConvertReport, WeightReport
 from .sources.base import Source

@@ -29,7 +29,7 @@ from ..kernels.cpu.layout import PAGE
 from ..kernels.states import BorrowedState, KVState, RecurrentState
 from ..session.base import Feed, Session, State
 from ..session.options import SessionOptions
-from .memory import peak_resident
+from ..system_memory import peak_resident
 
 Ids = NDArray[np.int32]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from . import memory
+from .. import system_memory
 
 CORE = (
     "numpy", "tokenizers", "safetensors", "jinja2", "click", "msgspec", "tqdm", "platformdirs",
@@ -151,11 +151,11 @@ def _kernels(problems: list[Problem]) -> dict[str, Any]:
 
 def _memory() -> dict[str, int | None]:
     """Memory of the machine and the limit that a container sets, bytes."""
-    found = memory.machine()
+    found = system_memory.machine()
     return {
         "total": found.total,
         "available": found.available,
-        "limit": memory.container_limit(),
+        "limit": system_memory.container_limit(),
     }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .. import system_memory
 from ..errors import DeviceError
 from ..graph import Graph
 from ..kernels.states import BlockStatsState, KVState
-from ..machine import memory
 from ..notices import notice
 from .pages import PAGE_TOKENS, page_bytes, pages_for
 
@@ -34,7 +34,7 @@ def plan_pages(graph: Graph, element_bytes: int, context: int, kv_memory: int | 
     if size == 0:
         return Plan(4 * pages_for(context), context, 4)
     wanted = min(32, max(4, TOKENS // context)) * pages_for(context)
-    budget = int(SHARE * memory.free()) if kv_memory is None else kv_memory
+    budget = int(SHARE * system_memory.free()) if kv_memory is None else kv_memory
     affordable = budget // size
     if affordable < 1:
         raise DeviceError(

@@ -206,7 +206,7 @@ def _missing(provider: Provider) -> DeviceError:
     else:
         builds = [name for name in installed_builds() if name != package]
         hint = f"pip install --upgrade {package}"
-        if builds:
+        if builds and package != "onnxruntime":
             hint = f"pip uninstall {' '.join(builds)} && pip install {package}"
     return DeviceError(
         f"device {provider.device!r} needs {provider.name}, onnxruntime {found}"
