@@ -187,11 +187,12 @@ def _plugin_devices(provider: Provider) -> list[Any]:
 def _missing(provider: Provider) -> DeviceError:
     here = f"{sys.platform} {platform.machine()}"
     package = provider.packages.get(sys.platform, provider.packages.get("*", ""))
-    found = "which is not installed"
+    found = " of onnxruntime, which is not installed"
     if importlib.util.find_spec("onnxruntime") is not None:
         import onnxruntime
 
-        found = f"{onnxruntime.__version__} on {here} has {onnxruntime.get_available_providers()}"
+        having = onnxruntime.get_available_providers()
+        found = f", onnxruntime {onnxruntime.__version__} on {here} has {having}"
     if not package:
         hint = f"device {provider.device!r} exists on {sorted(provider.packages)} only"
     elif sys.platform == "linux" and platform.machine() == "aarch64" and "-gpu" in package:
@@ -209,8 +210,7 @@ def _missing(provider: Provider) -> DeviceError:
         if builds and package != "onnxruntime":
             hint = f"pip uninstall {' '.join(builds)} && pip install {package}"
     return DeviceError(
-        f"device {provider.device!r} needs {provider.name}, onnxruntime {found}"
-        + _overlapping_builds(),
+        f"device {provider.device!r} needs {provider.name}{found}" + _overlapping_builds(),
         code="provider-missing",
         hint=hint,
         package=package,
