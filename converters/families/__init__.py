@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import ConvertError
-from .config import IGNORED, refused
+from .config import refused
+from .keys import says_nothing
 from .recipe import FamilyModel, Part, Recipe
 
 __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
@@ -82,7 +83,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(kind, str) or kind not in COMPOSITES or not isinstance(inner, dict):
         return config
     family, defaults = COMPOSITES[kind]
-    unknown = sorted(key for key in config if key not in BESIDE | IGNORED)
+    unknown = sorted(k for k in config if k not in BESIDE and not says_nothing(k, config))
     if unknown or inner.get("model_type", family) != family:
         _refuse_composite(kind, {"model_type": family}, unknown)
     tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings", True))
