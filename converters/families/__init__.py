@@ -39,6 +39,7 @@ COMPOSITES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+COMPOSITE_CLASSES = {"gemma3": "Gemma3ForConditionalGeneration"}
 # Keys beside the parts of such a model that its text does not depend on.
 BESIDE = frozenset(
     """
@@ -89,6 +90,16 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings", True))
     known = {key: value for key, value in inner.items() if key != "architectures"}
     return {**defaults, **known, "model_type": family, "tie_word_embeddings": tied}
+
+
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether a config names the architecture that its model_type has in transformers, which then
+    loads it by its own classes whatever code comes with it."""
+    kind, found = config.get("model_type"), config.get("architectures")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        return kind in COMPOSITE_CLASSES and found == [COMPOSITE_CLASSES[kind]]
+    own: str = import_module(f".{FAMILIES[kind]}", __name__).SCHEMA.architecture
+    return found in ([own], [own.replace("ForCausalLM", "Model")])
 
 
 def _refuse_composite(kind: Any, inner: Any, unknown: Sequence[str] = ()) -> None:

@@ -86,11 +86,8 @@ def _check_key(key: str, raw: Mapping[str, Any], schema: Schema, faults: list[st
     elif fixed is None:
         if not _nothing(key, raw):
             allowed = " or ".join(map(_short, NEUTRAL.get(key, ())))
-            said = f"is {_short(value)}, expected {allowed}" if allowed else ""
-            faults.append(
-                f"config {key!r} {said}" if said else
-                f"config key {key!r} (= {_short(value)}) is unknown"
-            )  # fmt: skip
+            but = f", but for {allowed}" if allowed else ""
+            faults.append(f"config key {key!r} (= {_short(value)}) is unknown{but}")
     elif not any(type(value) is type(ok) and value == ok for ok in fixed):
         if value is None and not any(isinstance(ok, str) for ok in fixed):
             return  # transformers does not read it, or takes its default
