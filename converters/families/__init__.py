@@ -96,7 +96,9 @@ def is_native(config: Mapping[str, Any]) -> bool:
     """Whether a config names the architecture that its model_type has in transformers, which then
     loads it by its own classes whatever code comes with it."""
     kind, found = config.get("model_type"), config.get("architectures")
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    if not isinstance(kind, str):
+        return False
+    if kind not in FAMILIES:
         return kind in COMPOSITE_CLASSES and found == [COMPOSITE_CLASSES[kind]]
     own: str = import_module(f".{FAMILIES[kind]}", __name__).SCHEMA.architecture
     return found in ([own], [own.replace("ForCausalLM", "Model")])

@@ -84,7 +84,7 @@ def _check_key(key: str, raw: Mapping[str, Any], schema: Schema, faults: list[st
     if key == "quantization_config" and value is not None:
         faults.append("the checkpoint is quantized already, expected its float original")
     elif fixed is None:
-        if not _nothing(key, raw):
+        if not says_nothing(key, raw):
             allowed = " or ".join(map(_short, NEUTRAL.get(key, ())))
             but = f", but for {allowed}" if allowed else ""
             faults.append(f"config key {key!r} (= {_short(value)}) is unknown{but}")
@@ -93,13 +93,6 @@ def _check_key(key: str, raw: Mapping[str, Any], schema: Schema, faults: list[st
             return  # transformers does not read it, or takes its default
         allowed = " or ".join(_short(ok) for ok in fixed)
         faults.append(f"config {key!r} is {_short(value)}, expected {allowed}")
-
-
-def _nothing(key: str, raw: Mapping[str, Any]) -> bool:
-    try:
-        return says_nothing(key, raw)
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        return False  # sizes that are missing, or none, are a fault of their own
 
 
 def _no_window(key: str, raw: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:

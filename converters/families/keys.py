@@ -56,7 +56,9 @@ IGNORED = frozenset(
 )
 IGNORED_PREFIXES = ("unsloth_",)
 
-OFF, EMPTY, ONE = (False, 0), ([], {}, ""), (1,)
+OFF: tuple[Any, ...] = (False, 0)
+EMPTY: tuple[Any, ...] = ([], {}, "")
+ONE: tuple[Any, ...] = (1,)
 
 
 def _table(values: tuple[Any, ...], keys: str) -> dict[str, tuple[Any, ...]]:
@@ -169,7 +171,7 @@ def says_nothing(key: str, raw: Mapping[str, Any]) -> bool:
     if key in ALIASES and raw.get(ALIASES[key]) is not None:
         return _same(value, raw[ALIASES[key]])
     if key in COMPUTED:
-        return _is_close(value, COMPUTED[key](raw))
+        return _is_close(value, COMPUTED[key], raw)
     if OF_EXPERTS.fullmatch(key):  # of a dense model that says so
         said = [raw[other] for other in EXPERTS if other in raw]
         return bool(said) and not any(said)
@@ -202,5 +204,10 @@ COMPUTED: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
-def _is_close(value: Any, expected: float) -> bool:
-    return type(value) in (int, float) and math.isclose(value, expected, rel_tol=1e-6)
+def _is_close(
+    value: Any, expected: Callable[[Mapping[str, Any]], float], raw: Mapping[str, Any]
+) -> bool:
+    try:
+        return type(value) in (int, float) and math.isclose(value, expected(raw), rel_tol=1e-6)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return False  # sizes that are missing, or none, are a fault of their own

@@ -87,12 +87,18 @@ def _tokenizer(
     """The tokenizer of all files together. llama: with the steps of LlamaTokenizer."""
     config, parsed = source.tokenizer_config, source.tokenizer
     steps = as_llama(parsed, config, source.config) if llama else parsed
-    tokens = [*named.roles.values(), *named.listed]
+    roles = named.texts()
+    objects = [(token, text_of(token) in roles.values()) for token in named.listed]
+    objects += [(token, True) for token in named.roles.values()]
     asked = Asked(
         config=config,
-        special=named.texts(),
+        special=roles,
         more=[text for token in named.listed if (text := text_of(token))],
-        flags={str(text_of(t)): flags for t in tokens if (flags := flags_of(t)) is not None},
+        flags={
+            str(text_of(token)): flags
+            for token, role in objects
+            if (flags := flags_of(token, special=role)) is not None
+        },
         added=source.added_tokens,
         template=template,
         width=width,

@@ -88,6 +88,7 @@ def _join_map(found: dict[str, Any], special_map: Mapping[str, Any]) -> None:
     for key, value in special_map.items():
         if key == EXTRA and isinstance(value, list):
             before = _list(found.get(EXTRA))
+            value = [{**t, "special": True} if isinstance(t, dict) else t for t in value]
             value = [*before, *(token for token in value if token not in before)]
         found[key] = value
     if isinstance(found.get(EXTRA), dict):

@@ -304,6 +304,15 @@ def test_code_beside_a_known_architecture_is_not_used(
     assert "its own code (auto_map: {'AutoConfig': 'c.C'" in caplog.text
 
 
+def test_keys_beside_a_text_part_may_say_nothing() -> None:
+    inner = {"hidden_size": 64, "num_hidden_layers": 1, "head_dim": 32, "vocab_size": 272}
+    whole = {"model_type": "gemma3", "text_config": inner, "vision_config": {}}
+    neutral = {"seq_length": 8, "use_qk_norm": False, "mystery": None, "num_experts": 0}
+    assert build({**whole, **neutral}).graph == build(whole).graph
+    with pytest.raises(ConvertError, match="no keys"):
+        build({**whole, "attention_multiplier": 2.0, "scale_depth": "x"})
+
+
 @pytest.mark.parametrize("found", [["MyForCausalLM"], ["LlamaForCausalLM"], None])
 def test_code_of_another_architecture_stays_an_error(tmp_path: Path, found: Any) -> None:
     write_checkpoint("qwen3", tmp_path / "m")

@@ -249,6 +249,26 @@ def test_tokens_that_only_a_config_names_are_appended(
     assert min(ids[0], ids[-2]) >= 260
 
 
+def test_a_listed_object_is_special_where_it_says_so(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    plain = {"__type": "AddedToken", "lstrip": True}
+    config = {
+        "bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|p|>",
+        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE,
+        "additional_special_tokens": [
+            {**plain, "content": "<|x|>"}, {**plain, "content": "<|y|>", "special": True},
+            {**plain, "content": "<|p|>"}, "<|z|>",
+        ],
+    }  # fmt: skip
+    folder = checkpoint(tmp_path, bytes_tokenizer(), config)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ids = theirs.encode("a <|x|>b<|y|>c<|z|>d<|p|>")
+    mine, _ = ours(folder)
+    assert mine.encode("a <|x|>b<|y|>c<|z|>d<|p|>", special=True) == ids
+    assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "a<|x|>bcd"
+
+
 def test_roles_beside_model_specific_ones_replace_them(tmp_path: Path) -> None:
     """Whichever file they are in, as transformers has it; templates see all roles."""
     config = {
