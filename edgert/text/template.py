@@ -201,7 +201,10 @@ class ChatTemplate:
             )
         code, hint = "template", "check the roles and contents of the messages"
         if isinstance(error, (LimitError, RecursionError, MemoryError)):
-            code, hint = "template-limit", "the model's template is broken or hostile"
+            code, hint = (
+                "template-limit",
+                "shorten the messages, or the template is at fault",
+            )
         elif isinstance(error, SecurityError):
             code, hint = "template-sandbox", "the model's template reaches for what it must not"
         place = self._where if line is None else f"{self._where}, line {line}"
