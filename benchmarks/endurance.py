@@ -65,7 +65,10 @@ class Application:
         else:
             with self.model.conversation() as chat:
                 for _ in range(random_.randrange(1, 4)):
-                    await self._threads(chat.stream(text[:80], **options), leaves, random_)
+                    # Not merely dropped: the pool's thread holds what it read for a moment, and a
+                    # stream that somebody holds is a turn that goes on.
+                    stream = chat.stream(text[:80], **options)
+                    await self._threads(stream, leaves, random_, ("close", "cancel"))
 
     async def _timed(self, waiting: Any) -> Any:
         start = time.monotonic()
@@ -73,7 +76,13 @@ class Application:
         self.slowest = max(self.slowest, time.monotonic() - start)
         return found
 
-    async def _threads(self, stream: Any, leaves: bool, random_: random.Random) -> None:
+    async def _threads(
+        self,
+        stream: Any,
+        leaves: bool,
+        random_: random.Random,
+        ways: tuple[str, ...] = ("close", "cancel", "__iter__"),
+    ) -> None:
         loop, left = asyncio.get_running_loop(), random_.randrange(1, 20)
         while True:
             piece = await self._timed(loop.run_in_executor(self.pool, next, stream, END))
@@ -82,7 +91,7 @@ class Application:
                 return
             left -= 1
             if leaves and left == 0:
-                getattr(stream, random_.choice(["close", "cancel", "__iter__"]))()
+                getattr(stream, random_.choice(ways))()
                 self.ends["left"] += 1
                 return
 

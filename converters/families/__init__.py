@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import ConvertError
-from .config import IGNORED, refused
+from .config import refused
+from .keys import says_nothing
 from .recipe import FamilyModel, Part, Recipe
 
 __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
@@ -38,6 +39,7 @@ COMPOSITES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+COMPOSITE_CLASSES = {"gemma3": "Gemma3ForConditionalGeneration"}
 # Keys beside the parts of such a model that its text does not depend on.
 BESIDE = frozenset(
     """
@@ -82,12 +84,24 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(kind, str) or kind not in COMPOSITES or not isinstance(inner, dict):
         return config
     family, defaults = COMPOSITES[kind]
-    unknown = sorted(key for key in config if key not in BESIDE | IGNORED)
+    unknown = sorted(k for k in config if k not in BESIDE and not says_nothing(k, config))
     if unknown or inner.get("model_type", family) != family:
         _refuse_composite(kind, {"model_type": family}, unknown)
     tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings", True))
     known = {key: value for key, value in inner.items() if key != "architectures"}
     return {**defaults, **known, "model_type": family, "tie_word_embeddings": tied}
+
+
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether a config names the architecture that its model_type has in transformers, which then
+    loads it by its own classes whatever code comes with it."""
+    kind, found = config.get("model_type"), config.get("architectures")
+    if not isinstance(kind, str):
+        return False
+    if kind not in FAMILIES:
+        return kind in COMPOSITE_CLASSES and found == [COMPOSITE_CLASSES[kind]]
+    own: str = import_module(f".{FAMILIES[kind]}", __name__).SCHEMA.architecture
+    return found in ([own], [own.replace("ForCausalLM", "Model")])
 
 
 def _refuse_composite(kind: Any, inner: Any, unknown: Sequence[str] = ()) -> None:

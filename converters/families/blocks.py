@@ -145,6 +145,14 @@ def attention_scale(scalar: float, faults: list[str]) -> float:
     return float(scalar**-0.5)
 
 
+def softcap(value: float | None, name: str, faults: list[str]) -> float | None:
+    """A configured soft cap of logits; null means none."""
+    if value is not None and not 0 < value < 1e9:
+        faults.append(f"config {name!r} is {value}, expected a positive number, or null")
+        return None
+    return value
+
+
 def embedding(b: Builder, *, tied: bool, scale: float = 1.0) -> str:
     """Token rows [T, C]. A tied checkpoint may store the table under either name, or both."""
     part = Part(EMBED, (b.vocab, b.width), HEAD if tied else "")

@@ -1,7 +1,7 @@
 """Reading config.json with suspicion: typed, frozen, and no key goes unnoticed.
 
 Every key of a config is a field of the family's `Config`, or fixed to values that this edgert
-computes, or in an explicit list of keys that do not touch the logits. All faults are collected, so
+computes, or says nothing as `keys` has it. All faults are collected, so
 that one error can name them all.
 """
 
@@ -16,41 +16,7 @@ import msgspec
 from ... import limits
 from ...errors import ConvertError
 from ...storage.typed import Reader
-
-# Keys that do not change what a causal language model computes.
-IGNORED = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled
-    _from_model_config _name_or_path architectures
-    attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
-    cache_implementation decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id id2label initializer_range
-    keys_to_ignore_at_inference label2id length_penalty max_length max_seq_len max_sequence_length
-    min_length model_max_length model_type gradient_checkpointing neftune_noise_alpha
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
-    problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
-    tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
-    transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
-    use_flash_attention use_flash_attention_2 use_flash_attn use_return_dict
-    """.split()
-)
-# Keys with one meaning that every family here has; anything else would change the logits.
-FIXED: Mapping[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False,),
-    "chunk_size_feed_forward": (0,),
-    "cross_attention_hidden_size": (None,),
-    "is_decoder": (False, True),
-    "is_encoder_decoder": (False,),
-    "lm_head_bias": (False,),
-    "per_layer_config": (None, {}),
-    "pruned_heads": ({}, None),
-    "tie_encoder_decoder": (False,),
-    "tie_last_hidden_states": (None, True),
-}
+from .keys import NEUTRAL, says_nothing
 
 
 class Decoder(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,25 +55,10 @@ class Schema:
 def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: list[str]) -> T:
     """The typed config; soft faults go into `faults`, unreadable fields raise ConvertError."""
     fields = {f.name: f for f in msgspec.structs.fields(kind)}
-    fixed = {**FIXED, **schema.fixed}
     _check_architecture(raw.get("architectures"), schema, faults)
-    for key, value in raw.items():
-        if (
-            key in fields
-            or key in IGNORED
-            or key in schema.ignored
-            or _says_nothing(key, raw, fields)
-        ):
-            continue
-        if key == "quantization_config":
-            if value is None:
-                continue
-            faults.append("the checkpoint is quantized already, expected its float original")
-        elif key not in fixed:
-            faults.append(f"config key {key!r} (= {_short(value)}) is unknown")
-        elif not any(type(value) is type(ok) and value == ok for ok in fixed[key]):
-            allowed = " or ".join(_short(ok) for ok in fixed[key])
-            faults.append(f"config {key!r} is {_short(value)}, expected {allowed}")
+    for key in raw:
+        if key not in fields and key not in schema.ignored and not _no_window(key, raw, fields):
+            _check_key(key, raw, schema, faults)
     values, broken = {}, []
     for name, spec in fields.items():
         if name not in raw:
@@ -127,17 +78,38 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     return config
 
 
-def _says_nothing(key: str, raw: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
-    """Keys of sliding windows beside a family without them, with values that mean there are none;
+def _check_key(key: str, raw: Mapping[str, Any], schema: Schema, faults: list[str]) -> None:
+    """A fault for a key that is no field, unless it says nothing."""
+    value, fixed = raw[key], schema.fixed.get(key)
+    if key == "quantization_config" and value is not None:
+        faults.append("the checkpoint is quantized already, expected its float original")
+    elif fixed is None:
+        if not says_nothing(key, raw):
+            allowed = " or ".join(map(_short, NEUTRAL.get(key, ())))
+            but = f", but for {allowed}" if allowed else ""
+            faults.append(f"config key {key!r} (= {_short(value)}) is unknown{but}")
+    elif not any(type(value) is type(ok) and value == ok for ok in fixed):
+        if value is None and not any(isinstance(ok, str) for ok in fixed):
+            return  # transformers does not read it, or takes its default
+        allowed = " or ".join(_short(ok) for ok in fixed)
+        faults.append(f"config {key!r} is {_short(value)}, expected {allowed}")
+
+
+def _no_window(key: str, raw: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """Keys of sliding windows beside a model without them, with values that mean there are none;
     `layer_types` of one kind, where that is the kind of all layers anyway."""
+    off = "use_sliding_window" in raw and not raw["use_sliding_window"]
+    field = fields.get("sliding_window")
+    window = raw.get("sliding_window", None if field is None else field.default)
     if key == "use_sliding_window":
-        return raw[key] is False
-    if key in ("sliding_window", "max_window_layers"):
-        return raw[key] is None or raw.get("use_sliding_window") is False
+        return off
+    if key == "sliding_window":
+        return off or raw[key] is None
+    if key in ("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern"):
+        return off or window is None
     if key != "layer_types" or "use_sliding_window" in fields:
         return False
-    window = fields.get("sliding_window")
-    slides = window is not None and raw.get("sliding_window", window.default) is not None
+    slides = field is not None and window is not None
     kinds = raw[key] if isinstance(raw[key], list) else []
     expected = "sliding_attention" if slides else "full_attention"
     return len(kinds) == raw.get("num_hidden_layers") and all(k == expected for k in kinds)

@@ -28,7 +28,7 @@ SCHEMA = Schema(
     "Gemma2ForCausalLM",
     fixed={
         "hidden_activation": ("gelu_pytorch_tanh",),
-        "hidden_act": ("gelu_pytorch_tanh",),
+        "hidden_act": (None, "gelu_pytorch_tanh"),
         "attention_bias": (False,),
         "use_bidirectional_attention": (None, False),
     },
@@ -44,12 +44,12 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     windows = blocks.typed_windows(kinds, c.sliding_window, b.layers, faults)
     scale = blocks.attention_scale(c.query_pre_attn_scalar, faults)
     turns = blocks.rotary(b, rope(rope_parameters(c), b.head_dim, b.context, faults))
+    cap = blocks.softcap(c.attn_logit_softcapping, "attn_logit_softcapping", faults)
+    last = blocks.softcap(c.final_logit_softcapping, "final_logit_softcapping", faults)
     x = blocks.embedding(b, tied=c.tie_word_embeddings, scale=b.width**0.5)
     for layer in range(b.layers):
         x = blocks.sandwich_layer(
             b, layer, x, turns, act="gelu_tanh", window=windows[layer], scale=scale,
-            softcap=c.attn_logit_softcapping,
+            softcap=cap,
         )  # fmt: skip
-    return blocks.head(
-        b, x, tied=c.tie_word_embeddings, softcap=c.final_logit_softcapping, offset=1.0
-    )
+    return blocks.head(b, x, tied=c.tie_word_embeddings, softcap=last, offset=1.0)

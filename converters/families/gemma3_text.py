@@ -31,7 +31,7 @@ SCHEMA = Schema(
     "Gemma3ForCausalLM",
     fixed={
         "hidden_activation": ("gelu_pytorch_tanh",),
-        "hidden_act": ("gelu_pytorch_tanh",),
+        "hidden_act": (None, "gelu_pytorch_tanh"),
         "attention_bias": (False,),
         "attn_logit_softcapping": (None,),
         "use_bidirectional_attention": (None, False),
@@ -51,15 +51,14 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
         kind: blocks.rotary(b, _rope(c, kind, b, faults), f"inv_freq_{kind.split('_')[0]}")
         for kind in sorted({blocks.kind_of(window) for window in windows})
     }
+    last = blocks.softcap(c.final_logit_softcapping, "final_logit_softcapping", faults)
     x = blocks.embedding(b, tied=c.tie_word_embeddings, scale=b.width**0.5)
     for layer in range(b.layers):
         x = blocks.sandwich_layer(
             b, layer, x, turns[blocks.kind_of(windows[layer])], act="gelu_tanh",
             window=windows[layer], scale=scale, qk_norm=True, qk_offset=1.0,
         )  # fmt: skip
-    return blocks.head(
-        b, x, tied=c.tie_word_embeddings, softcap=c.final_logit_softcapping, offset=1.0
-    )
+    return blocks.head(b, x, tied=c.tie_word_embeddings, softcap=last, offset=1.0)
 
 
 def _rope(c: Config, kind: str, b: blocks.Builder, faults: list[str]) -> Rope:

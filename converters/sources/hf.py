@@ -14,6 +14,7 @@ from typing import Any
 
 from ... import limits
 from ...errors import BundleError, ConvertError
+from ...notices import notice
 from ...roles import vocab_size
 from ...storage import strict_json
 from ...storage.folder import check_name
@@ -22,8 +23,9 @@ from .. import families
 from . import layouts
 from .base import PlannedPart, Source, Text
 from .checkpoint import Checkpoint, as_convert_error, unreadable
-from .hub import SIDECARS, local_folder
+from .hub import SIDECARS, local_folder, refuse_gguf
 from .templates import SOURCES as TEMPLATES
+from .wrappers import unwrapped
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -38,8 +40,8 @@ class HfSource:
     """An open checkpoint, a `Source`: `config`, `generation`, `texts` (file name -> bytes),
     `sidecars` (likewise: model card and licence), `tensors`.
 
-    ignore_remote_code: accept a config with `auto_map`, using edgert's own implementation of its
-    model_type instead of the code it names (which is not run either way).
+    ignore_remote_code: accept a config with `auto_map` that names another architecture than its
+    model_type's own, using edgert's implementation instead of its code (never run either way).
     `label` is a hub id whole, or a folder without its place. `faults` holds what is wrong with the
     set of weights files, for the caller's one error.
     """
@@ -81,6 +83,7 @@ class HfSource:
             found.clear()
             return families.plan(config, found)
 
+        self.tensors = unwrapped(str(self.path), plan(config), self.tensors)
         model = layouts.as_stored(plan, config, self.tensors)
         faults += found
         return (PlannedPart("model", "text", model.graph, model.tensors, model.tied),)
@@ -146,6 +149,7 @@ class HfSource:
         data = self._text(name, limit)
         if data is None:
             if required:
+                refuse_gguf(self.path)
                 raise ConvertError(
                     f"{self.path} has no {name}, expected a Hugging Face checkpoint directory",
                     code="checkpoint-file",
@@ -170,6 +174,10 @@ class HfSource:
         if ignore:
             del self.config["auto_map"]
             self.options = ("--ignore-remote-code",)
+            return
+        if families.is_native(self.config):
+            code = str(self.config.pop("auto_map"))[:120]
+            notice(f"{self.path}: its own code (auto_map: {code}) is not used, the model is known")
             return
         raise ConvertError(
             f"{self.path / 'config.json'} asks for its own code (auto_map: "
@@ -224,6 +232,8 @@ class HfSource:
     def _no_weights(self) -> ConvertError:
         pickles = sorted(p.name for pattern in PICKLES for p in self.path.glob(pattern))
         others = sorted(p.name for p in self.path.glob("*.safetensors"))
+        if not pickles and not others:
+            refuse_gguf(self.path)
         if pickles:
             return ConvertError(
                 f"{self.path} holds weights only as {pickles[:8]}, expected {SINGLE} or {INDEX}",

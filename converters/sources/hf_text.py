@@ -6,33 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ... import limits
 from ...bundle.manifest import TextSpec
 from ...errors import ConvertError
 from ...notices import notice
 from .base import Text
+from .generation import sampling_defaults
+from .special_tokens import Named, named_tokens, text_of
 from .templates import DEFAULT, FILES, TOOL_USE, chat_templates
-from .tokenizer_class import DEFAULTS, as_llama, is_llama
+from .tokenizer_class import ALWAYS_BOS, DEFAULTS, as_llama, class_of, is_llama
 from .tokenizer_file import Asked, TokenizerFile, flags_of, tokenizer_file
 
-SPECIAL = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
-# Tokenizer classes whose add_bos_token decides, whatever the post-processor says.
-BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-SAMPLING: Mapping[str, tuple[float, float]] = {  # name: lowest and highest value
-    "temperature": (0.0, limits.TEMPERATURE),
-    "top_k": (0, (1 << 31) - 1),
-    "top_p": (1e-9, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (1e-9, limits.REPEAT_PENALTY),
-}
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "spiece.model")
 T = TypeVar("T")
 
@@ -59,20 +42,23 @@ def read_text(source: TextFiles, vocab_size: int, faults: list[str]) -> Text | N
     llama = is_llama(
         source.texts["tokenizer.json"], source.tokenizer, source.tokenizer_config, source.config
     )
-    special = special_strings(source, DEFAULTS if llama else {})
+    kind = class_of(source.tokenizer_config, source.config) if llama else ""
+    named = named_tokens(source.tokenizer_config, source.special_tokens, DEFAULTS.get(kind, {}))
+    special = named.texts()
     templates = chat_templates(source)
-    tokenizer = _tokenizer(source, special, "".join(templates.values()), vocab_size, llama, faults)
+    tokenizer = _tokenizer(source, named, "".join(templates.values()), vocab_size, llama, faults)
     ids = tokenizer.ids
-    eos = _eos_ids(source, special, ids, faults)
-    bos = _bos_id(source, special, ids)
-    for label, token in [("eos", token) for token in eos] + [("bos", bos)]:
-        if token is not None and not 0 <= token < vocab_size:
-            faults.append(f"{label}_token_id is {token}, expected 0 to {vocab_size - 1}")
+    eos = _eos_ids(source, special, ids, vocab_size, faults)
+    start = None if kind in ALWAYS_BOS else _starting_id(source, ids)
+    bos = _bos_id(source, special, ids, vocab_size) if start is None else start
+    if bos is not None and not 0 <= bos < vocab_size:
+        faults.append(f"bos_token_id is {bos}, expected 0 to {vocab_size - 1}")
     if not eos:
         faults.append(
             "no eos token in config.json, generation_config.json or tokenizer_config.json"
         )
-    generation = sampling_defaults(source.generation, faults)
+    file, asked = generation_of(source)
+    generation = sampling_defaults(asked, file, faults)
     if len(faults) > before:
         return None
     files = {FILES[name]: text.encode("utf-8") for name, text in templates.items()}
@@ -80,7 +66,7 @@ def read_text(source: TextFiles, vocab_size: int, faults: list[str]) -> Text | N
         eos_token_ids=eos,
         vocab_size=vocab_size,
         bos_token_id=bos,
-        add_bos=bos is not None and _adds_bos(source, bos, special),
+        add_bos=bos is not None and (kind in ALWAYS_BOS or start is not None),
         chat_template=FILES[DEFAULT] if DEFAULT in templates else None,
         tool_template=FILES[TOOL_USE] if TOOL_USE in templates else None,
         special=special,
@@ -92,7 +78,7 @@ def read_text(source: TextFiles, vocab_size: int, faults: list[str]) -> Text | N
 
 def _tokenizer(
     source: TextFiles,
-    special: Mapping[str, str],
+    named: Named,
     template: str,
     width: int,
     llama: bool,
@@ -101,13 +87,18 @@ def _tokenizer(
     """The tokenizer of all files together. llama: with the steps of LlamaTokenizer."""
     config, parsed = source.tokenizer_config, source.tokenizer
     steps = as_llama(parsed, config, source.config) if llama else parsed
-    roles, more = _further(source)
-    tokens = [*roles.values(), *more, *(config.get(key) for key in SPECIAL)]
+    roles = named.texts()
+    objects = [(token, text_of(token) in roles.values()) for token in named.listed]
+    objects += [(token, True) for token in named.roles.values()]
     asked = Asked(
         config=config,
-        special={**special, **{k: text for k, v in roles.items() if (text := _text_of(v))}},
-        more=[text for token in more if (text := _text_of(token))],
-        flags={str(_text_of(t)): flags for t in tokens if (flags := flags_of(t)) is not None},
+        special=roles,
+        more=[text for token in named.listed if (text := text_of(token))],
+        flags={
+            str(text_of(token)): flags
+            for token, role in objects
+            if (flags := flags_of(token, special=role)) is not None
+        },
         added=source.added_tokens,
         template=template,
         width=width,
@@ -116,25 +107,6 @@ def _tokenizer(
         source.texts["tokenizer.json"], steps, token_ids(parsed), asked, faults,
         changed=steps != parsed,
     )  # fmt: skip
-
-
-def _further(source: TextFiles) -> tuple[dict[str, Any], list[Any]]:
-    """Special tokens besides the usual ones: with a role (other keys in "_token", or an object of
-    them), and without; in transformers' order, as texts or as objects with flags."""
-    config, extra, old = (
-        source.tokenizer_config,
-        "extra_special_tokens",
-        "additional_special_tokens",
-    )
-    other = {} if "added_tokens_decoder" in config else source.special_tokens
-    named = {k: v for k, v in config.items() if k not in SPECIAL and k.endswith("_token")}
-    listed: list[Any] = []
-    for found in (config.get(extra) or config.get(old), other.get(extra)):
-        if isinstance(found, dict):
-            named |= found
-            found = config.get(old)
-        listed += _as(list, found)
-    return named, listed or _as(list, other.get(old))
 
 
 def _no_tokenizer(source: TextFiles) -> ConvertError:
@@ -168,23 +140,6 @@ def _as(kind: type[T], value: Any) -> T:
     return value if isinstance(value, kind) else kind()
 
 
-def special_strings(source: TextFiles, defaults: Mapping[str, str]) -> dict[str, str]:
-    """bos_token, eos_token, ... as templates see them. defaults: those of the tokenizer's class."""
-    out = {}
-    for key in SPECIAL:
-        value = source.tokenizer_config.get(key, source.special_tokens.get(key, defaults.get(key)))
-        text = _text_of(value)
-        if text is not None:
-            out[key] = text
-    return out
-
-
-def _text_of(token: Any) -> str | None:
-    """The text of a token that is given as such or as an object."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
 def _id_list(value: Any, where: str, faults: list[str]) -> list[int]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(v) is not int for v in values):
@@ -194,22 +149,41 @@ def _id_list(value: Any, where: str, faults: list[str]) -> list[int]:
 
 
 def _eos_ids(
-    source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int], faults: list[str]
+    source: TextFiles,
+    special: Mapping[str, str],
+    ids: Mapping[str, int],
+    width: int,
+    faults: list[str],
 ) -> tuple[int, ...]:
     """What ends an answer, as transformers resolves it: generation_config.json says so, failing
-    that config.json; the tokenizer's eos_token where neither does."""
+    that config.json; the tokenizer's eos_token where neither does. Ids that no logits stand for
+    say nothing."""
     named = ids.get(special.get("eos_token", ""))
     places = {"generation_config": source.generation, "config": _with_text(source.config)}
     for file, content in places.items():
         found = _id_list(content.get("eos_token_id"), f"{file} eos_token_id", faults)
-        if found:
-            if named is not None and named not in found:
+        kept = [token for token in found if 0 <= token < width]
+        if kept != found:
+            lost = [token for token in found if token not in kept]
+            notice(
+                f"{source.path.name}: {file}.json ends answers at {lost[:8]}, the logits have 0 "
+                f"to {width - 1}: ignored, such tokens never come"
+            )
+        if kept:
+            if named is not None and named not in kept:
                 notice(
-                    f"{source.path.name}: answers end at {found}, as {file}.json says; the "
+                    f"{source.path.name}: answers end at {kept}, as {file}.json says; the "
                     f"tokenizer's eos_token {special['eos_token']!r} is {named}"
                 )
-            return tuple(dict.fromkeys(found))
-    return () if named is None else (named,)
+            return tuple(dict.fromkeys(kept))
+    return () if named is None or named >= width else (named,)
+
+
+def generation_of(source: TextFiles) -> tuple[str, Mapping[str, Any]]:
+    """The file that says how to decode, and its content."""
+    if "generation_config.json" in source.texts:
+        return "generation_config", source.generation
+    return "config", _with_text(source.config)
 
 
 def _with_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -218,56 +192,35 @@ def _with_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**_as(dict, config.get("text_config")), **own}
 
 
-def _bos_id(source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int]) -> int | None:
-    """The tokenizer's BOS; failing that, the config's."""
+def _bos_id(
+    source: TextFiles, special: Mapping[str, str], ids: Mapping[str, int], width: int
+) -> int | None:
+    """The tokenizer's BOS; failing that, the config's, where there are logits for it."""
     if special.get("bos_token") in ids:
         return ids[special["bos_token"]]
     if source.tokenizer_config and "bos_token" in source.tokenizer_config:
         return None
     value = source.generation.get("bos_token_id", _with_text(source.config).get("bos_token_id"))
-    return value if type(value) is int else None
+    return value if type(value) is int and 0 <= value < width else None
 
 
-def _adds_bos(source: TextFiles, bos: int, special: Mapping[str, str]) -> bool:
-    """Whether encoding a text puts BOS in front, as transformers does it."""
-    wanted = source.tokenizer_config.get("add_bos_token")
-    kind = str(source.tokenizer_config.get("tokenizer_class", "")).removesuffix("Fast")
-    if kind in BOS_CLASSES and type(wanted) is bool:
-        return wanted
+def _starting_id(source: TextFiles, ids: Mapping[str, int]) -> int | None:
+    """The token that the file's post-processor puts in front of a text. add_bos_token says
+    nothing: transformers does not read it beside a tokenizer.json."""
     processor = _as(dict, source.tokenizer.get("post_processor"))
     steps = [processor]
     if processor.get("type") == "Sequence":
         steps = _as(list, processor.get("processors"))
-    return any(_starts_with_bos(step, bos, special.get("bos_token")) for step in steps)
+    found = [_template_start(step, ids) for step in steps]
+    return next((token for token in found if token is not None), None)
 
 
-def _starts_with_bos(step: Any, bos: int, text: str | None) -> bool:
+def _template_start(step: Any, ids: Mapping[str, int]) -> int | None:
     if _as(dict, step).get("type") != "TemplateProcessing":
-        return False
+        return None
     first = next(iter(_as(list, step.get("single"))), None)
     token = _as(dict, _as(dict, first).get("SpecialToken")).get("id")
     if not isinstance(token, str):
-        return False
-    entry = _as(dict, _as(dict, step.get("special_tokens")).get(token))
-    return token == text or entry.get("ids") == [bos]
-
-
-def sampling_defaults(generation: Mapping[str, Any], faults: list[str]) -> dict[str, float | int]:
-    """What generation_config.json asks for; nothing but the penalty unless it says do_sample."""
-    out: dict[str, float | int] = {}
-    for key, (low, high) in SAMPLING.items():
-        value = generation.get(key)
-        if value is None:
-            continue
-        if key == "top_k" and value == -1 and type(value) is int:
-            value = 0  # as other programs write "off"
-        kinds = (int,) if key == "top_k" else (int, float)
-        if type(value) in kinds and low <= value <= high:
-            out[key] = value
-        else:
-            faults.append(
-                f"generation_config {key!r} is {str(value)[:40]!r}, expected {low} to {high}"
-            )
-    if generation.get("do_sample") is not True:
-        return {key: out[key] for key in ("repetition_penalty",) if key in out}
-    return {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | out
+        return None
+    named = _as(list, _as(dict, _as(dict, step.get("special_tokens")).get(token)).get("ids"))
+    return named[0] if len(named) == 1 and type(named[0]) is int else ids.get(token)

@@ -20,6 +20,7 @@ def local_folder(source: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists():
+        refuse_gguf(path)
         raise ConvertError(
             f"{path} is a file, expected a checkpoint directory or a hub id",
             code="source",
@@ -32,6 +33,20 @@ def local_folder(source: str | Path) -> Path:
             hint="check the path",
         )
     return _download(source)
+
+
+def refuse_gguf(path: Path) -> None:
+    """ConvertError for a GGUF file, or a folder that holds any."""
+    found = [path] if path.suffix.lower() == ".gguf" else sorted(path.glob("*.[gG][gG][uU][fF]"))
+    if found:
+        names = ", ".join(file.name for file in found[:3]) + ", ..." * (len(found) > 3)
+        raise ConvertError(
+            f"{path} is a model in the format GGUF ({names}), expected a Hugging Face checkpoint: "
+            "config.json, tokenizer.json and model.safetensors",
+            code="gguf",
+            hint="take the repository that it was made from (its model card names it) and convert "
+            "that: edgert quantizes by itself",
+        )
 
 
 def _download(source: str) -> Path:

@@ -1,7 +1,8 @@
 """Checkpoints that mean a known model and store it in another dress, as transformers reads them.
 
-- Tensors without the prefix `model.` (saved from the base model), and the text part of a composite
-  model under the prefixes it has had; its vision tensors are left out.
+- Tensors without the prefix `model.` (saved from the base model) or under wrappers (`wrappers`),
+  and the text part of a composite model under the prefixes it has had; its vision tensors are left
+  out.
 - Quantized checkpoints are refused by one line. A `quantization_config` that is left over beside
   float tensors is ignored, with a notice.
 - A config that ties the head to the embedding beside a head with other values: the head counts.
@@ -21,10 +22,10 @@ from ..families.blocks import EMBED, HEAD
 from ..match import same_values
 from .base import SourceTensor
 from .checkpoint import FLOATS
+from .wrappers import BARE, without_sure_wrappers
 
 TEXT_PREFIXES = (("language_model.", ""), ("model.language_model.", "model."))
 OTHERS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-BARE = re.compile(r"(embed_tokens|layers\.\d+|norm)\.")
 # What quantizers store instead of, or beside, a matrix.
 PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale|weight_scale_inv|weight_zero_point"
@@ -39,7 +40,8 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
     out = dict(tensors)
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in COMPOSITES:
-        out = {_text_name(n): t for n, t in out.items() if not OTHERS.match(n)}
+        whole = without_sure_wrappers(out)
+        out = {_text_name(n): t for n, t in whole.items() if not OTHERS.match(n)}
         if others := len(tensors) - len(out):
             notice(f"{others} tensors of other parts than the text are left out")
     if not any(name.startswith("model.") for name in out):

@@ -5,7 +5,8 @@ builds its steps itself. Of those LlamaTokenizer matters: its files often hold a
 which puts a space behind every special token, while the class puts one only in front of the text
 (`legacy: false`, its default), or in front of every stretch between special tokens
 (`legacy: true`), or nowhere (`add_prefix_space: false`). CodeLlamaTokenizer does the same, always
-as `legacy: false`. The classes also have default names for their special tokens.
+as `legacy: false`, and puts BOS in front of a text whatever the file's post-processor says. The
+classes also have default names for their special tokens.
 
 The named class is not used where transformers distrusts it: for model types in `DISTRUSTED`, and
 for byte-level files (Llama 3 and its kin call themselves LlamaTokenizer too).
@@ -18,7 +19,16 @@ from typing import Any
 
 LLAMA, CODE = CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 DISTRUSTED = ("mistral", "phi3", "qwen2")
-DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+ALWAYS_BOS = (CODE,)  # whatever the file's post-processor and add_bos_token say
+USUAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+INFILL = {
+    "prefix_token": "\u2581<PRE>",
+    "middle_token": "\u2581<MID>",
+    "suffix_token": "\u2581<SUF>",
+    "eot_token": "\u2581<EOT>",
+    "fill_token": "<FILL_ME>",
+}
+DEFAULTS: Mapping[str, Mapping[str, str]] = {LLAMA: USUAL, CODE: {**USUAL, **INFILL}}
 SPACE = "\u2581"  # what SentencePiece writes for a space
 
 
@@ -28,14 +38,14 @@ def is_llama(
 ) -> bool:  # fmt: skip
     """Whether transformers loads these files with one of CLASSES. data, parsed: tokenizer.json."""
     return (
-        _class(tokenizer_config, config) in CLASSES
+        class_of(tokenizer_config, config) in CLASSES
         and config.get("model_type") not in DISTRUSTED
         and b'"ByteLevel"' not in data
         and _is_bpe(parsed.get("model"))
     )
 
 
-def _class(tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def class_of(tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     named = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
     return str(named).removesuffix("Fast")
 
@@ -51,17 +61,17 @@ def as_llama(
 ) -> dict[str, Any]:
     """tokenizer.json with the steps of the class; vocabulary, merges, added tokens and
     post-processor stay."""
+    code = class_of(tokenizer_config, config) == CODE
     prefixed = tokenizer_config.get("add_prefix_space") is not False
     scheme = "never"
     if prefixed:
-        legacy = tokenizer_config.get("legacy") is True
-        scheme = "always" if legacy and _class(tokenizer_config, config) == LLAMA else "first"
+        scheme = "always" if tokenizer_config.get("legacy") is True and not code else "first"
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if prefixed:
+    if prefixed or code:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     model = {
         "type": "BPE",

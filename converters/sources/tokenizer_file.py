@@ -95,11 +95,14 @@ def tokenizer_file(
     return TokenizerFile(text, kept, left_out)
 
 
-def flags_of(token: Any) -> Entry | None:
-    """Flags of a special token that is given as an object; None where it is only a text."""
+def flags_of(token: Any, *, special: bool = True) -> Entry | None:
+    """Flags of a special token that is given as an object; None where it is only a text.
+
+    special: whether it is one whatever the object says."""
     if not isinstance(token, dict):
         return None
-    return {flag: bool(token.get(flag, False)) for flag in FLAGS} | {"special": True}
+    flags = {flag: bool(token.get(flag, False)) for flag in FLAGS}
+    return flags | {"special": special or token.get("special") is True}
 
 
 def _holding(parsed: Mapping[str, Any], table: _Table, added: list[Entry]) -> Mapping[str, Any]:

@@ -18,17 +18,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import chain
 
 import click
 
 from ..errors import EdgertError
 from ..extras import missing
 from . import completion, logs
-from .config import Config, add_sources, origin
+from .config import Config, add_sources, named_like_flags
+from .faults import for_terminal, wrong_value
 from .settings import Settings, emit_json
 
 VERBS: Mapping[str, str] = {
-    "demo": "Convert the model in this package and let it tell a story.",
+    "demo": "Convert the model in this package, measure it and ask it a word problem.",
     "convert": "Make a bundle from a checkpoint.",
     "export": "Add an ONNX model to a bundle, for GPUs and NPUs.",
     "chat": "Talk with a model.",
@@ -60,6 +62,7 @@ class _Verbs(click.Group):
         config = ctx.obj.config if isinstance(ctx.obj, Settings) else None
         if config is not None:
             config.check(map(_command, (cmd_name, *VERBS)))
+            named_like_flags(chain((cli, command), map(_command, VERBS)))
             own = {cmd_name: config.for_verb(cmd_name, command)}
             ctx.default_map = {**(ctx.default_map or {}), **own}
         return command
@@ -163,9 +166,9 @@ def _run(args: Sequence[str], settings: Settings) -> int:
             traceback.print_exc()
         if _follows_interrupt(error):
             return _last_flush(INTERRUPTED)
-        if isinstance(error, click.UsageError):
-            setattr(error, "message", error.message + origin(error, settings.config))  # noqa: B010
-        return _failed(error, as_json=settings.json or "--json" in args)
+        return _failed(
+            wrong_value(error, settings.config), as_json=settings.json or "--json" in args
+        )
 
 
 def _follows_interrupt(error: BaseException) -> bool:
@@ -195,7 +198,7 @@ def _failed(error: Exception, *, as_json: bool) -> int:
 
 def _described(error: Exception) -> tuple[int, EdgertError]:
     if isinstance(error, EdgertError):
-        return error.exit_code, error
+        return error.exit_code, for_terminal(error)
     if isinstance(error, click.ClickException):
         return 2, EdgertError(error.format_message(), code="usage", hint="edgert --help")
     if isinstance(error, OSError):

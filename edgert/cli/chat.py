@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import EdgertError, RequestError
+from .faults import for_terminal
 from .generate import answer_object
 from .history import FILE, History
-from .inputs import decoded, piped_text, read_stdin, stdin_lines
+from .inputs import TOO_LONG, decoded, piped_text, read_stdin, stdin_lines
 from .lines import QUOTES, Message, next_message
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
 from .settings import (
@@ -178,7 +179,7 @@ class Chat:
             except KeyboardInterrupt:
                 say("\n(Ctrl-D or /quit leaves)")
             except EdgertError as error:  # this turn failed, the conversation is unchanged
-                say(f"error: {error}")
+                say(f"error: {for_terminal(error)}")
 
     def pipe(self) -> int:
         """Messages from a pipe until it ends; Ctrl-C ends all. 2 when a turn failed."""
@@ -192,14 +193,16 @@ class Chat:
             except EdgertError as error:
                 code = error.exit_code
                 self._report(error)
+                if error.code == TOO_LONG:  # what follows would be the rest of it
+                    return code
             if self.last is not None and self.last.finish_reason == "cancelled":
                 return 130
 
     def _report(self, error: EdgertError) -> None:
         if self.emit is None:
-            say(f"error: {error}")
+            say(f"error: {for_terminal(error)}")
         else:
-            emit_json(error.to_dict())
+            emit_json(for_terminal(error).to_dict())
 
     def _take(self, message: Message) -> bool:
         """Do what a message asks; True means leave."""

@@ -20,14 +20,21 @@ from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import RequestError
+from ..notices import NOTICE, notice
 
 VARIABLE = "EDGERT_CONFIG"
+# Other names of ours that begin like a flag's variable.
+_OTHERS = frozenset(
+    {VARIABLE, "EDGERT_CACHE", "EDGERT_ISA", "EDGERT_ISA_FORCE", "EDGERT_SHARED_DATA"}
+)
+NUMBERS = (type(click.INT), type(click.FLOAT))  # ranges are of these
 FILE_BYTES = 1 << 20
 
 
@@ -108,9 +115,12 @@ class Config:
         if option.metavar == "JSON" and isinstance(value, dict):
             return json.dumps(value)
         values = value if option.multiple and isinstance(value, list) else [value]
+        numbers = values is not value or isinstance(option.type, NUMBERS)
         for each in values:
-            if isinstance(each, bool) or not isinstance(each, (str, int, float)):
-                kind = "a list of texts or numbers" if option.multiple else "a text or a number"
+            if not _fits(each, numbers):
+                kind = "a text or a number"
+                if option.multiple:
+                    kind = "a list of texts" + (" or numbers" if numbers else "")
                 raise self._unlike(key, each, kind)
         return list(map(str, values)) if option.multiple else str(value)
 
@@ -131,23 +141,26 @@ def add_sources(command: click.Command) -> click.Command:
             option.envvar = variables[0] if len(variables) == 1 else variables
             option.show_envvar = True
         if option.multiple:
+            split = partial(_listed, numbers=isinstance(option.type, NUMBERS))
             option.type = copy(option.type)
-            setattr(option.type, "split_envvar_value", _listed)  # noqa: B010
+            setattr(option.type, "split_envvar_value", split)  # noqa: B010
     return command
 
 
-def origin(error: click.UsageError, config: Config | None) -> str:
-    """Where a value that click refuses came from, unless from the command line."""
-    if not isinstance(error, click.BadParameter) or not error.param or not error.ctx:
-        return ""
-    source = error.ctx.get_parameter_source(error.param.name or "")
-    if source is click.core.ParameterSource.DEFAULT_MAP and config is not None:
-        return f" (from {config.path})"
-    if source is click.core.ParameterSource.ENVIRONMENT:
-        names = error.param.envvar
-        names = [names] if isinstance(names, str) else names or []
-        return f" (from {next((name for name in names if os.environ.get(name)), 'EDGERT_*')})"
-    return ""
+def named_like_flags(commands: Iterable[click.Command]) -> None:
+    """A notice for each EDGERT_* variable that is no flag's, and is called much like one. The
+    commands are asked for one by one, while there are such variables."""
+    left = {name for name in os.environ if name.startswith("EDGERT_")} - _OTHERS
+    known = set(_OTHERS)
+    for command in commands if left else ():
+        known |= {f"EDGERT_{name.upper()}" for name in _keys(command)}
+        left -= known
+        if not left:
+            return
+    for name in sorted(left):
+        near = get_close_matches(name, known, n=1, cutoff=0.85)
+        if near:
+            notice(f"{name} is no flag's variable, did you mean {near[0]}?", NOTICE)
 
 
 def _default_path() -> Path:
@@ -174,16 +187,28 @@ def _fault(message: str, key: str) -> RequestError:
     return RequestError(message, code="config", hint=hint, field=key)
 
 
-def _listed(value: str) -> list[Any]:
-    """Values of a flag that may be repeated: a JSON list, or one text."""
+def _listed(value: str, *, numbers: bool = False) -> list[Any]:
+    """Values of a flag that may be repeated: a JSON list, of numbers or of texts, or one text."""
     if value.lstrip().startswith("["):
         try:
             found = json.loads(value)
         except (ValueError, RecursionError):
             raise click.BadParameter(f"{value[:80]!r} is no JSON list, expected one") from None
-        if isinstance(found, list):
-            return [each if isinstance(each, str) else json.dumps(each) for each in found]
+        for each in found:
+            if not _fits(each, numbers):
+                raise click.BadParameter(
+                    f"{value[:80]!r} holds {json.dumps(each)[:40]}, expected a list of "
+                    f"{'numbers' if numbers else 'texts'}"
+                )
+        return list(map(str, found))
     return [value]
+
+
+def _fits(value: Any, numbers: bool) -> bool:
+    """Whether a list of a flag's values may hold it. Numbers may be written as texts."""
+    return isinstance(value, str) or (
+        numbers and isinstance(value, (int, float)) and not isinstance(value, bool)
+    )
 
 
 def _options(command: click.Command) -> list[click.Option]:

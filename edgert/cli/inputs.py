@@ -1,7 +1,8 @@
 """Text from files and from standard input.
 
 Text is UTF-8; a byte order mark at its beginning is no part of it. Of a text that is read whole,
-one newline at the end is dropped, as llama.cpp does: `echo hi` asks what `-p hi` asks.
+one newline at the end is dropped, as llama.cpp does: `echo hi` asks what `-p hi` asks. No input is
+read past `limits.PROMPT_BYTES`: a pipe or a device may never end.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
+from .. import limits
 from ..errors import RequestError
 from ..notices import NOTICE, notice
 
 SILENT_S = 2.0  # after this long, a silent standard input is mentioned
+TOO_LONG = "prompt-size"  # code of the error for an input that goes on past the limit
+STDIN = "standard input"
 
 
 def decoded(data: bytes, where: str) -> str:
@@ -55,7 +60,25 @@ def read_stdin() -> str:
             "waiting for standard input to end; `< /dev/null` where there is nothing to read",
             NOTICE,
         )
-    return without_newline(decoded(sys.stdin.buffer.read(), "standard input"))
+    return _whole(sys.stdin.buffer, STDIN)
+
+
+def _whole(file: BinaryIO, where: str) -> str:
+    """A file's text; RequestError for one that is longer than any prompt."""
+    data = file.read(limits.PROMPT_BYTES + 1)
+    if len(data) > limits.PROMPT_BYTES:
+        raise too_long(where)
+    return without_newline(decoded(data, where))
+
+
+def too_long(where: str) -> RequestError:
+    """The error for an input that was read up to the limit and has not ended."""
+    return RequestError(
+        f"{where} holds more than {limits.PROMPT_BYTES} bytes, expected at most so many: no "
+        "context has room for more",
+        code=TOO_LONG,
+        hint="give a part of it, as with head -c 100000, if it ends at all",
+    )
 
 
 def piped_text() -> str:
@@ -65,14 +88,14 @@ def piped_text() -> str:
     try:
         sys.stdin.fileno()
     except (OSError, ValueError):  # a program that runs the command line in itself
-        return _without_descriptor(-1)
+        return _without_descriptor()
     return read_stdin()
 
 
-def _without_descriptor(count: int) -> str:
-    """So much of a standard input that is a Python object, "" where that cannot be read."""
+def _without_descriptor() -> str:
+    """A standard input that is a Python object, "" where that cannot be read."""
     try:
-        return without_newline(decoded(sys.stdin.buffer.read(count), "standard input"))
+        return _whole(sys.stdin.buffer, STDIN)
     except (OSError, AttributeError):
         return ""
 
@@ -81,14 +104,20 @@ def read_file(path: str) -> str:
     """A file's text; - is standard input."""
     if path == "-":
         return read_stdin()
-    return without_newline(decoded(Path(path).read_bytes(), path))
+    with Path(path).open("rb") as file:
+        return _whole(file, path)
 
 
 def stdin_lines() -> Iterator[bytes]:
-    """Lines of standard input, without their ends and without a byte order mark."""
-    for number, line in enumerate(sys.stdin.buffer):
+    """Lines of standard input, without their ends and without a byte order mark. RequestError for
+    one that is longer than any prompt."""
+    number, read = 0, sys.stdin.buffer.readline
+    while line := read(limits.PROMPT_BYTES + 1):
+        number += 1
+        if len(line) > limits.PROMPT_BYTES:
+            raise too_long(f"{STDIN}, line {number},")
         line = line.removesuffix(b"\n").removesuffix(b"\r")
-        yield line if number else line.removeprefix(codecs.BOM_UTF8)
+        yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 def stdin_waits() -> bool:
@@ -104,7 +133,7 @@ def stdin_waits() -> bool:
         if not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
             return False
     except (OSError, ValueError):
-        return bool(_without_descriptor(-1))
+        return bool(_without_descriptor())
     return _speaks_within(0) and bool(os.read(fd, 1))
 
 

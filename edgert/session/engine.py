@@ -6,8 +6,8 @@
 
 A turn of the loop feeds what every open lane has to feed: first the tokens that are being
 generated, then pieces of prompts. There is no thread of its own: of all callers that wait, one
-drives the loop for everybody until it has what it waits for, then the next one does. Only
-asynchronous readers, which must not block, let a background thread wait for them.
+drives the loop for everybody until it has what it waits for, then the next one does (`driving`).
+Only asynchronous readers, which must not block, let a background thread wait for them.
 
 A row's result does not depend on who else was in the step, so neither does a lane's text.
 """
@@ -15,7 +15,6 @@ A row's result does not depend on who else was in the step, so neither does a la
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import weakref
 from collections import deque
@@ -23,7 +22,8 @@ from collections.abc import Callable
 
 from ..errors import RequestError, ResourceError
 from .base import Feed, Session, StepResult
-from .lanes import Lane, Parked, Waiter, closed, forked, interrupted
+from .driving import Driving
+from .lanes import Lane, Parked, closed, interrupted
 
 LANES = 32  # sequences that take part in a step
 WAITING = 256  # requests that may wait for a lane, or for their readers
@@ -31,20 +31,16 @@ PROMPT_ROWS = 128  # prompt tokens in a step beside tokens that are being genera
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
 
 
-class Engine:
+class Engine(Driving):
     """The loop over one session, which the engine neither owns nor closes.
 
     lanes: sequences that take part in a step. waiting: requests that may wait besides.
     """
 
     def __init__(self, session: Session, *, lanes: int = LANES, waiting: int = WAITING) -> None:
+        super().__init__()
         self.session, self.lanes, self.waiting = session, lanes, waiting
         self.closed = False
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._driver: object | None = None
-        self._driving = 0  # identity of the thread that drives
-        self._waiters: list[Waiter] = []
         self._queue: deque[Lane] = deque()  # without a state, in the order of their arrival
         self._open: list[Lane] = []
         self._parked: dict[int, weakref.ref[Parked]] = {}  # least recently parked first
@@ -58,8 +54,7 @@ class Engine:
 
     def check(self) -> None:
         """Raises RequestError in a forked child and after `close`."""
-        if os.getpid() != self._process:
-            raise forked()
+        self.check_process()
         if self.closed:
             raise closed()
 
@@ -75,52 +70,12 @@ class Engine:
                     hint="try again later, or close answers that nobody reads",
                 )
             self._queue.append(lane)
-
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Return once `ready()`, which must need no lock; drive the loop until then, or wait while
-        another thread does. Raises RequestError where a callback of the loop waits for the loop."""
-        if ready():
-            return
-        if os.getpid() != self._process:
-            raise forked()
-        me = object()
-        try:
-            if self._drives(ready, me):
-                while not ready():
-                    if not self._turn() and not ready():
-                        raise RuntimeError("a reader waits and no lane has anything to feed")
-        finally:
-            if self._driver is me:
-                with self._lock:
-                    self._driver = None
-                    self._sweep()
-                    self._wake()
-
-    def settle(self, lane: Lane) -> None:
-        """Wait until a cancelled lane has ended, which takes a step at most."""
-        if lane.done or os.getpid() != self._process:
-            return
-        with self._lock:
-            if self._driver is None:
-                self._sweep()
-        if not lane.done and self._driving != threading.get_ident():
-            self.wait(lambda: lane.done)
-
-    def poke(self) -> None:
-        """After a lane was cancelled: end it now if nobody drives. Never waits; for finalizers and
-        signal handlers."""
-        if os.getpid() != self._process or not self._lock.acquire(blocking=False):
-            return
-        try:
-            if self._driver is None:
-                self._sweep()
-                self._wake()
-        finally:
-            self._lock.release()
+        if self._poked:
+            self.poke()
 
     def in_background(self, lane: Lane) -> None:
         """Drive the loop for a lane whose reader cannot block."""
-        self.check()
+        self.check_process()
         lane.background = True
         with self._lock:
             if self._thread is None:
@@ -129,11 +84,15 @@ class Engine:
                 )
                 self._thread.start()
                 _running.add(self)
+        if self._poked:
+            self.poke()
 
     def park(self, memory: Parked) -> None:
-        """Memory that may be evicted, least recently parked first, when room is needed."""
-        self._parked.pop(id(memory), None)
-        self._parked[id(memory)] = weakref.ref(memory)
+        """Memory that may be evicted, least recently parked first, when room is needed. It is
+        forgotten with its owner."""
+        key, parked = id(memory), self._parked
+        parked.pop(key, None)
+        parked[key] = weakref.ref(memory, lambda _: parked.pop(key, None))
 
     def unpark(self, memory: Parked) -> None:
         """The memory is in use, or gone."""
@@ -143,64 +102,32 @@ class Engine:
         """End every lane with an error and call `free` once no step runs. In a callback of the loop
         that happens when the turn is over."""
         self.closed = True
-        if os.getpid() != self._process:  # the lock may have been held at the fork
+        if self.forked:  # the lock may have been held at the fork
             free()
             return
-        if self._driving == threading.get_ident() and self._driver is not None:
+        if self._driving == threading.get_ident():
             self._at_end = free
             return
         with self._lock:
             while self._driver is not None:
-                waiter = Waiter(lambda: self._driver is None, self._lock)
-                self._waiters.append(waiter)
-                waiter.condition.wait()
-                self._waiters.remove(waiter)
+                self._sleep(lambda: self._driver is None)
             self._sweep()
             self._wake()
         free()
 
     _at_end: Callable[[], None] | None = None
 
-    # --- who drives ---------------------------------------------------------------------------
-
-    def _drives(self, ready: Callable[[], bool], me: object) -> bool:
-        """Whether this thread is to drive now; False once it is ready."""
-        with self._lock:
-            if self._driver is not None and self._driving == threading.get_ident():
-                raise RequestError(
-                    "a callback of an answer waits for another answer of the same model",
-                    code="busy",
-                    hint="start it from another thread, or after this answer",
-                )
-            while not ready():
-                if self._driver is None:
-                    self._driver, self._driving = me, threading.get_ident()
-                    return True
-                waiter = Waiter(ready, self._lock)
-                self._waiters.append(waiter)
-                try:
-                    waiter.condition.wait()
-                finally:
-                    self._waiters.remove(waiter)
-        return False
-
-    def _wake(self) -> None:
-        """Wake who has what it waits for, and one who drives on. Called with the lock."""
-        heir = self._driver is None
-        for waiter in self._waiters:
-            if waiter.ready():
-                waiter.condition.notify()
-            elif heir:
-                heir = False
-                waiter.condition.notify()
-
     # --- a turn -------------------------------------------------------------------------------
 
     def _turn(self) -> bool:
-        """One step with everybody who has something to feed; False where nobody had."""
+        """One step with everybody who has something to feed; False where nobody had, and no lane
+        ended or is about to."""
         with self._lock:
-            self._sweep()
-            self._admit()
+            ended = self._sweep()
+            if self._waiters:
+                self._wake()
+            if self._queue:
+                self._admit()
             lanes = sorted(self._open, key=_by_service)
         self._turns += 1
         fed = self._feeds(lanes)
@@ -210,11 +137,7 @@ class Engine:
         except BaseException:  # an interrupt: the others feed the same again
             _discard(fed)
             raise
-        with self._lock:
-            self._sweep()
-            if self._waiters:
-                self._wake()
-        return bool(fed)
+        return bool(fed) or ended or any(lane.cancelled for lane in lanes)
 
     def _take(self, lane: Lane, feed: Feed, result: StepResult) -> None:
         if lane.cancelled:
@@ -229,26 +152,35 @@ class Engine:
             raise
         lane.notify()
 
-    def _sweep(self) -> None:
-        """End lanes that are cancelled or done. Called with the lock, and not during a step."""
+    def _sweep(self) -> bool:
+        ended = False
         for lanes in (self._open, self._queue):
             for lane in [x for x in lanes if x.cancelled or x.finished or self.closed]:
                 lanes.remove(lane)
-                self._short = False
+                self._short, ended = False, True
                 if self.closed and not lane.finished:
                     lane.error = lane.error or closed()
-                try:
-                    lane.end(lane.error)
-                except Exception as error:
-                    lane.error = error
-                lane.done = True
-                lane.notify()
+                self._end(lane)
         if self.closed and self._at_end is not None:
             free, self._at_end = self._at_end, None
             free()
+        return ended
+
+    def _end(self, lane: Lane) -> None:
+        try:
+            lane.end(lane.error)
+        except Exception as error:
+            lane.error = error
+        except BaseException:
+            lane.error = lane.error or interrupted()
+            raise
+        finally:
+            lane.done = True
+            lane.notify()
 
     def _admit(self) -> None:
-        """Open lanes in the order of their arrival; those that wait for readers do not count."""
+        """Open lanes in the order of their arrival; those that fail, and those that wait for
+        readers, do not count."""
         busy = sum(not lane.paused for lane in self._open)
         if self._short and busy:
             return
@@ -259,20 +191,24 @@ class Engine:
                 lane.open(self.session)
             except Exception as error:
                 self._fail(lane, error)
-            busy += 1
+            except BaseException:
+                self._fail(lane, interrupted())
+                raise
+            else:
+                busy += 1
 
     def _feeds(self, lanes: list[Lane]) -> list[tuple[Lane, Feed]]:
         """Feeds of one step: tokens that are being generated, then prompts."""
         lanes = [x for x in lanes if not (x.cancelled or x.finished or x.paused)]
         fed: list[tuple[Lane, Feed]] = []
         rows, logits = self.session.max_rows, self._logit_rows
-        generating = [x for x in lanes if x.generating][: min(self.lanes, rows)]
+        if len(lanes) == 1:  # the short way to the same
+            alone = self._feed(lanes[0], rows, logits)
+            return [] if alone is None else [(lanes[0], alone)]
+        generating = [x for x in lanes if x.generating][: min(self.lanes, rows, logits)]
         prompts = [x for x in lanes if not x.generating]
-        few = rows if len(lanes) == 1 else PROMPT_ROWS
         for left, lane in zip(range(len(generating), 0, -1), generating, strict=True):
-            if logits < left:
-                break
-            if feed := self._feed(lane, min(few, rows - left + 1), logits - left + 1):
+            if feed := self._feed(lane, min(PROMPT_ROWS, rows - left + 1), logits - left + 1):
                 fed.append((lane, feed))
                 rows -= feed.rows
                 logits -= feed.rows if feed.logits == "all" else 1
@@ -322,8 +258,8 @@ class Engine:
         """Give up the memory that is missed least: parked memory, lanes that were not fed, then the
         lane that came last."""
         with self._lock:
-            while self._parked:
-                parked = self._parked.pop(next(iter(list(self._parked))), None)
+            for key in list(self._parked):
+                parked = self._parked.pop(key, None)
                 if parked is not None and (memory := parked()) is not None:
                     memory.evict()
                     return
@@ -349,13 +285,13 @@ class Engine:
         if self._exiting:
             return False
         lanes = [*self._queue, *self._open]
-        return any(x.background and not x.paused for x in lanes)
+        return any(x.background and (x.cancelled or not x.paused) for x in lanes)
 
     def stop(self) -> None:
         """End the background thread; at exit."""
         self._exiting = True
         thread = self._thread
-        if thread is not None and os.getpid() == self._process:
+        if thread is not None and not self.forked:
             thread.join(10)
 
 
@@ -380,10 +316,14 @@ def _background(reference: weakref.ref[Engine]) -> None:
                     if lane.background:
                         engine._fail(lane, error)
                 engine._sweep()
+                engine._wake()
         with engine._lock:
             if not engine._has_background_work():
                 engine._thread = None
-                return
+        if engine._poked:
+            engine.poke()
+        if engine._thread is not threading.current_thread():
+            return
 
 
 def _by_service(lane: Lane) -> int:

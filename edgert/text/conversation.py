@@ -14,7 +14,7 @@ from . import saved
 from .generate import Progress, Proposer, Run
 from .params import SamplingOptions
 from .results import Generation
-from .stream import AsyncStream, Stream
+from .stream import AsyncStream, Stream, ended
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,7 +48,7 @@ class Memory:
     while nobody uses it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come while it is held
         self._content: tuple[State, list[int]] | None = None
 
     def put(self, state: State, fed: list[int]) -> None:
@@ -61,14 +61,22 @@ class Memory:
             content, self._content = self._content, None
             return content
 
+    def snapshot(self) -> tuple[dict[str, Any] | None, list[int]]:
+        """A copy of the state, and its tokens; who wants to take them waits for it."""
+        with self._lock:
+            if self._content is None:
+                return None, []
+            state, fed = self._content
+            return state.snapshot(), list(fed)
+
     def evict(self) -> None:
         if content := self.take():
             content[0].close()
 
     @property
     def nbytes(self) -> int:
-        with self._lock:
-            return 0 if self._content is None else self._content[0].nbytes
+        content = self._content
+        return 0 if content is None else content[0].nbytes
 
 
 class Conversation:
@@ -121,11 +129,49 @@ class Conversation:
         engine.check()
         if (last := self._run) is not None and last.cancelled:
             engine.settle(last)
+        return Stream(engine, self._turn(text, params, proposer, progress))
+
+    def astream(
+        self,
+        text: str,
+        *,
+        proposer: Proposer | None = None,
+        progress: Progress | None = None,
+        **params: Unpack[SamplingOptions],
+    ) -> AsyncStream:
+        """`stream` for asyncio: `async for piece in conversation.astream(...)`."""
+        engine, last = self._model.engine, self._run
+        engine.check()
+
+        def turn() -> Run:
+            return self._turn(text, params, proposer, progress)
+
+        if last is None or not last.cancelled or last.done:
+            return AsyncStream(engine, turn())
+        before = list(self.messages)
+
+        async def prepare() -> Run:  # once the turn that was stopped has left what it said
+            await ended(engine, last)
+            kept, added = self.messages[: len(before)], self.messages[len(before) :]
+            theirs = [] if last.result is None else [last.result.message]
+            if kept != before or (added and added[1:] != theirs):
+                raise _went_on()
+            return turn()
+
+        return AsyncStream(engine, turn(), prepare=prepare)
+
+    def _turn(
+        self,
+        text: str,
+        params: SamplingOptions,
+        proposer: Proposer | None,
+        progress: Progress | None,
+    ) -> Run:
         before = list(self.messages)
         messages = [*before, {"role": "user", "content": text}]
         tokens = self._rendered(messages, params.get("max_tokens"))
         closed = self._closed
-        run = self._model.run(
+        return self._model.run(
             tokens,
             params,
             start=lambda run: self._open(run, before),
@@ -134,11 +180,6 @@ class Conversation:
             progress=progress,
             shift=self._shift,
         )
-        return Stream(self._model.engine, run)
-
-    def astream(self, text: str, **options: Unpack[TurnOptions]) -> AsyncStream:
-        """`stream` for asyncio: `async for piece in conversation.astream(...)`."""
-        return self.stream(text, **options).to_async()
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], max_tokens: object) -> list[int]:
         """The tokens of a turn, without the oldest ones that a full context has no room for."""
@@ -162,11 +203,7 @@ class Conversation:
         """The state, cut back to what it shares with the turn's tokens, one of which is left to be
         fed. Called by the engine."""
         if self._run not in (None, run) or self.messages != before:
-            raise RequestError(
-                "the conversation went on since this turn was prepared",
-                code="conversation-order",
-                hint="finish one turn before you start the next",
-            )
+            raise _went_on()
         state = self._state_for(run)
         self._run = run
         return state
@@ -221,7 +258,8 @@ class Conversation:
     def close(self) -> None:
         """Give the state back; the messages stay, and another turn would start a new state."""
         self._closed += 1
-        self._memory.evict()
+        if not self._model.engine.forked:  # else its locks may be held by nobody
+            self._memory.evict()
 
     def __enter__(self) -> Conversation:
         return self
@@ -239,21 +277,17 @@ class Conversation:
                 code="conversation-order",
                 hint="save it when the turn is over",
             )
-        held = self._memory.take()
-        try:
-            content = {
-                "messages": self.messages,
-                "tools": self._tools,
-                "template": self._template,
-                "shift": self._shift,
-                "left_out": self._left_out,
-                "fed": [] if held is None else held[1],
-                "snapshot": None if held is None else held[0].snapshot(),
-            }
-            saved.write(path, content, owner(self._model))
-        finally:
-            if held is not None:
-                self._memory.put(*held)
+        snapshot, fed = self._memory.snapshot()
+        content = {
+            "messages": self.messages,
+            "tools": self._tools,
+            "template": self._template,
+            "shift": self._shift,
+            "left_out": self._left_out,
+            "fed": fed,
+            "snapshot": snapshot,
+        }
+        saved.write(path, content, owner(self._model))
 
     @classmethod
     def restore(cls, model: ChatModel, path: str | PathLike[str]) -> Conversation:
@@ -281,6 +315,14 @@ class Conversation:
         self._memory.put(state, fed)
         model.engine.park(self._memory)
         return self
+
+
+def _went_on() -> RequestError:
+    return RequestError(
+        "the conversation went on since this turn was prepared",
+        code="conversation-order",
+        hint="finish one turn before you start the next",
+    )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -99,6 +99,7 @@ class Run(Lane):
         self._drafted: list[int] = []
         self._opened = False
         self.on_piece: Callable[[], None] | None = None
+        self.on_end: list[Callable[[], None]] = []
         self._started = self._first = self._prompt_end = 0.0
 
     # --- what the engine calls ------------------------------------------------------------------
@@ -108,8 +109,12 @@ class Run(Lane):
         self._started = time.perf_counter()
 
     def notify(self) -> None:
-        if self.on_piece is not None and (self.pieces or self.done):
-            self.on_piece()
+        tell = self.on_piece  # a reader takes it away at any time
+        if tell is not None and (self.pieces or self.done):
+            tell()
+        if self.done:
+            for tell in list(self.on_end):
+                tell()
 
     @property
     def paused(self) -> bool:

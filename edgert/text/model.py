@@ -169,8 +169,8 @@ class TextModel:
         template: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of messages in the model's chat template, ready for an answer. Raises
-        RequestError for models without one, for messages that it rejects, and for tools, variables
-        and message keys that it does not read."""
+        RequestError for models without one, for messages that it rejects, and for tools, variables,
+        keys and parts of messages that it does not read."""
         if self.template is None:
             raise RequestError(
                 f"{self.name or 'this model'} has no chat template",
@@ -186,9 +186,7 @@ class TextModel:
                 hint="messages and tools have arguments of their own",
                 field="template",
             )
-        named = {str(name): value for name, value in variables.items()}
-        segments = self.template.render(messages, tools=tools, **named)
-        self.template.check_use(messages, tools=tools, **named)
+        segments = self.template.render_checked(messages, tools, variables)
         return self.tokenizer.encode_segments(segments)
 
     def restore(self, path: str | PathLike[str]) -> Conversation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +40,9 @@ class _Answer:
         self._engine.poke()
 
     def _submit(self) -> None:
-        """Let the answer begin."""
+        """Let the answer begin, unless it has."""
+        if self._run.cancelled and not self._submitted:
+            self._end_unread()
         if not self._submitted:
             self._engine.check()
             self._run.begin()
@@ -89,15 +92,16 @@ class Stream(_Answer):
     def __init__(self, engine: Engine, run: Run) -> None:
         super().__init__(engine, run)
         self._reading = threading.Lock()
+        self._moved = False  # to an AsyncStream
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
+        self._engine.check_process()  # in a forked child nobody gives the lock back
         with self._reading:
+            self._check_mine()
             run = self._run
-            if run.cancelled and not self._submitted:
-                self._end_unread()
             self._submit()
             if not run.pieces and not run.done:
                 self._engine.wait(lambda: bool(run.pieces) or run.done)
@@ -108,10 +112,10 @@ class Stream(_Answer):
 
     def finish(self) -> Generation:
         """Read to the end and return the result."""
+        self._engine.check_process()
         run = self._run
         with self._reading:
-            if run.cancelled and not self._submitted:
-                self._end_unread()
+            self._check_mine()
             self._submit()
             run.ahead = 1 << 62
             self._engine.wait(lambda: run.done)
@@ -120,17 +124,44 @@ class Stream(_Answer):
         return self.result
 
     def to_async(self) -> AsyncStream:
-        """The same answer for asyncio; this stream is not to be read any more."""
-        return AsyncStream(self._engine, self._run)
+        """The same answer for asyncio, from the next piece on. From then on the answer is the other
+        stream's: to read this one raises RequestError, and its end or `close` stop nothing."""
+        self._engine.check_process()
+        if not self._reading.acquire(blocking=False):
+            raise RequestError(
+                "another thread is reading this stream, it cannot become an AsyncStream now",
+                code="busy",
+                hint="call to_async before, or between two pieces",
+            )
+        try:
+            self._check_mine()
+            self._moved, self._run.ahead = True, AHEAD
+            return AsyncStream(self._engine, self._run, begun=self._submitted)
+        finally:
+            self._reading.release()
 
     def close(self) -> None:
         """Stop now, from any thread. Closing twice is allowed."""
+        if self._moved or self._engine.forked:
+            return
         self._run.cancelled = True
         if not self._submitted:
             with self._reading:  # nobody waits with it before the answer has begun
-                if not self._submitted:
+                if not self._submitted and not self._moved:
                     self._end_unread()
         self._engine.settle(self._run)
+
+    def _check_mine(self) -> None:
+        if self._moved:
+            raise RequestError(
+                "this stream became an AsyncStream, which has its pieces now",
+                code="stream-moved",
+                hint="read what to_async returned",
+            )
+
+    def __del__(self) -> None:
+        if not getattr(self, "_moved", True):
+            super().__del__()
 
     def __enter__(self) -> Stream:
         return self
@@ -153,6 +184,19 @@ class AsyncStream(_Answer):
     A task that is cancelled while it waits for a piece cancels the answer.
     """
 
+    def __init__(
+        self,
+        engine: Engine,
+        run: Run,
+        *,
+        begun: bool = False,
+        prepare: Callable[[], Awaitable[Run]] | None = None,
+    ) -> None:
+        """begun: whether the run is the engine's already. prepare: gives the run that takes the
+        place of `run` when the answer begins."""
+        super().__init__(engine, run)
+        self._submitted, self._prepare, self._preparing = begun, prepare, False
+
     def __aiter__(self) -> AsyncStream:
         return self
 
@@ -171,10 +215,12 @@ class AsyncStream(_Answer):
 
     async def aclose(self) -> None:
         """Stop now; returns when the answer has ended. Closing twice is allowed."""
+        if self._engine.forked:
+            return
         self.cancel()
         if not self._submitted:
             self._end_unread()
-        await self._until_end()
+        await ended(self._engine, self._run)
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -183,44 +229,84 @@ class AsyncStream(_Answer):
         await self.aclose()
 
     async def _until_piece(self) -> None:
+        self._engine.check_process()
+        if not self._submitted:
+            await self._begin()
         run = self._run
-        if run.cancelled and not self._submitted:
-            self._end_unread()
-        self._submit()
-        try:
-            while not run.pieces and not run.done:
+        if not run.pieces and not run.done:
+            try:
                 await self._news()
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
         if len(run.pieces) == AHEAD // 2 and not run.done:
             self._engine.in_background(run)  # it may have stopped at a full queue
 
-    async def _until_end(self) -> None:
-        while not self._run.done:
-            await self._news()
+    async def _begin(self) -> None:
+        if self._prepare is not None and not self._run.cancelled:
+            if self._preparing:
+                raise _two_readers()
+            self._preparing = True
+            try:
+                run = await self._prepare()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+            finally:
+                self._preparing = False
+            if self._submitted:  # closed meanwhile
+                return
+            run.cancelled = self._run.cancelled
+            self._run, self._prepare = run, None
+        self._submit()
 
     async def _news(self) -> None:
-        """Wait until something was taken, or the answer ended."""
-        run, loop = self._run, asyncio.get_running_loop()
+        """Wait until there is a piece, or the answer has ended."""
+        run, news = self._run, asyncio.Event()
         if run.on_piece is not None:
-            raise RequestError(
-                "two tasks read one answer at the same time",
-                code="busy",
-                hint="let one task read it, or ask once for each",
-            )
-        news = asyncio.Event()
-
-        def tell() -> None:
-            try:
-                loop.call_soon_threadsafe(news.set)
-            except RuntimeError:  # the loop was closed: nobody reads any more
-                run.cancelled = True
-
-        run.on_piece = tell
+            raise _two_readers()
+        run.on_piece = _teller(run, news)
         try:
-            if not run.pieces and not run.done:
-                self._engine.in_background(run)
-                await news.wait()
+            while not run.pieces and not run.done:
+                news.clear()
+                if not run.pieces and not run.done:
+                    self._engine.in_background(run)
+                    await news.wait()
         finally:
             run.on_piece = None
+
+
+async def ended(engine: Engine, run: Run) -> None:
+    """Wait until a run has ended that was cancelled; the event loop goes on meanwhile."""
+    if run.done:
+        return
+    over = asyncio.Event()
+    tell = _teller(run, over)
+    run.on_end.append(tell)
+    try:
+        while not run.done:
+            engine.in_background(run)
+            await over.wait()
+    finally:
+        run.on_end.remove(tell)
+
+
+def _teller(run: Run, event: asyncio.Event) -> Callable[[], None]:
+    """Sets an event of this task's loop, from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        try:
+            loop.call_soon_threadsafe(event.set)
+        except RuntimeError:  # the loop was closed: nobody reads any more
+            run.cancelled = True
+
+    return tell
+
+
+def _two_readers() -> RequestError:
+    return RequestError(
+        "two tasks read one answer at the same time",
+        code="busy",
+        hint="let one task read it, or ask once for each",
+    )

@@ -21,7 +21,8 @@ from .. import limits
 from ..errors import BundleError, EdgertError, RequestError
 from .sandbox import Budget, LimitedEnvironment, LimitError
 from .segments import MARKS, Segment, mark, pattern_of, split_marked
-from .template_globals import GLOBALS, Rejected, plain_data, tojson
+from .template_data import Chat
+from .template_globals import GLOBALS, Rejected, tojson
 from .template_use import REASONING, TemplateUse
 
 if TYPE_CHECKING:
@@ -29,19 +30,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 FILE = "<chat template>"
-
-
-def _check_list(name: str, value: Any) -> None:
-    """Raises RequestError unless it is a list (or tuple) of objects."""
-    if value is None and name != "messages":
-        return
-    if not isinstance(value, (list, tuple)):
-        raise RequestError(
-            f"{name} is of type {type(value).__name__}, expected a list of objects",
-            code="parameter-type",
-            hint=f"{name} goes in as a list, also where it is only one",
-            field=name,
-        )
 
 
 class ChatTemplate:
@@ -104,31 +92,12 @@ class ChatTemplate:
         the template, such as enable_thinking. Raises RequestError for messages that are none, that
         the template rejects (with its own reason), or that drive it past its limits.
         """
-        for name, value in (("messages", messages), ("tools", tools), ("documents", documents)):
-            _check_list(name, value)
-        if tools is not None and self._with_tools is not None:
-            return self._with_tools.render(
-                messages,
-                tools=tools,
-                documents=documents,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
-            )
-        chat = [self._message(message, index) for index, message in enumerate(messages)]
-        if not chat:
-            raise RequestError(
-                "the list of messages is empty, expected one or more",
-                code="messages-empty",
-                hint='give at least [{"role": "user", "content": "..."}]',
-            )
-        text = self._run(
-            messages=chat,
-            tools=None if tools is None else self._input(list(tools)),
-            documents=None if documents is None else self._input(list(documents)),
-            add_generation_prompt=add_generation_prompt,
-            **{**self._special, **self._input(variables)},
-        )
-        return split_marked(text, self._control)
+        given = {
+            **variables,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return self._for(tools)._render(Chat.of(messages, tools, given))
 
     def check_use(
         self,
@@ -137,45 +106,43 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> None:
-        """Raises RequestError for tools, variables and message keys that the template never reads:
-        `render` would lose them without a word. For what `render` takes."""
+        """Raises RequestError for tools, variables and parts of messages that the template never
+        reads: `render` would lose them without a word. For what `render` takes."""
+        self.render_checked(messages, tools, variables)
 
-        def again(changed: Sequence[Mapping[str, Any]]) -> list[Segment]:
-            return self.render(changed, tools=tools, **variables)
+    def render_checked(
+        self, messages: Sequence[Any], tools: Sequence[Any] | None, variables: Mapping[str, Any]
+    ) -> list[Segment]:
+        """`render` and `check_use` of the same data."""
+        chosen, chat = self._for(tools), Chat.of(messages, tools, variables)
+        whole = chosen._render(chat)
+        again = lambda changed: chosen._render(chat._replace(messages=list(changed)))
+        chosen._use.check(chat, whole, again)
+        return whole
 
-        self._use.check(messages, tools, variables, again)
+    def _for(self, tools: object) -> ChatTemplate:
+        """The template of chats with these tools."""
+        return self if tools is None or self._with_tools is None else self._with_tools
 
-    def _input(self, value: Any) -> Any:
-        return self._marked(plain_data(value), self._control)
+    def _render(self, chat: Chat) -> list[Segment]:
+        text = self._run(
+            {
+                "documents": None,
+                "add_generation_prompt": True,
+                **self._special,
+                **self._marked(chat.variables, self._control),
+                "messages": [self._message(message) for message in chat.messages],
+                "tools": self._marked(chat.tools, self._control),
+            }
+        )
+        return split_marked(text, self._control)
 
-    def _message(self, message: Any, index: int) -> dict[str, Any]:
-        where = f"messages[{index}]"
-        whole = plain_data(message, path=where)
-        if not isinstance(whole, dict) or not isinstance(whole.get("role"), str):
-            raise RequestError(
-                f"message {index} is {str(message)[:80]!r}, expected an object with a text `role`",
-                code="messages",
-                hint='a message looks like {"role": "user", "content": "..."}',
-                field=where,
-            )
-        content = message.get("content") if isinstance(message, Mapping) else whole.get("content")
-        content = plain_data(content, strict=True, path=f"{where}.content")
-        if not isinstance(content, (str, list, tuple, dict)) and content is not None:
-            raise RequestError(
-                f"message {index} has content of type {type(content).__name__}, expected text or "
-                "a list of parts",
-                code="messages",
-                hint="turn it into text first",
-                field=f"{where}.content",
-            )
-        if "content" in whole:
-            whole["content"] = content
-        kept = {key: value for key, value in whole.items() if value is not None}
-        thought = next((kept[key] for key in REASONING if key in kept), None)
+    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
+        thought = next((message[key] for key in REASONING if key in message), None)
         if thought is not None:
-            kept = {"thinking": thought, **kept, "reasoning_content": thought}
-        control = self._said if kept["role"] == "assistant" else self._control
-        marked: dict[str, Any] = self._marked(kept, control)
+            message = {"thinking": thought, **message, "reasoning_content": thought}
+        control = self._said if message["role"] == "assistant" else self._control
+        marked: dict[str, Any] = self._marked(message, control)
         return marked
 
     def _marked(self, value: Any, control: re.Pattern[str]) -> Any:
@@ -205,13 +172,13 @@ class ChatTemplate:
             raise self._bad(f"{type(error).__name__}: {error}", None) from None
         return tree
 
-    def _run(self, **variables: Any) -> str:
+    def _run(self, variables: Mapping[str, Any]) -> str:
         """Render with a fresh budget; every way to fail is a RequestError with the line."""
         with self._lock:
             self._environment.budget = Budget()
             pieces, size = [], 0
             try:
-                for piece in self._template.generate(**variables):
+                for piece in self._template.generate(variables):
                     pieces.append(piece)
                     size += len(piece)
                     if size > limits.TEMPLATE_OUTPUT_BYTES:
@@ -234,7 +201,10 @@ class ChatTemplate:
             )
         code, hint = "template", "check the roles and contents of the messages"
         if isinstance(error, (LimitError, RecursionError, MemoryError)):
-            code, hint = "template-limit", "the model's template is broken or hostile"
+            code, hint = (
+                "template-limit",
+                "shorten the messages, or the template is at fault",
+            )
         elif isinstance(error, SecurityError):
             code, hint = "template-sandbox", "the model's template reaches for what it must not"
         place = self._where if line is None else f"{self._where}, line {line}"

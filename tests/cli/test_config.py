@@ -80,6 +80,17 @@ def test_variables_of_every_kind(
     assert edgert("generate", bundle).json["token_ids"] == [70]
     monkeypatch.setenv("EDGERT_STOP_TOKEN_ID", "[70,")
     assert "no JSON list" in edgert("generate", bundle).json["error"]["message"]
+    for name, value, expected in (
+        ("EDGERT_STOP_TOKEN_ID", "[70, true]", "holds true, expected a list of numbers"),
+        ("EDGERT_STOP_TOKEN_ID", "[[70]]", "holds [70], expected a list of numbers"),
+        ("EDGERT_STOP", "[1,2]", "holds 1, expected a list of texts"),
+        ("EDGERT_STOP", '["a", null]', "holds null, expected a list of texts"),
+        ("EDGERT_LOGIT_BIAS", "[70]", "holds 70, expected a list of texts"),
+    ):
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            said = edgert("generate", bundle).json["error"]["message"]
+            assert said.endswith(f"{expected} (from {name})")
     monkeypatch.delenv("EDGERT_STOP_TOKEN_ID")
     monkeypatch.setenv("EDGERT_KV_BITS", "7")
     said = edgert("generate", bundle).json["error"]["message"]
@@ -109,7 +120,9 @@ def test_values_of_every_kind(edgert: Edgert, bundle: Path, write: Any) -> None:
         ("stats = 1", "stats is '1', expected true or false"),
         ("threads = true", "threads is 'True', expected a text or a number"),
         ("threads = [1, 2]", "threads is '[1, 2]', expected a text or a number"),
-        ("stop = [true]", "stop is 'True', expected a list of texts or numbers"),
+        ("stop = [true]", "stop is 'True', expected a list of texts"),
+        ("stop = ['a', 1]", "stop is '1', expected a list of texts"),
+        ("stop_token_id = [1, true]", "is 'True', expected a list of texts or numbers"),
         ("stop = 2000-01-01", "expected a list of texts or numbers"),
         ("temp = 0\ntemperature = 1", "gives a flag a second value"),
         ("ctx_size = 9\nctx-size = 9", "gives a flag a second value"),
@@ -134,6 +147,23 @@ def test_what_is_wrong_in_the_file_is_named(
 def test_flags_of_other_verbs_are_no_error(edgert: Edgert, bundle: Path, write: Any) -> None:
     write("quant = 'int8'\nno_history = true\nwarm = false\n[bench]\ndepth = [0, 16]\n")
     assert edgert("generate", bundle, "-p", "a", *NUMPY, "-n", 1).code == 0
+
+
+def test_a_variable_called_much_like_a_flags_is_noticed(
+    edgert: Edgert, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgert.notices._shown", set())
+    args = ("generate", bundle, "-p", "a", "-n", 1, *NUMPY)
+    for name in ("EDGERT_PROMPT_TOKENS", "EDGERT_FOO", "EDGERTON_TEMP", "EDGERT_SHARED_DATA"):
+        monkeypatch.setenv(name, "7")
+    assert edgert(*args).err == ""
+    monkeypatch.setenv("EDGERT_TEMPERATUR", "0")
+    monkeypatch.setenv("EDGERT_CACHES", "x")
+    ran = edgert(*args)
+    assert (ran.code, ran.err.splitlines()) == (0, [
+        "edgert: EDGERT_CACHES is no flag's variable, did you mean EDGERT_CACHE?",
+        "edgert: EDGERT_TEMPERATUR is no flag's variable, did you mean EDGERT_TEMPERATURE?",
+    ])  # fmt: skip
 
 
 def test_where_the_file_is(

@@ -134,6 +134,28 @@ def test_what_is_not_understood_is_refused(change: dict[str, Any], message: str)
     ("name", "change", "message"),
     [
         ("gemma-2-2b", {"query_pre_attn_scalar": -1}, "'query_pre_attn_scalar' is -1.0"),
+        (
+            "gemma-2-2b",
+            {"attn_logit_softcapping": 0.0},
+            "'attn_logit_softcapping' is 0.0",
+        ),
+        ("gemma-3-1b", {"final_logit_softcapping": -1}, "'final_logit_softcapping' is -1.0"),
+        ("Phi-4-mini", {"use_qk_norm": True}, "'use_qk_norm' (= True) is unknown, but for False"),
+        (
+            "SmolLM2-135M",
+            {"residual_multiplier": 0.22},
+            "(= 0.22) is unknown, but for 1",
+        ),
+        (
+            "SmolLM2-135M",
+            {"attention_multiplier": 0.1},
+            "'attention_multiplier' (= 0.1)",
+        ),
+        ("SmolLM2-135M", {"num_experts": 8}, "config key 'num_experts' (= 8) is unknown"),
+        ("SmolLM2-135M", {"moe_intermediate_size": 768}, "'moe_intermediate_size' (= 768) is"),
+        ("SmolLM2-135M", {"n_layers": 31}, "config key 'n_layers' (= 31) is unknown"),
+        ("SmolLM2-135M", {"no_rope_layers": [1, 0]}, "config key 'no_rope_layers'"),
+        ("SmolLM2-135M", {"hidden_act": None}, "config 'hidden_act' is None, expected 'silu'"),
         ("gemma-2-2b", {"layer_types": ["chunked_attention"] * 26}, "'layer_types' has 26 entries"),
         ("gemma-2-2b", {"sliding_window": None}, "'sliding_window' is null, expected a size"),
         ("gemma-3-1b", {"attn_logit_softcapping": 5.0}, "'attn_logit_softcapping' is 5.0"),

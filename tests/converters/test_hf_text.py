@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from edgert.text.tokenizer import Tokenizer
 from tests.converters.faults import convert_tiny
+
+
+@pytest.fixture(autouse=True)
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notices are shown once a process; here, once a test."""
+    monkeypatch.setattr(notices, "_shown", set())
 
 
 @pytest.fixture
@@ -43,9 +50,8 @@ def text_of(folder: Path, width: int = 512) -> Text:
 
 
 def test_what_ends_an_answer_is_resolved_as_transformers_does(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(notices, "_shown", set())
     change(folder, "generation_config.json", eos_token_id=[7, 2])
     change(folder, "config.json", eos_token_id=9)
     change(folder, "tokenizer_config.json", eos_token="<|im_start|>")
@@ -59,18 +65,32 @@ def test_what_ends_an_answer_is_resolved_as_transformers_does(
     assert text_of(folder).spec.eos_token_ids == (1,)
 
 
-def test_no_end_or_an_impossible_one_is_a_fault(folder: Path) -> None:
-    change(folder, "generation_config.json", eos_token_id=512)
-    faults: list[str] = []
-    with HfSource(folder) as source:
-        assert read_text(source, 512, faults) is None
-    assert faults == ["eos_token_id is 512, expected 0 to 511"]
+@pytest.mark.parametrize("never", [512, 99_999, -1])
+def test_ends_that_never_come_are_left_out(
+    folder: Path, never: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(folder, "config.json", eos_token_id=9)
+    change(folder, "generation_config.json", eos_token_id=[7, never])
+    assert text_of(folder).spec.eos_token_ids == (7,)
+    assert f"generation_config.json ends answers at [{never}], the logits have 0 to" in caplog.text
+    change(folder, "generation_config.json", eos_token_id=never)
+    assert text_of(folder).spec.eos_token_ids == (9,)
+    change(folder, "config.json", eos_token_id=[never])
+    assert text_of(folder).spec.eos_token_ids == (2,)
+
+
+def test_no_end_is_a_fault(folder: Path) -> None:
     for file in ("generation_config.json", "config.json"):
         change(folder, file, eos_token_id=None)
     change(folder, "tokenizer_config.json", eos_token="<none>")
+    faults: list[str] = []
     with HfSource(folder) as source:
-        assert read_text(source, 512, faults := []) is None
+        assert read_text(source, 512, faults) is None
     assert "no eos token" in faults[0]
+    change(folder, "generation_config.json", eos_token_id="1")
+    with HfSource(folder) as source:
+        assert read_text(source, 512, faults) is None
+    assert "generation_config eos_token_id is '1', expected an id" in faults[1]
 
 
 def test_template_files_win_in_transformers_order(folder: Path) -> None:
@@ -105,12 +125,20 @@ def test_named_templates_and_none(folder: Path) -> None:
 
 def test_special_strings_come_from_either_form(folder: Path) -> None:
     change(folder, "tokenizer_config.json", pad_token={"content": "<|endoftext|>", "lstrip": False})
-    change(folder, "special_tokens_map.json", unk_token="<|im_start|>", bos_token="ignored")
+    change(folder, "special_tokens_map.json", unk_token="<|im_start|>", bos_token="<|wins|>")
+    assert text_of(folder, 600).spec.special == {
+        "bos_token": "<|wins|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|im_start|>",
+    }
+    change(
+        folder, "tokenizer_config.json", added_tokens_decoder={}
+    )  # beside it the map is not read
     assert text_of(folder).spec.special == {
         "bos_token": "<|endoftext|>",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "unk_token": "<|im_start|>",
     }
 
 
@@ -132,12 +160,13 @@ def test_sampling_defaults(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("top_k", 1 << 70),
         ("top_k", 5.5),
-        ("top_k", -2),
-        ("top_p", 0),
+        ("top_k", "50"),
         ("temperature", "hot"),
+        ("temperature", -1),
         ("min_p", True),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
     ],
 )
 def test_impossible_sampling_defaults_are_faults(folder: Path, key: str, value: Any) -> None:
@@ -148,12 +177,68 @@ def test_impossible_sampling_defaults_are_faults(folder: Path, key: str, value: 
     assert f"generation_config {key!r} is {str(value)!r}, expected" in faults[0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"top_k": -2}, {"top_k": 0}),
+        ({"top_k": 50.0}, {"top_k": 50}),
+        ({"top_k": 1 << 70}, {"top_k": 0}),
+        ({"top_p": -1}, {"top_p": 1.0}),
+        ({"top_p": 1.5}, {"top_p": 1.0}),
+        ({"top_p": 0}, {"top_k": 1}),  # transformers keeps the likeliest token
+        ({"min_p": -1}, {"min_p": 0.0}),
+    ],
+)
+def test_sampling_values_as_they_are_meant(
+    folder: Path, asked: dict[str, Any], meant: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    change(folder, "generation_config.json", do_sample=True, **asked)
+    usual = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+    assert text_of(folder).spec.generation == usual | meant
+    (key,) = asked
+    assert f"generation_config {key!r} is {asked[key]}, which is taken as" in caplog.text
+
+
+def test_what_decoding_leaves_undone_is_told_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(
+        folder, "generation_config.json", suppress_tokens=[5], begin_suppress_tokens=[],
+        no_repeat_ngram_size=3, bad_words_ids=[[1]], forced_bos_token_id=0, min_length=0,
+        min_new_tokens=4, num_beams=1, encoder_no_repeat_ngram_size=2, guidance_scale=1.5,
+        repetition_penalty=1.2, typical_p=0.5, max_length=20, diversity_penalty=0.0,
+    )  # fmt: skip
+    assert text_of(folder).spec.generation == {"repetition_penalty": 1.2}
+    (line,) = [r.message for r in caplog.records if "does not do" in r.message]
+    named = set(re.findall(r"(\w+) = ", line))
+    assert named == {
+        "suppress_tokens", "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id",
+        "min_new_tokens", "encoder_no_repeat_ngram_size", "guidance_scale",
+    }  # fmt: skip
+    assert "no_repeat_ngram_size = 3 (bars repeated sequences of tokens)" in line
+    change(folder, "generation_config.json", do_sample=True)
+    text_of(folder)
+    assert "typical_p = 0.5 (bars untypical tokens)" in caplog.text
+
+
+def test_without_generation_config_the_config_says_how_to_decode(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers takes it, legacy though it is."""
+    change(folder, "config.json", do_sample=True, temperature=0.5, num_beams=4)
+    change(folder, "generation_config.json", eos_token_id=2)
+    assert text_of(folder).spec.generation == {}
+    (folder / "generation_config.json").unlink()
+    assert text_of(folder).spec.generation == {"temperature": 0.5, "top_k": 50, "top_p": 1.0}
+    assert "config asks for what edgert does not do" in caplog.text
+    assert "num_beams = 4 (searches with beams)" in caplog.text
+
+
 def test_bos_as_transformers_adds_it(folder: Path) -> None:
     assert not text_of(folder).spec.add_bos
-    change(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=True)
-    assert text_of(folder).spec.add_bos
-    change(folder, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    assert not text_of(folder).spec.add_bos
+    for kind in ("LlamaTokenizer", "PreTrainedTokenizerFast"):  # not read beside tokenizer.json
+        change(folder, "tokenizer_config.json", tokenizer_class=kind, add_bos_token=True)
+        assert not text_of(folder).spec.add_bos
     template = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {}}],

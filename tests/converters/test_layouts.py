@@ -102,6 +102,67 @@ def test_a_tied_head_with_other_values_counts(
     assert "whose values differ: the stored head is used" in caplog.text
 
 
+def under(prefix: str, tensors: Arrays) -> Arrays:
+    return {f"{prefix}{name}": array for name, array in tensors.items()}
+
+
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "transformer.", "model.",
+            "language_model.", "module._orig_mod.")  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+@pytest.mark.parametrize(("case", "inner"), [("llama-untied", dict), ("qwen3", bare)])
+def test_tensors_under_a_wrapper(
+    tmp_path: Path, prefix: str, case: str, inner: Edit, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / case
+    write_checkpoint(case, folder)
+    want = theirs(folder)
+    change(folder, lambda tensors: under(prefix, inner(tensors) or tensors))
+    assert_close(case, want, ours(folder), rms=RMS)
+    if not (prefix == "model." and inner is bare):  # these are the usual names
+        assert "are taken without their wrapper" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda n: n.replace(".self_attn.", "._orig_mod.self_attn."),
+        lambda n: n.replace(".mlp.", "._checkpoint_wrapped_module.mlp."),
+        lambda n: n if "lm_head" in n else f"model.{n}",
+        lambda n: n if "lm_head" in n else f"language_model.{n}",
+    ],
+)
+def test_tensors_with_a_wrapper_around_a_part(tmp_path: Path, rename: Callable[[str], str]) -> None:
+    write_checkpoint("llama-untied", tmp_path / "m")
+    want = theirs(tmp_path / "m")
+    change(tmp_path / "m", lambda tensors: {rename(n): a for n, a in tensors.items()})
+    assert_close("m", want, ours(tmp_path / "m"), rms=RMS)
+
+
+@pytest.mark.parametrize(
+    ("edit", "prefixes"),
+    [
+        (lambda t: under("student.", t), "'student.'"),
+        (lambda t: under("student.", bare(t)), "'student.'"),
+        (lambda t: {**under("module.", t), **under("ema.", t)}, "'ema.' or 'module.'"),
+        (lambda t: {**under("module.", t), "module.value_head.weight": np.ones((1, 64), "f4")},
+         "'module.'"),
+        (lambda t: {n if "0" in n else f"module.{n}": a for n, a in t.items()}, "'module.'"),
+        (lambda t: under("module.", without("1.mlp.up_proj.weight")(t) or t), "'module.'"),
+    ],
+)  # fmt: skip
+def test_a_prefix_that_is_no_plain_wrapper_is_one_line(
+    tmp_path: Path, edit: Edit, prefixes: str
+) -> None:
+    write_checkpoint("llama-untied", tmp_path / "m")
+    change(tmp_path / "m", edit)
+    error = refusal(tmp_path / "m")
+    assert error.code == "tensor-names"
+    assert f"tensors under the prefix {prefixes}, expected names such as 'model." in error.message
+    assert "\n" not in error.message
+
+
 def without(ending: str) -> Edit:
     return lambda tensors: {k: v for k, v in tensors.items() if not k.endswith(ending)}
 
@@ -120,8 +181,9 @@ def test_other_biases_may_not_be_missing(tmp_path: Path, ending: str) -> None:
     assert f"{ending}' [" in refusal(tmp_path / "m").message
 
 
+@pytest.mark.parametrize("wrapper", ["", "module.", "base_model.model."])
 @pytest.mark.parametrize("prefix", ["language_model.", "model.language_model."])
-def test_the_text_of_a_composite_gemma_3(tmp_path: Path, prefix: str) -> None:
+def test_the_text_of_a_composite_gemma_3(tmp_path: Path, prefix: str, wrapper: str) -> None:
     """Under the prefixes that its text part has had, among vision tensors."""
     import torch
     import transformers
@@ -152,7 +214,9 @@ def test_the_text_of_a_composite_gemma_3(tmp_path: Path, prefix: str) -> None:
         return out
 
     change(folder, renamed)
-    assert_close("gemma3", theirs(folder), ours(folder), rms=RMS)
+    want = theirs(folder)
+    change(folder, lambda tensors: under(wrapper, tensors))
+    assert_close("gemma3", want, ours(folder), rms=RMS)
 
 
 def test_absent_keys_of_a_composite_config_have_their_defaults() -> None:
@@ -229,6 +293,47 @@ def test_a_quantized_checkpoint_is_one_clear_line(
     assert "\n" not in error.message
 
 
+@pytest.mark.parametrize("case", ["phi3", "qwen3", "llama"])
+def test_code_beside_a_known_architecture_is_not_used(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers loads it without trust_remote_code."""
+    write_checkpoint(case, tmp_path / "m")
+    change(tmp_path / "m", auto_map={"AutoConfig": "c.C", "AutoModelForCausalLM": "modeling_x.X"})
+    compare(tmp_path / "m")
+    assert "its own code (auto_map: {'AutoConfig': 'c.C'" in caplog.text
+
+
+def test_keys_beside_a_text_part_may_say_nothing() -> None:
+    inner = {"hidden_size": 64, "num_hidden_layers": 1, "head_dim": 32, "vocab_size": 272}
+    whole = {"model_type": "gemma3", "text_config": inner, "vision_config": {}}
+    neutral = {"seq_length": 8, "use_qk_norm": False, "mystery": None, "num_experts": 0}
+    assert build({**whole, **neutral}).graph == build(whole).graph
+    with pytest.raises(ConvertError, match="no keys"):
+        build({**whole, "attention_multiplier": 2.0, "scale_depth": "x"})
+
+
+@pytest.mark.parametrize("found", [["MyForCausalLM"], ["LlamaForCausalLM"], None])
+def test_code_of_another_architecture_stays_an_error(tmp_path: Path, found: Any) -> None:
+    write_checkpoint("qwen3", tmp_path / "m")
+    change(tmp_path / "m", auto_map={"AutoModelForCausalLM": "m.M"}, architectures=found)
+    assert refusal(tmp_path / "m").code == "remote-code"
+
+
+def test_a_gguf_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    file = tmp_path / "m" / "model-Q4_K_M.gguf"
+    file.write_bytes(b"GGUF")
+    for source in (tmp_path / "m", file):
+        with pytest.raises(ConvertError, match=r"in the format GGUF \(model-Q4_K_M.gguf\)") as info:
+            convert(source, tmp_path / "out.edge")
+        assert info.value.code == "gguf"
+        assert "repository that it was made from" in str(info.value.hint)
+    (tmp_path / "m" / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(ConvertError, match="in the format GGUF"):
+        convert(tmp_path / "m", tmp_path / "out.edge")
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 
 
@@ -263,6 +368,39 @@ def test_keys_that_change_nothing(name: str, harmless: dict[str, Any]) -> None:
     changed = {**CONFIGS[name], **harmless}
     used = {k: v for k, v in changed.items() if k in CONFIGS[name]}
     assert build(changed).graph == build(used).graph
+
+
+# What published configs of these families and of their relatives carry.
+HARMLESS: list[dict[str, Any]] = [
+    dict.fromkeys(("attn_logit_softcapping", "moe_intermediate_size", "quantization_config", "x")),
+    {"seq_length": 8192, "hidden_dropout": 0.1, "z_loss": 0.0, "router_aux_loss_coef": 0.001},
+    {"num_experts": 0, "moe_intermediate_size": 768, "decoder_sparse_step": 1},
+    {"use_qk_norm": False, "qk_layernorm": False, "fused_attention": False, "bias": False},
+    {"flash_attention": True, "pad_vocab_size_multiple": 8, "eos_token": "</s>"},
+    {"residual_multiplier": 1.0, "logits_scaling": 1, "embedding_multiplier": 1.0},
+    {"tie_weights": False, "_remove_final_layer_norm": False, "position_embedding_type": "rope"},
+    {"base_model_tp_plan": {"layers.*": "colwise"}, "unsloth_anything": [1], "mlp_only_layers": []},
+]
+
+
+@pytest.mark.parametrize("harmless", HARMLESS, ids=lambda keys: next(iter(keys)))
+@pytest.mark.parametrize(
+    "name",
+    [SMOL, MISTRAL, "Qwen2.5-0.5B", "Qwen3-0.6B", "gemma-2-2b", "gemma-3-1b", "Phi-4-mini"],
+)
+def test_keys_of_others_that_say_nothing(name: str, harmless: dict[str, Any]) -> None:
+    known = {key: value for key, value in harmless.items() if key not in CONFIGS[name]}
+    assert build({**CONFIGS[name], **known}).graph == build(CONFIGS[name]).graph
+
+
+def test_neutral_values_that_follow_from_sizes() -> None:
+    config = CONFIGS[SMOL]  # 30 layers, 9 heads of 64
+    neutral = {
+        "attention_multiplier": 0.125, "query_pre_attn_scalar": 64, "head_size": 64,
+        "scale_depth": 30**0.5, "dim_model_base": 576, "scale_emb": 1, "n_layers": 30,
+        "norm_eps": config["rms_norm_eps"], "no_rope_layers": [1] * 30, "max_window_layers": 24,
+    }  # fmt: skip
+    assert build({**config, **neutral}).graph == build(config).graph
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,11 @@ OBJECT = {
             "extra_special_tokens": {"end_token": "<|im_end|>"},
         },
         {"additional_special_tokens": [{**OBJECT, "content": "<|im_start|>"}, "<|im_end|>"]},
+        {"model_specific_special_tokens": {"start": "<|im_start|>", "end": "<|im_end|>"}},
+        {
+            "model_specific_special_tokens": {"end_token": "<|im_end|>"},
+            "extra_special_tokens": ["<|im_start|>"],
+        },
     ],
 )
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json"])
@@ -234,12 +239,84 @@ def test_tokens_that_only_a_config_names_are_appended(
     base = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
     base |= {"bos_token": "<|bos|>"}
     base |= {} if "eos_token" in config else {"eos_token": "<|eos|>"}
-    in_map = where == "special_tokens_map.json" and "start_token" not in config
+    in_map = where == "special_tokens_map.json" and not {
+        "start_token", "model_specific_special_tokens"
+    } & set(config)  # fmt: skip
     folder = checkpoint(tmp_path, bytes_tokenizer(), base | ({} if in_map else config))
     if in_map:
         (folder / where).write_text(json.dumps(config), encoding="utf-8")
     ids = compare(folder)
     assert min(ids[0], ids[-2]) >= 260
+
+
+def test_a_listed_object_is_special_where_it_says_so(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    plain = {"__type": "AddedToken", "lstrip": True}
+    config = {
+        "bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|p|>",
+        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE,
+        "additional_special_tokens": [
+            {**plain, "content": "<|x|>"}, {**plain, "content": "<|y|>", "special": True},
+            {**plain, "content": "<|p|>"}, "<|z|>",
+        ],
+    }  # fmt: skip
+    folder = checkpoint(tmp_path, bytes_tokenizer(), config)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ids = theirs.encode("a <|x|>b<|y|>c<|z|>d<|p|>")
+    mine, _ = ours(folder)
+    assert mine.encode("a <|x|>b<|y|>c<|z|>d<|p|>", special=True) == ids
+    assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "a<|x|>bcd"
+
+
+def test_roles_beside_model_specific_ones_replace_them(tmp_path: Path) -> None:
+    """Whichever file they are in, as transformers has it; templates see all roles."""
+    config = {
+        "bos_token": "<|bos|>", "eos_token": "<|eos|>", "image_token": "<|image|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_specific_special_tokens": {"audio_token": "<|audio|>"},
+        "chat_template": "{{ image_token }}{{ audio_token }}{{ pad_token }}" + TEMPLATE,
+    }  # fmt: skip
+    folder = checkpoint(tmp_path, bytes_tokenizer(), config)
+    in_map = {"pad_token": "<|pad|>", "extra_special_tokens": {"video_token": "<|video|>"}}
+    (folder / "special_tokens_map.json").write_text(json.dumps(in_map), encoding="utf-8")
+    ids = compare(folder)
+    assert ids[:2] == [261, 260], "the image's role comes after the standard ones"
+
+
+POST = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("processor", [None, POST])
+@pytest.mark.parametrize("named", [{}, {"bos_token": None}, {"add_bos_token": True}])
+@pytest.mark.parametrize("extra", [{}, {"add_bos_token": False}, {"add_prefix_space": False}])
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "CodeLlamaTokenizer", "GPTokenizer"])
+def test_a_text_begins_as_the_class_has_it(
+    tmp_path: Path, processor: Any, named: dict[str, Any], extra: dict[str, Any], kind: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    raw = sentencepiece() | {"post_processor": processor}
+    folder = checkpoint(tmp_path, raw, {"tokenizer_class": kind, **named, **extra})
+    theirs = AutoTokenizer.from_pretrained(folder)
+    with HfSource(folder) as source:
+        text = read_text(source, WIDTH, [])
+    assert text is not None
+    spec = text.spec
+    mine = Tokenizer(text.files["tokenizer.json"], vocab_size=WIDTH, eos_token_ids=(1,))
+    for sample in ("Hi two", " Hi", "a</s> b"):
+        start = [spec.bos_token_id] if spec.add_bos else []
+        assert start + mine.encode(sample, special=True) == theirs.encode(sample)
+        assert mine.decode(theirs.encode(sample), special=True) == theirs.decode(
+            theirs.encode(sample)
+        )
 
 
 def test_tokens_of_added_tokens_json_count(tmp_path: Path) -> None:

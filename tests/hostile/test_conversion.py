@@ -96,7 +96,7 @@ def test_h14_pickles_are_refused_unread(good: Path, out: Path, tmp_path: Path, n
 def test_h14_remote_code_is_refused_and_never_run(good: Path, out: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     (good / "modeling.py").write_text(f"open({str(marker)!r}, 'w')\n", encoding="utf-8")
-    configure(good, auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    configure(good, auto_map={"AutoModelForCausalLM": "modeling.Model"}, architectures=None)
     error = refusal(good, out)
     assert error.code == "remote-code"
     assert "auto_map" in error.message
