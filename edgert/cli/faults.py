@@ -55,7 +55,7 @@ def for_terminal(error: EdgertError) -> EdgertError:
     """The error, without advice that only a program can follow."""
     if error.code == "text-surrogate":
         error.hint = (
-            "bytes on the command line or in a variable are not UTF-8: type the text in a terminal "
-            "set to UTF-8, or pipe it in through iconv -t UTF-8"
+            "what was typed, or a variable, is not UTF-8: type it in a terminal set to UTF-8, "
+            "or pipe it in through iconv -t UTF-8"
         )
     return error

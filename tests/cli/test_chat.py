@@ -162,7 +162,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path)
     with Terminal("chat", path, "--device", "reference", "--logit-bias", "1=-100") as terminal:
         terminal.wait_for("> ")
         terminal.write(b"\xff\n")  # no text: this turn fails, the chat goes on
-        terminal.wait_for("replace'\r\n> ")
+        terminal.wait_for("iconv -t UTF-8\r\n> ")
         assert "lone surrogate" in terminal.seen
         terminal.write(b"hel\\\n")
         terminal.wait_for(". ")
