@@ -41,7 +41,7 @@ MEMORY_CHILD = """
 import json, sys
 import numpy as np
 import edgert
-from edgert.machine.bench import peak_rss
+from edgert.system_memory import peak_resident
 from edgert.session import Feed
 with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
     session = model.session
@@ -56,7 +56,7 @@ with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
         session.step([Feed(state, tokens[at : at + 1])])
         state.commit(1)
     packed = session.packed_weights.nbytes
-    print(json.dumps({"peak": peak_rss(), "packed": packed, "kv": state.nbytes}))
+    print(json.dumps({"peak": peak_resident(), "packed": packed, "kv": state.nbytes}))
 """
 START_CHILD = """
 import sys

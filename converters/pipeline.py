@@ -21,8 +21,9 @@ from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
+from ..system_memory import peak_resident
 from .golden import own_version, provenance
-from .report import ConvertReport, WeightReport, peak_rss
+from .report import ConvertReport, WeightReport
 from .sources.base import Source
 from .stages.base import Context, PartInProgress, Stage
 from .stages.cache import StageCache, allocated, disk_full, key_of
@@ -237,7 +238,7 @@ class Pipeline:
             bundle_bytes=sum(f.stat().st_size for f in asked.out.rglob("*") if f.is_file()),
             seconds=time.perf_counter() - self.start,
             stages=self.seconds,
-            peak_rss=peak_rss(),
+            peak_rss=peak_resident(),
             weights=tuple(notes),
             resumed=resumed,
             golden=devices[0] if devices else "no text part",

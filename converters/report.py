@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import msgspec
@@ -85,15 +84,3 @@ def relative(lost: float, power: float) -> float:
 def megabytes(count: int) -> str:
     """Bytes as decimal megabytes."""
     return f"{count / 1e6:.1f} MB"
-
-
-def peak_rss() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -19,7 +19,7 @@ import platform
 import sys
 from functools import lru_cache
 
-X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
+X86, ARM = "x86_64", "aarch64"
 NEEDS = {
     "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"),
     "avxvnni": ("avxvnni", "avx2", "f16c", "fma"),
@@ -28,14 +28,15 @@ NEEDS = {
     "dotprod": ("dotprod", "neon"),
     "portable": (),
 }
-# A CPU that has the instruction set and little else, for `EDGERT_ISA` on a richer machine.
+# A CPU that has the instruction set and little else, in LLVM's words: what is compiled for where
+# `EDGERT_ISA` is set on a richer machine, and ahead of time.
 TARGETS = {
     "avx512vnni": ("cascadelake", ""),
     "avxvnni": ("alderlake", ""),
     "avx2": ("haswell", "+avx2,+fma,+f16c"),
     "i8mm": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16,+i8mm"),
     "dotprod": ("cortex-a76", "+neon,+dotprod,+lse,+fullfp16"),
-    "portable": ("x86-64", "") if platform.machine().lower() in X86 else ("generic", ""),
+    "portable": ("x86-64", ""),
 }
 MACHINES = {
     "avx512vnni": X86,
@@ -44,12 +45,45 @@ MACHINES = {
     "i8mm": ARM,
     "dotprod": ARM,
 }
+ALIASES = {"amd64": X86, "arm64": ARM}
 VARIABLE = "EDGERT_ISA"
 FORCE = "EDGERT_ISA_FORCE"
 
 
 class IsaError(RuntimeError):
     """The requested instruction set is unknown or not on this CPU."""
+
+
+_elsewhere: tuple[str, str] | None = None
+
+
+def build_for(machine: str, name: str) -> None:
+    """Make `machine` and `chosen` answer for another machine than this one. To be called before
+    `simd` is imported, by what compiles kernels ahead of time."""
+    global _elsewhere
+    if name not in sets_of(machine):
+        raise IsaError(f"{machine} has no {name!r}, expected one of {', '.join(sets_of(machine))}")
+    _elsewhere = machine, name
+
+
+def machine() -> str:
+    """The architecture that kernels are made for: x86_64, aarch64, or what else Python calls it."""
+    if _elsewhere is not None:
+        return _elsewhere[0]
+    name = platform.machine().lower()
+    return ALIASES.get(name, name)
+
+
+def sets_of(machine: str) -> tuple[str, ...]:
+    """Instruction sets that CPUs of an architecture may have, best first."""
+    return tuple(name for name in NEEDS if MACHINES.get(name, machine) == machine)
+
+
+def target() -> tuple[str, str]:
+    """CPU and features of the chosen set, in LLVM's words."""
+    if chosen() == "portable" and machine() != X86:
+        return "generic", ""
+    return TARGETS[chosen()]
 
 
 def features_from_proc(text: str) -> set[str]:
@@ -106,15 +140,17 @@ def supported() -> tuple[str, ...]:
 
 def _missing(name: str) -> list[str]:
     """What this CPU lacks for an instruction set: its architecture, or features."""
-    machines = MACHINES.get(name, ())
-    if machines and platform.machine().lower() not in machines:
-        return [f"a CPU of {machines[0]}"]
+    wanted = MACHINES.get(name, machine())
+    if wanted != machine():
+        return [f"a CPU of {wanted}"]
     return sorted(set(NEEDS[name]) - cpu_features())
 
 
 @lru_cache(maxsize=1)
 def chosen() -> str:
     """The instruction set in use. Raises IsaError for an `EDGERT_ISA` this CPU lacks."""
+    if _elsewhere is not None:
+        return _elsewhere[1]
     wanted = os.environ.get(VARIABLE, "")
     if not wanted:
         return supported()[0]
@@ -131,9 +167,11 @@ def chosen() -> str:
 
 def prepare_numba() -> None:
     """Settle what Numba compiles for. Must run before anything is compiled."""
+    if _elsewhere is not None:  # who builds has a target of its own
+        return
     isa, settings = chosen(), {}
     if os.environ.get(VARIABLE):
-        settings = dict(zip(("CPU_NAME", "CPU_FEATURES"), TARGETS[isa], strict=True))
+        settings = dict(zip(("CPU_NAME", "CPU_FEATURES"), target(), strict=True))
     elif isa in ("dotprod", "i8mm"):
         # LLVM does not list these for a core that it does not know by name, and then ends the
         # process.

@@ -15,7 +15,6 @@ names for 8 rows by 2 tokens.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -28,11 +27,13 @@ from numba import njit, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 from numba.extending import intrinsic, models, register_model  # noqa: E402
 
+from . import simd_baseline  # noqa: E402
+
 ISA = isa.chosen()
 VNNI = ISA in ("avx512vnni", "avxvnni")
 NEON = ISA in ("dotprod", "i8mm")
-# Whether the ISA converts float16; LLVM would call functions that no process has.
-HALVES = ISA != "portable" or platform.machine().lower() in isa.ARM
+# x86-64 without extensions, which has neither float16 nor fused multiply-add.
+BASELINE = ISA == "portable" and isa.machine() == "x86_64"
 
 _LLVM = {
     "f32": ir.FloatType(),
@@ -128,49 +129,20 @@ def _join(b: Any, parts: list[Any]) -> Any:
     return parts[0]
 
 
-def _like(kind: Any, value: Any) -> Any:
-    """A constant of this kind, in every lane of a vector."""
-    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
-
-
-def _with(kind: Any, element: Any) -> Any:
-    """`kind` with another element."""
-    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
-
-
 def _widen(b: Any, v: Any) -> Any:
     """float16, a scalar or lanes, to float32."""
-    kind, whole = _with(v.type, _LLVM["f32"]), _with(v.type, _I32)
-    if HALVES:
-        return b.fpext(v, kind)
-    bits = b.zext(b.bitcast(v, _with(v.type, _LLVM["i16"])), whole)
-    sign = b.shl(b.and_(bits, _like(whole, 0x8000)), _like(whole, 16))
-    size = b.shl(b.and_(bits, _like(whole, 0x7FFF)), _like(whole, 13))
-    scaled = b.fmul(b.bitcast(size, kind), _like(kind, 2.0**112))  # exact, subnormals too
-    special = b.or_(size, _like(whole, 0x7F800000))
-    finite = b.icmp_unsigned("<", size, _like(whole, 0x7C00 << 13))
-    return b.bitcast(b.or_(b.select(finite, b.bitcast(scaled, whole), special), sign), kind)
+    if BASELINE:
+        return simd_baseline.widen(b, v)
+    lanes = isinstance(v.type, ir.VectorType)
+    return b.fpext(v, ir.VectorType(_LLVM["f32"], v.type.count) if lanes else _LLVM["f32"])
 
 
 def _narrow(b: Any, v: Any) -> Any:
     """float32, a scalar or lanes, to the nearest float16, ties to even."""
-    half, whole = _with(v.type, _HALF), _with(v.type, _I32)
-    if HALVES:
-        return b.fptrunc(v, half)
-    bits = b.bitcast(v, whole)
-    sign = b.and_(b.lshr(bits, _like(whole, 16)), _like(whole, 0x8000))
-    size = b.and_(bits, _like(whole, 0x7FFFFFFF))
-    odd = b.and_(b.lshr(size, _like(whole, 13)), _like(whole, 1))
-    normal = b.add(b.add(size, _like(whole, 0xFFF - (112 << 23))), odd)
-    normal = b.lshr(normal, _like(whole, 13))
-    # Below the normal range, adding 0.5 leaves multiples of 2**-24 in the low bits.
-    tiny = b.bitcast(b.fadd(b.bitcast(size, v.type), _like(v.type, 0.5)), whole)
-    tiny = b.sub(tiny, _like(whole, 126 << 23))
-    out = b.select(b.icmp_unsigned("<", size, _like(whole, 113 << 23)), tiny, normal)
-    out = b.select(b.icmp_unsigned("<", size, _like(whole, 143 << 23)), out, _like(whole, 0x7C00))
-    nan = b.icmp_unsigned(">", size, _like(whole, 0x7F800000))
-    out = b.or_(b.select(nan, _like(whole, 0x7E00), out), sign)
-    return b.bitcast(b.trunc(out, _with(v.type, _LLVM["i16"])), half)
+    if BASELINE:
+        return simd_baseline.narrow(b, v)
+    lanes = isinstance(v.type, ir.VectorType)
+    return b.fptrunc(v, ir.VectorType(_HALF, v.type.count) if lanes else _HALF)
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -311,6 +283,8 @@ def lanes(b: Any) -> Any:
 @emits(f32x16, f32x16, f32x16, f32x16)
 def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
     """x * y + z, rounded once."""
+    if BASELINE:
+        return simd_baseline.fma(b, x, y, z)
     return _call(b, "llvm.fma.v16f32", x.type, x, y, z)
 
 
@@ -354,6 +328,8 @@ def bitcast_i32(b: Any, x: Any) -> Any:
 @emits(f32x16, f32x16)
 def rint(b: Any, x: Any) -> Any:
     """Round half to even."""
+    if BASELINE:
+        return simd_baseline.rint(b, x)
     return _call(b, "llvm.nearbyint.v16f32", x.type, x)
 
 
@@ -570,6 +546,12 @@ def call_kernel(b: Any, address: Any, row: Any, thread: Any, threads: Any) -> No
     """Call the kernel at `address`: void(row, thread, threads)."""
     kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, _I64])
     b.call(b.inttoptr(address, kind.as_pointer()), [row, thread, threads])
+
+
+@emits(types.void, i64)
+def call_system(b: Any, address: Any) -> None:
+    """Call a function without arguments, whose result does not matter."""
+    b.call(b.inttoptr(address, ir.FunctionType(_I32, []).as_pointer()), [])
 
 
 # --- functions --------------------------------------------------------------------------------

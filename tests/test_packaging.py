@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,37 +67,87 @@ def test_a_wheel_stays_small() -> None:
     assert size < WHEEL_BYTES
 
 
-@pytest.mark.slow
-def test_the_wheel_itself(tmp_path: Path) -> None:
-    """Built, measured, unpacked elsewhere: the chat model answers and brings its card."""
+# What a plain installation brings; the next test has nothing else.
+INSTALLED = ("numpy", "tokenizers", "safetensors", "jinja2", "markupsafe", "click", "msgspec",
+             "tqdm", "platformdirs", "psutil")  # fmt: skip
+OFFLINE = """
+import sys
+def hook(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise SystemExit("NETWORK")
+sys.addaudithook(hook)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the sources, with kernels for this machine."""
     pytest.importorskip("setuptools", minversion="77")
-    tree, out, site = tmp_path / "tree", tmp_path / "out", tmp_path / "site"
-    for folder in (*PACKAGES, "README.md", "LICENSE", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / folder).is_dir() else shutil.copy
-        tree.mkdir(exist_ok=True)
-        copy(ROOT / folder, tree / folder)
+    pytest.importorskip("ziglang", reason="links the kernels: `pip install ziglang`")
+    folder = tmp_path_factory.mktemp("wheel")
+    tree, out = folder / "tree", folder / "out"
+    tree.mkdir()
+    for name in (*PACKAGES, "README.md", "LICENSE", "pyproject.toml"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=lambda *_: {"built", "__pycache__"})
+        else:
+            shutil.copy(ROOT / name, tree / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", str(out), str(tree)], check=True)
-    (wheel,) = out.glob("edgert-*.whl")
+    (made,) = out.glob("edgert-*.whl")
+    return made
+
+
+@pytest.mark.slow
+def test_the_wheel_itself(wheel: Path) -> None:
+    """What it is called, how large it is, what it holds."""
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
     assert wheel.stat().st_size < WHEEL_BYTES
+    assert re.fullmatch(r"edgert-[0-9.]+-py3-none-\w+\.whl", wheel.name)
+    assert "none-any" not in wheel.name
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
-        packed.extractall(site)
     assert "edgert/demo/edgert-demo.edge/README.md" in names
     assert "edgert/demo/stories260k/README.md" in names
+    assert "edgert/kernels/built/manifest.json" in names
     assert {f"{name.replace('.', '/')}/py.typed" for name in PACKAGES.values()} <= set(names)
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"edgert"}
-    env = {**os.environ, "PYTHONPATH": str(site)}
-    code = "import edgert, sys; sys.stderr.write(edgert.__file__)"
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert str(site) in found.stderr
-    asked = [sys.executable, "-m", "edgert", "generate", "-p", "Once upon a time", "-n", "8"]
-    done = subprocess.run(asked, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    """Nothing but its dependencies, no compiler, no network, no cache: the chat model answers."""
+    site, cache = tmp_path / "site", tmp_path / "cache"
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(site)
+    for name in INSTALLED:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        folder = Path(str(spec.origin)).parent
+        for each in folder.parent.glob(f"{name}*"):  # numpy.libs too
+            if each.is_dir() and not each.name.endswith("-info"):
+                (site / each.name).symlink_to(each)
+    (site / "sitecustomize.py").write_text(OFFLINE, encoding="utf-8")
+    env = {
+        **os.environ, "PYTHONPATH": str(site), "EDGERT_CACHE": str(cache), "PATH": "/nonexistent",
+        "EDGERT_KERNEL_LIBRARY": "",
+    }  # fmt: skip
+    # -S: no site-packages. PYTHONPATH is all there is beside the standard library.
+    python = [sys.executable, "-S"]
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        code = f"import sitecustomize\n{code}"
+        return subprocess.run(
+            [*python, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+        )
+
+    found = run("import edgert, importlib.util as u; print(edgert.__file__, u.find_spec('numba'))")
+    assert found.stdout == f"{site / 'edgert' / '__init__.py'} None\n", found.stderr
+    asked = "import sys; sys.argv = ['edgert', 'generate', '-p', 'Once upon a time', '-n', '8']\n"
+    done = run(f"{asked}from edgert.cli import main; main()")
+    assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) >= 4
+    assert not list(cache.glob("kernels-*"))
 
 
 def test_the_core_installs_no_training_library(project: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -43,17 +43,18 @@ def _warm() -> float:
     from ..session import warm
 
     start = time.perf_counter()
-    say("edgert: compiling kernels for this machine; this happens once")
     count = warm(lambda name, done, total: say(f"  {done + 1:3} of {total}  {name}"))
     seconds = time.perf_counter() - start
-    say(f"edgert: {count} kernels ready after {seconds:.1f} s")
+    if count:
+        say(f"edgert: {count} kernels ready after {seconds:.1f} s; this happens once")
+    else:
+        say("edgert: the kernels for this machine came with the package, nothing to compile")
     return seconds
 
 
 def _lines(found: Findings) -> dict[str, str]:
     cpu, memory, cache, demo = found.cpu, found.memory, found.cache, found.demo
     limit = f", limited to {megabytes(memory['limit'])}" if memory["limit"] else ""
-    kernels = cache["kernels"]
     board = found.jetson
     jetson = f"{board['model']}, JetPack {board['jetpack']}, {board['power_mode']}" if board else ""
     lines = {
@@ -68,13 +69,21 @@ def _lines(found: Findings) -> dict[str, str]:
         f"{megabytes(memory['total'] or 0)}{limit}",
         "cache": f"{cache['path']}, {'writable' if cache['writable'] else 'NOT writable'}, "
         f"{megabytes(cache['bytes'])}",
-        "kernels": f"compiled, in {kernels['path']}"
-        if kernels["files"]
-        else "none compiled yet; `edgert doctor --warm` does it",
+        "kernels": _kernels(found.kernels),
         "providers": ", ".join(found.providers) or "none",
         "demo model": f"{demo['name']}, {demo['bundle'] or 'missing'}",
     }
     return {**lines, "jetson": jetson} if board else lines
+
+
+def _kernels(found: dict[str, Any]) -> str:
+    if found["from"] == "library":
+        return f"shipped, {found['path']}"
+    if found["from"] == "none":
+        return "none"
+    if found["files"]:
+        return f"compiled here, in {found['path']}"
+    return "none compiled yet; `edgert doctor --warm` does it"
 
 
 def _versions(packages: dict[str, str | None]) -> str:

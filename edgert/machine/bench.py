@@ -12,7 +12,6 @@ Not promised: numbers of a machine that is busy with something else. Compare med
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +29,7 @@ from ..kernels.cpu.layout import PAGE
 from ..kernels.states import BorrowedState, KVState, RecurrentState
 from ..session.base import Feed, Session, State
 from ..session.options import SessionOptions
+from ..system_memory import peak_resident
 
 Ids = NDArray[np.int32]
 
@@ -118,7 +118,7 @@ def run(
                 rows += _rows(session, plan.checked(session.context), progress)
             finally:
                 session.close()
-    peak = peak_rss()  # before the bandwidth test takes a large buffer
+    peak = peak_resident()  # before the bandwidth test takes a large buffer
     speeds: dict[int, float] = {}
     if on_cpu:
         progress("measuring how fast this machine reads memory")
@@ -246,15 +246,3 @@ def read_bandwidth(threads: int) -> float:
     from ..kernels.bandwidth import read_gbps
 
     return float(read_gbps(threads))
-
-
-def peak_rss() -> int:
-    """The most memory this process has held, bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

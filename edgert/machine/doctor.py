@@ -6,18 +6,18 @@ import os
 import platform
 import sys
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from .. import system_memory
+
 CORE = (
-    "numpy", "numba", "llvmlite", "onnxruntime", "tokenizers", "safetensors", "jinja2", "click",
-    "msgspec", "tqdm", "platformdirs", "psutil",
+    "numpy", "tokenizers", "safetensors", "jinja2", "click", "msgspec", "tqdm", "platformdirs",
+    "psutil",
 )  # fmt: skip
-OPTIONAL = ("huggingface_hub", "torch", "onnx", "transformers", "gguf")
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+OPTIONAL = ("onnxruntime", "numba", "llvmlite", "huggingface_hub", "torch", "onnx", "gguf")
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -36,6 +36,7 @@ class Findings(msgspec.Struct):
     packages: dict[str, str | None]
     optional: dict[str, str | None]
     cpu: dict[str, Any]
+    kernels: dict[str, Any]
     memory: dict[str, int | None]
     cache: dict[str, Any]
     providers: list[str]
@@ -54,7 +55,8 @@ def examine() -> Findings:
 
     problems: list[Problem] = []
     packages = {name: version_of(name) for name in CORE}
-    packages["onnxruntime"] = _onnxruntime(problems)
+    optional = {name: version_of(name) for name in OPTIONAL}
+    optional["onnxruntime"] = _onnxruntime(problems)
     providers = _providers(problems)
     for name, version in packages.items():
         if version is None:
@@ -64,9 +66,10 @@ def examine() -> Findings:
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         packages=packages,
-        optional={name: version_of(name) for name in OPTIONAL},
+        optional=optional,
         cpu=_cpu(problems),
-        memory=memory(),
+        kernels=_kernels(problems),
+        memory=_memory(),
         cache=_cache(problems),
         providers=providers,
         demo=_demo(problems),
@@ -115,24 +118,45 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> dict[str, int | None]:
+def _kernels(problems: list[Problem]) -> dict[str, Any]:
+    """Where the kernels' machine code comes from: "library" (shipped), "numba" (compiled here, into
+    `path`), or "none"."""
+    from ..kernels import isa
+    from ..kernels.cpu import code
+    from ..session import kernel_cache
+
+    try:
+        found = code.shipped()
+    except isa.IsaError:  # told among the CPU's problems
+        return {"from": "none", "path": None, "files": 0}
+    if code.refused():
+        problems.append(
+            Problem(f"the shipped kernels are not used: {code.refused()}", "install edgert again")
+        )
+    if found is not None:
+        return {"from": "library", "path": str(found.path), "files": 1}
+    if not code.has_compiler():
+        problems.append(
+            Problem(
+                f"no kernels for {isa.machine()} {isa.chosen()} came with this installation and "
+                "numba is not installed: models run on NumPy, slowly",
+                'pip install "edgert[jit]"',
+            )
+        )
+        return {"from": "none", "path": None, "files": 0}
+    folder = kernel_cache()
+    files = sum(1 for path in folder.iterdir()) if folder is not None and folder.is_dir() else 0
+    return {"from": "numba", "path": str(folder) if folder is not None else None, "files": files}
+
+
+def _memory() -> dict[str, int | None]:
     """Memory of the machine and the limit that a container sets, bytes."""
-    import psutil
-
-    state = psutil.virtual_memory()
-    return {"total": state.total, "available": state.available, "limit": cgroup_limit()}
-
-
-def cgroup_limit(files: tuple[str, ...] = CGROUP_LIMITS) -> int | None:
-    """The container's memory limit, None where there is none."""
-    for file in files:
-        try:
-            text = Path(file).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 1 << 60:  # cgroup v1 says "no limit" with a huge number
-            return int(text)
-    return None
+    found = system_memory.machine()
+    return {
+        "total": found.total,
+        "available": found.available,
+        "limit": system_memory.container_limit(),
+    }
 
 
 def _cache(problems: list[Problem]) -> dict[str, Any]:
@@ -148,23 +172,7 @@ def _cache(problems: list[Problem]) -> dict[str, Any]:
         "path": str(root),
         "writable": able,
         "bytes": folder_bytes(root),
-        "kernels": _kernel_cache(),
     }
-
-
-def _kernel_cache() -> dict[str, Any]:
-    """Where compiled kernels for this machine lie, and how many there are."""
-    if find_spec("numba") is None:
-        return {"path": None, "files": 0}
-    from ..kernels.isa import IsaError
-    from ..session import kernel_cache
-
-    try:
-        folder = kernel_cache()
-    except IsaError:
-        folder = None
-    files = sum(1 for path in folder.iterdir()) if folder is not None and folder.is_dir() else 0
-    return {"path": str(folder) if folder is not None else None, "files": files}
 
 
 def folder_bytes(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,14 +56,13 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
 
 
 def _resolved(bundle: Bundle, options: SessionOptions) -> SessionOptions:
-    """The options with the device that "auto", or "cpu" without numba, stands for."""
+    """The options with the device that "auto", or "cpu" without kernels, stands for."""
     device = options.device
     name, _, flags = device.partition(":")
     if name == "auto":
         name = auto_device(bundle)
         device = f"{name}:{flags}" if flags and name != "cpu" else name
-    if device == "cpu" and not _have_numba():
-        notice("numba is not installed, using the NumPy path (slow); `pip install numba` fixes it")
+    if device == "cpu" and not has_kernels():
         device = "reference"
     return replace(options, device=device)
 
@@ -74,12 +74,6 @@ def auto_device(bundle: Bundle) -> str:
 
     fits = any(variant.half and not variant.standard for variant in emitted(bundle))
     return "cuda" if fits and is_available(DEVICES["cuda"]) else "cpu"
-
-
-def _have_numba() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("numba") is not None
 
 
 def check_isa() -> None:
@@ -95,14 +89,43 @@ def check_isa() -> None:
         ) from None
 
 
+def has_kernels() -> bool:
+    """Whether kernels can run here, with a notice where they cannot, or must be compiled though a
+    library came with the package."""
+    from ..kernels import isa
+    from ..kernels.cpu import code
+
+    check_isa()
+    if code.shipped() is not None:
+        return True
+    if code.refused():
+        notice(f"the shipped kernels are not used: {code.refused()}", logging.WARNING)
+    if code.has_compiler():
+        return True
+    missing = (
+        "" if code.refused() else f"no kernels for {isa.machine()} {isa.chosen()} came along, "
+    )
+    notice(
+        f"{missing}numba is not installed, using the NumPy path (slow); "
+        '`pip install "edgert[jit]"` compiles them here',
+        logging.WARNING,
+    )
+    return False
+
+
 def kernel_cache() -> Path | None:
     """Folder of compiled kernels for these sources, this Numba and this ISA, which may be somebody
-    else's; None (with a notice) when nothing can be read or written there."""
+    else's; None where none are compiled, and (with a notice) when nothing can be read or written
+    there."""
     from ..kernels import isa
-    from ..kernels.cpu import vm
+    from ..kernels.cpu import code
     from ..storage.cachedir import cache_root, readable, writable
 
-    folder = cache_root() / f"kernels-{isa.chosen()}-{vm.sources_hash()}"
+    if code.shipped() is not None:
+        return None
+    from ..kernels.cpu import jit
+
+    folder = cache_root() / f"kernels-{isa.chosen()}-{jit.sources_hash()}"
     if readable(folder) or writable(folder):
         logger.debug("compiled kernels are kept in %s", folder)
         return folder
@@ -114,19 +137,20 @@ def kernel_cache() -> Path | None:
 
 
 def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
-    """Compile every kernel into the cache; returns how many. progress: (name, done, total)."""
+    """Compile every kernel into the cache; returns how many, 0 where they came with the package.
+    progress: (name, done, total)."""
     check_isa()
-    from ..kernels.cpu import (
-        kernels,  # noqa: F401  (each registers itself)
-        vm,
-    )
+    from ..kernels.cpu import code
+    from ..kernels.cpu.entries import ENTRIES
 
-    vm.use_cache(kernel_cache())
-    names = vm.names()
+    if code.shipped() is not None:
+        return 0
+    code.use_cache(kernel_cache())
+    names = code.names()
     for index, name in enumerate(names):
         if progress is not None:
             progress(name, index, len(names))
-        vm.address(name)
-    for name in vm.ENTRIES:
-        vm.entry_point(name)
+        code.address(name)
+    for name in ENTRIES:
+        code.address(name)
     return len(names)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceError, EdgertError, RequestError
 from ..graph import Graph
-from ..kernels.cpu import kernels as _kernels  # noqa: F401  (each registers itself)
-from ..kernels.cpu import vm
+from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS
 from ..notices import NOTICE, logger, notice
@@ -76,7 +75,7 @@ class CpuSession(Session):
         self._lock, self._closed = threading.Lock(), False
         self._programs: dict[object, Program] = {}
         self._row_input = row_input(graph)
-        vm.use_cache(cache)
+        machine_code.use_cache(cache)
         self._team = team.join(self.threads)
         try:
             first = self._lower(graph, {"T": max_rows, "R": max_rows})
@@ -304,17 +303,18 @@ def _check_weights(graph: Graph) -> None:
 def _compiled(names: list[str]) -> dict[str, int]:
     """Entry addresses of kernels, with a line on stderr while something has to be compiled, and a
     progress bar where a person looks at it."""
-    missing = [name for name in names if not vm.is_cached(name)]
+    missing = [name for name in names if not machine_code.is_ready(name)]
     if missing:
         from tqdm import tqdm
 
-        _say_compiling(len(missing), vm.cache_folder())
+        _say_compiling(len(missing), machine_code.cache_folder())
         for name in tqdm(missing, unit="kernel", leave=False, disable=None):
             logger.debug("compiling %s", name)
-            vm.address(name)
-    entries = {name: vm.address(name) for name in names}
+            machine_code.address(name)
+    entries = {name: machine_code.address(name) for name in names}
     give_back_heap()
-    give_back_code("libllvmlite")
+    if machine_code.shipped() is None:
+        give_back_code("libllvmlite")
     return entries
 
 

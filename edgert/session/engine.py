@@ -128,7 +128,7 @@ class Engine(Driving):
                 self._wake()
             if self._queue:
                 self._admit()
-            lanes = sorted(self._open, key=_by_service)
+            lanes = sorted(self._open, key=_by_service) if len(self._open) > 1 else self._open[:]
         self._turns += 1
         fed = self._feeds(lanes)
         try:
@@ -155,6 +155,8 @@ class Engine(Driving):
     def _sweep(self) -> bool:
         ended = False
         for lanes in (self._open, self._queue):
+            if not lanes:
+                continue
             for lane in [x for x in lanes if x.cancelled or x.finished or self.closed]:
                 lanes.remove(lane)
                 self._short, ended = False, True
@@ -199,12 +201,12 @@ class Engine(Driving):
 
     def _feeds(self, lanes: list[Lane]) -> list[tuple[Lane, Feed]]:
         """Feeds of one step: tokens that are being generated, then prompts."""
-        lanes = [x for x in lanes if not (x.cancelled or x.finished or x.paused)]
-        fed: list[tuple[Lane, Feed]] = []
         rows, logits = self.session.max_rows, self._logit_rows
+        lanes = [x for x in lanes if not (x.cancelled or x.finished or x.paused)]
         if len(lanes) == 1:  # the short way to the same
             alone = self._feed(lanes[0], rows, logits)
             return [] if alone is None else [(lanes[0], alone)]
+        fed: list[tuple[Lane, Feed]] = []
         generating = [x for x in lanes if x.generating][: min(self.lanes, rows, logits)]
         prompts = [x for x in lanes if not x.generating]
         for left, lane in zip(range(len(generating), 0, -1), generating, strict=True):
@@ -237,7 +239,7 @@ class Engine(Driving):
         room now, and the next turn feeds again."""
         if not fed:
             return []
-        before = [feed.state.length for _, feed in fed]
+        before = [feed.state.length for _, feed in fed] if len(fed) > 1 else []
         try:
             results = self.session.step([feed for _, feed in fed])
             return [(*pair, result) for pair, result in zip(fed, results, strict=True)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
+from .. import system_memory
 from ..errors import DeviceError
 from ..graph import Graph
 from ..kernels.states import BlockStatsState, KVState
@@ -13,14 +13,6 @@ from .pages import PAGE_TOKENS, page_bytes, pages_for
 
 TOKENS = 1 << 16  # of all sequences together, unless that is fewer than 4 or more than 32 contexts
 SHARE = 0.5  # of the memory that is free when the session opens
-MEMINFO = Path("/proc/meminfo")
-CGROUPS = (  # limit and use of the container
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
 
 
 class Plan(NamedTuple):
@@ -42,7 +34,7 @@ def plan_pages(graph: Graph, element_bytes: int, context: int, kv_memory: int | 
     if size == 0:
         return Plan(4 * pages_for(context), context, 4)
     wanted = min(32, max(4, TOKENS // context)) * pages_for(context)
-    budget = int(SHARE * free_memory()) if kv_memory is None else kv_memory
+    budget = int(SHARE * system_memory.free()) if kv_memory is None else kv_memory
     affordable = budget // size
     if affordable < 1:
         raise DeviceError(
@@ -72,29 +64,3 @@ def bytes_per_page(graph: Graph, element_bytes: int) -> int:
         elif isinstance(spec, BlockStatsState):
             total += PAGE_TOKENS // spec.block * spec.rows * spec.kv_heads * spec.head_dim * 4
     return total
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, and of its container."""
-    free = _meminfo()
-    for limit, use in CGROUPS:
-        try:
-            most, used = limit.read_text(encoding="ascii"), use.read_text(encoding="ascii")
-        except OSError:
-            continue
-        if most.strip().isdigit():  # "max" where there is none
-            free = min(free, max(0, int(most) - int(used)))
-    return free
-
-
-def _meminfo() -> int:
-    try:
-        with open(MEMINFO, encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -152,7 +152,10 @@ def available() -> dict[str, bool]:
 
 
 def is_available(provider: Provider) -> bool:
-    """Whether onnxruntime has this provider, built in or as an installed plugin with a device."""
+    """Whether onnxruntime is installed and has this provider, built in or as an installed plugin
+    with a device."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
     import onnxruntime
 
     if not _has_plugin(provider) and provider.name in onnxruntime.get_available_providers():
@@ -182,10 +185,14 @@ def _plugin_devices(provider: Provider) -> list[Any]:
 
 
 def _missing(provider: Provider) -> DeviceError:
-    import onnxruntime
-
     here = f"{sys.platform} {platform.machine()}"
     package = provider.packages.get(sys.platform, provider.packages.get("*", ""))
+    found = " of onnxruntime, which is not installed"
+    if importlib.util.find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        having = onnxruntime.get_available_providers()
+        found = f", onnxruntime {onnxruntime.__version__} on {here} has {having}"
     if not package:
         hint = f"device {provider.device!r} exists on {sorted(provider.packages)} only"
     elif sys.platform == "linux" and platform.machine() == "aarch64" and "-gpu" in package:
@@ -198,13 +205,12 @@ def _missing(provider: Provider) -> DeviceError:
     elif provider.plugin:
         hint = f"pip install {package}"
     else:
-        builds = " ".join(installed_builds()) or "onnxruntime"
-        hint = f"pip uninstall {builds} && pip install {package}"
-        if package == "onnxruntime":
-            hint = "pip install --upgrade onnxruntime"
+        builds = [name for name in installed_builds() if name != package]
+        hint = f"pip install --upgrade {package}"
+        if builds and package != "onnxruntime":
+            hint = f"pip uninstall {' '.join(builds)} && pip install {package}"
     return DeviceError(
-        f"device {provider.device!r} needs {provider.name}, onnxruntime {onnxruntime.__version__} "
-        f"on {here} has {onnxruntime.get_available_providers()}" + _overlapping_builds(),
+        f"device {provider.device!r} needs {provider.name}{found}" + _overlapping_builds(),
         code="provider-missing",
         hint=hint,
         package=package,

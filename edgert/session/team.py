@@ -19,15 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..kernels.cpu import vm
+from ..kernels.cpu import code
 from ..kernels.cpu.layout import (
     BOX_BYTES,
     BOX_GO,
     BOX_STOP,
+    BOX_YIELD,
     CTRL_BYTES,
     CTRL_CANCEL,
     CTRL_GO,
     CTRL_LED,
+    CTRL_YIELD,
 )
 from ..notices import notice
 from ..process import start_thread
@@ -57,8 +59,9 @@ class Team:
     """Workers and the cores they stand for. Make one with `join`; call `leave` when done."""
 
     def __init__(self) -> None:
-        self.begin, self.lead = vm.entry_point("begin"), vm.entry_point("lead")
+        self.begin, self.lead = code.entry_point("begin"), code.entry_point("lead")
         self.work: Any = None
+        self._yield = code.yield_address()
         self.cores = max(1, len(performance_cores()))
         self._turn = threading.Condition()
         self._queue: deque[object] = deque()
@@ -75,7 +78,9 @@ class Team:
 
     def control_block(self) -> int:
         """Address of a control block for one program."""
-        return self._controls.take()
+        address = self._controls.take()
+        self._controls.word(address, CTRL_YIELD).value = self._yield
+        return address
 
     def free_control(self, address: int) -> None:
         """Take a control block back. Its memory stays: a worker that passed the last barrier may
@@ -207,7 +212,7 @@ class Team:
         with self._turn:
             self.cores = max(self.cores, threads)
             if threads > 1 and self.work is None:
-                self.work = vm.entry_point("work")
+                self.work = code.entry_point("work")
             while len(self._workers) < threads - 1 and not self._greenlets:
                 self._start(len(self._workers) + 1, threads)
             if self._greenlets:
@@ -217,7 +222,7 @@ class Team:
         """Workers get a core of their own when the team takes all cores there are: sharing one by
         accident costs more than half the speed. Smaller teams are left to the scheduler."""
         cores = available_cores()
-        worker = Worker(cores[index] if len(cores) == threads else None)
+        worker = Worker(cores[index] if len(cores) == threads else None, self._yield)
         worker.start(index, self.work, f"thread {index + 1} of {threads}")
         if worker.is_greenlet:
             worker.stop()
@@ -254,10 +259,11 @@ class Held(NamedTuple):
 class Worker:
     """A thread with a mailbox. It ends when it is told to, or when its team is gone."""
 
-    def __init__(self, core: int | None) -> None:
+    def __init__(self, core: int | None, give_way: int) -> None:
         memory = np.zeros(BOX_BYTES + 64, np.uint8)
         self.box = -(-memory.ctypes.data // 64) * 64
         self.words = memory[self.box - memory.ctypes.data :][:BOX_BYTES].view(np.int64)
+        self.words[BOX_YIELD // 8] = give_way
         self.wake, self.parked, self.core = threading.Event(), False, core
         self._thread: threading.Thread | None = None
 

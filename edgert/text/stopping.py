@@ -54,6 +54,8 @@ class StopText:
         comes out. The stop string itself is never given."""
         if self.hit:
             return ""
+        if not self._stops:
+            return text
         self._held += text
         found = [at for at in map(self._held.find, self._stops) if at >= 0]
         if found:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..session.engine import Engine
 from ..session.lanes import closed
 from .generate import AHEAD, Run
 from .results import Generation
+
+if TYPE_CHECKING:
+    import asyncio  # otherwise where it is needed: threads do without its 12 ms
 
 
 class _Answer:
@@ -236,8 +238,8 @@ class AsyncStream(_Answer):
         if not run.pieces and not run.done:
             try:
                 await self._news()
-            except asyncio.CancelledError:
-                self.cancel()
+            except BaseException as error:
+                self._stop_if_cancelled(error)
                 raise
         if len(run.pieces) == AHEAD // 2 and not run.done:
             self._engine.in_background(run)  # it may have stopped at a full queue
@@ -249,8 +251,8 @@ class AsyncStream(_Answer):
             self._preparing = True
             try:
                 run = await self._prepare()
-            except asyncio.CancelledError:
-                self.cancel()
+            except BaseException as error:
+                self._stop_if_cancelled(error)
                 raise
             finally:
                 self._preparing = False
@@ -260,8 +262,17 @@ class AsyncStream(_Answer):
             self._run, self._prepare = run, None
         self._submit()
 
+    def _stop_if_cancelled(self, error: BaseException) -> None:
+        """A task that is cancelled stops its answer."""
+        import asyncio
+
+        if isinstance(error, asyncio.CancelledError):
+            self.cancel()
+
     async def _news(self) -> None:
         """Wait until there is a piece, or the answer has ended."""
+        import asyncio
+
         run, news = self._run, asyncio.Event()
         if run.on_piece is not None:
             raise _two_readers()
@@ -280,6 +291,8 @@ async def ended(engine: Engine, run: Run) -> None:
     """Wait until a run has ended that was cancelled; the event loop goes on meanwhile."""
     if run.done:
         return
+    import asyncio
+
     over = asyncio.Event()
     tell = _teller(run, over)
     run.on_end.append(tell)
@@ -293,6 +306,8 @@ async def ended(engine: Engine, run: Run) -> None:
 
 def _teller(run: Run, event: asyncio.Event) -> Callable[[], None]:
     """Sets an event of this task's loop, from any thread."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
 
     def tell() -> None:

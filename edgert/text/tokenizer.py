@@ -110,9 +110,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special: show special tokens too. Raises RequestError."""
         kept = self.check_ids(ids)
-        if not special:  # the library does not know all of its own (`normalized: true`)
-            kept = [token for token in kept if token not in self._hidden]
-        return _guarded(lambda: str(self._tokenizer.decode(kept, skip_special_tokens=False)))
+        return self.decode_checked(kept) if not special else self._decoded(kept)
+
+    def decode_checked(self, ids: Sequence[int]) -> str:
+        """Text of ids that `check_ids` has seen, without special tokens."""
+        # the library does not know all of its own (`normalized: true`)
+        return self._decoded([token for token in ids if token not in self._hidden])
+
+    def _decoded(self, ids: list[int]) -> str:
+        return _guarded(lambda: str(self._tokenizer.decode(ids, skip_special_tokens=False)))
 
     def stream(self, before: Sequence[int] = ()) -> TextStream:
         """A decoder that takes one id at a time. before: ids whose text the stream goes on from,
@@ -256,7 +262,7 @@ class TextStream:
     stay broken (`decoder_traits`).
     """
 
-    WINDOW = 32  # ids that are decoded again with every new one, or as many as it takes
+    WINDOW = 8  # ids that are decoded again with every new one, or as many as it takes
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer, self._traits = tokenizer, tokenizer.decoder_traits()
@@ -267,7 +273,10 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Text that became certain with this id (possibly none)."""
-        self._ids.append(int(token))
+        token = int(token)
+        if not 0 <= token < self._tokenizer.size:
+            self._tokenizer.check_ids((token,))
+        self._ids.append(token)
         if self._traits.rewrites:
             return ""
         if self._is_byte(token):
@@ -276,7 +285,7 @@ class TextStream:
         if self._in_bytes and self._adds_nothing():
             return ""  # a special token, which decoding leaves out: bytes go on behind it
         self._in_bytes = False
-        return self._show(self._tokenizer.decode(self._ids))
+        return self._show(self._tokenizer.decode_checked(self._ids))
 
     def flush(self) -> str:
         """Whatever is still held back."""

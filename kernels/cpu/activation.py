@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from numba import njit
@@ -54,6 +53,7 @@ from .layout import (
     TILE,
     TOKEN_BLOCK,
 )
+from .scalar_math import erfc64, sqrt
 from .vm import kernel
 
 
@@ -62,7 +62,7 @@ def _gelu(x: Any, at: int) -> Any:
     store_f32(at, x)
     for i in range(16):
         v = ld_f32(at + 4 * i)
-        st_f32(at + 4 * i, f32(0.5 * v * (1.0 + math.erf(v * 0.7071067811865476))))
+        st_f32(at + 4 * i, f32(0.5 * v * erfc64(v * -0.7071067811865476)))
     return load_f32(at)
 
 
@@ -93,7 +93,7 @@ def _inverse_rms(x: int, width: int, eps: float) -> float:
     for i in range(width - width % 16, width):
         rest += ld_f32(x + 4 * i) * ld_f32(x + 4 * i)
     mean = f32(f32(sum_f32(total) + rest) / f32(width))
-    return f32(f32(1.0) / f32(math.sqrt(f32(mean + f32(eps)))))
+    return f32(f32(1.0) / f32(sqrt(f32(mean + f32(eps)))))
 
 
 @njit(error_model="numpy")

@@ -5,8 +5,6 @@ Page layouts are in `attention.py`.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit, types
 
@@ -30,6 +28,7 @@ from ..simd import (
 )
 from .activation import norm_row
 from .layout import PAGE
+from .scalar_math import cos_sin
 from .vm import kernel
 
 
@@ -49,8 +48,9 @@ def rope_table(ins: int, thread: int, threads: int) -> None:
         for i in range(half):
             axis = ld_i32(axes + 4 * i) * apart if axes != 0 else 0
             angle = f32(f32(ld_i32(at + axis)) * ld_f32(freq + 4 * i))
-            st_f32(row + 4 * i, f32(f32(math.cos(float(angle))) * scale))
-            st_f32(row + 4 * (half + i), f32(f32(math.sin(float(angle))) * scale))
+            cos, sin = cos_sin(types.float64(angle))
+            st_f32(row + 4 * i, f32(f32(cos) * scale))
+            st_f32(row + 4 * (half + i), f32(f32(sin) * scale))
 
 
 @njit(error_model="numpy")

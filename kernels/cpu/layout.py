@@ -32,6 +32,7 @@ CTRL_ARRIVED = 64  # threads at the barrier
 CTRL_PHASE = 128  # barriers passed
 CTRL_GO = 192  # steps opened for workers
 CTRL_CANCEL = 256  # set to leave the program at the next barrier
+CTRL_YIELD = 264  # address of the system's function that gives a time slice up; never written
 CTRL_LEFT = 320  # what CTRL_CANCEL was at the last barrier: the same for all threads
 CTRL_LED = 384  # steps that the leading thread took its part in, see CTRL_GO
 CTRL_BYTES = 448
@@ -42,6 +43,7 @@ BOX_STOP = 8  # set when the worker shall end
 BOX_TABLE, BOX_COUNT = 16, 24  # the program: address, instructions
 BOX_CTRL = 32  # its control block
 BOX_THREAD, BOX_THREADS = 40, 48  # the worker's number in the step, and of how many
+BOX_YIELD = 56  # as CTRL_YIELD
 BOX_BYTES = 64
 
 SILU, GELU, GELU_TANH = range(3)

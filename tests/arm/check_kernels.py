@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 from edgert.kernels import simd
-from edgert.kernels.cpu import vm
+from edgert.kernels.cpu import jit
 
 from ..closeness import distance
 from ..kernels.isa_logits import KV_BITS, cpu_logits, reference_logits
@@ -81,7 +81,7 @@ def assembly() -> None:
     """The products consist of the instructions that the ISA is named after."""
     for name in ("linear_int4", "linear_int8"):
         began = time.monotonic()
-        text = vm.compile_kernel(name)._library.get_asm_str()
+        text = jit.compile_kernel(name)._library.get_asm_str()
         for instruction, wanted in INSTRUCTIONS.get(simd.ISA, {}).items():
             count = len(re.findall(rf"\b{instruction}\b", text))
             print(f"       {name}: {count} x {instruction}", flush=True)

@@ -15,6 +15,11 @@ tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT INT TERM
 cp -R "$here/edgert" "$here/tests" "$tree/"
 cp -R "$here/kernels" "$tree/edgert/kernels"
+# The shipped kernels, compiled here; EDGERT_KERNEL_LIBRARY=0 compiles under emulation instead.
+if [ "${EDGERT_KERNEL_LIBRARY:-}" != 0 ]; then
+  (cd "$here" && python3 kernels/build.py --for linux-aarch64 --isa "$isa" \
+    --out "$tree/edgert/kernels/built")
+fi
 cd "$tree"
 EDGERT_ISA=$isa EDGERT_ISA_FORCE=1 PYTHONPATH="$tree:$folder/site" PYTHONDONTWRITEBYTECODE=1 \
   qemu-aarch64-static -cpu "$cpu" -L "$folder/root" "$folder/root/usr/bin/python3.11" \

@@ -32,7 +32,14 @@ class Ran(NamedTuple):
 
 
 Edgert = Callable[..., Ran]
-KEPT = ("EDGERT_CACHE", "EDGERT_CONFIG", "EDGERT_ISA", "EDGERT_ISA_FORCE", "EDGERT_SHARED_DATA")
+KEPT = (
+    "EDGERT_CACHE",
+    "EDGERT_CONFIG",
+    "EDGERT_ISA",
+    "EDGERT_ISA_FORCE",
+    "EDGERT_KERNEL_LIBRARY",
+    "EDGERT_SHARED_DATA",
+)
 
 
 @pytest.fixture(autouse=True)

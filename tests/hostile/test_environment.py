@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from edgert.kernels import isa
+from edgert.kernels import isa, library
 
 from ..conftest import ROOT
 from ..tiny import tiny_bundle
 
 WITHOUT_NUMBA = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+COMPILED = {library.VARIABLE: "0"}  # no shipped kernels
 # Any attempt to reach a network ends the process with this text on stderr.
 OFFLINE = (
     "import sys\n"
@@ -49,14 +50,14 @@ def expected(bundle: Path) -> str:
         return str(model.generate("hello", max_tokens=6, temperature=0).token_ids)
 
 
-def test_h35_without_numba_the_numpy_path_answers_with_one_notice(bundle: Path) -> None:
+def test_h35_without_kernels_the_numpy_path_answers_with_one_notice(bundle: Path) -> None:
     code = (
         f"{WITHOUT_NUMBA}{OFFLINE}import edgert\n"
         f"for _ in range(2):\n"
         f"    with edgert.load({str(bundle)!r}) as model:\n"
         f"        print(model.session.device, {GREEDY})\n"
     )
-    done = fresh(code)
+    done = fresh(code, env=COMPILED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"reference {expected(bundle)}"] * 2
     assert done.stderr.count("\n") == 1
@@ -68,7 +69,9 @@ def test_h35_without_numba_the_numpy_path_answers_with_one_notice(bundle: Path) 
 )
 def test_h35_verbs_without_numba(bundle: Path, args: list[str]) -> None:
     argv = ["edgert", *(str(bundle) if arg == "BUNDLE" else arg for arg in args)]
-    done = fresh(f"{WITHOUT_NUMBA}sys.argv = {argv!r}\nfrom edgert.cli import main\nmain()")
+    done = fresh(
+        f"{WITHOUT_NUMBA}sys.argv = {argv!r}\nfrom edgert.cli import main\nmain()", env=COMPILED
+    )
     assert done.returncode in (0, 1), done.stderr
     assert done.stdout.startswith("{")
     assert "Traceback" not in done.stderr
@@ -82,7 +85,7 @@ def test_h35_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_pa
         f"    with edgert.load({str(bundle)!r}, threads=1) as model:\n"
         f"        print(model.session.device, {GREEDY})\n"
     )
-    done = fresh(code, env={"EDGERT_CACHE": str(tmp_path / "file" / "cache")})
+    done = fresh(code, env={"EDGERT_CACHE": str(tmp_path / "file" / "cache"), **COMPILED})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"cpu {expected(bundle)}"] * 2
     assert done.stderr.count("cannot be written") == 1
@@ -102,7 +105,7 @@ def test_h35_kernels_of_another_cpu_are_not_used() -> None:
     code = "from edgert.session import kernel_cache; print(kernel_cache().name)"
     names = {}
     for name in isa.supported():
-        done = fresh(code, env={isa.VARIABLE: name})
+        done = fresh(code, env={isa.VARIABLE: name, **COMPILED})
         assert done.returncode == 0, done.stderr
         names[name] = done.stdout.strip()
     assert len(set(names.values())) == len(names) >= 2
@@ -116,7 +119,7 @@ def test_h35_an_instruction_set_this_cpu_lacks_is_refused(bundle: Path) -> None:
     argv = ["edgert", "generate", str(bundle), "-p", "hi", "-n", "2"]
     for name in (lacking[0], "mmx"):
         code = f"import sys; sys.argv = {argv!r}\nfrom edgert.cli import main\nmain()"
-        done = fresh(code, env={isa.VARIABLE: name})
+        done = fresh(code, env={isa.VARIABLE: name, **COMPILED})
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert isa.VARIABLE in done.stderr
         assert "Traceback" not in done.stderr
@@ -154,7 +157,7 @@ def test_h35_a_user_without_a_home(bundle: Path) -> None:
         f"with edgert.load({str(bundle)!r}, device='reference') as model:\n"
         f"    print({GREEDY})\n"
     )
-    done = as_nobody(code, HOME=None, EDGERT_CACHE=None, XDG_CACHE_HOME=None)
+    done = as_nobody(code, HOME=None, EDGERT_CACHE=None, XDG_CACHE_HOME=None, **COMPILED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["None", "None", expected(bundle)]
     assert done.stderr.count("\n") == 1
@@ -167,17 +170,16 @@ def test_h35_warmed_kernels_of_another_user(tmp_path: Path) -> None:
     """Made by root, used by somebody who cannot write there: no line, and no kernel compiled."""
     code = (
         "from edgert.session import kernel_cache\n"
-        "from edgert.kernels.cpu import kernels, vm\n"
-        "vm.use_cache(kernel_cache())\n"
-        "print(vm.compile_kernel('select').cache_hits)\n"
+        "from edgert.kernels.cpu import jit\n"
+        "print(jit.compile_kernel('select', kernel_cache()).cache_hits)\n"
     )
-    root = fresh(code, env={"EDGERT_CACHE": str(tmp_path)})
+    root = fresh(code, env={"EDGERT_CACHE": str(tmp_path), **COMPILED})
     assert (root.returncode, root.stdout) == (0, "0\n"), root.stderr
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder.parts[1:2] == ("tmp",):
             folder.chmod(0o755)
     before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
-    done = as_nobody(code, EDGERT_CACHE=str(tmp_path), HOME="/nonexistent")
+    done = as_nobody(code, EDGERT_CACHE=str(tmp_path), HOME="/nonexistent", **COMPILED)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
     assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
 

@@ -21,7 +21,7 @@ from llvmlite import ir
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
 target = llvm.Target.from_triple(sys.argv[1])
-machine = target.create_target_machine(*isa.TARGETS[simd.ISA], opt=3)
+machine = target.create_target_machine(*isa.target(), opt=3)
 acc, words, bytes64 = simd.i32x16.llvm, simd.i16x32.llvm, simd.i8x64.llvm
 int64 = ir.IntType(64)
 asm = {}

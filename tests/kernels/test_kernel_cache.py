@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgert.kernels.cpu import vm
+from edgert.kernels.cpu import jit
 from edgert.kernels.cpu.kernel_cache import SEAL_BYTES, STALE_SECONDS, KernelFile, has
 from edgert.kernels.simd import ld_i64, st_i64
 from numba.core.ccallback import CFunc
@@ -27,7 +27,7 @@ def triple(row: int, thread: int, threads: int) -> None:
 
 
 def compiled(folder: Path, function: Callable[..., None] = double, name: str = "kernel") -> Any:
-    """A kernel as vm.py makes it."""
+    """A kernel as jit.py makes it."""
     signature = normalize_signature("void(int64, int64, int64)")
     made = CFunc(function, signature, {}, {"nopython": True})
     made._cache = KernelFile(folder, name, function)
@@ -162,18 +162,11 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_the_real_kernels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through vm.py, with a kernel and an entry point."""
-    import edgert.kernels.cpu.kernels  # noqa: F401
-
-    monkeypatch.setattr(vm, "_compiled", {})
-    vm.use_cache(tmp_path)
-    try:
-        assert not vm.is_cached("select")
-        assert vm.address("select") > 0
-        vm.entry_point("begin")
-        vm._compiled.clear()
-        assert vm.is_cached("select")
-        assert vm.compile_kernel("select").cache_hits == 1
-        assert sum(vm.entry_point("begin").stats.cache_hits.values()) == 1
-    finally:
-        vm.use_cache(None)
+    """Through jit.py, a kernel and an entry."""
+    monkeypatch.setattr(jit, "_compiled", {})
+    for name in ("select", "begin"):
+        assert not jit.is_cached(name, tmp_path)
+        assert jit.address(name, tmp_path) > 0
+        jit._compiled.clear()
+        assert jit.is_cached(name, tmp_path)
+        assert jit.compile_kernel(name, tmp_path).cache_hits == 1

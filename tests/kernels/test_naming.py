@@ -9,35 +9,24 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from edgert.kernels.cpu import (
-    kernels,  # noqa: F401  (each registers itself)
-    naming,
-    vm,
-)
+from edgert.kernels.cpu import jit, naming
 
 LISTED = """
-from edgert.kernels.cpu import vm
-from edgert.kernels.cpu import kernels
-vm._made = lambda name, function: None
-for name in vm.names():
-    vm.compile_kernel(name)
-from edgert.kernels.cpu import naming
-for name in vm.names():
-    print(name, *sorted(h.__qualname__ for h in naming.helpers(vm._registry[name])))
+from edgert.kernels.cpu import jit, naming
+functions = {name: jit.function(name) for name in jit.names()}
+for name, function in functions.items():
+    print(name, *sorted(h.__qualname__ for h in naming.helpers(function)))
 """
 
 
-def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[FunctionType]]:
+def versions() -> dict[str, list[FunctionType]]:
     """What every kernel reaches, named as just before its compilation."""
-    monkeypatch.setattr(vm, "_made", lambda name, function: None)
-    monkeypatch.setattr(vm, "_compiled", {})
-    for name in vm.names():
-        vm.compile_kernel(name)
-    return {name: list(naming.helpers(vm._registry[name])) for name in vm.names()}
+    functions = {name: jit.function(name) for name in jit.names()}
+    return {name: list(naming.helpers(function)) for name, function in functions.items()}
 
 
-def test_no_two_helpers_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    reached = versions(monkeypatch)
+def test_no_two_helpers_share_a_name() -> None:
+    reached = versions()
     assert len(reached["attend_int8"]) > 5
     named: dict[tuple[str, str], FunctionType] = {}
     for helpers in reached.values():
@@ -46,11 +35,11 @@ def test_no_two_helpers_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
             assert named.setdefault(key, helper) is helper, f"{key} names two functions"
 
 
-def test_names_are_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    reached = versions(monkeypatch)
+def test_names_are_the_same_in_every_process() -> None:
+    reached = versions()
     expected = [
         " ".join([name, *sorted(helper.__qualname__ for helper in reached[name])])
-        for name in vm.names()
+        for name in jit.names()
     ]
     shown = subprocess.run([sys.executable, "-c", LISTED], capture_output=True, text=True)
     assert shown.stdout.splitlines() == expected, shown.stderr

@@ -98,6 +98,22 @@ def test_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.provider.options == {"device_id": "2"}
 
 
+@pytest.mark.parametrize(
+    ("device", "package"), [("ort-cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu")]
+)
+def test_without_onnxruntime_a_device_names_its_package(
+    device: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(providers, "installed_builds", list)
+    assert not any(providers.available().values())
+    with pytest.raises(DeviceError, match="of onnxruntime, which is not installed") as caught:
+        find_provider(device)
+    assert caught.value.hint == f"pip install --upgrade {package}"
+
+
 def test_options_with_a_dot_reach_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

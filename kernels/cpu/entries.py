@@ -1,0 +1,13 @@
+"""The compiled functions that Python calls, and how."""
+
+from __future__ import annotations
+
+# All arguments are int64: how many there are, and whether there is a result, int64 too.
+ENTRIES = {
+    "begin": (5, False),
+    "lead": (4, True),
+    "work": (3, True),
+    "stream": (3, True),
+    "scatter_int4": (7, False),
+    "scatter_int8": (7, False),
+}

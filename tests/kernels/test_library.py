@@ -1,0 +1,281 @@
+"""The kernels' shipped machine code: used where it fits, refused where anything is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgert.kernels import isa, library
+from edgert.kernels.cpu import code
+from edgert.kernels.cpu.entries import ENTRIES
+
+from ..conftest import ROOT
+from ..fresh import python
+from ..tiny import tiny_bundle
+
+pytestmark = pytest.mark.skipif(
+    not (library.FOLDER / library.MANIFEST).is_file(),
+    reason="this checkout has no libraries: `python -m edgert.kernels.build` makes them",
+)
+COMPILED = {library.VARIABLE: "0"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the libraries, to be spoilt."""
+    return Path(shutil.copytree(library.FOLDER, tmp_path / "built"))
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / library.MANIFEST).read_text(encoding="utf-8"))
+    return found
+
+
+def write(folder: Path, found: dict[str, Any]) -> None:
+    (folder / library.MANIFEST).write_text(json.dumps(found), encoding="utf-8")
+
+
+def entry_of(found: dict[str, Any], name: str = "") -> dict[str, Any]:
+    entry: dict[str, Any] = found["libraries"][library.key_of(name or isa.chosen())]
+    return entry
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def test_it_was_made_from_these_sources_and_serves() -> None:
+    assert manifest(library.FOLDER)["sources"] == library.sources_hash()
+    if os.environ.get(library.VARIABLE) == "0":
+        pytest.skip(f"{library.VARIABLE} is 0")
+    found = code.shipped()
+    assert found is not None, code.refused()
+    assert set(ENTRIES) < set(found.addresses)
+    assert all(found.addresses.values())
+    assert code.names() == sorted(set(found.addresses) - set(ENTRIES))
+
+
+def test_it_holds_every_kernel() -> None:
+    from edgert.kernels.cpu import jit, vm
+
+    for entry in manifest(library.FOLDER)["libraries"].values():
+        assert entry["kernels"] == sorted([*jit.names(), *vm.entries])
+
+
+def test_every_instruction_set_of_this_machine_has_one() -> None:
+    keys = {library.key_of(name) for name in isa.sets_of(isa.machine())}
+    assert keys <= set(manifest(library.FOLDER)["libraries"])
+
+
+def test_an_answer_needs_neither_numba_nor_a_compiler_nor_a_cache(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny.edge")
+    script = (
+        f"import sys\nsys.modules['numba'] = sys.modules['llvmlite'] = None\nimport edgert\n"
+        f"with edgert.load({str(bundle)!r}) as model:\n"
+        f"    print(model.session.device, len(model.generate('hi', max_tokens=3).token_ids))\n"
+    )
+    done = python(script, env={"EDGERT_CACHE": str(tmp_path / "cache"), library.VARIABLE: ""})
+    assert (done.stdout, done.stderr) == ("cpu 3\n", "")
+    assert not list((tmp_path / "cache").glob("kernels-*"))
+
+
+def logits(out: Path, name: str, env: dict[str, str]) -> np.ndarray[Any, Any]:
+    args = [sys.executable, "-m", "tests.kernels.isa_logits", str(out), str(out.parent / "kernels")]
+    env = os.environ | {isa.VARIABLE: name, library.VARIABLE: ""} | env
+    done = subprocess.run(args, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: np.ndarray[Any, Any] = np.load(out)
+    return found
+
+
+def sets() -> list[object]:
+    names = isa.supported()
+    return [pytest.param(n, marks=[] if n == names[0] else pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", sets())
+def test_the_bits_are_those_of_the_compiler(name: str, tmp_path: Path) -> None:
+    shipped = logits(tmp_path / "shipped.npy", name, {})
+    assert not (tmp_path / "kernels").exists()
+    compiled = logits(tmp_path / "compiled.npy", name, COMPILED)
+    assert (tmp_path / "kernels").exists()
+    assert np.array_equal(shipped, compiled)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def flipped(folder: Path) -> None:
+    path = folder / entry_of(manifest(folder))["file"]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(folder: Path) -> None:
+    path = folder / entry_of(manifest(folder))["file"]
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def gone(folder: Path) -> None:
+    (folder / entry_of(manifest(folder))["file"]).unlink()
+
+
+def of_other_sources(folder: Path) -> None:
+    write(folder, manifest(folder) | {"sources": "0" * 64})
+
+
+def of_another_schema(folder: Path) -> None:
+    write(folder, manifest(folder) | {"schema": 2})
+
+
+def of_another_instruction_set(folder: Path) -> None:
+    """With a manifest that agrees: the library itself says what it is for."""
+    found = manifest(folder)
+    other = "portable" if isa.chosen() != "portable" else "avx2"
+    entry_of(found).update(
+        file=entry_of(found, other)["file"], sha256=entry_of(found, other)["sha256"]
+    )
+    write(folder, found)
+
+
+def no_library(folder: Path) -> None:
+    import hashlib
+
+    found = manifest(folder)
+    path = folder / entry_of(found)["file"]
+    path.write_bytes(b"\x7fELF and nothing more")
+    entry_of(found)["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    write(folder, found)
+
+
+def a_kernel_too_many(folder: Path) -> None:
+    found = manifest(folder)
+    entry_of(found)["kernels"].append("linear_int1")
+    write(folder, found)
+
+
+def half_a_manifest(folder: Path) -> None:
+    path = folder / library.MANIFEST
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def entries_without_fields(folder: Path) -> None:
+    found = manifest(folder)
+    del entry_of(found)["sha256"]
+    write(folder, found)
+
+
+REFUSED: dict[Callable[[Path], None], str] = {
+    flipped: "is damaged: its SHA-256",
+    cut: "is damaged: its SHA-256",
+    gone: "cannot be read",
+    of_other_sources: "was made from other kernel sources",
+    of_another_schema: "expected schema 1",
+    of_another_instruction_set: "was made for something else",
+    no_library: "cannot be loaded",
+    a_kernel_too_many: "lacks a symbol",
+    half_a_manifest: "is damaged",
+    entries_without_fields: "is damaged",
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)
+def test_refused(spoil: Callable[[Path], None], folder: Path) -> None:
+    spoil(folder)
+    with pytest.raises(library.LibraryError, match=REFUSED[spoil]):
+        library.load(isa.chosen(), folder)
+
+
+def test_a_machine_without_a_library_has_none(folder: Path, tmp_path: Path) -> None:
+    assert library.load("sve2", folder) is None
+    assert library.load(isa.chosen(), tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("numba", [True, False])
+def test_a_refused_library_is_told_and_replaced(
+    numba: bool, folder: Path, tmp_path: Path, kernel_folder: Path
+) -> None:
+    flipped(folder)
+    bundle = tiny_bundle(tmp_path / "tiny.edge")
+    hidden = "" if numba else "import sys\nsys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+    script = (
+        f"{hidden}from pathlib import Path\nfrom edgert.kernels import library\n"
+        f"library.load.__defaults__ = (Path({str(folder)!r}),)\nimport edgert\n"
+        f"with edgert.load({str(bundle)!r}) as model:\n"
+        f"    print(model.session.device, len(model.generate('hi', max_tokens=3).token_ids))\n"
+    )
+    done = python(script, env={"EDGERT_CACHE": str(kernel_folder), library.VARIABLE: ""})
+    assert done.stdout == f"{'cpu' if numba else 'reference'} 3\n", done.stderr
+    assert "the shipped kernels are not used" in done.stderr
+    assert ("pip install" in done.stderr) is not numba
+
+
+# --- the build ------------------------------------------------------------------------------------
+
+BUILD = [sys.executable, "-m", "edgert.kernels.build"]
+
+
+@pytest.mark.slow
+def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
+    """Wherever and however the package lies: as `edgert.kernels`, and as a folder by itself."""
+    pytest.importorskip("ziglang")
+    copy = shutil.copytree(ROOT / "kernels", tmp_path / "elsewhere", ignore=lambda *_: {"built"})
+    for out, start in (("a", BUILD), ("b", [sys.executable, str(copy / "build.py")])):
+        subprocess.run([*start, "--isa", "avx2", "dotprod", "-o", tmp_path / out], check=True)
+    a, b = ({p.name: p.read_bytes() for p in (tmp_path / x).iterdir()} for x in "ab")
+    assert len(a) == 2
+    assert a == b
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["linux-aarch64", "darwin-aarch64", "win32-x86_64"])
+def test_any_machine_builds_for_all(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    subprocess.run([*BUILD, "--for", family, "-o", tmp_path / "out"], check=True)
+    system, machine = family.split("-")
+    begins = {"linux": b"\x7fELF", "darwin": b"\xcf\xfa\xed\xfe", "win32": b"MZ"}[system]
+    found = manifest(tmp_path / "out")["libraries"]
+    assert set(found) == {library.key_of(n, system, machine) for n in isa.sets_of(machine)}
+    for entry in found.values():
+        assert (tmp_path / "out" / entry["file"]).read_bytes().startswith(begins)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_what_was_there(tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "former").write_text("kept", encoding="utf-8")
+    process = subprocess.Popen([*BUILD, "-o", out], stderr=subprocess.PIPE, text=True)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["former"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [(["--for", "linux-riscv64"], "no kernels for"), (["--isa", "sse2"], "no instruction set")],
+)
+def test_unknown_targets_are_refused(args: list[str], said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*BUILD, *args, "-o", tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
