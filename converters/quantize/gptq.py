@@ -32,6 +32,7 @@ from .base import F64, checked_gram, checked_weight, fitted, grid_of, stored
 from .clip import clipped, diagonal
 
 BATCH = 128  # a multiple of every group
+PART = 32  # inputs of a batch that move each other one by one; a divisor of every group
 TRIES = 6  # of ten times the damping
 
 
@@ -108,14 +109,17 @@ class _Rounding:
     def _batch(self, start: int, stop: int, factor: F64) -> F64:
         """Round the inputs [start, stop); their errors over U[i, i], float64 [stop - start, N]."""
         errors = np.empty((stop - start, self.left.shape[1]))
-        for i in range(start, stop):
-            if self.fits and i % self.grid.group == 0:
-                here = slice(i, i + self.grid.group)
-                moved = self.left[here] - factor[start:i, here].T @ errors[: i - start]
-                self._fit(i // self.grid.group, moved)
-            # What the batch's earlier inputs moved, taken off when it is needed.
-            row = self.left[i] - factor[start:i, i] @ errors[: i - start]
-            errors[i - start] = (row - self._round(i, row.astype(np.float32))) / factor[i, i]
+        for part in range(start, stop, PART):
+            end = min(part + PART, stop)
+            for i in range(part, end):
+                if self.fits and i % self.grid.group == 0:
+                    self._fit(i // self.grid.group, self.left[i : i + self.grid.group])
+                row = self.left[i]
+                error = (row - self._round(i, row.astype(np.float32))) / factor[i, i]
+                self.left[i + 1 : end] -= factor[i, i + 1 : end, None] * error
+                errors[i - start] = error
+            here = slice(part - start, end - start)
+            self.left[end:stop] -= factor[part:end, end:stop].T @ errors[here]
         return errors
 
     def _round(self, i: int, row: F32) -> F32:

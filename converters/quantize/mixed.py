@@ -4,11 +4,18 @@ lose as little as possible together.
     chosen = choose({"l0.qkv": [Candidate("int3-g64", 100, 0.2), Candidate("int4-g32", 140, 0.1)]},
                     budget=120)          # {"l0.qkv": Candidate("int3-g64", 100, 0.2)}
 
-The multiple-choice knapsack problem. First by Lagrange multipliers: of each tensor only the lower
-convex hull of (bytes, loss) counts, and steps along the hulls are taken by loss saved a byte while
-they fit. Then repair with what the budget still holds: single changes and exchanges of two
-tensors, candidates inside the hulls included, as long as one lowers the loss. The same candidates
-in the same order give the same choice.
+The multiple-choice knapsack problem, in three passes that each begin with what the last one found:
+
+1. Lagrange multipliers: of each tensor only the lower convex hull of (bytes, loss) counts, and
+   steps along the hulls are taken by loss saved a byte while they fit.
+2. Repair: with what the budget still holds, single changes and exchanges of two tensors, candidates
+   inside the hulls included, as long as one lowers the loss.
+3. Proof: all choices, tensor by tensor, without those that others beat in bytes and loss, and those
+   which the hulls of the remaining tensors cannot make better than what is known. It ends with the
+   best of all choices, or is given up at STATES choices at a time: with hundreds of tensors, where
+   the second pass is next to the best.
+
+The same candidates give the same choice.
 """
 
 from __future__ import annotations
@@ -18,8 +25,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...errors import ConvertError
 
+STATES = 20000
 EPSILON = 1e-12  # of the loss: what counts as lower
 
 
@@ -54,6 +65,7 @@ def choose(candidates: Mapping[str, Sequence[Candidate]], budget: int) -> dict[s
         )
     chosen, spare = _by_hulls(tables, budget - least)
     _repair(tables, chosen, spare)
+    chosen = _proved(tables, chosen, budget)
     return {name: tables[i][chosen[i]] for i, name in enumerate(candidates)}
 
 
@@ -160,3 +172,43 @@ def _two_best(moves: Sequence[_Move]) -> list[_Move]:
     ranked = sorted(moves, key=lambda move: (move.loss, move.nbytes, move.tensor, move.to))
     others = [move for move in ranked[1:] if move.tensor != ranked[0].tensor]
     return [ranked[0], *others[:1]]
+
+
+def _proved(tables: Sequence[Sequence[Candidate]], chosen: list[int], budget: int) -> list[int]:
+    """The best choice of all; `chosen` where nothing is better, or where there are too many."""
+    known = sum(rows[at].loss for rows, at in zip(tables, chosen, strict=True))
+    sizes, losses = np.zeros(1, np.int64), np.zeros(1)
+    trail: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    for i, rows in enumerate(tables):
+        size = (sizes[:, None] + np.array([row.nbytes for row in rows])).reshape(-1)
+        lost = (losses[:, None] + np.array([row.loss for row in rows])).reshape(-1)
+        hopeful = lost + _bound(tables[i + 1 :], budget - size) < known * (1 - EPSILON)
+        kept = np.flatnonzero(hopeful)
+        kept = kept[np.lexsort((lost[kept], size[kept]))]
+        if len(kept):
+            before = np.minimum.accumulate(np.concatenate([[np.inf], lost[kept][:-1]]))
+            kept = kept[lost[kept] < before]
+        if not 0 < len(kept) <= STATES:
+            return chosen
+        trail.append((kept // len(rows), kept % len(rows)))
+        sizes, losses = size[kept], lost[kept]
+    at, found = int(np.argmin(losses)), []
+    for parents, picks in reversed(trail):
+        found.append(int(picks[at]))
+        at = int(parents[at])
+    return found[::-1]
+
+
+def _bound(tables: Sequence[Sequence[Candidate]], spare: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The least loss of tensors in each of some budgets, if they could be anywhere on their hulls;
+    infinite where they do not fit."""
+    least, most, steps = 0, 0.0, []
+    for rows in tables:
+        least, most = least + rows[0].nbytes, most + rows[0].loss
+        for a, b in pairwise(hull(rows)):
+            cost, saved = rows[b].nbytes - rows[a].nbytes, rows[a].loss - rows[b].loss
+            steps.append((-saved / cost, cost, saved))
+    steps.sort()
+    places = least + np.cumsum([0, *(cost for _, cost, _ in steps)])
+    values = most - np.cumsum([0.0, *(saved for _, _, saved in steps)])
+    return np.where(spare >= least, np.interp(spare, places, values), np.inf)
