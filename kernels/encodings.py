@@ -138,7 +138,10 @@ def _scales(shape: Shape) -> Shape:
 
 def _in_groups(grid: Grid) -> Encoding:
     """The row of a grid. 3, 5 and 6 bits have no ONNX; asymmetric 8 bits stay float in products."""
-    kb = lambda shape: grid.groups_of(shape[1])
+
+    def kb(shape: Shape) -> int:
+        return grid.groups_of(shape[1])
+
     tensors = (
         Tensor("q", "U8", lambda s: (s[0], kb(s), grid.group * grid.bits // 8)),
         Tensor("scales", "F16", lambda s: (s[0], kb(s))),

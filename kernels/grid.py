@@ -23,6 +23,7 @@ or too small for float16, is zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,8 @@ def unpack_codes(stream: U8, bits: int, n: int) -> U8:
     padded[..., :bits] = stream.reshape(*lead, eights, bits)
     words = padded.view("<u8")  # [.., eights, 1]
     shifts = np.arange(8, dtype=np.uint64) * np.uint64(bits)
-    codes = (words >> shifts) & np.uint64((1 << bits) - 1)
-    return codes.astype(np.uint8).reshape(*lead, -1)[..., :n]
+    codes: U8 = ((words >> shifts) & np.uint64((1 << bits) - 1)).astype(np.uint8)
+    return codes.reshape(*lead, -1)[..., :n]
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,22 @@ class Grid:
         """The nearest codes of groups [.., group]: clip(round(w / scale) + zero)."""
         levels = np.rint(groups * steps.inverse[..., None])
         levels += steps.zeros[..., None]
-        return np.clip(levels, *self.codes, out=levels).astype(np.uint8)
+        codes: U8 = np.clip(levels, *self.codes, out=levels).astype(np.uint8)
+        return codes
 
     def decode(self, codes: U8, steps: Steps) -> F32:
         """Values of codes [.., group]: (code - zero) * scale."""
         signed = codes.astype(np.float32) - steps.zeros[..., None]
-        return signed * steps.scales.astype(np.float32)[..., None]
+        values: F32 = signed * steps.scales.astype(np.float32)[..., None]
+        return values
 
     def store(self, codes: U8, steps: Steps) -> Tensors:
         """The stored tensors of codes [N, KB, group]."""
-        tensors = {"q": pack_codes(codes, self.bits), "scales": steps.scales}
-        return (
-            tensors if self.symmetric else tensors | {"zeros": pack_codes(steps.zeros, self.bits)}
-        )
+        tensors: dict[str, NDArray[Any]] = {"q": pack_codes(codes, self.bits)}
+        tensors["scales"] = steps.scales
+        if not self.symmetric:
+            tensors["zeros"] = pack_codes(steps.zeros, self.bits)
+        return tensors
 
     def restore(self, tensors: Tensors) -> tuple[U8, Steps]:
         """Codes [N, KB, group] and steps of stored tensors."""

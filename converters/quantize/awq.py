@@ -24,7 +24,7 @@ import numpy as np
 from ...kernels.encodings import dequantize
 from ...kernels.grid import Grid
 from ...kernels.quant import F32, Quantized
-from .base import F64, checked_gram, checked_weight, energy, fitted, grid_of, stored
+from .base import F64, checked_gram, checked_weight, fitted, grid_of, stored
 from .clip import blocks, clipped
 
 RATIOS = tuple(i / 20 for i in range(20))
@@ -49,12 +49,14 @@ def awq(
     """
     grid, w = grid_of(bits, group, symmetric), checked_weight(w)
     g = checked_gram(gram, w.shape[1])
-    size = np.sqrt(np.diagonal(g) / max(float(np.diagonal(g).max()), 1e-300))
+    largest = max(float(np.diagonal(g).max()), 1e-300)
+    size = np.sqrt(np.diagonal(g) / largest)
+    narrow = (g / largest).astype(np.float32)
     least, best, chosen = np.inf, np.ones(w.shape[1], np.float32), 0.0
     for ratio in RATIOS:
         t = _scale(size, ratio)
-        error = dequantize(_rounded(grid, w * t)).astype(np.float64) / t - w
-        lost = energy(error, g)
+        error = dequantize(_rounded(grid, w * t)) / t - w
+        lost = float(np.vdot(error @ narrow, error))
         if lost < least:
             least, best, chosen = lost, t, ratio
     scaled = w * best
@@ -68,7 +70,8 @@ def awq(
 
 def _scale(size: F64, ratio: float) -> F32:
     t = np.maximum(size**ratio, 1e-4)
-    return (t / np.sqrt(t.max() * t.min())).astype(np.float32)
+    scale: F32 = (t / np.sqrt(t.max() * t.min())).astype(np.float32)
+    return scale
 
 
 def _rounded(grid: Grid, w: F32) -> Quantized:

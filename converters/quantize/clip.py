@@ -47,13 +47,15 @@ def _clipped(grid: Grid, groups: F32, measure: F64 | None) -> Steps:
 def _measured(errors: F32, measure: F64 | None) -> F64:
     """e^T M e of each group, [N, KB]."""
     e = errors.astype(np.float64)
+    lost: F64
     if measure is None:
-        return np.einsum("nbi,nbi->nb", e, e)
-    if measure.ndim == 2:
-        return np.einsum("nbi,nbi,bi->nb", e, e, measure)
-    by_group = e.transpose(1, 0, 2)  # [KB, N, group]
-    products = by_group @ measure
-    return np.einsum("bni,bni->nb", products, by_group)
+        lost = np.einsum("nbi,nbi->nb", e, e)
+    elif measure.ndim == 2:
+        lost = np.einsum("nbi,nbi,bi->nb", e, e, measure)
+    else:
+        by_group = e.transpose(1, 0, 2)  # [KB, N, group]
+        lost = np.einsum("bni,bni->nb", by_group @ measure, by_group)
+    return lost
 
 
 def diagonal(grid: Grid, gram: F64) -> F64:

@@ -131,7 +131,8 @@ class _Rounding:
         np.clip(levels, *self.grid.codes, out=levels)
         self.codes[at] = levels
         levels -= self.zero[b]
-        return levels * self.wide[b]
+        values: F32 = levels * self.wide[b]
+        return values
 
     def _fit(self, b: int, rows: F64) -> None:
         """Steps of group b, of what its weights [up to group, N] have become."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...kernels.grid import Grid, Steps
+from ...kernels.grid import F16, U8, Grid, Steps
 from ...kernels.quant import F32, HALF_MAX, Quantized
 from .base import checked_weight, fitted, grid_of, stored
 
@@ -44,7 +44,7 @@ def hqq(w: F32, *, bits: int, group: int, symmetric: bool = False) -> Quantized:
     return stored(grid, w.shape, grid.encode(groups, steps), steps)
 
 
-def _improve(grid: Grid, groups: F32, scales: np.ndarray, zeros: np.ndarray) -> None:
+def _improve(grid: Grid, groups: F32, scales: F16, zeros: U8) -> None:
     """Better steps of groups [N, KB, group], in place."""
     plain = Steps(scales.copy(), zeros.copy())
     found = _turns(grid, groups, plain)
@@ -61,34 +61,41 @@ def _mean(grid: Grid, groups: F32, steps: Steps) -> F32:
 
 def _turns(grid: Grid, groups: F32, plain: Steps) -> Steps:
     """Half-quadratic turns in float32, weights in plain steps, then steps as they are stored."""
-    first = plain.scales.astype(np.float32)
-    unit = groups * plain.inverse[..., None]
-    scale, zero = (first != 0).astype(np.float32), plain.zeros.astype(np.float32)
-    best_scale, best_zero = scale.copy(), zero.copy()
-    least = np.full(scale.shape, np.inf, np.float32)
-    going, beta = first != 0, BETA
+    shape, first = plain.scales.shape, plain.scales.astype(np.float32).reshape(-1)
+    best_scale = (first != 0).astype(np.float32)
+    best_zero = plain.zeros.astype(np.float32).reshape(-1)
+    going = np.flatnonzero(first)  # groups that still get better
+    unit = (groups * plain.inverse[..., None]).reshape(-1, grid.group)[going]
+    scale, zero = best_scale[going], best_zero[going]
+    least, beta = np.full(len(going), np.inf, np.float32), BETA
     for _ in range(TURNS):
-        safe = np.where(scale != 0, scale, 1)
-        q = np.clip(np.rint(unit / safe[..., None] + zero[..., None]), *grid.codes)
-        d = unit - (q - zero[..., None]) * safe[..., None]
+        signed = np.rint(unit / scale[:, None] + zero[:, None])
+        signed = np.clip(signed, *grid.codes, out=signed) - zero[:, None]
+        d = unit - signed * scale[:, None]
         error = np.abs(d).mean(-1)
-        going &= error < least
-        if not going.any():
+        better = error < least
+        going, unit, signed, d = going[better], unit[better], signed[better], d[better]
+        scale, zero, least = scale[better], zero[better], error[better]
+        if not len(going):
             break
-        least[going], best_scale[going], best_zero[going] = error[going], scale[going], zero[going]
+        best_scale[going], best_zero[going] = scale, zero
         aim = unit - _shrunk(d, beta)
         if not grid.symmetric:
-            zero = np.clip(np.rint((q - aim / safe[..., None]).mean(-1)), *grid.codes)
-        signed = q - zero[..., None]
-        power = np.square(signed).sum(-1)
-        scale = np.divide((signed * aim).sum(-1), power, out=safe, where=power > 0)
+            moved = np.rint(zero + (signed - aim / scale[:, None]).mean(-1))
+            moved = np.clip(moved, *grid.codes)
+            signed += (zero - moved)[:, None]
+            zero = moved
+        power = np.einsum("gi,gi->g", signed, signed)
+        fitted = np.einsum("gi,gi->g", signed, aim) / np.maximum(power, 1)
+        scale = np.where(fitted != 0, fitted, scale)
         beta *= GROWTH
     half = np.clip(best_scale * first, -HALF_MAX, HALF_MAX).astype(np.float16)
-    return Steps(half, best_zero.astype(np.uint8))
+    return Steps(half.reshape(shape), best_zero.astype(np.uint8).reshape(shape))
 
 
 def _shrunk(d: F32, beta: float) -> F32:
     """sign(d) * max(|d| - |d|^(p-1) / beta, 0), which is 0 at 0."""
-    size = np.abs(d)
-    root = np.power(size, NORM - 1, out=np.zeros_like(size), where=size > 0)
-    return np.sign(d) * np.maximum(size - root / np.float32(beta), 0)
+    size = np.maximum(np.abs(d), np.float32(1e-30))
+    root = np.exp(np.log(size) * np.float32(NORM - 1))
+    out: F32 = np.copysign(np.maximum(size - root / np.float32(beta), 0), d)
+    return out
