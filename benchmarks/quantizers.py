@@ -47,6 +47,7 @@ from edgert.text.tokenizer import Tokenizer  # noqa: E402
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 ROWS = 256  # tokens of a sequence
+TESTS = 12  # sequences that calibration does not see
 GRIDS = [row.grid for row in ENCODINGS.values() if row.grid is not None]
 FORMATS = {grid.name: grid for grid in sorted(GRIDS, key=lambda grid: (grid.bits, grid.group))}
 USUAL = [name for name, grid in FORMATS.items() if grid.group == 64 or grid.bits in (2, 3, 4)]
@@ -133,12 +134,13 @@ class Model:
                 tokenizer = Tokenizer.from_bundle(bundle)
         opened = lzma.open if text.suffix == ".xz" else open
         with opened(text, "rt", encoding="utf-8") as file:
-            ids = tokenizer.encode(file.read(12 * ROWS * sequences))
+            ids = tokenizer.encode(file.read(8 * ROWS * (sequences + TESTS)))
         rows = np.array(ids[: len(ids) // ROWS * ROWS], np.int32).reshape(-1, ROWS)
-        if len(rows) < 2 * sequences:
-            raise SystemExit(f"{text} gives {len(rows)} sequences, expected {2 * sequences}")
+        wanted = sequences + TESTS
+        if len(rows) < wanted:
+            raise SystemExit(f"{text} gives {len(rows)} sequences, expected {wanted}")
         rows = np.random.default_rng(42).permutation(rows)
-        self.seen, self.unseen = rows[:sequences], rows[sequences : 2 * sequences]
+        self.seen, self.unseen = rows[:sequences], rows[sequences:wanted]
 
     def inputs(self) -> dict[str, str]:
         """The products' weights, the head excepted, and the values that they read."""
@@ -214,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--text", type=Path, help="UTF-8, .xz or not; needed with --model")
-    parser.add_argument("--sequences", type=int, default=16, help=f"of {ROWS} tokens, twice")
+    parser.add_argument("--sequences", type=int, default=48, help=f"of {ROWS} tokens")
     parser.add_argument("--nll", action="store_true", help="run the whole model, too")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=USUAL)

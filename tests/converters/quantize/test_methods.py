@@ -144,3 +144,14 @@ def test_hostile_rows(method: str) -> None:
         quantized(w * 1e8, **options)
     with pytest.raises(ConvertError, match="1 bits in groups of 32"):
         quantized(w, bits=1, group=32, symmetric=True)
+
+
+def test_the_benchmark_measures_every_method() -> None:
+    from benchmarks.quantizers import METHODS as MEASURED
+    from benchmarks.quantizers import Layer, measure
+
+    layers = {"a": Layer(matrix(32, 64), gram(64), gram(64, rows=600))}
+    options = {"bits": 3, "group": 32, "symmetric": False}
+    errors = {name: measure(layers, name, **options) for name in MEASURED}
+    assert {round(found.bits, 3) for found in errors.values()} == {3.625}  # a byte for two zeros
+    assert errors["gptq"].error < errors["awq"].error < errors["rtn"].error < 0.5
