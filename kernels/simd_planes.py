@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 
 from .simd import _load, emits, i8x64, i32x16, i64
 
@@ -28,6 +29,12 @@ CHUNKS = 8
 
 def block_bytes(bits: int) -> int:
     """Bytes of the codes of 16 rows by 32 inputs."""
+    return 64 * bits
+
+
+@njit(error_model="numpy")
+def block_bytes_of(bits: int) -> int:
+    """The same within a kernel."""
     return 64 * bits
 
 

@@ -196,9 +196,7 @@ def _kernels() -> None:
     """linear_planes2 to linear_planes6, and with zero codes linear_zeroed2 to linear_zeroed6."""
     for bits in (2, 3, 4, 5, 6):
         for name, zeroed in (("planes", False), ("zeroed", True)):
-            run = _product(bits, zeroed=zeroed)
-            run.py_func.__name__ = f"linear_{name}{bits}"
-            kernel(_entry(run, run.py_func.__name__))
+            kernel(_entry(_product(bits, zeroed=zeroed), f"linear_{name}{bits}"))
 
 
 def _entry(run: Any, name: str) -> Any:

@@ -29,7 +29,8 @@ from tests.tiny import tiny_bundle, tiny_graph, tiny_weights, write_weights
 
 TOKENS = np.array([0, 9, 100, 7, 30, 259], np.int32)
 GROUP = 16
-LOST = {32: 0.0, 16: 3e-4, 8: 0.01, 4: 0.1}  # by bits, of normal values
+# By bits, of normal values in groups of 32 to 128.
+LOST = {32: 0.0, 16: 3e-4, 8: 0.01, 6: 0.04, 5: 0.08, 4: 0.15, 3: 0.35, 2: 0.9}
 
 
 def _quantize(w: F32) -> Tensors:
@@ -125,8 +126,8 @@ def test_rows_keep_their_word(name: str) -> None:
         whole = (codes * scales[..., None]).reshape(21, -1)
         assert np.array_equal(whole[:, :70], wide)
         assert not whole[:, 70:].any()
-    assert row.cpu is not None
-    assert (row.cpu.offset is None) == (row.blocks is None)
+    if row.cpu is not None:
+        assert (row.cpu.offset is None) == (row.blocks is None)
 
 
 def test_codes_and_names_are_told_apart() -> None:
