@@ -76,7 +76,8 @@ def test_ctrl_c_inside_the_compiler(tmp_path: Path) -> None:
         "from edgert.cli import main\nmain()\n"
     )
     args = ("generate", str(bundle), "-p", "a", "-n", "1", "-t", "1")
-    done = python(code, *args, env={"EDGERT_CACHE": str(cache)})
+    env = {"EDGERT_CACHE": str(cache), "EDGERT_KERNEL_LIBRARY": "0"}
+    done = python(code, *args, env=env)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert not [path for path in cache.rglob("*") if ".tmp." in path.name]
