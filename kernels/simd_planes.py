@@ -1,7 +1,7 @@
 """Codes of 2 to 6 bits as vectors of bytes: 16 rows by 32 inputs of them, split into planes.
 
-A plane holds 4, 2 or 1 bits of every code, in whole vectors of 64 bytes. Chunk c of a block is the 64
-codes of inputs 4c to 4c + 3: byte 4r + t belongs to row r and input 4c + t, as in `cpu/linear.py`.
+A plane holds 4, 2 or 1 bits of every code, in whole vectors of 64 bytes. Chunk c of a block is the
+64 codes of inputs 4c to 4c + 3: byte 4r + t belongs to row r and input 4c + t (`cpu/linear.py`).
 
     bits   planes, low bits first      a block
     2      2                           128 bytes
@@ -84,5 +84,3 @@ def mul_i32(b: Any, x: Any, y: Any) -> Any:
 def load_u8(b: Any, p: Any) -> Any:
     """16 unsigned bytes at p."""
     return b.zext(_load(b, p, ir.VectorType(ir.IntType(8), 16)), i32x16.llvm)
-
-

@@ -2,4 +2,13 @@
 
 from . import activation, append, attention, linear, linear_float, linear_planes, scatter, stream
 
-__all__ = ["activation", "append", "attention", "linear", "linear_float", "linear_planes", "scatter", "stream"]
+__all__ = [
+    "activation",
+    "append",
+    "attention",
+    "linear",
+    "linear_float",
+    "linear_planes",
+    "scatter",
+    "stream",
+]

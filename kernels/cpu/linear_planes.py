@@ -1,10 +1,10 @@
 """linear on the CPU for weights of 2 to 6 bits in groups of 32, 64 or 128 inputs.
 
-Weights. For 16 output rows and a group of inputs, contiguous; groups follow along K, then the next 16
-rows:
+Weights. For 16 output rows and a group of inputs, contiguous; groups follow along K, then the next
+16 rows:
 
-    32 B float16 scales | 16 B zero codes, where groups have their own | a block of codes for each 32
-    inputs of the group (`simd_planes.py`), as many as there are inputs
+    32 B float16 scales | 16 B zero codes, where groups have their own | the codes, a block for each
+    32 inputs of the group (`simd_planes.py`), as many as there are inputs
 
 Activations are those of `linear.py`, with the correction -2^(bits - 1) * sum(codes), or -sum(codes)
 where a zero code multiplies it. One formula for every row count, as there.
