@@ -67,7 +67,7 @@ def main() -> None:
     how = "measured" if options.layers == LAYERS else f"extrapolated from {options.layers} layers"
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
-    print(f"{LAYERS} layers, T = 20, refit: {total:.1f} CPU seconds ({how}); peak memory {peak:.2f} GB")
+    print(f"{LAYERS} layers, T = 20, refit: {total:.1f} CPU seconds ({how}); peak {peak:.2f} GB")
 
 
 if __name__ == "__main__":
