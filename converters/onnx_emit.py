@@ -78,7 +78,7 @@ def emit(
     tensors: header of that file. taps: values that the model gives besides the graph's outputs.
     Raises ConvertError for what cannot be emitted so.
     """
-    _check_encodings(graph)
+    _check_encodings(graph, variant)
     given = {value.name for value in graph.outputs}
     taps = tuple(name for name in dict.fromkeys(taps) if name not in given)
     ctx = tools.EmitContext(place_in(tensors), location, variant.half, variant.standard)
@@ -134,7 +134,7 @@ def _check_names(model: ModelProto) -> None:
         )
 
 
-def _check_encodings(graph: Graph) -> None:
+def _check_encodings(graph: Graph, variant: Variant) -> None:
     rows = {name: ENCODINGS[weight.encoding] for name, weight in graph.weights.items()}
     bad = {name: row.name for name, row in rows.items() if not row.plain and not row.onnx_bits}
     if bad:
@@ -146,6 +146,34 @@ def _check_encodings(graph: Graph) -> None:
             code="onnx-weights",
             hint="convert the model with another --quant",
         )
+    for name in graph.weights:
+        if why := _unfit(graph, name, variant):
+            raise ConvertError(
+                f"weight {name!r} in {rows[name].name}: {why}",
+                code="onnx-weights",
+                hint="convert the model with another --quant for this weight",
+            )
+
+
+def _unfit(graph: Graph, name: str, variant: Variant) -> str:
+    """Why the stored bytes of this weight are nothing that its nodes can read in ONNX, or ""."""
+    weight = graph.weights[name]
+    row = ENCODINGS[weight.encoding]
+    if row.plain or not (row.zeros or row.onnx_bits == 2):
+        return ""
+    if any(node.op == "embed" and name in node.weights.values() for node in graph.nodes):
+        return "an embedding in ONNX has codes of 4 or 8 bits without zero points"
+    if not variant.standard:
+        return ""
+    if row.onnx_bits == 2:
+        return f"DequantizeLinear of opset {tools.OPSET} has no codes of 2 bits, expected 4 or 8"
+    blocks = -(-weight.shape[-1] // row.group)
+    if blocks * row.onnx_bits % 8:
+        return (
+            f"its rows have {blocks} zero points of 4 bits, expected an even number for "
+            "DequantizeLinear, whose rows are not padded to a byte"
+        )
+    return ""
 
 
 class _Walk:

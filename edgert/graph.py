@@ -43,8 +43,8 @@ class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A declared weight: logical shape ([N, K] for a matrix) and how it is stored.
 
-    encoding: f32 | f16 | int8-g32 | int4-g32. The quantized ones are stored as two tensors,
-    `<name>.q` (uint8 [N, ceil(K/32), 32 or 16]) and `<name>.scales` (float16 [N, ceil(K/32)]).
+    encoding: a row of `kernels/encodings.py`: f32, f16, int8-g32, int4-g32 and others, which also
+    says which tensors store it.
     """
 
     shape: tuple[int, ...]

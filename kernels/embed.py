@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .cpu.layout import GROUP
 from .encodings import ENCODINGS, Encoding, dequantize, rows_of
 from .lowering import Builder, Lower, weight
 from .onnx_tools import FLOAT, FLOAT16, Body, Call, EmitContext, Signature, StoredWeight
@@ -45,9 +46,9 @@ REFERENCE = {"embed": embed}
 
 
 def _rows_body(encoding: Encoding, lead: int) -> Callable[[Body], None]:
-    """Codes uint8 [.., KB, 32 or 16] and scales [.., KB, 1] -> float values [.., KB, 32], `lead`
-    dimensions before KB. Codes up to 255, their halves and their differences are exact in
-    float16, too."""
+    """Codes uint8 [.., KB, group or group / 2] and scales [.., KB, 1] -> float values
+    [.., KB, group], `lead` dimensions before KB. Codes up to 255, their halves and their
+    differences are exact in float16, too."""
 
     bits, group = encoding.onnx_bits, encoding.group
 
@@ -83,7 +84,8 @@ def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str, lead: int) -> 
     have = ctx.place(f"{table.name}.scales").dtype
     rows = ctx.op("Unsqueeze", [ctx.cast(rows, have, ctx.float_type), ctx.ints(-1)])
     signature: Signature = (["q", "scales"], [])
-    name = f"DequantizeInt{encoding.onnx_bits}{'' if lead == 2 else 'Rows'}"
+    size = "" if encoding.group == GROUP else f"G{encoding.group}"
+    name = f"DequantizeInt{encoding.onnx_bits}{size}{'' if lead == 2 else 'Rows'}"
     return ctx.call(name, [codes, rows], None, _rows_body(encoding, lead), signature)
 
 

@@ -19,7 +19,8 @@ and by every tool that dequantizes. Each further field adds one thing:
     cpu          the CPU session: its kernels (`linear_<kernel>`, `gated_<kernel>` in `cpu/`, a case
                  in `embed`'s `_entry`), and their packer in `cpu/pack.py`
     onnx_bits    the ONNX emission, where MatMulNBits and DequantizeLinear read the stored bytes:
-                 tensors q and scales, zero point 2^(bits - 1)
+                 tensors q and scales, zero point 2^(bits - 1) or in a tensor zeros
+    grid         quantizers that choose codes themselves (`converters/quantize/`)
 
 Not promised: names and fields in other versions. Stored names and bytes are: a bundle keeps loading
 as long as its format is read.
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 
 from . import quant
 from .cpu import layout
+from .grid import BITS, GROUPS, Grid
 from .quant import F32, Blocks, Matrix, Quantized, Tensors
 
 Shape = tuple[int, ...]
@@ -66,13 +68,16 @@ class Cpu(NamedTuple):
 
     kernel: what its kernels are called after `linear_` and `gated_`. code: its number in the
     operands of `embed`. group_bytes: bytes of 16 packed rows of K inputs. offset: what the
-    activation quantizer takes off again, None where products take float activations.
+    activation quantizer takes off again, None where products take float activations. every: blocks
+    of 32 inputs that share a scale. gated: whether there is a `gated_` kernel.
     """
 
     kernel: str
     code: int
     group_bytes: Callable[[int], int]
     offset: int | None = None
+    every: int = 1
+    gated: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,19 @@ class Encoding:
     blocks: Callable[[Tensors], Blocks] | None = None
     cpu: Cpu | None = None
     onnx_bits: int = 0
+    grid: Grid | None = None
+    offered: bool = True  # whether a conversion may be asked for it by name
     ranks: tuple[int, ...] = (2,)  # of weights that may be stored so
     group: int = 0  # consecutive inputs that share a scale; 0: no scales
     whole: int = 1  # K must be a multiple of this
     plain: str = ""  # NumPy dtype, where the value in memory is the one tensor itself
     alias: str = ""  # short name for `--quant`
     ends: str = ""  # what the embedding and the head get with it, by default; "": the same
+
+    @property
+    def zeros(self) -> bool:
+        """Whether its groups have zero points of their own."""
+        return any(tensor.key == "zeros" for tensor in self.tensors)
 
     def fault(self, shape: Shape) -> str:
         """Why a weight of this shape cannot be stored so, or ""."""
@@ -127,6 +139,43 @@ def _scales(shape: Shape) -> Shape:
     return shape[0], layout.blocks_of(shape[1])
 
 
+def _in_groups(grid: Grid) -> Encoding:
+    """The row of a grid. 3, 5 and 6 bits have no ONNX; asymmetric 8 bits stay float in products."""
+
+    def kb(shape: Shape) -> int:
+        return grid.groups_of(shape[1])
+
+    tensors = (
+        Tensor("q", "U8", lambda s: (s[0], kb(s), grid.group * grid.bits // 8)),
+        Tensor("scales", "F16", lambda s: (s[0], kb(s))),
+        Tensor("zeros", "U8", lambda s: (s[0], -(-kb(s) * grid.bits // 8))),
+    )
+    return Encoding(
+        grid.name, grid.bits, tensors[: 2 if grid.symmetric else 3], grid.dequantize,
+        quantize=grid.quantize,
+        blocks=grid.blocks if grid.symmetric or grid.bits < 8 else None,
+        cpu=_planes(grid) if grid.bits < 8 else None,
+        onnx_bits=grid.bits if grid.bits in (2, 4, 8) else 0,
+        grid=grid, offered=False, group=grid.group,
+    )  # fmt: skip
+
+
+def _planes(grid: Grid) -> Cpu:
+    """Kernels of 2 to 6 bits: with symmetric groups the activations' correction takes the middle
+    off, otherwise each group's zero code multiplies it."""
+    every, head = grid.group // layout.GROUP, layout.SCALE_BYTES
+    head += 0 if grid.symmetric else layout.ZERO_BYTES
+
+    def group_bytes(k: int) -> int:
+        return grid.groups_of(k) * head + layout.blocks_of(k) * 64 * grid.bits
+
+    return Cpu(
+        f"{'planes' if grid.symmetric else 'zeroed'}{grid.bits}",
+        layout.CODE_PLANES + grid.bits + (every << 16) + (0 if grid.symmetric else 1 << 24),
+        group_bytes, grid.middle if grid.symmetric else 1, every, gated=False,
+    )  # fmt: skip
+
+
 _ROWS = (
     Encoding(
         "f32", 32, (Tensor("", "F32", _same),), lambda t, _: t[""].astype(np.float32),
@@ -149,7 +198,7 @@ _ROWS = (
             "int8", layout.CODE_INT8, lambda k: layout.blocks_of(k) * layout.INT8_BYTES,
             layout.INT8_OFFSET,
         ),
-        onnx_bits=8, group=layout.GROUP, alias="int8",
+        onnx_bits=8, grid=Grid(8, layout.GROUP, symmetric=True), group=layout.GROUP, alias="int8",
     ),
     Encoding(
         "int4-g32", 4,
@@ -160,10 +209,13 @@ _ROWS = (
             "int4", layout.CODE_INT4, lambda k: layout.blocks_of(k) * layout.INT4_BYTES,
             layout.INT4_OFFSET,
         ),
-        onnx_bits=4, group=layout.GROUP, alias="int4", ends="int8-g32",
+        onnx_bits=4, grid=Grid(4, layout.GROUP, symmetric=True), group=layout.GROUP, alias="int4",
+        ends="int8-g32",
     ),
 )  # fmt: skip
+_GRIDS = [Grid(b, g, symmetric) for b in BITS for symmetric in (True, False) for g in GROUPS]
 ENCODINGS: dict[str, Encoding] = {row.name: row for row in _ROWS}
+ENCODINGS |= {grid.name: _in_groups(grid) for grid in _GRIDS if grid.name not in ENCODINGS}
 
 
 def fault(name: str, shape: Shape) -> str:
@@ -176,7 +228,7 @@ def fault(name: str, shape: Shape) -> str:
 
 def asked() -> dict[str, str]:
     """What may be asked of a quantizer, short names included, and the encoding that it means."""
-    rows = [row for row in ENCODINGS.values() if row.quantize is not None]
+    rows = [row for row in ENCODINGS.values() if row.quantize is not None and row.offered]
     return {name: row.name for row in rows for name in (row.alias, row.name) if name}
 
 
@@ -213,6 +265,13 @@ def dequantize(w: Matrix) -> F32:
     if not isinstance(w, Quantized):
         return w.astype(np.float32)
     return ENCODINGS[w.encoding].dequantize(w.tensors, w.shape)
+
+
+def damage(w: Matrix) -> str:
+    """What is wrong with a stored weight's values, or "": scales that are not finite, padding that
+    is not zero. Loading does not look at them."""
+    grid = ENCODINGS[w.encoding].grid if isinstance(w, Quantized) else None
+    return grid.damage(w.tensors, w.shape) if isinstance(w, Quantized) and grid else ""
 
 
 def rows_of(w: Matrix, index: slice | NDArray[Any]) -> Matrix:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import isa
-from .cpu.layout import ACTS, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
+from .cpu.layout import ACTS, GROUP, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
 from .encodings import ENCODINGS, dequantize, encoding_of, tensors_of
 from .lowering import Builder, Lower, Word, stride_of, weight
 from .onnx_tools import CODES, MICROSOFT, Body, Call, EmitContext, StoredWeight
@@ -28,9 +28,10 @@ from .quant import F32, Matrix, quantize_rows
 # depth: blocks of 32 inputs, or inputs (float weights). x_stride: bytes between float rows, or
 # between the threads' copies of a single quantized row. bias, residual: 0 for none; residual rows
 # have the output's stride. past: whether to ask for weights past the outer caches, see `isa`.
+# every: blocks of 32 inputs that share a scale.
 LINEAR = operands(
     "weights", "groups", "depth", "x", "x_stride", "y", "y_stride", "bias", "residual", "act",
-    "scratch", "scratch_bytes", "ctrl", "past",
+    "scratch", "scratch_bytes", "ctrl", "past", "every",
 )  # fmt: skip
 # private_bytes: of the copy of a single row that each thread makes for itself, without a barrier.
 # norm: weight of an RMS norm before it, or 0.
@@ -83,6 +84,7 @@ def _gates(b: Builder, node: Any, reader: Any) -> bool:
         and b.attrs(reader)["act"] != "gelu"
         and b.weight_shape(matrix)[0] % (2 * ROWS) == 0
         and not b.shared(matrix)
+        and b.encoding(matrix).gated
     )
 
 
@@ -128,7 +130,8 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
         "x": x, "x_stride": stride, "y": y, "y_stride": b.stride(y),
         "bias": weight(node, "bias"), "residual": residual,
         "act": ACTS[gated] if gated else 0, "scratch": "@scratch",
-        "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl", "past": int(isa.reads_past_caches()),
+        "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl",
+        "past": int(isa.reads_past_caches()), "every": encoding.every,
     }  # fmt: skip
     b.step(
         f"{'gated' if gated else 'linear'}_{encoding.kernel}", LINEAR, y,
@@ -142,24 +145,27 @@ REFERENCE = {"linear": linear}
 
 
 def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late: bool) -> str:
-    """MatMulNBits over the stored bytes; accuracy_level 4 asks for int8 activations by blocks of
-    32, which is the formula above (providers without such a kernel multiply in floats).
+    """MatMulNBits over the stored bytes; accuracy_level 4 asks for int8 activations by blocks,
+    for groups of 32 the formula above (providers without such a kernel multiply in floats).
 
     late: as a function. onnxruntime's CPU provider packs weights in the order of its nodes, and
     inlined ones come last: so the head, the largest, is packed while nothing else is in memory.
     """
-    inputs = [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")]
     row = ENCODINGS[w.encoding]
+    inputs = [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")]
+    inputs += [ctx.tensor(f"{w.name}.zeros")] if row.zeros else []
     attrs = {"N": w.shape[0], "K": w.shape[1], "bits": row.onnx_bits, "block_size": row.group}
-    attrs["accuracy_level"] = 4
+    attrs["accuracy_level"] = 4 if row.blocks is not None else 0
     if not late:
         return ctx.op("MatMulNBits", inputs, out, domain=MICROSOFT, **attrs)
+    names = ["x", "q", "scales", "zeros"][: len(inputs)]
 
     def define(body: Body) -> None:
-        body.op("MatMulNBits", ["x", "q", "scales"], "y", domain=MICROSOFT, **attrs)
+        body.op("MatMulNBits", names, "y", domain=MICROSOFT, **attrs)
 
-    name = f"LinearInt{attrs['bits']}_{attrs['N']}x{attrs['K']}"
-    return ctx.call(name, inputs, out, define, (["x", "q", "scales"], []))
+    kind = f"{'Uint' if row.zeros else 'Int'}{attrs['bits']}"
+    kind += f"G{row.group}" if row.group != GROUP else ""
+    return ctx.call(f"Linear{kind}_{attrs['N']}x{attrs['K']}", inputs, out, define, (names, []))
 
 
 def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
@@ -169,7 +175,10 @@ def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
     dtype = CODES[row.onnx_bits]
     codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * row.group), dtype=dtype)
     scales = ctx.floats(f"{w.name}.scales")
-    zero = ctx.zero_points(n, blocks, row.onnx_bits)
+    if row.zeros:
+        zero = ctx.tensor(f"{w.name}.zeros", dims=(n, blocks), dtype=dtype)
+    else:
+        zero = ctx.zero_points(n, blocks, row.onnx_bits)
     rows = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=row.group)
     if k % row.group:
         rows = ctx.op("Slice", [rows, ctx.ints(0), ctx.ints(k), ctx.ints(1)])

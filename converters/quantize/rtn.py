@@ -2,7 +2,7 @@
 
 A weight is read in spans of at most CHUNK elements. A pool of threads reads, encodes and measures
 spans; they come back in order. Besides what is written, memory is about six float32 copies of a
-span a thread.
+span a thread. `round_to_nearest` is for a matrix that is in memory.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from ...errors import ConvertError
 from ...kernels.encodings import ENCODINGS, dequantize, quantize, tensors_of
-from ...kernels.quant import Matrix
+from ...kernels.quant import Matrix, Quantized
 from ..families.recipe import F32
 from ..weights import WeightReader
+from .base import checked_gram, checked_weight, fitted, grid_of, stored
+from .clip import clipped, diagonal
 
 
 class Piece(NamedTuple):
@@ -90,3 +92,28 @@ def _power(x: F32) -> float:
     total = float(np.einsum("ij,ij->i", whole, whole).sum(dtype=np.float64))
     rest = flat[whole.size :].astype(np.float64)
     return total + float(rest @ rest)
+
+
+def round_to_nearest(
+    w: F32,
+    *,
+    bits: int,
+    group: int,
+    symmetric: bool = True,
+    clip: bool = False,
+    gram: NDArray[np.float64] | None = None,
+) -> Quantized:
+    """A stored matrix of W [N, K], of which only the values themselves are known.
+
+    clip: ranges of groups that lose least in the mean square (`clip.py`), weighted by the diagonal
+    of the inputs' Gram matrix [K, K] if that is given. Raises ConvertError for weights that are not
+    finite or that the encoding cannot hold.
+    """
+    grid, w = grid_of(bits, group, symmetric), checked_weight(w)
+    groups = grid.grouped(w)
+    if clip:
+        measure = None if gram is None else diagonal(grid, checked_gram(gram, w.shape[1]))
+        steps = clipped(grid, groups, measure)
+    else:
+        steps = fitted(grid, groups)
+    return stored(grid, w.shape, grid.encode(groups, steps), steps)

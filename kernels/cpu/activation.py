@@ -41,6 +41,7 @@ from .layout import (
     CODE_F16,
     CODE_F32,
     CODE_INT8,
+    CODE_PLANES,
     GELU,
     GROUP,
     INT4_BYTES,
@@ -52,6 +53,7 @@ from .layout import (
     SILU,
     TILE,
     TOKEN_BLOCK,
+    ZERO_BYTES,
 )
 from .scalar_math import erfc64, sqrt
 from .vm import kernel
@@ -253,6 +255,29 @@ def select(ins: int, thread: int, threads: int) -> None:
 
 
 @njit(error_model="numpy")
+def _plane_entry(table: int, row: int, k: int, blocks: int, encoding: int) -> float:
+    """As `_entry`, of codes in planes (`linear_planes.py`)."""
+    bits, every, zeroed = encoding & 255, (encoding >> 16) & 255, encoding >> 24
+    lane, head = row % ROWS, SCALE_BYTES + zeroed * ZERO_BYTES
+    held = (blocks + every - 1) // every
+    at = table + row // ROWS * (held * head + blocks * 64 * bits)
+    b, chunk = k // GROUP, k % GROUP >> 2
+    at += b // every * (head + every * 64 * bits)
+    scale, zero = simd.ld_f16(at + 2 * lane), 1 << (bits - 1)
+    if zeroed != 0:
+        zero = simd.ld_i8(at + SCALE_BYTES + lane) & 255
+    at += head + b % every * 64 * bits + 4 * lane + (k & 3)
+    code, below = 0, 0
+    while below < bits:
+        rest = bits - below
+        plane = 4 if rest >= 4 else 2 if rest >= 2 else 1
+        byte = simd.ld_i8(at + 64 * (chunk * plane >> 3)) & 255
+        code |= (byte >> (chunk * plane & 7) & (1 << plane) - 1) << below
+        at, below = at + 64 * plane, below + plane
+    return f32(f32(code - zero) * scale)
+
+
+@njit(error_model="numpy")
 def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
     """Element k of a packed table row (layouts in `linear.py`)."""
     group, lane = row // ROWS, row % ROWS
@@ -261,6 +286,8 @@ def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
     if encoding == CODE_F16:
         return simd.ld_f16(table + ((group * width + k) * ROWS + lane) * 2)
     blocks = (width + GROUP - 1) // GROUP
+    if encoding >= CODE_PLANES:
+        return _plane_entry(table, row, k, blocks, encoding - CODE_PLANES)
     b, i = k // GROUP, k % GROUP
     if encoding == CODE_INT8:
         at = table + (group * blocks + b) * INT8_BYTES

@@ -10,4 +10,5 @@ ENTRIES = {
     "stream": (3, True),
     "scatter_int4": (7, False),
     "scatter_int8": (7, False),
+    "scatter_planes": (11, False),
 }

@@ -1,5 +1,14 @@
 """Every kernel module, imported so that each registers its kernels with the interpreter."""
 
-from . import activation, append, attention, linear, linear_float, scatter, stream
+from . import activation, append, attention, linear, linear_float, linear_planes, scatter, stream
 
-__all__ = ["activation", "append", "attention", "linear", "linear_float", "scatter", "stream"]
+__all__ = [
+    "activation",
+    "append",
+    "attention",
+    "linear",
+    "linear_float",
+    "linear_planes",
+    "scatter",
+    "stream",
+]

@@ -12,9 +12,11 @@ LAYOUT = "r16s-2"  # the last number also counts orders of matrices
 ROWS = 16  # output rows of a group, the lanes of a vector
 GROUP = 32  # inputs of a block: those that share a scale in int4-g32 and int8-g32
 SCALE_BYTES = 2 * ROWS  # float16 scales of a block
+ZERO_BYTES = ROWS  # zero codes of a group, where it has some of its own
 INT4_BYTES = SCALE_BYTES + ROWS * GROUP // 2  # a packed block
 INT8_BYTES = SCALE_BYTES + ROWS * GROUP
 CODE_F32, CODE_F16, CODE_INT8, CODE_INT4 = range(4)  # what the `embed` kernel calls them
+CODE_PLANES = 1 << 8  # plus bits, plus blocks of a group << 16, plus 1 << 24 with zero codes
 
 # Activations of quantized products.
 TILE = 32  # tokens that share one unpacking of a weight block

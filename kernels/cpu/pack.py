@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 from ..encodings import encoding_of, on_cpu, packed_bytes, rows_of
 from ..quant import Matrix, Quantized
 from .code import entry_point
-from .layout import ROWS, groups_of
+from .layout import ROWS, blocks_of, groups_of
 
 
 def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> None:
     if isinstance(w, Quantized):
-        scatter = entry_point(f"scatter_{on_cpu(w.encoding).kernel}")
-        q, scales = np.ascontiguousarray(w.q), np.ascontiguousarray(w.scales)
-        rows, blocks = scales.shape
-        scatter(q.ctypes.data, scales.ctypes.data, rows, blocks, out.ctypes.data, first, every)
+        _scatter(w, out, first, every)
         return
     n, k = w.shape
     whole = np.zeros((groups_of(n) * ROWS, k), w.dtype)
@@ -29,6 +26,21 @@ def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> Non
     groups = whole.reshape(-1, ROWS, k).transpose(0, 2, 1)  # [groups, K, 16]
     view = out.view(w.dtype).reshape(-1, k, ROWS)
     view[first::every][: len(groups)] = groups
+
+
+def _scatter(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> None:
+    row, q, scales = encoding_of(w), np.ascontiguousarray(w.q), np.ascontiguousarray(w.scales)
+    rows, held = scales.shape
+    kernel = on_cpu(w.encoding).kernel
+    if not kernel.startswith(("planes", "zeroed")):
+        scatter = entry_point(f"scatter_{kernel}")
+        scatter(q.ctypes.data, scales.ctypes.data, rows, held, out.ctypes.data, first, every)
+        return
+    zeros = np.ascontiguousarray(w.tensors["zeros"]) if row.zeros else None
+    entry_point("scatter_planes")(
+        q.ctypes.data, scales.ctypes.data, 0 if zeros is None else zeros.ctypes.data, rows, held,
+        blocks_of(w.shape[1]), out.ctypes.data, first, every, row.bits, row.group,
+    )  # fmt: skip
 
 
 def _blank(out: NDArray[np.uint8], w: Matrix) -> None:

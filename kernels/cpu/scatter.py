@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from numba import njit
+
 from ..simd import ld_i8, st_i8
-from .layout import GROUP, INT4_BYTES, INT8_BYTES, ROWS, SCALE_BYTES
+from ..simd_planes import block_bytes_of
+from .layout import GROUP, INT4_BYTES, INT8_BYTES, ROWS, SCALE_BYTES, ZERO_BYTES
 from .vm import entry
 
 
@@ -44,3 +47,65 @@ def scatter_int8(
             codes = q + (row * blocks + b) * GROUP
             for i in range(GROUP):
                 st_i8(at + SCALE_BYTES + (i // 4) * 64 + 4 * lane + i % 4, ld_i8(codes + i))
+
+
+@njit(error_model="numpy")
+def _code(stream: int, index: int, bits: int) -> int:
+    """Code `index` of a stream of bits, low bits first."""
+    at = index * bits
+    word = ld_i8(stream + (at >> 3)) & 255
+    if (at & 7) + bits > 8:
+        word |= (ld_i8(stream + (at >> 3) + 1) & 255) << 8
+    return (word >> (at & 7)) & ((1 << bits) - 1)
+
+
+@njit(error_model="numpy")
+def _place(block: int, lane: int, k: int, code: int, bits: int) -> None:
+    """A code into the planes of its block, which were zero; k: input within the block."""
+    chunk, inside = k >> 2, 4 * lane + (k & 3)
+    at, below = block, 0
+    while below < bits:
+        rest = bits - below
+        width = 4 if rest >= 4 else 2 if rest >= 2 else 1
+        held = 8 // width
+        place = at + 64 * (chunk // held) + inside
+        part = (code >> below) & ((1 << width) - 1)
+        st_i8(place, (ld_i8(place) & 255) | part << (width * (chunk % held)))
+        at, below = at + 64 * width, below + width
+
+
+@entry
+def scatter_planes(
+    q: int,
+    scales: int,
+    zeros: int,
+    rows: int,
+    held: int,
+    blocks: int,
+    out: int,
+    first: int,
+    every: int,
+    bits: int,
+    size: int,
+) -> None:
+    """Codes of 2 to 6 bits, [rows, held, size * bits / 8] as streams, with float16 scales
+    [rows, held] and streams of zero codes (0: none), into groups of rows first, first + every, ...
+    of zeros. size: inputs of a group, held: groups of a row, blocks: of 32 inputs."""
+    head = SCALE_BYTES + (ZERO_BYTES if zeros != 0 else 0)
+    apart = held * head + blocks * block_bytes_of(bits)
+    together = size // GROUP
+    zero_bytes = (held * bits + 7) // 8
+    for row in range(rows):
+        lane = row % ROWS
+        at = out + (first + (row // ROWS) * every) * apart
+        for g in range(held):
+            st_i8(at + 2 * lane, ld_i8(scales + 2 * (row * held + g)))
+            st_i8(at + 2 * lane + 1, ld_i8(scales + 2 * (row * held + g) + 1))
+            if zeros != 0:
+                st_i8(at + SCALE_BYTES + lane, _code(zeros + row * zero_bytes, g, bits))
+            at += head
+            stream = q + (row * held + g) * (size * bits // 8)
+            for b in range(min(together, blocks - g * together)):
+                for k in range(GROUP):
+                    _place(at, lane, k, _code(stream, b * GROUP + k, bits), bits)
+                at += block_bytes_of(bits)

@@ -29,7 +29,8 @@ from tests.tiny import tiny_bundle, tiny_graph, tiny_weights, write_weights
 
 TOKENS = np.array([0, 9, 100, 7, 30, 259], np.int32)
 GROUP = 16
-LOST = {32: 0.0, 16: 3e-4, 8: 0.01, 4: 0.1}  # by bits, of normal values
+# By bits, of normal values in groups of 32 to 128.
+LOST = {32: 0.0, 16: 3e-4, 8: 0.01, 6: 0.04, 5: 0.08, 4: 0.15, 3: 0.35, 2: 0.9}
 
 
 def _quantize(w: F32) -> Tensors:
@@ -125,13 +126,14 @@ def test_rows_keep_their_word(name: str) -> None:
         whole = (codes * scales[..., None]).reshape(21, -1)
         assert np.array_equal(whole[:, :70], wide)
         assert not whole[:, 70:].any()
-    assert row.cpu is not None
-    assert (row.cpu.offset is None) == (row.blocks is None)
+    if row.cpu is not None:
+        assert (row.cpu.offset is None) == (row.blocks is None)
 
 
 def test_codes_and_names_are_told_apart() -> None:
     faces = [row.cpu for row in ENCODINGS.values() if row.cpu is not None]
-    assert len({face.code for face in faces}) == len({face.kernel for face in faces}) == len(faces)
+    ways = {(face.kernel, face.every) for face in faces}
+    assert len({face.code for face in faces}) == len(ways) == len(faces)
     assert encodings.asked() == {
         "f32": "f32", "f16": "f16", "int8": "int8-g32", "int8-g32": "int8-g32",
         "int4": "int4-g32", "int4-g32": "int4-g32",
