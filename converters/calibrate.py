@@ -11,13 +11,17 @@ in several passes over the sequences.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import limits
 from ..errors import ConvertError
 from ..graph import Graph, Weight
 from ..kernels.quant import HALF_MAX
@@ -25,8 +29,44 @@ from ..session.base import Feed, Session
 from .compress.whiten import Gram, GramAccumulator
 from .stages.base import PartInProgress
 
+METHODS = ("rtn", "gptq")  # how codes are chosen; all but the first want a calibration
 MEMORY = 1 << 30  # bytes for the matrices of one pass
-SEQUENCES, LENGTH = 256, 1024  # COMPOT's calibration (arXiv 2602.15200)
+LENGTH = 1024  # tokens of a sequence, as COMPOT has them (arXiv 2602.15200)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A text and how much of it a model is run over: `sequences` pieces of `length` tokens."""
+
+    text: str
+    sequences: int = 64
+    length: int = LENGTH
+
+    @classmethod
+    def read(cls, path: str | Path, sequences: int = 64, length: int = LENGTH) -> Calibration:
+        """A UTF-8 text file. Raises ConvertError for one that is none, or is larger than
+        `limits.CALIBRATION_BYTES`."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(limits.CALIBRATION_BYTES + 1)
+            if len(data) > limits.CALIBRATION_BYTES:
+                raise ConvertError(
+                    f"{path} has more than {limits.CALIBRATION_BYTES} bytes",
+                    code="calibration-text",
+                    hint="a few megabytes of text are plenty",
+                )
+            return cls(data.decode("utf-8"), sequences, length)
+        except UnicodeDecodeError as error:
+            raise ConvertError(
+                f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
+                code="calibration-text",
+                hint="give a plain text file",
+            ) from None
+
+    def key(self) -> dict[str, Any]:
+        """What a result depends on."""
+        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        return {"text": digest, "sequences": self.sequences, "length": self.length}
 
 
 def inputs_of(graph: Graph) -> dict[str, str]:
@@ -79,14 +119,14 @@ def collect(
     from tqdm import tqdm
 
     widths = {name: int(session.graph.shapes()[name][1]) for name in dict.fromkeys(values)}
-    passes = list(_passes(widths, memory))
+    turns = list(passes(widths, memory))
     found: dict[str, Gram] = {}
     bar = tqdm(
-        total=len(passes) * sum(map(len, sequences)), unit="token", desc="calibrate",
+        total=len(turns) * sum(map(len, sequences)), unit="token", desc="calibrate",
         disable=None if progress else True,
     )  # fmt: skip
     with bar:
-        for names in passes:
+        for names in turns:
             sums = {name: GramAccumulator(widths[name], name=name) for name in names}
             for ids in sequences:
                 _feed(session, ids, sums, bar)
@@ -94,7 +134,7 @@ def collect(
     return found
 
 
-def _passes(widths: Mapping[str, int], memory: int) -> Iterator[tuple[str, ...]]:
+def passes(widths: Mapping[str, int], memory: int) -> Iterator[tuple[str, ...]]:
     """Values whose matrices fit the memory together, in the order of the model."""
     names: list[str] = []
     taken = 0
