@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -409,64 +407,3 @@ def test_a_refused_library_is_told_and_replaced(
     assert done.stdout == f"{'cpu' if numba else 'reference'} 3\n", done.stderr
     assert "the shipped kernels are not used" in done.stderr
     assert ("pip install" in done.stderr) is not numba
-
-
-# --- the build ------------------------------------------------------------------------------------
-
-BUILD = [sys.executable, "-m", "edgert.kernels.build"]
-
-
-@pytest.mark.slow
-def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
-    """Wherever and however the package lies: as `edgert.kernels`, and as a folder by itself."""
-    pytest.importorskip("ziglang")
-    copy = shutil.copytree(ROOT / "kernels", tmp_path / "elsewhere", ignore=lambda *_: {"built"})
-    for out, start in (("a", BUILD), ("b", [sys.executable, str(copy / "build.py")])):
-        subprocess.run([*start, "--isa", "avx2", "dotprod", "-o", tmp_path / out], check=True)
-    a, b = ({p.name: p.read_bytes() for p in (tmp_path / x).iterdir()} for x in "ab")
-    assert len(a) == 2
-    assert a == b
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["linux-aarch64", "darwin-aarch64", "win32-x86_64"])
-def test_any_machine_builds_for_all(family: str, tmp_path: Path) -> None:
-    pytest.importorskip("ziglang")
-    subprocess.run([*BUILD, "--for", family, "-o", tmp_path / "out"], check=True)
-    system, machine = family.split("-")
-    begins = {"linux": b"\x7fELF", "darwin": b"\xcf\xfa\xed\xfe", "win32": b"MZ"}[system]
-    found = manifest(tmp_path / "out")["libraries"]
-    assert set(found) == {library.key_of(n, system, machine) for n in isa.sets_of(machine)}
-    for entry in found.values():
-        assert (tmp_path / "out" / entry["file"]).read_bytes().startswith(begins)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_leaves_what_was_there(tmp_path: Path) -> None:
-    pytest.importorskip("ziglang")
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "former").write_text("kept", encoding="utf-8")
-    process = subprocess.Popen([*BUILD, "-o", out], stderr=subprocess.PIPE, text=True)
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert [path.name for path in out.iterdir()] == ["former"]
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [(["--for", "linux-riscv64"], "no kernels for"), (["--isa", "sse2"], "no instruction set")],
-)
-def test_unknown_targets_are_refused(args: list[str], said: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*BUILD, *args, "-o", tmp_path / "out"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
