@@ -7,6 +7,16 @@ from importlib.util import find_spec
 from .errors import EdgertError
 
 CODE = "missing-package"
+EXTRAS = {  # of README's table, by a package that each brings
+    "gguf": "convert",
+    "huggingface_hub": "convert",
+    "numba": "jit",
+    "onnx": "export",
+    "onnxruntime": "ort",
+    "onnxruntime-gpu": "ort-gpu",
+    "onnxruntime-openvino": "openvino",
+    "torch": "convert",
+}
 
 
 def require(package: str, purpose: str, error: type[EdgertError] = EdgertError) -> None:
@@ -20,6 +30,12 @@ def missing(package: str, purpose: str, error: type[EdgertError] = EdgertError) 
     return error(
         f"{purpose} needs the package {package}, which is not installed",
         code=CODE,
-        hint=f"pip install {package}",
+        hint=install_hint(package),
         package=package,
     )
+
+
+def install_hint(package: str, flags: str = "") -> str:
+    """The command that installs a package, and the extra that brings it if one does."""
+    extra = f', or pip install "edgert[{EXTRAS[package]}]"' if package in EXTRAS else ""
+    return f"pip install {flags}{package}{extra}"

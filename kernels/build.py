@@ -15,18 +15,25 @@ musl.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a word
+
 import argparse
 import hashlib
 import json
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -37,16 +44,26 @@ HERE = Path(__file__).resolve().parent
 FAMILIES = ("linux-x86_64", "linux-aarch64", "darwin-x86_64", "darwin-aarch64", "win32-x86_64")
 SUFFIXES = {"linux": ".so", "darwin": ".dylib", "win32": ".dll"}
 TOOLS = ("numba", "llvmlite", "ziglang")
-PACKAGE = "kernels"  # what the compiling processes call this package, wherever it lies
+MANIFEST, SCHEMA = "manifest.json", 1
+OURS = re.compile(rf"({'|'.join(FAMILIES)})-\w+\.(so|dylib|dll)")
+MARK = ".edgert-build"  # ends the names of folders for work
+STALE_SECONDS = 3600.0  # since something was last done there
+TRIES = 10  # to put a finished folder into its place
+STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
-# Loads the package from its folder: in a build there is no installed `edgert` around it.
+# Starts a module with the search path of the process that asks for it, and ends when that one ends:
+# then its end of the pipe at standard input closes. A module of the kernels' package comes from its
+# folder: in a build there is no installed `edgert` around it.
 LOADER = """
-import importlib.util, runpy, sys
-where, module, *rest = sys.argv[1:]
-spec = importlib.util.spec_from_file_location(
-    "kernels", where + "/__init__.py", submodule_search_locations=[where])
-sys.modules["kernels"] = package = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(package)
+import importlib.util, os, runpy, sys, threading
+paths, where, module, *rest = sys.argv[1:]
+sys.path[:] = paths.split(os.pathsep)
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+if where:
+    spec = importlib.util.spec_from_file_location(
+        "kernels", where + "/__init__.py", submodule_search_locations=[where])
+    sys.modules["kernels"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
 sys.argv = [module, *rest]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
@@ -74,6 +91,19 @@ def own_family() -> str:
     return f"{sys.platform}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
 
 
+def families_of(words: Sequence[str]) -> list[str]:
+    """What "all", "host" (or nothing: this machine's) or names of families mean."""
+    if list(words) == ["all"]:
+        return list(FAMILIES)
+    found = [own_family()] if list(words) in ([], ["host"]) else list(dict.fromkeys(words))
+    for name in found:
+        if name in ("all", "host", "none"):
+            raise BuildError(f"{name!r} stands alone, found {' '.join(words)!r}")
+        if name not in FAMILIES:
+            raise BuildError(f"no kernels for {name!r}, expected some of {', '.join(FAMILIES)}")
+    return found
+
+
 def build(
     folder: Path,
     families: Sequence[str] = (),
@@ -82,58 +112,61 @@ def build(
     jobs: int = 0,
     tell: bool = True,
 ) -> list[Path]:
-    """Make the libraries and their manifest in `folder`, whose former content goes away; nothing
+    """Make the libraries and their manifest in `folder`, whose former libraries go away; nothing
     changes there unless all succeed. Returns the libraries.
 
-    families: some of FAMILIES, this machine's without. only: instruction sets, all without.
-    Raises BuildError where a tool is missing or a target is unknown or fails.
+    families: as for `families_of`. only: instruction sets, all without. Raises BuildError where a
+    tool is missing, a target is unknown or fails or `folder` holds something else; OSError.
     """
-    targets = _targets(families or [own_family()], only)
+    folder = Path(os.path.abspath(folder))
+    wanted = targets(families, only)
     tools = {name: _version(name) for name in TOOLS}
-    with _apart(folder) as (work, made), ThreadPoolExecutor(_jobs(jobs)) as pool:
-        running: set[subprocess.Popen[bytes]] = set()
-        try:
-            waiting = {t: pool.submit(_library, t, work, made, running) for t in targets}
-            libraries = {}
-            for target, future in waiting.items():
-                libraries[target.key] = future.result()
-                if tell:
-                    entry = libraries[target.key]
-                    print(f"{entry['file']}: {len(entry['kernels'])} kernels", file=sys.stderr)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(running):
-                process.kill()
-            raise
+    sources = sources_hash()
+    with _apart(folder) as (work, made):
+        libraries = _libraries(wanted, work, made, jobs if jobs > 0 else _cores(), tell)
+        if sources_hash() != sources:
+            raise BuildError("the kernels' sources changed meanwhile; build again")
         manifest = {
-            "schema": 1,
-            "sources": _sources_hash(),
+            "schema": SCHEMA,
+            "sources": sources,
             "made_with": {"python": platform.python_version(), **tools},
             "libraries": libraries,
         }
-        text = json.dumps(manifest, indent=1, sort_keys=True)
-        (made / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        (made / MANIFEST).write_text(text, encoding="utf-8")
     return [folder / entry["file"] for entry in libraries.values()]
 
 
-def _targets(families: Sequence[str], only: Sequence[str]) -> list[Target]:
+def is_current(folder: Path, families: Sequence[str] = ()) -> bool:
+    """Whether `folder` holds whole libraries of these sources for all that the families have."""
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+        listed = found["libraries"]
+        return (
+            found["schema"] == SCHEMA
+            and {target.key for target in targets(families)} <= set(listed)
+            and all(_digest(folder / e["file"]) == e["sha256"] for e in listed.values())
+            and found["sources"] == sources_hash()
+        )
+    except Exception:  # whatever is wrong there: it is made again
+        return False
+
+
+def targets(families: Sequence[str], only: Sequence[str] = ()) -> list[Target]:
     sets_of = runpy.run_path(str(HERE / "isa.py"))["sets_of"]
-    found = []
-    for family in families:
-        if family not in FAMILIES:
-            raise BuildError(f"no kernels for {family!r}, expected some of {', '.join(FAMILIES)}")
-        system, machine = family.split("-")
-        for name in sets_of(machine):
-            if not only or name in only:
-                found.append(Target(system, machine, name))
-    if not found:
-        raise BuildError(f"no instruction set of {', '.join(families)} is named {list(only)}")
-    return found
+    pairs = [name.split("-") for name in families_of(families)]
+    found = [Target(system, machine, n) for system, machine in pairs for n in sets_of(machine)]
+    names = list(dict.fromkeys(target.isa for target in found))
+    if unknown := [name for name in only if name not in names]:
+        raise BuildError(f"no instruction set {unknown[0]!r}, expected some of {', '.join(names)}")
+    return [target for target in found if not only or target.isa in only]
 
 
-def _jobs(wanted: int) -> int:
-    if wanted > 0:
-        return wanted
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -144,107 +177,218 @@ def _version(name: str) -> str:
         raise BuildError(f"{name} is not installed; `pip install {' '.join(TOOLS[::2])}`") from None
 
 
-def _sources_hash() -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, str(HERE), f"{PACKAGE}.library"],
-        capture_output=True, text=True, check=True, env=_environment(),
-    )  # fmt: skip
-    return done.stdout.strip()
+def sources_hash(where: Path = HERE) -> str:
+    """What `library.sources_hash` says of the package in a folder."""
+    with _children(where) as children:
+        return children.run("the sources", str(where), "kernels.library").strip()
 
 
 @contextmanager
 def _apart(folder: Path) -> Iterator[tuple[Path, Path]]:
     """A folder for work and one that takes the place of `folder` when all went well. Both stand
     beside it and go away in any case."""
+    _patiently(_check_replaceable, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    for left in folder.parent.glob(f".{folder.name}-*{MARK}"):  # by a build that was killed
+        if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=MARK, dir=folder.parent))
     try:
-        made = work / "made"
-        made.mkdir()
+        (made := work / "made").mkdir()
         yield work, made
-        if folder.is_dir():
-            os.replace(folder, work / "former")
-        os.replace(made, folder)
+        _patiently(_swap, made, folder, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _library(target: Target, work: Path, made: Path, running: set[Any]) -> dict[str, Any]:
+def _check_replaceable(folder: Path) -> None:
+    """BuildError where `folder` holds anything that no build put there."""
+    if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise BuildError(f"{folder} is no folder; name another one with --out")
+        return
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        mine = {"schema", "sources", "made_with", "libraries"} <= set(manifest)
+        listed = {entry["file"] for entry in manifest["libraries"].values()} if mine else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        mine, listed = False, set()
+    allowed = {MANIFEST, *listed} if mine or folder == HERE / "built" else set()
+    for entry in list(os.scandir(folder)):
+        known = entry.name in allowed or (allowed and OURS.fullmatch(entry.name))
+        if not known or not entry.is_file():
+            raise BuildError(
+                f"{folder} holds {entry.name!r}, expected libraries of a former build and their "
+                f"{MANIFEST}, or nothing; it would be deleted: name another folder with --out"
+            )
+
+
+def _swap(made: Path, folder: Path, work: Path) -> None:
+    """`made` takes the place of `folder`."""
+    former = Path(tempfile.mkdtemp(dir=work)) / "former"
+    try:
+        if os.path.lexists(folder):
+            _check_replaceable(folder)
+            os.replace(folder, former)
+        os.replace(made, folder)
+    except BaseException:
+        if os.path.lexists(former) and not os.path.lexists(folder):
+            os.replace(former, folder)
+        raise
+
+
+def _patiently(action: Callable[..., None], *args: Path) -> None:
+    """Again where it failed: another build may have been at it."""
+    for attempt in range(TRIES):
+        try:
+            return action(*args)
+        except (OSError, BuildError):
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(0.01 * attempt)
+
+
+def _libraries(
+    wanted: list[Target], work: Path, made: Path, jobs: int, tell: bool
+) -> dict[str, Any]:
+    """All libraries, and what the manifest says of each."""
+    libraries = {}
+    with _children(work) as children, ThreadPoolExecutor(jobs) as pool:
+        try:
+            waiting = {t: pool.submit(_library, t, work, made, children) for t in wanted}
+            for target, future in waiting.items():
+                entry = libraries[target.key] = future.result()
+                if tell:
+                    print(f"{entry['file']}: {len(entry['kernels'])} kernels", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.kill()
+            raise
+    return libraries
+
+
+def _library(target: Target, work: Path, made: Path, children: _Children) -> dict[str, Any]:
     """One library, and what the manifest says of it."""
     objects = work / target.key
     objects.mkdir()
-    names = _run(
-        [sys.executable, "-c", LOADER, str(HERE), f"{PACKAGE}.aot", *target, str(objects)],
-        target, running,
-    ).split()  # fmt: skip
+    names = children.run(target.key, str(HERE), "kernels.aot", *target, str(objects)).split()
     path = made / f"{target.key}{SUFFIXES[target.system]}"
     inputs = [str(objects / f"{name}.o") for name in sorted([*names, "identity"])]
-    _run([sys.executable, "-m", "ziglang", *_linker(target), str(path), *inputs], target, running)
-    data = path.read_bytes()
-    return {
-        "file": path.name,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "kernels": names,
-    }
+    children.run(target.key, "", "ziglang", *_linker(target, path), *inputs)
+    about = {"file": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)}
+    return about | {"kernels": names}
 
 
-def _linker(target: Target) -> list[str]:
-    """The linker's command line up to the output's path."""
+def _linker(target: Target, out: Path) -> list[str]:
+    """The linker's command line up to the inputs."""
     if target.system == "linux":
         return [
             "ld.lld", "-shared", "--strip-all", "--build-id=none", "--no-undefined",
-            "-z", "noexecstack", "-z", "separate-code", "-soname", f"edgert-{target.isa}", "-o",
+            "-z", "noexecstack", "-z", "separate-code", "-soname", f"edgert-{target.isa}",
+            "-o", str(out),
         ]  # fmt: skip
     if target.system == "darwin":
-        return ["cc", "-target", f"{target.machine}-macos", "-shared", "-nostdlib", "-s", "-o"]
-    return ["lld-link", "/dll", "/noentry", "/nodefaultlib", "/Brepro", "/out:"]
+        system = f"{target.machine}-macos"
+        return ["cc", "-target", system, "-shared", "-nostdlib", "-s", "-o", str(out)]
+    return ["lld-link", "/dll", "/noentry", "/nodefaultlib", "/Brepro", f"/out:{out}"]
 
 
-def _run(command: list[str], target: Target, running: set[Any]) -> str:
-    if command[-1] and "/out:" in command:  # one word there
-        at = command.index("/out:")
-        command[at : at + 2] = [command[at] + command[at + 1]]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(),
-        start_new_session=True,
-    )  # fmt: skip
-    running.add(process)
-    out, err = process.communicate()
-    running.discard(process)
-    if process.returncode:
-        said = err.decode(errors="replace").strip().splitlines()
-        raise BuildError(f"{target.key}: {said[-1] if said else process.returncode}")
-    return out.decode()
+class _Children:
+    """Processes that do the work and end with this one, whatever ends it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._lock, self._killed = folder, threading.Lock(), False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.pipe = os.pipe()
+
+    def run(self, name: str, where: str, module: str, *args: str) -> str:
+        """What a module printed. BuildError, about `name`, where it failed."""
+        paths = [os.path.abspath(p) for p in sys.path if p and Path(p).resolve() != HERE]
+        python = [sys.executable, "-s", "-X", "utf8", "-c", LOADER, os.pathsep.join(paths)]
+        with self._lock:
+            if self._killed:
+                raise BuildError(f"{name}: stopped")
+            process = subprocess.Popen(
+                [*python, where, module, *args], stdin=self.pipe[0], stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, cwd=self._folder, env=_environment(),
+                start_new_session=True,
+            )  # fmt: skip
+            self._running.add(process)
+        out, err = process.communicate()
+        self._running.discard(process)
+        if process.returncode:
+            said = err.decode(errors="replace").strip().splitlines()
+            raise BuildError(f"{name}: {said[-1] if said else process.returncode}")
+        return out.decode()
+
+    def kill(self) -> None:
+        with self._lock:
+            self._killed = True
+            for process in list(self._running):
+                process.kill()
+
+
+@contextmanager
+def _children(folder: Path) -> Iterator[_Children]:
+    """Started in `folder`: Numba reads settings from where it runs."""
+    children = _Children(folder)
+    try:
+        yield children
+    finally:
+        children.kill()
+        for end in children.pipe:
+            os.close(end)
 
 
 def _environment() -> dict[str, str]:
-    """No setting of the user's changes what is compiled."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "EDGERT_"))}
+    """No setting of the user's changes what is compiled. Python's home stays: it may need that."""
+    dropped = ("NUMBA_", "EDGERT_", "PYTHON")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped) or k == "PYTHONHOME"}
     return kept | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def main() -> None:
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the work as Ctrl-C does, and only the first of them."""
+
+    def stop(*_: Any) -> None:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    kept = (None, signal.SIG_IGN)
+    former = {n: h for n in STOPS if (h := signal.getsignal(n)) not in kept}
+    try:
+        for number in former:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m edgert.kernels.build", description=(__doc__ or "").splitlines()[0]
+        "python -m edgert.kernels.build",
+        description="Compile the kernels ahead of time into shared libraries.",
     )
     parser.add_argument(
         "--for", dest="families", nargs="+", default=[], metavar="SYSTEM-MACHINE",
         help=f"some of {', '.join(FAMILIES)}, or all (default: {own_family()})",
     )  # fmt: skip
     parser.add_argument("--isa", nargs="+", default=[], help="only these instruction sets")
-    parser.add_argument("-o", "--out", type=Path, default=HERE / "built")
+    parser.add_argument("-o", "--out", type=Path, default=HERE / "built", metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=0, help="processes at a time (default: cores)")
-    parser.add_argument("--sources", action="store_true", help="print the sources' hash, no more")
-    args = parser.parse_args()
-    if args.sources:
-        print(_sources_hash())
-        return
+    return parser
+
+
+def main() -> None:
     began = time.monotonic()
-    families = FAMILIES if args.families == ["all"] else args.families
     try:
-        made = build(args.out, families, only=args.isa, jobs=args.jobs)
-    except BuildError as error:
+        with stoppable():
+            args = _parser().parse_args()
+            made = build(args.out, args.families, only=args.isa, jobs=args.jobs)
+    except (BuildError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted, nothing was changed", file=sys.stderr)

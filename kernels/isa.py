@@ -14,10 +14,12 @@ which show the features of the machine they run on (tests/arm/README.md).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 from functools import lru_cache
+from typing import Any
 
 X86, ARM = "x86_64", "aarch64"
 NEEDS = {
@@ -46,6 +48,20 @@ MACHINES = {
     "dotprod": ARM,
 }
 ALIASES = {"amd64": X86, "arm64": ARM}
+# What systems without /proc/cpuinfo call features: macOS under `hw.optional`, and Windows' numbers.
+SYSCTL = {
+    "arm.FEAT_DotProd": "dotprod",
+    "arm.FEAT_I8MM": "i8mm",
+    "avx2_0": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512vl": "avx512vl",
+    "avx512dq": "avx512dq",
+    "avx512vnni": "avx512vnni",
+}
+WINDOWS = {40: "avx2", 41: "avx512f", 43: "dotprod"}
 VARIABLE = "EDGERT_ISA"
 FORCE = "EDGERT_ISA_FORCE"
 
@@ -104,19 +120,55 @@ def features_from_proc(text: str) -> set[str]:
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """What this CPU can do: /proc/cpuinfo where there is one, else what LLVM reports."""
+    """What this CPU can do: /proc/cpuinfo where there is one, else what macOS says, else what
+    Windows and LLVM (where it is installed) say. Empty where nobody knows: `portable` runs there.
+    """
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             found = features_from_proc(file.read())
     except OSError:
         found = set()
+    if not found and sys.platform == "darwin":
+        found = features_from_sysctl(ctypes.CDLL(None).sysctlbyname)
     if not found:
-        import llvmlite.binding as llvm
-
-        found = {name for name, on in llvm.get_host_cpu_features().items() if on}
+        found = features_from_llvm()
+        if sys.platform == "win32":
+            found |= features_from_windows(ctypes.windll.kernel32.IsProcessorFeaturePresent)
     if platform.machine() in ("arm64",) and platform.system() == "Darwin":
         found |= {"neon", "dotprod"}
     return frozenset(found)
+
+
+def features_from_sysctl(sysctlbyname: Any) -> set[str]:
+    """CPU features by macOS' C function, which knows no name of a feature that came later."""
+    found = set()
+    for name, feature in SYSCTL.items():
+        value, size = ctypes.c_int64(0), ctypes.c_size_t(8)  # it writes 4 bytes or 8
+        wanted = f"hw.optional.{name}".encode()
+        status = sysctlbyname(wanted, ctypes.byref(value), ctypes.byref(size), None, None)
+        if status == 0 and value.value:
+            found.add(feature)
+    return found
+
+
+def features_from_windows(is_present: Any) -> set[str]:
+    """CPU features by IsProcessorFeaturePresent, which tells neither FMA and F16C nor VNNI: the
+    former came before AVX2 in every CPU of Intel's and AMD's, not of others'."""
+    found = {feature for number, feature in WINDOWS.items() if is_present(number)}
+    vendor = platform.processor()
+    if "avx2" in found and ("GenuineIntel" in vendor or "AuthenticAMD" in vendor):
+        found |= {"fma", "f16c"}
+    return found | ({"neon"} if "dotprod" in found else set())
+
+
+def features_from_llvm() -> set[str]:
+    """CPU features by LLVM, none where llvmlite is not installed or does not load."""
+    try:
+        import llvmlite.binding as llvm
+
+        return {name for name, on in llvm.get_host_cpu_features().items() if on}
+    except Exception:  # ImportError, and what a broken installation raises
+        return set()
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -148,6 +149,137 @@ def test_the_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) >= 4
     assert not list(cache.glob("kernels-*"))
+
+
+# --- setuptools' commands -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`kernels/wheel.py` of a small checkout, whose build makes a manifest and nothing else."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path / "checkout" / "kernels"
+    folder.mkdir(parents=True)
+    for name in ("__init__.py", "build.py", "isa.py", "library.py", "wheel.py", "grid.py"):
+        shutil.copy(ROOT / "kernels" / name, folder / name)
+    spec: Any = importlib.util.spec_from_file_location("small_wheel", folder / "wheel.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+
+    def build(folder: Path, families: list[str]) -> None:
+        folder.mkdir(exist_ok=True)
+        made = {"sources": found.builder.sources_hash(), "families": families}
+        (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
+
+    monkeypatch.setattr(found.builder, "build", build)
+    monkeypatch.setattr(found.builder, "own_family", lambda: "linux-x86_64")
+    monkeypatch.delenv("EDGERT_KERNELS", raising=False)
+    monkeypatch.chdir(folder.parent)
+    return found
+
+
+def packed(wheel: Any, *, editable: bool = False) -> set[str]:
+    """What the kernels' folder of a wheel would hold."""
+    from setuptools import Distribution
+
+    about = {"packages": ["edgert.kernels"], "package_dir": {"edgert.kernels": "kernels"}}
+    command = wheel.BuildPy(Distribution(about | {"script_name": "setup.py"}))
+    command.build_lib, command.editable_mode = "build/lib", editable
+    command.ensure_finalized()
+    command.run()
+    folder = wheel.HERE if editable else Path("build/lib/edgert/kernels")
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file()}
+
+
+def test_a_second_wheel_holds_no_module_that_went_away(tree: Any) -> None:
+    assert "grid.py" in packed(tree)
+    (tree.HERE / "grid.py").unlink()
+    second = packed(tree)
+    assert "grid.py" not in second
+    assert "built/manifest.json" in second
+
+
+def test_a_wheel_without_some_kernel_sources_is_not_built(tree: Any) -> None:
+    (tree.HERE / "gpu").mkdir()
+    (tree.HERE / "gpu" / "__init__.py").touch()
+    with pytest.raises(SystemExit, match=r"^error: .*are not those of .*among the packages"):
+        packed(tree)
+
+
+@pytest.mark.parametrize("error", ["BuildError", "OSError"])
+def test_an_editable_installation_fails_where_the_kernels_do(
+    tree: Any, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Setuptools goes on after an Exception of this command, not after SystemExit."""
+
+    def fail(*_: object) -> None:
+        raise {"BuildError": tree.builder.BuildError, "OSError": OSError}[error]("no room")
+
+    monkeypatch.setattr(tree.builder, "build", fail)
+    with pytest.raises(SystemExit, match=r"not compiled: no room; EDGERT_KERNELS=none"):
+        packed(tree, editable=True)
+
+
+def test_an_editable_installation_builds_what_is_not_current(
+    tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(tree.builder, "is_current", lambda *of: asked.append(of) or True)
+    assert not {name for name in packed(tree, editable=True) if "manifest" in name}
+    assert asked == [(tree.HERE / "built", ["linux-x86_64"])]
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [("host", 1), ("all", 5), ("none", None), ("", None), ("linux-x86_64 win32-x86_64", 2)],
+)
+def test_families(tree: Any, said: str, count: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGERT_KERNELS", said)
+    found = tree.wanted()
+    assert (None if found is None else len(found)) == count
+
+
+@pytest.mark.parametrize("said", ["junk", "host none", "all linux-x86_64", "none linux-x86_64"])
+def test_families_that_are_not_understood(
+    tree: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGERT_KERNELS", said)
+    with pytest.raises(SystemExit, match=r"^error: EDGERT_KERNELS: .*; or host, none, all$"):
+        packed(tree)
+
+
+@pytest.mark.parametrize("family", ["win32-aarch64", "freebsd14-x86_64"])
+def test_a_machine_without_kernels_installs_without_them(
+    tree: Any, family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tree.builder, "own_family", lambda: family)
+    assert tree.wanted() is None
+    assert not {name for name in packed(tree) if "manifest" in name}
+    assert f"no kernels are compiled for {family}\n" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pip_says_why_an_editable_installation_failed(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in (*PACKAGES, "README.md", "LICENSE", "pyproject.toml"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=lambda *_: {"built", "__pycache__"})
+        else:
+            shutil.copy(ROOT / name, tree / name)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
+    args = [*pip, "--target", str(tmp_path / "site"), "-e", str(tree)]
+    env = os.environ | {"EDGERT_KERNELS": "junk"}
+    done = subprocess.run(args, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: EDGERT_KERNELS: no kernels for 'junk'" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    # Not only what is checked at once: here the folder of the libraries is a file.
+    (tree / "kernels" / "built").write_text("", encoding="utf-8")
+    env.pop("EDGERT_KERNELS")
+    done = subprocess.run(args, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: the kernels were not compiled: " in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_the_core_installs_no_training_library(project: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from .. import system_memory
+from ..extras import install_hint
 
 CORE = (
     "numpy", "tokenizers", "safetensors", "jinja2", "click", "msgspec", "tqdm", "platformdirs",
@@ -60,7 +61,7 @@ def examine() -> Findings:
     providers = _providers(problems)
     for name, version in packages.items():
         if version is None:
-            problems.append(Problem(f"{name} is not installed", f"pip install {name}"))
+            problems.append(Problem(f"{name} is not installed", install_hint(name)))
     return Findings(
         edgert=__version__,
         python=f"{platform.python_version()} ({sys.executable})",
@@ -121,28 +122,24 @@ def _available_cores() -> int:
 def _kernels(problems: list[Problem]) -> dict[str, Any]:
     """Where the kernels' machine code comes from: "library" (shipped), "numba" (compiled here, into
     `path`), or "none"."""
-    from ..kernels import isa
+    from ..kernels import isa, library
     from ..kernels.cpu import code
     from ..session import kernel_cache
 
+    if code.misread():
+        problems.append(Problem(code.misread(), f"unset {library.VARIABLE}"))
     try:
         found = code.shipped()
     except isa.IsaError:  # told among the CPU's problems
         return {"from": "none", "path": None, "files": 0}
     if code.refused():
-        problems.append(
-            Problem(f"the shipped kernels are not used: {code.refused()}", "install edgert again")
-        )
+        message = f"the shipped kernels are not used: {code.refused()}"
+        problems.append(Problem(message, library.remedy()))
     if found is not None:
         return {"from": "library", "path": str(found.path), "files": 1}
     if not code.has_compiler():
-        problems.append(
-            Problem(
-                f"no kernels for {isa.machine()} {isa.chosen()} came with this installation and "
-                "numba is not installed: models run on NumPy, slowly",
-                'pip install "edgert[jit]"',
-            )
-        )
+        reason, hint = code.lacking()
+        problems.append(Problem(f"{reason}: models run on NumPy, slowly", hint))
         return {"from": "none", "path": None, "files": 0}
     folder = kernel_cache()
     files = sum(1 for path in folder.iterdir()) if folder is not None and folder.is_dir() else 0

@@ -35,20 +35,24 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
         return ReferenceSession(graph, bundle.weights(), context=context)
     if device == "cpu":
         check_isa()
+        from ..kernels.cpu import code
         from ..storage.cachedir import cache_root
         from .cpu import CpuSession
 
-        return CpuSession(
-            graph,
-            bundle.weights(),
-            threads=options.threads,
-            context=context,
-            kv_bits=options.kv_bits,
-            kv_memory=options.kv_memory,
-            cache=kernel_cache(),
-            packed_folders=[cache_root() / "packed"],
-            key=bundle.manifest.files[bundle.manifest.parts[bundle.part()].weights].sha256,
-        )
+        try:
+            return CpuSession(
+                graph,
+                bundle.weights(),
+                threads=options.threads,
+                context=context,
+                kv_bits=options.kv_bits,
+                kv_memory=options.kv_memory,
+                cache=kernel_cache(),
+                packed_folders=[cache_root() / "packed"],
+                key=bundle.manifest.files[bundle.manifest.parts[bundle.part()].weights].sha256,
+            )
+        except code.NoCodeError as error:
+            raise _no_code(error) from None
     options.require_kv_bits((0,), f"on {device!r} the ONNX model's precision decides")
     from .ort import open_ort
 
@@ -92,32 +96,38 @@ def check_isa() -> None:
 def has_kernels() -> bool:
     """Whether kernels can run here, with a notice where they cannot, or must be compiled though a
     library came with the package."""
-    from ..kernels import isa
+    from ..kernels import library
     from ..kernels.cpu import code
 
     check_isa()
+    if code.misread():
+        notice(code.misread(), logging.WARNING)
     if code.shipped() is not None:
         return True
     if code.refused():
-        notice(f"the shipped kernels are not used: {code.refused()}", logging.WARNING)
+        notice(
+            f"the shipped kernels are not used: {code.refused()}; {library.remedy()}",
+            logging.WARNING,
+        )
     if code.has_compiler():
         return True
-    missing = (
-        "" if code.refused() else f"no kernels for {isa.machine()} {isa.chosen()} came along, "
-    )
-    notice(
-        f"{missing}numba is not installed, using the NumPy path (slow); "
-        '`pip install "edgert[jit]"` compiles them here',
-        logging.WARNING,
-    )
+    reason, hint = code.lacking()
+    notice(f"{reason}, using the NumPy path (slow); {hint}", logging.WARNING)
     return False
+
+
+def _no_code(error: Exception) -> DeviceError:
+    from ..kernels import library
+
+    hint = f'{library.remedy()}; `pip install "edgert[jit]"` compiles what they lack'
+    return DeviceError(str(error), code="kernels", hint=hint)
 
 
 def kernel_cache() -> Path | None:
     """Folder of compiled kernels for these sources, this Numba and this ISA, which may be somebody
     else's; None where none are compiled, and (with a notice) when nothing can be read or written
     there."""
-    from ..kernels import isa
+    from ..kernels import isa, library
     from ..kernels.cpu import code
     from ..storage.cachedir import cache_root, readable, writable
 
@@ -125,7 +135,11 @@ def kernel_cache() -> Path | None:
         return None
     from ..kernels.cpu import jit
 
-    folder = cache_root() / f"kernels-{isa.chosen()}-{jit.sources_hash()}"
+    try:
+        folder = cache_root() / f"kernels-{isa.chosen()}-{jit.sources_hash()}"
+    except library.LibraryError as error:  # compiled from sources that nobody can tell apart
+        notice(f"{error}, so kernels are compiled anew at every start")
+        return None
     if readable(folder) or writable(folder):
         logger.debug("compiled kernels are kept in %s", folder)
         return folder
@@ -145,6 +159,9 @@ def warm(progress: Callable[[str, int, int], None] | None = None) -> int:
 
     if code.shipped() is not None:
         return 0
+    if not code.has_compiler():
+        reason, hint = code.lacking()
+        raise DeviceError(reason, code="kernels", hint=hint)
     code.use_cache(kernel_cache())
     names = code.names()
     for index, name in enumerate(names):

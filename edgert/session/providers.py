@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DeviceError
+from ..extras import install_hint
 from . import ort_mode
 
 CPU = "CPUExecutionProvider"
@@ -203,10 +204,10 @@ def _missing(provider: Provider) -> DeviceError:
     elif _has_plugin(provider):
         hint = f"{package} is installed but finds no device it can use: install the device's driver"
     elif provider.plugin:
-        hint = f"pip install {package}"
+        hint = install_hint(package)
     else:
         builds = [name for name in installed_builds() if name != package]
-        hint = f"pip install --upgrade {package}"
+        hint = install_hint(package, "--upgrade ")
         if builds and package != "onnxruntime":
             hint = f"pip uninstall {' '.join(builds)} && pip install {package}"
     return DeviceError(

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,28 @@ def shipped() -> library.Library | None:
     global _shipped, _refused, _looked
     with _lock:
         if not _looked:
-            _looked = True
-            if os.environ.get(library.VARIABLE) != "0":
+            found, reason = None, ""
+            if not switched_off():
                 try:
-                    _shipped = library.load(isa.chosen())
+                    found = library.load(isa.chosen())
                 except library.LibraryError as error:
-                    _refused = str(error)
+                    reason = str(error)
+            _shipped, _refused = found, reason
+            _looked = True  # last: who is interrupted, or forked meanwhile, looks again
         return _shipped
+
+
+def switched_off() -> bool:
+    """Whether the environment asks for compiled kernels though there may be a library."""
+    return os.environ.get(library.VARIABLE) == "0"
+
+
+def misread() -> str:
+    """What is wrong with the variable's value, "" where nothing is."""
+    value = os.environ.get(library.VARIABLE, "")
+    if value in ("", "0", "1"):
+        return ""
+    return f"{library.VARIABLE}={value!r} is ignored, expected 0 or 1"
 
 
 def refused() -> str:
@@ -53,8 +68,35 @@ def refused() -> str:
 
 
 def has_compiler() -> bool:
-    """Whether Numba is installed."""
-    return find_spec("numba") is not None
+    """Whether Numba is here and can be imported; that takes long, so ask for a library first."""
+    return not no_compiler()
+
+
+@lru_cache(maxsize=1)
+def no_compiler() -> str:
+    """Why Numba cannot be used, "" where it can. Imports it."""
+    try:
+        import numba  # noqa: F401
+        from numba.core.ccallback import CFunc  # noqa: F401
+    except Exception as error:  # whatever its libraries raise when they do not fit together
+        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+            return "numba is not installed"
+        return f"numba cannot be imported ({str(error).strip() or type(error).__name__})"
+    return ""
+
+
+def lacking() -> tuple[str, str]:
+    """Why no kernels can run here, and what to do; to be asked where neither is `available`."""
+    reason, hint = no_compiler(), '`pip install "edgert[jit]"` compiles them here'
+    if "not installed" not in reason:
+        hint = '`pip install --force-reinstall "edgert[jit]"` mends it'
+    if switched_off():
+        reason = f"{library.VARIABLE}=0 asks for compiled kernels, but {reason}"
+        return reason, f"unset {library.VARIABLE}; {hint}"
+    if not refused():
+        wanted = f"{isa.machine()} {isa.chosen()}"
+        reason = f"no kernels for {wanted} came with this installation and {reason}"
+    return reason, hint
 
 
 def available() -> bool:
@@ -74,12 +116,17 @@ def address(name: str) -> int:
     """Entry address of a kernel or entry, compiled on first use where no library has it.
     NoCodeError without either."""
     found = shipped()
-    return found.addresses[name] if found is not None else _compiler().address(name, _cache_folder)
+    if found is not None and name in found.addresses:
+        return found.addresses[name]
+    return _compiler(name).address(name, _cache_folder)
 
 
 def is_ready(name: str) -> bool:
     """Whether `address` will be quick."""
-    return shipped() is not None or _compiler().is_cached(name, _cache_folder)
+    found = shipped()
+    if found is not None and name in found.addresses:
+        return True
+    return _compiler(name).is_cached(name, _cache_folder)
 
 
 def entry_point(name: str) -> Callable[..., Any]:
@@ -100,14 +147,17 @@ def cache_folder() -> Path | None:
     return _cache_folder
 
 
-def _compiler() -> Any:
+def _compiler(name: str = "") -> Any:
+    """The module that compiles. NoCodeError without Numba, and for a kernel that nobody knows."""
+    found = shipped()
     if not has_compiler():
-        raise NoCodeError(
-            f"no kernels for {isa.machine()} with {isa.chosen()} came with this installation, and "
-            "there is no Numba to compile them"
-        )
+        if found is not None:
+            raise NoCodeError(f"{found.path.name} has no kernel {name!r}, and {no_compiler()}")
+        raise NoCodeError(lacking()[0])
     from . import jit
 
+    if name and name not in ENTRIES and name not in jit.names():
+        raise NoCodeError(f"there is no kernel {name!r}, neither shipped nor in the sources")
     return jit
 
 

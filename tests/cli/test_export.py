@@ -105,7 +105,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
     assert run(args[verb]) == 2
     said = capsys.readouterr().err
     assert "needs the package onnx, which is not installed" in said
-    assert "hint: pip install onnx" in said
+    assert 'hint: pip install onnx, or pip install "edgert[export]"' in said
     assert sorted(path.name for path in bundle.parent.iterdir()) == before
     with pytest.raises(ConvertError, match="needs the package onnx"):
         export(bundle)

@@ -77,6 +77,67 @@ def test_h35_verbs_without_numba(bundle: Path, args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+# An installation of Numba that fails in its own words, and a folder that is called so.
+BROKEN = {
+    "Numba needs NumPy 2.3 or less": "raise ImportError('Numba needs NumPy 2.3 or less')",
+    "cannot load libllvmlite": "raise OSError('cannot load libllvmlite')",
+    "No module named 'numba.core'": "",
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_h35_a_numba_that_cannot_be_imported(bundle: Path, tmp_path: Path, reason: str) -> None:
+    """Is named with the reason, and NumPy answers."""
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(BROKEN[reason], encoding="utf-8")
+    code = (
+        f"import sys, edgert\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"with edgert.load({str(bundle)!r}) as model:\n"
+        f"    print(model.session.device, {GREEDY})\n"
+        f"from edgert.machine.doctor import examine\n"
+        f"for problem in examine().problems:\n"
+        f"    print(problem.message)\n"
+    )
+    done = fresh(code, env=COMPILED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"reference {expected(bundle)}\n")
+    assert done.stderr.count("\n") == 1
+    for said in (done.stdout, done.stderr):
+        assert "numba cannot be imported" in said
+        assert reason in said
+
+
+def test_h35_the_variable_that_leaves_kernels_out_is_named(bundle: Path) -> None:
+    code = (
+        f"{WITHOUT_NUMBA}import edgert\n"
+        f"edgert.load({str(bundle)!r}).close()\n"
+        f"from edgert.machine.doctor import examine\n"
+        f"for problem in examine().problems:\n"
+        f"    print(problem.message, problem.hint)\n"
+    )
+    done = fresh(code, env=COMPILED)
+    assert done.returncode == 0, done.stderr
+    for said in (done.stdout, done.stderr):
+        assert f"{library.VARIABLE}=0 asks for compiled kernels" in said
+        assert f"unset {library.VARIABLE}" in said
+        assert "came with" not in said
+
+
+def test_h35_junk_in_that_variable_is_ignored_with_a_line(bundle: Path) -> None:
+    code = f"import edgert\nfor _ in range(2):\n    edgert.load({str(bundle)!r}).close()\n"
+    done = fresh(code, env={library.VARIABLE: "off"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"{library.VARIABLE}='off' is ignored, expected 0 or 1") == 1
+
+
+def test_h35_warming_without_numba_is_an_error(bundle: Path) -> None:
+    code = f"{WITHOUT_NUMBA}sys.argv = ['edgert', 'doctor', '--warm']\n"
+    done = fresh(f"{code}from edgert.cli import main\nmain()", env=COMPILED)
+    assert done.returncode == 2, done.stderr
+    assert "numba is not installed" in done.stderr
+
+
 def test_h35_a_cache_that_cannot_be_written_costs_time_only(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")  # even root makes no folder under a file
     code = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ..arm.check_kernels import LIMITS
 from ..closeness import assert_close
 from ..conftest import ROOT
 from ..fresh import python
+from ..tiny import tiny_bundle
 from .isa_logits import KV_BITS, cpu_logits, reference_logits
 from .products import F32
 
@@ -156,3 +159,115 @@ def test_the_best_instruction_set(
     monkeypatch.setattr(isa.platform, "machine", lambda: machine)
     assert isa.supported()[0] == best
     assert isa.supported()[-1] == "portable"
+
+
+def without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*args: object, **options: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(isa, "open", absent, raising=False)
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+
+
+def test_without_proc_and_llvm_the_portable_set_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_proc(monkeypatch)
+    monkeypatch.setattr(sys, "platform", "linux")
+    features = isa.cpu_features.__wrapped__()
+    assert features == frozenset()
+    monkeypatch.setattr(isa, "cpu_features", lambda: features)
+    assert isa.supported() == ("portable",)
+
+
+def test_a_broken_llvmlite_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> dict[str, bool]:
+        raise OSError("cannot find libllvmlite")
+
+    without_proc(monkeypatch)
+    binding = types.SimpleNamespace(get_host_cpu_features=broken)
+    monkeypatch.setitem(sys.modules, "llvmlite", types.SimpleNamespace(binding=binding))
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", binding)
+    assert isa.features_from_llvm() == set()
+    binding.get_host_cpu_features = lambda: {"avx2": True, "fma": False}
+    assert isa.features_from_llvm() == {"avx2"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "known", "best"),
+    [
+        ("arm64", {"arm.FEAT_DotProd": 1, "arm.FEAT_I8MM": 1}, "i8mm"),
+        ("arm64", {"arm.FEAT_DotProd": 1, "arm.FEAT_I8MM": 0}, "dotprod"),
+        ("arm64", {}, "dotprod"),
+        ("x86_64", {"avx2_0": 1, "fma": 1, "f16c": 1}, "avx2"),
+        ("x86_64", {"avx2_0": 0, "fma": 1, "f16c": 1}, "portable"),
+        ("x86_64", {}, "portable"),
+    ],
+)
+def test_features_of_macos(
+    monkeypatch: pytest.MonkeyPatch, machine: str, known: dict[str, int], best: str
+) -> None:
+    def sysctlbyname(name: bytes, value: Any, size: Any, new: None, length: None) -> int:
+        found = known.get(name.decode().removeprefix("hw.optional."))
+        if found is None:
+            return -1
+        value._obj.value, size._obj.value = found, 4
+        return 0
+
+    without_proc(monkeypatch)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(isa.platform, "machine", lambda: machine)
+    monkeypatch.setattr(isa.platform, "system", lambda: "Darwin")
+    library = types.SimpleNamespace(sysctlbyname=sysctlbyname)
+    monkeypatch.setattr(isa.ctypes, "CDLL", lambda name: library)
+    features = isa.cpu_features.__wrapped__()
+    monkeypatch.setattr(isa, "cpu_features", lambda: features)
+    assert isa.supported()[0] == best
+
+
+@pytest.mark.parametrize(
+    ("machine", "numbers", "vendor", "best"),
+    [
+        ("AMD64", {40, 41}, "Intel64 Family 6 Model 142 Stepping 10, GenuineIntel", "avx2"),
+        ("AMD64", {40}, "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", "avx2"),
+        ("AMD64", {40}, "VIA64 Family 6 Model 15 Stepping 13, CentaurHauls", "portable"),
+        ("AMD64", set(), "Intel64 Family 6 Model 92 Stepping 9, GenuineIntel", "portable"),
+        ("ARM64", {43}, "ARMv8 (64-bit) Family 8 Model 1 Revision 201, Qualcomm", "dotprod"),
+        ("ARM64", set(), "ARMv8 (64-bit) Family 8 Model 1 Revision 201, Qualcomm", "portable"),
+    ],
+)
+def test_features_of_windows(
+    monkeypatch: pytest.MonkeyPatch, machine: str, numbers: set[int], vendor: str, best: str
+) -> None:
+    without_proc(monkeypatch)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(isa.platform, "machine", lambda: machine)
+    monkeypatch.setattr(isa.platform, "processor", lambda: vendor)
+    kernel32 = types.SimpleNamespace(IsProcessorFeaturePresent=lambda number: number in numbers)
+    system = types.SimpleNamespace(kernel32=kernel32)
+    monkeypatch.setattr(isa.ctypes, "windll", system, raising=False)
+    features = isa.cpu_features.__wrapped__()
+    monkeypatch.setattr(isa, "cpu_features", lambda: features)
+    assert isa.supported()[0] == best
+
+
+def test_an_answer_without_proc_and_llvm(tmp_path: Path) -> None:
+    """As a plain installation in a container that hides /proc/cpuinfo."""
+    bundle = tiny_bundle(tmp_path / "tiny.edge")
+    code = (
+        "import builtins, sys\n"
+        "sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+        "opened = builtins.open\n"
+        "def without(file, *args, **options):\n"
+        "    if file == '/proc/cpuinfo':\n"
+        "        raise PermissionError(13, 'no')\n"
+        "    return opened(file, *args, **options)\n"
+        "builtins.open = without\n"
+        "import edgert\n"
+        f"with edgert.load({str(bundle)!r}) as model:\n"
+        "    print(len(model.generate('hi', max_tokens=3).token_ids))\n"
+        "from edgert.machine.doctor import examine\n"
+        "print(examine().cpu['instruction_set'])\n"
+    )
+    done = python(code, env={isa.VARIABLE: "", "EDGERT_CACHE": str(tmp_path / "cache")})
+    assert (done.returncode, done.stdout) == (0, "3\nportable\n"), done.stderr
+    assert "Traceback" not in done.stderr

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +173,47 @@ def entries_without_fields(folder: Path) -> None:
     write(folder, found)
 
 
+def a_folder_as_manifest(folder: Path) -> None:
+    (folder / library.MANIFEST).unlink()
+    (folder / library.MANIFEST).mkdir()
+
+
+def a_file_as_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("", encoding="utf-8")
+
+
+def an_endless_manifest(folder: Path) -> None:
+    (folder / library.MANIFEST).unlink()
+    (folder / library.MANIFEST).symlink_to("/dev/zero")
+
+
+def an_endless_library(folder: Path) -> None:
+    path = folder / entry_of(manifest(folder))["file"]
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def a_pipe_as_manifest(folder: Path) -> None:
+    (folder / library.MANIFEST).unlink()
+    os.mkfifo(folder / library.MANIFEST)
+
+
+def a_pipe_as_library(folder: Path) -> None:
+    path = folder / entry_of(manifest(folder))["file"]
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_manifest_without_end(folder: Path) -> None:
+    path = folder / library.MANIFEST
+    path.write_bytes(path.read_bytes() + b" " * library.MOST_MANIFEST_BYTES)
+
+
+def a_huge_library(folder: Path) -> None:
+    os.truncate(folder / entry_of(manifest(folder))["file"], library.MOST_BYTES + 1)
+
+
 REFUSED: dict[Callable[[Path], None], str] = {
     flipped: "is damaged: its SHA-256",
     cut: "is damaged: its SHA-256",
@@ -186,7 +225,18 @@ REFUSED: dict[Callable[[Path], None], str] = {
     a_kernel_too_many: "lacks a symbol",
     half_a_manifest: "is damaged",
     entries_without_fields: "is damaged",
+    a_folder_as_manifest: "manifest.json cannot be read",
+    a_file_as_folder: "manifest.json cannot be read",
+    a_manifest_without_end: "has more than",
+    a_huge_library: "has more than",
 }
+if hasattr(os, "mkfifo"):
+    REFUSED |= {
+        an_endless_manifest: "is no regular file",
+        an_endless_library: "is no regular file",
+        a_pipe_as_manifest: "is no regular file",
+        a_pipe_as_library: "is no regular file",
+    }
 
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)
@@ -194,6 +244,145 @@ def test_refused(spoil: Callable[[Path], None], folder: Path) -> None:
     spoil(folder)
     with pytest.raises(library.LibraryError, match=REFUSED[spoil]):
         library.load(isa.chosen(), folder)
+
+
+LIES: list[tuple[str, Any]] = [
+    *(("schema", value) for value in (True, 1.0, "1", None, [1], 2)),
+    *(("sources", value) for value in (None, 5, {}, "", "0" * 63, "0" * 64 + "\n")),
+    *(("libraries", value) for value in (None, [], 5, "")),
+    *(("sha256", value) for value in (None, 5, {}, "", "g" * 64)),
+    *(("file", value) for value in (None, 5, "", ".", "..", "a\0b", "\ud800", "a/b", "a\\b")),
+    *(("file", value) for value in ("../../else.so", "/lib/else.so", "C:else.dll", "a" * 999)),
+    *(("kernels", value) for value in (None, 5, "lead", {}, [], ["lead"], [5], [None])),
+    *(("kernels", [*ENTRIES, value]) for value in ("a-b", "a\0", "", "\ud800", "identity", "ü")),
+    ("entry", None),
+    ("entry", []),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), LIES, ids=str)
+def test_a_manifest_that_lies_is_refused(key: str, value: Any, folder: Path) -> None:
+    found = manifest(folder)
+    if key == "entry":
+        found["libraries"][library.key_of(isa.chosen())] = value
+    else:
+        (found if key in found else entry_of(found))[key] = value
+    write(folder, found)
+    with pytest.raises(library.LibraryError, match=r"is damaged|expected schema 1"):
+        library.load(isa.chosen(), folder)
+
+
+@pytest.mark.parametrize("begin", [b"", b'{"schema":1,"more":', b'{"schema":'])
+def test_a_manifest_that_nests_without_end_is_refused(begin: bytes, folder: Path) -> None:
+    (folder / library.MANIFEST).write_bytes(begin + b"[" * 200_000)
+    with pytest.raises(library.LibraryError, match="is damaged"):
+        library.load(isa.chosen(), folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_what_editors_leave_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.py").write_text("1", encoding="utf-8")
+    (tmp_path / "linked.py").symlink_to("a.py")
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    digest = library.sources_hash.__wrapped__
+    before = digest()
+    (tmp_path / ".#a.py").symlink_to("someone@host.123")
+    (tmp_path / "broken.py").symlink_to("nothing")
+    (tmp_path / "folder.py").mkdir()
+    os.mkfifo(tmp_path / "pipe.py")
+    assert digest() == before
+    (tmp_path / "b.py").write_text("1", encoding="utf-8")
+    assert digest() != before
+
+
+def test_sources_that_cannot_be_read_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgert.kernels.cpu import jit
+
+    from edgert.session import kernel_cache
+
+    monkeypatch.setattr(library, "HERE", tmp_path / "gone")
+    monkeypatch.setattr(library, "sources_hash", library.sources_hash.__wrapped__)
+    monkeypatch.setattr(code, "_shipped", None)
+    monkeypatch.setattr(code, "_looked", True)
+    with pytest.raises(library.LibraryError, match="the kernel sources cannot be read"):
+        jit.sources_hash()
+    assert kernel_cache() is None
+
+
+# --- looking it up --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not looked yet."""
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    for name, value in (("_looked", False), ("_shipped", None), ("_refused", "")):
+        monkeypatch.setattr(code, name, value)
+
+
+@pytest.mark.usefixtures("unseen")
+def test_a_lookup_that_was_interrupted_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            code.shipped()
+    assert code.shipped() is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_another_thread_loads() -> None:
+    script = (
+        "import os, threading\n"
+        "from edgert.kernels import library\n"
+        "from edgert.kernels.cpu import code\n"
+        "load, inside, go_on = library.load, threading.Event(), threading.Event()\n"
+        "def slow(name):\n"
+        "    inside.set()\n"
+        "    go_on.wait()\n"
+        "    return load(name)\n"
+        "library.load = slow\n"
+        "thread = threading.Thread(target=code.shipped)\n"
+        "thread.start()\n"
+        "inside.wait()\n"
+        "child = os.fork()\n"
+        "go_on.set()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if code.shipped() else 3)\n"
+        "thread.join()\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), code.shipped() is not None)\n"
+    )
+    done = python(script, env={library.VARIABLE: ""}, timeout=60)
+    assert (done.stdout, done.returncode) == ("0 True\n", 0), done.stderr
+
+
+@pytest.mark.usefixtures("unseen")
+def test_a_kernel_that_the_library_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is compiled, or an error that names it."""
+    whole = code.shipped()
+    assert whole is not None
+    fewer = {name: at for name, at in whole.addresses.items() if name != "select"}
+    monkeypatch.setattr(code, "_shipped", whole._replace(addresses=fewer))
+    assert code.address("select") != 0
+    with pytest.raises(code.NoCodeError, match="there is no kernel 'linear_int1'"):
+        code.address("linear_int1")
+    monkeypatch.setattr(code, "no_compiler", lambda: "numba is not installed")
+    for ask in (code.address, code.is_ready):
+        with pytest.raises(code.NoCodeError, match="has no kernel 'select', and numba is not"):
+            ask("select")
+    assert code.is_ready("lead")
+
+
+def test_what_to_do_about_a_refused_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert library.remedy().startswith("`python -m edgert.kernels.build`")
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    assert library.remedy().startswith("install edgert again")
 
 
 def test_a_machine_without_a_library_has_none(folder: Path, tmp_path: Path) -> None:
@@ -218,64 +407,3 @@ def test_a_refused_library_is_told_and_replaced(
     assert done.stdout == f"{'cpu' if numba else 'reference'} 3\n", done.stderr
     assert "the shipped kernels are not used" in done.stderr
     assert ("pip install" in done.stderr) is not numba
-
-
-# --- the build ------------------------------------------------------------------------------------
-
-BUILD = [sys.executable, "-m", "edgert.kernels.build"]
-
-
-@pytest.mark.slow
-def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
-    """Wherever and however the package lies: as `edgert.kernels`, and as a folder by itself."""
-    pytest.importorskip("ziglang")
-    copy = shutil.copytree(ROOT / "kernels", tmp_path / "elsewhere", ignore=lambda *_: {"built"})
-    for out, start in (("a", BUILD), ("b", [sys.executable, str(copy / "build.py")])):
-        subprocess.run([*start, "--isa", "avx2", "dotprod", "-o", tmp_path / out], check=True)
-    a, b = ({p.name: p.read_bytes() for p in (tmp_path / x).iterdir()} for x in "ab")
-    assert len(a) == 2
-    assert a == b
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["linux-aarch64", "darwin-aarch64", "win32-x86_64"])
-def test_any_machine_builds_for_all(family: str, tmp_path: Path) -> None:
-    pytest.importorskip("ziglang")
-    subprocess.run([*BUILD, "--for", family, "-o", tmp_path / "out"], check=True)
-    system, machine = family.split("-")
-    begins = {"linux": b"\x7fELF", "darwin": b"\xcf\xfa\xed\xfe", "win32": b"MZ"}[system]
-    found = manifest(tmp_path / "out")["libraries"]
-    assert set(found) == {library.key_of(n, system, machine) for n in isa.sets_of(machine)}
-    for entry in found.values():
-        assert (tmp_path / "out" / entry["file"]).read_bytes().startswith(begins)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_leaves_what_was_there(tmp_path: Path) -> None:
-    pytest.importorskip("ziglang")
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "former").write_text("kept", encoding="utf-8")
-    process = subprocess.Popen([*BUILD, "-o", out], stderr=subprocess.PIPE, text=True)
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert [path.name for path in out.iterdir()] == ["former"]
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [(["--for", "linux-riscv64"], "no kernels for"), (["--isa", "sse2"], "no instruction set")],
-)
-def test_unknown_targets_are_refused(args: list[str], said: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*BUILD, *args, "-o", tmp_path / "out"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())

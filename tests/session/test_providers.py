@@ -99,10 +99,11 @@ def test_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "package"), [("ort-cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu")]
+    ("device", "package", "extra"),
+    [("ort-cpu", "onnxruntime", "ort"), ("cuda", "onnxruntime-gpu", "ort-gpu")],
 )
 def test_without_onnxruntime_a_device_names_its_package(
-    device: str, package: str, monkeypatch: pytest.MonkeyPatch
+    device: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
@@ -111,7 +112,8 @@ def test_without_onnxruntime_a_device_names_its_package(
     assert not any(providers.available().values())
     with pytest.raises(DeviceError, match="of onnxruntime, which is not installed") as caught:
         find_provider(device)
-    assert caught.value.hint == f"pip install --upgrade {package}"
+    said = f'pip install --upgrade {package}, or pip install "edgert[{extra}]"'
+    assert caught.value.hint == said
 
 
 def test_options_with_a_dot_reach_the_session(
