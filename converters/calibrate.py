@@ -1,8 +1,8 @@
 """Gram matrices of the inputs of a model's products, collected by running the model itself.
 
 Quantizers and factorisations weigh a weight's errors by `G = X^T X` of what its product reads
-(`compress/whiten.py`). The model runs on the CPU session, with its weights in floats, over
-sequences of tokens, and gives the values that its products read as taps: torch is not needed.
+(`compress/whiten.py`). The model runs on the CPU session over
+sequences of tokens and gives the values that its products read as taps: torch is not needed.
 Products that read one value (queries, keys and values; gate and up) share one matrix.
 
 `G` of a value of width m takes 8 m^2 bytes. What does not fit the memory at one time is collected
@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import ConvertError
 from ..graph import Graph, Weight
-from ..kernels.quant import HALF_MAX
+from ..kernels.encodings import EXACT, quantize
 from ..session.base import Feed, Session
 from .compress.whiten import Gram, GramAccumulator
 from .stages.base import PartInProgress
 
 METHODS = ("rtn", "gptq")  # how codes are chosen; all but the first want a calibration
 MEMORY = 1 << 30  # bytes for the matrices of one pass
+ROUNDED = "int8-g32"  # what a calibrating model's matrices are stored in
 LENGTH = 1024  # tokens of a sequence, as COMPOT has them (arXiv 2602.15200)
 
 
@@ -167,8 +168,8 @@ def _feed(
 
 @contextmanager
 def running(part: PartInProgress, *, threads: int | None = None) -> Iterator[Session]:
-    """A CPU session over a part's weights as they are read, matrices in float16 where their values
-    allow it, else in float32."""
+    """A CPU session over a part's weights, matrices rounded to int8-g32: half a percent of them,
+    for prompts at several times the speed of floats. Without kernels, on NumPy."""
     from ..kernels.cpu import code
     from ..session.cpu import CpuSession
     from ..session.reference import ReferenceSession
@@ -178,9 +179,9 @@ def running(part: PartInProgress, *, threads: int | None = None) -> Iterator[Ses
     for name, reader in part.weights.items():
         rows = [reader.rows(start, stop) for start, stop in reader.spans()]
         array = np.concatenate(rows)
-        half = array.ndim == 2 and float(np.abs(array).max(initial=0)) <= HALF_MAX
-        weights[name] = array.astype(np.float16) if half else array
-        declared[name] = Weight(array.shape, "f16" if half else "f32")
+        encoding = ROUNDED if array.ndim == 2 else EXACT
+        weights[name] = quantize(array, encoding)
+        declared[name] = Weight(array.shape, encoding)
     graph = part.graph.replace(weights=declared)
     if code.available():
         session: Session = CpuSession(graph, weights, threads=threads)

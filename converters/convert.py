@@ -43,7 +43,8 @@ def convert(
     quant: f32, f16, or int2 to int8 for matrices. embed_quant: for the embedding and the head
     (default: int8-g32 where `quant` has codes, else `quant`). calibration: a text for GPTQ, which
     chooses codes by what the model's products read on it; without one they are rounded to nearest.
-    force: replace an existing bundle. resume: go on from an earlier run's stage cache. golden: store answers to two prompts.
+    force: replace an existing bundle. resume: go on from an earlier run's stage cache. golden:
+    store answers to two prompts.
     Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
     ResourceError for a full disk or a bundle that another process is writing.
     """

@@ -34,7 +34,7 @@ QUANTS = tuple(asked())
 @click.option(
     "--embed-quant",
     type=click.Choice(QUANTS),
-    help="Embedding and head; default: int8-g32 with int8 and int4, else as --quant.",
+    help="Embedding and head; default: int8-g32 where --quant has codes, else as --quant.",
 )
 @click.option(
     "--method",

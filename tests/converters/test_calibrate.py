@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from edgert.converters import calibrate
+from edgert.converters.convert import convert
+from edgert.converters.report import ConvertReport
+from edgert.converters.stages import quantize as stage
 from edgert.converters.stages.base import PartInProgress
 
+from edgert.bundle import Bundle
 from edgert.errors import ConvertError
+from edgert.session import open_session
 from edgert.session.base import Feed
 from edgert.session.cpu import CpuSession
 from edgert.session.reference import ReferenceSession
 
+from ..closeness import assert_close
 from ..tiny import tiny_graph, tiny_weights
+from .checkpoints import write_checkpoint
 
 GRAPH = tiny_graph(quant="f32", window=20)
 WEIGHTS = tiny_weights(GRAPH)
@@ -56,7 +64,7 @@ def test_collected_in_chunks_and_passes(memory: int, kernel_folder: Path) -> Non
         assert np.abs(gram.matrix - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
-def test_a_part_runs_on_its_weights_as_floats() -> None:
+def test_a_part_runs_on_its_weights() -> None:
     class Reader:
         encoding = "f32"
 
@@ -70,15 +78,14 @@ def test_a_part_runs_on_its_weights_as_floats() -> None:
         def rows(self, start: int, stop: int) -> np.ndarray:
             return np.asarray(self.array[start:stop])
 
-    huge = {**WEIGHTS, "l0.o": np.asarray(WEIGHTS["l0.o"]) * 1e6}
-    readers = {name: Reader(np.asarray(array)) for name, array in huge.items()}
+    readers = {name: Reader(np.asarray(array)) for name, array in WEIGHTS.items()}
     part = PartInProgress("model", "text", GRAPH, readers)  # type: ignore[arg-type]
     with calibrate.running(part, threads=1) as session:
         stored = {name: w.encoding for name, w in session.graph.weights.items()}
-        calibrate.collect(session, sequences()[1:], VALUES[:2])
-    assert stored["l0.o"] == "f32"
-    assert stored["l1.o"] == "f16"
-    assert stored["norm"] == "f32"
+        found = calibrate.collect(session, sequences(), VALUES[:2])
+    assert (stored["l0.o"], stored["norm"]) == ("int8-g32", "f32")
+    for value, gram in found.items():
+        assert_close(value, expected(value), gram.matrix, rms=0.05)
 
 
 def test_pieces_of_a_text() -> None:
@@ -99,3 +106,73 @@ def test_pieces_of_a_text() -> None:
 def test_too_little_text(tokens: int, length: int, count: int) -> None:
     with pytest.raises(ConvertError, match="calibration text"):
         calibrate.sequences_of(range(tokens), length, count)
+
+
+# --- in a conversion ------------------------------------------------------------------------------
+
+TEXT = " ".join(f"{i} times {j} is {i * j}." for i in range(40) for j in range(40))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrate") / "llama"
+    write_checkpoint("llama", folder)
+    return folder
+
+
+def errors(report: ConvertReport) -> dict[str, float]:
+    return {weight.name: weight.error for weight in report.weights}
+
+
+@pytest.mark.parametrize("quant", ["int4", "int3"])
+def test_gptq_encodes_the_products_and_rounds_the_rest(
+    quant: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    calibration = calibrate.Calibration.read(text, sequences=8, length=64)
+    plain = convert(checkpoint, tmp_path / "rtn.edge", quant=quant, progress=False)
+    made = convert(
+        checkpoint, tmp_path / "gptq.edge", quant=quant, progress=False, calibration=calibration
+    )
+    differ = {name for name, error in errors(made).items() if error != errors(plain)[name]}
+    assert differ == set(calibrate.inputs_of(Bundle.open(tmp_path / "gptq.edge").graph()))
+    with Bundle.open(tmp_path / "gptq.edge", verify="full") as bundle:
+        assert bundle.manifest.report["gptq"] == calibration.key()
+        session = open_session(bundle)
+        feed = Feed(session.new_state(), np.arange(9, dtype=np.int32), "all")
+        assert np.isfinite(session.step([feed])[0].logits).all()
+        session.close()
+
+
+def test_resumed_it_gives_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    """Weights that an earlier run finished are taken from its cache."""
+    calibration = calibrate.Calibration(TEXT, 4, 64)
+    whole = tmp_path / "whole.edge"
+    convert(checkpoint, whole, quant="int3", progress=False, calibration=calibration)
+    made, encode = tmp_path / "made.edge", stage._gptq
+
+    def stops(name: str, *args: object) -> float:
+        if name.startswith("layers.1"):
+            raise KeyboardInterrupt
+        return encode(name, *args)  # type: ignore[arg-type]
+
+    with mock.patch.object(stage, "_gptq", stops), pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, made, quant="int3", progress=False, calibration=calibration)
+    report = convert(checkpoint, made, quant="int3", progress=False, calibration=calibration)
+    assert report.resumed > 0
+    for name in ("weights.safetensors", "model.safetensors"):
+        if (whole / name).exists():
+            assert (whole / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_no_text_no_method(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConvertError, match="not UTF-8"):
+        calibrate.Calibration.read(tmp_path / "latin.txt")
+    with pytest.raises(ConvertError, match="calibration text"):
+        convert(
+            checkpoint, tmp_path / "m.edge", quant="int4", progress=False,
+            calibration=calibrate.Calibration("too short"),
+        )  # fmt: skip
+    assert not (tmp_path / "m.edge").exists()
