@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
+from .calibrate import Calibration
 from .pipeline import Options, Pipeline
 from .report import ConvertReport
 from .sources.base import open_source
@@ -35,12 +36,15 @@ def convert(
     golden: bool = True,
     ignore_remote_code: bool = False,
     threads: int | None = None,
+    calibration: Calibration | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint directory or hub id into the bundle `out`.
 
-    quant: f32, f16, int8(-g32) or int4(-g32) for matrices. embed_quant: for the embedding and the
-    head (default: int8-g32 where `quant` is int8 or int4, else `quant`). force: replace an existing
-    bundle. resume: go on from an earlier run's stage cache. golden: store answers to two prompts.
+    quant: f32, f16, or int2 to int8 for matrices. embed_quant: for the embedding and the head
+    (default: int8-g32 where `quant` has codes, else `quant`). calibration: a text for GPTQ, which
+    chooses codes by what the model's products read on it; without one they are rounded to nearest.
+    force: replace an existing bundle. resume: go on from an earlier run's stage cache. golden:
+    store answers to two prompts.
     Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
     ResourceError for a full disk or a bundle that another process is writing.
     """
@@ -58,6 +62,7 @@ def convert(
         options = Options(
             out, name or opened.name, quant, embed_quant,
             progress=progress, resume=resume, golden=golden, threads=threads,
+            calibration=calibration,
         )  # fmt: skip
         with translated_os_errors(out):
             return Pipeline(opened, options).run()

@@ -22,6 +22,7 @@ from ..bundle.writer import BundleWriter
 from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
 from ..system_memory import peak_resident
+from .calibrate import Calibration
 from .golden import own_version, provenance
 from .report import ConvertReport, WeightReport
 from .sources.base import Source
@@ -49,12 +50,13 @@ class Options:
     resume: bool = True
     golden: bool = True
     threads: int | None = None
+    calibration: Calibration | None = None
 
 
 def stages_for(options: Options) -> tuple[Stage, ...]:
     """The stages after reading, in order: one row each."""
     return (
-        Quantize(options.quant, options.embed_quant),
+        Quantize(options.quant, options.embed_quant, options.calibration),
         Emit(),
         Verify(golden=options.golden),
     )
@@ -189,6 +191,7 @@ class Pipeline:
         report: dict[str, Any] = {
             "quant": self.options.quant,
             "embed_quant": self.options.embed_quant,
+            **({"gptq": calibration.key()} if (calibration := self.options.calibration) else {}),
             "relative_rms": errors,
         }
         others: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -206,6 +209,9 @@ class Pipeline:
         """The command line that repeats this, without places of this machine."""
         asked = self.options
         options = ["--quant", asked.quant, "--embed-quant", asked.embed_quant]
+        if asked.calibration is not None:
+            options += ["--method", "gptq", "--calibration", "TEXT"]
+            options += ["--sequences", str(asked.calibration.sequences)]
         if asked.name != self.source.name:
             options += ["--name", asked.name]
         options += self.source.options

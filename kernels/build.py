@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,13 +185,13 @@ def sources_hash(where: Path = HERE) -> str:
 
 @contextmanager
 def _apart(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder for work and one that takes the place of `folder` when all went well. Both stand
-    beside it and go away in any case."""
+    """A folder for work, and one that takes the place of `folder` when all went well."""
     _patiently(_check_replaceable, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}-*{MARK}"):  # by a build that was killed
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # by now it may be gone
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=MARK, dir=folder.parent))
     try:
         (made := work / "made").mkdir()
@@ -216,7 +216,7 @@ def _check_replaceable(folder: Path) -> None:
     allowed = {MANIFEST, *listed} if mine or folder == HERE / "built" else set()
     for entry in list(os.scandir(folder)):
         known = entry.name in allowed or (allowed and OURS.fullmatch(entry.name))
-        if not known or not entry.is_file():
+        if not (known and entry.is_file()):
             raise BuildError(
                 f"{folder} holds {entry.name!r}, expected libraries of a former build and their "
                 f"{MANIFEST}, or nothing; it would be deleted: name another folder with --out"

@@ -139,6 +139,10 @@ def _scales(shape: Shape) -> Shape:
     return shape[0], layout.blocks_of(shape[1])
 
 
+# Of the many, those that a conversion may be asked for, by their short names.
+OFFERED = {"uint2-g64": "int2", "uint3-g64": "int3", "int5-g64": "int5", "int6-g64": "int6"}
+
+
 def _in_groups(grid: Grid) -> Encoding:
     """The row of a grid. 3, 5 and 6 bits have no ONNX; asymmetric 8 bits stay float in products."""
 
@@ -156,7 +160,8 @@ def _in_groups(grid: Grid) -> Encoding:
         blocks=grid.blocks if grid.symmetric or grid.bits < 8 else None,
         cpu=_planes(grid) if grid.bits < 8 else None,
         onnx_bits=grid.bits if grid.bits in (2, 4, 8) else 0,
-        grid=grid, offered=False, group=grid.group,
+        grid=grid, offered=grid.name in OFFERED, alias=OFFERED.get(grid.name, ""),
+        ends="int8-g32", group=grid.group,
     )  # fmt: skip
 
 

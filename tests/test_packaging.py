@@ -159,8 +159,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`kernels/wheel.py` of a small checkout, whose build makes a manifest and nothing else."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path / "checkout" / "kernels"
-    folder.mkdir(parents=True)
-    for name in ("__init__.py", "build.py", "isa.py", "library.py", "wheel.py", "grid.py"):
+    (folder / "cpu").mkdir(parents=True)
+    for name in (
+        "__init__.py", "build.py", "isa.py", "library.py", "wheel.py", "grid.py",
+        "cpu/__init__.py", "cpu/entries.py",
+    ):  # fmt: skip
         shutil.copy(ROOT / "kernels" / name, folder / name)
     spec: Any = importlib.util.spec_from_file_location("small_wheel", folder / "wheel.py")
     found = importlib.util.module_from_spec(spec)
@@ -182,7 +185,8 @@ def packed(wheel: Any, *, editable: bool = False) -> set[str]:
     """What the kernels' folder of a wheel would hold."""
     from setuptools import Distribution
 
-    about = {"packages": ["edgert.kernels"], "package_dir": {"edgert.kernels": "kernels"}}
+    packages = ["edgert.kernels", "edgert.kernels.cpu"]
+    about = {"packages": packages, "package_dir": {"edgert.kernels": "kernels"}}
     command = wheel.BuildPy(Distribution(about | {"script_name": "setup.py"}))
     command.build_lib, command.editable_mode = "build/lib", editable
     command.ensure_finalized()

@@ -6,14 +6,24 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from ...errors import ConvertError
 from ...graph import Graph, Weight
-from ...kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked
+from ...kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked, dequantize, tensors_of
+from .. import calibrate
+from ..calibrate import Calibration
+from ..compress.whiten import Gram
+from ..quantize.gptq import gptq
 from ..quantize.rtn import encode_weight
 from ..report import relative
 from ..weights import WeightReader, stored_nbytes
 from .base import Context, PartInProgress
 from .weight_cache import WeightCache
+
+# GPTQ's damping, of the mean of the Gram matrix's diagonal: with few rows for each input the larger
+# one loses less on other text (benchmarks/NOTES.md).
+ENOUGH, DAMP, DAMP_FEW_ROWS = 8, 0.01, 0.1
 
 
 def encodings_asked(quant: str, embed_quant: str | None) -> tuple[str, str]:
@@ -47,16 +57,20 @@ def encoded(graph: Graph, quant: str, embed_quant: str) -> Graph:
 
 
 class Quantize:
-    """Round-to-nearest. Report: `relative_rms`, the RMS of the error over that of the values, by
-    weight."""
+    """Every weight into its encoding, to nearest, or by GPTQ (`quantize/gptq.py`) where a product's
+    matrix has codes and there is a calibration. Report: `relative_rms`, the RMS of the error over
+    that of the values, by weight."""
 
     name = "quantize"
 
-    def __init__(self, quant: str, embed_quant: str) -> None:
-        self.quant, self.embed_quant = quant, embed_quant
+    def __init__(
+        self, quant: str, embed_quant: str, calibration: Calibration | None = None
+    ) -> None:
+        self.quant, self.embed_quant, self.calibration = quant, embed_quant, calibration
 
     def key(self) -> Mapping[str, Any]:
-        return {"quant": self.quant, "embed": self.embed_quant}
+        key: dict[str, Any] = {"quant": self.quant, "embed": self.embed_quant}
+        return key if self.calibration is None else {**key, "gptq": self.calibration.key()}
 
     def nbytes(self, part: PartInProgress) -> int:
         return stored_nbytes(encoded(part.graph, self.quant, self.embed_quant).weights)
@@ -71,16 +85,61 @@ class Quantize:
             total=stored_nbytes(graph.weights), unit="B", unit_scale=True, desc="quantize",
             disable=None if context.progress else True,
         )  # fmt: skip
+        later = self._calibrated(graph, context)
         with bar, ThreadPoolExecutor(context.threads, "edgert-convert") as pool:
             for name in graph.weights:
                 record = cache.done(name)
+                if record is None and name in later:
+                    continue
+                later.pop(name, None)
                 if record is None:
                     errors[name] = self._weight(name, part.weights[name], cache, pool, context, bar)
                 else:
                     errors[name] = float(record.note.get("error", 0.0))
                     bar.update(stored_nbytes({name: graph.weights[name]}))
+            if later and self.calibration is not None:
+                errors |= self._by_gptq(later, part, cache, self.calibration, context, bar)
+        errors = {name: errors[name] for name in graph.weights}
         weights = {name: cache.reader(name) for name in graph.weights}
         return part.replace(graph=graph, weights=weights).reported(self.name, relative_rms=errors)
+
+    def _calibrated(self, graph: Graph, context: Context) -> dict[str, str]:
+        """Matrices that GPTQ encodes, and the values that their products read."""
+        if self.calibration is None:
+            return {}
+        rows = {name: ENCODINGS[weight.encoding] for name, weight in graph.weights.items()}
+        inputs = calibrate.inputs_of(graph)
+        return {name: value for name, value in inputs.items() if rows[name].grid is not None}
+
+    def _by_gptq(
+        self,
+        matrices: Mapping[str, str],
+        part: PartInProgress,
+        cache: WeightCache,
+        calibration: Calibration,
+        context: Context,
+        bar: Any,
+    ) -> dict[str, float]:
+        """Encode matrices into the cache, as many at a time as their Gram matrices leave room
+        for; their relative errors."""
+        if context.tokenizer is None:
+            raise ConvertError(
+                "this model has no tokenizer, expected one to read the calibration text with",
+                code="calibration",
+                hint="convert it without --method gptq",
+            )
+        errors = {}
+        with calibrate.running(part, threads=context.threads) as session:
+            length = min(calibration.length, session.context)
+            ids = context.tokenizer.encode(calibration.text)
+            sequences = calibrate.sequences_of(ids, length, calibration.sequences)
+            widths = {v: int(session.graph.shapes()[v][1]) for v in matrices.values()}
+            for values in calibrate.passes(widths, calibrate.MEMORY):
+                grams = calibrate.collect(session, sequences, values, progress=context.progress)
+                for name in [name for name, value in matrices.items() if value in grams]:
+                    gram = grams[matrices[name]]
+                    errors[name] = _gptq(name, part.weights[name], gram, cache, bar)
+        return errors
 
     def _weight(
         self,
@@ -102,3 +161,21 @@ class Quantize:
         error = relative(lost, power)
         cache.finish(name, {"error": error})
         return error
+
+
+def _gptq(name: str, weight: WeightReader, gram: Gram, cache: WeightCache, bar: Any) -> float:
+    """One matrix by GPTQ into the cache; its relative error."""
+    rows = np.concatenate([weight.rows(start, stop) for start, stop in weight.spans()])
+    row = ENCODINGS[cache.weights[name].encoding]
+    damp = DAMP if gram.rows >= ENOUGH * rows.shape[1] else DAMP_FEW_ROWS
+    stored = gptq(
+        rows, gram.matrix, bits=row.bits, group=row.group, symmetric=not row.zeros, clip=True,
+        damp=damp,
+    )  # fmt: skip
+    for key, array in tensors_of(stored).items():
+        cache.write(f"{name}.{key}", array)
+        bar.update(array.nbytes)
+    lost = float(np.square(dequantize(stored) - rows, dtype=np.float64).sum())
+    error = relative(lost, float(np.square(rows, dtype=np.float64).sum()))
+    cache.finish(name, {"error": error})
+    return error

@@ -34,7 +34,28 @@ QUANTS = tuple(asked())
 @click.option(
     "--embed-quant",
     type=click.Choice(QUANTS),
-    help="Embedding and head; default: int8-g32 with int8 and int4, else as --quant.",
+    help="Embedding and head; default: int8-g32 where --quant has codes, else as --quant.",
+)
+@click.option(
+    "--method",
+    default="rtn",
+    show_default=True,
+    type=click.Choice(("rtn", "gptq")),
+    help="How codes are chosen: rounding to nearest, or GPTQ with --calibration.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A text like those that the model will see.",
+)
+@click.option(
+    "--sequences",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Pieces of 1024 tokens of it that are used.",
 )
 @click.option("--name", help="The model's name; default: the source's.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -58,6 +79,9 @@ def command(
     output: Path,
     quant: str,
     embed_quant: str | None,
+    method: str,
+    calibration: Path | None,
+    sequences: int,
     name: str | None,
     force: bool,
     no_resume: bool,
@@ -72,10 +96,19 @@ def command(
     The bundle is written aside, verified, then renamed. A conversion that is stopped leaves the old
     bundle, or none, and goes on where it was when it is started again.
     """  # fmt: skip
+    from ..converters.calibrate import Calibration
     from ..converters.convert import convert
 
     if onnx:
         require("onnx", "--onnx", ConvertError)
+    if (method == "gptq") != (calibration is not None):
+        given = "none" if calibration is None else str(calibration)
+        raise ConvertError(
+            f"method {method} with calibration text {given}, expected both of gptq and a text, or "
+            "neither",
+            code="calibration",
+            hint="--method gptq --calibration FILE",
+        )
     folder = Path(source)
     report = convert(
         folder if folder.exists() else source,
@@ -89,6 +122,7 @@ def command(
         golden=not no_golden,
         ignore_remote_code=ignore_remote_code,
         threads=threads,
+        calibration=None if calibration is None else Calibration.read(calibration, sequences),
     )
     if onnx:
         from ..converters.onnx_emit import export

@@ -92,8 +92,8 @@ def test_embed_quant_is_its_own_choice(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_unknown_quant_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConvertError, match="'int3' is unknown, expected one of"):
-        convert(checkpoint, tmp_path / "m.edge", quant="int3")
+    with pytest.raises(ConvertError, match="'int7' is unknown, expected one of"):
+        convert(checkpoint, tmp_path / "m.edge", quant="int7")
 
 
 def test_golden_prompts_are_answered_by_the_bundle(checkpoint: Path, tmp_path: Path) -> None:

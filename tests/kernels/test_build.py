@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,10 @@ def started(out: Path) -> tuple[subprocess.Popen[str], list[int]]:
     until = time.monotonic() + 30
     while time.monotonic() < until:
         found = psutil.Process(process.pid).children()
-        compiling = [each.pid for each in found if "kernels.aot" in each.cmdline()]
+        compiling = []
+        for each in found:
+            with suppress(psutil.NoSuchProcess):  # one that has just ended
+                compiling += [each.pid] * ("kernels.aot" in each.cmdline())
         if compiling:
             return process, compiling
         time.sleep(0.05)

@@ -1,0 +1,193 @@
+"""Gram matrices of the inputs of a model's products, collected by running the model itself.
+
+Quantizers and factorisations weigh a weight's errors by `G = X^T X` of what its product reads
+(`compress/whiten.py`). The model runs on the CPU session over
+sequences of tokens and gives the values that its products read as taps: torch is not needed.
+Products that read one value (queries, keys and values; gate and up) share one matrix.
+
+`G` of a value of width m takes 8 m^2 bytes. What does not fit the memory at one time is collected
+in several passes over the sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import limits
+from ..errors import ConvertError
+from ..graph import Graph, Weight
+from ..kernels.encodings import EXACT, quantize
+from ..session.base import Feed, Session
+from .compress.whiten import Gram, GramAccumulator
+from .stages.base import PartInProgress
+
+METHODS = ("rtn", "gptq")  # how codes are chosen; all but the first want a calibration
+MEMORY = 1 << 30  # bytes for the matrices of one pass
+ROUNDED = "int8-g32"  # what a calibrating model's matrices are stored in
+LENGTH = 1024  # tokens of a sequence, as COMPOT has them (arXiv 2602.15200)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A text and how much of it a model is run over: `sequences` pieces of `length` tokens."""
+
+    text: str
+    sequences: int = 64
+    length: int = LENGTH
+
+    @classmethod
+    def read(cls, path: str | Path, sequences: int = 64, length: int = LENGTH) -> Calibration:
+        """A UTF-8 text file. Raises ConvertError for one that is none, or is larger than
+        `limits.CALIBRATION_BYTES`."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(limits.CALIBRATION_BYTES + 1)
+            if len(data) > limits.CALIBRATION_BYTES:
+                raise ConvertError(
+                    f"{path} has more than {limits.CALIBRATION_BYTES} bytes",
+                    code="calibration-text",
+                    hint="a few megabytes of text are plenty",
+                )
+            return cls(data.decode("utf-8"), sequences, length)
+        except UnicodeDecodeError as error:
+            raise ConvertError(
+                f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
+                code="calibration-text",
+                hint="give a plain text file",
+            ) from None
+
+    def key(self) -> dict[str, Any]:
+        """What a result depends on."""
+        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        return {"text": digest, "sequences": self.sequences, "length": self.length}
+
+
+def inputs_of(graph: Graph) -> dict[str, str]:
+    """Matrices of the graph's products, and the value that each reads: those of every token, not
+    the head's, which reads selected rows, nor one that is an embedding table as well."""
+    tables = {node.weights["weight"] for node in graph.nodes if node.op == "embed"}
+    shapes = graph.shapes()
+    made = {node.output for node in graph.nodes}
+    return {
+        node.weights["weight"]: node.inputs[0]
+        for node in graph.nodes
+        if node.op == "linear"
+        and node.weights["weight"] not in tables
+        and node.inputs[0] in made
+        and shapes[node.inputs[0]][0] != "R"
+    }
+
+
+def sequences_of(
+    ids: Sequence[int], length: int, count: int, *, seed: int = 42
+) -> list[NDArray[np.int32]]:
+    """`count` pieces of `length` tokens from a text, drawn without repetition; all there are where
+    the text is shorter. Raises ConvertError for a text shorter than one piece."""
+    whole = len(ids) // length if length > 0 else 0
+    if whole < 1 or count < 1:
+        raise ConvertError(
+            f"the calibration text has {len(ids)} tokens, expected at least {max(1, length)} for "
+            f"{count} sequences",
+            code="calibration-text",
+            hint="give a longer text, or ask for shorter sequences",
+        )
+    rows = np.asarray(ids[: whole * length], np.int32).reshape(whole, length)
+    chosen = np.sort(np.random.default_rng(seed).permutation(whole)[:count])
+    return list(rows[chosen])
+
+
+def collect(
+    session: Session,
+    sequences: Sequence[NDArray[np.int32]],
+    values: Sequence[str],
+    *,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> dict[str, Gram]:
+    """The Gram matrix of each of `values` (`inputs_of`), over all tokens of all sequences.
+
+    sequences: int32, each at most the session's context. memory: bytes that matrices may take at a
+    time, one at least. Batches with NaN or infinity are left out and counted (`Gram.dropped`).
+    """
+    from tqdm import tqdm
+
+    widths = {name: int(session.graph.shapes()[name][1]) for name in dict.fromkeys(values)}
+    turns = list(passes(widths, memory))
+    found: dict[str, Gram] = {}
+    bar = tqdm(
+        total=len(turns) * sum(map(len, sequences)), unit="token", desc="calibrate",
+        disable=None if progress else True,
+    )  # fmt: skip
+    with bar:
+        for names in turns:
+            sums = {name: GramAccumulator(widths[name], name=name) for name in names}
+            for ids in sequences:
+                _feed(session, ids, sums, bar)
+            found |= {name: total.finish() for name, total in sums.items()}
+    return found
+
+
+def passes(widths: Mapping[str, int], memory: int) -> Iterator[tuple[str, ...]]:
+    """Values whose matrices fit the memory together, in the order of the model."""
+    names: list[str] = []
+    taken = 0
+    for name, width in widths.items():
+        size = 12 * width * width  # and a float32 product
+        if names and taken + size > memory:
+            yield tuple(names)
+            names, taken = [], 0
+        names.append(name)
+        taken += size
+    if names:
+        yield tuple(names)
+
+
+def _feed(
+    session: Session, ids: NDArray[np.int32], sums: Mapping[str, GramAccumulator], bar: Any
+) -> None:
+    state = session.new_state(len(ids))
+    try:
+        for start in range(0, len(ids), session.max_rows):
+            piece = np.asarray(ids[start : start + session.max_rows], np.int32)
+            (result,) = session.step([Feed(state, piece, "none", taps=tuple(sums))])
+            state.commit(len(piece))
+            for name, total in sums.items():
+                total.add(result.taps[name])
+            bar.update(len(piece))
+    finally:
+        state.close()
+
+
+@contextmanager
+def running(part: PartInProgress, *, threads: int | None = None) -> Iterator[Session]:
+    """A CPU session over a part's weights, matrices rounded to int8-g32: half a percent of them,
+    for prompts at several times the speed of floats. Without kernels, on NumPy."""
+    from ..kernels.cpu import code
+    from ..session.cpu import CpuSession
+    from ..session.reference import ReferenceSession
+
+    weights: dict[str, Any] = {}
+    declared: dict[str, Weight] = {}
+    for name, reader in part.weights.items():
+        rows = [reader.rows(start, stop) for start, stop in reader.spans()]
+        array = np.concatenate(rows)
+        encoding = ROUNDED if array.ndim == 2 else EXACT
+        weights[name] = quantize(array, encoding)
+        declared[name] = Weight(array.shape, encoding)
+    graph = part.graph.replace(weights=declared)
+    if code.available():
+        session: Session = CpuSession(graph, weights, threads=threads)
+    else:
+        session = ReferenceSession(graph, weights)
+    try:
+        yield session
+    finally:
+        session.close()

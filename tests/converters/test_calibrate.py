@@ -1,0 +1,178 @@
+"""Gram matrices collected by running the model: against the reference session's own inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from edgert.converters import calibrate
+from edgert.converters.convert import convert
+from edgert.converters.report import ConvertReport
+from edgert.converters.stages import quantize as stage
+from edgert.converters.stages.base import PartInProgress
+
+from edgert.bundle import Bundle
+from edgert.errors import ConvertError
+from edgert.session import open_session
+from edgert.session.base import Feed
+from edgert.session.cpu import CpuSession
+from edgert.session.reference import ReferenceSession
+
+from ..closeness import assert_close
+from ..tiny import tiny_graph, tiny_weights
+from .checkpoints import write_checkpoint
+
+GRAPH = tiny_graph(quant="f32", window=20)
+WEIGHTS = tiny_weights(GRAPH)
+VALUES = list(calibrate.inputs_of(GRAPH).values())
+
+
+def sequences() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 260, n).astype(np.int32) for n in (100, 1, 37)]
+
+
+def expected(value: str) -> np.ndarray:
+    """X^T X in float64, every sequence fed in one step."""
+    session, total = ReferenceSession(GRAPH, WEIGHTS), 0.0
+    for ids in sequences():
+        (result,) = session.step([Feed(session.new_state(), ids, "none", taps=(value,))])
+        x = result.taps[value].astype(np.float64)
+        total = total + x.T @ x
+    return np.asarray(total)
+
+
+def test_which_products_and_what_they_read() -> None:
+    inputs = calibrate.inputs_of(GRAPH)
+    assert sorted(inputs) == sorted(
+        f"l{i}.{name}" for i in range(2) for name in ("qkv", "o", "gate_up", "down")
+    )
+    assert len(set(inputs.values())) == 8  # the tied head, of selected rows, is none of them
+
+
+@pytest.mark.parametrize("memory", [1, 12 * 64 * 64 * 3, 1 << 30])
+def test_collected_in_chunks_and_passes(memory: int, kernel_folder: Path) -> None:
+    session = CpuSession(GRAPH, WEIGHTS, threads=2, max_rows=32, cache=kernel_folder)
+    found = calibrate.collect(session, sequences(), VALUES, memory=memory)
+    session.close()
+    assert list(found) == VALUES
+    for value, gram in found.items():
+        assert (gram.rows, gram.dropped) == (138, 0)
+        wanted = expected(value)
+        assert np.abs(gram.matrix - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_a_part_runs_on_its_weights() -> None:
+    class Reader:
+        encoding = "f32"
+
+        def __init__(self, array: np.ndarray) -> None:
+            self.array, self.shape = array, array.shape
+
+        def spans(self) -> list[tuple[int, int]]:
+            n = len(self.array)
+            return [(0, n // 2), (n // 2, n)]
+
+        def rows(self, start: int, stop: int) -> np.ndarray:
+            return np.asarray(self.array[start:stop])
+
+    readers = {name: Reader(np.asarray(array)) for name, array in WEIGHTS.items()}
+    part = PartInProgress("model", "text", GRAPH, readers)  # type: ignore[arg-type]
+    with calibrate.running(part, threads=1) as session:
+        stored = {name: w.encoding for name, w in session.graph.weights.items()}
+        found = calibrate.collect(session, sequences(), VALUES[:2])
+    assert (stored["l0.o"], stored["norm"]) == ("int8-g32", "f32")
+    for value, gram in found.items():
+        assert_close(value, expected(value), gram.matrix, rms=0.05)
+
+
+def test_pieces_of_a_text() -> None:
+    pieces = calibrate.sequences_of(range(1000), 64, 5)
+    assert [len(piece) for piece in pieces] == [64] * 5
+    starts = [int(piece[0]) for piece in pieces]
+    assert starts == sorted(set(starts))
+    assert all(start % 64 == 0 for start in starts)
+    assert all(np.array_equal(p, np.arange(p[0], p[0] + 64)) for p in pieces)
+    assert len(calibrate.sequences_of(range(1000), 64, 99)) == 15
+    again = calibrate.sequences_of(range(1000), 64, 5)
+    assert all(np.array_equal(a, b) for a, b in zip(pieces, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "count"), [(63, 64, 1), (0, 1, 1), (10, 0, 1), (9, 3, 0)]
+)
+def test_too_little_text(tokens: int, length: int, count: int) -> None:
+    with pytest.raises(ConvertError, match="calibration text"):
+        calibrate.sequences_of(range(tokens), length, count)
+
+
+# --- in a conversion ------------------------------------------------------------------------------
+
+TEXT = " ".join(f"{i} times {j} is {i * j}." for i in range(40) for j in range(40))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrate") / "llama"
+    write_checkpoint("llama", folder)
+    return folder
+
+
+def errors(report: ConvertReport) -> dict[str, float]:
+    return {weight.name: weight.error for weight in report.weights}
+
+
+@pytest.mark.parametrize("quant", ["int4", "int3"])
+def test_gptq_encodes_the_products_and_rounds_the_rest(
+    quant: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    calibration = calibrate.Calibration.read(text, sequences=8, length=64)
+    plain = convert(checkpoint, tmp_path / "rtn.edge", quant=quant, progress=False)
+    made = convert(
+        checkpoint, tmp_path / "gptq.edge", quant=quant, progress=False, calibration=calibration
+    )
+    differ = {name for name, error in errors(made).items() if error != errors(plain)[name]}
+    assert differ == set(calibrate.inputs_of(Bundle.open(tmp_path / "gptq.edge").graph()))
+    with Bundle.open(tmp_path / "gptq.edge", verify="full") as bundle:
+        assert bundle.manifest.report["gptq"] == calibration.key()
+        session = open_session(bundle)
+        feed = Feed(session.new_state(), np.arange(9, dtype=np.int32), "all")
+        assert np.isfinite(session.step([feed])[0].logits).all()
+        session.close()
+
+
+def test_resumed_it_gives_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    """Weights that an earlier run finished are taken from its cache."""
+    calibration = calibrate.Calibration(TEXT, 4, 64)
+    whole = tmp_path / "whole.edge"
+    convert(checkpoint, whole, quant="int3", progress=False, calibration=calibration)
+    made, encode = tmp_path / "made.edge", stage._gptq
+
+    def stops(name: str, *args: object) -> float:
+        if name.startswith("layers.1"):
+            raise KeyboardInterrupt
+        return encode(name, *args)  # type: ignore[arg-type]
+
+    with mock.patch.object(stage, "_gptq", stops), pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, made, quant="int3", progress=False, calibration=calibration)
+    report = convert(checkpoint, made, quant="int3", progress=False, calibration=calibration)
+    assert report.resumed > 0
+    for name in ("weights.safetensors", "model.safetensors"):
+        if (whole / name).exists():
+            assert (whole / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_no_text_no_method(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConvertError, match="not UTF-8"):
+        calibrate.Calibration.read(tmp_path / "latin.txt")
+    with pytest.raises(ConvertError, match="calibration text"):
+        convert(
+            checkpoint, tmp_path / "m.edge", quant="int4", progress=False,
+            calibration=calibrate.Calibration("too short"),
+        )  # fmt: skip
+    assert not (tmp_path / "m.edge").exists()
