@@ -22,7 +22,8 @@ OFF: Mapping[str, float | int] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 Neutral = tuple[Any, ...]
 NOTHING: Neutral = (None, False, 0, [], {}, "")
 ONE: Neutral = (*NOTHING, 1)
-# What else transformers does with an answer where the key has none of the neutral values.
+# What else transformers does with an answer where the key has none of the neutral values. Bounds of
+# its length are the caller's business, here as in every other runtime.
 UNDONE: Mapping[str, tuple[str, Neutral]] = {
     "bad_words_ids": ("bars sequences of tokens", NOTHING),
     "begin_suppress_tokens": ("bars tokens at the beginning", NOTHING),
@@ -37,8 +38,6 @@ UNDONE: Mapping[str, tuple[str, Neutral]] = {
     "forced_decoder_ids": ("sets tokens", NOTHING),
     "forced_eos_token_id": ("sets the last token", (None,)),
     "guidance_scale": ("guides by a second prompt", ONE),
-    "max_length": ("bounds the length", (*NOTHING, 20)),  # 20: transformers' own default
-    "max_new_tokens": ("bounds the length", (None,)),
     "max_time": ("bounds the time", (None,)),
     "min_length": ("bars an early end", NOTHING),
     "min_new_tokens": ("bars an early end", NOTHING),

@@ -137,7 +137,8 @@ def test_codes_and_names_are_told_apart() -> None:
     assert encodings.asked() == {
         "f32": "f32", "f16": "f16", "int8": "int8-g32", "int8-g32": "int8-g32",
         "int4": "int4-g32", "int4-g32": "int4-g32",
-        "int2": "uint2-g64", "uint2-g64": "uint2-g64", "int3": "uint3-g64", "uint3-g64": "uint3-g64",
+        "int2": "uint2-g64", "uint2-g64": "uint2-g64",
+        "int3": "uint3-g64", "uint3-g64": "uint3-g64",
         "int5": "int5-g64", "int5-g64": "int5-g64", "int6": "int6-g64", "int6-g64": "int6-g64",
     }  # fmt: skip
 
