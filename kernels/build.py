@@ -120,9 +120,8 @@ def build(
     """
     folder = Path(os.path.abspath(folder))
     wanted = targets(families, only)
-    tools = {name: _version(name) for name in TOOLS}
-    sources = sources_hash()
-    with _apart(folder) as (work, made):
+    with _apart(folder) as (work, made):  # first: whether it can be written
+        tools, sources = {name: _version(name) for name in TOOLS}, sources_hash()
         libraries = _libraries(wanted, work, made, jobs if jobs > 0 else _cores(), tell)
         if sources_hash() != sources:
             raise BuildError("the kernels' sources changed meanwhile; build again")

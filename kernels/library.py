@@ -57,6 +57,10 @@ class _Header(msgspec.Struct, frozen=True):
     schema: Any
 
 
+# Made here, once, under the lock of importing: see `edgert/storage/typed.py`.
+_HEADERS, _MANIFESTS = msgspec.json.Decoder(_Header), msgspec.json.Decoder(Manifest)
+
+
 class Library(NamedTuple):
     """A loaded library: its file, and the address of every kernel and entry."""
 
@@ -109,10 +113,10 @@ def listed(folder: Path = FOLDER) -> Manifest | None:
     except FileNotFoundError:
         return None
     try:
-        schema = msgspec.json.decode(text, type=_Header).schema
+        schema = _HEADERS.decode(text).schema
         if type(schema) is not int or schema != SCHEMA:  # neither true nor 1.0
             raise LibraryError(f"{path}: expected schema {SCHEMA}, found {str(schema)[:20]}")
-        return msgspec.json.decode(text, type=Manifest)
+        return _MANIFESTS.decode(text)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise LibraryError(f"{path} is damaged ({error})") from None
 

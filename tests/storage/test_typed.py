@@ -38,7 +38,9 @@ def test_every_type_is_read_by_a_reader() -> None:
         p for f in ("edgert", "kernels", "converters", "devices") for p in (ROOT / f).rglob("*.py")
     ]
     found = {p.relative_to(ROOT).as_posix(): typed_reads(p.read_text("utf-8")) for p in files}
-    assert {name for name, lines in found.items() if lines} == {"edgert/storage/typed.py"}
+    # The kernels import nothing of edgert; theirs are made once, where the module is imported.
+    both = {"edgert/storage/typed.py", "kernels/library.py"}
+    assert {name for name, lines in found.items() if lines} == both
 
 
 def test_the_judge_sees_such_reads() -> None:
