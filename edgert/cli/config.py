@@ -32,8 +32,11 @@ from ..notices import NOTICE, notice
 VARIABLE = "EDGERT_CONFIG"
 # Other names of ours that begin like a flag's variable.
 _OTHERS = frozenset(
-    {VARIABLE, "EDGERT_CACHE", "EDGERT_ISA", "EDGERT_ISA_FORCE", "EDGERT_SHARED_DATA"}
-)
+    {
+        VARIABLE, "EDGERT_CACHE", "EDGERT_ISA", "EDGERT_ISA_FORCE", "EDGERT_KERNEL_LIBRARY",
+        "EDGERT_KERNELS", "EDGERT_WHEEL_PLATFORM", "EDGERT_SHARED_DATA", "EDGERT_ARM",
+    }
+)  # fmt: skip
 NUMBERS = (type(click.INT), type(click.FLOAT))  # ranges are of these
 FILE_BYTES = 1 << 20
 
