@@ -18,7 +18,7 @@ cp -R "$here/kernels" "$tree/edgert/kernels"
 # The shipped kernels, compiled here; EDGERT_KERNEL_LIBRARY=0 compiles under emulation instead.
 if [ "${EDGERT_KERNEL_LIBRARY:-}" != 0 ]; then
   (cd "$here" && python3 kernels/build.py --for linux-aarch64 --isa "$isa" \
-    --out "$tree/edgert/kernels/built")
+    --out "$tree/edgert/kernels/built" >&2)
 fi
 cd "$tree"
 EDGERT_ISA=$isa EDGERT_ISA_FORCE=1 PYTHONPATH="$tree:$folder/site" PYTHONDONTWRITEBYTECODE=1 \
