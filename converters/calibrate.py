@@ -29,7 +29,6 @@ from ..session.base import Feed, Session
 from .compress.whiten import Gram, GramAccumulator
 from .stages.base import PartInProgress
 
-METHODS = ("rtn", "gptq")  # how codes are chosen; all but the first want a calibration
 MEMORY = 1 << 30  # bytes for the matrices of one pass
 ROUNDED = "int8-g32"  # what a calibrating model's matrices are stored in
 LENGTH = 1024  # tokens of a sequence, as COMPOT has them (arXiv 2602.15200)

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import isa, library
 
-# LLVM's names of a target; the second: for the linker.
+# LLVM's names of the targets.
 TRIPLES = {
     ("linux", "x86_64"): "x86_64-unknown-linux-gnu",
     ("linux", "aarch64"): "aarch64-unknown-linux-gnu",

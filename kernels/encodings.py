@@ -172,7 +172,7 @@ def _planes(grid: Grid) -> Cpu:
     head += 0 if grid.symmetric else layout.ZERO_BYTES
 
     def group_bytes(k: int) -> int:
-        return grid.groups_of(k) * head + layout.blocks_of(k) * 64 * grid.bits
+        return grid.groups_of(k) * head + layout.blocks_of(k) * layout.PLANE_BYTES * grid.bits
 
     return Cpu(
         f"{'planes' if grid.symmetric else 'zeroed'}{grid.bits}",

@@ -19,23 +19,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
 
 from .simd import _load, emits, i8x64, i32x16, i64
 
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
 CHUNKS = 8
-
-
-def block_bytes(bits: int) -> int:
-    """Bytes of the codes of 16 rows by 32 inputs."""
-    return 64 * bits
-
-
-@njit(error_model="numpy")
-def block_bytes_of(bits: int) -> int:
-    """The same within a kernel."""
-    return 64 * bits
 
 
 def _constant(value: int) -> Any:

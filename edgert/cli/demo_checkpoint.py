@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.reader import Bundle
+from ..errors import BundleError
 from ..graph import Graph
 from ..kernels.encodings import dequantize
 from ..storage.safetensors_writer import TensorWriter
@@ -55,7 +56,13 @@ def _config(bundle: Bundle) -> dict[str, Any]:
     attention = next(node.attrs for node in graph.nodes if node.op == "attention")
     vocabulary, width = graph.weights["embed"].shape
     turns = np.asarray(weights["inv_freq"])
-    assert text is not None  # noqa: S101  the demo is a text model
+    if text is None:
+        raise BundleError(
+            f"{bundle.manifest.name} is a bundle without text, expected the chat model that came "
+            "with edgert",
+            code="demo",
+            hint="install edgert again",
+        )
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

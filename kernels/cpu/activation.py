@@ -48,6 +48,7 @@ from .layout import (
     INT4_OFFSET,
     INT8_BYTES,
     INT8_OFFSET,
+    PLANE_BYTES,
     ROWS,
     SCALE_BYTES,
     SILU,
@@ -260,13 +261,13 @@ def _plane_entry(table: int, row: int, k: int, blocks: int, encoding: int) -> fl
     bits, every, zeroed = encoding & 255, (encoding >> 16) & 255, encoding >> 24
     lane, head = row % ROWS, SCALE_BYTES + zeroed * ZERO_BYTES
     held = (blocks + every - 1) // every
-    at = table + row // ROWS * (held * head + blocks * 64 * bits)
+    at = table + row // ROWS * (held * head + blocks * PLANE_BYTES * bits)
     b, chunk = k // GROUP, k % GROUP >> 2
-    at += b // every * (head + every * 64 * bits)
+    at += b // every * (head + every * PLANE_BYTES * bits)
     scale, zero = simd.ld_f16(at + 2 * lane), 1 << (bits - 1)
     if zeroed != 0:
         zero = simd.ld_i8(at + SCALE_BYTES + lane) & 255
-    at += head + b % every * 64 * bits + 4 * lane + (k & 3)
+    at += head + b % every * PLANE_BYTES * bits + 4 * lane + (k & 3)
     code, below = 0, 0
     while below < bits:
         rest = bits - below

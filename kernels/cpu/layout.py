@@ -12,6 +12,7 @@ LAYOUT = "r16s-2"  # the last number also counts orders of matrices
 ROWS = 16  # output rows of a group, the lanes of a vector
 GROUP = 32  # inputs of a block: those that share a scale in int4-g32 and int8-g32
 SCALE_BYTES = 2 * ROWS  # float16 scales of a block
+PLANE_BYTES = ROWS * GROUP // 8  # of a block, for each bit of codes in planes (`simd_planes.py`)
 ZERO_BYTES = ROWS  # zero codes of a group, where it has some of its own
 INT4_BYTES = SCALE_BYTES + ROWS * GROUP // 2  # a packed block
 INT8_BYTES = SCALE_BYTES + ROWS * GROUP

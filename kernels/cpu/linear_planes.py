@@ -38,8 +38,8 @@ from ..simd import (
     store_f32,
     to_f32,
 )
-from ..simd_planes import block_bytes, chunks, load_u8, mul_i32
-from .layout import SCALE_BYTES, TILE, TOKEN_BLOCK, ZERO_BYTES
+from ..simd_planes import chunks, load_u8, mul_i32
+from .layout import PLANE_BYTES, SCALE_BYTES, TILE, TOKEN_BLOCK, ZERO_BYTES
 from .linear import FEW, GRAIN, _ahead, finish
 from .vm import claim, kernel
 
@@ -94,7 +94,7 @@ def _row(bits: int, zeroed: bool) -> Any:
     """16 rows times one token; every: blocks that share a scale."""
     total = _avx2_sum(bits) if simd.ISA == "avx2" else _dot_sum
     c0, c1, c2, c3, c4, c5, c6, c7 = chunks(bits)
-    size, head, lines = block_bytes(bits), SCALE_BYTES + zeroed * ZERO_BYTES, bits + 1
+    size, head, lines = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES, bits + 1
 
     @njit(error_model="numpy")
     def row(w: int, blocks: int, every: int, x: int, past: int) -> Any:
@@ -121,7 +121,7 @@ def _tile(bits: int, zeroed: bool) -> Any:
     """16 rows times a tile of n tokens; float32 [n][16] to acc."""
     total = _avx2_sum(bits) if simd.ISA == "avx2" else _dot_sum
     c0, c1, c2, c3, c4, c5, c6, c7 = chunks(bits)
-    size, head, lines = block_bytes(bits), SCALE_BYTES + zeroed * ZERO_BYTES, bits + 1
+    size, head, lines = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES, bits + 1
 
     @njit(error_model="numpy")
     def tile(w: int, blocks: int, every: int, x: int, n: int, acc: int, past: int) -> None:
@@ -154,7 +154,7 @@ def _tile(bits: int, zeroed: bool) -> Any:
 
 def _product(bits: int, *, zeroed: bool) -> Any:
     row, tile = _row(bits, zeroed), _tile(bits, zeroed)
-    size, head = block_bytes(bits), SCALE_BYTES + zeroed * ZERO_BYTES
+    size, head = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from ..simd import ld_i8, st_i8
-from ..simd_planes import block_bytes_of
-from .layout import GROUP, INT4_BYTES, INT8_BYTES, ROWS, SCALE_BYTES, ZERO_BYTES
+from .layout import GROUP, INT4_BYTES, INT8_BYTES, PLANE_BYTES, ROWS, SCALE_BYTES, ZERO_BYTES
 from .vm import entry
 
 
@@ -92,7 +91,7 @@ def scatter_planes(
     [rows, held] and streams of zero codes (0: none), into groups of rows first, first + every, ...
     of zeros. size: inputs of a group, held: groups of a row, blocks: of 32 inputs."""
     head = SCALE_BYTES + (ZERO_BYTES if zeros != 0 else 0)
-    apart = held * head + blocks * block_bytes_of(bits)
+    apart = held * head + blocks * PLANE_BYTES * bits
     together = size // GROUP
     zero_bytes = (held * bits + 7) // 8
     for row in range(rows):
@@ -108,4 +107,4 @@ def scatter_planes(
             for b in range(min(together, blocks - g * together)):
                 for k in range(GROUP):
                     _place(at, lane, k, _code(stream, b * GROUP + k, bits), bits)
-                at += block_bytes_of(bits)
+                at += PLANE_BYTES * bits
