@@ -1,51 +1,67 @@
-"""Gram matrices of the inputs of a model's products, collected by running the model itself.
+"""The text that a compression is fitted to, as sequences of tokens, and what is collected on it.
 
 Quantizers and factorisations weigh a weight's errors by `G = X^T X` of what its product reads
-(`compress/whiten.py`). The model runs on the CPU session over
-sequences of tokens and gives the values that its products read as taps: torch is not needed.
-Products that read one value (queries, keys and values; gate and up) share one matrix.
+(`compress/whiten.py`). `layers.py` runs the model and collects G; here is what it runs over: a text
+file, a JSONL file of chats, or the sample that comes along.
 
-`G` of a value of width m takes 8 m^2 bytes. What does not fit the memory at one time is collected
-in several passes over the sequences.
+The sample: about a megabyte of English, in pieces of a few kilobytes and random order. Encyclopedia
+articles (Wikipedia, CC BY-SA 3.0, titles are kept), novels of before 1931 (public domain), written
+dialogues (Schema-Guided Dialogue, CC BY-SA 4.0), fairy tales (public domain), Python sources of
+edgert, sums.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+import lzma
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import limits
-from ..errors import ConvertError
-from ..graph import Graph, Weight
-from ..kernels.encodings import EXACT, quantize
-from ..session.base import Feed, Session
-from .compress.whiten import Gram, GramAccumulator
-from .stages.base import PartInProgress
+from ..errors import ConvertError, RequestError
+from ..graph import Graph
 
-MEMORY = 1 << 30  # bytes for the matrices of one pass
-ROUNDED = "int8-g32"  # what a calibrating model's matrices are stored in
+if TYPE_CHECKING:
+    from ..text.template import ChatTemplate
+    from ..text.tokenizer import Tokenizer
+
 LENGTH = 1024  # tokens of a sequence, as COMPOT has them (arXiv 2602.15200)
+QUICK, FULL = 16, 256  # sequences of the two presets
+SAMPLE = "calibration_sample.txt.xz"
+SAMPLE_NAME = "the built-in sample"
+
+Chats = tuple[tuple[dict[str, Any], ...], ...]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A text and how much of it a model is run over: `sequences` pieces of `length` tokens."""
+    """A text, or chats, and how much of it a model is run over: `sequences` pieces of `length`
+    tokens. name: what it is called in errors and reports."""
 
     text: str
     sequences: int = 64
     length: int = LENGTH
+    chats: Chats = ()
+    name: str = "the calibration text"
+
+    @classmethod
+    def sample(cls, sequences: int = QUICK, length: int = LENGTH) -> Calibration:
+        """The text that comes with edgert."""
+        packed = files(__package__).joinpath(SAMPLE).read_bytes()
+        return cls(lzma.decompress(packed).decode("utf-8"), sequences, length, name=SAMPLE_NAME)
 
     @classmethod
     def read(cls, path: str | Path, sequences: int = 64, length: int = LENGTH) -> Calibration:
-        """A UTF-8 text file. Raises ConvertError for one that is none, or is larger than
-        `limits.CALIBRATION_BYTES`."""
+        """A UTF-8 text file, or where its name ends in `.jsonl` a chat or a text a line. Raises
+        ConvertError for one that is none, or is larger than `limits.CALIBRATION_BYTES`."""
         try:
             with open(path, "rb") as file:
                 data = file.read(limits.CALIBRATION_BYTES + 1)
@@ -55,18 +71,95 @@ class Calibration:
                     code="calibration-text",
                     hint="a few megabytes of text are plenty",
                 )
-            return cls(data.decode("utf-8"), sequences, length)
+            text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConvertError(
                 f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
                 code="calibration-text",
                 hint="give a plain text file",
             ) from None
+        if Path(path).suffix == ".jsonl":
+            return cls("", sequences, length, chats_of(text, str(path)), str(path))
+        return cls(text, sequences, length, name=str(path))
 
     def key(self) -> dict[str, Any]:
         """What a result depends on."""
-        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        told = json.dumps([self.text, self.chats], sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()
         return {"text": digest, "sequences": self.sequences, "length": self.length}
+
+    def ids(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+        """All of it as tokens. Chats are written as the model's template has them, without one as
+        lines of `role: content`. Raises ConvertError for chats that the template rejects."""
+        if not self.chats:
+            return tokenizer.encode(self.text)
+        found: list[int] = []
+        for number, chat in enumerate(self.chats, 1):
+            if template is None:
+                lines = "".join(f"{m.get('role')}: {m.get('content')}\n" for m in chat)
+                found += tokenizer.encode(lines + "\n")
+                continue
+            try:
+                found += tokenizer.encode_segments(
+                    template.render(chat, add_generation_prompt=False)
+                )
+            except RequestError as error:
+                raise ConvertError(
+                    f"{self.name}, chat {number}: {error.message}",
+                    code="calibration-text",
+                    hint="the model's chat template says this; mend the chat or leave it out",
+                ) from None
+        return found
+
+    def token_sequences(
+        self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
+    ) -> list[NDArray[np.int32]]:
+        """The pieces for a model of `context` tokens. Raises ConvertError for too little text."""
+        if tokenizer is None:
+            raise ConvertError(
+                "this model has no tokenizer, expected one to read the calibration text with",
+                code="calibration",
+                hint="convert it without calibration: --method rtn or hqq",
+            )
+        length = min(self.length, context or self.length)
+        return sequences_of(self.ids(tokenizer, template), length, self.sequences)
+
+
+def chats_of(text: str, name: str) -> Chats:
+    """Chats of JSON lines: `{"messages": [{"role": ..., "content": ...}, ...]}`, such a list alone,
+    `{"text": ...}`, or a string. Empty lines pass. Raises ConvertError naming the line."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = msgspec.json.decode(line)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise _bad_line(name, number, f"is not JSON: {error}") from None
+        if isinstance(row, dict) and "messages" in row:
+            row = row["messages"]
+        elif isinstance(row, dict) and "text" in row:
+            row = row["text"]
+        if isinstance(row, str):
+            row = [{"role": "user", "content": row}]
+        if not (isinstance(row, list) and row and all(isinstance(m, dict) for m in row)):
+            raise _bad_line(name, number, "holds no messages")
+        found.append(tuple(row))
+    if not found:
+        raise ConvertError(
+            f"{name} holds no chats, expected one a line",
+            code="calibration-text",
+            hint='a line: {"messages": [{"role": "user", "content": "..."}, ...]}',
+        )
+    return tuple(found)
+
+
+def _bad_line(name: str, number: int, what: str) -> ConvertError:
+    return ConvertError(
+        f"{name}, line {number} {what}, expected a chat as JSON",
+        code="calibration-text",
+        hint='a line: {"messages": [{"role": "user", "content": "..."}, ...]}, or {"text": "..."}',
+    )
 
 
 def inputs_of(graph: Graph) -> dict[str, str]:
@@ -101,92 +194,3 @@ def sequences_of(
     rows = np.asarray(ids[: whole * length], np.int32).reshape(whole, length)
     chosen = np.sort(np.random.default_rng(seed).permutation(whole)[:count])
     return list(rows[chosen])
-
-
-def collect(
-    session: Session,
-    sequences: Sequence[NDArray[np.int32]],
-    values: Sequence[str],
-    *,
-    memory: int = MEMORY,
-    progress: bool = False,
-) -> dict[str, Gram]:
-    """The Gram matrix of each of `values` (`inputs_of`), over all tokens of all sequences.
-
-    sequences: int32, each at most the session's context. memory: bytes that matrices may take at a
-    time, one at least. Batches with NaN or infinity are left out and counted (`Gram.dropped`).
-    """
-    from tqdm import tqdm
-
-    widths = {name: int(session.graph.shapes()[name][1]) for name in dict.fromkeys(values)}
-    turns = list(passes(widths, memory))
-    found: dict[str, Gram] = {}
-    bar = tqdm(
-        total=len(turns) * sum(map(len, sequences)), unit="token", desc="calibrate",
-        disable=None if progress else True,
-    )  # fmt: skip
-    with bar:
-        for names in turns:
-            sums = {name: GramAccumulator(widths[name], name=name) for name in names}
-            for ids in sequences:
-                _feed(session, ids, sums, bar)
-            found |= {name: total.finish() for name, total in sums.items()}
-    return found
-
-
-def passes(widths: Mapping[str, int], memory: int) -> Iterator[tuple[str, ...]]:
-    """Values whose matrices fit the memory together, in the order of the model."""
-    names: list[str] = []
-    taken = 0
-    for name, width in widths.items():
-        size = 12 * width * width  # and a float32 product
-        if names and taken + size > memory:
-            yield tuple(names)
-            names, taken = [], 0
-        names.append(name)
-        taken += size
-    if names:
-        yield tuple(names)
-
-
-def _feed(
-    session: Session, ids: NDArray[np.int32], sums: Mapping[str, GramAccumulator], bar: Any
-) -> None:
-    state = session.new_state(len(ids))
-    try:
-        for start in range(0, len(ids), session.max_rows):
-            piece = np.asarray(ids[start : start + session.max_rows], np.int32)
-            (result,) = session.step([Feed(state, piece, "none", taps=tuple(sums))])
-            state.commit(len(piece))
-            for name, total in sums.items():
-                total.add(result.taps[name])
-            bar.update(len(piece))
-    finally:
-        state.close()
-
-
-@contextmanager
-def running(part: PartInProgress, *, threads: int | None = None) -> Iterator[Session]:
-    """A CPU session over a part's weights, matrices rounded to int8-g32: half a percent of them,
-    for prompts at several times the speed of floats. Without kernels, on NumPy."""
-    from ..kernels.cpu import code
-    from ..session.cpu import CpuSession
-    from ..session.reference import ReferenceSession
-
-    weights: dict[str, Any] = {}
-    declared: dict[str, Weight] = {}
-    for name, reader in part.weights.items():
-        rows = [reader.rows(start, stop) for start, stop in reader.spans()]
-        array = np.concatenate(rows)
-        encoding = ROUNDED if array.ndim == 2 else EXACT
-        weights[name] = quantize(array, encoding)
-        declared[name] = Weight(array.shape, encoding)
-    graph = part.graph.replace(weights=declared)
-    if code.available():
-        session: Session = CpuSession(graph, weights, threads=threads)
-    else:
-        session = ReferenceSession(graph, weights)
-    try:
-        yield session
-    finally:
-        session.close()

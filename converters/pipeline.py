@@ -33,6 +33,7 @@ from .stages.quantize import Quantize
 from .stages.read import Reading, read
 from .stages.verify import Verify
 from .stages.weight_cache import WeightCache
+from .workers import open_workers
 from .weights import stored_nbytes
 
 SLACK = 1 << 20  # bytes of manifest, journal and folders
@@ -51,12 +52,15 @@ class Options:
     golden: bool = True
     threads: int | None = None
     calibration: Calibration | None = None
+    method: str = ""
+    workers: int = 1
+    cluster: str | None = None
 
 
 def stages_for(options: Options) -> tuple[Stage, ...]:
     """The stages after reading, in order: one row each."""
     return (
-        Quantize(options.quant, options.embed_quant, options.calibration),
+        Quantize(options.quant, options.embed_quant, options.calibration, options.method),
         Emit(),
         Verify(golden=options.golden),
     )
@@ -122,7 +126,10 @@ class Pipeline:
         context = Context(
             part.name, stage.name, caches, writer,
             preview=lambda: writer.preview(self.manifest()),
+            source=next(read for read in self.reading.parts if read.name == part.name),
             tokenizer=self.reading.tokenizer,
+            template=self.reading.template,
+            workers=lambda: open_workers(self.options.workers, self.options.cluster),
             threads=self.options.threads or min(4, os.cpu_count() or 1),
             progress=self.options.progress,
         )  # fmt: skip

@@ -9,7 +9,7 @@ through `G [m, m]`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,20 @@ class Gram:
     dropped: int = 0
 
 
+class Inputs(NamedTuple):
+    """What a product reads. gram: over the sequences to fit to. held: over those kept for a check,
+    None where there are too few."""
+
+    gram: Gram
+    held: Gram | None = None
+
+
 class GramAccumulator:
     """Collects the Gram matrix of one layer input, batch by batch.
 
     channels: m. name: of the layer, for messages. nonfinite: what a batch with NaN or infinity
     gets: "drop" leaves it out and counts it, "refuse" raises ConvertError. Memory: m * m * 12
-    bytes and one batch.
+    bytes and 4096 rows, or a batch.
     """
 
     def __init__(self, channels: int, *, name: str = "layer", nonfinite: str = "drop") -> None:
@@ -48,6 +56,7 @@ class GramAccumulator:
         self.nonfinite = checks.one_of(nonfinite, "nonfinite", ("drop", "refuse"))
         self.rows = self.dropped = 0
         self._sum = np.zeros((channels, channels))
+        self._waiting: list[NDArray[Any]] = []  # rows of a product to come
 
     def add(self, x: Any, mask: Any = None) -> bool:
         """Add a batch `x [..., m]` of real numbers; False if it was dropped.
@@ -66,10 +75,17 @@ class GramAccumulator:
                 )
             self.dropped += 1
             return False
+        self._waiting.append(np.array(rows))
+        self.rows += len(rows)
+        if sum(map(len, self._waiting)) >= _ROWS:
+            self._add_waiting()
+        return True
+
+    def _add_waiting(self) -> None:
+        rows = np.concatenate(self._waiting) if self._waiting else np.empty((0, self.channels))
         for start in range(0, len(rows), _ROWS):
             self._sum += _product(rows[start : start + _ROWS])
-        self.rows += len(rows)
-        return True
+        self._waiting.clear()
 
     def _rows(self, x: NDArray[Any], mask: Any) -> NDArray[Any]:
         if x.dtype.kind not in "fiu" or not x.ndim or x.shape[-1] != self.channels:
@@ -98,6 +114,7 @@ class GramAccumulator:
                 "expected at least one finite batch",
                 hint="the model overflows on this text: calibrate in float32 or bfloat16",
             )
+        self._add_waiting()
         return Gram((self._sum + self._sum.T) / 2, self.rows, self.dropped)
 
 

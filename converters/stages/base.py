@@ -8,8 +8,12 @@ and is run anew by every conversion. One whose work is worth keeping writes new 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...bundle.reader import Bundle
 from ...bundle.writer import BundleWriter
@@ -19,7 +23,10 @@ from .cache import StageCache
 from .weight_cache import WeightCache
 
 if TYPE_CHECKING:
+    from ...text.template import ChatTemplate
     from ...text.tokenizer import Tokenizer
+    from ..calibrate import Calibration
+    from ..workers import Workers
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Context:
     """What a stage may use while it works on a part.
 
     threads: for work on weights. progress: whether a bar may be shown. preview: opens the bundle
-    as it stands once its files are written. tokenizer: of models with text.
+    as it stands once its files are written. source: the part as it was read. tokenizer, template:
+    of models with text. workers: opens what jobs over single matrices go through.
     """
 
     part: str
@@ -59,7 +67,10 @@ class Context:
     caches: StageCache
     writer: BundleWriter
     preview: Callable[[], Bundle]
+    source: PartInProgress
     tokenizer: Tokenizer | None
+    template: Callable[[], ChatTemplate | None]
+    workers: Callable[[], AbstractContextManager[Workers]]
     threads: int
     progress: bool
     opened: WeightCache | None = None
@@ -71,6 +82,13 @@ class Context:
         """
         self.opened = self.caches.open(self.part, self.stage, weights)
         return self.opened
+
+    def sequences(self, calibration: Calibration) -> list[NDArray[np.int32]]:
+        """The calibration's tokens, in pieces that the model's context holds."""
+        found = calibration.token_sequences(
+            self.tokenizer, self.template() if calibration.chats else None, self.source.graph.context
+        )
+        return found
 
 
 class Stage(Protocol):

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from ...errors import ConvertError
 from ...graph import Graph, Weight
-from ...kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked, dequantize, tensors_of
-from .. import calibrate
-from ..calibrate import Calibration
-from ..compress.whiten import Gram
-from ..quantize.gptq import gptq
+from ...kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked
+from ..calibrate import Calibration, inputs_of
+from ..layers import Layers, passed_nbytes, whole
+from ..quantize.job import METHODS, Encoded, Job, encode_matrix
 from ..quantize.rtn import encode_weight
 from ..report import relative
 from ..weights import WeightReader, stored_nbytes
 from .base import Context, PartInProgress
 from .weight_cache import WeightCache
-
-# GPTQ's damping, of the mean of the Gram matrix's diagonal: with few rows for each input the larger
-# one loses less on other text (benchmarks/NOTES.md).
-ENOUGH, DAMP, DAMP_FEW_ROWS = 8, 0.01, 0.1
-
 
 def encodings_asked(quant: str, embed_quant: str | None) -> tuple[str, str]:
     """Canonical encodings of matrices and of embedding and head."""
@@ -40,10 +32,13 @@ def encodings_asked(quant: str, embed_quant: str | None) -> tuple[str, str]:
     return quant, ENCODINGS[quant].ends or quant if embed_quant is None else known[embed_quant]
 
 
-def encoded(graph: Graph, quant: str, embed_quant: str) -> Graph:
+def encoded(
+    graph: Graph, quant: str, embed_quant: str, chosen: Mapping[str, str] | None = None
+) -> Graph:
     """The graph with its weights as wanted, f32 where that encoding is not for their rank.
 
-    embed_quant: for embeddings and, where there are some, for the last linear: the head.
+    embed_quant: for embeddings and, where there are some, for the last linear: the head. chosen:
+    encodings that single weights have or shall have.
     """
     ends = {n.weights["weight"] for n in graph.nodes if n.op == "embed"}
     if ends:
@@ -51,95 +46,141 @@ def encoded(graph: Graph, quant: str, embed_quant: str) -> Graph:
     weights = {}
     for name, w in graph.weights.items():
         wanted = embed_quant if name in ends else quant
+        wanted = (chosen or {}).get(name, wanted)
         fits = len(w.shape) in ENCODINGS[wanted].ranks
         weights[name] = Weight(w.shape, wanted if fits else EXACT)
     return graph.replace(weights=weights)
 
 
 class Quantize:
-    """Every weight into its encoding, to nearest, or by GPTQ (`quantize/gptq.py`) where a product's
-    matrix has codes and there is a calibration. Report: `relative_rms`, the RMS of the error over
-    that of the values, by weight."""
+    """Every weight into its encoding. Weights that a stage before has stored, and encodings that it
+    has chosen, are taken over (its report's `stored` and `encodings`, by weight).
+
+    method: to nearest (`rtn`), `hqq`, or `gptq` where a product's matrix has codes: it needs a
+    calibration. Report: `relative_rms`, the RMS of the error over that of the values, by weight;
+    `output_rms`, the same of the products' outputs where there were inputs; `methods`, where another
+    one than asked for lost less.
+    """
 
     name = "quantize"
 
     def __init__(
-        self, quant: str, embed_quant: str, calibration: Calibration | None = None
+        self,
+        quant: str,
+        embed_quant: str,
+        calibration: Calibration | None = None,
+        method: str = "",
     ) -> None:
-        self.quant, self.embed_quant, self.calibration = quant, embed_quant, calibration
+        method = method or ("rtn" if calibration is None else "gptq")
+        if method not in METHODS or (method == "gptq" and calibration is None):
+            given = "without calibration" if calibration is None else "with calibration"
+            raise ConvertError(
+                f"method {method!r} {given}, expected one of {list(METHODS)}, gptq with one",
+                code="method",
+            )
+        self.quant, self.embed_quant, self.method = quant, embed_quant, method
+        self.calibration = calibration if method == "gptq" else None
 
     def key(self) -> Mapping[str, Any]:
         key: dict[str, Any] = {"quant": self.quant, "embed": self.embed_quant}
+        key |= {"method": self.method}
         return key if self.calibration is None else {**key, "gptq": self.calibration.key()}
 
     def nbytes(self, part: PartInProgress) -> int:
-        return stored_nbytes(encoded(part.graph, self.quant, self.embed_quant).weights)
+        stored = stored_nbytes(encoded(part.graph, self.quant, self.embed_quant).weights)
+        return stored + (passed_nbytes(part.graph, self.calibration) if self.calibration else 0)
 
     def run(self, part: PartInProgress, context: Context) -> PartInProgress:
         from tqdm import tqdm
 
-        graph = encoded(part.graph, self.quant, self.embed_quant)
-        cache = context.cache(graph.weights)
-        errors = {}
+        stored, chosen = taken_over(part)
+        graph = encoded(part.graph, self.quant, self.embed_quant, chosen)
+        ours = {name: weight for name, weight in graph.weights.items() if name not in stored}
+        cache = context.cache(ours)
+        notes: dict[str, dict[str, Any]] = {}
         bar = tqdm(
-            total=stored_nbytes(graph.weights), unit="B", unit_scale=True, desc="quantize",
+            total=stored_nbytes(ours), unit="B", unit_scale=True, desc="quantize",
             disable=None if context.progress else True,
         )  # fmt: skip
-        later = self._calibrated(graph, context)
+        later = self._later(graph, set(ours))
+        every = set(later.values())
         with bar, ThreadPoolExecutor(context.threads, "edgert-convert") as pool:
-            for name in graph.weights:
+            for name in ours:
                 record = cache.done(name)
-                if record is None and name in later:
-                    continue
-                later.pop(name, None)
-                if record is None:
-                    errors[name] = self._weight(name, part.weights[name], cache, pool, context, bar)
-                else:
-                    errors[name] = float(record.note.get("error", 0.0))
-                    bar.update(stored_nbytes({name: graph.weights[name]}))
-            if later and self.calibration is not None:
-                errors |= self._by_gptq(later, part, cache, self.calibration, context, bar)
-        errors = {name: errors[name] for name in graph.weights}
-        weights = {name: cache.reader(name) for name in graph.weights}
-        return part.replace(graph=graph, weights=weights).reported(self.name, relative_rms=errors)
+                if record is not None:
+                    notes[name] = record.note
+                    later.pop(name, None)
+                    bar.update(stored_nbytes({name: ours[name]}))
+                elif name not in later:
+                    notes[name] = self._weight(name, part.weights[name], cache, pool, context, bar)
+            for name, found in self._by_jobs(later, part, context, cache, every):
+                for key, array in found.arrays.items():
+                    cache.write(f"{name}.{key}", array)
+                    bar.update(array.nbytes)
+                notes[name] = _note(found)
+                cache.finish(name, notes[name])
+        weights = {n: part.weights[n] if n in stored else cache.reader(n) for n in graph.weights}
+        after = part.replace(graph=graph, weights=weights)
+        return after.reported(self.name, **self._report(graph, notes, stored))
 
-    def _calibrated(self, graph: Graph, context: Context) -> dict[str, str]:
-        """Matrices that GPTQ encodes, and the values that their products read."""
-        if self.calibration is None:
+    def _report(
+        self, graph: Graph, notes: Mapping[str, Mapping[str, Any]], stored: Mapping[str, float]
+    ) -> dict[str, Any]:
+        errors = {n: notes[n]["error"] if n in notes else stored[n] for n in graph.weights}
+        outputs = {n: note["output"] for n, note in notes.items() if "output" in note}
+        other = {n: m for n, note in notes.items() if (m := note.get("method", "")) != self.method}
+        found: dict[str, Any] = {"relative_rms": errors}
+        found |= {"output_rms": outputs} if outputs else {}
+        return found | ({"methods": {n: m for n, m in other.items() if m}} if other else {})
+
+    def _later(self, graph: Graph, ours: set[str]) -> dict[str, str]:
+        """Matrices that are encoded whole, and the values that their products read."""
+        if self.method == "rtn":
             return {}
         rows = {name: ENCODINGS[weight.encoding] for name, weight in graph.weights.items()}
-        inputs = calibrate.inputs_of(graph)
-        return {name: value for name, value in inputs.items() if rows[name].grid is not None}
+        return {
+            name: value
+            for name, value in inputs_of(graph).items()
+            if name in ours and rows[name].grid is not None
+        }
 
-    def _by_gptq(
+    def _by_jobs(
         self,
         matrices: Mapping[str, str],
         part: PartInProgress,
-        cache: WeightCache,
-        calibration: Calibration,
         context: Context,
-        bar: Any,
-    ) -> dict[str, float]:
-        """Encode matrices into the cache, as many at a time as their Gram matrices leave room
-        for; their relative errors."""
-        if context.tokenizer is None:
-            raise ConvertError(
-                "this model has no tokenizer, expected one to read the calibration text with",
-                code="calibration",
-                hint="convert it without --method gptq",
+        cache: WeightCache,
+        every: set[str],
+    ) -> Iterator[tuple[str, Encoded]]:
+        """Matrices as they are encoded, layer by layer where they need inputs. every: the values
+        of these and of those that an earlier run has encoded."""
+        if not matrices:
+            return
+
+        def job(name: str, inputs: Any = None) -> Job:
+            return Job(name, whole(part.weights[name]), cache.weights[name].encoding, self.method,
+                       inputs)  # fmt: skip
+
+        with context.workers() as workers:
+            if self.calibration is None:
+                jobs = (job(name) for name in matrices)
+                yield from zip(
+                    matrices, workers.run(encode_matrix, jobs, names=matrices), strict=True
+                )
+                return
+            layers = Layers(
+                context.source,
+                context.sequences(self.calibration),
+                sorted(every),
+                done=every - set(matrices.values()),
+                threads=context.threads,
+                folder=cache.folder,
+                progress=context.progress,
             )
-        errors = {}
-        with calibrate.running(part, threads=context.threads) as session:
-            length = min(calibration.length, session.context)
-            ids = context.tokenizer.encode(calibration.text)
-            sequences = calibrate.sequences_of(ids, length, calibration.sequences)
-            widths = {v: int(session.graph.shapes()[v][1]) for v in matrices.values()}
-            for values in calibrate.passes(widths, calibrate.MEMORY):
-                grams = calibrate.collect(session, sequences, values, progress=context.progress)
-                for name in [name for name, value in matrices.items() if value in grams]:
-                    gram = grams[matrices[name]]
-                    errors[name] = _gptq(name, part.weights[name], gram, cache, bar)
-        return errors
+            for inputs in layers:
+                names = [name for name, value in matrices.items() if value in inputs]
+                jobs = (job(name, inputs[matrices[name]]) for name in names)
+                yield from zip(names, workers.run(encode_matrix, jobs, names=names), strict=True)
 
     def _weight(
         self,
@@ -149,8 +190,8 @@ class Quantize:
         pool: ThreadPoolExecutor,
         context: Context,
         bar: Any,
-    ) -> float:
-        """Encode one weight into the cache; its relative error."""
+    ) -> dict[str, Any]:
+        """Encode one weight into the cache, rows at a time; its note."""
         lost = power = 0.0
         encoding = cache.weights[name].encoding
         for piece in encode_weight(name, weight, encoding, pool, ahead=context.threads + 2):
@@ -158,24 +199,23 @@ class Quantize:
                 cache.write(name + suffix, array)
                 bar.update(array.nbytes)
             lost, power = lost + piece.lost, power + piece.power
-        error = relative(lost, power)
-        cache.finish(name, {"error": error})
-        return error
+        note = {"error": relative(lost, power)}
+        cache.finish(name, note)
+        return note
 
 
-def _gptq(name: str, weight: WeightReader, gram: Gram, cache: WeightCache, bar: Any) -> float:
-    """One matrix by GPTQ into the cache; its relative error."""
-    rows = np.concatenate([weight.rows(start, stop) for start, stop in weight.spans()])
-    row = ENCODINGS[cache.weights[name].encoding]
-    damp = DAMP if gram.rows >= ENOUGH * rows.shape[1] else DAMP_FEW_ROWS
-    stored = gptq(
-        rows, gram.matrix, bits=row.bits, group=row.group, symmetric=not row.zeros, clip=True,
-        damp=damp,
-    )  # fmt: skip
-    for key, array in tensors_of(stored).items():
-        cache.write(f"{name}.{key}", array)
-        bar.update(array.nbytes)
-    lost = float(np.square(dequantize(stored) - rows, dtype=np.float64).sum())
-    error = relative(lost, float(np.square(rows, dtype=np.float64).sum()))
-    cache.finish(name, {"error": error})
-    return error
+def taken_over(part: PartInProgress) -> tuple[dict[str, float], dict[str, str]]:
+    """Weights that stages before have stored for good, with their errors; and encodings that they
+    have chosen."""
+    stored: dict[str, float] = {}
+    chosen: dict[str, str] = {}
+    for report in part.reports.values():
+        stored |= report.get("stored", {})
+        chosen |= report.get("encodings", {})
+    chosen |= {name: part.weights[name].encoding for name in stored}
+    return stored, chosen
+
+
+def _note(found: Encoded) -> dict[str, Any]:
+    note: dict[str, Any] = {"error": found.error, "method": found.method}
+    return note if found.output != found.output else {**note, "output": found.output}

@@ -18,6 +18,7 @@ from ..weights import spans_of
 from .base import PartInProgress
 
 if TYPE_CHECKING:
+    from ...text.template import ChatTemplate
     from ...text.tokenizer import Tokenizer
 
 
@@ -29,6 +30,19 @@ class Reading(NamedTuple):
     text: Text | None
     tokenizer: Tokenizer | None
     hashes: dict[str, str]
+
+    def template(self) -> ChatTemplate | None:
+        """The chat template, None where there is none. Raises BundleError."""
+        from ...text.template import ChatTemplate
+
+        if self.text is None or self.tokenizer is None or not self.text.spec.chat_template:
+            return None
+        return ChatTemplate(
+            self.text.files[self.text.spec.chat_template].decode("utf-8"),
+            self.text.spec.special,
+            control=self.tokenizer.control,
+            added=self.tokenizer.vocabulary.added,
+        )
 
 
 def read(source: Source) -> Reading:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-from edgert.converters import calibrate
+from edgert.converters import calibrate, layers
+from edgert.converters.compress.whiten import Inputs
 from edgert.converters.convert import convert
+from edgert.converters.quantize.job import Encoded, Job
 from edgert.converters.report import ConvertReport
 from edgert.converters.stages import quantize as stage
 from edgert.converters.stages.base import PartInProgress
@@ -17,7 +20,6 @@ from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from edgert.session import open_session
 from edgert.session.base import Feed
-from edgert.session.cpu import CpuSession
 from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
@@ -52,40 +54,77 @@ def test_which_products_and_what_they_read() -> None:
     assert len(set(inputs.values())) == 8  # the tied head, of selected rows, is none of them
 
 
-@pytest.mark.parametrize("memory", [1, 12 * 64 * 64 * 3, 1 << 30])
-def test_collected_in_chunks_and_passes(memory: int, kernel_folder: Path) -> None:
-    session = CpuSession(GRAPH, WEIGHTS, threads=2, max_rows=32, cache=kernel_folder)
-    found = calibrate.collect(session, sequences(), VALUES, memory=memory)
-    session.close()
-    assert list(found) == VALUES
-    for value, gram in found.items():
-        assert (gram.rows, gram.dropped) == (138, 0)
-        wanted = expected(value)
-        assert np.abs(gram.matrix - wanted).max() < 1e-4 * np.abs(wanted).max()
+class Reader:
+    encoding = "f32"
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape = array, array.shape
+
+    def spans(self) -> list[tuple[int, int]]:
+        n = len(self.array)
+        return [(0, n // 2), (n // 2, n)]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.array[start:stop])
 
 
-def test_a_part_runs_on_its_weights() -> None:
-    class Reader:
-        encoding = "f32"
-
-        def __init__(self, array: np.ndarray) -> None:
-            self.array, self.shape = array, array.shape
-
-        def spans(self) -> list[tuple[int, int]]:
-            n = len(self.array)
-            return [(0, n // 2), (n // 2, n)]
-
-        def rows(self, start: int, stop: int) -> np.ndarray:
-            return np.asarray(self.array[start:stop])
-
+def part() -> PartInProgress:
     readers = {name: Reader(np.asarray(array)) for name, array in WEIGHTS.items()}
-    part = PartInProgress("model", "text", GRAPH, readers)  # type: ignore[arg-type]
-    with calibrate.running(part, threads=1) as session:
-        stored = {name: w.encoding for name, w in session.graph.weights.items()}
-        found = calibrate.collect(session, sequences(), VALUES[:2])
-    assert (stored["l0.o"], stored["norm"]) == ("int8-g32", "f32")
-    for value, gram in found.items():
-        assert_close(value, expected(value), gram.matrix, rms=0.05)
+    return PartInProgress("model", "text", GRAPH, readers)  # type: ignore[arg-type]
+
+
+def test_segments_pass_one_value_on() -> None:
+    found = layers.segments(GRAPH, VALUES)
+    assert len(found) == 4  # attention and feed-forward of two layers
+    for before, after in itertools.pairwise(found):
+        assert after.inputs[0].name == before.outputs[0].name
+        assert len(after.inputs) == 1
+    nodes = [node.output for graph in found for node in graph.nodes]
+    assert len(nodes) == len(set(nodes))
+    assert "logits" not in nodes  # nothing wanted is read there
+
+
+def test_collected_layer_by_layer(tmp_path: Path) -> None:
+    given, fit, held = sequences() * 3, dict[str, Inputs](), 8
+    for found in layers.Layers(part(), given, VALUES, folder=tmp_path):
+        assert len(found) == 2
+        fit |= found
+    assert set(fit) == set(VALUES)
+    assert not list(tmp_path.iterdir())
+    for value, inputs in fit.items():
+        assert inputs.held is not None
+        assert inputs.gram.rows + inputs.held.rows == 3 * 138
+        assert inputs.held.rows == len(given[held - 1])
+        wanted = 3 * expected(value)
+        assert_close(value, wanted, inputs.gram.matrix + inputs.held.matrix, rms=0.05)
+
+
+def test_a_run_that_stops_goes_on_from_the_last_whole_segment(tmp_path: Path) -> None:
+    whole: dict[str, Inputs] = {}
+    for found in layers.Layers(part(), sequences(), VALUES):
+        whole |= found
+    steps = iter(layers.Layers(part(), sequences(), VALUES, folder=tmp_path))
+    first = [next(steps), next(steps)]
+    steps.close()  # type: ignore[attr-defined]
+    rest = list(layers.Layers(part(), sequences(), VALUES, folder=tmp_path))
+    assert len(rest) == 3  # what stopped before its inputs were used is run again
+    for inputs in (first[0], *rest):
+        for value, got in inputs.items():
+            assert np.array_equal(got.gram.matrix, whole[value].gram.matrix)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "changed", "foreign"])
+def test_what_was_passed_on_is_not_believed_blindly(spoil: str, tmp_path: Path) -> None:
+    steps = iter(layers.Layers(part(), sequences(), VALUES, folder=tmp_path))
+    next(steps), next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    data = next(tmp_path.glob("passed-*.f32"))
+    if spoil == "cut":
+        data.write_bytes(data.read_bytes()[:-4])
+    elif spoil == "changed":
+        data.write_bytes(bytes(4) + data.read_bytes()[4:])
+    given = sequences()[:2] if spoil == "foreign" else sequences()
+    assert len(list(layers.Layers(part(), given, VALUES, folder=tmp_path))) == 4
 
 
 def test_pieces_of_a_text() -> None:
@@ -150,14 +189,14 @@ def test_resumed_it_gives_the_same_bytes(checkpoint: Path, tmp_path: Path) -> No
     calibration = calibrate.Calibration(TEXT, 4, 64)
     whole = tmp_path / "whole.edge"
     convert(checkpoint, whole, quant="int3", progress=False, calibration=calibration)
-    made, encode = tmp_path / "made.edge", stage._gptq
+    made, encode = tmp_path / "made.edge", stage.encode_matrix
 
-    def stops(name: str, *args: object) -> float:
-        if name.startswith("layers.1"):
+    def stops(job: Job) -> Encoded:
+        if job.name.startswith("layers.1"):
             raise KeyboardInterrupt
-        return encode(name, *args)  # type: ignore[arg-type]
+        return encode(job)
 
-    with mock.patch.object(stage, "_gptq", stops), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(stage, "encode_matrix", stops), pytest.raises(KeyboardInterrupt):
         convert(checkpoint, made, quant="int3", progress=False, calibration=calibration)
     report = convert(checkpoint, made, quant="int3", progress=False, calibration=calibration)
     assert report.resumed > 0

@@ -1,0 +1,347 @@
+"""The inputs of a model's products, layer by layer: one pass over the calibration text.
+
+The graph is cut where a single value is passed on, between a transformer's attention and its
+feed-forward block and after both. One segment at a time is in memory: it runs over all sequences,
+gives the Gram matrices of what its products read, and the value that the next segment starts with.
+So a model takes the memory of its widest segment, whatever its size, and every sequence is computed
+once. The caller works on a segment's matrices before the next one runs.
+
+What is passed on, float32 [tokens, C], lies in a file of the folder that is given, with its
+SHA-256: a run that was stopped goes on from the last whole segment.
+
+A segment runs on a CUDA device by torch where both are there, else on the CPU session with its
+matrices in int8-g32 (half a percent of a product, at several times the speed of floats), else on
+NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Graph, Weight
+from ..kernels.encodings import EXACT, quantize
+from ..kernels.states import BorrowedState
+from ..roles import token_input
+from ..session.base import Feed, Session
+from .calibrate import Calibration
+from .compress.whiten import GramAccumulator, Inputs
+from .families.recipe import F32
+from .stages.base import PartInProgress
+from .weights import WeightReader
+
+ROUNDED = "int8-g32"  # what a calibrating model's matrices are stored in
+HELD = 8  # one of so many sequences is kept for checks
+ON_GPU = 4  # sequences at a time
+
+
+def segments(graph: Graph, wanted: Sequence[str]) -> list[Graph]:
+    """The graph in pieces that each begin with the one value that the piece before ends with, up to
+    the last of the values `wanted`; every piece but the last makes or holds some of them."""
+    cuts, found = _cuts(graph, set(wanted)), []
+    start: list[str] = []
+    for value, _ in cuts:
+        found.append(graph.cut(start, [value], name=f"{graph.name}, to {value}"))
+        start = [value]
+    return found
+
+
+def _cuts(graph: Graph, wanted: set[str]) -> list[tuple[str, int]]:
+    """Values to cut at, each with its node's number: where it alone is read later on, no later node
+    reads a state made before, and a product since the last cut reads a wanted value."""
+    shapes, last = graph.shapes(), dict[str, int]()
+    owners: dict[str, int] = {}
+    borrowed_until = -1
+    ends = [i for i, node in enumerate(graph.nodes) if set(node.inputs) & wanted]
+    final = max(ends, default=-1)
+    for i, node in enumerate(graph.nodes):
+        last.update(dict.fromkeys(node.inputs, i))
+        state = graph.states.get(node.state)
+        if isinstance(state, BorrowedState):
+            borrowed_until = max(borrowed_until, i)
+        elif node.state:
+            owners.setdefault(node.state, i)
+    reach = {node.output: last.get(node.output, -1) for node in graph.nodes}
+    reach |= {v.name: last.get(v.name, -1) for v in graph.inputs if v.dtype == "f32"}
+    lent = {
+        i for i, node in enumerate(graph.nodes)
+        if any(isinstance(s, BorrowedState) and s.owner == node.state for s in graph.states.values())
+    }  # fmt: skip
+    found: list[tuple[str, int]] = []
+    alive: set[str] = {v.name for v in graph.inputs if v.dtype == "f32"}
+    since = False
+    for i, node in enumerate(graph.nodes):
+        alive.add(node.output)
+        alive = {name for name in alive if reach[name] > i}
+        since = since or bool(set(node.inputs) & wanted)
+        if not since:
+            continue
+        crossing = any(j <= i < borrowed_until for j in lent)
+        single = alive == {node.output} and shapes[node.output][0] == "T"
+        if single and not crossing and i < len(graph.nodes) - 1:
+            found.append((node.output, i))
+            since = False
+        if i >= final and not since:
+            break
+    if since:
+        found.append((graph.outputs[0].name, len(graph.nodes) - 1))
+    return found
+
+
+def passed_nbytes(graph: Graph, calibration: Calibration) -> int:
+    """Bytes of disk that what is passed on takes, at most."""
+    shapes = graph.shapes()
+    widths = [int(shapes[node.output][-1]) for node in graph.nodes if node.op == "add"]
+    rows = calibration.sequences * min(calibration.length, graph.context or calibration.length)
+    return 2 * 4 * rows * max(widths, default=0)
+
+
+class _Runner(Protocol):
+    """Runs one segment over one sequence."""
+
+    def rows(self, given: NDArray[Any]) -> Iterator[Mapping[str, F32]]:
+        """The taps over a sequence, in pieces of rows. given: int32 [n] or float32 [n, C]."""
+
+    def close(self) -> None: ...
+
+
+class _OnSession:
+    """On the CPU session, or on NumPy where there are no kernels."""
+
+    def __init__(
+        self, graph: Graph, readers: Mapping[str, WeightReader], taps: Sequence[str], threads: int
+    ) -> None:
+        from ..kernels.cpu import code
+        from ..session.cpu import CpuSession
+        from ..session.reference import ReferenceSession
+
+        weights: dict[str, Any] = {}
+        declared: dict[str, Weight] = {}
+        for name in graph.weights:
+            array = whole(readers[name])
+            encoding = ROUNDED if array.ndim == 2 else EXACT
+            weights[name] = quantize(array, encoding)
+            declared[name] = Weight(array.shape, encoding)
+        self.first = "" if token_input(graph) else graph.inputs[0].name
+        self.taps = [name for name in taps if name != self.first]
+        graph = graph.replace(weights=declared)
+        if not graph.states:
+            graph = graph.with_outputs(self.taps)
+        self.session: Session
+        if code.available():
+            self.session = CpuSession(graph, weights, threads=threads)
+        else:
+            self.session = ReferenceSession(graph, weights)
+
+    def rows(self, given: NDArray[Any]) -> Iterator[Mapping[str, F32]]:
+        pieces = range(0, len(given), self.session.max_rows)
+        if not self.session.graph.states:
+            for start in pieces:
+                piece = given[start : start + self.session.max_rows]
+                yield {self.first: piece, **self.session.run({self.first: piece})}
+            return
+        state = self.session.new_state(len(given))
+        try:
+            for start in pieces:
+                piece = given[start : start + self.session.max_rows]
+                inputs, ids = ({self.first: piece}, None) if self.first else ({}, piece)
+                feed = Feed(state, ids, "none", inputs=inputs, taps=tuple(self.taps))
+                (result,) = self.session.step([feed])
+                state.commit(len(piece))
+                yield {**inputs, **result.taps}
+        finally:
+            state.close()
+
+    def close(self) -> None:
+        self.session.close()
+
+
+class _OnGpu:
+    """By torch on a CUDA device, in float32."""
+
+    def __init__(
+        self, graph: Graph, readers: Mapping[str, WeightReader], taps: Sequence[str]
+    ) -> None:
+        from .torch_graph import TorchGraph
+
+        self.graph = TorchGraph(
+            graph, {name: whole(readers[name]) for name in graph.weights}, device="cuda"
+        )
+        self.first, self.taps = token_input(graph) or graph.inputs[0].name, taps
+
+    def rows(self, given: NDArray[Any]) -> Iterator[Mapping[str, F32]]:
+        import torch
+
+        kept: dict[str, Any] = {}
+
+        def watch(node: Any, reads: tuple[Any, ...]) -> None:
+            kept.update((n, x) for n, x in zip(node.inputs, reads, strict=True) if n in self.taps)
+
+        with torch.no_grad():
+            one = torch.from_numpy(np.ascontiguousarray(given)).cuda()[None]
+            kept |= self.graph.run({self.first: one}, watch=watch)
+        yield {name: kept[name][0].float().cpu().numpy() for name in self.taps}
+
+    def close(self) -> None:
+        self.graph.weights.clear()
+
+
+def whole(reader: WeightReader) -> F32:
+    """All of a weight as float32."""
+    return np.concatenate([reader.rows(start, stop) for start, stop in reader.spans()])
+
+
+def on_gpu() -> bool:
+    """Whether torch and a CUDA device are there. Torch is not imported without the device."""
+    if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu"))):
+        return False
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+class Layers:
+    """One pass over calibration sequences, segment by segment.
+
+        layers = Layers(part, sequences, values, threads=4, folder=cache.folder)
+        for inputs in layers:                   # {value: Inputs} of each segment with values wanted
+            ...                                 # work on the matrices that read them
+
+    part: as the source gives it. sequences: int32 [n] each. values: wanted, as `inputs_of` names
+    them. done: those of them that are not needed any more. folder: where what is passed on is kept;
+    nothing is kept without one.
+    """
+
+    def __init__(
+        self,
+        part: PartInProgress,
+        sequences: Sequence[NDArray[np.int32]],
+        values: Sequence[str],
+        *,
+        done: Collection[str] = (),
+        threads: int = 1,
+        folder: Path | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.part, self.sequences = part, list(sequences)
+        self.values = set(values) - set(done)
+        self.threads, self.progress = threads, progress
+        self.segments = segments(part.graph, sorted(set(values)))
+        self.kept = _Kept(folder, sum(map(len, sequences)))
+        self.gpu = on_gpu()
+
+    def __iter__(self) -> Iterator[dict[str, Inputs]]:
+        from tqdm import tqdm
+
+        first, given = self.kept.latest(self.sequences, len(self.segments))
+        rows = sum(map(len, self.sequences))
+        bar = tqdm(
+            total=rows * len(self.segments), initial=rows * first, unit="token", desc="calibrate",
+            unit_scale=True, disable=None if self.progress else True,
+        )  # fmt: skip
+        with bar:
+            for index in range(first, len(self.segments)):
+                graph = self.segments[index]
+                reads = {name for node in graph.nodes for name in node.inputs}
+                wanted = [name for name in sorted(reads & self.values)]
+                found, passed = self._segment(graph, given, wanted, bar)
+                if found:
+                    yield found
+                given = self.kept.store(index + 1, passed)
+        self.kept.remove()
+
+    def _segment(
+        self, graph: Graph, given: Sequence[NDArray[Any]], wanted: Sequence[str], bar: Any
+    ) -> tuple[dict[str, Inputs], list[F32]]:
+        shapes = graph.shapes()
+        widths = {name: int(shapes[name][1]) for name in wanted}
+        fit = {name: GramAccumulator(width, name=name) for name, width in widths.items()}
+        check = {name: GramAccumulator(width, name=name) for name, width in widths.items()}
+        out, passed = graph.outputs[0].name, list[F32]()
+        taps = list(dict.fromkeys([*([] if graph is self.segments[-1] else [out]), *wanted]))
+        runner: _Runner = (
+            _OnGpu(graph, self.part.weights, taps)
+            if self.gpu
+            else _OnSession(graph, self.part.weights, taps, self.threads)
+        )
+        try:
+            for number, sequence in enumerate(given):
+                sums = check if number % HELD == HELD - 1 else fit
+                pieces = []
+                for result in runner.rows(sequence):
+                    for name, total in sums.items():
+                        total.add(result[name])
+                    if out in taps:
+                        pieces.append(np.array(result[out]))
+                if pieces:
+                    passed.append(np.concatenate(pieces))
+                bar.update(len(sequence))
+        finally:
+            runner.close()
+        enough = len(given) >= HELD
+        return {
+            name: Inputs(fit[name].finish(), check[name].finish() if enough else None)
+            for name in wanted
+        }, passed
+
+
+class _Kept:
+    """What is passed on, in a file: `passed-<segment>.f32`, with its description beside it."""
+
+    def __init__(self, folder: Path | None, rows: int) -> None:
+        self.folder, self.total = folder, rows
+
+    def _paths(self, index: int) -> tuple[Path, Path]:
+        folder = self.folder or Path()
+        return folder / f"passed-{index}.f32", folder / f"passed-{index}.json"
+
+    def latest(
+        self, sequences: Sequence[NDArray[np.int32]], count: int
+    ) -> tuple[int, list[NDArray[Any]]]:
+        """The segment to begin with, and what it is given."""
+        for index in range(count - 1, 0, -1) if self.folder else ():
+            data, about = self._paths(index)
+            try:
+                told = json.loads(about.read_text("ascii"))
+                lengths = [len(s) for s in sequences]
+                rows = np.fromfile(data, np.float32).reshape(self.total, -1)
+                if told != {"lengths": lengths, "sha256": _sha256(rows)}:
+                    continue
+            except (OSError, ValueError):
+                continue
+            return index, np.split(rows, np.cumsum(lengths)[:-1])
+        return 0, list(sequences)
+
+    def store(self, index: int, passed: Sequence[F32]) -> list[NDArray[Any]]:
+        """Keep what segment `index` begins with, drop what the one before began with."""
+        if self.folder is not None and passed:
+            data, about = self._paths(index)
+            rows = np.concatenate(passed)
+            rows.tofile(data)
+            text = json.dumps({"lengths": [len(p) for p in passed], "sha256": _sha256(rows)})
+            about.write_text(text, "ascii")
+            self._drop(index - 1)
+        return list(passed)
+
+    def _drop(self, index: int) -> None:
+        for path in self._paths(index) if self.folder else ():
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Drop all."""
+        for path in self.folder.glob("passed-*") if self.folder else ():
+            path.unlink(missing_ok=True)
+
+
+def _sha256(rows: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
