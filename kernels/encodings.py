@@ -21,6 +21,9 @@ and by every tool that dequantizes. Each further field adds one thing:
     onnx_bits    the ONNX emission, where MatMulNBits and DequantizeLinear read the stored bytes:
                  tensors q and scales, zero point 2^(bits - 1) or in a tensor zeros
     grid         quantizers that choose codes themselves (`converters/quantize/`)
+    dense        computing with another row's kernels and ONNX, to which `densify` brings weights
+
+`sparse{b}-s{count}` has a row for every count, made when somebody asks for it (`sparse.py`).
 
 Not promised: names and fields in other versions. Stored names and bytes are: a bundle keeps loading
 as long as its format is read.
@@ -30,12 +33,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import quant
+from . import quant, sparse
 from .cpu import layout
 from .grid import BITS, GROUPS, Grid
 from .quant import F32, Blocks, Matrix, Quantized, Tensors
@@ -69,7 +73,9 @@ class Cpu(NamedTuple):
     kernel: what its kernels are called after `linear_` and `gated_`. code: its number in the
     operands of `embed`. group_bytes: bytes of 16 packed rows of K inputs. offset: what the
     activation quantizer takes off again, None where products take float activations. every: blocks
-    of 32 inputs that share a scale. gated: whether there is a `gated_` kernel.
+    of 32 inputs that share a scale. gated: whether there is a `gated_` kernel. kept: values of a
+    row that come with indices, 0 where all inputs have theirs. input_scratch: bytes of scratch
+    for each input.
     """
 
     kernel: str
@@ -78,13 +84,18 @@ class Cpu(NamedTuple):
     offset: int | None = None
     every: int = 1
     gated: bool = True
+    kept: int = 0
+    input_scratch: int = 0
 
 
 @dataclass(frozen=True)
 class Encoding:
     """One row of the table; fields without a comment are described above.
 
-    dequantize: stored tensors by key and the logical shape -> float32 of that shape.
+    dequantize: stored tensors by key and the logical shape -> float32 of that shape. densify: the
+    same to the value in memory of the encoding `dense`. indexed: kernels that the CPU session takes
+    instead of `cpu` where they read fewer bytes. check: what must be right in stored tensors of a
+    shape before anything computes with them, "" where it is.
     """
 
     name: str
@@ -103,6 +114,11 @@ class Encoding:
     plain: str = ""  # NumPy dtype, where the value in memory is the one tensor itself
     alias: str = ""  # short name for `--quant`
     ends: str = ""  # what the embedding and the head get with it, by default; "": the same
+    dense: str = ""
+    densify: Callable[[Tensors, Shape], Matrix] | None = None
+    indexed: Cpu | None = None
+    check: Callable[[Tensors, Shape], str] | None = None
+    unfit: Callable[[Shape], str] | None = None  # further reasons of `fault`
 
     @property
     def zeros(self) -> bool:
@@ -115,7 +131,7 @@ class Encoding:
             return f"is of rank {len(shape)}, expected one of {list(self.ranks)}"
         if shape[-1] % self.whole:
             return f"has rows of {shape[-1]}, expected a multiple of {self.whole}"
-        return ""
+        return self.unfit(shape) if self.unfit else ""
 
     def specs(self, name: str, shape: Shape) -> dict[str, tuple[str, Shape]]:
         """The tensors {name: (dtype, shape)} that store a weight."""
@@ -219,14 +235,82 @@ _ROWS = (
     ),
 )  # fmt: skip
 _GRIDS = [Grid(b, g, symmetric) for b in BITS for symmetric in (True, False) for g in GROUPS]
-ENCODINGS: dict[str, Encoding] = {row.name: row for row in _ROWS}
-ENCODINGS |= {grid.name: _in_groups(grid) for grid in _GRIDS if grid.name not in ENCODINGS}
+
+
+class _Table(dict[str, Encoding]):
+    """The fixed rows, which are all that iteration gives, and one for every name of sparse codes
+    that is asked for."""
+
+    def __missing__(self, name: str) -> Encoding:
+        found = _named_sparse(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (
+            isinstance(name, str) and sparse.parse(name) is not None
+        )
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+
+ENCODINGS = _Table({row.name: row for row in _ROWS})
+ENCODINGS.update({g.name: _in_groups(g) for g in _GRIDS if g.name not in ENCODINGS})
+
+
+@lru_cache(maxsize=1024)
+def _named_sparse(name: str) -> Encoding | None:
+    """The row of sparse codes of that name."""
+    form = sparse.parse(name)
+    if form is None:
+        return None
+    base = ENCODINGS[form.dense]
+    words = Tensor("mask", "U8", lambda s: (s[0], 8 * -(-s[1] // sparse.WORD)))
+    tensors = (
+        words,
+        Tensor("q", "U8", lambda s: (s[0], -(-form.count * form.bits // 8))),
+        Tensor("scales", "F16", lambda s: (s[0], -(-s[1] // sparse.WORD))),
+    )
+    if form.bits == 16:
+        tensors = words, Tensor("values", "F16", lambda s: (s[0], form.count))
+
+    def blocks(stored: Tensors) -> Blocks:
+        """Of whole words of the mask; codes past the inputs are zero."""
+        n, octets = stored["mask"].shape
+        dense = form.densify(stored, (n, 8 * octets))
+        return ENCODINGS[form.dense].blocks(tensors_of(dense))
+
+    return Encoding(
+        form.name, form.bits, tensors,
+        lambda stored, shape: dequantize(form.densify(stored, shape)),
+        blocks=blocks if base.blocks else None, cpu=base.cpu, offered=False, group=base.group,
+        dense=form.dense, densify=form.densify, indexed=_indexed(form, base),
+        check=form.damage, unfit=form.fault,
+    )  # fmt: skip
+
+
+def _indexed(form: sparse.Sparse, base: Encoding) -> Cpu:
+    """Kernels of values that come with indices of 16 bits."""
+    half, count = form.bits == 16, form.count
+    each = count * (2 + 2 if half else 2 + 1)
+
+    def group_bytes(k: int) -> int:
+        return layout.ROWS * (each + (0 if half else 2 * -(-k // sparse.WORD)))
+
+    code = layout.CODE_INDEXED + (count << 1) + half
+    return Cpu(
+        "indexed16" if half else "indexed8", code, group_bytes,
+        base.cpu.offset if base.cpu else None, gated=False, kept=count,
+        input_scratch=layout.ROWS * 4,
+    )  # fmt: skip
 
 
 def fault(name: str, shape: Shape) -> str:
     """Why a weight of this shape cannot be stored in the encoding called `name`, or ""."""
     if name not in ENCODINGS:
-        return f"has encoding {name!r}, expected one of {list(ENCODINGS)}"
+        return f"has encoding {name[:80]!r}, expected one of {[*ENCODINGS, *sparse.FORMS]}"
     found = ENCODINGS[name].fault(shape)
     return found and f"has encoding {name!r} and {found}"
 
@@ -275,8 +359,12 @@ def dequantize(w: Matrix) -> F32:
 def damage(w: Matrix) -> str:
     """What is wrong with a stored weight's values, or "": scales that are not finite, padding that
     is not zero. Loading does not look at them."""
-    grid = ENCODINGS[w.encoding].grid if isinstance(w, Quantized) else None
-    return grid.damage(w.tensors, w.shape) if isinstance(w, Quantized) and grid else ""
+    if not isinstance(w, Quantized):
+        return ""
+    row = ENCODINGS[w.encoding]
+    if row.check is not None:
+        return row.check(w.tensors, w.shape)
+    return row.grid.damage(w.tensors, w.shape) if row.grid else ""
 
 
 def rows_of(w: Matrix, index: slice | NDArray[Any]) -> Matrix:
@@ -289,15 +377,18 @@ def rows_of(w: Matrix, index: slice | NDArray[Any]) -> Matrix:
     return Quantized(w.encoding, (count, *w.shape[1:]), tensors)
 
 
-def on_cpu(name: str) -> Cpu:
-    """What the CPU session needs of an encoding; ValueError where it has no kernels for it."""
-    cpu = ENCODINGS[name].cpu
-    if cpu is None:
+def on_cpu(name: str, k: int) -> Cpu:
+    """What the CPU session needs of an encoding, for rows of k inputs; ValueError where it has no
+    kernels for it."""
+    row = ENCODINGS[name]
+    if row.cpu is None:
         raise ValueError(f"the CPU session has no kernels for {name} weights")
-    return cpu
+    if row.indexed is None or k > sparse.INDEXED:
+        return row.cpu
+    return min(row.cpu, row.indexed, key=lambda face: face.group_bytes(k))
 
 
 def packed_bytes(name: str, n: int, k: int, *, paired: bool = False) -> int:
     """Bytes of a packed [n, k] matrix; paired: gate and up halves padded apart."""
     groups = 2 * layout.groups_of(n // 2) if paired else layout.groups_of(n)
-    return groups * on_cpu(name).group_bytes(k)
+    return groups * on_cpu(name, k).group_bytes(k)

@@ -28,10 +28,10 @@ from .quant import F32, Matrix, quantize_rows
 # depth: blocks of 32 inputs, or inputs (float weights). x_stride: bytes between float rows, or
 # between the threads' copies of a single quantized row. bias, residual: 0 for none; residual rows
 # have the output's stride. past: whether to ask for weights past the outer caches, see `isa`.
-# every: blocks of 32 inputs that share a scale.
+# every: blocks of 32 inputs that share a scale. kept: values of a row that come with indices.
 LINEAR = operands(
     "weights", "groups", "depth", "x", "x_stride", "y", "y_stride", "bias", "residual", "act",
-    "scratch", "scratch_bytes", "ctrl", "past", "every",
+    "scratch", "scratch_bytes", "ctrl", "past", "every", "kept",
 )  # fmt: skip
 # private_bytes: of the copy of a single row that each thread makes for itself, without a barrier.
 # norm: weight of an RMS norm before it, or 0.
@@ -115,6 +115,7 @@ def _activations(b: Builder, x: str, offset: int) -> str:
 def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = "") -> None:
     matrix, x = node.weights["weight"], node.inputs[0]
     encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
+    b.scratch(4096 + 2 * TILE * 64 + encoding.input_scratch * blocks_of(depth) * GROUP)
     if encoding.offset is not None:
         x, depth = _activations(b, x, encoding.offset), blocks_of(depth)
         stride = -(-depth * TOKEN_BLOCK // 64) * 64
@@ -123,7 +124,6 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
     if y != node.output:
         b.skip(y)
     b.floats(y)
-    b.scratch(4096 + 2 * TILE * 64)
     words: dict[str, Word] = {
         "weights": weight(node, "weight"), "depth": depth,
         "groups": groups_of(n // 2 if gated else n),
@@ -132,6 +132,7 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
         "act": ACTS[gated] if gated else 0, "scratch": "@scratch",
         "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl",
         "past": int(isa.reads_past_caches()), "every": encoding.every,
+        "kept": encoding.kept,
     }  # fmt: skip
     b.step(
         f"{'gated' if gated else 'linear'}_{encoding.kernel}", LINEAR, y,

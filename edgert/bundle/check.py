@@ -111,6 +111,13 @@ def _check_weight(where: str, name: str, weight: Weight, file: TensorFile) -> No
                 f"tensor {tensor!r} begins at byte {info.begin}, expected a multiple of {size}",
                 "weights-alignment",
             )
+    row = ENCODINGS[weight.encoding]
+    if row.check is None:
+        return
+    stored = {t.key: file[f"{name}{t.suffix}"] for t in row.tensors}
+    if wrong := row.check(stored, weight.shape):
+        what = f"weight {name!r} {list(weight.shape)} in {weight.encoding}"
+        _fail(where, f"{what}: {wrong}", "weights-values")
 
 
 def load_weights(graph: Graph, file: TensorFile) -> dict[str, Matrix | NDArray[Any]]:

@@ -88,7 +88,8 @@ class Lowering:
         return CATALOGUE[node.op].check_attrs(node.attrs)
 
     def encoding(self, weight: str) -> Cpu:
-        return on_cpu(self.graph.weights[weight].encoding)
+        stored = self.graph.weights[weight]
+        return on_cpu(stored.encoding, stored.shape[-1])
 
     def weight_shape(self, weight: str) -> tuple[int, ...]:
         return self.graph.weights[weight].shape

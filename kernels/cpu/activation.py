@@ -38,8 +38,10 @@ from ..simd import (
     vmax,
 )
 from .layout import (
+    ATOMS,
     CODE_F16,
     CODE_F32,
+    CODE_INDEXED,
     CODE_INT8,
     CODE_PLANES,
     GELU,
@@ -301,6 +303,27 @@ def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
     return f32(f32(code) * simd.ld_f16(at + 2 * lane))
 
 
+@njit(error_model="numpy")
+def _indexed_row(table: int, row: int, width: int, encoding: int, y: int, scale: float) -> None:
+    """A row of values that come with indices (`linear_indexed.py`), scaled, to y."""
+    half, kept = encoding & 1, (encoding - CODE_INDEXED) >> 1
+    held = 0 if half != 0 else (width + ATOMS - 1) // ATOMS
+    group, lane = row // ROWS, row % ROWS
+    scales = table + group * ROWS * (2 * held + (4 - (1 - half)) * kept)
+    at = scales + ROWS * 2 * held
+    values = at + ROWS * 2 * kept
+    for k in range(width):
+        st_f32(y + 4 * k, f32(0.0))
+    for j in range(lane * kept, (lane + 1) * kept):
+        k = simd.ld_i32(at + 2 * j) & 65535
+        if half != 0:
+            value = simd.ld_f16(values + 2 * j)
+        else:
+            code = f32(simd.ld_i8(values + j))
+            value = f32(code * simd.ld_f16(scales + 2 * (lane * held + k // ATOMS)))
+        st_f32(y + 4 * k, f32(value * scale))
+
+
 @kernel
 def embed(ins: int, thread: int, threads: int) -> None:
     """Rows of the embedding table, scaled."""
@@ -316,6 +339,9 @@ def embed(ins: int, thread: int, threads: int) -> None:
         if row < 0:
             for k in range(width):
                 st_f32(y + t * stride + 4 * k, ld_f32(given + t * given_stride + 4 * k))
+            continue
+        if encoding >= CODE_INDEXED:
+            _indexed_row(table, row, width, encoding, y + t * stride, scale)
             continue
         for k in range(width):
             st_f32(y + t * stride + 4 * k, f32(_entry(table, row, k, width, encoding) * scale))

@@ -1,6 +1,16 @@
 """Every kernel module, imported so that each registers its kernels with the interpreter."""
 
-from . import activation, append, attention, linear, linear_float, linear_planes, scatter, stream
+from . import (
+    activation,
+    append,
+    attention,
+    linear,
+    linear_float,
+    linear_indexed,
+    linear_planes,
+    scatter,
+    stream,
+)
 
 __all__ = [
     "activation",
@@ -8,6 +18,7 @@ __all__ = [
     "attention",
     "linear",
     "linear_float",
+    "linear_indexed",
     "linear_planes",
     "scatter",
     "stream",

@@ -18,6 +18,8 @@ INT4_BYTES = SCALE_BYTES + ROWS * GROUP // 2  # a packed block
 INT8_BYTES = SCALE_BYTES + ROWS * GROUP
 CODE_F32, CODE_F16, CODE_INT8, CODE_INT4 = range(4)  # what the `embed` kernel calls them
 CODE_PLANES = 1 << 8  # plus bits, plus blocks of a group << 16, plus 1 << 24 with zero codes
+CODE_INDEXED = 1 << 32  # plus 1 for float16 values, plus the kept values of a row << 1
+ATOMS = 64  # inputs of a row with indices that share a scale
 
 # Activations of quantized products.
 TILE = 32  # tokens that share one unpacking of a weight block

@@ -3,6 +3,8 @@
 Layout "r16s" (bytes in `linear.py`): 16 output rows interleaved, scales in front of their block,
 one sequential stream a thread. N is padded to a multiple of 16 with zero rows, K to 32 with zeros.
 Gated pairs ([gate; up], 2F rows) alternate in groups of 16, F padded apart.
+
+Sparse rows are packed from their dense form, a few at a time, or with indices, as `on_cpu` says.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import sparse
 from ..encodings import encoding_of, on_cpu, packed_bytes, rows_of
 from ..quant import Matrix, Quantized
 from .code import entry_point
@@ -18,7 +21,10 @@ from .layout import ROWS, blocks_of, groups_of
 
 def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> None:
     if isinstance(w, Quantized):
-        _scatter(w, out, first, every)
+        if encoding_of(w).dense:
+            _pack_sparse(w, out, first, every)
+        else:
+            _scatter(w, out, first, every)
         return
     n, k = w.shape
     whole = np.zeros((groups_of(n) * ROWS, k), w.dtype)
@@ -28,10 +34,41 @@ def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> Non
     view[first::every][: len(groups)] = groups
 
 
+def _pack_sparse(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> None:
+    n, k = w.shape
+    face = on_cpu(w.encoding, k)
+    for rows in sparse.pieces(n, k):
+        part, at = rows_of(w, rows), first + rows.start // ROWS * every
+        if isinstance(part, Quantized) and face.kept:
+            _index(part, out.reshape(-1, face.group_bytes(k))[at::every])
+        elif isinstance(part, Quantized):
+            _pack_half(sparse.densified(part), out, at, every)
+
+
+def _index(w: Quantized, groups: NDArray[np.uint8]) -> None:
+    """Values with their indices (`linear_indexed.py`) into the first groups [.., bytes]."""
+    form = sparse.parse(w.encoding)
+    if form is None:
+        raise ValueError(f"a weight in {w.encoding}, expected one of {list(sparse.FORMS)}")
+    parts = [form.support(w.tensors, w.shape[1]).astype("<u2")]
+    if form.bits == 16:
+        parts.append(w.tensors["values"])
+    else:
+        parts.insert(0, w.scales)
+        parts.append(form.codes(w.tensors) - np.uint8(form.grid.middle))  # int8, by its bits
+    at, count = 0, groups_of(w.shape[0])
+    for part in parts:
+        whole = np.zeros((count * ROWS, part.shape[1]), part.dtype)
+        whole[: len(part)] = part
+        octets = whole.reshape(count, -1).view(np.uint8)
+        groups[:count, at : at + octets.shape[1]] = octets
+        at += octets.shape[1]
+
+
 def _scatter(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> None:
     row, q, scales = encoding_of(w), np.ascontiguousarray(w.q), np.ascontiguousarray(w.scales)
     rows, held = scales.shape
-    kernel = on_cpu(w.encoding).kernel
+    kernel = on_cpu(w.encoding, w.shape[1]).kernel
     if not kernel.startswith(("planes", "zeroed")):
         scatter = entry_point(f"scatter_{kernel}")
         scatter(q.ctypes.data, scales.ctypes.data, rows, held, out.ctypes.data, first, every)

@@ -123,7 +123,7 @@ def test_halves_that_cannot_be_paired(bits: int, kernel_folder: Path) -> None:
 
 def unpack(data: NDArray[np.uint8], encoding: str, n: int, k: int, *, paired: bool) -> F32:
     """float32 [n, k] back from packed bytes: the layout of kernels/cpu/linear.py, read in NumPy."""
-    groups = data.reshape(-1, encodings.on_cpu(encoding).group_bytes(k))
+    groups = data.reshape(-1, encodings.on_cpu(encoding, k).group_bytes(k))
     if encodings.ENCODINGS[encoding].plain:
         values = groups.view(np.float32 if encoding == "f32" else np.float16)
         rows = values.astype(np.float32).reshape(-1, k, 16).transpose(0, 2, 1)  # [G, 16, K]
