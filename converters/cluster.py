@@ -1,14 +1,16 @@
 """Workers of a dask cluster (`pip install "edgert[cluster]"`), see `workers.py`.
 
-A job travels pickled. Above SCATTERED bytes it goes to one worker, past the scheduler, and is
-computed there; each worker gets one job more than it has threads, so that it need not wait for the
-next. dask itself computes small jobs of a worker that was killed again (its allowed-failures); a
-large one is gone with the worker, and is sent again from here.
+A job travels pickled. Above SCATTERED bytes it goes to one worker as data, by the scheduler, as no
+other machine need be within reach from here, and is computed where it lies. Each worker gets one
+job more than it has threads, so that it need not wait for the next. dask itself computes small jobs
+of a worker that was killed again (its allowed-failures); a large one is gone with the worker, and
+is sent again from here.
 """
 
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,10 +22,12 @@ from typing import Any, NamedTuple
 from ..errors import ConvertError, ResourceError
 from ..extras import require
 from . import blas
-from .workers import Function, Job, Line
+from .job_line import Function, Job, Line
 
-CONNECT = 10.0  # seconds to reach the scheduler, and at most as many for its first worker
+CONNECT = 10.0  # seconds to reach the scheduler and to see a worker
 DESERTED = 30.0  # seconds without any worker, after which it is given up
+FETCH = 600.0  # for a result to arrive, computed again if its worker is gone by then
+UNSENT = 8  # times that a job may fail to reach a worker
 SCATTERED = 1 << 20
 _LOOK = 0.5  # seconds between looks at what no callback tells
 
@@ -33,27 +37,44 @@ def connected(address: str, threads: int) -> Iterator[Cluster]:
     """The workers of the scheduler at `address`. Raises ConvertError without the package or for a
     malformed address, ResourceError if nobody answers or there is no worker."""
     require("distributed", "working on a cluster", ConvertError)
-    from distributed import Client
-
-    started = time.monotonic()
-    try:
-        client = Client(address, timeout=CONNECT, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise _unreachable(address, f"does not answer within {CONNECT:.0f} s: {error}") from None
-    except (ValueError, TypeError) as error:
-        raise ConvertError(
-            f"{address!r} is no address of a scheduler: {error}, expected tcp://host:port",
-            code="cluster",
-            hint="the scheduler prints its address when it starts",
-        ) from None
+    until = time.monotonic() + CONNECT
+    client = _client(address)
     try:
         try:
-            client.wait_for_workers(1, timeout=max(1.0, started + CONNECT + 2 - time.monotonic()))
+            client.wait_for_workers(1, timeout=max(1.0, until - time.monotonic()))
         except TimeoutError:
             raise _unreachable(address, "has no workers, expected one at least") from None
         yield Cluster(client, address, threads)
     finally:
         client.close(timeout=CONNECT)
+
+
+def _client(address: str) -> Any:
+    """In a thread of its own: dask waits without end for a port that takes a connection and then
+    says nothing. Such a thread stays behind."""
+    from distributed import Client
+
+    made: list[Any] = []
+
+    def connect() -> None:
+        try:
+            made.append(Client(address, timeout=CONNECT, set_as_default=False))
+        except Exception as error:
+            made.append(error)
+
+    thread = threading.Thread(target=connect, name="edgert-cluster", daemon=True)
+    thread.start()
+    thread.join(CONNECT + 1)
+    found = made[0] if made else TimeoutError("it says nothing")
+    if isinstance(found, OSError | TimeoutError):
+        raise _unreachable(address, f"does not answer within {CONNECT:g} s: {found}")
+    if isinstance(found, Exception):
+        raise ConvertError(
+            f"{address!r} is no address of a dask scheduler: {found}, expected tcp://host:port",
+            code="cluster",
+            hint="the scheduler prints its address when it starts",
+        )
+    return found
 
 
 def _unreachable(address: str, what: str) -> ResourceError:
@@ -133,12 +154,16 @@ class Cluster:
         if len(payload) > SCATTERED:
             try:
                 data = self.client.scatter(payload, workers=[worker], hash=False)
-            except Exception as error:  # the worker went away in the meantime
-                line.killed(job, f"before its input arrived ({error})")
+            except Exception as error:  # mostly: the worker went away in the meantime
+                self._places.pop(worker, None)
+                if job.unsent < UNSENT:
+                    line.unsent(job)
+                else:
+                    line.finish(job, error=_not_computed(job, error))
                 return
-        future = self.client.submit(
-            _compute, data, self.threads, pure=False, workers=[worker], allow_other_workers=True
-        )
+        # Where its data is, it goes. Told its worker by name it would wait for ever if that one is
+        # gone, other workers allowed or not.
+        future = self.client.submit(_compute, data, self.threads, pure=False)
         tasks[future.key] = _Task(job, future, data, worker)
         future.add_done_callback(lambda done: news.put(done.key))
 
@@ -158,24 +183,28 @@ class Cluster:
 
         job = task.job
         try:
-            done, value, trace = task.future.result(timeout=CONNECT)
+            done, value, trace = task.future.result(timeout=FETCH)
         except KilledWorker as error:
             job.tries += error.allowed_failures
-            line.killed(job, f"with {error.last_worker.address}", again=False)
+            line.killed(job, f"on {error.last_worker.address}", again=False)
         except (CancelledError, TimeoutError):
             task.future.cancel()
-            line.killed(job, f"with {task.worker}")
+            line.killed(job, f"on {task.worker}")
         except Exception as error:
-            failed = ConvertError(
-                f"{job.name}: the cluster could not compute it: {type(error).__name__}: {error}",
-                code="cluster",
-                hint="install the same edgert, NumPy and dask on every worker as here",
-            )
-            line.finish(job, error=failed)
+            line.finish(job, error=_not_computed(job, error))
         else:
             if not done:
                 value.__cause__ = RuntimeError(trace)
             line.finish(job, *((value,) if done else (None, value)))
+
+
+def _not_computed(job: Job, error: Exception) -> ConvertError:
+    return ConvertError(
+        f"{job.name}: the cluster could not compute it: {type(error).__name__}: {error}",
+        code="cluster",
+        hint="install the same edgert, NumPy and dask on every worker as here",
+        job=job.name,
+    )
 
 
 def _input_lost(task: _Task) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import ConvertError, ResourceError
 from . import blas
-from .workers import Function, Job, Line
+from .job_line import Function, Job, Line
 
 ENDING = 10.0  # seconds until a process that was killed must be gone
 _SPAWN = multiprocessing.get_context("spawn")

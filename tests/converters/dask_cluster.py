@@ -12,7 +12,7 @@ if __name__ == "__main__":
     with (
         tempfile.TemporaryDirectory() as folder,
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
             local_directory=folder, silence_logs=50,
         ) as cluster,
     ):  # fmt: skip

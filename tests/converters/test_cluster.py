@@ -28,6 +28,7 @@ pytest.importorskip("distributed", reason="the extra [cluster] is not installed"
 def address() -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.converters.dask_cluster"], cwd=ROOT,
+        env=os.environ | {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "3s"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -93,18 +94,37 @@ def test_a_job_that_kills_a_clusters_workers_is_named(address: str) -> None:
         assert list(crew.run(jobs.square, [2])) == [4]
 
 
-def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("listening", [False, True], ids=["closed", "silent"])
+def test_nobody_there(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT", 1.5)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        if listening:
+            port.listen()
+        address = f"tcp://127.0.0.1:{port.getsockname()[1]}"
         start = time.monotonic()
-        with (
-            pytest.raises(ResourceError, match=r"does not answer.*dask scheduler"),
-            open_workers(cluster=f"tcp://127.0.0.1:{taken.getsockname()[1]}"),
-        ):
+        with pytest.raises(ResourceError) as info, open_workers(cluster=address):
             pass
         assert time.monotonic() - start < 10
-    with pytest.raises(ConvertError, match=r"expected tcp://host:port"), open_workers(
-        cluster="carrier-pigeon://here"
+    assert f"the dask scheduler at {address} does not answer within 1.5 s" in info.value.message
+    assert "`dask scheduler`" in info.value.hint
+
+
+def test_a_scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(module, "CONNECT", 1.5)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
+        pytest.raises(ResourceError, match="has no workers"),
+        open_workers(cluster=empty.scheduler.address),
+    ):
+        pass
+
+
+def test_no_address() -> None:
+    with (
+        pytest.raises(ConvertError, match="expected tcp://host:port"),
+        open_workers(cluster="carrier-pigeon://here"),
     ):
         pass

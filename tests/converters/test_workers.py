@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from edgert.converters import blas, workers
+from edgert.converters import blas
+from edgert.converters.job_line import Line
 from edgert.converters.workers import open_workers
 
 from edgert.errors import ConvertError, EdgertError, ResourceError
@@ -131,7 +132,7 @@ def test_a_job_that_cannot_travel_is_an_error_and_costs_no_worker() -> None:
         assert next(results) == 9
         with pytest.raises((AttributeError, pickle.PicklingError)):
             next(results)
-        assert list(crew.run(jobs.huge, [1]))[0].nbytes == 3 << 20
+        assert next(crew.run(jobs.huge, [1])).nbytes == 3 << 20
 
 
 @POSIX
@@ -155,7 +156,7 @@ def test_a_job_that_kills_its_workers_is_named() -> None:
         info.value.message
     )
     assert "fewer workers" in info.value.hint
-    with open_workers(2) as crew, pytest.raises(ResourceError, match="job 0.*with exit code 7"):
+    with open_workers(2) as crew, pytest.raises(ResourceError, match=r"job 0.*with exit code 7"):
         list(crew.run(jobs.exits, range(1)))
 
 
@@ -167,7 +168,7 @@ def test_a_worker_that_dies_while_much_is_sent_leaves_nobody_waiting() -> None:
         for pid in children():
             os.kill(pid, signal.SIGKILL)
         big = np.zeros(64 << 20, np.uint8)
-        assert list(crew.run(jobs.where, [big]))[0] in children()
+        assert next(crew.run(jobs.where, [big])) in children()
 
 
 def test_results_that_nobody_takes_end_their_workers_at_once() -> None:
@@ -254,7 +255,7 @@ def test_a_cluster_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_gives_a_job_three_tries() -> None:
-    line = workers.Line([1], ["a"], ahead=1)
+    line = Line([1], ["a"], ahead=1)
     for _ in range(3):
         job = line.next()
         assert job is not None
