@@ -1,25 +1,92 @@
-"""Work over a model's layers: in this process, in several, or on a cluster."""
+"""Work over a model's layers: in this process, by a pool of processes, or by a dask cluster.
+
+    with open_workers(4) as workers:
+        for factors in workers.run(factor, jobs, names=names):
+            ...
+
+Results come in the order of the jobs and are, bit for bit, the same whoever computes them, if that
+is done with the same number of BLAS threads on the same kind of CPU (`blas.py`): a job is always
+computed with `threads` of them, in this process too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from ..errors import ConvertError
+from . import blas
+from .job_line import Function
+
 
 class Workers(Protocol):
-    def run(
-        self, function: Callable[[Any], Any], jobs: Iterable[Any], *, names: Iterable[str] | None = None
-    ) -> Iterator[Any]: ...
+    """Who computes; see `open_workers`."""
 
-
-class _Here:
     def run(
-        self, function: Callable[[Any], Any], jobs: Iterable[Any], *, names: Iterable[str] | None = None
+        self, function: Function, jobs: Iterable[Any], *, names: Iterable[str] | None = None
     ) -> Iterator[Any]:
-        return map(function, jobs)
+        """`function(job)` for each of `jobs`, in their order.
+
+        jobs: taken from while results are, one for each worker at a time. function: picklable (of a
+        module, by name), as are jobs and results, unless it all happens in this process. names: of
+        the jobs, for messages. What `function` raises comes through as it is, in its place. A job
+        whose worker is killed is computed again, twice at most, and then is a ResourceError that
+        names it.
+        """
+        ...
 
 
 @contextmanager
-def open_workers(count: int = 1, cluster: str | None = None, *, threads: int = 1) -> Iterator[Workers]:
-    yield _Here()
+def open_workers(
+    count: int = 1, cluster: str | None = None, *, threads: int = 1
+) -> Iterator[Workers]:
+    """Workers for the block; whatever ends it ends them.
+
+    count: processes on this machine; 1 computes in this process, lazily (where BLAS cannot be told
+    its threads, macOS's Accelerate and MKL, in one worker process). A script must then guard its
+    main part by `if __name__ == "__main__"`, as for any use of multiprocessing. cluster: address of
+    a dask scheduler, "tcp://host:port", whose workers have the same edgert and NumPy; count stays
+    1, all of them work. threads: of BLAS, for one job. Raises ConvertError for numbers out of
+    range, a missing package and an address that is none, ResourceError for a cluster that does not
+    answer.
+    """
+    for what, number in (("count", count), ("threads", threads)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConvertError(f"{what} of workers is {number!r}, expected 1 or more")
+    if cluster is not None:
+        if count != 1:
+            raise ConvertError(
+                f"{count} workers and the cluster {cluster!r}, expected one of them",
+                hint="the number of a cluster's workers is set where it is started",
+            )
+        from .cluster import connected
+
+        with connected(cluster, threads) as workers:
+            yield workers
+    elif count == 1 and blas.settable():
+        yield _Here(threads)
+    else:
+        from .processes import Processes
+
+        pool = Processes(count, threads)
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+
+class _Here:
+    """This process."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def run(
+        self, function: Function, jobs: Iterable[Any], *, names: Iterable[str] | None = None
+    ) -> Iterator[Any]:
+        for job in jobs:
+            with blas.limited(self.threads):
+                result = function(job)
+            del job  # its memory is free while the result is used
+            yield result

@@ -8,6 +8,7 @@ from .errors import EdgertError
 
 CODE = "missing-package"
 EXTRAS = {  # of README's table, by a package that each brings
+    "distributed": "cluster",
     "gguf": "convert",
     "huggingface_hub": "convert",
     "numba": "jit",

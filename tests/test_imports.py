@@ -34,7 +34,7 @@ ANYWHERE = {
 INSIDE = {
     "edgert": {"onnxruntime", "PIL", "tomli"},
     "kernels": {"onnx"},
-    "converters": {"onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil"},
+    "converters": {"onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil", "distributed"},
     "devices": set[str](),
 }
 # Modules of edgert that each folder may import anywhere; edgert.converters in functions only.
