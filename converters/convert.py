@@ -12,22 +12,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
+from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
+from .recipes import Asked, resolve
 from .report import ConvertReport
 from .sources.base import open_source
-from .stages.quantize import encodings_asked
 
 
 def convert(
     source: str | Path,
     out: str | os.PathLike[str],
     *,
-    quant: str = "int4-g32",
+    quant: str | None = None,
     embed_quant: str | None = None,
     name: str | None = None,
     force: bool = False,
@@ -36,19 +38,32 @@ def convert(
     golden: bool = True,
     ignore_remote_code: bool = False,
     threads: int | None = None,
+    recipe: str | None = None,
+    method: str | None = None,
     calibration: Calibration | None = None,
+    compot: float | None = None,
+    budget_mb: float | None = None,
+    heal: int = 0,
+    workers: int = 1,
+    cluster: str | None = None,
+    report: str | os.PathLike[str] | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint directory or hub id into the bundle `out`.
 
-    quant: f32, f16, or int2 to int8 for matrices. embed_quant: for the embedding and the head
-    (default: int8-g32 where `quant` has codes, else `quant`). calibration: a text for GPTQ, which
-    chooses codes by what the model's products read on it; without one they are rounded to nearest.
+    quant: f32, f16, or int2 to int8 for matrices (default int4-g32), or "mixed". embed_quant: for
+    the embedding and the head (default: int8-g32 where `quant` has codes, else `quant`). recipe: a
+    name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes
+    by what the model's products read on `calibration` (default: the sample that comes along).
+    compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle. heal: tokens
+    of distillation. workers, cluster: processes, or a dask scheduler, for the work on matrices.
     force: replace an existing bundle. resume: go on from an earlier run's stage cache. golden:
     store answers to two prompts.
     Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
     ResourceError for a full disk or a bundle that another process is writing.
     """
-    quant, embed_quant = encodings_asked(quant, embed_quant)
+    asked = Asked(recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration)
+    automatic = recipe == "auto" or (budget_mb is not None and recipe is quant is compot is None)
+    plan = resolve(replace(asked, recipe=None, budget_mb=None) if automatic else asked)
     if threads is not None and threads < 1:
         raise ConvertError(f"threads is {threads}, expected 1 or more", code="threads")
     out = Path(os.path.abspath(out))
@@ -60,11 +75,13 @@ def convert(
         )
     with open_source(source, ignore_remote_code=ignore_remote_code) as opened:
         options = Options(
-            out, name or opened.name, quant, embed_quant,
+            out, name or opened.name, plan,
             progress=progress, resume=resume, golden=golden, threads=threads,
-            calibration=calibration,
+            workers=workers, cluster=cluster,
         )  # fmt: skip
         with translated_os_errors(out):
+            if automatic:
+                return best(opened, options, asked)
             return Pipeline(opened, options).run()
 
 

@@ -13,7 +13,8 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from ..bundle.writer import BundleWriter
 from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
 from ..system_memory import peak_resident
-from .calibrate import Calibration
 from .golden import own_version, provenance
+from .recipes import Plan
 from .report import ConvertReport, WeightReport
 from .sources.base import Source
 from .stages.base import Context, PartInProgress, Stage
 from .stages.cache import StageCache, allocated, disk_full, key_of
+from .stages.compot import Compot
 from .stages.emit import Emit, part_files
-from .stages.quantize import Quantize
+from .stages.mixed import Mixed
+from .stages.quantize import Quantize, encoded
 from .stages.read import Reading, read
 from .stages.verify import Verify
 from .stages.weight_cache import WeightCache
@@ -41,29 +44,40 @@ SLACK = 1 << 20  # bytes of manifest, journal and folders
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; see `convert`. out: absolute. quant, embed_quant: canonical."""
+    """What was asked for; see `convert`. out: absolute. label: what it is called in the command
+    that the bundle tells, default: its name."""
 
     out: Path
     name: str
-    quant: str
-    embed_quant: str
+    plan: Plan
     progress: bool = True
     resume: bool = True
     golden: bool = True
     threads: int | None = None
-    calibration: Calibration | None = None
-    method: str = ""
     workers: int = 1
     cluster: str | None = None
+    label: str = ""
 
 
-def stages_for(options: Options) -> tuple[Stage, ...]:
-    """The stages after reading, in order: one row each."""
-    return (
-        Quantize(options.quant, options.embed_quant, options.calibration, options.method),
-        Emit(),
-        Verify(golden=options.golden),
-    )
+def stages_for(options: Options, files: int = 0) -> tuple[Stage, ...]:
+    """The stages after reading, in order: one row each. files: bytes of the bundle besides the
+    weights."""
+    plan, found = options.plan, list[Stage]()
+    room = plan.budget - files
+    if plan.budget and room <= 0:
+        raise ConvertError(
+            f"a budget of {plan.budget} bytes, of which tokenizer and graph take {files}",
+            code="budget",
+            hint="allow more bytes",
+        )
+    if plan.factoring is not None and plan.calibration is not None:
+        factoring = replace(plan.factoring, budget=room if plan.budget else 0)
+        rest = partial(encoded, quant=plan.quant, embed_quant=plan.embed_quant)
+        found.append(Compot(factoring, plan.calibration, rest))
+    if plan.mixed and plan.calibration is not None:
+        found.append(Mixed(room, plan.calibration))
+    found.append(Quantize(plan.quant, plan.embed_quant, plan.calibration, plan.method))
+    return (*found, Emit(), Verify(golden=options.golden))
 
 
 class Pipeline:
@@ -73,8 +87,8 @@ class Pipeline:
         self, source: Source, options: Options, stages: Sequence[Stage] | None = None
     ) -> None:
         self.source, self.options = source, options
-        self.stages = stages_for(options) if stages is None else tuple(stages)
-        self.seconds = dict.fromkeys(["read", *(stage.name for stage in self.stages)], 0.0)
+        self.given = stages
+        self.seconds = {"read": 0.0}
         self.start = time.perf_counter()
 
     @contextmanager
@@ -89,6 +103,7 @@ class Pipeline:
         with self.timed("read"):
             self.reading: Reading = read(self.source)
             self.parts = list(self.reading.parts)
+            self.stages = self.given or stages_for(self.options, other_bytes(self.reading))
             self.manifest()  # what no manifest can describe is refused before the work
         with BundleWriter(out) as writer:
             caches = self.open_caches()
@@ -123,14 +138,15 @@ class Pipeline:
             }
             after = part.replace(graph=result.graph, weights=weights)
             return after.reported(stage.name, **result.report)
+        threads = self.options.threads or min(4, os.cpu_count() or 1)
         context = Context(
             part.name, stage.name, caches, writer,
             preview=lambda: writer.preview(self.manifest()),
             source=next(read for read in self.reading.parts if read.name == part.name),
             tokenizer=self.reading.tokenizer,
             template=self.reading.template,
-            workers=lambda: open_workers(self.options.workers, self.options.cluster),
-            threads=self.options.threads or min(4, os.cpu_count() or 1),
+            workers=lambda: open_workers(self.options.workers, self.options.cluster, local=threads),
+            threads=threads,
             progress=self.options.progress,
         )  # fmt: skip
         after = stage.run(part, context)
@@ -195,16 +211,19 @@ class Pipeline:
         """What was asked for, what each weight lost, and what other stages say by part."""
         notes = self.weight_reports()
         errors = {note.name: float(f"{note.error:.4g}") for note in notes if note.error}
+        plan = self.options.plan
         report: dict[str, Any] = {
-            "quant": self.options.quant,
-            "embed_quant": self.options.embed_quant,
-            **({"gptq": calibration.key()} if (calibration := self.options.calibration) else {}),
+            "quant": plan.quant,
+            "embed_quant": plan.embed_quant,
+            "method": plan.method,
+            **({"calibration": plan.calibration.key()} if plan.calibration else {}),
             "relative_rms": errors,
         }
         others: dict[str, dict[str, Mapping[str, Any]]] = {}
         for part in self.parts:
             for stage, found in part.reports.items():
                 if stage not in ("quantize", "verify"):
+                    found = {key: value for key, value in found.items() if key != "stored"}
                     others.setdefault(stage, {})[part.name] = found
         if others:
             report["stages"] = others
@@ -212,17 +231,24 @@ class Pipeline:
             report["tokens_left_out"] = list(self.reading.text.left_out)
         return report
 
+    def details(self) -> dict[str, Any]:
+        """What stages report, of the first part that they did something for."""
+        found: dict[str, Any] = {}
+        for part in reversed(self.parts):
+            for stage, report in part.reports.items():
+                kept = {k: v for k, v in report.items() if k not in ("stored", "golden")}
+                found |= {stage: kept} if stage != "verify" else {}
+        return found
+
     def command(self) -> str:
         """The command line that repeats this, without places of this machine."""
         asked = self.options
-        options = ["--quant", asked.quant, "--embed-quant", asked.embed_quant]
-        if asked.calibration is not None:
-            options += ["--method", "gptq", "--calibration", "TEXT"]
-            options += ["--sequences", str(asked.calibration.sequences)]
+        options = asked.plan.options()
         if asked.name != self.source.name:
             options += ["--name", asked.name]
         options += self.source.options
-        return shlex.join(["edgert", "convert", self.source.label, "-o", asked.out.name, *options])
+        out = asked.label or asked.out.name
+        return shlex.join(["edgert", "convert", self.source.label, "-o", out, *options])
 
     def weight_reports(self) -> list[WeightReport]:
         """Every weight as it is stored; with its part's name where there are several parts."""
@@ -244,8 +270,8 @@ class Pipeline:
             path=str(asked.out),
             name=asked.name,
             family=self.source.family,
-            quant=asked.quant,
-            embed_quant=asked.embed_quant,
+            quant=asked.plan.quant,
+            embed_quant=asked.plan.embed_quant,
             parameters=sum(math.prod(note.shape) for note in notes),
             source_bytes=self.source.nbytes,
             bundle_bytes=sum(f.stat().st_size for f in asked.out.rglob("*") if f.is_file()),
@@ -256,7 +282,15 @@ class Pipeline:
             resumed=resumed,
             golden=devices[0] if devices else "no text part",
             left_out=self.reading.text.left_out if self.reading.text else (),
+            details=self.details(),
         )
+
+
+def other_bytes(reading: Reading) -> int:
+    """Bytes of a bundle besides its weights, nearly: two times the graphs' leave room for factors
+    and the manifest."""
+    files = sum(len(data) for part in reading.parts for data in part.files.values())
+    return files + sum(2 * len(part.graph.to_json()) for part in reading.parts) + (1 << 16)
 
 
 def is_full(error: BaseException) -> bool:

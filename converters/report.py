@@ -18,12 +18,27 @@ class WeightReport(msgspec.Struct, frozen=True):
     error: float
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """One way to store the model that was tried: bytes of its bundle, nats a token and bits a byte
+    on held-out text, tokens a second on this machine, whether it was taken."""
+
+    name: str
+    nbytes: int
+    nats: float
+    bits_per_byte: float
+    tokens_per_second: float
+    chosen: bool = False
+
+    def replaced(self, **changes: Any) -> Candidate:
+        return msgspec.structs.replace(self, **changes)
+
+
 class ConvertReport(msgspec.Struct, frozen=True):
     """Result of `convert`. Times in seconds, memory and sizes in bytes.
 
     resumed: weights taken over from an earlier run that was stopped. golden: the device that
     answered the golden prompts, or why none did. left_out: added tokens of the tokenizer that have
-    no logits, and that nothing names.
+    no logits, and that nothing names. details: what stages report, by stage. candidates: of `auto`.
     """
 
     path: str
@@ -41,6 +56,12 @@ class ConvertReport(msgspec.Struct, frozen=True):
     resumed: int
     golden: str
     left_out: tuple[str, ...] = ()
+    details: dict[str, Any] = {}
+    candidates: tuple[Candidate, ...] = ()
+
+    def replaced(self, **changes: Any) -> ConvertReport:
+        """A copy with fields exchanged."""
+        return msgspec.structs.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -59,6 +80,17 @@ class ConvertReport(msgspec.Struct, frozen=True):
         for encoding, worst in sorted(self._worst().items()):
             lines.append(
                 f"{encoding}: largest error of a weight {worst.error:.2%} RMS ({worst.name})"
+            )
+        if layers := self.details.get("compot", {}).get("layers"):
+            count = sum(row["form"] != "dense" for row in layers)
+            lines.append(
+                f"COMPOT: {count} of {len(layers)} matrices factored, ratio "
+                f"{self.details['compot']['ratio']:.2f}"
+            )
+        for row in self.candidates:
+            lines.append(
+                f"{'->' if row.chosen else '  '} {row.name:24} {megabytes(row.nbytes):>10}  "
+                f"{row.bits_per_byte:.4f} bits a byte  {row.tokens_per_second:.0f} tokens/s"
             )
         if self.resumed:
             lines.append(f"{self.resumed} weights were taken over from an earlier run")

@@ -11,7 +11,9 @@ computed with `threads` of them, in this process too.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -39,7 +41,7 @@ class Workers(Protocol):
 
 @contextmanager
 def open_workers(
-    count: int = 1, cluster: str | None = None, *, threads: int = 1
+    count: int = 1, cluster: str | None = None, *, threads: int = 1, local: int = 1
 ) -> Iterator[Workers]:
     """Workers for the block; whatever ends it ends them.
 
@@ -49,9 +51,9 @@ def open_workers(
     a dask scheduler, "tcp://host:port", whose workers have the same edgert and NumPy; count stays
     1, all of them work. threads: of BLAS, for one job. Raises ConvertError for numbers out of
     range, a missing package and an address that is none, ResourceError for a cluster that does not
-    answer.
+    answer. local: jobs that this process computes at a time, in threads, where it does.
     """
-    for what, number in (("count", count), ("threads", threads)):
+    for what, number in (("count", count), ("threads", threads), ("local", local)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConvertError(f"{what} of workers is {number!r}, expected 1 or more")
     if cluster is not None:
@@ -65,7 +67,7 @@ def open_workers(
         with connected(cluster, threads) as workers:
             yield workers
     elif count == 1 and blas.settable():
-        yield _Here(threads)
+        yield _Here(threads) if local == 1 else _Threads(threads, local)
     else:
         from .processes import Processes
 
@@ -90,3 +92,30 @@ class _Here:
                 result = function(job)
             del job  # its memory is free while the result is used
             yield result
+
+
+class _Threads:
+    """This process, several jobs at a time."""
+
+    def __init__(self, threads: int, local: int) -> None:
+        self.threads, self.local = threads, local
+
+    def run(
+        self, function: Function, jobs: Iterable[Any], *, names: Iterable[str] | None = None
+    ) -> Iterator[Any]:
+        waiting: deque[Future[Any]] = deque()
+        with (
+            blas.limited(self.threads),
+            ThreadPoolExecutor(self.local, "edgert-matrix") as pool,
+        ):
+            try:
+                for job in jobs:
+                    waiting.append(pool.submit(function, job))
+                    del job
+                    if len(waiting) >= self.local:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()

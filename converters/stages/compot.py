@@ -12,7 +12,7 @@ Both factors are stored for good: A in an encoding with codes by GPTQ, S as `spa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,30 +36,28 @@ VALUE_BITS = {"f16": 16, "int8-g32": 8, "int6-g64": 6, "int5-g64": 6, "int4-g32"
 
 @dataclass(frozen=True)
 class Factoring:
-    """What was asked for. ratio: the share of fp16 bits that is removed from the factored matrices.
-    a: encoding of A. bits: of S's values. uniform: the same ratio for all matrices. options: of the
-    alternation."""
+    """What was asked for. ratio: the share of fp16 bits that is removed from the factored matrices;
+    0: the smallest whose weights file has at most `budget` bytes. a: encoding of A. bits: of S's
+    values. uniform: the same ratio for all matrices. options: of the alternation."""
 
     ratio: float
     a: str = "int8-g32"
     bits: int = 8
     uniform: bool = False
+    budget: int = 0
     options: Options = Options(refit=True)
 
 
 class Compot:
-    """Report: `stored`, weights with their error; `layers`, a row for each matrix."""
+    """rest: what the stages after this one make of a graph, for its bytes. Report: `stored`,
+    weights with their error; `layers`, a row for each matrix; `ratio`."""
 
     name = "compot"
 
-    def __init__(self, factoring: Factoring, calibration: Calibration) -> None:
-        if not 0 < factoring.ratio < 1:
-            raise ConvertError(
-                f"COMPOT ratio {factoring.ratio:g}, expected one between 0 and 1",
-                code="compot-ratio",
-                hint="0.2 removes a fifth of the matrices' fp16 bits",
-            )
-        self.factoring, self.calibration = factoring, calibration
+    def __init__(
+        self, factoring: Factoring, calibration: Calibration, rest: Callable[[Graph], Graph]
+    ) -> None:
+        self.factoring, self.calibration, self.rest = factoring, calibration, rest
 
     def key(self) -> Mapping[str, Any]:
         return {"factoring": asdict(self.factoring), "calibration": self.calibration.key()}
@@ -77,7 +75,8 @@ class Compot:
             jobs = ((name, whole(part.weights[name]).T) for name in targets)
             found = workers.run(spectrum_of, jobs, names=targets)
             spectra = dict(zip(targets, found, strict=True))
-            sizes = self.sizes(spectra)
+            ratio = self.factoring.ratio or self.ratio_within(part.graph, spectra)
+            sizes = self.sizes(spectra, ratio)
             graph, factors = factored(part.graph, sizes, self.factoring)
             cache = context.cache({n: graph.weights[n] for pair in factors.values() for n in pair})
             notes = {}
@@ -112,11 +111,32 @@ class Compot:
             stored[a], stored[s] = notes[name]["a_error"], notes[name]["s_error"]
         rows = [_row(name, sizes[name], notes.get(name, {})) for name in targets]
         after = part.replace(graph=graph, weights=weights)
-        return after.reported(self.name, stored=stored, layers=rows)
+        return after.reported(self.name, stored=stored, layers=rows, ratio=ratio)
 
-    def sizes(self, spectra: Mapping[str, Spectrum]) -> dict[str, Dims]:
+    def ratio_within(self, graph: Graph, spectra: Mapping[str, Spectrum]) -> float:
+        """The smallest ratio whose factors fit the budget, in steps of a hundredth."""
+        least = 0
+        for hundredths in range(2, 91):
+            ratio = hundredths / 100
+            made, pairs = factored(graph, self.sizes(spectra, ratio), self.factoring)
+            kept = {n: made.weights[n].encoding for pair in pairs.values() for n in pair}
+            after = self.rest(made)
+            weights = {
+                n: Weight(w.shape, kept.get(n, after.weights[n].encoding))
+                for n, w in made.weights.items()
+            }
+            least = stored_nbytes(weights)
+            if pairs and least <= self.factoring.budget:
+                return ratio
+        raise ConvertError(
+            f"COMPOT factors in {self.factoring.a} take {least} bytes at a ratio of 0.9, expected at "
+            f"most {self.factoring.budget}",
+            code="budget",
+            hint="allow more bytes, or factors of fewer bits",
+        )
+
+    def sizes(self, spectra: Mapping[str, Spectrum], ratio: float) -> dict[str, Dims]:
         """(k, s) of each matrix."""
-        ratio = self.factoring.ratio
         if self.factoring.uniform:
             return {name: choose(each.m, each.n, ratio) for name, each in spectra.items()}
         found = allocate(list(spectra.values()), ratio)

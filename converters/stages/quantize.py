@@ -40,16 +40,20 @@ def encoded(
     embed_quant: for embeddings and, where there are some, for the last linear: the head. chosen:
     encodings that single weights have or shall have.
     """
-    ends = {n.weights["weight"] for n in graph.nodes if n.op == "embed"}
-    if ends:
-        ends |= {n.weights["weight"] for n in [n for n in graph.nodes if n.op == "linear"][-1:]}
-    weights = {}
+    ends, weights = ends_of(graph), {}
     for name, w in graph.weights.items():
-        wanted = embed_quant if name in ends else quant
-        wanted = (chosen or {}).get(name, wanted)
+        wanted = (chosen or {}).get(name, embed_quant if name in ends else quant)
         fits = len(w.shape) in ENCODINGS[wanted].ranks
         weights[name] = Weight(w.shape, wanted if fits else EXACT)
     return graph.replace(weights=weights)
+
+
+def ends_of(graph: Graph) -> set[str]:
+    """Embeddings and, where there are some, the last linear's matrix: the head."""
+    ends = {n.weights["weight"] for n in graph.nodes if n.op == "embed"}
+    if ends:
+        ends |= {n.weights["weight"] for n in [n for n in graph.nodes if n.op == "linear"][-1:]}
+    return ends
 
 
 class Quantize:

@@ -12,6 +12,8 @@ from ..kernels.encodings import DEFAULT, asked
 from .settings import emit_json, json_option
 
 QUANTS = tuple(asked())
+RECIPES = ("int4", "int3", "mixed", "compot-int8", "compot-int4", "auto")
+PRESETS = {"quick": 16, "full": 256}
 
 
 @click.command("convert")
@@ -25,11 +27,14 @@ QUANTS = tuple(asked())
     help="The bundle to write, a directory.",
 )
 @click.option(
+    "--recipe",
+    type=click.Choice(RECIPES),
+    help="Several options by one name; auto measures those that fit --budget-mb.",
+)
+@click.option(
     "--quant",
-    default=DEFAULT,
-    show_default=True,
-    type=click.Choice(QUANTS),
-    help="How matrices are stored.",
+    type=click.Choice((*QUANTS, "mixed")),
+    help=f"How matrices are stored; default {DEFAULT}. mixed: within --budget-mb.",
 )
 @click.option(
     "--embed-quant",
@@ -38,24 +43,45 @@ QUANTS = tuple(asked())
 )
 @click.option(
     "--method",
-    default="rtn",
-    show_default=True,
-    type=click.Choice(("rtn", "gptq")),
-    help="How codes are chosen: rounding to nearest, or GPTQ with --calibration.",
+    type=click.Choice(("rtn", "hqq", "gptq")),
+    help="How codes are chosen; default gptq. rtn: to nearest, in seconds, without calibration.",
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(exists=True, path_type=Path),
     metavar="FILE",
-    help="A text like those that the model will see.",
+    help="Text, or chats in JSON lines, like what the model will see; default: a sample.",
 )
 @click.option(
     "--sequences",
-    default=64,
+    default="quick",
     show_default=True,
-    type=click.IntRange(1),
     metavar="N",
-    help="Pieces of 1024 tokens of it that are used.",
+    callback=lambda _context, _option, value: sequences_asked(value),
+    help="Pieces of 1024 tokens of it that are used: a number, quick (16) or full (256).",
+)
+@click.option(
+    "--compot",
+    type=float,
+    metavar="CR",
+    help="Factor matrices by COMPOT, with this share of their fp16 bits removed.",
+)
+@click.option("--budget-mb", type=float, metavar="N", help="Megabytes that the bundle may have.")
+@click.option(
+    "--heal",
+    default=0,
+    type=click.IntRange(0),
+    metavar="TOKENS",
+    help="Train scales for so many tokens to answer as the original does; needs torch.",
+)
+@click.option("--workers", default=1, type=click.IntRange(1), metavar="N", help="Processes.")
+@click.option("--cluster", metavar="ADDRESS", help="A dask scheduler whose workers do the work.")
+@click.option(
+    "--report",
+    "report_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write a page with pictures of what the conversion did.",
 )
 @click.option("--name", help="The model's name; default: the source's.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -77,11 +103,18 @@ QUANTS = tuple(asked())
 def command(
     source: str,
     output: Path,
-    quant: str,
+    recipe: str | None,
+    quant: str | None,
     embed_quant: str | None,
-    method: str,
+    method: str | None,
     calibration: Path | None,
     sequences: int,
+    compot: float | None,
+    budget_mb: float | None,
+    heal: int,
+    workers: int,
+    cluster: str | None,
+    report_folder: Path | None,
     name: str | None,
     force: bool,
     no_resume: bool,
@@ -101,14 +134,11 @@ def command(
 
     if onnx:
         require("onnx", "--onnx", ConvertError)
-    if (method == "gptq") != (calibration is not None):
-        given = "none" if calibration is None else str(calibration)
-        raise ConvertError(
-            f"method {method} with calibration text {given}, expected both of gptq and a text, or "
-            "neither",
-            code="calibration",
-            hint="--method gptq --calibration FILE",
-        )
+    text = None
+    if calibration is not None:
+        text = Calibration.read(calibration, sequences)
+    elif sequences != PRESETS["quick"]:
+        text = Calibration.sample(sequences)
     folder = Path(source)
     report = convert(
         folder if folder.exists() else source,
@@ -122,7 +152,15 @@ def command(
         golden=not no_golden,
         ignore_remote_code=ignore_remote_code,
         threads=threads,
-        calibration=None if calibration is None else Calibration.read(calibration, sequences),
+        recipe=recipe,
+        method=method,
+        calibration=text,
+        compot=compot,
+        budget_mb=budget_mb,
+        heal=heal,
+        workers=workers,
+        cluster=cluster,
+        report=report_folder,
     )
     if onnx:
         from ..converters.onnx_emit import export
@@ -134,3 +172,12 @@ def command(
     else:
         click.echo(f"{report.summary()}\nwritten: {report.path}")
     return 0
+
+
+def sequences_asked(value: str) -> int:
+    """A number of calibration sequences, or a preset's."""
+    if value in PRESETS:
+        return PRESETS[value]
+    if value.isascii() and value.isdecimal() and 0 < int(value) < 1 << 20:
+        return int(value)
+    raise click.BadParameter(f"{value!r}, expected a number, quick or full")

@@ -85,6 +85,11 @@ class PackedWeights:
     def address(self, name: str) -> int:
         return self.base + self.slots[name].offset
 
+    def put(self, name: str, matrix: Matrix) -> None:
+        """Exchange a matrix for another one of its shape and encoding. Packed in memory only."""
+        slot = self.slots[name]
+        self.data[slot.offset : slot.offset + slot.size] = pack.pack(matrix, paired=slot.paired)
+
     @property
     def nbytes(self) -> int:
         return self.data.nbytes

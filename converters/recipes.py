@@ -1,0 +1,184 @@
+"""What a conversion is asked for, in the words of its options, and what that means stage by stage.
+
+    plan = resolve(Asked(recipe="compot-int4"))      # Plan(quant="int4-g32", method="gptq", ...)
+
+A recipe is a name for a set of options; options that are given beside it win.
+
+| recipe       | matrices                                                                      |
+|--------------|-------------------------------------------------------------------------------|
+| int4, int3   | all in that encoding, by GPTQ                                                 |
+| mixed        | an encoding for each, by measured sensitivity, within --budget-mb             |
+| compot-int8  | COMPOT, ratio 0.2 or what --budget-mb asks for, factors of 8 bits             |
+| compot-int4  | the same, A in int4-g32 by GPTQ, values of S in 6 bits                        |
+| auto         | those of the above that fit --budget-mb are made and measured, the best stays |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..errors import ConvertError
+from ..kernels.encodings import DEFAULT, ENCODINGS
+from .calibrate import SAMPLE_NAME, Calibration
+from .quantize.job import METHODS
+from .stages.compot import VALUE_BITS, Factoring
+from .stages.quantize import encodings_asked
+
+RECIPES = ("int4", "int3", "mixed", "compot-int8", "compot-int4", "auto")
+RATIO = 0.2  # of COMPOT, where nothing else decides it
+MB = 1_000_000
+FEW_BITS = 6  # up to which codes are chosen by GPTQ: of 8 bits, rounding loses next to nothing
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `convert`, as they were given; None: not given."""
+
+    recipe: str | None = None
+    quant: str | None = None
+    embed_quant: str | None = None
+    method: str | None = None
+    compot: float | None = None
+    budget_mb: float | None = None
+    heal: int = 0
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the stages need. quant, embed_quant: canonical. budget: bytes of the bundle, 0 for none;
+    what is to be found within it: `mixed` encodings or `factoring`'s ratio. calibration: None where
+    nothing needs one."""
+
+    recipe: str
+    quant: str
+    embed_quant: str
+    method: str
+    mixed: bool = False
+    factoring: Factoring | None = None
+    budget: int = 0
+    heal: int = 0
+    calibration: Calibration | None = None
+
+    @property
+    def title(self) -> str:
+        """What tells it from others."""
+        if self.mixed:
+            return "mixed"
+        if self.factoring is not None:
+            return f"COMPOT {self.quant}"
+        return f"{self.quant} {self.method}"
+
+    def options(self) -> list[str]:
+        """As options of the command, which repeat it."""
+        found = ["--quant", "mixed" if self.mixed else self.quant]
+        found += ["--embed-quant", self.embed_quant, "--method", self.method]
+        if self.factoring is not None and self.factoring.ratio:
+            found += ["--compot", f"{self.factoring.ratio:g}"]
+        elif self.factoring is not None:
+            found += ["--recipe", "compot-int8" if self.factoring.a == "int8-g32" else "compot-int4"]
+        if self.budget:
+            found += ["--budget-mb", f"{self.budget / MB:g}"]
+        if self.heal:
+            found += ["--heal", str(self.heal)]
+        if self.calibration is not None:
+            if self.calibration.name != SAMPLE_NAME:
+                found += ["--calibration", "TEXT"]
+            found += ["--sequences", str(self.calibration.sequences)]
+        return found
+
+
+def resolve(asked: Asked) -> Plan:
+    """The plan of one conversion (not of `auto`, see `auto.py`). Raises ConvertError for options
+    that are unknown or contradict each other."""
+    _check(asked)
+    recipe, quant = asked.recipe or "", asked.quant
+    if quant == "mixed":
+        recipe, quant = "mixed", None
+    if asked.compot is not None and not recipe.startswith("compot"):
+        recipe = "compot"
+    names = {"compot-int8": "int8", "compot-int4": "int4", "int3": "int3", "int4": "int4"}
+    quant, embed = encodings_asked(quant or names.get(recipe, DEFAULT), asked.embed_quant)
+    budget = int((asked.budget_mb or 0) * MB)
+    factoring = None
+    if recipe.startswith("compot"):
+        if quant not in VALUE_BITS:
+            raise ConvertError(
+                f"COMPOT factors in {quant}, expected one of {list(VALUE_BITS)}",
+                code="compot-quant",
+                hint="int8 and int4 are the usual ones",
+            )
+        ratio = asked.compot if asked.compot is not None else (0.0 if budget else RATIO)
+        factoring = Factoring(ratio, quant, VALUE_BITS[quant])
+    elif budget and recipe != "mixed":
+        raise ConvertError(
+            f"--budget-mb {asked.budget_mb:g} with nothing that it could change",
+            code="budget",
+            hint="add --recipe auto, --recipe mixed or --recipe compot-int4",
+        )
+    if recipe == "mixed" and not budget:
+        raise ConvertError(
+            "mixed encodings without a number of bytes, expected --budget-mb",
+            code="budget",
+            hint="--recipe mixed --budget-mb 20",
+        )
+    method = asked.method or default_method(quant)
+    needs = method == "gptq" or recipe == "mixed" or factoring is not None or asked.heal
+    calibration = asked.calibration
+    if needs and calibration is None:
+        calibration = Calibration.sample()
+    if calibration is not None and not needs:
+        raise ConvertError(
+            f"a calibration text, and method {method} that reads none",
+            code="calibration",
+            hint="use --method gptq, or leave --calibration out",
+        )
+    return Plan(
+        recipe or "plain", quant, embed, method, recipe == "mixed", factoring, budget, asked.heal,
+        calibration,
+    )  # fmt: skip
+
+
+def default_method(quant: str) -> str:
+    """gptq where there are few codes to choose from."""
+    grid = ENCODINGS[quant].grid
+    return "gptq" if grid is not None and grid.bits <= FEW_BITS else "rtn"
+
+
+def _check(asked: Asked) -> None:
+    if asked.recipe is not None and asked.recipe not in RECIPES:
+        raise ConvertError(
+            f"recipe {asked.recipe!r}, expected one of {list(RECIPES)}",
+            code="recipe",
+            hint="int4 is what is made without one",
+        )
+    if asked.method is not None and asked.method not in METHODS:
+        raise ConvertError(
+            f"method {asked.method!r}, expected one of {list(METHODS)}", code="method"
+        )
+    if asked.compot is not None and not 0 < asked.compot < 1:
+        raise ConvertError(
+            f"--compot {asked.compot:g}, expected a ratio between 0 and 1",
+            code="compot-ratio",
+            hint="0.2 removes a fifth of the matrices' fp16 bits",
+        )
+    if asked.compot is not None and asked.budget_mb is not None:
+        raise ConvertError(
+            f"--compot {asked.compot:g} and --budget-mb {asked.budget_mb:g}, expected one of them",
+            code="budget",
+            hint="with a budget the ratio is found: --recipe compot-int4 --budget-mb N",
+        )
+    if asked.budget_mb is not None and not 0 < asked.budget_mb < 1e7:
+        raise ConvertError(
+            f"--budget-mb {asked.budget_mb:g}, expected a number of megabytes", code="budget"
+        )
+    if asked.heal < 0:
+        raise ConvertError(f"--heal {asked.heal}, expected a number of tokens", code="heal")
+
+
+def candidates(asked: Asked) -> list[Asked]:
+    """What `auto` tries: whole encodings, then what fills the budget exactly."""
+    common = replace(asked, recipe=None, budget_mb=None)
+    tried = [replace(common, quant=name) for name in ("int8", "int6", "int5", "int4", "int3", "int2")]
+    filled = ("mixed", "compot-int8", "compot-int4")
+    return tried + [replace(asked, recipe=name, quant=None) for name in filled]
