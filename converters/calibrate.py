@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import limits
 from ..errors import ConvertError
 from ..graph import Graph, Weight
 from ..kernels.encodings import EXACT, quantize
 from ..session.base import Feed, Session
+from .calibration_text import read_text
 from .compress.whiten import Gram, GramAccumulator
 from .stages.base import PartInProgress
 
@@ -44,24 +44,8 @@ class Calibration:
 
     @classmethod
     def read(cls, path: str | Path, sequences: int = 64, length: int = LENGTH) -> Calibration:
-        """A UTF-8 text file. Raises ConvertError for one that is none, or is larger than
-        `limits.CALIBRATION_BYTES`."""
-        try:
-            with open(path, "rb") as file:
-                data = file.read(limits.CALIBRATION_BYTES + 1)
-            if len(data) > limits.CALIBRATION_BYTES:
-                raise ConvertError(
-                    f"{path} has more than {limits.CALIBRATION_BYTES} bytes",
-                    code="calibration-text",
-                    hint="a few megabytes of text are plenty",
-                )
-            return cls(data.decode("utf-8"), sequences, length)
-        except UnicodeDecodeError as error:
-            raise ConvertError(
-                f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
-                code="calibration-text",
-                hint="give a plain text file",
-            ) from None
+        """A UTF-8 text file. Raises ConvertError for one that is none, see `calibration_text`."""
+        return cls(read_text(path), sequences, length)
 
     def key(self) -> dict[str, Any]:
         """What a result depends on."""
@@ -110,11 +94,13 @@ def collect(
     *,
     memory: int = MEMORY,
     progress: bool = False,
+    nonfinite: str = "drop",
 ) -> dict[str, Gram]:
     """The Gram matrix of each of `values` (`inputs_of`), over all tokens of all sequences.
 
     sequences: int32, each at most the session's context. memory: bytes that matrices may take at a
-    time, one at least. Batches with NaN or infinity are left out and counted (`Gram.dropped`).
+    time, one at least. nonfinite: batches with NaN or infinity are left out and counted
+    (`Gram.dropped`), or ("refuse") are a ConvertError that names the value and the tokens.
     """
     from tqdm import tqdm
 
@@ -127,9 +113,12 @@ def collect(
     )  # fmt: skip
     with bar:
         for names in turns:
-            sums = {name: GramAccumulator(widths[name], name=name) for name in names}
-            for ids in sequences:
-                _feed(session, ids, sums, bar)
+            sums = {
+                name: GramAccumulator(widths[name], name=name, nonfinite=nonfinite)
+                for name in names
+            }
+            for number, ids in enumerate(sequences, 1):
+                _feed(session, ids, sums, bar, f"sequence {number} of {len(sequences)}")
             found |= {name: total.finish() for name, total in sums.items()}
     return found
 
@@ -139,7 +128,7 @@ def passes(widths: Mapping[str, int], memory: int) -> Iterator[tuple[str, ...]]:
     names: list[str] = []
     taken = 0
     for name, width in widths.items():
-        size = 12 * width * width  # and a float32 product
+        size = gram_bytes(width)
         if names and taken + size > memory:
             yield tuple(names)
             names, taken = [], 0
@@ -149,9 +138,15 @@ def passes(widths: Mapping[str, int], memory: int) -> Iterator[tuple[str, ...]]:
         yield tuple(names)
 
 
+def gram_bytes(width: int) -> int:
+    """Memory of one Gram matrix while it is summed: float64, and a float32 product."""
+    return 12 * width * width
+
+
 def _feed(
-    session: Session, ids: NDArray[np.int32], sums: Mapping[str, GramAccumulator], bar: Any
-) -> None:
+    session: Session, ids: NDArray[np.int32], sums: Mapping[str, GramAccumulator], bar: Any,
+    where: str,
+) -> None:  # fmt: skip
     state = session.new_state(len(ids))
     try:
         for start in range(0, len(ids), session.max_rows):
@@ -159,16 +154,31 @@ def _feed(
             (result,) = session.step([Feed(state, piece, "none", taps=tuple(sums))])
             state.commit(len(piece))
             for name, total in sums.items():
-                total.add(result.taps[name])
+                try:
+                    total.add(result.taps[name])
+                except ConvertError as error:
+                    place = (
+                        f"{where} of the calibration text, tokens {start} to {start + len(piece)}"
+                    )
+                    raise ConvertError(
+                        f"{error.message} ({place})",
+                        code="calibration-values",
+                        hint="the model overflows on this text: convert it without --method gptq, "
+                        "or check the checkpoint",
+                    ) from None
             bar.update(len(piece))
     finally:
         state.close()
 
 
 @contextmanager
-def running(part: PartInProgress, *, threads: int | None = None) -> Iterator[Session]:
+def running(
+    part: PartInProgress, *, threads: int | None = None, context: int = 0
+) -> Iterator[Session]:
     """A CPU session over a part's weights, matrices rounded to int8-g32: half a percent of them,
-    for prompts at several times the speed of floats. Without kernels, on NumPy."""
+    for prompts at several times the speed of floats. Without kernels, on NumPy. context: tokens of
+    the longest sequence, at most; 0: as the model's. Raises ConvertError for weights that are not
+    finite or too large for these codes."""
     from ..kernels.cpu import code
     from ..session.cpu import CpuSession
     from ..session.reference import ReferenceSession
@@ -179,11 +189,19 @@ def running(part: PartInProgress, *, threads: int | None = None) -> Iterator[Ses
         rows = [reader.rows(start, stop) for start, stop in reader.spans()]
         array = np.concatenate(rows)
         encoding = ROUNDED if array.ndim == 2 else EXACT
-        weights[name] = quantize(array, encoding)
+        try:
+            weights[name] = quantize(array, encoding)
+        except ValueError as error:
+            raise ConvertError(
+                f"weight {name!r}: {error}, expected values that {encoding} can hold, as the model "
+                "is calibrated with",
+                code="weight-range",
+                hint="convert without --method gptq, or check the checkpoint",
+            ) from None
         declared[name] = Weight(array.shape, encoding)
     graph = part.graph.replace(weights=declared)
     if code.available():
-        session: Session = CpuSession(graph, weights, threads=threads)
+        session: Session = CpuSession(graph, weights, threads=threads, context=context)
     else:
         session = ReferenceSession(graph, weights)
     try:

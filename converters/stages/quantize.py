@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...errors import ConvertError
+from ...errors import ConvertError, ResourceError
 from ...graph import Graph, Weight
 from ...kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked, dequantize, tensors_of
-from .. import calibrate
+from ...notices import notice
+from .. import calibrate, calibration_memory
 from ..calibrate import Calibration
+from ..calibration_text import tokens_of
 from ..compress.whiten import Gram
 from ..quantize.gptq import gptq
 from ..quantize.rtn import encode_weight
@@ -85,25 +88,28 @@ class Quantize:
             total=stored_nbytes(graph.weights), unit="B", unit_scale=True, desc="quantize",
             disable=None if context.progress else True,
         )  # fmt: skip
-        later = self._calibrated(graph, context)
+        records = {name: cache.done(name) for name in graph.weights}
+        later = {
+            name: value for name, value in self._calibrated(graph).items() if records[name] is None
+        }
+        sequences = self._sequences(later, part, context)
         with bar, ThreadPoolExecutor(context.threads, "edgert-convert") as pool:
             for name in graph.weights:
-                record = cache.done(name)
-                if record is None and name in later:
+                record = records[name]
+                if name in later:
                     continue
-                later.pop(name, None)
                 if record is None:
                     errors[name] = self._weight(name, part.weights[name], cache, pool, context, bar)
                 else:
                     errors[name] = float(record.note.get("error", 0.0))
                     bar.update(stored_nbytes({name: graph.weights[name]}))
-            if later and self.calibration is not None:
-                errors |= self._by_gptq(later, part, cache, self.calibration, context, bar)
+            if later:
+                errors |= self._by_gptq(later, part, cache, sequences, context, bar)
         errors = {name: errors[name] for name in graph.weights}
         weights = {name: cache.reader(name) for name in graph.weights}
         return part.replace(graph=graph, weights=weights).reported(self.name, relative_rms=errors)
 
-    def _calibrated(self, graph: Graph, context: Context) -> dict[str, str]:
+    def _calibrated(self, graph: Graph) -> dict[str, str]:
         """Matrices that GPTQ encodes, and the values that their products read."""
         if self.calibration is None:
             return {}
@@ -111,31 +117,53 @@ class Quantize:
         inputs = calibrate.inputs_of(graph)
         return {name: value for name, value in inputs.items() if rows[name].grid is not None}
 
-    def _by_gptq(
-        self,
-        matrices: Mapping[str, str],
-        part: PartInProgress,
-        cache: WeightCache,
-        calibration: Calibration,
-        context: Context,
-        bar: Any,
-    ) -> dict[str, float]:
-        """Encode matrices into the cache, as many at a time as their Gram matrices leave room
-        for; their relative errors."""
+    def _sequences(
+        self, matrices: Mapping[str, str], part: PartInProgress, context: Context
+    ) -> list[NDArray[np.int32]]:
+        """What is calibrated on; faults of the text and want of memory show before the work."""
+        if self.calibration is None or not matrices:
+            return []
         if context.tokenizer is None:
             raise ConvertError(
                 "this model has no tokenizer, expected one to read the calibration text with",
                 code="calibration",
                 hint="convert it without --method gptq",
             )
-        errors = {}
-        with calibrate.running(part, threads=context.threads) as session:
-            length = min(calibration.length, session.context)
-            ids = context.tokenizer.encode(calibration.text)
-            sequences = calibrate.sequences_of(ids, length, calibration.sequences)
-            widths = {v: int(session.graph.shapes()[v][1]) for v in matrices.values()}
-            for values in calibrate.passes(widths, calibrate.MEMORY):
-                grams = calibrate.collect(session, sequences, values, progress=context.progress)
+        calibration_memory.require(part.graph, matrices)
+        asked = self.calibration
+        length = min(asked.length, part.graph.context)
+        ids = tokens_of(context.tokenizer, asked.text)
+        sequences = calibrate.sequences_of(ids, length, asked.sequences)
+        if len(sequences) < asked.sequences:
+            notice(
+                f"the calibration text has {len(ids)} tokens, enough for {len(sequences)} of "
+                f"{asked.sequences} sequences of {length}: it is calibrated on these"
+            )
+        return sequences
+
+    def _by_gptq(
+        self,
+        matrices: Mapping[str, str],
+        part: PartInProgress,
+        cache: WeightCache,
+        sequences: Sequence[NDArray[np.int32]],
+        context: Context,
+        bar: Any,
+    ) -> dict[str, float]:
+        """Encode matrices into the cache, as many at a time as their Gram matrices leave room
+        for; their relative errors."""
+        errors, length = {}, len(sequences[0])
+        with calibrate.running(part, threads=context.threads, context=length) as session:
+            if session.context < length:
+                raise ResourceError(
+                    f"there is memory for {session.context} tokens of a calibration sequence, "
+                    f"expected {length}",
+                    code="memory",
+                    hint=calibration_memory.HINT,
+                )
+            for grams in calibration_memory.collected(
+                session, sequences, matrices, progress=context.progress
+            ):
                 for name in [name for name, value in matrices.items() if value in grams]:
                     gram = grams[matrices[name]]
                     errors[name] = _gptq(name, part.weights[name], gram, cache, bar)
@@ -168,10 +196,24 @@ def _gptq(name: str, weight: WeightReader, gram: Gram, cache: WeightCache, bar: 
     rows = np.concatenate([weight.rows(start, stop) for start, stop in weight.spans()])
     row = ENCODINGS[cache.weights[name].encoding]
     damp = DAMP if gram.rows >= ENOUGH * rows.shape[1] else DAMP_FEW_ROWS
-    stored = gptq(
-        rows, gram.matrix, bits=row.bits, group=row.group, symmetric=not row.zeros, clip=True,
-        damp=damp,
-    )  # fmt: skip
+    if not gram.matrix.any():
+        notice(
+            f"{name}: all its inputs are 0 on the calibration text, its codes are rounded to "
+            "nearest instead of chosen by GPTQ"
+        )
+    try:
+        stored = gptq(
+            rows, gram.matrix, bits=row.bits, group=row.group, symmetric=not row.zeros, clip=True,
+            damp=damp,
+        )  # fmt: skip
+    except ConvertError as fault:
+        raise ConvertError(
+            f"weight {name!r}: {fault.message}",
+            code=fault.code,
+            hint=fault.hint or "convert without --method gptq, or give another text",
+        ) from None
+    except MemoryError:
+        raise calibration_memory.out_of_memory(f"weight {name!r}", rows.shape[1]) from None
     for key, array in tensors_of(stored).items():
         cache.write(f"{name}.{key}", array)
         bar.update(array.nbytes)
