@@ -107,8 +107,10 @@ def _quality(rows: Rows) -> Picture:
     def draw(axes: Any) -> None:
         for row in rows:
             at = (row["nbytes"] / 1e6, row["bits_per_byte"])
-            speed = row.get("tokens_per_second")
-            share = speed / fastest if is_number(speed) and fastest > 0 else 0.5
+            (speed,) = [r["tokens_per_second"] for r in finite([row], "tokens_per_second")] or [
+                None
+            ]
+            share = speed / fastest if speed is not None and fastest > 0 else 0.5
             axes.scatter(*at, s=30 + 120 * max(0.0, share), color=BLUE, alpha=0.85, linewidths=0)
             if row.get("chosen"):
                 axes.scatter(*at, s=320, facecolors="none", edgecolors=ORANGE, linewidths=2.2)
@@ -134,7 +136,7 @@ def _png(draw: Draw, height: float, ink: str, line: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "font.family": "DejaVu Sans",  # comes with matplotlib
         "font.size": 9,
         "text.parse_math": False,
