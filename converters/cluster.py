@@ -118,7 +118,7 @@ class Cluster:
                 yield from line.ready()
                 self._look(line, tasks, news)
         finally:
-            if tasks:
+            if tasks and self.client.status == "running":  # else they went with it
                 self.client.cancel([task.future for task in tasks.values()])
 
     def _crew(self, seen: float) -> float:
