@@ -1,8 +1,8 @@
-"""auto: several conversions of one model, measured on text that none was fitted to; the best stays.
+"""auto: several conversions of one model, measured on text that none was fitted to; one stays.
 
-Candidates are what `recipes.py` lists: whole encodings that fit the budget, the largest two of them,
-and those that fill it. Each is made as a bundle beside the output, its nats a token are measured
-over sequences of the calibration text that were held back, and its decoding speed on this machine.
+Candidates are what `recipes.py` lists: whole encodings that fit the budget, the largest two of
+them, and those that fill it. Each is made as a bundle beside the output. Nats a token are measured
+over sequences of the calibration text that were held back, and the decoding speed on this machine.
 The one with the fewest nats becomes the output; a smaller one with equally many goes before.
 """
 
@@ -192,4 +192,3 @@ def _removed(folder: Path) -> Iterator[None]:
         yield
     finally:
         remove_folder(folder)
-

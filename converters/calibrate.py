@@ -25,9 +25,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import limits
 from ..errors import ConvertError, RequestError
 from ..graph import Graph
+from ..notices import notice
+from .calibration_text import check_text, read_text, tokens_of
 
 if TYPE_CHECKING:
     from ..text.template import ChatTemplate
@@ -61,23 +62,8 @@ class Calibration:
     @classmethod
     def read(cls, path: str | Path, sequences: int = 64, length: int = LENGTH) -> Calibration:
         """A UTF-8 text file, or where its name ends in `.jsonl` a chat or a text a line. Raises
-        ConvertError for one that is none, or is larger than `limits.CALIBRATION_BYTES`."""
-        try:
-            with open(path, "rb") as file:
-                data = file.read(limits.CALIBRATION_BYTES + 1)
-            if len(data) > limits.CALIBRATION_BYTES:
-                raise ConvertError(
-                    f"{path} has more than {limits.CALIBRATION_BYTES} bytes",
-                    code="calibration-text",
-                    hint="a few megabytes of text are plenty",
-                )
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ConvertError(
-                f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
-                code="calibration-text",
-                hint="give a plain text file",
-            ) from None
+        ConvertError for one that is none, see `calibration_text`."""
+        text = read_text(path)
         if Path(path).suffix == ".jsonl":
             return cls("", sequences, length, chats_of(text, str(path)), str(path))
         return cls(text, sequences, length, name=str(path))
@@ -92,7 +78,8 @@ class Calibration:
         """All of it as tokens. Chats are written as the model's template has them, without one as
         lines of `role: content`. Raises ConvertError for chats that the template rejects."""
         if not self.chats:
-            return tokenizer.encode(self.text)
+            check_text(self.text, self.name)
+            return tokens_of(tokenizer, self.text)
         found: list[int] = []
         for number, chat in enumerate(self.chats, 1):
             if template is None:
@@ -122,7 +109,14 @@ class Calibration:
                 hint="convert it without calibration: --method rtn or hqq",
             )
         length = min(self.length, context or self.length)
-        return sequences_of(self.ids(tokenizer, template), length, self.sequences)
+        ids = self.ids(tokenizer, template)
+        found = sequences_of(ids, length, self.sequences)
+        if len(found) < self.sequences:
+            notice(
+                f"{self.name} has {len(ids)} tokens, enough for {len(found)} of {self.sequences} "
+                f"sequences of {length}: it is calibrated on these"
+            )
+        return found
 
 
 def chats_of(text: str, name: str) -> Chats:

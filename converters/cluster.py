@@ -55,10 +55,11 @@ def _client(address: str) -> Any:
     from distributed import Client
 
     made: list[Any] = []
+    client: Any = Client
 
     def connect() -> None:
         try:
-            made.append(Client(address, timeout=CONNECT, set_as_default=False))
+            made.append(client(address, timeout=CONNECT, set_as_default=False))
         except Exception as error:
             made.append(error)
 
@@ -117,7 +118,7 @@ class Cluster:
                 yield from line.ready()
                 self._look(line, tasks, news)
         finally:
-            if tasks:
+            if tasks and self.client.status == "running":  # else they went with it
                 self.client.cancel([task.future for task in tasks.values()])
 
     def _crew(self, seen: float) -> float:

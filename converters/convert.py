@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from .. import system_memory
 from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
 from .auto import best
@@ -87,9 +88,17 @@ def convert(
 
 @contextmanager
 def translated_os_errors(out: Path) -> Iterator[None]:
-    """Errors of the file system as ResourceError."""
+    """Errors of the file system, and of memory, as ResourceError."""
     try:
         yield
+    except MemoryError as error:
+        raise ResourceError(
+            f"out of memory: {error or 'the system gave no more'}; "
+            f"{system_memory.free() / 1e9:.2f} GB are available",
+            code="memory",
+            hint="close other programs, use fewer threads, or convert on a machine with more "
+            "memory; what is done so far is taken over by the next run",
+        ) from error
     except OSError as error:
         raise ResourceError(
             f"{out} could not be written: {error.strerror or error}, expected a writable place "

@@ -20,25 +20,29 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConvertError
 from ..graph import Graph, Weight
-from ..kernels.encodings import EXACT, quantize
+from ..kernels.encodings import EXACT, encoding_of, quantize
+from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState
+from ..notices import notice
 from ..roles import token_input
+from ..session import kernel_cache
 from ..session.base import Feed, Session
-from .calibrate import Calibration
+from .calibrate import Calibration, inputs_of
+from .calibration_memory import ROUNDED, out_of_memory, require
 from .compress.whiten import GramAccumulator, Inputs
 from .families.recipe import F32
 from .stages.base import PartInProgress
 from .weights import WeightReader
 
-ROUNDED = "int8-g32"  # what a calibrating model's matrices are stored in
 HELD = 8  # one of so many sequences is kept for checks
 ON_GPU = 4  # sequences at a time
 
@@ -73,7 +77,7 @@ def _cuts(graph: Graph, wanted: set[str]) -> list[tuple[str, int]]:
     reach |= {v.name: last.get(v.name, -1) for v in graph.inputs if v.dtype == "f32"}
     lent = {
         i for i, node in enumerate(graph.nodes)
-        if any(isinstance(s, BorrowedState) and s.owner == node.state for s in graph.states.values())
+        if any(getattr(s, "owner", None) == node.state for s in graph.states.values())
     }  # fmt: skip
     found: list[tuple[str, int]] = []
     alive: set[str] = {v.name for v in graph.inputs if v.dtype == "f32"}
@@ -117,8 +121,9 @@ class _OnSession:
     """On the CPU session, or on NumPy where there are no kernels."""
 
     def __init__(
-        self, graph: Graph, readers: Mapping[str, WeightReader], taps: Sequence[str], threads: int
-    ) -> None:
+        self, graph: Graph, readers: Mapping[str, WeightReader], taps: Sequence[str], threads: int,
+        length: int,
+    ) -> None:  # fmt: skip
         from ..kernels.cpu import code
         from ..session.cpu import CpuSession
         from ..session.reference import ReferenceSession
@@ -126,10 +131,8 @@ class _OnSession:
         weights: dict[str, Any] = {}
         declared: dict[str, Weight] = {}
         for name in graph.weights:
-            array = whole(readers[name])
-            encoding = ROUNDED if array.ndim == 2 else EXACT
-            weights[name] = quantize(array, encoding)
-            declared[name] = Weight(array.shape, encoding)
+            weights[name] = rounded(name, whole(readers[name]))
+            declared[name] = Weight(weights[name].shape, encoding_of(weights[name]).name)
         self.first = "" if token_input(graph) else graph.inputs[0].name
         self.taps = [name for name in taps if name != self.first]
         graph = graph.replace(weights=declared)
@@ -137,7 +140,9 @@ class _OnSession:
             graph = graph.with_outputs(self.taps)
         self.session: Session
         if code.available():
-            self.session = CpuSession(graph, weights, threads=threads)
+            self.session = CpuSession(
+                graph, weights, threads=threads, context=length, cache=kernel_cache()
+            )
         else:
             self.session = ReferenceSession(graph, weights)
 
@@ -194,6 +199,19 @@ class _OnGpu:
         self.graph.weights.clear()
 
 
+def rounded(name: str, array: F32) -> Matrix:
+    """A weight as the calibrating model has it. Raises ConvertError for values that do not fit."""
+    try:
+        return quantize(array, ROUNDED if array.ndim == 2 else EXACT)
+    except ValueError as error:
+        raise ConvertError(
+            f"weight {name!r}: {error}, expected values that {ROUNDED} can hold, as the model is "
+            "calibrated with",
+            code="weight-range",
+            hint="convert with --method rtn, or check the checkpoint",
+        ) from None
+
+
 def whole(reader: WeightReader) -> F32:
     """All of a weight as float32."""
     return np.concatenate([reader.rows(start, stop) for start, stop in reader.spans()])
@@ -238,6 +256,8 @@ class Layers:
         self.threads, self.progress = threads, progress
         self.segments = segments(part.graph, sorted(set(values)))
         self.kept = _Kept(folder, sum(map(len, sequences)))
+        matrices = {n: v for n, v in inputs_of(part.graph).items() if v in self.values}
+        require(self.segments, matrices, self.kept.total)
         self.gpu = on_gpu()
 
     def __iter__(self) -> Iterator[dict[str, Inputs]]:
@@ -253,26 +273,50 @@ class Layers:
             for index in range(first, len(self.segments)):
                 graph = self.segments[index]
                 reads = {name for node in graph.nodes for name in node.inputs}
-                wanted = [name for name in sorted(reads & self.values)]
-                found, passed = self._segment(graph, given, wanted, bar)
-                if found:
-                    yield found
-                given = self.kept.store(index + 1, passed)
+                given = yield from self._values(graph, given, sorted(reads & self.values), bar)
+                given = self.kept.store(index + 1, given)
         self.kept.remove()
+
+    def _values(
+        self, graph: Graph, given: Sequence[NDArray[Any]], wanted: list[str], bar: Any
+    ) -> Generator[dict[str, Inputs], None, list[F32]]:
+        """What a segment passes on; its wanted values together, or in turns where the memory does
+        not hold them. Raises ResourceError where it does not hold one."""
+        try:
+            found, passed = self._segment(graph, given, wanted, bar)
+        except MemoryError:
+            if len(wanted) < 2:
+                width = int(graph.shapes()[wanted[0]][1]) if wanted else 0
+                raise out_of_memory(wanted[0] if wanted else graph.name, width) from None
+            notice(
+                f"the inputs' matrices of {len(wanted)} products do not fit the memory together: "
+                "fewer at a time, in more passes over their layer"
+            )
+            half = len(wanted) // 2
+            yield from self._values(graph, given, wanted[:half], bar)
+            passed = yield from self._values(graph, given, wanted[half:], bar)
+            return passed
+        if found:
+            yield found
+        return passed
 
     def _segment(
         self, graph: Graph, given: Sequence[NDArray[Any]], wanted: Sequence[str], bar: Any
     ) -> tuple[dict[str, Inputs], list[F32]]:
         shapes = graph.shapes()
         widths = {name: int(shapes[name][1]) for name in wanted}
-        fit = {name: GramAccumulator(width, name=name) for name, width in widths.items()}
-        check = {name: GramAccumulator(width, name=name) for name, width in widths.items()}
+        fit, check = (
+            {n: GramAccumulator(width, name=n, nonfinite="refuse") for n, width in widths.items()}
+            for _ in range(2)
+        )
         out, passed = graph.outputs[0].name, list[F32]()
         taps = list(dict.fromkeys([*([] if graph is self.segments[-1] else [out]), *wanted]))
         runner: _Runner = (
             _OnGpu(graph, self.part.weights, taps)
             if self.gpu
-            else _OnSession(graph, self.part.weights, taps, self.threads)
+            else _OnSession(
+                graph, self.part.weights, taps, self.threads, max(map(len, self.sequences))
+            )
         )
         try:
             for number, sequence in enumerate(given):
@@ -280,7 +324,7 @@ class Layers:
                 pieces = []
                 for result in runner.rows(sequence):
                     for name, total in sums.items():
-                        total.add(result[name])
+                        _add(total, result[name], number, len(given))
                     if out in taps:
                         pieces.append(np.array(result[out]))
                 if pieces:
@@ -293,6 +337,18 @@ class Layers:
             name: Inputs(fit[name].finish(), check[name].finish() if enough else None)
             for name in wanted
         }, passed
+
+
+def _add(total: GramAccumulator, rows: F32, number: int, count: int) -> None:
+    try:
+        total.add(rows)
+    except ConvertError as error:
+        raise ConvertError(
+            f"{error.message} (sequence {number + 1} of {count} of the calibration text)",
+            code="calibration-values",
+            hint="the model overflows on this text: convert it with --method rtn, or check the "
+            "checkpoint",
+        ) from None
 
 
 class _Kept:

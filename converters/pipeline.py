@@ -36,8 +36,8 @@ from .stages.quantize import Quantize, encoded
 from .stages.read import Reading, read
 from .stages.verify import Verify
 from .stages.weight_cache import WeightCache
-from .workers import open_workers
 from .weights import stored_nbytes
+from .workers import open_workers
 
 SLACK = 1 << 20  # bytes of manifest, journal and folders
 

@@ -196,9 +196,9 @@ def _answer(data: bytes) -> Any:
     except BaseException as error:
         trace = traceback.format_exc()
         try:
-            data = ForkingPickler.dumps((False, error, trace))
-            ForkingPickler.loads(data)
-            return data
+            answer = ForkingPickler.dumps((False, error, trace))
+            ForkingPickler.loads(answer)
+            return answer
         except Exception:
             plain = ConvertError(f"{type(error).__name__}: {error}", code="worker-error")
             return ForkingPickler.dumps((False, plain, trace))

@@ -11,6 +11,7 @@ EXTRAS = {  # of README's table, by a package that each brings
     "distributed": "cluster",
     "gguf": "convert",
     "huggingface_hub": "convert",
+    "matplotlib": "report",
     "numba": "jit",
     "onnx": "export",
     "onnxruntime": "ort",

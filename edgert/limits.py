@@ -41,6 +41,7 @@ ONNX_FIELDS = 500_000
 ONNX_TEXT_BYTES = 4096  # of one name or metadata value
 EVAL_BYTES = 256 << 20
 CALIBRATION_BYTES = 64 << 20
+CALIBRATION_LINE = 1 << 20  # characters
 LAYERS = 1024
 CHECKPOINTS = 8  # of one sequence with recurrent states
 CHECKPOINT_BYTES = 64 << 20  # of one sequence, all of them together

@@ -34,9 +34,12 @@ ANYWHERE = {
 INSIDE = {
     "edgert": {"onnxruntime", "PIL", "tomli"},
     "kernels": {"onnx"},
-    "converters": {"onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil", "distributed"},
+    "converters": {
+        "onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil", "distributed", "matplotlib",
+        "jinja2", "markupsafe",
+    },
     "devices": set[str](),
-}
+}  # fmt: skip
 # Modules of edgert that each folder may import anywhere; edgert.converters in functions only.
 OWN = {
     "edgert": ("edgert",),

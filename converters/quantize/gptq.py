@@ -78,6 +78,12 @@ def gptq(
     return stored(grid, w.shape, codes, steps)
 
 
+def gptq_bytes(n: int, k: int) -> int:
+    """Estimate of the memory that `gptq` takes at its peak for W [n, k], besides W and G: copies
+    and factors of H, and W, codes and errors on their way."""
+    return 8 * (7 * k * k + 3 * n * k)
+
+
 class _Rounding:
     """One matrix on its way: inputs are rows here, [K, N] in float64, in the order of rounding."""
 

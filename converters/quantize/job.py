@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
 
 
 def encode_matrix(job: Job) -> Encoded:
-    """Encode one matrix. Raises ConvertError for values that its encoding cannot hold, naming it."""
+    """Encode one matrix. Raises ConvertError, which names it, for values that do not fit."""
     try:
         return _encode(job)
     except (ValueError, ConvertError) as error:

@@ -11,7 +11,7 @@ so one measurement tells what other encodings of that matrix will cost:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph import Weight
-from ...kernels.encodings import EXACT, dequantize, quantize
+from ...kernels.encodings import dequantize, encoding_of, quantize
 from ...kernels.quant import F32, Matrix
+from ...session import kernel_cache
 from ...session.base import Feed, Session
-from ..layers import ROUNDED, whole
+from ..calibration_memory import ROUNDED
+from ..layers import rounded as stored
+from ..layers import whole
 from ..stages.base import PartInProgress
 
 PROBE = "uint3-g64"
@@ -123,15 +126,13 @@ def _replaceable(part: PartInProgress, threads: int | None) -> Iterator[_Model]:
     from ...session.reference import ReferenceSession
 
     weights: dict[str, Any] = {}
-    declared: Mapping[str, Weight] = {}
+    declared: dict[str, Weight] = {}
     for name, reader in part.weights.items():
-        array = whole(reader)
-        encoding = ROUNDED if array.ndim == 2 else EXACT
-        weights[name] = quantize(array, encoding)
-        declared = {**declared, name: Weight(array.shape, encoding)}
-    graph = part.graph.replace(weights=dict(declared))
+        weights[name] = stored(name, whole(reader))
+        declared[name] = Weight(weights[name].shape, encoding_of(weights[name]).name)
+    graph = part.graph.replace(weights=declared)
     if code.available():
-        session: Session = CpuSession(graph, weights, threads=threads)
+        session: Session = CpuSession(graph, weights, threads=threads, cache=kernel_cache())
     else:
         session = ReferenceSession(graph, weights)
     try:

@@ -86,7 +86,9 @@ class Context:
     def sequences(self, calibration: Calibration) -> list[NDArray[np.int32]]:
         """The calibration's tokens, in pieces that the model's context holds."""
         found = calibration.token_sequences(
-            self.tokenizer, self.template() if calibration.chats else None, self.source.graph.context
+            self.tokenizer,
+            self.template() if calibration.chats else None,
+            self.source.graph.context,
         )
         return found
 

@@ -186,9 +186,7 @@ def factored(
     return made, pairs
 
 
-def _keep(
-    cache: WeightCache, pair: tuple[str, str], size: Dims, done: Factored
-) -> dict[str, Any]:
+def _keep(cache: WeightCache, pair: tuple[str, str], size: Dims, done: Factored) -> dict[str, Any]:
     """Write both factors into the cache; their note."""
     note = {
         "a_error": done.a_error, "s_error": done.s_error, "output": done.output,

@@ -49,7 +49,9 @@ class Mixed:
             )
         context.cache({})  # so that what is chosen is kept
         tables = self._tables(part, context)
-        exact = stored_nbytes(encoded(part.graph, "f32", "f32", dict.fromkeys(tables, "int8-g32")).weights)
+        exact = stored_nbytes(
+            encoded(part.graph, "f32", "f32", dict.fromkeys(tables, "int8-g32")).weights
+        )
         exact -= sum(_nbytes(part.graph, name, "int8-g32") for name in tables)
         chosen = choose(tables, self.budget - exact)
         return part.reported(

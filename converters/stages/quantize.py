@@ -18,6 +18,7 @@ from ..weights import WeightReader, stored_nbytes
 from .base import Context, PartInProgress
 from .weight_cache import WeightCache
 
+
 def encodings_asked(quant: str, embed_quant: str | None) -> tuple[str, str]:
     """Canonical encodings of matrices and of embedding and head."""
     known = asked()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -92,6 +93,36 @@ def test_a_job_that_kills_a_clusters_workers_is_named(address: str) -> None:
             list(crew.run(jobs.die, range(3), names=["l0.q", "l0.down", "l0.up"]))
         assert "l0.down: the worker that computed it ended" in info.value.message
         assert list(crew.run(jobs.square, [2])) == [4]
+
+
+SCRIPT = """
+import sys
+from edgert.converters.workers import open_workers
+from tests.converters import jobs
+with open_workers(cluster=sys.argv[1]) as crew:
+    results = crew.run(jobs.slow_square, [(0, 0.0), (1, 8.0), (2, 8.0), (3, 8.0)])
+    print(next(results), flush=True)
+    next(results)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_does_not_wait_for_the_cluster(address: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, address], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert time.monotonic() - start < 6
+        assert process.returncode == -signal.SIGINT
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("listening", [False, True], ids=["closed", "silent"])
