@@ -105,10 +105,9 @@ def _held(reading: Reading, asked: Asked) -> list[NDArray[np.int32]]:
         raise ConvertError("this model has no text, expected one to measure", code="auto")
     template = reading.template() if calibration.chats else None
     context = min(part.graph.context for part in reading.parts)
-    every = replace(calibration, sequences=1 << 30)
     sequences = calibration.token_sequences(reading.tokenizer, template, context)
     used = {ids.tobytes() for ids in sequences}
-    others = every.token_sequences(reading.tokenizer, template, context)
+    others = calibration.every_sequence(reading.tokenizer, template, context)
     fresh = [ids for ids in others if ids.tobytes() not in used]
     return (fresh or sequences)[:: max(1, len(fresh or sequences) // HELD)][:HELD]
 

@@ -102,14 +102,7 @@ class Calibration:
         self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
     ) -> list[NDArray[np.int32]]:
         """The pieces for a model of `context` tokens. Raises ConvertError for too little text."""
-        if tokenizer is None:
-            raise ConvertError(
-                "this model has no tokenizer, expected one to read the calibration text with",
-                code="calibration",
-                hint="convert it without calibration: --method rtn or hqq",
-            )
-        length = min(self.length, context or self.length)
-        ids = self.ids(tokenizer, template)
+        ids, length = self._read(tokenizer, template, context)
         found = sequences_of(ids, length, self.sequences)
         if len(found) < self.sequences:
             notice(
@@ -117,6 +110,25 @@ class Calibration:
                 f"sequences of {length}: it is calibrated on these"
             )
         return found
+
+    def every_sequence(
+        self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
+    ) -> list[NDArray[np.int32]]:
+        """All pieces of the text, in order."""
+        ids, length = self._read(tokenizer, template, context)
+        return sequences_of(ids, length, len(ids))
+
+    def _read(
+        self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
+    ) -> tuple[list[int], int]:
+        """All tokens, and how many of them make a piece."""
+        if tokenizer is None:
+            raise ConvertError(
+                "this model has no tokenizer, expected one to read the calibration text with",
+                code="calibration",
+                hint="convert it without calibration: --method rtn or hqq",
+            )
+        return self.ids(tokenizer, template), min(self.length, context or self.length)
 
 
 def chats_of(text: str, name: str) -> Chats:

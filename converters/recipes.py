@@ -76,10 +76,8 @@ class Plan:
         if self.factoring is not None and self.factoring.ratio:
             found += ["--compot", f"{self.factoring.ratio:g}"]
         elif self.factoring is not None:
-            found += [
-                "--recipe",
-                "compot-int8" if self.factoring.a == "int8-g32" else "compot-int4",
-            ]
+            kind = "8" if self.factoring.a == "int8-g32" else "4"
+            found += ["--recipe", f"compot-int{kind}"]
         if self.budget:
             found += ["--budget-mb", f"{self.budget / MB:g}"]
         if self.heal:
@@ -182,8 +180,7 @@ def _check(asked: Asked) -> None:
 def candidates(asked: Asked) -> list[Asked]:
     """What `auto` tries: whole encodings, then what fills the budget exactly."""
     common = replace(asked, recipe=None, budget_mb=None)
-    tried = [
-        replace(common, quant=name) for name in ("int8", "int6", "int5", "int4", "int3", "int2")
-    ]
+    tried = [replace(common, quant="int8", calibration=None)]
+    tried += [replace(common, quant=f"int{bits}") for bits in (6, 5, 4, 3, 2)]
     filled = ("mixed", "compot-int8", "compot-int4")
     return tried + [replace(asked, recipe=name, quant=None) for name in filled]

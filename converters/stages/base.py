@@ -85,12 +85,9 @@ class Context:
 
     def sequences(self, calibration: Calibration) -> list[NDArray[np.int32]]:
         """The calibration's tokens, in pieces that the model's context holds."""
-        found = calibration.token_sequences(
-            self.tokenizer,
-            self.template() if calibration.chats else None,
-            self.source.graph.context,
-        )
-        return found
+        template = self.template() if calibration.chats else None
+        context = self.source.graph.context
+        return calibration.token_sequences(self.tokenizer, template, context)
 
 
 class Stage(Protocol):

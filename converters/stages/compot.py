@@ -2,8 +2,8 @@
 
     y = x W^T   becomes   t = x A,  y = t S        (arXiv 2602.15200)
 
-in the graph two linear nodes, `<weight>.a` [k, m] and `<weight>.s` [n, k] with s values in a row. How
-many atoms each matrix gets is allocated over the singular values of all of them. Families store
+in the graph two linear nodes, `<weight>.a` [k, m] and `<weight>.s` [n, k] with s values in a row.
+How many atoms each matrix gets is allocated over the singular values of all of them. Families store
 query, key and value rows in one matrix, gate and up rows in another: these share a dictionary.
 
 Both factors are stored for good: A in an encoding with codes by GPTQ, S as `sparse` (see
@@ -13,7 +13,8 @@ Both factors are stored for good: A in an encoding with codes by GPTQ, S as `spa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ...errors import ConvertError
@@ -45,7 +46,7 @@ class Factoring:
     bits: int = 8
     uniform: bool = False
     budget: int = 0
-    options: Options = Options(refit=True)
+    options: Options = field(default_factory=partial(Options, refit=True))
 
 
 class Compot:
@@ -86,9 +87,14 @@ class Compot:
                     notes[name] = records[1].note  # type: ignore[union-attr]
             left = {name: targets[name] for name in factors if name not in notes}
             layers = Layers(
-                context.source, context.sequences(self.calibration), list(targets.values()),
-                done=set(targets.values()) - set(left.values()), threads=context.threads, folder=cache.folder, progress=context.progress,
-            )  # fmt: skip
+                context.source,
+                context.sequences(self.calibration),
+                list(targets.values()),
+                done=set(targets.values()) - set(left.values()),
+                threads=context.threads,
+                folder=cache.folder,
+                progress=context.progress,
+            )
             for inputs in layers if left else ():
                 names = [name for name, value in left.items() if value in inputs]
                 work = (
@@ -129,8 +135,8 @@ class Compot:
             if pairs and least <= self.factoring.budget:
                 return ratio
         raise ConvertError(
-            f"COMPOT factors in {self.factoring.a} take {least} bytes at a ratio of 0.9, expected at "
-            f"most {self.factoring.budget}",
+            f"COMPOT factors in {self.factoring.a} take {least} bytes at a ratio of 0.9, expected "
+            f"at most {self.factoring.budget}",
             code="budget",
             hint="allow more bytes, or factors of fewer bits",
         )

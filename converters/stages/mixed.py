@@ -26,8 +26,8 @@ ENDS = ("int4-g32", "int5-g64", "int6-g64", "int8-g32")  # embedding and head
 
 
 class Mixed:
-    """budget: bytes of the part's weights file. Report: `encodings`, chosen by weight; `losses`, the
-    nats a token that each is expected to cost."""
+    """budget: bytes of the part's weights file. Report: `encodings`, chosen by weight; `losses`,
+    the nats a token that each is expected to cost."""
 
     name = "mixed"
 
@@ -49,9 +49,8 @@ class Mixed:
             )
         context.cache({})  # so that what is chosen is kept
         tables = self._tables(part, context)
-        exact = stored_nbytes(
-            encoded(part.graph, "f32", "f32", dict.fromkeys(tables, "int8-g32")).weights
-        )
+        whole_model = encoded(part.graph, "f32", "f32", dict.fromkeys(tables, "int8-g32"))
+        exact = stored_nbytes(whole_model.weights)
         exact -= sum(_nbytes(part.graph, name, "int8-g32") for name in tables)
         chosen = choose(tables, self.budget - exact)
         return part.reported(

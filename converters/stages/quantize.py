@@ -63,8 +63,8 @@ class Quantize:
 
     method: to nearest (`rtn`), `hqq`, or `gptq` where a product's matrix has codes: it needs a
     calibration. Report: `relative_rms`, the RMS of the error over that of the values, by weight;
-    `output_rms`, the same of the products' outputs where there were inputs; `methods`, where another
-    one than asked for lost less.
+    `output_rms`, the same of the products' outputs where there were inputs; `methods`, where
+    another one than asked for lost less.
     """
 
     name = "quantize"
