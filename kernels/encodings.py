@@ -193,7 +193,7 @@ def _planes(grid: Grid) -> Cpu:
     return Cpu(
         f"{'planes' if grid.symmetric else 'zeroed'}{grid.bits}",
         layout.CODE_PLANES + grid.bits + (every << 16) + (0 if grid.symmetric else 1 << 24),
-        group_bytes, grid.middle if grid.symmetric else 1, every, gated=False,
+        group_bytes, grid.middle if grid.symmetric else 1, every,
     )  # fmt: skip
 
 
