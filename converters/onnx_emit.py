@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import limits
+from ..bundle.check import load_weight
 from ..bundle.manifest import MANIFEST_NAME, Manifest
 from ..bundle.reader import Bundle
 from ..errors import BundleError, ConvertError
@@ -26,7 +27,8 @@ from ..kernels import onnx_tools as tools
 from ..kernels.encodings import ENCODINGS
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE
-from ..session.onnx_check import check_model, metadata
+from ..kernels.quant import Matrix
+from ..session.onnx_check import check_model, inline_bytes, metadata
 from ..session.onnx_io import (
     PLAIN,
     Port,
@@ -41,7 +43,7 @@ from ..session.onnx_io import (
 from ..storage.aside import remove_leftovers, replace_file
 from ..storage.folder import open_regular, sha256_fd
 from ..storage.lock import FileLock
-from ..storage.safetensors import TensorInfo, read_header
+from ..storage.safetensors import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -72,16 +74,20 @@ def emit(
     *,
     location: str,
     taps: Sequence[str] = (),
+    stored: Callable[[str], Matrix] | None = None,
 ) -> ModelProto:
     """The graph as an ONNX model whose weights are bytes of the file `location`.
 
     tensors: header of that file. taps: values that the model gives besides the graph's outputs.
+    stored: values of weights, for graphs with sparse ones, whose dense forms stand in the model.
     Raises ConvertError for what cannot be emitted so.
     """
     _check_encodings(graph, variant)
     given = {value.name for value in graph.outputs}
     taps = tuple(name for name in dict.fromkeys(taps) if name not in given)
-    ctx = tools.EmitContext(place_in(tensors), location, variant.half, variant.standard)
+    ctx = tools.EmitContext(
+        place_in(tensors), location, variant.half, variant.standard, stored=stored
+    )
     try:
         emitted = emitted_graph(graph, variant, taps)
         _check_symbols(emitted, variant)
@@ -136,7 +142,11 @@ def _check_names(model: ModelProto) -> None:
 
 def _check_encodings(graph: Graph, variant: Variant) -> None:
     rows = {name: ENCODINGS[weight.encoding] for name, weight in graph.weights.items()}
-    bad = {name: row.name for name, row in rows.items() if not row.plain and not row.onnx_bits}
+    bad = {
+        name: row.name
+        for name, row in rows.items()
+        if not (row.plain or row.onnx_bits or row.dense)
+    }
     if bad:
         known = sorted(row.name for row in ENCODINGS.values() if row.plain or row.onnx_bits)
         name, found = next(iter(bad.items()))
@@ -153,17 +163,26 @@ def _check_encodings(graph: Graph, variant: Variant) -> None:
                 code="onnx-weights",
                 hint="convert the model with another --quant for this weight",
             )
+    if (inline := inline_bytes(graph)) > limits.ONNX_SPARSE_BYTES:
+        raise ConvertError(
+            f"dense forms of sparse weights take up to {inline} bytes of the ONNX model itself, "
+            f"the limit is {limits.ONNX_SPARSE_BYTES}",
+            code="onnx-weights",
+            hint="store fewer weights sparse, or in fewer bits",
+        )
 
 
 def _unfit(graph: Graph, name: str, variant: Variant) -> str:
     """Why the stored bytes of this weight are nothing that its nodes can read in ONNX, or ""."""
     weight = graph.weights[name]
     row = ENCODINGS[weight.encoding]
-    if row.plain or not (row.zeros or row.onnx_bits == 2):
+    if row.plain or not (row.zeros or row.onnx_bits == 2 or row.dense):
         return ""
     if any(node.op == "embed" and name in node.weights.values() for node in graph.nodes):
+        if row.dense:
+            return "an embedding in ONNX is not sparse"
         return "an embedding in ONNX has codes of 4 or 8 bits without zero points"
-    if not variant.standard:
+    if not variant.standard or row.dense:
         return ""
     if row.onnx_bits == 2:
         return f"DequantizeLinear of opset {tools.OPSET} has no codes of 2 bits, expected 4 or 8"
@@ -275,8 +294,12 @@ def write(
             code="onnx-place",
             hint="onnxruntime only reads external data beside the .onnx file",
         )
-    tensors = read_header(weights_file)
-    model = emit(graph, tensors, variant, location=weights_file.name, taps=taps)
+    with TensorFile(weights_file) as file:
+        tensors = {name: file.info(name) for name in file}
+        model = emit(
+            graph, tensors, variant, location=weights_file.name, taps=taps,
+            stored=lambda name: load_weight(name, graph.weights[name], file),
+        )  # fmt: skip
     replace_file(target, model.SerializeToString(deterministic=True))
     return target
 

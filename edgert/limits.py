@@ -35,6 +35,7 @@ STOP_TOKEN_IDS = 256
 LOGPROBS = 20  # likeliest tokens that a result may list at one position
 ONNX_BYTES = 64 << 20
 ONNX_INLINE_BYTES = 32 << 20
+ONNX_SPARSE_BYTES = 1900 << 20  # besides, of dense forms of sparse weights; protobuf ends at 2 GiB
 ONNX_NODES = 100_000
 ONNX_FUNCTION_NODES = 64  # of one function
 ONNX_FIELDS = 500_000

@@ -94,8 +94,8 @@ class Encoding:
 
     dequantize: stored tensors by key and the logical shape -> float32 of that shape. densify: the
     same to the value in memory of the encoding `dense`. indexed: kernels that the CPU session takes
-    instead of `cpu` where they read fewer bytes. check: what must be right in stored tensors of a
-    shape before anything computes with them, "" where it is.
+    instead of `cpu` where they read less than half the bytes. check: what is wrong with stored
+    tensors of a shape that nothing may compute with, or "".
     """
 
     name: str
@@ -193,7 +193,7 @@ def _planes(grid: Grid) -> Cpu:
     return Cpu(
         f"{'planes' if grid.symmetric else 'zeroed'}{grid.bits}",
         layout.CODE_PLANES + grid.bits + (every << 16) + (0 if grid.symmetric else 1 << 24),
-        group_bytes, grid.middle if grid.symmetric else 1, every, gated=False,
+        group_bytes, grid.middle if grid.symmetric else 1, every,
     )  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def _indexed(form: sparse.Sparse, base: Encoding) -> Cpu:
     return Cpu(
         "indexed16" if half else "indexed8", code, group_bytes,
         base.cpu.offset if base.cpu else None, gated=False, kept=count,
-        input_scratch=layout.ROWS * 4,
+        input_scratch=layout.ROWS * 4 + 4,
     )  # fmt: skip
 
 
@@ -383,9 +383,10 @@ def on_cpu(name: str, k: int) -> Cpu:
     row = ENCODINGS[name]
     if row.cpu is None:
         raise ValueError(f"the CPU session has no kernels for {name} weights")
-    if row.indexed is None or k > sparse.INDEXED:
-        return row.cpu
-    return min(row.cpu, row.indexed, key=lambda face: face.group_bytes(k))
+    named = row.indexed if k <= sparse.INDEXED else None
+    if named and 2 * named.group_bytes(k) < row.cpu.group_bytes(k):
+        return named  # they cost several times the time of as many dense bytes in a cache
+    return row.cpu
 
 
 def packed_bytes(name: str, n: int, k: int, *, paired: bool = False) -> int:

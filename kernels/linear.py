@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from . import isa
+from . import isa, sparse
 from .cpu.layout import ACTS, GROUP, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
 from .encodings import ENCODINGS, dequantize, encoding_of, tensors_of
 from .lowering import Builder, Lower, Word, stride_of, weight
 from .onnx_tools import CODES, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
-from .quant import F32, Matrix, quantize_rows
+from .quant import F32, Matrix, Quantized, quantize_rows
 
 # Of the linear and gated kernels. groups: of 16 output rows, or pairs of such groups (gated).
 # depth: blocks of 32 inputs, or inputs (float weights). x_stride: bytes between float rows, or
@@ -172,7 +172,7 @@ def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late:
 def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
     """DequantizeLinear by blocks over the same bytes, cut to [N, K]."""
     (n, k), row = w.shape, ENCODINGS[w.encoding]
-    blocks = ctx.place(f"{w.name}.scales").dims[1]
+    blocks = ctx.placed(f"{w.name}.scales").dims[1]
     dtype = CODES[row.onnx_bits]
     codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * row.group), dtype=dtype)
     scales = ctx.floats(f"{w.name}.scales")
@@ -186,10 +186,29 @@ def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
     return rows
 
 
+def _inlined(ctx: EmitContext, w: StoredWeight) -> StoredWeight:
+    """A sparse weight's dense form, whose bytes stand in the model."""
+    name = f"{w.name}#dense"
+    encoding = sparse.onnx_form(w.encoding, standard=ctx.standard)
+    dense = StoredWeight(name, w.shape, encoding)
+    first = f"{name}{ENCODINGS[encoding].tensors[0].suffix}"
+    if first in ctx.inlined:
+        return dense
+    held = ctx.stored(w.name) if ctx.stored else None
+    if not isinstance(held, Quantized):
+        raise ValueError(f"weight {w.name!r} in {w.encoding}: its values are not at hand")
+    tensors = tensors_of(sparse.for_onnx(held, standard=ctx.standard))
+    ctx.inlined |= {f"{name}{f'.{key}' * bool(key)}": array for key, array in tensors.items()}
+    return dense
+
+
 def emit_linear(ctx: EmitContext, call: Call) -> None:
     """contrib: MatMulNBits, or FusedMatMul with transB for float weights. standard:
-    DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias."""
+    DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias, and sparse weights
+    in their dense form."""
     w, x = call.weights["weight"], call.inputs[0]
+    if ENCODINGS[w.encoding].dense:
+        w = _inlined(ctx, w)
     biased = "bias" in call.weights
     out = None if biased else call.output
     quantized = not ENCODINGS[w.encoding].plain

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ops import Shape
+from .quant import Matrix
 
 Signature = tuple[Sequence[str], Sequence[str]]
 
@@ -148,6 +149,8 @@ class EmitContext(NodeList):
     """One ONNX graph in the making.
 
     place: stored tensor name (`w`, `w.q`, `w.scales`) -> where its bytes are in `location`.
+    stored: graph weight -> its value, for weights whose stored bytes no op reads. inlined: tensors
+    that take the place of such a weight's, by name; their bytes stand in the model itself.
     half: float16 activations (float32 otherwise). standard: the dialect without com.microsoft.
     caches: what the nodes so far have written, keys and values by state.
     """
@@ -158,11 +161,20 @@ class EmitContext(NodeList):
     standard: bool = False
     initializers: dict[str, Any] = field(default_factory=dict)
     functions: dict[str, Any] = field(default_factory=dict)
+    stored: Callable[[str], Matrix] | None = None
+    inlined: dict[str, NDArray[Any]] = field(default_factory=dict)
     casts: dict[tuple[str, int], str] = field(default_factory=dict)
     caches: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    def placed(self, stored: str) -> Placed:
+        """Type and shape of a stored or inlined tensor, and where it lies."""
+        if stored not in self.inlined:
+            return self.place(stored)
+        array = self.inlined[stored]
+        return Placed(FLOAT16 if array.dtype == np.float16 else UINT8, array.shape, 0, array.nbytes)
 
     @property
     def float_type(self) -> int:
@@ -203,12 +215,16 @@ class EmitContext(NodeList):
         """
         from onnx import TensorProto
 
-        placed = self.place(stored)
+        placed = self.placed(stored)
         dims, dtype = dims or placed.dims, dtype or placed.dtype
         name = stored if dims == placed.dims else f"{stored}@{'x'.join(map(str, dims))}"
         name += f"#{role}" * bool(role)
         if name not in self.initializers:
             proto = TensorProto(name=name, data_type=dtype, dims=dims)
+            self.initializers[name] = proto
+            if stored in self.inlined:
+                proto.raw_data = self.inlined[stored].tobytes()
+                return name
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (
                 ("location", self.location),
@@ -216,7 +232,6 @@ class EmitContext(NodeList):
                 ("length", placed.length),
             ):
                 proto.external_data.add(key=key, value=str(value))
-            self.initializers[name] = proto
         return name
 
     def zero_points(self, n: int, blocks: int, bits: int) -> str:
@@ -242,7 +257,7 @@ class EmitContext(NodeList):
 
     def floats(self, stored: str) -> str:
         """A stored float tensor in the activations' dtype."""
-        return self.cast(self.tensor(stored), self.place(stored).dtype, self.float_type)
+        return self.cast(self.tensor(stored), self.placed(stored).dtype, self.float_type)
 
     def call(
         self,

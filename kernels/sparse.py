@@ -215,6 +215,25 @@ def densified(w: Quantized) -> Matrix:
     return form.densify(w.tensors, w.shape)
 
 
+def onnx_form(encoding: str, *, standard: bool) -> str:
+    """The encoding in which ONNX ops read a sparse weight: of so many bits as they know."""
+    form = parse(encoding)
+    if form is None or form.bits in (8, 16):
+        return form.dense if form else ""
+    bits = 8 if form.bits > 4 else 2 if form.bits == 2 and not standard else 4
+    return Grid(bits, WORD, symmetric=True).name
+
+
+def for_onnx(w: Quantized, *, standard: bool) -> Matrix:
+    """A sparse weight in its `onnx_form`: the same values, codes moved to the wider zero code."""
+    name, dense = onnx_form(w.encoding, standard=standard), densified(w)
+    if not isinstance(dense, Quantized) or dense.encoding == name:
+        return dense
+    bits, wide = int(dense.encoding[3]), int(name[3])
+    codes = unpack_codes(dense.q, bits, WORD) + np.uint8((1 << wide - 1) - (1 << bits - 1))
+    return Quantized(name, w.shape, {"q": pack_codes(codes, wide), "scales": dense.scales})
+
+
 def linear_compot(x: F32, a: F32, s: F32) -> F32:
     """y = (x A) S: float32 [T, M], [M, K] and [K, N] -> [T, N]."""
     return (x @ a) @ s

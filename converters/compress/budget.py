@@ -15,8 +15,7 @@ from . import checks
 FORMS = ("dense", "lowrank", "mask", "index", "nm", "shared", "densified")
 SMALLEST = 128  # matrices with a shorter side stay dense
 ALIGN_FROM, ALIGN_K, ALIGN_S = 256, 32, 8
-VALUE_GROUP = 32  # stored values that share a scale
-WORD = 64  # bits of a mask's word
+WORD = 64  # bits of a mask's word, and atoms that share a scale
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,9 @@ def storage_bits(
 
     form: "dense" (the weight itself, in format `a`), "lowrank" or "densified" (S with its zeros),
     "mask", "index" (16 bits each; 32 above 65536 atoms), "nm" (a position within `of` atoms),
-    "shared" (one mask for `outputs` columns). padded: as the container stores it, groups and
-    mask words full; else the published formula. Raises ConvertError for sizes out of range.
+    "shared" (one mask for `outputs` columns). padded: as it is stored, groups and mask words full,
+    "mask" as in `kernels/sparse.py`; else the published formula. Raises ConvertError for sizes out
+    of range.
     """
     checks.one_of(form, "form", FORMS)
     m, n = checks.whole(m, "m", 1), checks.whole(n, "n", 1)
@@ -101,6 +101,8 @@ def storage_bits(
     left = a.total(k, m, padded=padded)
     if form in ("lowrank", "densified"):
         return left + values.total(n, k, padded=padded)
+    if padded and form == "mask":
+        return left + 8 * n * _row_bytes(k, s, values)
     mask = WORD * -(-k // WORD) if padded else k
     groups = -(-n // checks.whole(outputs, "outputs", 1))
     where = {
@@ -110,6 +112,12 @@ def storage_bits(
         "shared": groups * mask,
     }
     return left + values.total(n, s, padded=padded) + where[form]
+
+
+def _row_bytes(k: int, s: int, values: Format) -> int:
+    """Bytes of an output's mask, values and scales, which belong to words of the mask."""
+    words = -(-k // WORD)
+    return WORD // 8 * words + -(-s * values.bits // 8) + (2 * words if values.group else 0)
 
 
 def bits_per_weight(bits: int, m: int, n: int) -> float:

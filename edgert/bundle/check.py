@@ -122,9 +122,10 @@ def _check_weight(where: str, name: str, weight: Weight, file: TensorFile) -> No
 
 def load_weights(graph: Graph, file: TensorFile) -> dict[str, Matrix | NDArray[Any]]:
     """Graph-weight name -> view of the mapped file (ndarray or Quantized), after check_weights."""
-    out: dict[str, Matrix | NDArray[Any]] = {}
-    for name, weight in graph.weights.items():
-        row = ENCODINGS[weight.encoding]
-        tensors = {t.key: file[f"{name}{t.suffix}"] for t in row.tensors}
-        out[name] = row.load(tensors, weight.shape)
-    return out
+    return {name: load_weight(name, weight, file) for name, weight in graph.weights.items()}
+
+
+def load_weight(name: str, weight: Weight, file: TensorFile) -> Matrix:
+    """One weight as a view of the mapped file, after check_weights."""
+    row = ENCODINGS[weight.encoding]
+    return row.load({t.key: file[f"{name}{t.suffix}"] for t in row.tensors}, weight.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 
 from ..errors import RequestError
 from ..graph import Graph, Weight
-from ..kernels.encodings import asked
+from ..kernels.encodings import ENCODINGS, asked, on_cpu, packed_bytes
 from ..kernels.states import KVState
 from ..roles import vocab_size
 from ..storage.safetensors import nbytes_of
@@ -25,7 +26,8 @@ class Description(msgspec.Struct, frozen=True):
 
     encodings: bytes of the weights by encoding (of a checkpoint: as stored there). cache_per_token:
     at 16 bits. memory: weights, cache of a full context and the program, roughly. converted: of a
-    checkpoint, what each --quant would make of the weights.
+    checkpoint, what each --quant would make of the weights. packed: of sparse weights, bytes as the
+    CPU session packs them, by kernel: in their dense form, or with indices.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class Description(msgspec.Struct, frozen=True):
     cache_per_token: int
     memory: int
     converted: dict[str, int] = {}
+    packed: dict[str, int] = {}
     provenance: dict[str, Any] = {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,11 +72,15 @@ def describe_bundle(path: Path) -> Description:
 
     with Bundle.open(path) as bundle:
         graph, manifest = bundle.graph(), bundle.manifest
-    encodings: dict[str, int] = {}
+    encodings: Counter[str] = Counter()
+    packed: Counter[str] = Counter()
     for weight in graph.weights.values():
-        encodings[weight.encoding] = encodings.get(weight.encoding, 0) + stored_bytes(weight)
+        encodings[weight.encoding] += stored_bytes(weight)
+        if ENCODINGS[weight.encoding].dense:
+            kernel = on_cpu(weight.encoding, weight.shape[-1]).kernel
+            packed[kernel] += packed_bytes(weight.encoding, *weight.shape)
     return _description(
-        "bundle", path, manifest.name, graph, encodings,
+        "bundle", path, manifest.name, graph, encodings, packed=dict(sorted(packed.items())),
         provenance=msgspec.to_builtins(manifest.provenance),
     )  # fmt: skip
 

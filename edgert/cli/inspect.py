@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         extra = {"placement": placed} if device else {}
         emit_json({"schema": 1, **found.to_dict(), **extra})
         return 0
-    held = ", ".join(f"{name} {megabytes(size)}" for name, size in found.encodings.items())
+    held = _listed(_merged(found.encodings))
     lines = {
         found.kind: f"{found.name} ({found.path})",
         "layers": str(found.layers),
@@ -39,10 +40,12 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         f"{megabytes(found.cache_per_token * found.context)} for a full context",
     }
     if found.converted:
-        lines["converted"] = ", ".join(f"{k} {megabytes(v)}" for k, v in found.converted.items())
+        lines["converted"] = _listed(found.converted)
     else:
         lines["memory"] = f"about {megabytes(found.memory)} with a full context"
         lines["made by"] = str(found.provenance.get("command", ""))
+    if found.packed:
+        lines["sparse"] = f"on the CPU read as {_listed(found.packed)}"
     for name, text in lines.items():
         click.echo(f"{name:11} {text}")
     for provider in sorted({node["provider"] for node in placed}):
@@ -51,6 +54,25 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
         click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
     return 0
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
+
+
+def _merged(encodings: Mapping[str, int]) -> dict[str, int]:
+    """Sizes with sparse codes of as many bits together, whatever the number of kept values."""
+    from ..kernels.sparse import parse
+
+    counts: dict[str, list[int]] = {}
+    sizes: Counter[str] = Counter()
+    for name, size in encodings.items():
+        form = parse(name)
+        key = f"sparse{form.bits}" if form else name
+        sizes[key] += size
+        counts.setdefault(key, []).extend([form.count] if form else [])
+    ends = {key: f"-s{min(c)}" + f" to -s{max(c)}" * (len(c) > 1) for key, c in counts.items() if c}
+    return {key + ends.get(key, ""): size for key, size in sizes.items()}
 
 
 def _placement(bundle: Path, device: str) -> list[dict[str, Any]]:

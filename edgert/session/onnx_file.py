@@ -71,13 +71,14 @@ class Model:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_model(path: Path) -> Model:
-    """Parse a file of at most `limits.ONNX_BYTES`; BundleError for anything strange in it."""
+def read_model(path: Path, further: int = 0) -> Model:
+    """Parse a file of at most `limits.ONNX_BYTES` and `further` ones; BundleError for anything
+    strange in it."""
     fd = open_regular(path)
     with os.fdopen(fd, "rb") as file:
         size = os.fstat(fd).st_size
-        if not 0 < size <= limits.ONNX_BYTES:
-            raise refusal(path, f"{size} bytes, expected 1 to {limits.ONNX_BYTES}", "onnx-size")
+        if not 0 < size <= (limit := limits.ONNX_BYTES + further):
+            raise refusal(path, f"{size} bytes, expected 1 to {limit}", "onnx-size")
         data = file.read(size)
     try:
         return _Reader().read(memoryview(data))

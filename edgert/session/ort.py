@@ -302,7 +302,7 @@ def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
     """QNN leaves DequantizeLinear by blocks to the CPU, and what its simulator then computes from
     the codes is wrong: refused even where nodes on the CPU are allowed."""
     used = {weight.encoding for weight in bundle.graph(part).weights.values()}
-    found = {name for name in used if not ENCODINGS[name].plain}
+    found = {name for name in used if not ENCODINGS[ENCODINGS[name].dense or name].plain}
     if provider.float_weights and found:
         raise DeviceError(
             f"{provider.name} has no kernel for the {sorted(found)} weights of {bundle.path}, "

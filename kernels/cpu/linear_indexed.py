@@ -27,15 +27,18 @@ from ..simd import (
     ld_i8,
     ld_i32,
     ld_i64,
+    load_f16,
     load_f32,
     load_s8_f32,
     mul,
+    prefetch,
+    prefetch_once,
     splat,
     st_f32,
     store_f32,
 )
 from .layout import ATOMS, GROUP, ROWS, TILE, TOKEN_BLOCK
-from .linear import GRAIN, finish
+from .linear import AHEAD, FEW, GRAIN, finish
 from .vm import claim, kernel
 
 LANES = 16  # tokens whose products are made at once
@@ -49,15 +52,33 @@ def _index(p: int) -> int:
 
 @njit(error_model="numpy")
 def _code(scales: int, at: int, values: int, j: int) -> tuple[int, float]:
-    """Index and value of code j of a row; scales: float32, one for 64 inputs."""
+    """Index and value of code j of a row; float32 codes, and scales, one for 64 inputs."""
     k = _index(at + 2 * j)
-    return k, f32(f32(ld_i8(values + j)) * ld_f32(scales + 4 * (k // ATOMS)))
+    return k, f32(ld_f32(values + 4 * j) * ld_f32(scales + 4 * (k // ATOMS)))
 
 
 @njit(error_model="numpy")
 def _half(scales: int, at: int, values: int, j: int) -> tuple[int, float]:
-    """Index and value of float16 j of a row."""
-    return _index(at + 2 * j), ld_f16(values + 2 * j)
+    """Index and value j of a row; float32 values."""
+    return _index(at + 2 * j), ld_f32(values + 4 * j)
+
+
+@njit(error_model="numpy")
+def _wide_codes(p: int, kept: int, to: int) -> None:
+    """int8 codes as float32."""
+    for j in range(0, kept - 15, 16):
+        store_f32(to + 4 * j, load_s8_f32(p + j))
+    for j in range(kept - kept % 16, kept):
+        st_f32(to + 4 * j, f32(ld_i8(p + j)))
+
+
+@njit(error_model="numpy")
+def _wide_halves(p: int, kept: int, to: int) -> None:
+    """float16 values as float32."""
+    for j in range(0, kept - 15, 16):
+        store_f32(to + 4 * j, load_f16(p + 2 * j))
+    for j in range(kept - kept % 16, kept):
+        st_f32(to + 4 * j, ld_f16(p + 2 * j))
 
 
 def _row(entry: Any) -> Any:
@@ -147,18 +168,33 @@ def _tokens_of_tiles(x: int, blocks: int, n: int, t0: int, m: int, t: int) -> in
     return t
 
 
-def _group(entry: Any, *, half: bool) -> Any:
-    row, rows, size = _row(entry), _rows(entry), 2 if half else 1
+@njit(error_model="numpy")
+def _ask(p: int, size: int, past: int) -> None:
+    """Ask for what lies AHEAD of `size` bytes at p, a line at a time."""
+    for line in range(0, size, 64):
+        if past:
+            prefetch_once(p + AHEAD + line)
+        else:
+            prefetch(p + AHEAD + line)
+
+
+def _group(entry: Any, wide: Any, size: int) -> Any:
+    row, rows = _row(entry), _rows(entry)
 
     @njit(error_model="numpy")
-    def group(w: int, held: int, kept: int, n: int, t: int, sums: int, scales: int) -> None:
+    def group(
+        w: int, held: int, kept: int, n: int, t: int, sums: int, scales: int, past: int
+    ) -> None:
         """16 rows times one token (n = 1), float32 [16] to sums, or 16 tokens, [16][16]."""
-        indices = w + ROWS * 2 * held
+        indices, v = w + ROWS * 2 * held, scales + 4 * held
         values = indices + ROWS * 2 * kept
         for r in range(ROWS):
-            for i in range(held):
-                st_f32(scales + 4 * i, ld_f16(w + 2 * (r * held + i)))
-            at, v = indices + 2 * r * kept, values + size * r * kept
+            _wide_halves(w + 2 * r * held, held, scales)
+            wide(values + size * r * kept, kept, v)
+            at = indices + 2 * r * kept
+            if n <= FEW:
+                _ask(at, 2 * kept, past)
+                _ask(values + size * r * kept, size * kept, past)
             if n == 1:
                 st_f32(sums + 4 * r, row(scales, at, v, kept, t))
             else:
@@ -167,8 +203,9 @@ def _group(entry: Any, *, half: bool) -> Any:
     return group
 
 
-def _product(entry: Any, *, half: bool) -> Any:
-    group, size = _group(entry, half=half), 4 if half else 3
+def _product(entry: Any, wide: Any, *, half: bool) -> Any:
+    size = 2 if half else 1
+    group = _group(entry, wide, size)
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
@@ -179,8 +216,9 @@ def _product(entry: Any, *, half: bool) -> Any:
         y, stride = ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
         bias, residual = ld_i64(ins + LINEAR.bias), ld_i64(ins + LINEAR.residual)
         sums = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
-        ctrl, held = ld_i64(ins + LINEAR.ctrl), 0
-        # Scratch: a group's sums [16][16], 16 outputs, tokens [K][16] or [K], a row's scales.
+        ctrl, past, held = ld_i64(ins + LINEAR.ctrl), ld_i64(ins + LINEAR.past), 0
+        # Scratch: a group's sums [16][16], 16 outputs, tokens [K][16] or [K], a row's scales and
+        # values.
         outputs, tokens = sums + 64 * ROWS, sums + 64 * ROWS + 64
         scales = tokens + 64 * depth
         if not half:
@@ -200,8 +238,8 @@ def _product(entry: Any, *, half: bool) -> Any:
                 else:
                     _some_rows(x + t0 * x_stride, x_stride, depth, m, tokens)
                 for g in range(start, stop):
-                    wg = w + g * ROWS * (2 * held + size * kept)
-                    group(wg, held, kept, n, t, sums, scales)
+                    wg = w + g * ROWS * (2 * held + (2 + size) * kept)
+                    group(wg, held, kept, n, t, sums, scales, past)
                     bg = bias + 64 * g if bias != 0 else 0
                     for i in range(m):
                         if n > 1:
@@ -214,7 +252,8 @@ def _product(entry: Any, *, half: bool) -> Any:
     return run
 
 
-_codes, _halves = _product(_code, half=False), _product(_half, half=True)
+_codes = _product(_code, _wide_codes, half=False)
+_halves = _product(_half, _wide_halves, half=True)
 
 
 @kernel

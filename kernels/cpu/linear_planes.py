@@ -39,6 +39,7 @@ from ..simd import (
     to_f32,
 )
 from ..simd_planes import chunks, load_u8, mul_i32
+from .activation import gate
 from .layout import PLANE_BYTES, SCALE_BYTES, TILE, TOKEN_BLOCK, ZERO_BYTES
 from .linear import FEW, GRAIN, _ahead, finish
 from .vm import claim, kernel
@@ -192,11 +193,55 @@ def _product(bits: int, *, zeroed: bool) -> Any:
     return run
 
 
+def _gated(bits: int, *, zeroed: bool) -> Any:
+    row, tile = _row(bits, zeroed), _tile(bits, zeroed)
+    size, head = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES
+
+    @njit(error_model="numpy")
+    def run(ins: int, thread: int, threads: int) -> None:
+        n = ld_i64(ld_i64(ins + COUNT))
+        w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
+        blocks, every = ld_i64(ins + LINEAR.depth), ld_i64(ins + LINEAR.every)
+        x, y, stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
+        act = ld_i64(ins + LINEAR.act)
+        scratch = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
+        ctrl, past = ld_i64(ins + LINEAR.ctrl), ld_i64(ins + LINEAR.past)
+        apart = (blocks + every - 1) // every * head + blocks * size
+        if n == 0:
+            return
+        if n == 1:
+            x += thread * ld_i64(ins + LINEAR.x_stride)
+        while True:
+            start, stop = claim(ctrl, groups, threads, GRAIN)
+            if start >= groups:
+                return
+            for g in range(start, stop):
+                wg = w + 2 * g * apart
+                wu = wg + apart
+                if n == 1:
+                    g_row = row(wg, blocks, every, x, past)
+                    store_f32(y + 64 * g, gate(g_row, row(wu, blocks, every, x, past), act))
+                    continue
+                for t0 in range(0, n, TILE):
+                    m = min(TILE, n - t0)
+                    xt = x + t0 * blocks * TOKEN_BLOCK
+                    tile(wg, blocks, every, xt, m, scratch, past)
+                    tile(wu, blocks, every, xt, m, scratch + 64 * TILE, past)
+                    for t in range(m):
+                        up = load_f32(scratch + 64 * (TILE + t))
+                        out = gate(load_f32(scratch + 64 * t), up, act)
+                        store_f32(y + (t0 + t) * stride + 64 * g, out)
+
+    return run
+
+
 def _kernels() -> None:
-    """linear_planes2 to linear_planes6, and with zero codes linear_zeroed2 to linear_zeroed6."""
+    """linear_planes2 to linear_planes6, with zero codes linear_zeroed2 to linear_zeroed6, and the
+    same as gated_."""
     for bits in (2, 3, 4, 5, 6):
         for name, zeroed in (("planes", False), ("zeroed", True)):
             kernel(_entry(_product(bits, zeroed=zeroed), f"linear_{name}{bits}"))
+            kernel(_entry(_gated(bits, zeroed=zeroed), f"gated_{name}{bits}"))
 
 
 def _entry(run: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 from edgert.converters.compress.budget import (
+    FP16,
     Dims,
     Format,
     bits_per_weight,
@@ -14,8 +15,11 @@ from edgert.converters.compress.budget import (
     require_memory,
     storage_bits,
 )
+from edgert.kernels import sparse
+from edgert.kernels.encodings import ENCODINGS
 
 from edgert.errors import ConvertError, ResourceError
+from edgert.storage.safetensors import nbytes_of
 
 SHAPES = [(4096, 12288), (4096, 4096), (14336, 4096), (4096, 1024), (576, 192), (96, 288), (8, 5)]
 RATIOS = [0.0, 0.01, 0.1, 0.2, 0.35, 0.5, 0.6, 0.8, 0.95, 0.999]
@@ -132,8 +136,21 @@ def test_bits_of_the_other_forms() -> None:
     assert storage_bits(m, n, 0, 0, "dense", INT4) == m * n * 4 + m * n // 2
     assert storage_bits(m, n, 70000, 1, "index") - 16 * 70000 * m == n * (16 + 32)
     assert storage_bits(250, n, 100, 40, "mask", INT4, INT4, padded=True) == (
-        100 * 8 * (32 * 4 + 16) + n * 2 * (32 * 4 + 16) + n * 128
+        100 * 8 * (32 * 4 + 16) + n * (40 * 4 + 2 * 16 + 128)
     )
+
+
+def test_bits_of_a_sparse_code_are_those_of_its_tensors() -> None:
+    for k, s in [(100, 40), (128, 64), (65, 33), (64, 64), (1, 1), (130, 129)]:
+        for bits in sparse.BITS:
+            values = Format(bits, 32) if bits < 16 else FP16
+            tensors = ENCODINGS[f"sparse{bits}-s{s}"].specs("w", (37, k)).values()
+            stored = 8 * sum(nbytes_of(*spec) for spec in tensors)
+            assert storage_bits(9, 37, k, s, values=values, padded=True) - 16 * 9 * k == stored
+
+
+def test_a_dense_layer_removes_nothing() -> None:
+    m, n = 256, 512
     assert Dims(m, n, "dense").ratio == 0
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from edgert.converters.compress.compot import Options, compot
-from edgert.converters.compress.container import quantize_values
 from edgert.converters.compress.factors import gauge, quantize_factors, refit_support
 from edgert.converters.compress.result import Factors
+from edgert.kernels import sparse
+from edgert.kernels.encodings import dequantize
+from edgert.kernels.grid import Grid
 
 from edgert.errors import ConvertError
 
@@ -16,10 +18,23 @@ from .data import layer
 
 
 def rounded(values: np.ndarray, bits: int = 4) -> np.ndarray:
-    """Rows in groups of 32, rounded to nearest as the container does."""
-    codes, scales = quantize_values(values, bits)
-    wide = (codes.astype(np.float64) - (1 << (bits - 1))) * np.repeat(scales, 32, axis=1)
-    return wide[:, : values.shape[1]]
+    """Rows in groups of 32, rounded to nearest."""
+    grid = Grid(bits, 32, symmetric=True)
+    return grid.dequantize(grid.quantize(values.astype(np.float32)), values.shape)
+
+
+def stored(found: Factors, bits: int = 4):
+    """A quantizer of codes: rounded as the runtime stores them (`kernels/sparse.py`)."""
+
+    def quantizer(values: np.ndarray) -> np.ndarray:
+        dense = np.zeros((found.n, found.k), np.float32)
+        mask = np.zeros(dense.shape, np.bool_)
+        np.put_along_axis(dense, found.idx.astype(np.int64), values.astype(np.float32), axis=1)
+        np.put_along_axis(mask, found.idx.astype(np.int64), True, axis=1)
+        wide = dequantize(sparse.quantize(dense, mask, bits))
+        return np.take_along_axis(wide, found.idx.astype(np.int64), axis=1)
+
+    return quantizer
 
 
 def along_inputs(a: np.ndarray) -> np.ndarray:
@@ -93,10 +108,10 @@ def test_scaling_and_refit_make_low_bits_better() -> None:
 
     def error(exponent: float, bits: int) -> float:
         return quantize_factors(
-            found, w, white, along_inputs, lambda v: rounded(v, bits), exponent=exponent
+            found, w, white, along_inputs, stored(found, bits), exponent=exponent
         ).error
 
-    plain = Factors(along_inputs(found.a), found.idx, rounded(found.values),
+    plain = Factors(along_inputs(found.a), found.idx, stored(found)(found.values),
                     found.residual, found.energy).measured(white.apply(w), white)  # fmt: skip
     errors = {
         "not scaled, not refitted": plain.error,
@@ -112,7 +127,8 @@ def test_scaling_and_refit_make_low_bits_better() -> None:
 
 def test_the_error_is_that_of_the_rounded_factors() -> None:
     x, w, white = layer(64, 96, ridge=0.0)
-    found = quantize_factors(compot(w, white, 32, 12), w, white, along_inputs, rounded)
+    found = compot(w, white, 32, 12)
+    found = quantize_factors(found, w, white, along_inputs, stored(found))
     exact = np.linalg.norm(x @ (w - found.product())) / np.linalg.norm(x @ w)
     assert found.error == pytest.approx(exact, rel=1e-9)
 
