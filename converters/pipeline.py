@@ -85,6 +85,7 @@ class Pipeline:
         with self.timed("read"):
             self.reading: Reading = read(self.source)
             self.parts = list(self.reading.parts)
+            self.sources = {part.name: part for part in self.parts}
             self.manifest()  # what no manifest can describe is refused before the work
         with BundleWriter(out) as writer:
             caches = self.open_caches()
@@ -120,7 +121,7 @@ class Pipeline:
             after = part.replace(graph=result.graph, weights=weights)
             return after.reported(stage.name, **result.report)
         context = Context(
-            part.name, stage.name, caches, writer,
+            part.name, stage.name, self.sources[part.name], caches, writer,
             preview=lambda: writer.preview(self.manifest()),
             tokenizer=self.reading.tokenizer,
             threads=self.options.threads or min(4, os.cpu_count() or 1),

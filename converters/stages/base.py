@@ -50,12 +50,14 @@ class PartInProgress:
 class Context:
     """What a stage may use while it works on a part.
 
-    threads: for work on weights. progress: whether a bar may be shown. preview: opens the bundle
-    as it stands once its files are written. tokenizer: of models with text.
+    source: the part as it was read, before all stages. threads: for work on weights. progress:
+    whether a bar may be shown. preview: opens the bundle as it stands once its files are written.
+    tokenizer: of models with text.
     """
 
     part: str
     stage: str
+    source: PartInProgress
     caches: StageCache
     writer: BundleWriter
     preview: Callable[[], Bundle]
