@@ -3,11 +3,13 @@
     python benchmarks/heal.py --model CHECKPOINT --text FILE [--tokens 1000000] [--formats ...]
     torchrun --nproc-per-node 2 benchmarks/heal.py --model CHECKPOINT --text FILE
 
-CHECKPOINT is a folder in the Hugging Face layout, FILE a UTF-8 text, plain, .xz or .gz; repeat --model
-for several. Needs torch, tokenizers, safetensors and msgspec; neither kernels nor an installation of
-edgert, nor the network. Matrices are rounded to nearest; embedding and head are int8-g32, as a
-conversion stores them. KL is KL(original || model), all figures in nats a token on the last
-sequences, which no training saw. A line of JSON a run goes to --lines.
+CHECKPOINT is a folder in the Hugging Face layout, FILE a UTF-8 text, plain, .xz or .gz; repeat
+--model for several. Needs torch, tokenizers, safetensors, msgspec and tqdm; neither kernels nor an
+installation of edgert, nor the network. Matrices are rounded to nearest; embedding and head are
+int8-g32, as a conversion stores them. KL is KL(original || model), all figures in nats a token on
+the last sequences, which no training saw. A line of JSON a run goes to --lines.
+
+On a busy CPU set OMP_NUM_THREADS=1: threads that wait for each other take most of the time.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     healed.weights           # as `weights`: the same names, encodings and shapes
     healed.before, healed.after  # KL of the original to the compressed model, nats a token
 
-The loss is KL(original || compressed) over all logits of every position. What is trained follows from
-how a weight is stored (`parameters.py`); the result is stored the same way. Under `torchrun` each
-rank takes its share of every batch. Needs torch; importing this package does not.
+The loss is KL(original || compressed) over all logits of every position. What is trained follows
+from how a weight is stored (`parameters.py`); the result is stored the same way. Under `torchrun`
+each rank takes its share of every batch. Needs torch; importing this package does not.
 """
 
 from __future__ import annotations

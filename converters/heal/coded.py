@@ -3,8 +3,8 @@
 A matrix is groups of stored values, value = (code - zero) * scale, and a layout that says where the
 values stand. `coded_of` asks READERS, one row for each kind of encoding: (does a row of
 `kernels/encodings.py` belong to it, how is a stored matrix of it read). To make another kind
-trainable, add a row; a sparse one gives `Support` as its layout, so that what it does not store stays
-exactly zero.
+trainable, add a row; a sparse one gives `Support` as its layout, so that what it does not store
+stays exactly zero.
 """
 
 from __future__ import annotations

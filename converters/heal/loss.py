@@ -94,7 +94,7 @@ def divergence(target: Tensor, guess: Tensor) -> Tensor:
 def differentiate(
     student: TwoPieces, weights: Dense, teacher: TwoPieces, tokens: Tensor, scale: float
 ) -> Tensor:
-    """Add the gradient of `scale` times the summed KL to the leaves `weights`; the sum, detached."""
+    """Add the gradient of `scale` times the summed KL to the leaves `weights`; the sum."""
     with torch.no_grad():
         wanted = teacher.hidden(tokens)
     rows = student.hidden(tokens, weights)

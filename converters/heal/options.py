@@ -11,8 +11,8 @@ from ...kernels.quant import Matrix
 
 METHODS = ("scales", "straight-through")
 OPTIMIZERS = ("adamw", "dash")
-# Of a step, by method: in steps of a grid for codes, in parts of itself for a scale, in parts of the
-# tensor's RMS for what is stored plainly. Chosen by measurement (benchmarks/NOTES.md).
+# By method: in steps of a grid for codes, in parts of itself for a scale, in parts of the tensor's
+# RMS for what is stored plainly. Chosen by measurement (benchmarks/NOTES.md).
 RATES = {"scales": 5e-3, "straight-through": 1e-2}
 
 

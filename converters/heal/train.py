@@ -64,9 +64,7 @@ def distil(
         before, source = measure(graph, weights, exact, split.held_out, ranks, device)
         if not math.isfinite(before.kl):
             raise diverged("before the first step", before.kl, options)
-        trained = trained_of(
-            graph, weights, teacher_weights, method=options.method, device=device
-        )
+        trained = trained_of(graph, weights, teacher_weights, method=options.method, device=device)
         teacher = TwoPieces(teacher_graph, exact.weights, device, half=half)
         student = TwoPieces(graph, weights, device, half=half)
         train(student, teacher, trained, split, options, ranks, device, progress=progress)

@@ -143,13 +143,13 @@ def test_a_scale_that_float16_does_not_hold_is_an_error() -> None:
         weight.stored()
 
 
-# --- a sparse encoding that only this test knows ----------------------------------------------------
+# --- a sparse encoding that only this test knows ---
 
 GRID = Grid(4, 32, symmetric=True)
 
 
 def _sparse(t: encodings.Tensors, shape: tuple[int, ...]) -> np.ndarray:
-    """A mask of bits, and of what it keeps codes and scales in groups of 32, rows one after another."""
+    """A mask of bits, and of what it keeps codes and scales in groups of 32, row after row."""
     out = np.zeros(shape, np.float32)
     mask = np.unpackbits(t["mask"], axis=-1, count=shape[1]).astype(bool)
     out[mask] = GRID.decode(*GRID.restore(t)).reshape(-1)[: mask.sum()]

@@ -135,7 +135,9 @@ def test_stopped_while_it_writes_it_heals_again(out: Path) -> None:
     with mock.patch.object(stage, "heal", wraps=stage.heal) as healed:
         convert(out).close()
     assert healed.call_count == 1
-    assert (out / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+    assert (out / "weights.safetensors").read_bytes() == (
+        whole / "weights.safetensors"
+    ).read_bytes()
 
 
 def test_other_options_or_text_heal_again(out: Path) -> None:
@@ -177,7 +179,7 @@ def test_no_text_no_healing(out: Path) -> None:
     with pytest.raises(ConvertError, match="healing got 1 sequences of"):
         convert(out, text=Calibration(TEXT.text, 1, 24))
     with (
-        mock.patch("edgert.extras.find_spec", lambda name: None),
+        mock.patch("edgert.extras.find_spec", return_value=None),
         pytest.raises(ConvertError, match="healing needs the package torch"),
     ):
         Heal(ASKED, TEXT)
