@@ -38,9 +38,10 @@ class Ranks:
 
     def _each(self, tensors: Sequence[Tensor], send: Callable[[Tensor], Any]) -> None:
         """Send tensors of one type as one message."""
+        sizes = [tensor.numel() for tensor in tensors]
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
         send(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
             tensor.detach().copy_(part.view(tensor.shape))
 
 

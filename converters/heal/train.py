@@ -235,7 +235,8 @@ def gradients(
         tokens = torch.from_numpy(own[start : start + size]).long().to(device)
         total += differentiate(student, weights, teacher, tokens, 1 / rows.size)
     reached = [name for name in dense if weights[name].grad is not None]
-    torch.autograd.backward([dense[n] for n in reached], [weights[n].grad for n in reached])
+    if reached:  # nothing is, where this rank's share is empty
+        torch.autograd.backward([dense[n] for n in reached], [weights[n].grad for n in reached])
     leaves = [tensor for weight in trained.values() for tensor in weight.tensors.values()]
     for tensor in leaves:
         if tensor.grad is None:

@@ -280,11 +280,11 @@ from edgert.kernels.encodings import dequantize
 from tests.converters.heal.models import *
 graph, weights = rounded("int3-g32")
 arrays = {}
-for method, optimizer, tokens, rate in [
-    ("scales", "adamw", 700, 5e-3), ("scales", "dash", 700, 5e-3),
-    ("straight-through", "adamw", 144, 3e-3),
+for method, optimizer, tokens, rate, batch in [
+    ("scales", "adamw", 700, 5e-3, 3), ("scales", "dash", 320, 5e-3, 1),
+    ("straight-through", "adamw", 144, 3e-3, 3),
 ]:
-    asked = HealOptions(tokens, method, optimizer, rate, batch=3, held_out=3, device="cpu")
+    asked = HealOptions(tokens, method, optimizer, rate, batch, held_out=3, device="cpu")
     found = heal(graph, weights, TEACHER, ORIGINAL, sequences(), asked)
     assert found.improved
     assert not torch.distributed.is_initialized()
@@ -296,8 +296,8 @@ np.savez(f"{sys.argv[1]}/{os.environ.get('RANK', '0')}.npz", **arrays)
 
 
 def test_two_processes_of_torchrun_give_what_one_gives(tmp_path: Path) -> None:
-    """Batches of three: the ranks' shares differ. Of codes few steps: a sum that is rounded
-    to the other side of a code's edge makes another run."""
+    """Batches of three and one: the ranks' shares differ, one is empty. Of codes few steps: a sum
+    that is rounded to the other side of a code's edge makes another run."""
     script = tmp_path / "rank.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{RANK}", encoding="utf-8")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
