@@ -13,7 +13,7 @@ METHODS = ("scales", "straight-through")
 OPTIMIZERS = ("adamw", "dash")
 # By method: in steps of a grid for codes, in parts of itself for a scale, in parts of the tensor's
 # RMS for what is stored plainly. Chosen by measurement (benchmarks/NOTES.md).
-RATES = {"scales": 5e-3, "straight-through": 1e-2}
+RATES = {"scales": 5e-3, "straight-through": 5e-3}
 
 
 @dataclass(frozen=True)

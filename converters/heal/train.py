@@ -30,7 +30,7 @@ CLIP = 1.0  # largest norm of the whole gradient
 # What a kind of tensor takes of the peak rate, by method.
 SHARES = {
     "scales": {"values": 1.0, "scales": 1.0},
-    "straight-through": {"values": 0.5, "scales": 0.5, "levels": 1.0},
+    "straight-through": {"values": 0.2, "scales": 0.2, "levels": 1.0},
 }
 
 
