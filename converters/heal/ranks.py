@@ -6,13 +6,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,9 +20,10 @@ class Ranks:
     rank: int = 0
     world: int = 1
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    @property
+    def slice(self) -> slice:
         """This rank's part of a batch; may be empty."""
-        return items[self.rank :: self.world]
+        return slice(self.rank, None, self.world)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over all ranks into tensors, in place."""

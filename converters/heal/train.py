@@ -130,7 +130,7 @@ def measure(
     """A stored model on sequences, in float32; and the original's own loss there."""
     student = TwoPieces(graph, weights, device, half=False)
     total = torch.zeros(3, dtype=torch.float64, device=device)
-    for ids in ranks.share(list(rows)):
+    for ids in rows[ranks.slice]:
         total += losses(student, teacher, torch.from_numpy(ids[None]).long().to(device))
     ranks.add_up([total])
     kl, own, source = total.tolist()
@@ -229,7 +229,7 @@ def gradients(
     rank; the summed KL."""
     dense = {name: weight.dense() for name, weight in trained.items()}
     weights = {name: tensor.detach().requires_grad_() for name, tensor in dense.items()}
-    own = np.asarray(ranks.share(rows))
+    own = rows[ranks.slice]
     total = torch.zeros((), device=device)
     for start in range(0, len(own), size := options.micro_batch or max(1, len(own))):
         tokens = torch.from_numpy(own[start : start + size]).long().to(device)
