@@ -24,6 +24,7 @@ from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
 from ..system_memory import peak_resident
 from .golden import own_version, provenance
+from .heal import HealOptions
 from .recipes import Plan
 from .report import ConvertReport, WeightReport
 from .sources.base import Source
@@ -31,6 +32,7 @@ from .stages.base import Context, PartInProgress, Stage
 from .stages.cache import StageCache, allocated, disk_full, key_of
 from .stages.compot import Compot
 from .stages.emit import Emit, part_files
+from .stages.heal import Heal
 from .stages.mixed import Mixed
 from .stages.quantize import Quantize, encoded
 from .stages.read import Reading, read
@@ -76,7 +78,10 @@ def stages_for(options: Options, files: int = 0) -> tuple[Stage, ...]:
         found.append(Compot(factoring, plan.calibration, rest))
     if plan.mixed and plan.calibration is not None:
         found.append(Mixed(room, plan.calibration))
-    found.append(Quantize(plan.quant, plan.embed_quant, plan.calibration, plan.method))
+    quantize = Quantize(plan.quant, plan.embed_quant, plan.calibration, plan.method)
+    found.append(quantize)
+    if plan.heal and plan.calibration is not None:
+        found.append(Heal(HealOptions(plan.heal), plan.calibration, quantize))
     return (*found, Emit(), Verify(golden=options.golden))
 
 
@@ -140,9 +145,12 @@ class Pipeline:
             return after.reported(stage.name, **result.report)
         threads = self.options.threads or min(4, os.cpu_count() or 1)
         context = Context(
-            part.name, stage.name, caches, writer,
+            part.name,
+            stage.name,
+            next(read for read in self.reading.parts if read.name == part.name),
+            caches,
+            writer,
             preview=lambda: writer.preview(self.manifest()),
-            source=next(read for read in self.reading.parts if read.name == part.name),
             tokenizer=self.reading.tokenizer,
             template=self.reading.template,
             workers=lambda: open_workers(self.options.workers, self.options.cluster, local=threads),

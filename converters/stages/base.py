@@ -57,17 +57,18 @@ class PartInProgress:
 class Context:
     """What a stage may use while it works on a part.
 
-    threads: for work on weights. progress: whether a bar may be shown. preview: opens the bundle
-    as it stands once its files are written. source: the part as it was read. tokenizer, template:
-    of models with text. workers: opens what jobs over single matrices go through.
+    source: the part as it was read, before all stages. threads: for work on weights. progress:
+    whether a bar may be shown. preview: opens the bundle as it stands once its files are written.
+    tokenizer, template: of models with text. workers: opens what jobs over single matrices go
+    through.
     """
 
     part: str
     stage: str
+    source: PartInProgress
     caches: StageCache
     writer: BundleWriter
     preview: Callable[[], Bundle]
-    source: PartInProgress
     tokenizer: Tokenizer | None
     template: Callable[[], ChatTemplate | None]
     workers: Callable[[], AbstractContextManager[Workers]]

@@ -1,0 +1,69 @@
+"""The processes of a `torchrun`: who computes what, and sums over all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` ones; alone, nothing is sent."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def slice(self) -> slice:
+        """This rank's part of a batch; may be empty."""
+        return slice(self.rank, None, self.world)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Put the sum over all ranks into tensors, in place."""
+        if self.world > 1:
+            self._each(tensors, dist.all_reduce)
+
+    def agree(self, tensors: Sequence[Tensor]) -> None:
+        """Put rank 0's values into tensors, in place."""
+        if self.world > 1:
+            self._each(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+    def _each(self, tensors: Sequence[Tensor], send: Callable[[Tensor], Any]) -> None:
+        """Send tensors of one type as one message."""
+        sizes = [tensor.numel() for tensor in tensors]
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        send(flat)
+        for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
+            tensor.detach().copy_(part.view(tensor.shape))
+
+
+def local_device(asked: str | None) -> str:
+    """Where this process computes: the GPU of its own number, or what was asked for."""
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The ranks of an initialised process group, or of one that torchrun's environment asks for,
+    which is left again afterwards."""
+    if not dist.is_available():
+        yield Ranks()
+        return
+    own = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if own:
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+    finally:
+        if own:
+            dist.destroy_process_group()
