@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...kernels.encodings import ENCODINGS, Encoding
-from ...kernels.grid import Steps
+from ...kernels.grid import Steps, pack_codes
 from ...kernels.quant import HALF_MAX, Quantized, Tensors
+from ...kernels.sparse import WORD, parse
 
 I16 = NDArray[np.int16]
 F16 = NDArray[np.float16]
@@ -118,8 +119,33 @@ def of_grid(row: Encoding, matrix: Quantized) -> Coded:
     )  # fmt: skip
 
 
+def of_sparse(row: Encoding, matrix: Quantized) -> Coded:
+    """Kept values among zeros (`kernels/sparse.py`), in groups of 64 atoms; what is not kept stays
+    zero."""
+    form = parse(row.name)
+    if form is None:
+        raise ValueError(f"{row.name} is not sparse")
+    n, k = matrix.shape
+    tensors, scales = matrix.tensors, matrix.tensors["scales"]
+    slots = np.unpackbits(tensors["mask"], axis=1, bitorder="little").astype(np.bool_)
+    levels = np.zeros(slots.shape, np.int16)
+    levels[slots] = form.codes(tensors).astype(np.int16).reshape(-1) - form.grid.middle
+
+    def store(found: I16, new: F16) -> Tensors:
+        codes = (found.reshape(n, -1)[slots] + form.grid.middle).astype(np.uint8)
+        q = pack_codes(codes.reshape(n, form.count), form.bits)
+        return {"mask": tensors["mask"], "q": q, "scales": new}
+
+    middle = form.grid.middle
+    low, high = (np.full(scales.shape, code - middle, np.int16) for code in form.grid.codes)
+    grouped = slots.reshape(n, -1, WORD)
+    layout = Support(torch.from_numpy(slots[:, :k].copy()), torch.from_numpy(grouped))
+    return Coded(levels.reshape(n, -1, WORD), scales, low, high, layout, store)
+
+
 READERS: list[tuple[Callable[[Encoding], bool], Reader]] = [
     (lambda row: row.grid is not None, of_grid),
+    (lambda row: (form := parse(row.name)) is not None and form.bits < 16, of_sparse),
 ]
 
 

@@ -170,14 +170,14 @@ def test_gptq_encodes_the_products_and_rounds_the_rest(
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     calibration = calibrate.Calibration.read(text, sequences=8, length=64)
-    plain = convert(checkpoint, tmp_path / "rtn.edge", quant=quant, progress=False)
+    plain = convert(checkpoint, tmp_path / "rtn.edge", quant=quant, progress=False, method="rtn")
     made = convert(
         checkpoint, tmp_path / "gptq.edge", quant=quant, progress=False, calibration=calibration
     )
     differ = {name for name, error in errors(made).items() if error != errors(plain)[name]}
     assert differ == set(calibrate.inputs_of(Bundle.open(tmp_path / "gptq.edge").graph()))
     with Bundle.open(tmp_path / "gptq.edge", verify="full") as bundle:
-        assert bundle.manifest.report["gptq"] == calibration.key()
+        assert bundle.manifest.report["calibration"] == calibration.key()
         session = open_session(bundle)
         feed = Feed(session.new_state(), np.arange(9, dtype=np.int32), "all")
         assert np.isfinite(session.step([feed])[0].logits).all()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from edgert.converters.heal import coded
 from edgert.converters.heal.parameters import Plain, Rounded, Scaled, Trained, trained_of
-from edgert.kernels import encodings
-from edgert.kernels.encodings import ENCODINGS, Encoding, Tensor, dequantize, tensors_of
-from edgert.kernels.grid import Grid
+from edgert.kernels import encodings, sparse
+from edgert.kernels.encodings import ENCODINGS, dequantize, tensors_of
 from edgert.kernels.quant import Matrix, Quantized
 
 from edgert.graph import Graph
@@ -143,51 +140,17 @@ def test_a_scale_that_float16_does_not_hold_is_an_error() -> None:
         weight.stored()
 
 
-# --- a sparse encoding that only this test knows ---
-
-GRID = Grid(4, 32, symmetric=True)
-
-
-def _sparse(t: encodings.Tensors, shape: tuple[int, ...]) -> np.ndarray:
-    """A mask of bits, and of what it keeps codes and scales in groups of 32, row after row."""
-    out = np.zeros(shape, np.float32)
-    mask = np.unpackbits(t["mask"], axis=-1, count=shape[1]).astype(bool)
-    out[mask] = GRID.decode(*GRID.restore(t)).reshape(-1)[: mask.sum()]
-    return out
-
-
-SPARSE = Encoding(
-    "sparse-test", 4,
-    (Tensor("mask", "U8", lambda s: (s[0], -(-s[1] // 8))),
-     Tensor("q", "U8", lambda s: s), Tensor("scales", "F16", lambda s: s)),
-    _sparse,
-)  # fmt: skip
-
-
-def _read(row: Encoding, stored: Quantized) -> coded.Coded:
-    shape = stored.shape
-    mask = np.unpackbits(stored.tensors["mask"], axis=-1, count=shape[1]).astype(bool)
-    inner = Quantized("int4-g32", (1, GRID.group * len(stored.tensors["q"][0])), stored.tensors)
-    found = coded.of_grid(ENCODINGS["int4-g32"], inner)
-    slots = np.arange(found.levels.size).reshape(found.levels.shape) < mask.sum()
-    layout = coded.Support(torch.from_numpy(mask), torch.from_numpy(slots))
-    keep = {"mask": stored.tensors["mask"]}
-    store = lambda levels, scales: {**keep, **found.store(levels, scales)}
-    return dataclasses.replace(found, layout=layout, store=store)
+# --- sparse codes ---
 
 
 @pytest.mark.parametrize("method", ["scales", "straight-through"])
-def test_what_a_sparse_encoding_does_not_store_stays_zero(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ENCODINGS, SPARSE.name, SPARSE)
-    reads = (lambda row: any(t.key == "mask" for t in row.tensors), _read)
-    monkeypatch.setattr(coded, "READERS", [reads, *coded.READERS])
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+def test_what_sparse_codes_do_not_keep_stays_zero(bits: int, method: str) -> None:
     w = matrix()
-    mask = np.random.default_rng(1).random(w.shape) < 0.3
-    kept = w[mask][None]
-    tensors = {"mask": np.packbits(mask, axis=-1), **GRID.quantize(kept)}
-    stored = Quantized(SPARSE.name, w.shape, tensors)
+    order = np.random.default_rng(1).random(w.shape).argsort(axis=1)
+    mask = order < 47
+    stored = sparse.quantize(w, mask, bits)
+    tensors = stored.tensors
     weight = one(stored, method, w)
     assert same(weight.stored(), stored)
     pull = torch.from_numpy(matrix()[::-1].copy())
