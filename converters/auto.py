@@ -44,7 +44,7 @@ def best(source: Source, options: Options, asked: Asked) -> ConvertReport:
     """Make the candidates and keep the best. Raises ConvertError where none fits the budget."""
     start, reading = time.perf_counter(), read(source)
     asked = replace(asked, calibration=asked.calibration or Calibration.sample())
-    budget = int((asked.budget_mb or 0) * MB) or _plain_bytes(reading, options.plan)
+    budget = round((asked.budget_mb or 0) * MB) or _plain_bytes(reading, options.plan)
     asked = replace(asked, budget_mb=budget / MB)
     held = _held(reading, asked)
     folder = options.out.with_name(f"{options.out.name}.candidates")

@@ -14,10 +14,9 @@ from ...graph import Graph, Weight
 from ...kernels.encodings import dequantize, quantize
 from ..calibrate import Calibration, inputs_of
 from ..families.recipe import F32
-from ..layers import whole
 from ..quantize.mixed import Candidate, choose
 from ..quantize.sensitivity import sensitivities
-from ..weights import stored_nbytes
+from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
 from .quantize import encoded, ends_of
 

@@ -15,6 +15,7 @@ from edgert.converters.calibrate import Calibration
 from edgert.converters.heal import HealOptions
 from edgert.converters.heal import train as training
 from edgert.converters.pipeline import Options, Pipeline
+from edgert.converters.recipes import Plan
 from edgert.converters.stages import heal as stage
 from edgert.converters.stages.base import Stage
 from edgert.converters.stages.emit import Emit
@@ -56,7 +57,7 @@ def convert(
     quantize = Quantize(quant, "int8-g32")
     healing = [Heal(options, text, quantize)] if healed else []
     row = (*before, quantize, *healing, Emit(), Verify(golden=True))
-    asked = Options(out, "toy", quant, "int8-g32", progress=False, threads=2)
+    asked = Options(out, "toy", Plan(quant, "int8-g32", "rtn"), progress=False, threads=2)
     Pipeline(ToySource(), asked, row).run()
     return Bundle.open(out, verify="full")
 
