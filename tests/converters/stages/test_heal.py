@@ -29,9 +29,8 @@ from edgert.errors import ConvertError
 from tests.converters.heal.models import divergence_between
 from tests.converters.stages.toy import Split, ToySource
 
-TEXT = Calibration(
-    " ".join(f"{i} times {j} is {i * j}." for i in range(20) for j in range(20)), 16, 24
-)
+WORDS = " ".join(f"{i} times {j} is {i * j}." for i in range(20) for j in range(20))
+TEXT = Calibration(WORDS[: 16 * 24], 16, 24)
 ASKED = HealOptions(1000, batch=4, device="cpu")
 
 
@@ -178,7 +177,7 @@ def test_no_text_no_healing(out: Path) -> None:
     with pytest.raises(ConvertError, match="calibration text has 5 tokens, expected at least 24"):
         convert(out, text=Calibration("short", 4, 24))
     with pytest.raises(ConvertError, match="healing got 1 sequences of"):
-        convert(out, text=Calibration(TEXT.text, 1, 24))
+        convert(out, text=Calibration(TEXT.text[:30], 16, 24))
     with (
         mock.patch("edgert.extras.find_spec", return_value=None),
         pytest.raises(ConvertError, match="healing needs the package torch"),
