@@ -24,6 +24,7 @@ from .pipeline import Options, Pipeline
 from .recipes import Asked, is_auto, resolve
 from .report import ConvertReport
 from .sources.base import open_source
+from .workers import check as check_workers
 
 
 def convert(
@@ -68,6 +69,7 @@ def convert(
     plan = resolve(plain if automatic else asked)
     if threads is not None and threads < 1:
         raise ConvertError(f"threads is {threads}, expected 1 or more", code="threads")
+    check_workers(workers, cluster)
     out = Path(os.path.abspath(out))
     if out.is_dir() and any(out.iterdir()) and not force:
         raise ConvertError(

@@ -53,15 +53,8 @@ def open_workers(
     range, a missing package and an address that is none, ResourceError for a cluster that does not
     answer. local: jobs that this process computes at a time, in threads, where it does.
     """
-    for what, number in (("count", count), ("threads", threads), ("local", local)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ConvertError(f"{what} of workers is {number!r}, expected 1 or more")
+    check(count, cluster, threads=threads, local=local)
     if cluster is not None:
-        if count != 1:
-            raise ConvertError(
-                f"{count} workers and the cluster {cluster!r}, expected one of them",
-                hint="the number of a cluster's workers is set where it is started",
-            )
         from .cluster import connected
 
         with connected(cluster, threads) as workers:
@@ -76,6 +69,18 @@ def open_workers(
             yield pool
         finally:
             pool.close()
+
+
+def check(count: int, cluster: str | None, **others: int) -> None:
+    """Raise ConvertError for numbers out of range, and for workers beside a cluster."""
+    for what, number in {"count": count, **others}.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConvertError(f"{what} of workers is {number!r}, expected 1 or more")
+    if cluster is not None and count != 1:
+        raise ConvertError(
+            f"{count} workers and the cluster {cluster!r}, expected one of them",
+            hint="the number of a cluster's workers is set where it is started",
+        )
 
 
 class _Here:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,15 +17,20 @@ from edgert.converters.report import ConvertReport
 from edgert.converters.stages import quantize as stage
 from edgert.converters.stages.base import PartInProgress
 
+from benchmarks.make_checkpoint import SPECIAL as SPECIAL_OF_TINY
+from benchmarks.make_checkpoint import make_checkpoint
 from edgert.bundle import Bundle
+from edgert.cli.convert import PRESETS
+from edgert.demo import demo_bundle
 from edgert.errors import ConvertError
 from edgert.session import open_session
 from edgert.session.base import Feed
 from edgert.session.reference import ReferenceSession
+from edgert.text.template import ChatTemplate
+from edgert.text.tokenizer import Tokenizer
 
 from ..closeness import assert_close
-from ..tiny import tiny_graph, tiny_weights
-from .checkpoints import write_checkpoint
+from ..tiny import BOS, EOS, SPECIAL, TEMPLATE, tiny_graph, tiny_tokenizer, tiny_weights
 
 GRAPH = tiny_graph(quant="f32", window=20)
 WEIGHTS = tiny_weights(GRAPH)
@@ -154,9 +160,7 @@ TEXT = " ".join(f"{i} times {j} is {i * j}." for i in range(40) for j in range(4
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("calibrate") / "llama"
-    write_checkpoint("llama", folder)
-    return folder
+    return make_checkpoint("tiny", tmp_path_factory.mktemp("calibrate") / "tiny", dtype="f32")
 
 
 def errors(report: ConvertReport) -> dict[str, float]:
@@ -215,3 +219,115 @@ def test_no_text_no_method(checkpoint: Path, tmp_path: Path) -> None:
             calibration=calibrate.Calibration("too short"),
         )  # fmt: skip
     assert not (tmp_path / "m.edge").exists()
+
+
+# --- chats, and the sample ------------------------------------------------------------------------
+
+
+def written(folder: Path, *lines: str) -> Path:
+    path = folder / "chats.jsonl"
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+CHAT = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}'
+
+
+def tiny_tokens(template: str | None = TEMPLATE) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Tokenizer and template of the tiny model."""
+    special = {"bos_token": SPECIAL[BOS], "eos_token": SPECIAL[EOS]}
+    tokenizer = Tokenizer(
+        tiny_tokenizer().encode(), vocab_size=260, eos_token_ids=(EOS,), bos_token_id=BOS,
+        special=special.values(),
+    )  # fmt: skip
+    if template is None:
+        return tokenizer, None
+    return tokenizer, ChatTemplate(
+        template, special, control=tokenizer.control, added=tokenizer.vocabulary.added
+    )
+
+
+def test_chats_are_read_in_every_form_of_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path, CHAT, "", '[{"role": "user", "content": "a"}]', '{"text": "b"}', '"c"')
+    found = calibrate.Calibration.read(path).chats
+    assert [[(m["role"], m["content"]) for m in chat] for chat in found] == [
+        [("user", "hi"), ("assistant", "ho")],
+        [("user", "a")],
+        [("user", "b")],
+        [("user", "c")],
+    ]
+
+
+def test_chats_are_written_by_the_models_template(tmp_path: Path) -> None:
+    calibration = calibrate.Calibration.read(written(tmp_path, CHAT, '"<|eos|>"'))
+    ids = calibration.ids(*tiny_tokens())
+    words = [SPECIAL[BOS], SPECIAL[2], *"hi", SPECIAL[EOS], SPECIAL[3], *"ho", SPECIAL[EOS]]
+    tokenizer = tiny_tokens()[0]
+    assert ids[: len(words)] == [
+        SPECIAL.index(word) if word in SPECIAL else tokenizer.encode(word)[0] for word in words
+    ]
+    second = ids[len(words) :]
+    assert second[:2] == [BOS, 2]
+    assert second.count(EOS) == 1, "what a message says is text, no special token"
+    plain = calibration.ids(*tiny_tokens(None))
+    assert tokenizer.decode(plain).startswith("user: hi\nassistant: ho\n")
+
+
+def test_a_conversion_uses_the_template(checkpoint: Path, tmp_path: Path) -> None:
+    calibration = calibrate.Calibration.read(written(tmp_path, *[CHAT] * 40), 4, 32)
+    seen: list[np.ndarray] = []
+    real = layers.Layers.__init__
+
+    def noted(
+        self: layers.Layers, part: object, given: list[np.ndarray], *a: Any, **o: Any
+    ) -> None:
+        seen.extend(given)
+        real(self, part, given, *a, **o)
+
+    with mock.patch.object(layers.Layers, "__init__", noted):
+        convert(
+            checkpoint, tmp_path / "m.edge", quant="int3", progress=False, golden=False,
+            calibration=calibration,
+        )  # fmt: skip
+    ids = np.concatenate(seen)
+    marks = [SPECIAL_OF_TINY.index(mark) for mark in ("<|im_start|>", "<|im_end|>")]
+    assert min(np.count_nonzero(ids == mark) for mark in marks) > 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"prompt": "x"}', "holds no messages"),
+        ("[]", "holds no messages"),
+        ('{"messages": ["hi"]}', "holds no messages"),
+        ('{"text": 3}', "holds no messages"),
+        ("17", "holds no messages"),
+    ],
+)
+def test_a_line_that_is_no_chat_is_told_by_its_number(line: str, said: str, tmp_path: Path) -> None:
+    path = written(tmp_path, CHAT, "", line)
+    with pytest.raises(ConvertError) as info:
+        calibrate.Calibration.read(path)
+    assert f"{path}, line 3 {said}" in info.value.message
+    assert (info.value.code, bool(info.value.hint)) == ("calibration-text", True)
+
+
+def test_no_chats_and_chats_that_the_template_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="holds no chats, expected one a line"):
+        calibrate.chats_of("\n\n", "a.jsonl")
+    refusing = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('no system') }}{% endif %}"
+    path = written(tmp_path, CHAT, '[{"role": "system", "content": "a"}]')
+    with pytest.raises(ConvertError, match=r"chats\.jsonl, chat 2: .*no system") as info:
+        calibrate.Calibration.read(path).ids(*tiny_tokens(refusing))
+    assert info.value.code == "calibration-text"
+
+
+def test_the_sample_is_enough_for_the_full_preset() -> None:
+    with Bundle.open(demo_bundle()) as bundle:
+        tokenizer = Tokenizer.from_bundle(bundle)
+    sample = calibrate.Calibration.sample(calibrate.FULL)
+    found = sample.token_sequences(tokenizer, None, 2048)
+    assert [len(ids) for ids in found] == [calibrate.LENGTH] * calibrate.FULL
+    assert PRESETS == {"quick": calibrate.QUICK, "full": calibrate.FULL}
