@@ -9,6 +9,7 @@ when it is started again. Needs no torch.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import system_memory
+from ..bundle.reader import Bundle
 from ..errors import ConvertError, ResourceError
+from ..extras import require
 from ..storage.aside import FULL
 from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
+from .quality import held_sequences, of_bundle, of_source
 from .recipes import Asked, resolve
 from .report import ConvertReport
-from .sources.base import open_source
+from .report_page import check_target, write_report
+from .sources.base import Source, open_source
+from .stages.read import read
+from .weights import stored_nbytes
 
 
 def convert(
@@ -81,9 +88,40 @@ def convert(
             workers=workers, cluster=cluster,
         )  # fmt: skip
         with translated_os_errors(out):
-            if automatic:
-                return best(opened, options, asked)
-            return Pipeline(opened, options).run()
+            if report is None:
+                return best(opened, options, asked) if automatic else Pipeline(opened, options).run()
+            return reported(opened, options, asked if automatic else None, Path(report))
+
+
+def reported(
+    source: Source, options: Options, automatic: Asked | None, folder: Path
+) -> ConvertReport:
+    """Convert, measure before and after, and write the page."""
+    require("matplotlib", "an HTML report", ConvertError)
+    check_target(folder)
+    calibration = options.plan.calibration or Calibration.sample()
+    if automatic is None:
+        made = Pipeline(source, options).run()
+    else:
+        made = best(source, options, automatic)
+    reading = read(source)
+    held = held_sequences(reading, calibration)
+    after = of_bundle(Path(made.path), reading.tokenizer, held)
+    before = [of_source(part, held) for part in reading.parts if part.role == "text"]
+    perplexity = {
+        "before": math.exp(before[0]), "after": math.exp(after.nats),
+        "tokens": sum(len(ids) - 1 for ids in held), "text": calibration.name,
+    }  # fmt: skip
+    made = made.replaced(details={**made.details, "perplexity": perplexity})
+    with Bundle.open(made.path) as bundle:
+        manifest = bundle.manifest
+    parts = {name: stored_nbytes(bundle.graph(name).weights) for name in manifest.parts}
+    write_report(folder, {
+        **made.to_dict(), "source": source.label, "command": manifest.provenance.command if manifest.provenance else "",
+        "bytes_by_part": parts, "layers": made.details.get("compot", {}).get("layers", ()),
+        "perplexity": perplexity,
+    })  # fmt: skip
+    return made
 
 
 @contextmanager
