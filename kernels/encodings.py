@@ -285,8 +285,8 @@ def _named_sparse(name: str) -> Encoding | None:
         form.name, form.bits, tensors,
         lambda stored, shape: dequantize(form.densify(stored, shape)),
         blocks=partial(blocks, base.blocks) if base.blocks else None, cpu=base.cpu,
-        offered=False, group=base.group, dense=form.dense, densify=form.densify, indexed=_indexed(form, base),
-        check=form.damage, unfit=form.fault,
+        offered=False, group=base.group, dense=form.dense, densify=form.densify,
+        indexed=_indexed(form, base), check=form.damage, unfit=form.fault,
     )  # fmt: skip
 
 
