@@ -76,8 +76,8 @@ def read_model(path: Path, further: int = 0) -> Model:
     strange in it."""
     fd = open_regular(path)
     with os.fdopen(fd, "rb") as file:
-        size = os.fstat(fd).st_size
-        if not 0 < size <= (limit := limits.ONNX_BYTES + further):
+        size, limit = os.fstat(fd).st_size, limits.ONNX_BYTES + further
+        if not 0 < size <= limit:
             raise refusal(path, f"{size} bytes, expected 1 to {limit}", "onnx-size")
         data = file.read(size)
     try:
