@@ -89,7 +89,9 @@ def convert(
         )  # fmt: skip
         with translated_os_errors(out):
             if report is None:
-                return best(opened, options, asked) if automatic else Pipeline(opened, options).run()
+                return (
+                    best(opened, options, asked) if automatic else Pipeline(opened, options).run()
+                )
             return reported(opened, options, asked if automatic else None, Path(report))
 
 
@@ -100,28 +102,30 @@ def reported(
     require("matplotlib", "an HTML report", ConvertError)
     check_target(folder)
     calibration = options.plan.calibration or Calibration.sample()
-    if automatic is None:
-        made = Pipeline(source, options).run()
-    else:
-        made = best(source, options, automatic)
+    found = made(source, options, automatic)
     reading = read(source)
     held = held_sequences(reading, calibration)
-    after = of_bundle(Path(made.path), reading.tokenizer, held)
+    after = of_bundle(Path(found.path), reading.tokenizer, held)
     before = [of_source(part, held) for part in reading.parts if part.role == "text"]
     perplexity = {
         "before": math.exp(before[0]), "after": math.exp(after.nats),
         "tokens": sum(len(ids) - 1 for ids in held), "text": calibration.name,
     }  # fmt: skip
-    made = made.replaced(details={**made.details, "perplexity": perplexity})
-    with Bundle.open(made.path) as bundle:
+    found = found.replaced(details={**found.details, "perplexity": perplexity})
+    with Bundle.open(found.path) as bundle:
         manifest = bundle.manifest
     parts = {name: stored_nbytes(bundle.graph(name).weights) for name in manifest.parts}
-    write_report(folder, {
-        **made.to_dict(), "source": source.label, "command": manifest.provenance.command if manifest.provenance else "",
-        "bytes_by_part": parts, "layers": made.details.get("compot", {}).get("layers", ()),
+    told = manifest.provenance
+    data = {
+        **found.to_dict(),
+        "source": source.label,
+        "command": told.command if told else "",
+        "bytes_by_part": parts,
+        "layers": found.details.get("compot", {}).get("layers", ()),
         "perplexity": perplexity,
-    })  # fmt: skip
-    return made
+    }
+    write_report(folder, data)
+    return found
 
 
 @contextmanager
