@@ -88,11 +88,17 @@ def convert(
             workers=workers, cluster=cluster,
         )  # fmt: skip
         with translated_os_errors(out):
+            wanted = asked if automatic else None
             if report is None:
-                return (
-                    best(opened, options, asked) if automatic else Pipeline(opened, options).run()
-                )
-            return reported(opened, options, asked if automatic else None, Path(report))
+                return made(opened, options, wanted)
+            return reported(opened, options, wanted, Path(report))
+
+
+def made(source: Source, options: Options, automatic: Asked | None) -> ConvertReport:
+    """The bundle."""
+    if automatic is not None:
+        return best(source, options, automatic)
+    return Pipeline(source, options).run()
 
 
 def reported(
