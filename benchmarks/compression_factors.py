@@ -3,8 +3,8 @@
 Every projection is factored on its own, as the papers do, unless a recipe says `shared`: then
 q, k and v have one dictionary, and gate and up another. Ratios are of fp16 bits of the block
 matrices, mask bits counted. Factors are rounded to what is stored. Their product is judged in
-int8-g32, at a third of the time of float32: what that adds is the loss of the row `rtn int8-g32`, and
-activations are rounded to 8 bits as in the quantized rows. `exact` judges it in float32.
+int8-g32, at a third of the time of float32: what that adds is the loss of the row `rtn int8-g32`,
+and activations are rounded to 8 bits as in the quantized rows. `exact` judges it in float32.
 """
 
 from __future__ import annotations

@@ -128,12 +128,6 @@ def measure(source: Path, work: Path, args: argparse.Namespace) -> dict[str, Any
     }  # fmt: skip
 
 
-def ratio(rows: dict[str, Any], ours: str, theirs: str) -> float:
-    """How many times as fast `ours` is: the median over rounds."""
-    a, b = (np.array(rows[name]["rounds_ms"]) for name in (ours, theirs))
-    return float(np.median(b / a))
-
-
 def report(line: dict[str, Any]) -> None:
     for name, row in line["rows"].items():
         print(f"{line['model']} {name}: {row['bits_per_weight']:.3f} bits, {row['ms']:.2f} ms")
