@@ -1,7 +1,7 @@
 """Quality and exact bytes of every compression method, beside llama.cpp's own quantizations.
 
     python -m benchmarks.compression CHECKPOINT [CHECKPOINT ...] --work DIR [--data DIR]
-        [--methods dense quantizers llama svd compot low cospadi] [--match WORDS]
+        [--methods dense quantizers mixed llama svd compot low cospadi] [--match WORDS]
         [--ratios 0.2 0.3 0.4] [--sequences 64] [--text-bytes 100000] [--pairs 10] [--threads 1]
         [--heal TOKENS]
     python -m benchmarks.compression_page                 tables in benchmarks/COMPRESSION.md
@@ -32,6 +32,7 @@ from edgert.kernels.quant import Quantized
 from benchmarks import compression_llama as llama
 from benchmarks import compression_quantizers as quantizers
 from benchmarks.compression_factors import Factored, Plan, Recipe
+from benchmarks.compression_mixed import Mixed
 from benchmarks.compression_model import (
     Exam,
     Ids,
@@ -48,7 +49,8 @@ from benchmarks.compression_model import (
 from benchmarks.compression_quantizers import Cost, Outcome
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compression.jsonl"
-SETS = ("dense", "quantizers", "llama", "svd", "compot", "low", "cospadi")
+SETS = ("dense", "quantizers", "mixed", "llama", "svd", "compot", "low", "cospadi")
+MIXED_BITS = (2.6, 3.0, 3.3, 3.5, 3.7, 4.0, 4.3, 4.5, 5.0, 5.5, 6.25)
 LOW_BITS = ((8, 8), (6, 6), (4, 6), (4, 4))
 LOW_RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 Line = dict[str, Any]
@@ -159,6 +161,14 @@ def quantized(run: Run) -> None:
             run.edgert(name, Outcome(found.weights, found.bits, found.ends, found.cost, "", error))
 
 
+def mixed(run: Run) -> None:
+    left = [bits for bits in MIXED_BITS if run.wanted(f"mixed gptq {bits:g}")]
+    if left:
+        found = Mixed(run.model, run.grams, run.rows, run.args.threads)
+        for bits in left:
+            run.edgert(f"mixed gptq {bits:g}", found.outcome(bits))
+
+
 def output_error(run: Run, found: Outcome) -> dict[str, float]:
     """Root mean square over matrices of the outputs' relative error on the calibration text."""
     errors = []
@@ -251,6 +261,8 @@ def main() -> None:
             dense(run)
         if "quantizers" in args.methods:
             quantized(run)
+        if "mixed" in args.methods:
+            mixed(run)
         if "llama" in args.methods and not args.heal:
             llamas(run)
         factored(run)

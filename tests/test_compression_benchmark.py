@@ -16,6 +16,7 @@ from edgert.kernels.quant import F32
 
 from benchmarks import compression_page as page
 from benchmarks.compression_factors import Factored, Plan, Recipe, quantized_factors, refitted
+from benchmarks.compression_mixed import Mixed
 from benchmarks.compression_model import Model, projections
 from benchmarks.compression_quantizers import quantized
 from edgert.graph import Graph, Weight
@@ -72,6 +73,16 @@ def test_scales_of_awq_are_folded_so_that_the_model_stays_the_same() -> None:
     assert norms
     assert any(not np.allclose(found.weights[n], model.weights[n]) for n in norms)
     assert_close("logits", exact, logits(graph, {**model.weights, **found.weights}), rms=0.03)
+
+
+def test_mixed_precision_spends_its_bits_and_no_more() -> None:
+    model = model_of(width=128, heads=2, kv_heads=2, head_dim=64, ff=256)
+    rows = [IDS, (IDS * 3 % 250 + 4).astype(np.int32)]
+    found = Mixed(model, grams_of(model), rows, threads=1)
+    few, many = found.outcome(3.0), found.outcome(5.0)
+    assert 2.5 * model.count < few.bits <= 3.0 * model.count
+    assert 4.5 * model.count < many.bits <= 5.0 * model.count
+    assert all(loss > 0 for loss in found.losses.values())
 
 
 def layer(m: int = 32, n: int = 48) -> tuple[np.ndarray, Gram]:
