@@ -1,5 +1,5 @@
-"""Tables of `benchmarks/COMPRESSION.md`, from the lines of `benchmarks.compression` and
-`benchmarks.compression_speed`.
+"""Tables of `benchmarks/COMPRESSION.md`, from the lines of `benchmarks.compression`,
+`benchmarks.compression_speed` and `benchmarks.compression_small`.
 
     python -m benchmarks.compression_page            rewrite the tables
     python -m benchmarks.compression_page --print    print them only
@@ -20,7 +20,6 @@ from benchmarks.results import FOLDER, read_lines, rewritten, table
 PAGE = FOLDER / "COMPRESSION.md"
 NEAR = 0.02  # share of bits by which a row may be larger and still count as of the same size
 MODELS = ("lm-edgert-24m-think", "lm-edgert-60m")
-SAME_SIZE = (("Q3_K_S", "3"), ("Q3_K_M", "3"), ("Q4_K_S", "4"), ("Q4_K_M", "4"), ("Q6_K", "6"))
 PAIRS = (
     ("uint2-g64", "Q2_K"), ("uint3-g64", "Q3_K_M"), ("int4-g32", "Q4_0"), ("int4-g32", "Q4_K_M"),
     ("int6-g64", "Q6_K"),
@@ -158,9 +157,21 @@ def speed_table(lines: Sequence[Line]) -> str:
     )  # fmt: skip
 
 
+def small_table(lines: Sequence[Line]) -> str:
+    """The small byte model: nats a byte above dense by bits a weight."""
+    rows = [
+        [x["method"], f"{bits(x):.2f}", f"{x['above_dense']:+.4f}", f"{x['seconds']:.1f}"]
+        for x in sorted(lines, key=lambda x: (-bits(x), float(x["above_dense"])))
+    ]
+    return table(("method", "bits a weight", "nats a byte above dense", "CPU s"), rows)
+
+
 def sections() -> dict[str, str]:
     lines = latest(read_lines("compression"))
-    found = {"speed": speed_table(read_lines("compression_speed"))}
+    found = {
+        "speed": speed_table(read_lines("compression_speed")),
+        "small": small_table(read_lines("compression_small")),
+    }
     for model in MODELS:
         some = of_model(lines, model)
         if any(x["method"] == "dense f32" for x in some):
