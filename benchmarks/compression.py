@@ -47,6 +47,7 @@ from benchmarks.compression_model import (
     with_ends,
 )  # fmt: skip
 from benchmarks.compression_quantizers import Cost, Outcome
+from benchmarks.machine import cpu_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compression.jsonl"
 SETS = ("dense", "quantizers", "mixed", "llama", "svd", "compot", "low", "cospadi")
@@ -89,7 +90,7 @@ class Run:
             "model": self.model.name, "side": side, "method": method, "healed": healed,
             "weights": self.model.count, "sequences": self.args.sequences,
             "text_bytes": self.exam.nbytes, "pairs": len(self.exam.pairs) // 2,
-            "date": datetime.date.today().isoformat(),
+            "date": datetime.date.today().isoformat(), "cpu": cpu_model(),
         }  # fmt: skip
         whole |= line
         self.args.out.parent.mkdir(parents=True, exist_ok=True)
