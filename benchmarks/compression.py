@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from edgert.converters.compress.whiten import Gram
+from edgert.converters.heal import HealOptions, heal
 from edgert.converters.quantize.base import energy
 from edgert.kernels.encodings import dequantize
 from edgert.kernels.quant import Quantized
@@ -34,6 +35,7 @@ from benchmarks import compression_quantizers as quantizers
 from benchmarks.compression_factors import Factored, Plan, Recipe
 from benchmarks.compression_mixed import Mixed
 from benchmarks.compression_model import (
+    WINDOW,
     Exam,
     Ids,
     Model,
@@ -50,6 +52,7 @@ from benchmarks.compression_quantizers import Cost, Outcome
 from benchmarks.machine import cpu_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compression.jsonl"
+HELD_OUT = 8  # sequences that healing is judged on
 SETS = ("dense", "quantizers", "mixed", "llama", "svd", "compot", "low", "cospadi")
 MIXED_BITS = (2.6, 3.0, 3.3, 3.5, 3.7, 4.0, 4.3, 4.5, 5.0, 5.5, 6.25)
 LOW_BITS = ((8, 8), (6, 6), (4, 6), (4, 4))
@@ -121,20 +124,14 @@ class Run:
 
 
 def healed(run: Run, found: Outcome, tokens: int) -> Outcome:
-    """The outcome after healing on `tokens` tokens of training text: the one place that knows
-    how."""
-    try:
-        from edgert.converters.heal import heal  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise SystemExit(
-            "--heal needs edgert.converters.heal, which this checkout does not have: run without it"
-        ) from error
-    rows = training_rows(run.model, run.args.data, -(-tokens // 1024))
+    """The outcome after healing on `tokens` tokens of training text, of codes and scales."""
+    rows = training_rows(run.model, run.args.data, -(-tokens // WINDOW) + HELD_OUT)
     weights = with_ends(run.model, found.weights, found.ends)
+    options = HealOptions(tokens, method="straight-through", held_out=HELD_OUT)
     with quantizers.measured() as cost:
-        new = heal(run.model.graph, weights, run.model.graph, run.model.weights, rows, None)
+        new = heal(run.model.graph, weights, run.model.graph, run.model.weights, rows, options)
     total = Cost(found.cost.seconds + cost.seconds, max(found.cost.peak, cost.peak))
-    return Outcome(new, found.bits, found.ends, total, found.note)
+    return Outcome(dict(new.weights), found.bits, "f32", total, found.note)
 
 
 def read(path: Path) -> list[Line]:

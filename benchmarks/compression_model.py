@@ -19,6 +19,9 @@ import numpy as np
 from edgert.converters import calibrate
 from edgert.converters.compress.whiten import Gram
 from edgert.converters.convert import convert
+from edgert.converters.layers import Layers
+from edgert.converters.stages.base import PartInProgress
+from edgert.converters.weights import ArrayWeight
 from edgert.kernels.encodings import encoding_of, quantize, tensors_of
 from edgert.kernels.quant import F32, Matrix
 from numpy.typing import NDArray
@@ -109,16 +112,16 @@ def training_rows(model: Model, data: Path, sequences: int) -> list[Ids]:
 
 
 def grams_of(model: Model, rows: Sequence[Ids], work: Path, threads: int) -> dict[str, Gram]:
-    """Gram matrices by value, of the exact model; kept in `work` for the next run."""
+    """Gram matrices by value, as a conversion collects them; kept in `work` for the next run."""
     kept = work / f"{model.name}-grams-{len(rows)}.npz"
     values = list(dict.fromkeys(model.inputs.values()))
     count = sum(map(len, rows))
     if not kept.exists():
-        session = open_cpu(model, {}, "f32", threads)
-        try:
-            found = calibrate.collect(session, rows, values, memory=8 << 30)
-        finally:
-            session.close()
+        weights = {name: ArrayWeight(array, name) for name, array in model.weights.items()}
+        part = PartInProgress("model", "text", model.graph, weights)
+        found: dict[str, Gram] = {}
+        for inputs in Layers(part, rows, values, threads=threads, held=0):
+            found |= {name: each.gram for name, each in inputs.items()}
         aside = kept.with_suffix(".partial.npz")
         np.savez(aside, **{name: gram.matrix for name, gram in found.items()})  # type: ignore[arg-type]
         aside.rename(kept)

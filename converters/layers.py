@@ -236,7 +236,8 @@ class Layers:
             ...                                 # work on the matrices that read them
 
     part: as the source gives it. sequences: int32 [n] each. values: wanted, as `inputs_of` names
-    them. done: those of them that are not needed any more. folder: where what is passed on is kept;
+    them. done: those of them that are not needed any more. held: one of so many sequences is kept
+    for checks, 0: none. folder: where what is passed on is kept;
     nothing is kept without one.
     """
 
@@ -247,13 +248,14 @@ class Layers:
         values: Sequence[str],
         *,
         done: Collection[str] = (),
+        held: int = HELD,
         threads: int = 1,
         folder: Path | None = None,
         progress: bool = False,
     ) -> None:
         self.part, self.sequences = part, list(sequences)
         self.values = set(values) - set(done)
-        self.threads, self.progress = threads, progress
+        self.held, self.threads, self.progress = held, threads, progress
         self.segments = segments(part.graph, sorted(set(values)))
         self.kept = _Kept(folder, sum(map(len, sequences)))
         matrices = {n: v for n, v in inputs_of(part.graph).items() if v in self.values}
@@ -320,7 +322,7 @@ class Layers:
         )
         try:
             for number, sequence in enumerate(given):
-                sums = check if number % HELD == HELD - 1 else fit
+                sums = check if self.held and number % self.held == self.held - 1 else fit
                 pieces = []
                 for result in runner.rows(sequence):
                     for name, total in sums.items():
@@ -332,7 +334,7 @@ class Layers:
                 bar.update(len(sequence))
         finally:
             runner.close()
-        enough = len(given) >= HELD
+        enough = 0 < self.held <= len(given)
         return {
             name: Inputs(fit[name].finish(), check[name].finish() if enough else None)
             for name in wanted

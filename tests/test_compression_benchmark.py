@@ -11,6 +11,9 @@ from edgert.converters import calibrate
 from edgert.converters.compress.budget import Format, storage_bits
 from edgert.converters.compress.compot import Options, compot
 from edgert.converters.compress.whiten import Gram, whiten
+from edgert.converters.layers import Layers
+from edgert.converters.stages.base import PartInProgress
+from edgert.converters.weights import ArrayWeight
 from edgert.kernels.encodings import encoding_of
 from edgert.kernels.quant import F32
 
@@ -40,9 +43,13 @@ def model_of(**sizes: int) -> Model:
 
 
 def grams_of(model: Model) -> dict[str, Gram]:
-    session = ReferenceSession(model.graph, model.weights)
     rows = [(IDS * step % 250 + 4).astype(np.int32) for step in range(1, 6)]
-    return calibrate.collect(session, rows, list(dict.fromkeys(model.inputs.values())))
+    weights = {name: ArrayWeight(array) for name, array in model.weights.items()}
+    part = PartInProgress("model", "text", model.graph, weights)
+    found: dict[str, Gram] = {}
+    for inputs in Layers(part, rows, list(model.inputs.values()), held=0):
+        found |= {name: each.gram for name, each in inputs.items()}
+    return found
 
 
 def logits(graph: Graph, weights: Any) -> F32:
