@@ -37,7 +37,7 @@ def best(source: Source, options: Options, asked: Asked) -> ConvertReport:
     start, reading = time.perf_counter(), read(source)
     calibration = asked.calibration or Calibration.sample()
     asked = replace(asked, calibration=calibration)
-    budget = int((asked.budget_mb or 0) * MB) or _plain_bytes(reading, options.plan)
+    budget = round((asked.budget_mb or 0) * MB) or _plain_bytes(reading, options.plan)
     asked = replace(asked, budget_mb=budget / MB)
     held = held_sequences(reading, calibration)
     folder = options.out.with_name(f"{options.out.name}.candidates")

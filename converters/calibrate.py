@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +33,7 @@ from .calibration_text import check_text, read_text, tokens_of
 if TYPE_CHECKING:
     from ..text.template import ChatTemplate
     from ..text.tokenizer import Tokenizer
+    from .compress.whiten import Inputs
 
 LENGTH = 1024  # tokens of a sequence, as COMPOT has them (arXiv 2602.15200)
 QUICK, FULL = 16, 256  # sequences of the two presets
@@ -182,6 +183,17 @@ def inputs_of(graph: Graph) -> dict[str, str]:
         and node.inputs[0] in made
         and shapes[node.inputs[0]][0] != "R"
     }
+
+
+def tell_zeros(matrices: Mapping[str, str], found: Mapping[str, Inputs]) -> None:
+    """A notice for each matrix that reads nothing but zeros. matrices: the value that each reads.
+    found: of those values."""
+    for name, value in matrices.items():
+        if value in found and not found[value].gram.matrix.any():
+            notice(
+                f"{name}: all its inputs are 0 on the calibration text, which tells nothing of its "
+                "errors"
+            )
 
 
 def sequences_of(

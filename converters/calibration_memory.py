@@ -64,11 +64,12 @@ def largest_of(graph: Graph, names: Iterable[str]) -> str:
     return max(found, key=lambda name: graph.weights[name].shape[::-1])
 
 
-def out_of_memory(name: str, width: int) -> ResourceError:
+def out_of_memory(name: str, width: int, error: MemoryError) -> ResourceError:
     """The error for a matrix that one at a time is too much, too."""
     return ResourceError(
         f"{name}: out of memory with its inputs' {width} by {width} matrix, of "
-        f"{12 * width * width / 1e9:.2f} GB; {system_memory.free() / 1e9:.2f} GB are available",
+        f"{12 * width * width / 1e9:.2f} GB; {system_memory.free() / 1e9:.2f} GB are available"
+        + (f": {error}" if str(error) else ""),
         code="memory",
         hint=HINT,
     )

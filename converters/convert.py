@@ -25,7 +25,7 @@ from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
 from .quality import held_sequences, of_bundle, of_source
-from .recipes import Asked, resolve
+from .recipes import Asked, is_auto, resolve
 from .report import ConvertReport
 from .report_page import check_target, write_report
 from .sources.base import Source, open_source
@@ -70,8 +70,9 @@ def convert(
     ResourceError for a full disk or a bundle that another process is writing.
     """
     asked = Asked(recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration)
-    automatic = recipe == "auto" or (budget_mb is not None and recipe is quant is compot is None)
-    plan = resolve(replace(asked, recipe=None, budget_mb=None) if automatic else asked)
+    automatic = is_auto(asked)
+    plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
+    plan = resolve(plain if automatic else asked)
     if threads is not None and threads < 1:
         raise ConvertError(f"threads is {threads}, expected 1 or more", code="threads")
     out = Path(os.path.abspath(out))

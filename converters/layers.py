@@ -41,7 +41,7 @@ from .calibration_memory import ROUNDED, out_of_memory, require
 from .compress.whiten import GramAccumulator, Inputs
 from .families.recipe import F32
 from .stages.base import PartInProgress
-from .weights import WeightReader
+from .weights import WeightReader, whole
 
 HELD = 8  # one of so many sequences is kept for checks
 ON_GPU = 4  # sequences at a time
@@ -212,11 +212,6 @@ def rounded(name: str, array: F32) -> Matrix:
         ) from None
 
 
-def whole(reader: WeightReader) -> F32:
-    """All of a weight as float32."""
-    return np.concatenate([reader.rows(start, stop) for start, stop in reader.spans()])
-
-
 def on_gpu() -> bool:
     """Whether torch and a CUDA device are there. Torch is not imported without the device."""
     if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu"))):
@@ -274,8 +269,9 @@ class Layers:
         with bar:
             for index in range(first, len(self.segments)):
                 graph = self.segments[index]
-                reads = {name for node in graph.nodes for name in node.inputs}
-                given = yield from self._values(graph, given, sorted(reads & self.values), bar)
+                reads = (name for node in graph.nodes for name in node.inputs)
+                wanted = [name for name in dict.fromkeys(reads) if name in self.values]
+                given = yield from self._values(graph, given, wanted, bar)
                 given = self.kept.store(index + 1, given)
         self.kept.remove()
 
@@ -286,10 +282,10 @@ class Layers:
         not hold them. Raises ResourceError where it does not hold one."""
         try:
             found, passed = self._segment(graph, given, wanted, bar)
-        except MemoryError:
+        except MemoryError as error:
             if len(wanted) < 2:
                 width = int(graph.shapes()[wanted[0]][1]) if wanted else 0
-                raise out_of_memory(wanted[0] if wanted else graph.name, width) from None
+                raise out_of_memory(wanted[0] if wanted else graph.name, width, error) from None
             notice(
                 f"the inputs' matrices of {len(wanted)} products do not fit the memory together: "
                 "fewer at a time, in more passes over their layer"

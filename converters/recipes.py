@@ -50,7 +50,6 @@ class Plan:
     what is to be found within it: `mixed` encodings or `factoring`'s ratio. calibration: None where
     nothing needs one."""
 
-    recipe: str
     quant: str
     embed_quant: str
     method: str
@@ -71,15 +70,16 @@ class Plan:
 
     def options(self) -> list[str]:
         """As options of the command, which repeat it."""
-        found = ["--quant", "mixed" if self.mixed else self.quant]
-        found += ["--embed-quant", self.embed_quant, "--method", self.method]
+        ends = ["--embed-quant", self.embed_quant]
+        found = ["--quant", "mixed"] if self.mixed else ["--quant", self.quant, *ends]
+        found += ["--method", self.method]
         if self.factoring is not None and self.factoring.ratio:
-            found += ["--compot", f"{self.factoring.ratio:g}"]
+            found += ["--compot", str(self.factoring.ratio)]
         elif self.factoring is not None:
             kind = "8" if self.factoring.a == "int8-g32" else "4"
             found += ["--recipe", f"compot-int{kind}"]
         if self.budget:
-            found += ["--budget-mb", f"{self.budget / MB:g}"]
+            found += ["--budget-mb", f"{self.budget / MB:.6f}".rstrip("0").rstrip(".")]
         if self.heal:
             found += ["--heal", str(self.heal)]
         if self.calibration is not None:
@@ -94,15 +94,15 @@ def resolve(asked: Asked) -> Plan:
     that are unknown or contradict each other."""
     _check(asked)
     recipe, quant = asked.recipe or "", asked.quant
-    if quant == "mixed":
-        recipe, quant = "mixed", None
-    if asked.compot is not None and not recipe.startswith("compot"):
-        recipe = "compot"
+    mixed = "mixed" in (recipe, quant)
+    budget = round((asked.budget_mb or 0) * MB)
     names = {"compot-int8": "int8", "compot-int4": "int4", "int3": "int3", "int4": "int4"}
+    if mixed:
+        _check_mixed(asked)
+        quant = None
     quant, embed = encodings_asked(quant or names.get(recipe, DEFAULT), asked.embed_quant)
-    budget = int((asked.budget_mb or 0) * MB)
     factoring = None
-    if recipe.startswith("compot"):
+    if recipe.startswith("compot") or asked.compot is not None:
         if quant not in VALUE_BITS:
             raise ConvertError(
                 f"COMPOT factors in {quant}, expected one of {list(VALUE_BITS)}",
@@ -111,20 +111,14 @@ def resolve(asked: Asked) -> Plan:
             )
         ratio = asked.compot if asked.compot is not None else (0.0 if budget else RATIO)
         factoring = Factoring(ratio, quant, VALUE_BITS[quant])
-    elif budget and recipe != "mixed":
+    elif budget and not mixed:
         raise ConvertError(
             f"--budget-mb {asked.budget_mb:g} with nothing that it could change",
             code="budget",
             hint="add --recipe auto, --recipe mixed or --recipe compot-int4",
         )
-    if recipe == "mixed" and not budget:
-        raise ConvertError(
-            "mixed encodings without a number of bytes, expected --budget-mb",
-            code="budget",
-            hint="--recipe mixed --budget-mb 20",
-        )
     method = asked.method or default_method(quant)
-    needs = method == "gptq" or recipe == "mixed" or factoring is not None or asked.heal
+    needs = method == "gptq" or mixed or factoring is not None or asked.heal > 0
     calibration = asked.calibration
     if needs and calibration is None:
         calibration = Calibration.sample()
@@ -132,12 +126,54 @@ def resolve(asked: Asked) -> Plan:
         raise ConvertError(
             f"a calibration text, and method {method} that reads none",
             code="calibration",
-            hint="use --method gptq, or leave --calibration out",
+            hint="use --method gptq, or leave --calibration and --sequences out",
         )
-    return Plan(
-        recipe or "plain", quant, embed, method, recipe == "mixed", factoring, budget, asked.heal,
-        calibration,
-    )  # fmt: skip
+    return Plan(quant, embed, method, mixed, factoring, budget, asked.heal, calibration)
+
+
+def _check_mixed(asked: Asked) -> None:
+    """Raise ConvertError for what mixed encodings contradict."""
+    others = {
+        "--compot": asked.compot,
+        "--embed-quant": asked.embed_quant,
+        "--quant": None if asked.quant == "mixed" else asked.quant,
+        "--recipe": asked.recipe if (asked.recipe or "").startswith("compot") else None,
+    }
+    for option, value in others.items():
+        if value is not None:
+            raise ConvertError(
+                f"mixed encodings and {option} {value}, expected one of them",
+                code="recipe",
+                hint="mixed chooses the encodings of all matrices",
+            )
+    if asked.budget_mb is None:
+        raise ConvertError(
+            "mixed encodings without a number of bytes, expected --budget-mb",
+            code="budget",
+            hint="--recipe mixed --budget-mb 20",
+        )
+
+
+def is_auto(asked: Asked) -> bool:
+    """Whether conversions are tried, see `auto.py`: by its name, or for a budget and nothing that
+    fills it. Raises ConvertError for options that leave nothing to try."""
+    plain = asked.recipe is None and asked.quant is None and asked.compot is None
+    if asked.recipe != "auto" and (asked.budget_mb is None or not plain):
+        return False
+    _check(asked)
+    others = {
+        "--compot": asked.compot,
+        "--quant": asked.quant if asked.quant == "mixed" or asked.budget_mb is not None else None,
+    }
+    for option, value in others.items():
+        if value is not None:
+            raise ConvertError(
+                f"--recipe auto and {option} {value}, expected one of them",
+                code="recipe",
+                hint="auto chooses among encodings and ratios within --budget-mb, or within what "
+                "--quant alone would take",
+            )
+    return True
 
 
 def default_method(quant: str) -> str:
@@ -180,7 +216,15 @@ def _check(asked: Asked) -> None:
 def candidates(asked: Asked) -> list[Asked]:
     """What `auto` tries: whole encodings, then what fills the budget exactly."""
     common = replace(asked, recipe=None, budget_mb=None)
-    tried = [replace(common, quant="int8", calibration=None)]
-    tried += [replace(common, quant=f"int{bits}") for bits in (6, 5, 4, 3, 2)]
-    filled = ("mixed", "compot-int8", "compot-int4")
+    whole = [replace(common, quant=f"int{bits}") for bits in (8, 6, 5, 4, 3, 2)]
+    tried = [want if _reads_text(want) else replace(want, calibration=None) for want in whole]
+    filled = ["compot-int8", "compot-int4"]
+    if asked.embed_quant is None:  # mixed chooses it
+        filled.insert(0, "mixed")
     return tried + [replace(asked, recipe=name, quant=None) for name in filled]
+
+
+def _reads_text(asked: Asked) -> bool:
+    """Whether a whole encoding needs a calibration."""
+    method = asked.method or default_method(encodings_asked(asked.quant or DEFAULT, None)[0])
+    return method == "gptq" or asked.heal > 0

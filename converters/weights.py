@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.check import tensors_of
@@ -85,3 +86,8 @@ def specs_of(weights: Mapping[str, Weight]) -> Specs:
 def stored_nbytes(weights: Mapping[str, Weight]) -> int:
     """Bytes of these tensors."""
     return sum(nbytes_of(dtype, shape) for dtype, shape in specs_of(weights).values())
+
+
+def whole(reader: WeightReader) -> F32:
+    """All of a weight as float32."""
+    return np.concatenate([reader.rows(start, stop) for start, stop in reader.spans()])

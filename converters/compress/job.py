@@ -16,7 +16,7 @@ from ...kernels import sparse
 from ...kernels.encodings import ENCODINGS, dequantize, quantize
 from ...kernels.quant import F32, Matrix
 from ..quantize.gptq import gptq
-from ..quantize.job import Measure, damping
+from ..quantize.job import Measure, damping, ended
 from ..report import relative
 from . import checks
 from .budget import Dims
@@ -55,7 +55,7 @@ class Factored(NamedTuple):
 
 
 def factor_matrix(job: FactorJob) -> Factored:
-    """Factor one matrix and store the factors. Raises ConvertError naming it."""
+    """Factor one matrix and store the factors. Raises ConvertError or ResourceError naming it."""
     try:
         return _factor(job)
     except (ValueError, ConvertError, np.linalg.LinAlgError) as error:
@@ -65,6 +65,8 @@ def factor_matrix(job: FactorJob) -> Factored:
             code=getattr(error, "code", "weight-range"),
             hint=getattr(error, "hint", "") or "leave it dense, or check the checkpoint",
         ) from None
+    except MemoryError as error:
+        raise ended(job.name, job.weight.shape, error) from None
 
 
 def _factor(job: FactorJob) -> Factored:

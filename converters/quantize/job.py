@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ConvertError
+from ...errors import ConvertError, ResourceError
 from ...kernels.encodings import ENCODINGS, dequantize, quantize, tensors_of
 from ...kernels.quant import F32, Matrix
 from ..compress.whiten import Gram, Inputs
@@ -51,7 +51,8 @@ class Encoded(NamedTuple):
 
 
 def encode_matrix(job: Job) -> Encoded:
-    """Encode one matrix. Raises ConvertError, which names it, for values that do not fit."""
+    """Encode one matrix. Raises ConvertError for values that do not fit, ResourceError where the
+    memory ends; both name it."""
     try:
         return _encode(job)
     except (ValueError, ConvertError) as error:
@@ -61,6 +62,19 @@ def encode_matrix(job: Job) -> Encoded:
             code=getattr(error, "code", "weight-range"),
             hint=getattr(error, "hint", "") or "convert with --quant f32, or check the checkpoint",
         ) from None
+    except MemoryError as error:
+        raise ended(job.name, job.weight.shape, error) from None
+
+
+def ended(name: str, shape: tuple[int, ...], error: MemoryError) -> ResourceError:
+    """The error for a matrix that the memory does not hold the work on."""
+    return ResourceError(
+        f"weight {name!r}: out of memory with its matrix {list(shape)}"
+        + (f": {error}" if str(error) else ""),
+        code="memory",
+        hint="close other programs, use fewer workers and threads, or convert on a machine with "
+        "more memory; what is done so far is taken over by the next run",
+    )
 
 
 def _encode(job: Job) -> Encoded:

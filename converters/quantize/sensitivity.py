@@ -25,8 +25,8 @@ from ...session import kernel_cache
 from ...session.base import Feed, Session
 from ..calibration_memory import ROUNDED
 from ..layers import rounded as stored
-from ..layers import whole
 from ..stages.base import PartInProgress
+from ..weights import whole
 
 PROBE = "uint3-g64"
 LOGITS = 1 << 24  # values that are compared, at most

@@ -12,21 +12,23 @@ Both factors are stored for good: A in an encoding with codes by GPTQ, S as `spa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ...errors import ConvertError
 from ...graph import Graph, Node, Weight
 from ...kernels.encodings import ENCODINGS, tensors_of
-from ..calibrate import Calibration, inputs_of
+from ...notices import notice
+from ..calibrate import Calibration, inputs_of, tell_zeros
 from ..compress.allocate import Spectrum, allocate, spectrum
 from ..compress.budget import SMALLEST, Dims, choose
 from ..compress.compot import Options
 from ..compress.job import Factored, FactorJob, factor_matrix
-from ..layers import Layers, passed_nbytes, whole
-from ..weights import stored_nbytes
+from ..layers import Layers, passed_nbytes
+from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
 from .weight_cache import WeightCache
 
@@ -71,7 +73,8 @@ class Compot:
     def run(self, part: PartInProgress, context: Context) -> PartInProgress:
         targets = targets_of(part.graph)
         if not targets:
-            return part
+            return self._nothing(part)
+        self._layers(context, targets)  # too little memory is an error before the work
         with context.workers() as workers:
             jobs = ((name, whole(part.weights[name]).T) for name in targets)
             found = workers.run(spectrum_of, jobs, names=targets)
@@ -86,16 +89,9 @@ class Compot:
                 if all(records):
                     notes[name] = records[1].note  # type: ignore[union-attr]
             left = {name: targets[name] for name in factors if name not in notes}
-            layers = Layers(
-                context.source,
-                context.sequences(self.calibration),
-                list(targets.values()),
-                done=set(targets.values()) - set(left.values()),
-                threads=context.threads,
-                folder=cache.folder,
-                progress=context.progress,
-            )
-            for inputs in layers if left else ():
+            done = set(targets.values()) - set(left.values())
+            for inputs in self._layers(context, targets, done, cache.folder) if left else ():
+                tell_zeros(left, inputs)
                 names = [name for name, value in left.items() if value in inputs]
                 work = (
                     FactorJob(
@@ -104,10 +100,9 @@ class Compot:
                     )
                     for name in names
                 )  # fmt: skip
-                for name, done in zip(
-                    names, workers.run(factor_matrix, work, names=names), strict=True
-                ):
-                    notes[name] = _keep(cache, factors[name], sizes[name], done)
+                made = workers.run(factor_matrix, work, names=names)
+                for name, pair in zip(names, made, strict=True):
+                    notes[name] = _keep(cache, factors[name], sizes[name], pair)
         weights = {
             name: cache.reader(name) if name in cache.weights else part.weights[name]
             for name in graph.weights
@@ -118,6 +113,34 @@ class Compot:
         rows = [_row(name, sizes[name], notes.get(name, {})) for name in targets]
         after = part.replace(graph=graph, weights=weights)
         return after.reported(self.name, stored=stored, layers=rows, ratio=ratio)
+
+    def _layers(
+        self, context: Context, targets: Mapping[str, str], done: Collection[str] = (),
+        folder: Path | None = None,
+    ) -> Layers:  # fmt: skip
+        """The pass over the calibration. Raises ResourceError for too little memory."""
+        return Layers(
+            context.source,
+            context.sequences(self.calibration),
+            list(targets.values()),
+            done=done,
+            threads=context.threads,
+            folder=folder,
+            progress=context.progress,
+        )
+
+    def _nothing(self, part: PartInProgress) -> PartInProgress:
+        """A part without matrices that are large enough."""
+        notice(f"no matrix of part {part.name!r} has {SMALLEST} rows and columns: none is factored")
+        nbytes = stored_nbytes(self.rest(part.graph).weights)
+        if 0 < self.factoring.budget < nbytes:
+            raise ConvertError(
+                f"the weights in {self.factoring.a} take {nbytes} bytes, expected at most "
+                f"{self.factoring.budget}",
+                code="budget",
+                hint="allow more bytes, or ask for --recipe mixed",
+            )
+        return part
 
     def ratio_within(self, graph: Graph, spectra: Mapping[str, Spectrum]) -> float:
         """The smallest ratio whose factors fit the budget, in steps of a hundredth."""

@@ -14,16 +14,15 @@ from ...graph import Graph, Weight
 from ...kernels.encodings import dequantize, quantize
 from ..calibrate import Calibration, inputs_of
 from ..families.recipe import F32
-from ..layers import whole
 from ..quantize.mixed import Candidate, choose
 from ..quantize.sensitivity import sensitivities
-from ..weights import stored_nbytes
+from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
 from .quantize import encoded, ends_of
 
 MATRICES = (  # what block matrices may be stored as
-    "uint2-g64", "uint2-g32", "uint3-g64", "uint3-g32", "uint4-g64", "int4-g32", "int5-g64", "int6-g64",
-    "int8-g32",
+    "uint2-g64", "uint2-g32", "uint3-g64", "uint3-g32", "uint4-g64", "int4-g32", "int5-g64",
+    "int6-g64", "int8-g32",
 )  # fmt: skip
 ENDS = ("int4-g32", "int5-g64", "int6-g64", "int8-g32")  # embedding and head
 

@@ -9,12 +9,12 @@ from typing import Any
 from ...errors import ConvertError
 from ...graph import Graph, Weight
 from ...kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked
-from ..calibrate import Calibration, inputs_of
-from ..layers import Layers, passed_nbytes, whole
+from ..calibrate import Calibration, inputs_of, tell_zeros
+from ..layers import Layers, passed_nbytes
 from ..quantize.job import METHODS, Encoded, Job, encode_matrix
 from ..quantize.rtn import encode_weight
 from ..report import relative
-from ..weights import WeightReader, stored_nbytes
+from ..weights import WeightReader, stored_nbytes, whole
 from .base import Context, PartInProgress
 from .weight_cache import WeightCache
 
@@ -102,23 +102,21 @@ class Quantize:
         graph = encoded(part.graph, self.quant, self.embed_quant, chosen)
         ours = {name: weight for name, weight in graph.weights.items() if name not in stored}
         cache = context.cache(ours)
-        notes: dict[str, dict[str, Any]] = {}
+        records = {name: record for name in ours if (record := cache.done(name)) is not None}
+        notes: dict[str, dict[str, Any]] = {name: record.note for name, record in records.items()}
+        later = self._later(graph, set(ours))
+        every = set(later.values())
+        later = {name: value for name, value in later.items() if name not in notes}
+        layers = self._layers(later, context, cache, every)  # before the work: it checks the memory
         bar = tqdm(
             total=stored_nbytes(ours), unit="B", unit_scale=True, desc="quantize",
             disable=None if context.progress else True,
         )  # fmt: skip
-        later = self._later(graph, set(ours))
-        every = set(later.values())
         with bar, ThreadPoolExecutor(context.threads, "edgert-convert") as pool:
-            for name in ours:
-                record = cache.done(name)
-                if record is not None:
-                    notes[name] = record.note
-                    later.pop(name, None)
-                    bar.update(stored_nbytes({name: ours[name]}))
-                elif name not in later:
-                    notes[name] = self._weight(name, part.weights[name], cache, pool, context, bar)
-            for name, found in self._by_jobs(later, part, context, cache, every):
+            bar.update(stored_nbytes({name: ours[name] for name in notes}))
+            for name in [name for name in ours if name not in notes and name not in later]:
+                notes[name] = self._weight(name, part.weights[name], cache, pool, context, bar)
+            for name, found in self._by_jobs(later, part, context, cache, layers):
                 for key, array in found.arrays.items():
                     cache.write(f"{name}.{key}", array)
                     bar.update(array.nbytes)
@@ -149,16 +147,32 @@ class Quantize:
             if name in ours and rows[name].grid is not None
         }
 
+    def _layers(
+        self, matrices: Mapping[str, str], context: Context, cache: WeightCache, every: set[str]
+    ) -> Layers | None:
+        """The pass over the calibration, where matrices need one. every: the values of these and
+        of those that an earlier run has encoded. Raises ResourceError for too little memory."""
+        if self.calibration is None or not matrices:
+            return None
+        return Layers(
+            context.source,
+            context.sequences(self.calibration),
+            sorted(every),
+            done=every - set(matrices.values()),
+            threads=context.threads,
+            folder=cache.folder,
+            progress=context.progress,
+        )
+
     def _by_jobs(
         self,
         matrices: Mapping[str, str],
         part: PartInProgress,
         context: Context,
         cache: WeightCache,
-        every: set[str],
+        layers: Layers | None,
     ) -> Iterator[tuple[str, Encoded]]:
-        """Matrices as they are encoded, layer by layer where they need inputs. every: the values
-        of these and of those that an earlier run has encoded."""
+        """Matrices as they are encoded, layer by layer where they need inputs."""
         if not matrices:
             return
 
@@ -167,22 +181,14 @@ class Quantize:
                        inputs)  # fmt: skip
 
         with context.workers() as workers:
-            if self.calibration is None:
+            if layers is None:
                 jobs = (job(name) for name in matrices)
                 yield from zip(
                     matrices, workers.run(encode_matrix, jobs, names=matrices), strict=True
                 )
                 return
-            layers = Layers(
-                context.source,
-                context.sequences(self.calibration),
-                sorted(every),
-                done=every - set(matrices.values()),
-                threads=context.threads,
-                folder=cache.folder,
-                progress=context.progress,
-            )
             for inputs in layers:
+                tell_zeros(matrices, inputs)
                 names = [name for name, value in matrices.items() if value in inputs]
                 jobs = (job(name, inputs[matrices[name]]) for name in names)
                 yield from zip(names, workers.run(encode_matrix, jobs, names=names), strict=True)

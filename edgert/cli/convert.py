@@ -48,7 +48,7 @@ PRESETS = {"quick": 16, "full": 256}
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Text, or chats in JSON lines, like what the model will see; default: a sample.",
 )

@@ -68,8 +68,10 @@ def breaking(stop: int, act: Callable[[], None]) -> Iterator[Counter]:
 
 
 def convert_tiny(checkpoint: Path, out: Path, **options: Any) -> ConvertReport:
-    """A conversion without golden prompts, which replaces what is there."""
+    """A conversion without golden prompts, which replaces what is there: by rounding to nearest,
+    unless a calibration text is given."""
     options = {"golden": False, "progress": False, "force": True, "threads": 1} | options
+    options.setdefault("method", "gptq" if "calibration" in options else "rtn")
     return convert(checkpoint, out, **options)
 
 

@@ -97,7 +97,7 @@ def test_unknown_quant_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_golden_prompts_are_answered_by_the_bundle(checkpoint: Path, tmp_path: Path) -> None:
-    report = convert(checkpoint, tmp_path / "m.edge", progress=False)
+    report = convert_tiny(checkpoint, tmp_path / "m.edge", golden=True)
     with Bundle.open(report.path) as bundle:
         assert [len(g.output_ids) for g in bundle.manifest.golden] == [16, 16]
         assert len(set(bundle.manifest.golden[0].output_ids)) > 1, "degenerate logits"
@@ -131,7 +131,7 @@ def test_a_hub_id_is_downloaded_by_the_hubs_client(checkpoint: Path, tmp_path: P
 
     client = types.SimpleNamespace(snapshot_download=snapshot_download)
     with mock.patch.dict(sys.modules, {"huggingface_hub": client}):
-        report = convert("org/name@v1", tmp_path / "m.edge", golden=False, progress=False)
+        report = convert_tiny("org/name@v1", tmp_path / "m.edge")  # type: ignore[arg-type]
         with pytest.raises(ConvertError, match="could not be downloaded: OSError: no such rep"):
             convert("org/gone", tmp_path / "n.edge", golden=False, progress=False)
     assert report.name == "name"
@@ -151,7 +151,9 @@ def test_provenance_names_sources_not_places(checkpoint: Path, tmp_path: Path) -
     with Bundle.open(report.path) as bundle:
         made = bundle.manifest.provenance
     assert set(made.sources) >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert made.command == ("edgert convert tiny -o m.edge --quant int4-g32 --embed-quant int8-g32")
+    assert made.command == (
+        "edgert convert tiny -o m.edge --quant int4-g32 --embed-quant int8-g32 --method rtn"
+    )
     assert {"edgert", "numpy", "python"} <= set(made.versions)
 
 
@@ -183,7 +185,7 @@ def test_existing_output_needs_force(checkpoint: Path, old: Path) -> None:
     with pytest.raises(ConvertError, match=r"m\.edge exists"):
         convert(checkpoint, old, golden=False, progress=False)
     assert fingerprint(old) == before
-    convert(checkpoint, old, golden=False, progress=False, force=True)
+    convert_tiny(checkpoint, old)
     assert fingerprint(old) != before
     assert leftovers(old.parent) == []
 

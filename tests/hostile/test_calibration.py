@@ -7,16 +7,17 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
-from edgert.converters import calibrate, calibration_memory
 from edgert.converters.calibrate import Calibration
-from edgert.converters.compress.whiten import Gram
+from edgert.converters.compress.whiten import Gram, Inputs
+from edgert.converters.layers import Layers
 from edgert.converters.quantize.gptq import gptq, gptq_bytes
 
 import edgert.notices
@@ -184,14 +185,14 @@ def test_h17_a_weight_too_large_to_calibrate_with(good: Path, out: Path) -> None
 def test_h17_inputs_that_overflow_name_layer_and_tokens(good: Path, out: Path) -> None:
     def grow(tensors: Specs) -> None:
         for part in ("gate", "up", "down"):
-            tensors[f"model.layers.0.mlp.{part}_proj.weight"][1][:] *= 3e6
+            tensors[f"model.layers.0.mlp.{part}_proj.weight"][1][:] *= 1e5
         tensors["model.layers.0.post_attention_layernorm.weight"][1][:] = 1e12
 
     edit(good, grow)
     error = refusal(good, out)
     assert error.code == "calibration-values"
-    assert error.message.startswith("layers.1."), "the first that reads what layer 0 made"
-    assert "calibration inputs are NaN or infinite (sequence 1 of 4 of the calibration text, " in (
+    assert error.message.startswith("layers.1.norm1"), "the first of what layer 0 made"
+    assert "calibration inputs are NaN or infinite (sequence 1 of 4 of the calibration text)" in (
         error.message
     )
     assert kept(out) > 3
@@ -227,14 +228,16 @@ def test_h17_a_text_of_one_token_gives_singular_matrices_that_are_mended(
 
 
 def test_h17_a_matrix_that_no_damping_mends_names_its_weight(good: Path, out: Path) -> None:
-    def indefinite(session: Any, sequences: Any, names: Any, **_: Any) -> dict[str, Gram]:
-        found = {}
-        for name in names:
-            side = int(session.graph.shapes()[name][1])
-            found[name] = Gram(np.eye(side) - 1e9 * np.eye(side)[::-1], 256)
-        return found
+    segment = Layers._segment
 
-    with mock.patch.object(calibrate, "collect", indefinite):
+    def indefinite(*args: Any) -> tuple[dict[str, Inputs], Any]:
+        found, passed = segment(*args)
+        for name, inputs in found.items():
+            side = len(inputs.gram.matrix)
+            found[name] = Inputs(Gram(np.eye(side) - 1e9 * np.eye(side)[::-1], 256))
+        return found, passed
+
+    with mock.patch.object(Layers, "_segment", indefinite):
         error = refusal(good, out)
     assert error.code == "gram"
     assert error.message.startswith("weight 'layers.0.")
@@ -254,71 +257,52 @@ def test_h21_too_little_memory_is_refused_before_the_work_with_both_numbers(
         error.message
     )
     assert "0.05 GB are available" in error.message
-    assert "--method gptq" in error.hint
+    assert "--method rtn" in error.hint
     assert not (out.parent / "m.edge.stage").exists()
     with mock.patch.object(system_memory, "free", return_value=50_000_000):
         convert_tiny(good, out, quant="int4")  # rounding streams
 
 
-def test_h21_less_memory_means_more_passes_and_the_same_bytes(good: Path, out: Path) -> None:
-    collect, passes = calibrate.collect, []
+@contextmanager
+def failing(when: Callable[[int], bool]) -> Iterator[list[int]]:
+    """No memory for so many values of a layer at a time; yields the numbers that there was for."""
+    segment, held = Layers._segment, list[int]()
 
-    def counted(session: Any, sequences: Any, names: Any, **options: Any) -> Any:
-        passes.append(len(names))
-        return collect(session, sequences, names, **options)
-
-    weights = []
-    for spare in (1 << 30, 1 << 18, 0):
-        passes.clear()
-        with (
-            mock.patch.object(calibrate, "collect", counted),
-            mock.patch.object(calibration_memory, "require"),
-            mock.patch.object(calibration_memory, "_work", return_value=8 << 20),
-            mock.patch.object(system_memory, "free", return_value=spare + (8 << 20)),
-        ):
-            calibrated(good, out)
-        weights.append(next(out.glob("**/*.safetensors")).read_bytes())
-        assert sum(passes) == 8
-        assert (len(passes) == 1) == (spare == 1 << 30), passes
-    assert weights[0] == weights[1] == weights[2]
-
-
-def failing(when: Callable[[int], bool]) -> Callable[..., Any]:
-    """`collect` that finds no memory for so many matrices."""
-    collect = calibrate.collect
-
-    def tried(session: Any, sequences: Any, names: Any, **options: Any) -> Any:
-        if when(len(names)):
+    def tried(self: Layers, graph: Any, given: Any, wanted: Any, bar: Any) -> Any:
+        if when(len(wanted)):
             raise MemoryError
-        return collect(session, sequences, names, **options)
+        held.append(len(wanted))
+        return segment(self, graph, given, wanted, bar)
 
-    return tried
+    with mock.patch.object(Layers, "_segment", tried):
+        yield held
 
 
-def test_h21_memory_that_ends_on_the_way_means_fewer_matrices_at_a_time(
+def test_h21_memory_that_ends_on_the_way_means_fewer_values_at_a_time_and_the_same_bytes(
     good: Path, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calibrated(good, out)
-    wanted = next(out.glob("**/*.safetensors")).read_bytes()
-    with (
-        mock.patch.object(calibrate, "collect", failing(lambda count: count > 2)),
-        caplog.at_level(logging.WARNING, "edgert"),
-    ):
-        calibrated(good, out)
-    assert next(out.glob("**/*.safetensors")).read_bytes() == wanted
-    assert "fewer at a time, in more passes over the text" in caplog.text
+    weights = []
+    edgert.notices._shown.clear()
+    with caplog.at_level(logging.WARNING, "edgert"):
+        for most in (2, 1):
+            with failing(lambda count, most=most: count > most) as held:  # type: ignore[misc]
+                calibrated(good, out)
+            weights.append(next(out.glob("**/*.safetensors")).read_bytes())
+            assert held == [most] * (8 // most), "qkv and o, gate_up and down, of two layers"
+            assert (most == 1) == ("fewer at a time, in more passes" in caplog.text)
+    assert weights[0] == weights[1]
 
 
 def test_h21_memory_that_ends_for_one_matrix_is_an_error_that_names_it(
     good: Path, out: Path
 ) -> None:
-    with mock.patch.object(calibrate, "collect", failing(lambda _: True)):
+    with failing(lambda _: True):
         error = refusal(good, out, kind=ResourceError)
     assert error.code == "memory"
     assert error.message.startswith("layers.0.")
     assert "64 by 64 matrix" in error.message
     assert kept(out) > 3
-    with mock.patch("edgert.converters.stages.quantize.gptq", side_effect=MemoryError):
+    with mock.patch("edgert.converters.quantize.job.gptq", side_effect=MemoryError):
         error = refusal(good, out, kind=ResourceError)
     assert error.message.startswith("weight 'layers.0.")
 
@@ -327,7 +311,8 @@ def test_h21_memory_that_ends_for_one_matrix_is_an_error_that_names_it(
     "place",
     [
         "edgert.converters.stages.quantize.encode_weight",
-        "edgert.converters.calibrate.quantize",
+        "edgert.converters.layers.quantize",
+        "edgert.converters.quantize.job.quantize",
         "edgert.converters.stages.weight_cache.WeightCache.write",
     ],
 )

@@ -15,6 +15,7 @@ from edgert.converters.calibrate import Calibration
 from edgert.converters.heal import HealOptions
 from edgert.converters.heal import train as training
 from edgert.converters.pipeline import Options, Pipeline
+from edgert.converters.recipes import Plan
 from edgert.converters.stages import heal as stage
 from edgert.converters.stages.base import Stage
 from edgert.converters.stages.emit import Emit
@@ -28,9 +29,8 @@ from edgert.errors import ConvertError
 from tests.converters.heal.models import divergence_between
 from tests.converters.stages.toy import Split, ToySource
 
-TEXT = Calibration(
-    " ".join(f"{i} times {j} is {i * j}." for i in range(20) for j in range(20)), 16, 24
-)
+WORDS = " ".join(f"{i} times {j} is {i * j}." for i in range(20) for j in range(20))
+TEXT = Calibration(WORDS[: 16 * 24], 16, 24)
 ASKED = HealOptions(1000, batch=4, device="cpu")
 
 
@@ -56,7 +56,7 @@ def convert(
     quantize = Quantize(quant, "int8-g32")
     healing = [Heal(options, text, quantize)] if healed else []
     row = (*before, quantize, *healing, Emit(), Verify(golden=True))
-    asked = Options(out, "toy", quant, "int8-g32", progress=False, threads=2)
+    asked = Options(out, "toy", Plan(quant, "int8-g32", "rtn"), progress=False, threads=2)
     Pipeline(ToySource(), asked, row).run()
     return Bundle.open(out, verify="full")
 
@@ -177,7 +177,7 @@ def test_no_text_no_healing(out: Path) -> None:
     with pytest.raises(ConvertError, match="calibration text has 5 tokens, expected at least 24"):
         convert(out, text=Calibration("short", 4, 24))
     with pytest.raises(ConvertError, match="healing got 1 sequences of"):
-        convert(out, text=Calibration(TEXT.text, 1, 24))
+        convert(out, text=Calibration(TEXT.text[:30], 16, 24))
     with (
         mock.patch("edgert.extras.find_spec", return_value=None),
         pytest.raises(ConvertError, match="healing needs the package torch"),

@@ -14,6 +14,7 @@ import pytest
 from edgert.converters import pipeline
 from edgert.converters.convert import convert
 from edgert.converters.pipeline import Options, Pipeline
+from edgert.converters.recipes import Plan
 from edgert.converters.report import ConvertReport
 from edgert.converters.sources import base
 from edgert.converters.stages.base import Context, PartInProgress, Stage
@@ -42,7 +43,8 @@ def out(tmp_path: Path) -> Path:
 
 
 def options(out: Path, quant: str = "f32") -> Options:
-    return Options(out, "toy", quant, quant, progress=False, golden=False, threads=2)
+    plan = Plan(quant, quant, "rtn")
+    return Options(out, "toy", plan, progress=False, golden=False, threads=2)
 
 
 def run(
@@ -266,7 +268,7 @@ def test_the_source_that_recognises_a_path_is_opened(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "SOURCES", ("tests.converters.stages.toy", *base.SOURCES))
-    report = convert("some.toy", out, golden=False, progress=False)
+    report = convert("some.toy", out, method="rtn", golden=False, progress=False)
     assert (report.name, report.family) == ("some", "toy")
     with pytest.raises(ConvertError, match="no such directory"):
         convert("some.other", out, golden=False, progress=False, force=True)
