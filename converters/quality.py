@@ -26,9 +26,9 @@ from ..session.cpu import CpuSession
 from ..session.reference import ReferenceSession
 from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration
-from .layers import whole
 from .stages.base import PartInProgress
 from .stages.read import Reading
+from .weights import whole
 
 HELD = 8  # sequences, at most
 STEPS = 16  # tokens decoded for the speed
