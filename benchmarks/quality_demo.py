@@ -128,7 +128,7 @@ def bundle(model: str, checkpoint: Path, engine: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "model.edge"
         quant = "f32" if engine == "transformers" else engine
-        convert(checkpoint, made, quant=quant, golden=False, progress=False)
+        convert(checkpoint, made, quant=quant, method="rtn", golden=False, progress=False)
         yield made
 
 

@@ -43,6 +43,11 @@ def run_demo(*args: str, env: Mapping[str, str] | None = None) -> subprocess.Com
     )
 
 
+def rounded(checkpoint: Path, out: Path, **options: Any) -> None:
+    """A conversion as the demo's was: int4, to nearest."""
+    convert(checkpoint, out, method="rtn", golden=False, progress=False, **options)
+
+
 def test_the_shipped_bundle_is_what_its_maker_wrote() -> None:
     report = verify_bundle(demo.demo_bundle(), values=True)
     assert not report.problems()
@@ -55,7 +60,7 @@ def test_the_shipped_bundle_is_as_todays_converter_writes_it(
     """The command in `edgert/demo/__init__.py` on the checkpoint it was made from: everything but
     the card, which the checkpoint has in a form of its own."""
     again = tmp_path / "again.edge"
-    convert(trained_checkpoint, again, name=demo.NAME, golden=False, progress=False)
+    rounded(trained_checkpoint, again, name=demo.NAME)
     with Bundle.open(again) as made, Bundle.open(demo.demo_bundle()) as shipped:
         assert made.manifest.text == shipped.manifest.text
         ours, theirs = made.manifest.files, shipped.manifest.files
@@ -71,7 +76,7 @@ def test_converting_a_trained_checkpoint_twice_gives_the_same_bytes(
     files = []
     for name in ("first", "second"):
         out = tmp_path / name / "model.edge"
-        convert(trained_checkpoint, out, golden=False, progress=False)
+        rounded(trained_checkpoint, out)
         with Bundle.open(out) as bundle:
             files.append(bundle.manifest.files)
     assert files[0] == files[1]
@@ -255,7 +260,7 @@ def test_the_checkpoint_is_the_bundle_again(tmp_path: Path) -> None:
     """Every file but the card, which a checkpoint of the package does not repeat."""
     with Bundle.open(demo.demo_bundle()) as shipped:
         checkpoint = write_checkpoint(shipped, tmp_path / demo.NAME)
-        convert(checkpoint, tmp_path / "again.edge", golden=False, progress=False)
+        rounded(checkpoint, tmp_path / "again.edge")
         with Bundle.open(tmp_path / "again.edge") as made:
             assert made.manifest.text == shipped.manifest.text
             files = dict(shipped.manifest.files)

@@ -144,25 +144,26 @@ class Compot:
 
     def ratio_within(self, graph: Graph, spectra: Mapping[str, Spectrum]) -> float:
         """The smallest ratio whose factors fit the budget, in steps of a hundredth."""
-        least = 0
-        for hundredths in range(2, 91):
-            ratio = hundredths / 100
-            made, pairs = factored(graph, self.sizes(spectra, ratio), self.factoring)
-            kept = {n: made.weights[n].encoding for pair in pairs.values() for n in pair}
-            after = self.rest(made)
-            weights = {
-                n: Weight(w.shape, kept.get(n, after.weights[n].encoding))
-                for n, w in made.weights.items()
-            }
-            least = stored_nbytes(weights)
-            if pairs and least <= self.factoring.budget:
-                return ratio
-        raise ConvertError(
-            f"COMPOT factors in {self.factoring.a} take {least} bytes at a ratio of 0.9, expected "
-            f"at most {self.factoring.budget}",
-            code="budget",
-            hint="allow more bytes, or factors of fewer bits",
-        )
+        low, high = 1, 90  # hundredths: the first is too small, the last must fit
+        least = self._factored_bytes(graph, spectra, high / 100)
+        if not 0 < least <= self.factoring.budget:
+            raise ConvertError(
+                f"COMPOT factors in {self.factoring.a} take {least} bytes at a ratio of 0.9, "
+                f"expected at most {self.factoring.budget}",
+                code="budget",
+                hint="allow more bytes, or factors of fewer bits",
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            nbytes = self._factored_bytes(graph, spectra, middle / 100)
+            low, high = (low, middle) if 0 < nbytes <= self.factoring.budget else (middle, high)
+        return high / 100
+
+    def _factored_bytes(self, graph: Graph, spectra: Mapping[str, Spectrum], ratio: float) -> int:
+        """Of all weights; 0 where the ratio leaves nothing to factor."""
+        made, pairs = factored(graph, self.sizes(spectra, ratio), self.factoring)
+        kept = {n: made.weights[n] for pair in pairs.values() for n in pair}
+        return stored_nbytes({**self.rest(made).weights, **kept}) if pairs else 0
 
     def sizes(self, spectra: Mapping[str, Spectrum], ratio: float) -> dict[str, Dims]:
         """(k, s) of each matrix."""

@@ -131,10 +131,12 @@ class Quantize:
     ) -> dict[str, Any]:
         errors = {n: notes[n]["error"] if n in notes else stored[n] for n in graph.weights}
         outputs = {n: note["output"] for n, note in notes.items() if "output" in note}
-        other = {n: m for n, note in notes.items() if (m := note.get("method", "")) != self.method}
+        other = {
+            n: m for n, note in notes.items() if (m := note.get("method")) and m != self.method
+        }
         found: dict[str, Any] = {"relative_rms": errors}
         found |= {"output_rms": outputs} if outputs else {}
-        return found | ({"methods": {n: m for n, m in other.items() if m}} if other else {})
+        return found | ({"methods": other} if other else {})
 
     def _later(self, graph: Graph, ours: set[str]) -> dict[str, str]:
         """Matrices that are encoded whole, and the values that their products read."""

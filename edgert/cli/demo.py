@@ -120,7 +120,7 @@ def _converted(folder: Path, threads: int | None) -> tuple[Path, Path, dict[str,
         checkpoint = write_checkpoint(shipped, folder / NAME)
         files = {name: entry.sha256 for name, entry in shipped.manifest.files.items()}
     out = folder / f"{NAME}.edge"
-    report = convert(checkpoint, out, golden=False, progress=False, threads=threads)
+    report = convert(checkpoint, out, method="rtn", golden=False, progress=False, threads=threads)
     with Bundle.open(out) as made:
         weights = made.manifest.files["weights.safetensors"].sha256
     return checkpoint, out, {

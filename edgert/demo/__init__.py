@@ -4,6 +4,7 @@
 `recipes/demo_text` and made from the checkpoint that it wrote by
 
     edgert convert demo_text_work/checkpoint -o edgert/demo/edgert-demo.edge --name edgert-demo
+        --method rtn
 
 Its card is `README.md` in the bundle. `quality.json` holds what conversion cost it, written by
 `python -m benchmarks.quality_demo --write`.

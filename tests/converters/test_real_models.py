@@ -26,7 +26,7 @@ DEVICES = ("reference", "cpu")
 
 def bundled(checkpoint: Path, folder: Path, quant: str = "f32") -> Path:
     out = folder / f"{checkpoint.name}-{quant}.edge"
-    convert(checkpoint, out, quant=quant, golden=False, progress=False)
+    convert(checkpoint, out, quant=quant, method="rtn", golden=False, progress=False)
     return out
 
 

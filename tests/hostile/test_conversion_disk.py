@@ -195,7 +195,7 @@ def test_golden_answers_need_no_memory_for_the_whole_context(good: Path, out: Pa
         return real(size)
 
     with mock.patch("edgert.session.pages.reserve", reserve):
-        report = convert(good, out, progress=False)
+        report = convert_tiny(good, out, golden=True)
         assert report.golden == "cpu"
         checked = verify_bundle(report.path, SessionOptions("cpu"))
     assert checked.ok, checked.problems()

@@ -139,13 +139,14 @@ def test_h36_a_second_ctrl_c_ends_it(bundle: Path) -> None:
 def test_h36_ctrl_c_while_converting_leaves_no_bundle(tmp_path: Path) -> None:
     source, out = make_checkpoint("tiny", tmp_path / "source"), tmp_path / "out.edge"
     wrapper = interrupting("edgert.converters.stages.weight_cache:WeightCache.deliver")
-    with started("convert", source, "-o", out, "--no-golden", wrapper=wrapper) as process:
+    words = ("convert", source, "-o", out, "--method", "rtn", "--no-golden")
+    with started(*words, wrapper=wrapper) as process:
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert not out.exists()
     assert not list(tmp_path.glob("*partial*"))
-    with started("convert", source, "-o", out, "--no-golden") as process:  # goes on, and is whole
+    with started(*words) as process:  # goes on, and is whole
         process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     with started("verify", out) as process:

@@ -188,7 +188,7 @@ def test_a_new_row_is_all_that_a_format_needs(tmp_path: Path) -> None:
 def test_a_checkpoint_is_converted_to_a_new_row(tmp_path: Path) -> None:
     report = convert(
         make_checkpoint("tiny", tmp_path / "tiny", dtype="f32"), tmp_path / "m.edge",
-        quant="toy4", progress=False, golden=False,
+        quant="toy4", method="rtn", progress=False, golden=False,
     )  # fmt: skip
     assert (report.quant, report.embed_quant) == (ASYMMETRIC.name, ASYMMETRIC.name)
     errors = [w.error for w in report.weights if w.encoding == ASYMMETRIC.name]

@@ -42,7 +42,7 @@ def _greedy(
 
 def _bundle(folder: Path, quant: str) -> Path:
     out = folder / f"{quant}.edge"
-    convert(demo_checkpoint(), out, quant=quant, golden=False, progress=False)
+    convert(demo_checkpoint(), out, quant=quant, method="rtn", golden=False, progress=False)
     return out
 
 
