@@ -40,7 +40,7 @@ def bundle_of(source: Path, encoding: str, work: Path) -> Path:
     """A bundle of a checkpoint with its matrices in `encoding`, made once."""
     out = work / f"{source.name}-{encoding}.edge"
     if not (out / "manifest.json").exists():
-        convert(source, out, quant=encoding, golden=False, force=True, progress=False)
+        convert(source, out, quant=encoding, method="rtn", golden=False, force=True, progress=False)
     return out
 
 
