@@ -26,7 +26,8 @@ from benchmarks.make_checkpoint import SHAPES, make_checkpoint  # noqa: E402
 CHILD = """
 import json, sys
 from edgert.converters.convert import convert
-report = convert(sys.argv[1], sys.argv[2], quant=sys.argv[3], golden=sys.argv[4] == "1")
+source, out, quant, golden = sys.argv[1:5]
+report = convert(source, out, quant=quant, method="rtn", golden=golden == "1")
 keep = ("parameters", "source_bytes", "bundle_bytes", "seconds", "stages", "peak_rss", "golden")
 print(json.dumps({key: getattr(report, key) for key in keep}))
 """

@@ -27,7 +27,7 @@ from edgert.evaluation.perplexity import score_text
 from edgert.session import open_session
 from edgert.text.tokenizer import Tokenizer
 
-QUANTS = ("f32", "f16", "int8", "int4")
+QUANTS = ("f32", "f16", "int8", "int4 rtn", "int4", "int3 rtn", "int3")
 COLUMNS = ("model", "quant", "bytes", "tokens", "nll", "perplexity", "against_f32")
 
 
@@ -39,11 +39,13 @@ def documents(path: Path, count: int) -> list[str]:
 
 
 def measure(checkpoint: Path, quant: str, texts: Sequence[str]) -> dict[str, Any]:
-    """One row of the table."""
+    """One row of the table. quant: an encoding, and "rtn" for codes to nearest."""
+    encoding, _, method = quant.partition(" ")
     with tempfile.TemporaryDirectory() as folder:
         report = convert(
-            checkpoint, Path(folder) / "m.edge", quant=quant, golden=False, progress=False
-        )
+            checkpoint, Path(folder) / "m.edge", quant=encoding, method=method or None,
+            golden=False, progress=False,
+        )  # fmt: skip
         with Bundle.open(report.path) as bundle:
             session = open_session(bundle)
             try:

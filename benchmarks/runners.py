@@ -140,7 +140,8 @@ class LlamaRunner(Runner):
         for at in range(0, len(tokens), self.limit):
             piece = tokens[at : at + self.limit]
             last = at + len(piece) == len(tokens)
-            found.append(self._decode(piece, len(piece) if every else int(last)))
+            logits = self._decode(piece, len(piece) if every else int(last))
+            found.append(logits.copy() if every else logits)  # the next batch reuses the buffer
         return np.concatenate(found) if every else found[-1]
 
     def _decode(self, tokens: Ids, rows: int) -> Logits:

@@ -62,7 +62,9 @@ def random_bundle(shape: str, work: Path, quant: str) -> Path:
             print(f"making a random {shape} checkpoint ...", flush=True)
             make_checkpoint(shape, checkpoint)
         print(f"converting it to {quant} ...", flush=True)
-        convert(checkpoint, out, quant=quant, golden=False, force=True, progress=False)
+        convert(
+            checkpoint, out, quant=quant, method="rtn", golden=False, force=True, progress=False
+        )
     return out
 
 
@@ -78,7 +80,9 @@ def trained_bundles(work: Path, quant: str) -> list[Path]:
     for checkpoint in (demo_checkpoint(), *found):
         out = work / f"{checkpoint.name}-{quant}.edge"
         if not (out / "manifest.json").exists():
-            convert(checkpoint, out, quant=quant, golden=False, force=True, progress=False)
+            convert(
+                checkpoint, out, quant=quant, method="rtn", golden=False, force=True, progress=False
+            )
         made.append(out)
     return made
 

@@ -8,26 +8,20 @@ The one with the fewest nats becomes the output; a smaller one with equally many
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..bundle.reader import Bundle
 from ..bundle.writer import BundleWriter
 from ..errors import ConvertError
-from ..session import SessionOptions, open_session
-from ..session.base import Feed, Session
 from ..storage.replace import remove_folder
-from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline, other_bytes
+from .quality import held_sequences, of_bundle
 from .recipes import MB, Asked, Plan, candidates, resolve
 from .report import Candidate, ConvertReport, megabytes
 from .sources.base import Source
@@ -35,18 +29,17 @@ from .stages.quantize import encoded
 from .stages.read import Reading, read
 from .weights import stored_nbytes
 
-HELD = 8  # sequences that candidates are measured on
 WHOLE = 2  # whole encodings that are tried
-STEPS, ROUNDS = 16, 3  # tokens decoded for the speed, and how often
 
 
 def best(source: Source, options: Options, asked: Asked) -> ConvertReport:
     """Make the candidates and keep the best. Raises ConvertError where none fits the budget."""
     start, reading = time.perf_counter(), read(source)
-    asked = replace(asked, calibration=asked.calibration or Calibration.sample())
+    calibration = asked.calibration or Calibration.sample()
+    asked = replace(asked, calibration=calibration)
     budget = round((asked.budget_mb or 0) * MB) or _plain_bytes(reading, options.plan)
     asked = replace(asked, budget_mb=budget / MB)
-    held = _held(reading, asked)
+    held = held_sequences(reading, calibration)
     folder = options.out.with_name(f"{options.out.name}.candidates")
     rows, reports, failed = list[Candidate](), dict[str, ConvertReport](), list[str]()
     with BundleWriter(options.out) as writer, _removed(folder):
@@ -60,7 +53,7 @@ def best(source: Source, options: Options, asked: Asked) -> ConvertReport:
                     raise
                 failed.append(f"{plan.title}: {error.message}")
                 continue
-            row = _measured(out, plan, held, reading, made.bundle_bytes)
+            row = Candidate(plan.title, made.bundle_bytes, *of_bundle(out, reading.tokenizer, held))
             if row.nbytes <= budget:
                 rows.append(row)
                 reports[plan.title] = made
@@ -96,84 +89,6 @@ def _plain_bytes(reading: Reading, plan: Plan) -> int:
     """Of a bundle in whole encodings, nearly."""
     graphs = [encoded(part.graph, plan.quant, plan.embed_quant) for part in reading.parts]
     return other_bytes(reading) + sum(stored_nbytes(graph.weights) for graph in graphs)
-
-
-def _held(reading: Reading, asked: Asked) -> list[NDArray[np.int32]]:
-    """Sequences to measure on, other ones than those that are fitted to where there are such."""
-    calibration = asked.calibration
-    if calibration is None or reading.text is None:
-        raise ConvertError("this model has no text, expected one to measure", code="auto")
-    template = reading.template() if calibration.chats else None
-    context = min(part.graph.context for part in reading.parts)
-    sequences = calibration.token_sequences(reading.tokenizer, template, context)
-    used = {ids.tobytes() for ids in sequences}
-    others = calibration.every_sequence(reading.tokenizer, template, context)
-    fresh = [ids for ids in others if ids.tobytes() not in used]
-    return (fresh or sequences)[:: max(1, len(fresh or sequences) // HELD)][:HELD]
-
-
-def _measured(
-    out: Path, plan: Plan, held: Sequence[NDArray[np.int32]], reading: Reading, nbytes: int
-) -> Candidate:
-    with Bundle.open(out) as bundle:
-        session = open_session(bundle, SessionOptions(device="cpu"))
-        try:
-            nats = nats_a_token(session, held)
-            speed = tokens_a_second(session)
-        finally:
-            session.close()
-    size = _text_bytes(reading.tokenizer, held) / sum(len(ids) - 1 for ids in held)
-    return Candidate(plan.title, nbytes, nats, nats / math.log(2) / size, speed)
-
-
-def _text_bytes(tokenizer: Tokenizer | None, held: Sequence[NDArray[np.int32]]) -> int:
-    if tokenizer is None:
-        return 1
-    return sum(len(tokenizer.decode(ids[1:].tolist()).encode("utf-8")) for ids in held)
-
-
-def nats_a_token(session: Session, sequences: Sequence[NDArray[np.int32]]) -> float:
-    """Mean negative log-likelihood of all tokens but the first of each sequence."""
-    total = count = 0.0
-    for ids in sequences:
-        state = session.new_state(len(ids))
-        try:
-            for start in range(0, len(ids) - 1, session.max_rows):
-                piece = ids[start : min(start + session.max_rows, len(ids) - 1)]
-                logits = session.step([Feed(state, piece, "all")])[0].logits
-                state.commit(len(piece))
-                wanted = ids[start + 1 : start + 1 + len(piece)]
-                peak = logits.max(-1)
-                total += float(np.log(np.exp(logits - peak[:, None]).sum(-1)).sum() + peak.sum())
-                total -= float(logits[np.arange(len(piece)), wanted].sum())
-                count += len(piece)
-        finally:
-            state.close()
-    if not math.isfinite(total):
-        raise ConvertError(
-            "a candidate computes values that are not finite, expected numbers",
-            code="auto",
-            hint="the checkpoint is damaged, or needs wider encodings",
-        )
-    return total / count
-
-
-def tokens_a_second(session: Session) -> float:
-    """Of one sequence, a token at a time: the median of some steps, of the best round."""
-    return max(_decoding(session) for _ in range(ROUNDS))
-
-
-def _decoding(session: Session) -> float:
-    state, spent = session.new_state(STEPS + 1), []
-    try:
-        for _ in range(min(STEPS, session.context)):
-            start = time.perf_counter()
-            session.step([Feed(state, np.zeros(1, np.int32))])
-            state.commit(1)
-            spent.append(time.perf_counter() - start)
-    finally:
-        state.close()
-    return 1 / max(float(np.median(spent)), 1e-9)
 
 
 def _move(made: Path, writer: BundleWriter) -> None:

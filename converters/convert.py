@@ -9,6 +9,7 @@ when it is started again. Needs no torch.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import system_memory
+from ..bundle.reader import Bundle
 from ..errors import ConvertError, ResourceError
+from ..extras import require
 from ..storage.aside import FULL
 from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
+from .quality import held_sequences, of_bundle, of_source
 from .recipes import Asked, is_auto, resolve
 from .report import ConvertReport
-from .sources.base import open_source
+from .report_page import check_target, write_report
+from .sources.base import Source, open_source
+from .stages.read import read
+from .weights import stored_nbytes
 from .workers import check as check_workers
 
 
@@ -64,9 +71,9 @@ def convert(
     ResourceError for a full disk or a bundle that another process is writing.
     """
     asked = Asked(recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration)
-    automatic = is_auto(asked)
+    wanted = asked if is_auto(asked) else None
     plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
-    plan = resolve(plain if automatic else asked)
+    plan = resolve(plain if wanted else asked)
     if threads is not None and threads < 1:
         raise ConvertError(f"threads is {threads}, expected 1 or more", code="threads")
     check_workers(workers, cluster)
@@ -84,9 +91,50 @@ def convert(
             workers=workers, cluster=cluster,
         )  # fmt: skip
         with translated_os_errors(out):
-            if automatic:
-                return best(opened, options, asked)
-            return Pipeline(opened, options).run()
+            if report is None:
+                return made(opened, options, wanted)
+            return reported(opened, options, wanted, Path(report))
+
+
+def made(source: Source, options: Options, automatic: Asked | None) -> ConvertReport:
+    """The bundle."""
+    if automatic is not None:
+        return best(source, options, automatic)
+    return Pipeline(source, options).run()
+
+
+def reported(
+    source: Source, options: Options, automatic: Asked | None, folder: Path
+) -> ConvertReport:
+    """Convert, measure before and after, and write the page."""
+    require("matplotlib", "an HTML report", ConvertError)
+    check_target(folder)
+    given = automatic.calibration if automatic else options.plan.calibration
+    calibration = given or Calibration.sample()
+    found = made(source, options, automatic)
+    reading = read(source)
+    held = held_sequences(reading, calibration)
+    after = of_bundle(Path(found.path), reading.tokenizer, held)
+    before = [of_source(part, held) for part in reading.parts if part.role == "text"]
+    perplexity = {
+        "before": math.exp(before[0]), "after": math.exp(after.nats),
+        "tokens": sum(len(ids) - 1 for ids in held), "text": calibration.name,
+    }  # fmt: skip
+    found = found.replaced(details={**found.details, "perplexity": perplexity})
+    with Bundle.open(found.path) as bundle:
+        manifest = bundle.manifest
+    parts = {name: stored_nbytes(bundle.graph(name).weights) for name in manifest.parts}
+    told = manifest.provenance
+    data = {
+        **found.to_dict(),
+        "source": source.label,
+        "command": told.command if told else "",
+        "bytes_by_part": parts,
+        "layers": found.details.get("compot", {}).get("layers", ()),
+        "perplexity": perplexity,
+    }
+    write_report(folder, data)
+    return found
 
 
 @contextmanager

@@ -31,7 +31,6 @@ from ..errors import ConvertError
 from ..graph import Graph, Weight
 from ..kernels.encodings import EXACT, encoding_of, quantize
 from ..kernels.quant import Matrix
-from ..kernels.states import BorrowedState
 from ..notices import notice
 from ..roles import token_input
 from ..session import kernel_cache
@@ -40,64 +39,12 @@ from .calibrate import Calibration, inputs_of
 from .calibration_memory import ROUNDED, out_of_memory, require
 from .compress.whiten import GramAccumulator, Inputs
 from .families.recipe import F32
+from .segments import segments
 from .stages.base import PartInProgress
 from .weights import WeightReader, whole
 
 HELD = 8  # one of so many sequences is kept for checks
 ON_GPU = 4  # sequences at a time
-
-
-def segments(graph: Graph, wanted: Sequence[str]) -> list[Graph]:
-    """The graph in pieces that each begin with the one value that the piece before ends with, up to
-    the last of the values `wanted`; every piece but the last makes or holds some of them."""
-    cuts, found = _cuts(graph, set(wanted)), []
-    start: list[str] = []
-    for value, _ in cuts:
-        found.append(graph.cut(start, [value], name=f"{graph.name}, to {value}"))
-        start = [value]
-    return found
-
-
-def _cuts(graph: Graph, wanted: set[str]) -> list[tuple[str, int]]:
-    """Values to cut at, each with its node's number: where it alone is read later on, no later node
-    reads a state made before, and a product since the last cut reads a wanted value."""
-    shapes, last = graph.shapes(), dict[str, int]()
-    owners: dict[str, int] = {}
-    borrowed_until = -1
-    ends = [i for i, node in enumerate(graph.nodes) if set(node.inputs) & wanted]
-    final = max(ends, default=-1)
-    for i, node in enumerate(graph.nodes):
-        last.update(dict.fromkeys(node.inputs, i))
-        state = graph.states.get(node.state)
-        if isinstance(state, BorrowedState):
-            borrowed_until = max(borrowed_until, i)
-        elif node.state:
-            owners.setdefault(node.state, i)
-    reach = {node.output: last.get(node.output, -1) for node in graph.nodes}
-    reach |= {v.name: last.get(v.name, -1) for v in graph.inputs if v.dtype == "f32"}
-    lent = {
-        i for i, node in enumerate(graph.nodes)
-        if any(getattr(s, "owner", None) == node.state for s in graph.states.values())
-    }  # fmt: skip
-    found: list[tuple[str, int]] = []
-    alive: set[str] = {v.name for v in graph.inputs if v.dtype == "f32"}
-    since = False
-    for i, node in enumerate(graph.nodes):
-        alive.add(node.output)
-        alive = {name for name in alive if reach[name] > i}
-        since = since or bool(set(node.inputs) & wanted)
-        if not since:
-            continue
-        crossing = any(j <= i < borrowed_until for j in lent)
-        single = alive == {node.output} and shapes[node.output][0] == "T"
-        if single and not crossing and i < len(graph.nodes) - 1:
-            found.append((node.output, i))
-            since = False
-        if i >= final and not since:
-            break
-    if since:
-        found.append((graph.outputs[0].name, len(graph.nodes) - 1))
-    return found
 
 
 def passed_nbytes(graph: Graph, calibration: Calibration) -> int:
@@ -231,7 +178,8 @@ class Layers:
             ...                                 # work on the matrices that read them
 
     part: as the source gives it. sequences: int32 [n] each. values: wanted, as `inputs_of` names
-    them. done: those of them that are not needed any more. folder: where what is passed on is kept;
+    them. done: those of them that are not needed any more. held: one of so many sequences is kept
+    for checks, 0: none. folder: where what is passed on is kept;
     nothing is kept without one.
     """
 
@@ -242,13 +190,14 @@ class Layers:
         values: Sequence[str],
         *,
         done: Collection[str] = (),
+        held: int = HELD,
         threads: int = 1,
         folder: Path | None = None,
         progress: bool = False,
     ) -> None:
         self.part, self.sequences = part, list(sequences)
         self.values = set(values) - set(done)
-        self.threads, self.progress = threads, progress
+        self.held, self.threads, self.progress = held, threads, progress
         self.segments = segments(part.graph, sorted(set(values)))
         self.kept = _Kept(folder, sum(map(len, sequences)))
         matrices = {n: v for n, v in inputs_of(part.graph).items() if v in self.values}
@@ -316,7 +265,7 @@ class Layers:
         )
         try:
             for number, sequence in enumerate(given):
-                sums = check if number % HELD == HELD - 1 else fit
+                sums = check if self.held and number % self.held == self.held - 1 else fit
                 pieces = []
                 for result in runner.rows(sequence):
                     for name, total in sums.items():
@@ -328,7 +277,7 @@ class Layers:
                 bar.update(len(sequence))
         finally:
             runner.close()
-        enough = len(given) >= HELD
+        enough = 0 < self.held <= len(given)
         return {
             name: Inputs(fit[name].finish(), check[name].finish() if enough else None)
             for name in wanted

@@ -103,8 +103,9 @@ class ConvertReport(msgspec.Struct, frozen=True):
     def _worst(self) -> dict[str, WeightReport]:
         worst: dict[str, WeightReport] = {}
         for weight in self.weights:
-            if weight.error and weight.error >= worst.get(weight.encoding, weight).error:
-                worst[weight.encoding] = weight
+            kind = weight.encoding.partition("-s")[0]  # sparse codes, whatever their number
+            if weight.error and weight.error >= worst.get(kind, weight).error:
+                worst[kind] = weight
         return worst
 
 

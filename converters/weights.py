@@ -49,6 +49,27 @@ class WeightReader(Protocol):
         ...
 
 
+class ArrayWeight:
+    """A float32 array in memory as a `WeightReader`."""
+
+    encoding = "f32"
+
+    def __init__(self, array: F32, name: str = "weight") -> None:
+        self.array, self.name, self.shape = array, name, array.shape
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        return spans_of(self.shape)
+
+    def rows(self, start: int, stop: int) -> F32:
+        return self.array[start:stop]
+
+    def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        return {"": self.rows(start, stop)}
+
+    def where(self, start: int, stop: int) -> str:
+        return f"{self.name}, rows {start} to {stop}"
+
+
 def spans_of(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Row ranges of at most CHUNK elements, or of one row."""
     step = max(1, CHUNK // max(1, math.prod(shape[1:])))

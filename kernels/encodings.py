@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -268,7 +268,7 @@ def _named_sparse(name: str) -> Encoding | None:
         return None
     base = ENCODINGS[form.dense]
     words = Tensor("mask", "U8", lambda s: (s[0], 8 * -(-s[1] // sparse.WORD)))
-    tensors = (
+    tensors: tuple[Tensor, ...] = (
         words,
         Tensor("q", "U8", lambda s: (s[0], -(-form.count * form.bits // 8))),
         Tensor("scales", "F16", lambda s: (s[0], -(-s[1] // sparse.WORD))),
@@ -276,18 +276,17 @@ def _named_sparse(name: str) -> Encoding | None:
     if form.bits == 16:
         tensors = words, Tensor("values", "F16", lambda s: (s[0], form.count))
 
-    def blocks(stored: Tensors) -> Blocks:
+    def blocks(of_dense: Callable[[Tensors], Blocks], stored: Tensors) -> Blocks:
         """Of whole words of the mask; codes past the inputs are zero."""
         n, octets = stored["mask"].shape
-        dense = form.densify(stored, (n, 8 * octets))
-        return ENCODINGS[form.dense].blocks(tensors_of(dense))
+        return of_dense(tensors_of(form.densify(stored, (n, 8 * octets))))
 
     return Encoding(
         form.name, form.bits, tensors,
         lambda stored, shape: dequantize(form.densify(stored, shape)),
-        blocks=blocks if base.blocks else None, cpu=base.cpu, offered=False, group=base.group,
-        dense=form.dense, densify=form.densify, indexed=_indexed(form, base),
-        check=form.damage, unfit=form.fault,
+        blocks=partial(blocks, base.blocks) if base.blocks else None, cpu=base.cpu,
+        offered=False, group=base.group, dense=form.dense, densify=form.densify,
+        indexed=_indexed(form, base), check=form.damage, unfit=form.fault,
     )  # fmt: skip
 
 

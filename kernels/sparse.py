@@ -145,7 +145,8 @@ def pieces(n: int, k: int) -> Iterator[slice]:
 def _ones() -> U8:
     """How many ones every number of 16 bits has."""
     bits = np.unpackbits(np.arange(1 << 16, dtype="<u2").view(np.uint8))
-    return bits.reshape(-1, 16).sum(axis=1, dtype=np.uint8)
+    counts: U8 = bits.reshape(-1, 16).sum(axis=1, dtype=np.uint8)
+    return counts
 
 
 def mask_fault(mask: U8, k: int, count: int, *, first: int = 0) -> str:
@@ -236,4 +237,4 @@ def for_onnx(w: Quantized, *, standard: bool) -> Matrix:
 
 def linear_compot(x: F32, a: F32, s: F32) -> F32:
     """y = (x A) S: float32 [T, M], [M, K] and [K, N] -> [T, N]."""
-    return (x @ a) @ s
+    return np.asarray((x @ a) @ s, np.float32)

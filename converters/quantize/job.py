@@ -105,28 +105,29 @@ class Measure:
     the inputs held back (on all, where none are)."""
 
     def __init__(self, weight: F32, inputs: Inputs | None) -> None:
-        self.weight, self.gram = weight, None
-        self.power = _power(weight)
+        self.weight, self.power = weight, _power(weight)
+        self.gram: F32 | None = None
         if inputs is not None:
             gram = (inputs.held or inputs.gram).matrix
             largest = max(float(np.diagonal(gram).max()), 1e-300)
             self.gram = (gram / largest).astype(np.float32)
-            self.given = self._energy(weight)
-
-    def _energy(self, e: F32) -> float:
-        """tr(E G E^T) in the scale of the largest input."""
-        return max(0.0, float(np.einsum("nk,nk->n", e @ self.gram, e).sum(dtype=np.float64)))
+            self.given = _energy(weight, self.gram)
 
     def output(self, difference: F32) -> float:
         """Relative error of the output of a weight that is off by this; NaN without inputs."""
         if self.gram is None:
             return float("nan")
-        return relative(self._energy(difference), self.given)
+        return relative(_energy(difference, self.gram), self.given)
 
     def of(self, stored: Matrix, method: str) -> Encoded:
         difference = dequantize(stored) - self.weight
         error = relative(_power(difference), self.power)
         return Encoded(dict(tensors_of(stored)), error, self.output(difference), method)
+
+
+def _energy(e: F32, gram: F32) -> float:
+    """tr(E G E^T)."""
+    return max(0.0, float(np.einsum("nk,nk->n", e @ gram, e).sum(dtype=np.float64)))
 
 
 def _power(x: F32) -> float:

@@ -20,7 +20,10 @@ from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
 from .quantize import encoded, ends_of
 
-MATRICES = ("uint2-g64", "uint3-g64", "int4-g32", "int5-g64", "int6-g64", "int8-g32")
+MATRICES = (  # what block matrices may be stored as
+    "uint2-g64", "uint2-g32", "uint3-g64", "uint3-g32", "uint4-g64", "int4-g32", "int5-g64",
+    "int6-g64", "int8-g32",
+)  # fmt: skip
 ENDS = ("int4-g32", "int5-g64", "int6-g64", "int8-g32")  # embedding and head
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -103,26 +104,14 @@ PRESETS = {"quick": 16, "full": 256}
 def command(
     source: str,
     output: Path,
-    recipe: str | None,
-    quant: str | None,
-    embed_quant: str | None,
-    method: str | None,
     calibration: Path | None,
     sequences: int,
-    compot: float | None,
-    budget_mb: float | None,
-    heal: int,
-    workers: int,
-    cluster: str | None,
     report_folder: Path | None,
-    name: str | None,
-    force: bool,
     no_resume: bool,
     no_golden: bool,
-    ignore_remote_code: bool,
     onnx: tuple[str, ...],
-    threads: int | None,
     as_json: bool,
+    **asked: Any,
 ) -> int:
     """Make a bundle from SOURCE, a checkpoint directory or a Hugging Face hub id.
 
@@ -143,24 +132,12 @@ def command(
     report = convert(
         folder if folder.exists() else source,
         output,
-        quant=quant,
-        embed_quant=embed_quant,
-        name=name,
-        force=force,
         progress=not as_json,
         resume=not no_resume,
         golden=not no_golden,
-        ignore_remote_code=ignore_remote_code,
-        threads=threads,
-        recipe=recipe,
-        method=method,
         calibration=text,
-        compot=compot,
-        budget_mb=budget_mb,
-        heal=heal,
-        workers=workers,
-        cluster=cluster,
         report=report_folder,
+        **asked,
     )
     if onnx:
         from ..converters.onnx_emit import export

@@ -153,8 +153,7 @@ def _tile(bits: int, zeroed: bool) -> Any:
     return tile
 
 
-def _product(bits: int, *, zeroed: bool) -> Any:
-    row, tile = _row(bits, zeroed), _tile(bits, zeroed)
+def _product(bits: int, row: Any, tile: Any, *, zeroed: bool) -> Any:
     size, head = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES
 
     @njit(error_model="numpy")
@@ -193,8 +192,7 @@ def _product(bits: int, *, zeroed: bool) -> Any:
     return run
 
 
-def _gated(bits: int, *, zeroed: bool) -> Any:
-    row, tile = _row(bits, zeroed), _tile(bits, zeroed)
+def _gated(bits: int, row: Any, tile: Any, *, zeroed: bool) -> Any:
     size, head = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES
 
     @njit(error_model="numpy")
@@ -240,8 +238,10 @@ def _kernels() -> None:
     same as gated_."""
     for bits in (2, 3, 4, 5, 6):
         for name, zeroed in (("planes", False), ("zeroed", True)):
-            kernel(_entry(_product(bits, zeroed=zeroed), f"linear_{name}{bits}"))
-            kernel(_entry(_gated(bits, zeroed=zeroed), f"gated_{name}{bits}"))
+            row, tile = _row(bits, zeroed), _tile(bits, zeroed)
+            plain = _product(bits, row, tile, zeroed=zeroed)
+            kernel(_entry(plain, f"linear_{name}{bits}"))
+            kernel(_entry(_gated(bits, row, tile, zeroed=zeroed), f"gated_{name}{bits}"))
 
 
 def _entry(run: Any, name: str) -> Any:

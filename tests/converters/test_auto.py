@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from edgert.converters import auto
+from edgert.converters import auto, quality
 from edgert.converters.pipeline import Pipeline
 from edgert.converters.recipes import Asked, candidates
 from edgert.converters.report import ConvertReport
@@ -50,7 +50,7 @@ def nats(**found: float) -> Any:
         kinds = {weight.encoding for weight in session.graph.weights.values()}
         return next(value for name, value in found.items() if name.replace("_", "-") in kinds)
 
-    return mock.patch.object(auto, "nats_a_token", measure)
+    return mock.patch.object(quality, "nats_a_token", measure)
 
 
 def beside(out: Path) -> list[str]:
@@ -139,7 +139,7 @@ def test_held_back_sequences_are_none_that_was_fitted_to(checkpoint: Path, tmp_p
         mock.patch.object(
             auto, "candidates", lambda asked: [replace(asked, quant="int3", budget_mb=None)]
         ),
-        mock.patch.object(auto, "nats_a_token", measure),
+        mock.patch.object(quality, "nats_a_token", measure),
         mock.patch.object(Pipeline, "advance", advance),
     ):
         converted(checkpoint, tmp_path / "m.edge", budget_mb=BUDGET)
@@ -190,13 +190,13 @@ def test_an_end_on_the_way_leaves_the_old_bundle_and_nothing_else(
 
 def test_the_output_is_in_place_only_at_the_end(checkpoint: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "m.edge", list[bool]()
-    measure = auto._measured
+    measure = auto.of_bundle
 
     def looking(*args: Any) -> Any:
         seen.append((out / "manifest.json").exists())
         return measure(*args)
 
-    with few("int8", "int4"), mock.patch.object(auto, "_measured", looking):
+    with few("int8", "int4"), mock.patch.object(auto, "of_bundle", looking):
         converted(checkpoint, out, budget_mb=BUDGET)
     assert seen == [False, False]
     assert beside(out) == ["m.edge"]
@@ -213,11 +213,11 @@ def test_a_budget_that_nothing_fits_is_an_error(checkpoint: Path, tmp_path: Path
 def test_values_that_are_not_finite_are_an_error(checkpoint: Path, tmp_path: Path) -> None:
     with (
         few("int8"),
-        mock.patch("edgert.converters.auto.np.log", lambda x: x * float("nan")),
+        mock.patch("edgert.converters.quality.np.log", lambda x: x * float("nan")),
         pytest.raises(ConvertError, match="not finite") as info,
     ):
         converted(checkpoint, tmp_path / "m.edge", budget_mb=BUDGET)
-    assert info.value.code == "auto"
+    assert info.value.code == "quality"
     assert not list(tmp_path.iterdir())
 
 
