@@ -36,7 +36,7 @@ from ..roles import token_input
 from ..session import kernel_cache
 from ..session.base import Feed, Session
 from .calibrate import Calibration, inputs_of
-from .calibration_memory import ROUNDED, out_of_memory, require
+from .calibration_memory import ROUNDED, Work, out_of_memory, require
 from .compress.whiten import GramAccumulator, Inputs
 from .families.recipe import F32
 from .segments import segments
@@ -179,8 +179,9 @@ class Layers:
 
     part: as the source gives it. sequences: int32 [n] each. values: wanted, as `inputs_of` names
     them. done: those of them that are not needed any more. held: one of so many sequences is kept
-    for checks, 0: none. folder: where what is passed on is kept;
-    nothing is kept without one.
+    for checks, 0: none. threads: of the session, and matrices that are worked on at a time. work:
+    bytes that one of these takes, by matrix, where it is not GPTQ. folder: where what is passed on
+    is kept; nothing is kept without one.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class Layers:
         done: Collection[str] = (),
         held: int = HELD,
         threads: int = 1,
+        work: Mapping[str, int] | None = None,
         folder: Path | None = None,
         progress: bool = False,
     ) -> None:
@@ -201,7 +203,7 @@ class Layers:
         self.segments = segments(part.graph, sorted(set(values)))
         self.kept = _Kept(folder, sum(map(len, sequences)))
         matrices = {n: v for n, v in inputs_of(part.graph).items() if v in self.values}
-        require(self.segments, matrices, self.kept.total)
+        require(self.segments, matrices, self.kept.total, Work(threads, work or {}))
         self.gpu = on_gpu()
 
     def __iter__(self) -> Iterator[dict[str, Inputs]]:

@@ -24,7 +24,7 @@ from ...kernels.encodings import ENCODINGS, tensors_of
 from ...notices import notice
 from ..calibrate import Calibration, inputs_of, tell_zeros
 from ..compress.allocate import Spectrum, allocate, spectrum
-from ..compress.budget import SMALLEST, Dims, choose
+from ..compress.budget import SMALLEST, Dims, choose, factor_bytes
 from ..compress.compot import Options
 from ..compress.job import Factored, FactorJob, factor_matrix
 from ..layers import Layers, passed_nbytes
@@ -90,7 +90,8 @@ class Compot:
                     notes[name] = records[1].note  # type: ignore[union-attr]
             left = {name: targets[name] for name in factors if name not in notes}
             done = set(targets.values()) - set(left.values())
-            for inputs in self._layers(context, targets, done, cache.folder) if left else ():
+            room = {n: factor_bytes(d.m, d.n, d.k) for n, d in sizes.items() if n in left}
+            for inputs in self._layers(context, targets, room, done, cache.folder) if left else ():
                 tell_zeros(left, inputs)
                 names = [name for name, value in left.items() if value in inputs]
                 work = (
@@ -115,8 +116,8 @@ class Compot:
         return after.reported(self.name, stored=stored, layers=rows, ratio=ratio)
 
     def _layers(
-        self, context: Context, targets: Mapping[str, str], done: Collection[str] = (),
-        folder: Path | None = None,
+        self, context: Context, targets: Mapping[str, str], work: Mapping[str, int] | None = None,
+        done: Collection[str] = (), folder: Path | None = None,
     ) -> Layers:  # fmt: skip
         """The pass over the calibration. Raises ResourceError for too little memory."""
         return Layers(
@@ -125,6 +126,7 @@ class Compot:
             list(targets.values()),
             done=done,
             threads=context.threads,
+            work=work,
             folder=folder,
             progress=context.progress,
         )

@@ -15,10 +15,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from edgert.converters.calibrate import Calibration
+from edgert.converters.calibrate import Calibration, inputs_of
+from edgert.converters.calibration_memory import Work, needed
 from edgert.converters.compress.whiten import Gram, Inputs
 from edgert.converters.layers import Layers
 from edgert.converters.quantize.gptq import gptq, gptq_bytes
+from edgert.converters.segments import segments
 
 import edgert.notices
 from benchmarks.make_checkpoint import make_checkpoint
@@ -26,6 +28,7 @@ from edgert import limits, system_memory
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError, EdgertError, ResourceError
 from tests.converters.faults import convert_tiny
+from tests.tiny import tiny_graph
 
 from .test_conversion import Specs, edit
 
@@ -338,3 +341,16 @@ def test_h21_the_estimate_of_gptq_holds(n: int, k: int) -> None:
         tracemalloc.stop()
     print(f"[{n}, {k}]: {peak / 1e6:.1f} MB of {gptq_bytes(n, k) / 1e6:.1f}")
     assert gptq_bytes(n, k) / 2 < peak < gptq_bytes(n, k)
+
+
+def test_h21_the_estimate_counts_the_matrices_that_are_worked_on_at_a_time() -> None:
+    graph = tiny_graph(quant="f32")
+    matrices = inputs_of(graph)
+    pieces = segments(graph, list(matrices.values()))
+    one = needed(pieces, matrices, 100)
+    sizes = {name: 8 << 30 for name in ("l0.qkv", "l0.o")}
+    large = needed(pieces, matrices, 100, Work(1, sizes))
+    two = needed(pieces, matrices, 100, Work(2, sizes))
+    assert large > (8 << 30) > one
+    assert two == large + (8 << 30), "qkv and o are of one segment"
+    assert needed(pieces, matrices, 100, Work(4, sizes)) == two
