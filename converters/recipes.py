@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from ..errors import ConvertError
 from ..kernels.encodings import DEFAULT, ENCODINGS
 from .calibrate import SAMPLE_NAME, Calibration
-from .quantize.job import METHODS
+from .quantize.job import FEW_BITS, METHODS
 from .stages.compot import VALUE_BITS, Factoring
 from .stages.quantize import encodings_asked
 
 RECIPES = ("int4", "int3", "mixed", "compot-int8", "compot-int4", "auto")
 RATIO = 0.2  # of COMPOT, where nothing else decides it
 MB = 1_000_000
-FEW_BITS = 6  # up to which codes are chosen by GPTQ: of 8 bits, rounding loses next to nothing
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ...kernels import sparse
 from ...kernels.encodings import ENCODINGS, dequantize, quantize
 from ...kernels.quant import F32, Matrix
 from ..quantize.gptq import gptq
-from ..quantize.job import Measure, damping, ended
+from ..quantize.job import FEW_BITS, Measure, damping, ended
 from ..report import relative
 from . import checks
 from .budget import Dims
@@ -92,10 +92,10 @@ def _factor(job: FactorJob) -> Factored:
 
 
 def _stored_a(job: FactorJob, ready: Factors) -> Matrix:
-    """A, by GPTQ where its encoding has codes."""
+    """A, by GPTQ where its encoding has few codes."""
     w = np.ascontiguousarray(ready.a.T, np.float32)
     grid = ENCODINGS[job.a].grid
-    if grid is None:
+    if grid is None or grid.bits > FEW_BITS:
         return quantize(w, job.a)
     gram = job.inputs.gram
     return gptq(

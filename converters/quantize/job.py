@@ -22,6 +22,7 @@ from .gptq import gptq
 from .hqq import hqq
 
 METHODS = ("rtn", "hqq", "gptq")
+FEW_BITS = 6  # up to which codes are chosen by GPTQ: of 8 bits, rounding loses next to nothing
 
 # GPTQ's damping, of the mean of the Gram matrix's diagonal: with few rows for each input the larger
 # one loses less on other text (benchmarks/NOTES.md).
