@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -66,7 +67,8 @@ def convert(
     compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle. heal: tokens
     of distillation. workers, cluster: processes, or a dask scheduler, for the work on matrices.
     force: replace an existing bundle. resume: go on from an earlier run's stage cache. golden:
-    store answers to two prompts.
+    store answers to two prompts. Under torchrun with `heal` all ranks call this alike, nothing is
+    resumed, and the first one writes.
     Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
     ResourceError for a full disk or a bundle that another process is writing.
     """
@@ -84,16 +86,31 @@ def convert(
             code="output-exists",
             hint="choose another name, or replace it with --force (force=True)",
         )
-    with open_source(source, ignore_remote_code=ignore_remote_code) as opened:
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if heal else 1
+    follows = ranks > 1 and int(os.environ.get("RANK", "0")) > 0
+    with (
+        open_source(source, ignore_remote_code=ignore_remote_code) as opened,
+        place(out, aside=follows) as out,
+    ):
         options = Options(
             out, name or opened.name, plan,
-            progress=progress, resume=resume, golden=golden, threads=threads,
-            workers=workers, cluster=cluster,
+            progress=progress and not follows, resume=resume and ranks == 1, golden=golden,
+            threads=threads, workers=workers, cluster=cluster,
         )  # fmt: skip
         with translated_os_errors(out):
-            if report is None:
+            if report is None or follows:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
+
+
+@contextmanager
+def place(out: Path, *, aside: bool) -> Iterator[Path]:
+    """Where to write: a folder that is removed again, for ranks that only take part."""
+    if not aside:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="edgert-rank-") as folder:
+        yield Path(folder) / out.name
 
 
 def made(source: Source, options: Options, automatic: Asked | None) -> ConvertReport:

@@ -87,6 +87,12 @@ class ConvertReport(msgspec.Struct, frozen=True):
                 f"COMPOT: {count} of {len(layers)} matrices factored, ratio "
                 f"{self.details['compot']['ratio']:.2f}"
             )
+        if healed := self.details.get("heal"):
+            lines.append(
+                f"healed with {healed['tokens']} tokens: KL {healed['kl_before']:.4f} -> "
+                f"{healed['kl_after']:.4f} nats a token"
+                + ("" if healed["improved"] else ", not better: left as it was")
+            )
         for row in self.candidates:
             lines.append(
                 f"{'->' if row.chosen else '  '} {row.name:24} {megabytes(row.nbytes):>10}  "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from edgert.kernels import encodings
 from edgert.kernels.encodings import dequantize, encoding_of
 from edgert.kernels.quant import Matrix
 
+from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from edgert.graph import Graph
 from tests.closeness import assert_close
@@ -315,3 +317,24 @@ def test_two_processes_of_torchrun_give_what_one_gives(tmp_path: Path) -> None:
     for name, expected in alone.items():
         assert np.array_equal(first[name], second[name])
         assert_close(name, expected, first[name], rms=1e-3)
+
+
+@pytest.mark.slow
+def test_a_conversion_under_torchrun_is_written_once(tmp_path: Path) -> None:
+    """Both ranks convert; the second one's bundle is not kept, and nothing of it stays."""
+    checkpoint, out = ROOT / "edgert/demo/stories260k", tmp_path / "m.edge"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "edgert", "convert", str(checkpoint), "-o", str(out)]
+    command += ["--quant", "int2", "--heal", "8000", "--method", "rtn"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "t"), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "t").mkdir()
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written:") == 1
+    with Bundle.open(out, verify="full") as bundle:
+        told = bundle.manifest.report["stages"]["heal"]["model"]
+    assert told["kl_after"] < told["kl_before"]
+    assert {path.name for path in tmp_path.iterdir()} == {"m.edge", "t"}
+    assert not list((tmp_path / "t").glob("edgert-rank-*"))
