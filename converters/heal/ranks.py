@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,20 +50,22 @@ def local_device(asked: str | None) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
-@contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """The ranks of an initialised process group, or of one that torchrun's environment asks for,
-    which is left again afterwards."""
+def joined(device: str) -> Ranks:
+    """The ranks of an initialised process group, or of one that torchrun's environment asks for.
+
+    Such a group stays until the process ends: made a second time with the same store, a rank can
+    find the addresses of the first one there and wait for ever.
+    """
     if not dist.is_available():
-        yield Ranks()
-        return
-    own = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if own:
+        return Ranks()
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
-    finally:
-        if own:
-            dist.destroy_process_group()
+        atexit.register(_leave)
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

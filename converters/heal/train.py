@@ -58,18 +58,18 @@ def distil(
     check_models(graph, teacher_graph, sequences)
     device = local_device(options.device)
     start = time.perf_counter()
-    with joined(device) as ranks:
-        half = torch.device(device).type == "cuda"
-        exact = TwoPieces(teacher_graph, teacher_weights, device, half=False)
-        before, source = measure(graph, weights, exact, split.held_out, ranks, device)
-        if not math.isfinite(before.kl):
-            raise diverged("before the first step", before.kl, options)
-        trained = trained_of(graph, weights, teacher_weights, method=options.method, device=device)
-        teacher = TwoPieces(teacher_graph, exact.weights, device, half=half)
-        student = TwoPieces(graph, weights, device, half=half)
-        train(student, teacher, trained, split, options, ranks, device, progress=progress)
-        new = {**weights, **stored(trained, options)}
-        after, _ = measure(graph, new, exact, split.held_out, ranks, device)
+    ranks = joined(device)
+    half = torch.device(device).type == "cuda"
+    exact = TwoPieces(teacher_graph, teacher_weights, device, half=False)
+    before, source = measure(graph, weights, exact, split.held_out, ranks, device)
+    if not math.isfinite(before.kl):
+        raise diverged("before the first step", before.kl, options)
+    trained = trained_of(graph, weights, teacher_weights, method=options.method, device=device)
+    teacher = TwoPieces(teacher_graph, exact.weights, device, half=half)
+    student = TwoPieces(graph, weights, device, half=half)
+    train(student, teacher, trained, split, options, ranks, device, progress=progress)
+    new = {**weights, **stored(trained, options)}
+    after, _ = measure(graph, new, exact, split.held_out, ranks, device)
     improved = after.kl < before.kl  # False for NaN
     return Healed(
         new if improved else dict(weights),
