@@ -107,7 +107,7 @@ def reported(
 ) -> ConvertReport:
     """Convert, measure before and after, and write the page."""
     require("matplotlib", "an HTML report", ConvertError)
-    check_target(folder)
+    check_target(folder, options.out)
     calibration = options.plan.calibration or Calibration.sample()
     found = made(source, options, automatic)
     reading = read(source)
