@@ -228,7 +228,8 @@ def sequences_of(
     whole = len(ids) // length if length > 0 else 0
     if whole < 1 or count < 1:
         raise ConvertError(
-            f"{name} has {len(ids)} tokens, expected at least {max(1, length)}, for one sequence",
+            f"{name} has {len(ids)} tokens, expected at least {max(1, length)} for each of {count} "
+            "sequences",
             code="calibration-text",
             hint="give a longer text",
         )
