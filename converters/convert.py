@@ -25,7 +25,7 @@ from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
 from .quality import held_sequences, of_bundle, of_source
-from .recipes import Asked, is_auto, resolve
+from .recipes import Asked, check_types, is_auto, resolve
 from .report import ConvertReport
 from .report_page import check_target, write_report
 from .sources.base import Source, open_source
@@ -73,8 +73,14 @@ def convert(
     automatic = is_auto(asked)
     plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
     plan = resolve(plain if automatic else asked)
-    if threads is not None and threads < 1:
-        raise ConvertError(f"threads is {threads}, expected 1 or more", code="threads")
+    check_types(
+        threads=(threads, int, "a number"), workers=(workers, int, "a number"),
+        name=(name, str, "a text"), cluster=(cluster, str, "an address"),
+        report=(report, (str, os.PathLike), "a folder"),
+    )  # fmt: skip
+    for what, count in (("threads", threads), ("workers", workers)):
+        if count is not None and count < 1:
+            raise ConvertError(f"{what} is {count}, expected 1 or more", code=what)
     out = Path(os.path.abspath(out))
     if out.is_dir() and any(out.iterdir()) and not force:
         raise ConvertError(
