@@ -99,6 +99,7 @@ def _tried(
         sources=reading.hashes, edgert=own_version(), plan=plan.options(),
         calibration=plan.calibration and plan.calibration.key(), measured=text.key(),
         name=options.name, label=options.label, golden=options.golden, out=str(out),
+        threads=options.threads,
     )  # fmt: skip
     told = out.with_suffix(".json")
     try:
@@ -109,7 +110,8 @@ def _tried(
     except (OSError, msgspec.DecodeError, EdgertError):
         pass  # none, or a damaged one
     made = Pipeline(source, options).run()
-    row = Candidate(plan.title, made.bundle_bytes, *of_bundle(out, reading.tokenizer, held))
+    quality = of_bundle(out, reading.tokenizer, held, options.threads)
+    row = Candidate(plan.title, made.bundle_bytes, *quality)
     found = Tried(key, row, made)
     replace_file(told, msgspec.json.encode(found))
     return found

@@ -169,8 +169,9 @@ def lines_of(chat: Sequence[Mapping[str, Any]]) -> str:
     for number, message in enumerate(Chat.of(list(chat), None, {}).messages):
         content = message.get("content", "")
         parts = content if isinstance(content, (list, tuple)) else [content]
-        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        if not all(isinstance(text, str) for text in texts):
+        found = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        texts = [text for text in found if isinstance(text, str)]
+        if len(texts) < len(found):
             raise RequestError(
                 f"message {number} has parts that are no text, and the model has no chat template",
                 code="messages",

@@ -118,8 +118,9 @@ def reported(
     found = made(source, options, automatic)
     reading = read(source)
     held = held_sequences(reading, calibration)
-    after = of_bundle(Path(found.path), reading.tokenizer, held)
-    before = [of_source(part, held) for part in reading.parts if part.role == "text"]
+    threads = options.threads
+    after = of_bundle(Path(found.path), reading.tokenizer, held, threads)
+    before = [of_source(part, held, threads) for part in reading.parts if part.role == "text"]
     perplexity = {
         "before": math.exp(before[0]), "after": math.exp(after.nats),
         "tokens": sum(len(ids) - 1 for ids in held), "text": calibration.name,

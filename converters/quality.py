@@ -60,10 +60,12 @@ def held_sequences(reading: Reading, calibration: Calibration) -> Sequences:
     return found[:: max(1, len(found) // HELD)][:HELD]
 
 
-def of_bundle(path: Path, tokenizer: Tokenizer | None, held: Sequences) -> Quality:
+def of_bundle(
+    path: Path, tokenizer: Tokenizer | None, held: Sequences, threads: int | None = None
+) -> Quality:
     """Of a bundle, on the CPU."""
     with Bundle.open(path) as bundle:
-        session = open_session(bundle, SessionOptions(device="cpu"))
+        session = open_session(bundle, SessionOptions(device="cpu", threads=threads))
         try:
             nats, speed = nats_a_token(session, held), tokens_a_second(session)
         finally:
@@ -71,7 +73,7 @@ def of_bundle(path: Path, tokenizer: Tokenizer | None, held: Sequences) -> Quali
     return Quality(nats, nats / math.log(2) / bytes_a_token(tokenizer, held), speed)
 
 
-def of_source(part: PartInProgress, held: Sequences) -> float:
+def of_source(part: PartInProgress, held: Sequences, threads: int | None = None) -> float:
     """Nats a token of a part as it was read, matrices in float16."""
     weights: dict[str, Any] = {}
     declared: dict[str, Weight] = {}
@@ -83,7 +85,9 @@ def of_source(part: PartInProgress, held: Sequences) -> float:
     graph = part.graph.replace(weights=declared)
     session: Session
     if code.available():
-        session = CpuSession(graph, weights, cache=kernel_cache(), context=max(map(len, held)))
+        session = CpuSession(
+            graph, weights, threads=threads, cache=kernel_cache(), context=max(map(len, held))
+        )
     else:
         session = ReferenceSession(graph, weights)
     try:
