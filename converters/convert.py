@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import system_memory
 from ..bundle.reader import Bundle
@@ -73,14 +74,7 @@ def convert(
     automatic = is_auto(asked)
     plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
     plan = resolve(plain if automatic else asked)
-    check_types(
-        threads=(threads, int, "a number"), workers=(workers, int, "a number"),
-        name=(name, str, "a text"), cluster=(cluster, str, "an address"),
-        report=(report, (str, os.PathLike), "a folder"),
-    )  # fmt: skip
-    for what, count in (("threads", threads), ("workers", workers)):
-        if count is not None and count < 1:
-            raise ConvertError(f"{what} is {count}, expected 1 or more", code=what)
+    _check(threads, workers, name, cluster, report)
     out = Path(os.path.abspath(out))
     if out.is_dir() and any(out.iterdir()) and not force:
         raise ConvertError(
@@ -99,6 +93,18 @@ def convert(
             if report is None:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
+
+
+def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> None:
+    """Raise ConvertError for options of wrong types, and numbers that are none."""
+    check_types(
+        threads=(threads, int, "a number"), workers=(workers, int, "a number"),
+        name=(name, str, "a text"), cluster=(cluster, str, "an address"),
+        report=(report, (str, os.PathLike), "a folder"),
+    )  # fmt: skip
+    for what, count in (("threads", threads), ("workers", workers)):
+        if count is not None and count < 1:
+            raise ConvertError(f"{what} is {count}, expected 1 or more", code=what)
 
 
 def made(source: Source, options: Options, automatic: Asked | None) -> ConvertReport:
