@@ -110,6 +110,9 @@ class Pipeline:
             self.reading: Reading = read(self.source)
             self.parts = list(self.reading.parts)
             self.stages = self.given or stages_for(self.options, other_bytes(self.reading))
+            for stage in self.stages:
+                if isinstance(stage, Heal):
+                    stage.check(self.reading)
             self.manifest()  # what no manifest can describe is refused before the work
         with BundleWriter(out) as writer:
             caches = self.open_caches()

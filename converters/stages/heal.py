@@ -16,6 +16,7 @@ from ..calibrate import Calibration
 from ..heal import Healed, HealOptions, heal
 from ..weights import WeightReader, stored_nbytes
 from .base import Context, PartInProgress, Stage
+from .read import Reading
 from .weight_cache import WeightCache
 
 DIGITS = 6  # of reported figures
@@ -67,6 +68,21 @@ class Heal:
             keep(name, healed.weights[name], cache)
         weights = {name: cache.reader(name) for name in part.graph.weights}
         return part.replace(weights=weights).reported(self.name, **report(healed, self.options))
+
+    def check(self, reading: Reading) -> None:
+        """Raise ConvertError for too little text, before the work of the stages before this one."""
+        template = reading.template() if self.text.chats else None
+        for part in reading.parts:
+            length = part.graph.context
+            if part.role != "text":
+                continue
+            if len(found := self.text.every_sequence(reading.tokenizer, template, length)) < 2:
+                raise ConvertError(
+                    f"healing got 1 sequences of {len(found[0])} tokens from {self.text.name}, "
+                    "expected two or more: one is to measure on",
+                    code="calibration-text",
+                    hint="give a longer text",
+                )
 
     def _sequences(self, context: Context) -> list[NDArray[np.int32]]:
         """All of the text, whatever part of it other stages are calibrated on."""
