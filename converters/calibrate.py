@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ..errors import ConvertError, RequestError
 from ..graph import Graph
 from ..notices import notice
+from ..text.template_data import Chat
 from .calibration_text import check_text, read_text, tokens_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 LENGTH = 1024  # tokens of a sequence, as COMPOT has them (arXiv 2602.15200)
 QUICK, FULL = 16, 256  # sequences of the two presets
+HELD = 8  # sequences that a result is measured on, at most
 SAMPLE = "calibration_sample.txt.xz"
 SAMPLE_NAME = "the built-in sample"
 
@@ -65,7 +67,7 @@ class Calibration:
         """A UTF-8 text file, or where its name ends in `.jsonl` a chat or a text a line. Raises
         ConvertError for one that is none, see `calibration_text`."""
         text = read_text(path)
-        if Path(path).suffix == ".jsonl":
+        if Path(path).suffix.lower() == ".jsonl":
             return cls("", sequences, length, chats_of(text, str(path)), str(path))
         return cls(text, sequences, length, name=str(path))
 
@@ -83,19 +85,19 @@ class Calibration:
             return tokens_of(tokenizer, self.text)
         found: list[int] = []
         for number, chat in enumerate(self.chats, 1):
-            if template is None:
-                lines = "".join(f"{m.get('role')}: {m.get('content')}\n" for m in chat)
-                found += tokenizer.encode(lines + "\n")
-                continue
             try:
+                if template is None:
+                    found += tokenizer.encode(lines_of(chat))
+                    continue
                 found += tokenizer.encode_segments(
                     template.render(chat, add_generation_prompt=False)
                 )
             except RequestError as error:
+                said = "the model's chat template says this; " if template is not None else ""
                 raise ConvertError(
                     f"{self.name}, chat {number}: {error.message}",
                     code="calibration-text",
-                    hint="the model's chat template says this; mend the chat or leave it out",
+                    hint=f"{said}mend the chat or leave it out",
                 ) from None
         return found
 
@@ -104,7 +106,7 @@ class Calibration:
     ) -> list[NDArray[np.int32]]:
         """The pieces for a model of `context` tokens. Raises ConvertError for too little text."""
         ids, length = self._read(tokenizer, template, context)
-        found = sequences_of(ids, length, self.sequences)
+        found = sequences_of(ids, length, self.sequences, name=self.name)
         if len(found) < self.sequences:
             notice(
                 f"{self.name} has {len(ids)} tokens, enough for {len(found)} of {self.sequences} "
@@ -117,7 +119,26 @@ class Calibration:
     ) -> list[NDArray[np.int32]]:
         """All pieces of the text, in order."""
         ids, length = self._read(tokenizer, template, context)
-        return sequences_of(ids, length, len(ids))
+        return sequences_of(ids, length, len(ids), name=self.name)
+
+    def held(
+        self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
+    ) -> list[NDArray[np.int32]]:
+        """Pieces to measure a result on, HELD at most: none of `token_sequences`, where the text
+        has others."""
+        used = self.token_sequences(tokenizer, template, context)
+        known = {ids.tobytes() for ids in used}
+        every = self.every_sequence(tokenizer, template, context)
+        found = [ids for ids in every if ids.tobytes() not in known] or used
+        return found[:: max(1, len(found) // HELD)][:HELD]
+
+    def for_healing(
+        self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
+    ) -> list[NDArray[np.int32]]:
+        """All pieces but those to measure on, where there are others."""
+        kept = {ids.tobytes() for ids in self.held(tokenizer, template, context)}
+        every = self.every_sequence(tokenizer, template, context)
+        return [ids for ids in every if ids.tobytes() not in kept] or every
 
     def _read(
         self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
@@ -136,7 +157,7 @@ def chats_of(text: str, name: str) -> Chats:
     """Chats of JSON lines: `{"messages": [{"role": ..., "content": ...}, ...]}`, such a list alone,
     `{"text": ...}`, or a string. Empty lines pass. Raises ConvertError naming the line."""
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold what splitlines splits at
         if not line.strip():
             continue
         try:
@@ -159,6 +180,25 @@ def chats_of(text: str, name: str) -> Chats:
             hint='a line: {"messages": [{"role": "user", "content": "..."}, ...]}',
         )
     return tuple(found)
+
+
+def lines_of(chat: Sequence[Mapping[str, Any]]) -> str:
+    """A chat as lines of `role: content`. Raises RequestError for messages that are none, and for
+    what a line cannot say."""
+    lines = []
+    for number, message in enumerate(Chat.of(list(chat), None, {}).messages):
+        content = message.get("content", "")
+        parts = content if isinstance(content, (list, tuple)) else [content]
+        found = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        texts = [text for text in found if isinstance(text, str)]
+        if len(texts) < len(found):
+            raise RequestError(
+                f"message {number} has parts that are no text, and the model has no chat template",
+                code="messages",
+                hint="turn them into text first",
+            )
+        lines.append(f"{message['role']}: {''.join(texts)}\n")
+    return "".join(lines) + "\n"
 
 
 def _bad_line(name: str, number: int, what: str) -> ConvertError:
@@ -197,17 +237,22 @@ def tell_zeros(matrices: Mapping[str, str], found: Mapping[str, Inputs]) -> None
 
 
 def sequences_of(
-    ids: Sequence[int], length: int, count: int, *, seed: int = 42
+    ids: Sequence[int],
+    length: int,
+    count: int,
+    *,
+    seed: int = 42,
+    name: str = "the calibration text",
 ) -> list[NDArray[np.int32]]:
     """`count` pieces of `length` tokens from a text, drawn without repetition; all there are where
     the text is shorter. Raises ConvertError for a text shorter than one piece."""
     whole = len(ids) // length if length > 0 else 0
     if whole < 1 or count < 1:
         raise ConvertError(
-            f"the calibration text has {len(ids)} tokens, expected at least {max(1, length)} for "
-            f"{count} sequences",
+            f"{name} has {len(ids)} tokens, expected at least {max(1, length)} for each of {count} "
+            "sequences",
             code="calibration-text",
-            hint="give a longer text, or ask for shorter sequences",
+            hint="give a longer text",
         )
     rows = np.asarray(ids[: whole * length], np.int32).reshape(whole, length)
     chosen = np.sort(np.random.default_rng(seed).permutation(whole)[:count])

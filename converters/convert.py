@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import system_memory
 from ..bundle.reader import Bundle
@@ -26,7 +27,7 @@ from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
 from .quality import held_sequences, of_bundle, of_source
-from .recipes import Asked, is_auto, resolve
+from .recipes import Asked, check_types, is_auto, resolve
 from .report import ConvertReport
 from .report_page import check_target, write_report
 from .sources.base import Source, open_source
@@ -76,8 +77,7 @@ def convert(
     wanted = asked if is_auto(asked) else None
     plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
     plan = resolve(plain if wanted else asked)
-    if threads is not None and threads < 1:
-        raise ConvertError(f"threads is {threads}, expected 1 or more", code="threads")
+    _check(threads, workers, name, cluster, report)
     check_workers(workers, cluster)
     out = Path(os.path.abspath(out))
     if out.is_dir() and any(out.iterdir()) and not force:
@@ -113,6 +113,18 @@ def place(out: Path, *, aside: bool) -> Iterator[Path]:
         yield Path(folder) / out.name
 
 
+def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> None:
+    """Raise ConvertError for options of wrong types, and numbers that are none."""
+    check_types(
+        threads=(threads, int, "a number"), workers=(workers, int, "a number"),
+        name=(name, str, "a text"), cluster=(cluster, str, "an address"),
+        report=(report, (str, os.PathLike), "a folder"),
+    )  # fmt: skip
+    for what, count in (("threads", threads), ("workers", workers)):
+        if count is not None and count < 1:
+            raise ConvertError(f"{what} is {count}, expected 1 or more", code=what)
+
+
 def made(source: Source, options: Options, automatic: Asked | None) -> ConvertReport:
     """The bundle."""
     if automatic is not None:
@@ -125,14 +137,15 @@ def reported(
 ) -> ConvertReport:
     """Convert, measure before and after, and write the page."""
     require("matplotlib", "an HTML report", ConvertError)
-    check_target(folder)
+    check_target(folder, options.out)
     given = automatic.calibration if automatic else options.plan.calibration
     calibration = given or Calibration.sample()
     found = made(source, options, automatic)
     reading = read(source)
     held = held_sequences(reading, calibration)
-    after = of_bundle(Path(found.path), reading.tokenizer, held)
-    before = [of_source(part, held) for part in reading.parts if part.role == "text"]
+    threads = options.threads
+    after = of_bundle(Path(found.path), reading.tokenizer, held, threads)
+    before = [of_source(part, held, threads) for part in reading.parts if part.role == "text"]
     perplexity = {
         "before": math.exp(before[0]), "after": math.exp(after.nats),
         "tokens": sum(len(ids) - 1 for ids in held), "text": calibration.name,

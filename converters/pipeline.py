@@ -22,6 +22,7 @@ from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import ConvertError, ResourceError
 from ..storage.aside import FULL
+from ..storage.replace import remove_folder
 from ..system_memory import peak_resident
 from .golden import own_version, provenance
 from .heal import HealOptions
@@ -109,6 +110,9 @@ class Pipeline:
             self.reading: Reading = read(self.source)
             self.parts = list(self.reading.parts)
             self.stages = self.given or stages_for(self.options, other_bytes(self.reading))
+            for stage in self.stages:
+                if isinstance(stage, Heal):
+                    stage.check(self.reading)
             self.manifest()  # what no manifest can describe is refused before the work
         with BundleWriter(out) as writer:
             caches = self.open_caches()
@@ -120,6 +124,7 @@ class Pipeline:
                     raise disk_full(out.parent, self.bytes_needed()) from error
                 raise
             caches.remove()
+            remove_folder(candidates_folder(out))  # of an `auto` that was stopped
         return self.report(caches.taken)
 
     def write(self, writer: BundleWriter, caches: StageCache) -> None:
@@ -173,7 +178,7 @@ class Pipeline:
     def open_caches(self) -> StageCache:
         """The stage cache beside the output, after a look at the disk."""
         out = self.options.out
-        root = out.with_name(f"{out.name}.stage")
+        root = stage_folder(out)
         needed = self.bytes_needed()
         if shutil.disk_usage(out.parent).free + allocated(root) < needed:
             raise disk_full(out.parent, needed)
@@ -292,6 +297,16 @@ class Pipeline:
             left_out=self.reading.text.left_out if self.reading.text else (),
             details=self.details(),
         )
+
+
+def stage_folder(out: Path) -> Path:
+    """Where stages keep what they have done, beside the output."""
+    return out.with_name(f"{out.name}.stage")
+
+
+def candidates_folder(out: Path) -> Path:
+    """Where `auto` makes its candidates."""
+    return out.with_name(f"{out.name}.candidates")
 
 
 def other_bytes(reading: Reading) -> int:

@@ -30,7 +30,6 @@ from .stages.base import PartInProgress
 from .stages.read import Reading
 from .weights import whole
 
-HELD = 8  # sequences, at most
 STEPS, ROUNDS = 16, 3  # tokens decoded for the speed, and how often
 Sequences = list[NDArray[np.int32]]
 
@@ -53,17 +52,15 @@ def held_sequences(reading: Reading, calibration: Calibration) -> Sequences:
         )
     template = reading.template() if calibration.chats else None
     context = min(part.graph.context for part in reading.parts)
-    used = calibration.token_sequences(reading.tokenizer, template, context)
-    known = {ids.tobytes() for ids in used}
-    every = calibration.every_sequence(reading.tokenizer, template, context)
-    found = [ids for ids in every if ids.tobytes() not in known] or used
-    return found[:: max(1, len(found) // HELD)][:HELD]
+    return calibration.held(reading.tokenizer, template, context)
 
 
-def of_bundle(path: Path, tokenizer: Tokenizer | None, held: Sequences) -> Quality:
+def of_bundle(
+    path: Path, tokenizer: Tokenizer | None, held: Sequences, threads: int | None = None
+) -> Quality:
     """Of a bundle, on the CPU."""
     with Bundle.open(path) as bundle:
-        session = open_session(bundle, SessionOptions(device="cpu"))
+        session = open_session(bundle, SessionOptions(device="cpu", threads=threads))
         try:
             nats, speed = nats_a_token(session, held), tokens_a_second(session)
         finally:
@@ -71,7 +68,7 @@ def of_bundle(path: Path, tokenizer: Tokenizer | None, held: Sequences) -> Quali
     return Quality(nats, nats / math.log(2) / bytes_a_token(tokenizer, held), speed)
 
 
-def of_source(part: PartInProgress, held: Sequences) -> float:
+def of_source(part: PartInProgress, held: Sequences, threads: int | None = None) -> float:
     """Nats a token of a part as it was read, matrices in float16."""
     weights: dict[str, Any] = {}
     declared: dict[str, Weight] = {}
@@ -83,7 +80,9 @@ def of_source(part: PartInProgress, held: Sequences) -> float:
     graph = part.graph.replace(weights=declared)
     session: Session
     if code.available():
-        session = CpuSession(graph, weights, cache=kernel_cache(), context=max(map(len, held)))
+        session = CpuSession(
+            graph, weights, threads=threads, cache=kernel_cache(), context=max(map(len, held))
+        )
     else:
         session = ReferenceSession(graph, weights)
     try:

@@ -16,6 +16,7 @@ A recipe is a name for a set of options; options that are given beside it win.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import ConvertError
 from ..kernels.encodings import DEFAULT, ENCODINGS
@@ -181,7 +182,25 @@ def default_method(quant: str) -> str:
     return "gptq" if grid is not None and grid.bits <= FEW_BITS else "rtn"
 
 
+def check_types(**given: tuple[Any, type | tuple[type, ...], str]) -> None:
+    """Raise ConvertError for the first value that is not None and not of its type. given: by its
+    name a value, a type or several, and what is expected in words."""
+    for name, (value, kind, expected) in given.items():
+        if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
+            continue
+        raise ConvertError(
+            f"{name} is {str(value)[:80]!r} of type {type(value).__name__}, expected {expected}",
+            code="parameter-type",
+        )
+
+
 def _check(asked: Asked) -> None:
+    check_types(
+        compot=(asked.compot, (int, float), "a ratio"),
+        budget_mb=(asked.budget_mb, (int, float), "a number of megabytes"),
+        heal=(asked.heal, int, "a number of tokens"),
+        calibration=(asked.calibration, Calibration, "a Calibration: Calibration.read(path)"),
+    )
     if asked.recipe is not None and asked.recipe not in RECIPES:
         raise ConvertError(
             f"recipe {asked.recipe!r}, expected one of {list(RECIPES)}",
@@ -206,7 +225,7 @@ def _check(asked: Asked) -> None:
         )
     if asked.budget_mb is not None and not 0 < asked.budget_mb < 1e7:
         raise ConvertError(
-            f"--budget-mb {asked.budget_mb:g}, expected a number of megabytes", code="budget"
+            f"--budget-mb {asked.budget_mb}, expected a number of megabytes", code="budget"
         )
     if asked.heal < 0:
         raise ConvertError(f"--heal {asked.heal}, expected a number of tokens", code="heal")

@@ -5,6 +5,7 @@ system is. Names come from strangers' checkpoints and are escaped.
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,19 @@ def write_report(directory: Path, data: Mapping[str, Any]) -> Path:
     return directory / PAGE
 
 
-def check_target(directory: Path) -> None:
-    """Raise ConvertError where a report would replace what is none; good to ask before the work."""
+def check_target(directory: Path, bundle: Path | None = None) -> None:
+    """Raise ConvertError where a report would replace what is none, or where one of its folder and
+    the bundle's would lie in the other; good to ask before the work."""
+    here, there = Path(os.path.realpath(directory)), Path(os.path.realpath(bundle or os.devnull))
+    if here == there or here in there.parents or there in here.parents:
+        raise ConvertError(
+            f"the report's folder {directory} and the bundle {bundle} lie in each other, expected "
+            "two places",
+            code="report-place",
+            hint="choose another folder for the report",
+        )
     if not directory.exists() and not directory.is_symlink():
+        _check_parent(here)
         return
     if directory.is_dir():
         if not any(directory.iterdir()):
@@ -143,6 +154,17 @@ def check_target(directory: Path) -> None:
         code="output-exists",
         hint="choose another folder for the report",
     )
+
+
+def _check_parent(directory: Path) -> None:
+    """Raise ConvertError where a folder cannot be made, as far as can be told."""
+    parent = next(path for path in directory.parents if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ConvertError(
+            f"{directory} cannot be made in {parent}, expected a writable folder",
+            code="write",
+            hint="choose another folder for the report",
+        )
 
 
 def page(data: Mapping[str, Any]) -> str:

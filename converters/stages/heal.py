@@ -16,6 +16,7 @@ from ..calibrate import Calibration
 from ..heal import Healed, HealOptions, heal
 from ..weights import WeightReader, stored_nbytes
 from .base import Context, PartInProgress, Stage
+from .read import Reading
 from .weight_cache import WeightCache
 
 DIGITS = 6  # of reported figures
@@ -68,11 +69,26 @@ class Heal:
         weights = {name: cache.reader(name) for name in part.graph.weights}
         return part.replace(weights=weights).reported(self.name, **report(healed, self.options))
 
+    def check(self, reading: Reading) -> None:
+        """Raise ConvertError for too little text, before the work of the stages before this one."""
+        template = reading.template() if self.text.chats else None
+        for part in reading.parts:
+            length = part.graph.context
+            if part.role != "text":
+                continue
+            if len(found := self.text.every_sequence(reading.tokenizer, template, length)) < 2:
+                raise ConvertError(
+                    f"healing got 1 sequences of {len(found[0])} tokens from {self.text.name}, "
+                    "expected two or more: one is to measure on",
+                    code="calibration-text",
+                    hint="give a longer text",
+                )
+
     def _sequences(self, context: Context) -> list[NDArray[np.int32]]:
-        """All of the text, whatever part of it other stages are calibrated on."""
+        """All of the text but what a result is measured on, whatever else it is used for."""
         template = context.template() if self.text.chats else None
         length = context.source.graph.context
-        return self.text.every_sequence(context.tokenizer, template, length)
+        return self.text.for_healing(context.tokenizer, template, length)
 
 
 def stored(reader: WeightReader) -> Matrix:

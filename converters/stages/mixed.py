@@ -54,6 +54,13 @@ class Mixed:
         whole_model = encoded(part.graph, "f32", "f32", dict.fromkeys(tables, "int8-g32"))
         exact = stored_nbytes(whole_model.weights)
         exact -= sum(_nbytes(part.graph, name, "int8-g32") for name in tables)
+        least = exact + sum(min(row.nbytes for row in rows) for rows in tables.values())
+        if least > self.budget:
+            raise ConvertError(
+                f"mixed encodings take {least} bytes at least, expected at most {self.budget}",
+                code="budget",
+                hint="allow more bytes",
+            )
         chosen = choose(tables, self.budget - exact)
         return part.reported(
             self.name,

@@ -51,7 +51,7 @@ PRESETS = {"quick": 16, "full": 256}
     "--calibration",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Text, or chats in JSON lines, like what the model will see; default: a sample.",
+    help="Text, or chats in JSON lines (.jsonl), like what the model will see; default: a sample.",
 )
 @click.option(
     "--sequences",

@@ -31,9 +31,13 @@ class FileLock:
         self._fd: int | None = None
         while self._fd is None:
             self._fd = self._try(purpose)
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            os.write(self._fd, f"{os.getpid()}\n".encode())
+        except OSError:  # a full disk
+            self.close()
+            raise
 
     def _try(self, purpose: str) -> int | None:
         """Descriptor once locked; None if the file vanished meanwhile (try again)."""
