@@ -124,21 +124,23 @@ class Calibration:
     def held(
         self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
     ) -> list[NDArray[np.int32]]:
-        """Pieces to measure a result on, HELD at most: none of `token_sequences`, where the text
-        has others."""
+        """Pieces to measure a result on, HELD or an eighth of the text at most: none of
+        `token_sequences`, where it has others."""
         used = self.token_sequences(tokenizer, template, context)
         known = {ids.tobytes() for ids in used}
         every = self.every_sequence(tokenizer, template, context)
         found = [ids for ids in every if ids.tobytes() not in known] or used
-        return found[:: max(1, len(found) // HELD)][:HELD]
+        count = min(HELD, max(1, len(every) // 8))
+        return found[:: max(1, len(found) // count)][:count]
 
     def for_healing(
         self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
     ) -> list[NDArray[np.int32]]:
-        """All pieces but those to measure on, where there are others."""
-        kept = {ids.tobytes() for ids in self.held(tokenizer, template, context)}
+        """All pieces but those to measure on that nothing else is fitted to either."""
+        used = {ids.tobytes() for ids in self.token_sequences(tokenizer, template, context)}
+        kept = {ids.tobytes() for ids in self.held(tokenizer, template, context)} - used
         every = self.every_sequence(tokenizer, template, context)
-        return [ids for ids in every if ids.tobytes() not in kept] or every
+        return [ids for ids in every if ids.tobytes() not in kept]
 
     def _read(
         self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int

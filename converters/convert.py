@@ -79,13 +79,7 @@ def convert(
     plan = resolve(plain if wanted else asked)
     _check(threads, workers, name, cluster, report)
     check_workers(workers, cluster)
-    out = Path(os.path.abspath(out))
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise ConvertError(
-            f"{out} exists, expected a new name",
-            code="output-exists",
-            hint="choose another name, or replace it with --force (force=True)",
-        )
+    out = _free(Path(os.path.abspath(out)), force=force)
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if heal else 1
     follows = ranks > 1 and int(os.environ.get("RANK", "0")) > 0
     with (
@@ -111,6 +105,17 @@ def place(out: Path, *, aside: bool) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="edgert-rank-") as folder:
         yield Path(folder) / out.name
+
+
+def _free(out: Path, *, force: bool) -> Path:
+    """The output's place. Raises ConvertError where something is there that shall stay."""
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise ConvertError(
+            f"{out} exists, expected a new name",
+            code="output-exists",
+            hint="choose another name, or replace it with --force (force=True)",
+        )
+    return out
 
 
 def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> None:

@@ -76,7 +76,7 @@ class Heal:
             length = part.graph.context
             if part.role != "text":
                 continue
-            if len(found := self.text.every_sequence(reading.tokenizer, template, length)) < 2:
+            if len(found := self.text.for_healing(reading.tokenizer, template, length)) < 2:
                 raise ConvertError(
                     f"healing got 1 sequences of {len(found[0])} tokens from {self.text.name}, "
                     "expected two or more: one is to measure on",

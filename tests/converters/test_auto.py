@@ -165,15 +165,19 @@ def stops(error: BaseException) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "kind", "goes_on"),
     [
-        (ConvertError("damaged", code="weight-values"), ConvertError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (MemoryError(), ResourceError),
+        (ConvertError("damaged", code="weight-values"), ConvertError, False),
+        (KeyboardInterrupt(), KeyboardInterrupt, True),
+        (MemoryError(), ResourceError, True),
     ],
 )
-def test_an_end_on_the_way_leaves_the_old_bundle_and_nothing_else(
-    error: BaseException, kind: type[BaseException], checkpoint: Path, tmp_path: Path
+def test_an_end_on_the_way_leaves_the_old_bundle_and_what_can_be_taken_over(
+    error: BaseException,
+    kind: type[BaseException],
+    goes_on: bool,
+    checkpoint: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "m.edge"
     converted(checkpoint, out, quant="f16", calibration=None)
@@ -185,6 +189,9 @@ def test_an_end_on_the_way_leaves_the_old_bundle_and_nothing_else(
     ):
         converted(checkpoint, out, budget_mb=BUDGET, force=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert beside(out) == ["m.edge", *["m.edge.candidates"] * goes_on]
+    with few("int8", "int4"):
+        converted(checkpoint, out, budget_mb=BUDGET, force=True)
     assert beside(out) == ["m.edge"]
 
 

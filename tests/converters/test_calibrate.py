@@ -331,3 +331,19 @@ def test_the_sample_is_enough_for_the_full_preset() -> None:
     found = sample.token_sequences(tokenizer, None, 2048)
     assert [len(ids) for ids in found] == [calibrate.LENGTH] * calibrate.FULL
     assert PRESETS == {"quick": calibrate.QUICK, "full": calibrate.FULL}
+
+
+def test_what_a_result_is_measured_on_is_fitted_to_by_nothing() -> None:
+    with Bundle.open(demo_bundle()) as bundle:
+        tokenizer = Tokenizer.from_bundle(bundle)
+    text = calibrate.Calibration.sample(16, 64)
+
+    def each(pieces: list[np.ndarray]) -> set[bytes]:
+        return {piece.tobytes() for piece in pieces}
+
+    held = text.held(tokenizer, None, 64)
+    assert len(each(held)) == calibrate.HELD
+    assert not each(held) & each(text.token_sequences(tokenizer, None, 64))
+    assert not each(held) & each(text.for_healing(tokenizer, None, 64))
+    short = calibrate.Calibration(text.text[:3000], 100, 64)  # nothing is left of it
+    assert each(short.held(tokenizer, None, 64)) < each(short.for_healing(tokenizer, None, 64))
