@@ -59,6 +59,18 @@ def test_every_room_says_that_it_is_typed(project: Any) -> None:
         assert (ROOT / room / "py.typed").is_file()
 
 
+def test_every_data_file_is_installed(project: Any) -> None:
+    """What code reads at run time must be named in `package-data`, or only a checkout has it."""
+    data, missing = project["tool"]["setuptools"]["package-data"], []
+    for name, folder in folders().items():
+        named = {path for pattern in data.get(name, ()) for path in folder.glob(pattern)}
+        for path in folder.iterdir():
+            kept = path.suffix in (".py", ".md", ".pyc") or path.name.startswith(".")
+            if path.is_file() and not kept and path not in named:
+                missing.append(path.relative_to(ROOT).as_posix())
+    assert not missing
+
+
 def test_a_wheel_stays_small() -> None:
     """Unpacked, so an upper bound: sources and the demo's files."""
     files = {path for folder in folders().values() for path in folder.glob("*.py")}
