@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConvertError
 from ..graph import Graph, Weight
+from ..kernels.cpu import code
 from ..kernels.encodings import EXACT, encoding_of, quantize
 from ..kernels.quant import Matrix
 from ..notices import notice
@@ -71,7 +72,6 @@ class _OnSession:
         self, graph: Graph, readers: Mapping[str, WeightReader], taps: Sequence[str], threads: int,
         length: int,
     ) -> None:  # fmt: skip
-        from ..kernels.cpu import code
         from ..session.cpu import CpuSession
         from ..session.reference import ReferenceSession
 
@@ -205,6 +205,11 @@ class Layers:
         matrices = {n: v for n, v in inputs_of(part.graph).items() if v in self.values}
         require(self.segments, matrices, self.kept.total, Work(threads, work or {}))
         self.gpu = on_gpu()
+        if not self.gpu and not code.available():
+            notice(
+                "no CPU kernels and no GPU here, so the model is calibrated on NumPy, which is "
+                "slow; `--method rtn` does without"
+            )
 
     def __iter__(self) -> Iterator[dict[str, Inputs]]:
         from tqdm import tqdm

@@ -105,6 +105,15 @@ def test_collected_layer_by_layer(tmp_path: Path) -> None:
         assert_close(value, wanted, inputs.gram.matrix + inputs.held.matrix, rms=0.05)
 
 
+def test_without_kernels_it_is_told_that_calibrating_is_slow(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with mock.patch.object(layers.code, "available", return_value=False):
+        found = list(layers.Layers(part(), sequences(), VALUES))
+    assert len(found) == 4
+    assert "calibrated on NumPy" in caplog.text
+
+
 def test_a_run_that_stops_goes_on_from_the_last_whole_segment(tmp_path: Path) -> None:
     whole: dict[str, Inputs] = {}
     for found in layers.Layers(part(), sequences(), VALUES):
