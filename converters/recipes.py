@@ -225,7 +225,7 @@ def _check(asked: Asked) -> None:
         )
     if asked.budget_mb is not None and not 0 < asked.budget_mb < 1e7:
         raise ConvertError(
-            f"--budget-mb {asked.budget_mb:g}, expected a number of megabytes", code="budget"
+            f"--budget-mb {asked.budget_mb}, expected a number of megabytes", code="budget"
         )
     if asked.heal < 0:
         raise ConvertError(f"--heal {asked.heal}, expected a number of tokens", code="heal")

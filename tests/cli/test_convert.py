@@ -57,7 +57,7 @@ def test_presets_and_numbers_of_sequences() -> None:
         (("--compot", "1.5"), "--compot 1.5, expected a ratio between 0 and 1"),
         (("--compot", "nan"), "--compot nan, expected a ratio"),
         (("--budget-mb", "some"), "'some' is not a valid float"),
-        (("--budget-mb", "0"), "--budget-mb 0, expected a number of megabytes"),
+        (("--budget-mb", "0"), "--budget-mb 0.0, expected a number of megabytes"),
         (("--budget-mb", "nan"), "--budget-mb nan, expected a number of megabytes"),
         (("--budget-mb", "inf", "--recipe", "auto"), "--budget-mb inf, expected"),
         (("--budget-mb", "9", "--quant", "int4"), "with nothing that it could change"),
