@@ -28,18 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConvertError
-from ..graph import Graph, Weight
+from ..graph import Graph
 from ..kernels.cpu import code
-from ..kernels.encodings import EXACT, encoding_of, quantize
+from ..kernels.encodings import EXACT, quantize
 from ..kernels.quant import Matrix
 from ..notices import notice
 from ..roles import token_input
-from ..session import kernel_cache
-from ..session.base import Feed, Session
+from ..session.base import Feed
 from .calibrate import Calibration, inputs_of
 from .calibration_memory import ROUNDED, Work, out_of_memory, require
 from .compress.whiten import GramAccumulator, Inputs
 from .families.recipe import F32
+from .running import session_of
 from .segments import segments
 from .stages.base import PartInProgress
 from .weights import WeightReader, whole
@@ -72,26 +72,12 @@ class _OnSession:
         self, graph: Graph, readers: Mapping[str, WeightReader], taps: Sequence[str], threads: int,
         length: int,
     ) -> None:  # fmt: skip
-        from ..session.cpu import CpuSession
-        from ..session.reference import ReferenceSession
-
-        weights: dict[str, Any] = {}
-        declared: dict[str, Weight] = {}
-        for name in graph.weights:
-            weights[name] = rounded(name, whole(readers[name]))
-            declared[name] = Weight(weights[name].shape, encoding_of(weights[name]).name)
+        weights = {name: rounded(name, whole(readers[name])) for name in graph.weights}
         self.first = "" if token_input(graph) else graph.inputs[0].name
         self.taps = [name for name in taps if name != self.first]
-        graph = graph.replace(weights=declared)
         if not graph.states:
             graph = graph.with_outputs(self.taps)
-        self.session: Session
-        if code.available():
-            self.session = CpuSession(
-                graph, weights, threads=threads, context=length, cache=kernel_cache()
-            )
-        else:
-            self.session = ReferenceSession(graph, weights)
+        self.session = session_of(graph, weights, threads=threads, context=length)
 
     def rows(self, given: NDArray[Any]) -> Iterator[Mapping[str, F32]]:
         pieces = range(0, len(given), self.session.max_rows)

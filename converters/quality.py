@@ -10,22 +10,21 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.reader import Bundle
 from ..errors import ConvertError
-from ..graph import Weight
-from ..kernels.cpu import code
+from ..evaluation.scoring import token_logprobs
 from ..kernels.encodings import EXACT, quantize
-from ..session import SessionOptions, kernel_cache, open_session
+from ..kernels.quant import HALF_MAX, Matrix
+from ..session import SessionOptions, open_session
 from ..session.base import Feed, Session
-from ..session.cpu import CpuSession
-from ..session.reference import ReferenceSession
 from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration
+from .running import session_of
 from .stages.base import PartInProgress
 from .stages.read import Reading
 from .weights import whole
@@ -70,21 +69,12 @@ def of_bundle(
 
 def of_source(part: PartInProgress, held: Sequences, threads: int | None = None) -> float:
     """Nats a token of a part as it was read, matrices in float16."""
-    weights: dict[str, Any] = {}
-    declared: dict[str, Weight] = {}
+    weights: dict[str, Matrix] = {}
     for name, reader in part.weights.items():
         array = whole(reader)
-        fits = array.ndim == 2 and float(np.abs(array).max(initial=0.0)) < 65504
-        declared[name] = Weight(array.shape, "f16" if fits else EXACT)
-        weights[name] = quantize(array, declared[name].encoding)
-    graph = part.graph.replace(weights=declared)
-    session: Session
-    if code.available():
-        session = CpuSession(
-            graph, weights, threads=threads, cache=kernel_cache(), context=max(map(len, held))
-        )
-    else:
-        session = ReferenceSession(graph, weights)
+        fits = array.ndim == 2 and float(np.abs(array).max(initial=0.0)) < HALF_MAX
+        weights[name] = quantize(array, "f16" if fits else EXACT)
+    session = session_of(part.graph, weights, threads=threads, context=max(map(len, held)))
     try:
         return nats_a_token(session, held)
     finally:
@@ -110,9 +100,7 @@ def nats_a_token(session: Session, sequences: Sequence[NDArray[np.int32]]) -> fl
                 logits = session.step([Feed(state, piece, "all")])[0].logits
                 state.commit(len(piece))
                 wanted = ids[start + 1 : start + 1 + len(piece)]
-                peak = logits.max(-1)
-                total += float(np.log(np.exp(logits - peak[:, None]).sum(-1)).sum() + peak.sum())
-                total -= float(logits[np.arange(len(piece)), wanted].sum())
+                total -= float(token_logprobs(logits, wanted)[0].sum())
                 count += len(piece)
         finally:
             state.close()

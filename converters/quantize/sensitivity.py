@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...graph import Weight
-from ...kernels.encodings import dequantize, encoding_of, quantize
+from ...kernels.encodings import dequantize, quantize
 from ...kernels.quant import F32, Matrix
-from ...session import kernel_cache
 from ...session.base import Feed, Session
 from ..calibration_memory import ROUNDED
 from ..layers import rounded as stored
+from ..running import session_of
 from ..stages.base import PartInProgress
 from ..weights import whole
 
@@ -121,20 +120,8 @@ class _Model:
 
 @contextmanager
 def _replaceable(part: PartInProgress, threads: int | None) -> Iterator[_Model]:
-    from ...kernels.cpu import code
-    from ...session.cpu import CpuSession
-    from ...session.reference import ReferenceSession
-
-    weights: dict[str, Any] = {}
-    declared: dict[str, Weight] = {}
-    for name, reader in part.weights.items():
-        weights[name] = stored(name, whole(reader))
-        declared[name] = Weight(weights[name].shape, encoding_of(weights[name]).name)
-    graph = part.graph.replace(weights=declared)
-    if code.available():
-        session: Session = CpuSession(graph, weights, threads=threads, cache=kernel_cache())
-    else:
-        session = ReferenceSession(graph, weights)
+    weights: dict[str, Any] = {n: stored(n, whole(r)) for n, r in part.weights.items()}
+    session = session_of(part.graph, weights, threads=threads)
     try:
         yield _Model(session, weights)
     finally:

@@ -14,7 +14,7 @@ from ...kernels.encodings import ENCODINGS, encoding_of, tensors_of
 from ...kernels.quant import Matrix
 from ..calibrate import Calibration
 from ..heal import Healed, HealOptions, heal
-from ..weights import WeightReader, stored_nbytes
+from ..weights import WeightReader, stored_nbytes, whole
 from .base import Context, PartInProgress, Stage
 from .read import Reading
 from .weight_cache import WeightCache
@@ -58,7 +58,7 @@ class Heal:
             part.graph,
             {name: stored(reader) for name, reader in part.weights.items()},
             source.graph,
-            {name: values(reader) for name, reader in source.weights.items()},
+            {name: whole(reader) for name, reader in source.weights.items()},
             sequences,
             self.options,
             progress=context.progress,
@@ -95,11 +95,6 @@ def stored(reader: WeightReader) -> Matrix:
     """A whole weight in its encoding."""
     found, row = reader.stored(0, reader.shape[0]), ENCODINGS[reader.encoding]
     return row.load({tensor.key: found[tensor.suffix] for tensor in row.tensors}, reader.shape)
-
-
-def values(reader: WeightReader) -> NDArray[np.float32]:
-    """A whole weight in float32."""
-    return np.concatenate([reader.rows(start, stop) for start, stop in reader.spans()])
 
 
 def keep(name: str, weight: Matrix, cache: WeightCache) -> None:
