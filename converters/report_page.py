@@ -85,7 +85,7 @@ TABLES = (
     (
         "Candidates", "candidates",
         (("name", "name", "text"), ("MB", "nbytes", "mb"), ("bits per byte", "bits_per_byte", "4"),
-         ("tokens/s, predicted", "tokens_per_second", "1"), ("chosen", "chosen", "yes")),
+         ("tokens/s here", "tokens_per_second", "1"), ("chosen", "chosen", "yes")),
     ),
     (
         "Matrices", "layers",

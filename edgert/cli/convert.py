@@ -30,7 +30,8 @@ PRESETS = {"quick": 16, "full": 256}
 @click.option(
     "--recipe",
     type=click.Choice(RECIPES),
-    help="Several options by one name; auto measures those that fit --budget-mb.",
+    help="Several options by one name; auto measures those that fit --budget-mb (default: "
+    "the bytes of --quant).",
 )
 @click.option(
     "--quant",
@@ -59,13 +60,14 @@ PRESETS = {"quick": 16, "full": 256}
     show_default=True,
     metavar="N",
     callback=lambda _context, _option, value: sequences_asked(value),
-    help="Pieces of 1024 tokens of it that are used: a number, quick (16) or full (256).",
+    help="Pieces of 1024 tokens of the calibration text: a number, quick (16) or full (256).",
 )
 @click.option(
     "--compot",
     type=float,
     metavar="CR",
-    help="Factor matrices by COMPOT, with this share of their fp16 bits removed.",
+    help="Factor matrices by COMPOT, with this share of their fp16 bits removed; the factors are "
+    "stored as --quant says.",
 )
 @click.option("--budget-mb", type=float, metavar="N", help="Megabytes that the bundle may have.")
 @click.option(
@@ -73,9 +75,16 @@ PRESETS = {"quick": 16, "full": 256}
     default=0,
     type=click.IntRange(0),
     metavar="TOKENS",
-    help="Train scales for so many tokens to answer as the original does; needs torch.",
+    help="Train scales for so many tokens of the calibration text, all of it, to answer as the "
+    "original does; needs torch.",
 )
-@click.option("--workers", default=1, type=click.IntRange(1), metavar="N", help="Processes.")
+@click.option(
+    "--workers",
+    default=1,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes for the work on matrices.",
+)
 @click.option("--cluster", metavar="ADDRESS", help="A dask scheduler whose workers do the work.")
 @click.option(
     "--report",
