@@ -100,7 +100,7 @@ def nats_a_token(session: Session, sequences: Sequence[NDArray[np.int32]]) -> fl
                 logits = session.step([Feed(state, piece, "all")])[0].logits
                 state.commit(len(piece))
                 wanted = ids[start + 1 : start + 1 + len(piece)]
-                total -= float(token_logprobs(logits, wanted)[0].sum())
+                total -= float(token_logprobs(logits, wanted.tolist())[0].sum())
                 count += len(piece)
         finally:
             state.close()
