@@ -1,9 +1,10 @@
-"""Small ops: glu (gated activations), add, select (rows), softcap.
+"""Small ops: glu (gated activations), activation, add, select (rows), softcap.
 
-glu      y = act(x[:, :F]) * x[:, F:]          act: silu | gelu | gelu_tanh (arXiv 2002.05202)
-add      y = a + b
-select   y[r] = x[rows[r]]
-softcap  y = cap * tanh(x / cap)               (Gemma 2, arXiv 2408.00118)
+glu         y = act(x[:, :F]) * x[:, F:]       act: silu | gelu | gelu_tanh (arXiv 2002.05202)
+activation  y = act(x)                         besides: relu | quick_gelu, x sigmoid(1.702 x)
+add         y = a + b
+select      y[r] = x[rows[r]]
+softcap     y = cap * tanh(x / cap)            (Gemma 2, arXiv 2408.00118)
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
 def activate(x: F32, act: str) -> F32:
-    """One of the gate activations, elementwise float32."""
-    if act == "silu":
+    """One of `ops.POINTWISE`, elementwise float32."""
+    if act == "relu":
+        return np.maximum(x, np.float32(0))
+    if act in ("silu", "quick_gelu"):
+        slope = np.float32(1.702 if act == "quick_gelu" else 1.0)
         with np.errstate(over="ignore"):
-            out: F32 = x / (1 + np.exp(-x))
+            out: F32 = x / (1 + np.exp(-slope * x))
             return out
     if act == "gelu":
         out = (x * 0.5 * (1 + _erf(x * math.sqrt(0.5)))).astype(np.float32)
@@ -47,6 +51,11 @@ def glu(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, A
     """x float32 [T, 2F], gate columns first -> float32 [T, F]."""
     gate, up = np.split(inputs[0], 2, axis=-1)
     return activate(gate, attrs["act"]) * up
+
+
+def activation(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
+    """x float32 of any shape."""
+    return activate(inputs[0], attrs["act"])
 
 
 def add(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
@@ -106,7 +115,9 @@ def lower_softcap(b: Builder, node: Any) -> None:
 LOWER: dict[str, Lower] = {
     "glu": lower_glu, "add": lower_add, "select": lower_select, "softcap": lower_softcap,
 }  # fmt: skip
-REFERENCE = {"glu": glu, "add": add, "select": select, "softcap": softcap}
+REFERENCE = {
+    "glu": glu, "activation": activation, "add": add, "select": select, "softcap": softcap,
+}  # fmt: skip
 
 
 def _glu_body(act: str) -> Callable[[Body], None]:

@@ -208,7 +208,7 @@ def test_tables_of_fields_are_the_structs() -> None:
 
 
 def _attribute(name: str, attr: Attr) -> str:
-    kind = {int: "integer", float: "number", str: "string"}[attr.type]
+    kind = {int: "integer", float: "number", str: "string", bool: "boolean"}[attr.type]
     default = "" if attr.default is ... else f" = {msgspec.json.encode(attr.default).decode()}"
     return f"`{name}` {kind}{default}"
 

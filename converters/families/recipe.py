@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,29 +17,48 @@ F32 = NDArray[np.float32]
 
 
 class Part(NamedTuple):
-    """One checkpoint tensor: its name, the shape it must have, and another name it may go by."""
+    """One checkpoint tensor: its name, the shape it must have, another name it may go by, and the
+    rows [start, stop) that are meant where not all of them are."""
 
     name: str
     shape: tuple[int, ...]
     alias: str = ""
+    rows: tuple[int, int] | None = None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First row and the one after the last."""
+        return self.rows or (0, self.shape[0])
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A graph weight: checkpoint tensors stacked by rows, `offset` added to every value; or, for
-    weights that no checkpoint holds (rotary frequencies), the values themselves."""
+    weights that no checkpoint holds (rotary frequencies), the values themselves.
+
+    flat: a row of more axes than one becomes a vector; that of a convolution [C, kh, kw] with its
+    channels last, as the op `conv2d` reads it.
+    """
 
     parts: tuple[Part, ...] = ()
     offset: float = 0.0
     values: F32 | None = None
+    flat: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Logical shape of the graph weight."""
         if self.values is not None:
             return tuple(self.values.shape)
-        rows = sum(part.shape[0] for part in self.parts)
-        return (rows, *self.parts[0].shape[1:])
+        rows = sum(stop - start for start, stop in (part.span for part in self.parts))
+        inner = self.parts[0].shape[1:]
+        return (rows, math.prod(inner)) if self.flat and inner else (rows, *inner)
+
+    def arranged(self, rows: F32) -> F32:
+        """Rows of a tensor [n, ...] as rows of the weight."""
+        if not self.flat or rows.ndim < 3:
+            return rows
+        return np.moveaxis(rows, 1, -1).reshape(len(rows), -1)
 
 
 @dataclass(frozen=True)

@@ -97,19 +97,21 @@ class RecipeWeight:
 
     def __init__(self, recipe: Recipe, tensors: Mapping[str, SourceTensor]) -> None:
         self.recipe, self.shape = recipe, recipe.shape
-        self.parts: list[tuple[str, SourceTensor, int]] = []  # name, tensor, its first row here
+        # name, tensor, its rows [start, stop) that are meant, the first of them here
+        self.parts: list[tuple[str, SourceTensor, int, int, int]] = []
         at = 0
         for part in recipe.parts:
             name = part.name if part.name in tensors else part.alias
-            self.parts.append((name, tensors[name], at))
-            at += part.shape[0]
+            start, stop = part.span
+            self.parts.append((name, tensors[name], start, stop, at))
+            at += stop - start
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Spans of each tensor in turn; computed values in one piece."""
         if self.recipe.values is not None:
             yield 0, self.shape[0]
-        for _, tensor, first in self.parts:
-            for start, stop in spans_of(tensor.shape):
+        for _, tensor, begin, end, first in self.parts:
+            for start, stop in spans_of((end - begin, *tensor.shape[1:])):
                 yield first + start, first + stop
 
     def rows(self, start: int, stop: int) -> F32:
@@ -131,17 +133,17 @@ class RecipeWeight:
     def _tensors(self, start: int, stop: int) -> list[tuple[str, SourceTensor, int, int]]:
         """Name, tensor and rows there of what makes up these rows."""
         found = []
-        for name, tensor, first in self.parts:
-            begin, end = max(start - first, 0), min(stop - first, tensor.shape[0])
+        for name, tensor, low, high, first in self.parts:
+            begin, end = max(start - first, 0), min(stop - first, high - low)
             if begin < end:
-                found.append((name, tensor, begin, end))
+                found.append((name, tensor, low + begin, low + end))
         return found
 
     def _finite(self, name: str, tensor: SourceTensor, start: int, stop: int) -> F32:
         rows = tensor.rows(start, stop)
         if not math.isfinite(np.vdot(rows, rows)):
             check_finite(name, tensor)
-        offset = self.recipe.offset
+        rows, offset = self.recipe.arranged(rows), self.recipe.offset
         return rows + np.float32(offset) if offset else rows
 
 
