@@ -54,6 +54,18 @@ T5_SIZES: dict[str, Any] = {
     "vocab_size": 64, "d_model": 20, "d_kv": 6, "d_ff": 28, "num_layers": 2, "num_heads": 3,
     "relative_attention_num_buckets": 16,
 }  # fmt: skip
+# case -> (class of transformers, changes to CLIP_SIZES)
+CLIP: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip": ("CLIPTextModel", {}),
+    "clip-projection": (
+        "CLIPTextModelWithProjection", {"hidden_act": "gelu", "projection_dim": 12}
+    ),
+}  # fmt: skip
+CLIP_SIZES: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 3, "max_position_embeddings": 77, "bos_token_id": 62,
+    "eos_token_id": 63, "pad_token_id": 63,
+}  # fmt: skip
 
 
 class Stored:
@@ -104,6 +116,17 @@ def t5(case: str) -> Any:
 
     torch.manual_seed(2)
     return noisy(T5EncoderModel(T5Config(**{**T5_SIZES, **T5[case]})), 2)
+
+
+def clip(case: str) -> Any:
+    """A text encoder of transformers."""
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    kind, changes = CLIP[case]
+    config = transformers.CLIPTextConfig(**{**CLIP_SIZES, **changes})
+    return noisy(getattr(transformers, kind)(config), 3)
 
 
 def weights_of(model: FamilyModel, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
