@@ -191,6 +191,7 @@ def _dpm_solver(config: Config, steps: int, count: int, mu: float | None) -> DPM
     config.choice("solver_type", "midpoint", ("midpoint",))
     table = noise.sigmas_of(_table(config, count, ends=(1e-4, 0.02)))
     flow = _is_flow(config)
+    sigmas: F64
     if config.flag("use_karras_sigmas", False):
         sigmas = noise.karras(float(table[0]), float(table[-1]), steps)
         t = noise.timesteps_of(sigmas, table)
@@ -198,7 +199,7 @@ def _dpm_solver(config: Config, steps: int, count: int, mu: float | None) -> DPM
     elif flow:
         dynamic = config.flag("use_dynamic_shifting", False)
         shift = math.exp(_mu(mu)) if dynamic else _shift(config)
-        even = 1 - np.linspace(1, 1 / count, steps + 1)
+        even: F64 = 1 - np.linspace(1, 1 / count, steps + 1)
         sigmas = (shift * even / (1 + (shift - 1) * even))[:0:-1]
         t = np.floor(sigmas * count)
     else:

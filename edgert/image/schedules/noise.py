@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RequestError
 
-F64 = NDArray[np.float64]
+F64 = NDArray[np.floating[Any]]
 SMALLEST = 2.0**-24  # ᾱ in place of 0 where σ = √((1 - ᾱ)/ᾱ) has to be finite
 
 
@@ -25,7 +26,7 @@ def alpha_bars(kind: str, low: float, high: float, count: int, zero_snr: bool = 
     kind: "linear", "scaled_linear" or "squaredcos_cap_v2". low, high: the first and last β (no
     meaning for the cosine). zero_snr: rescaled so that the last is 0 (arXiv 2305.08891, alg. 1).
     """
-    found = np.cumprod(1.0 - betas(kind, low, high, count))
+    found: F64 = np.cumprod(1.0 - betas(kind, low, high, count))
     if zero_snr:
         root = np.sqrt(found)
         found = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
@@ -36,10 +37,10 @@ def alpha_bars(kind: str, low: float, high: float, count: int, zero_snr: bool = 
 def betas(kind: str, low: float, high: float, count: int) -> F64:
     """β_t, float64 [count]."""
     if kind == "linear":
-        return np.linspace(low, high, count)
+        return np.linspace(low, high, count, dtype=np.float64)
     if kind == "scaled_linear":
-        return np.linspace(math.sqrt(low), math.sqrt(high), count) ** 2
-    edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * (math.pi / 2)) ** 2
+        return np.square(np.linspace(math.sqrt(low), math.sqrt(high), count, dtype=np.float64))
+    edges: F64 = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * (math.pi / 2)) ** 2
     return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
 
 

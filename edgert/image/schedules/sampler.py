@@ -90,14 +90,13 @@ class Sampler:
     def clean(self, output: Array, k: int, x: Array) -> Array:
         """x0 as the network sees it: its output at step k, converted."""
         a, s = float(self.alphas[k]), float(self.noises[k])
+        found: Array = output
         if self.prediction == "epsilon":
             found = (x - s * output) / a
         elif self.prediction == "v_prediction":
             found = a * x - s * output
         elif self.prediction == "flow_prediction":
             found = x - s * output
-        else:
-            found = output
         return found if self.clip is None else np.clip(found, -self.clip, self.clip)
 
     def predicted_noise(self, output: Array, k: int, x: Array) -> Array:
