@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..errors import RequestError
 from .settings import emit_json, json_option, megabytes
 
 
@@ -19,7 +20,10 @@ from .settings import emit_json, json_option, megabytes
 )
 @json_option
 def command(source: str, device: str | None, as_json: bool) -> int:
-    """Say what SOURCE, a bundle, a checkpoint directory or a hub id, holds and what it takes."""
+    """Say what SOURCE holds and what it takes: a bundle, a checkpoint directory or a hub id; or the
+    settings of a picture that edgert drew."""
+    if source.lower().endswith(".png") and Path(source).is_file():
+        return _picture(Path(source), as_json=as_json)
     from ..bundle.describe import inspect
 
     found = inspect(source)
@@ -53,6 +57,26 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         counts = Counter(node["op"] for node in mine)
         ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
         click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
+    return 0
+
+
+def _picture(path: Path, *, as_json: bool) -> int:
+    """The settings that a PNG carries."""
+    from ..errors import printable
+    from ..image.pictures import read_settings
+
+    settings = read_settings(path)
+    if settings is None:
+        raise RequestError(
+            f"{path} carries no settings of edgert, expected a PNG that `edgert image` wrote",
+            code="image-settings",
+            hint="other programs remove them when they save a picture again",
+        )
+    if as_json:
+        emit_json({"schema": 1, "picture": str(path), "settings": settings})
+        return 0
+    for name, value in settings.items():
+        click.echo(f"{printable(name[:40]):15} {printable(str(value))}")
     return 0
 
 

@@ -10,6 +10,7 @@ model, quantisation or prediction type means anything for another; such a use is
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import zipfile
@@ -55,6 +56,7 @@ class TableInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     t_unit: str = "training steps"
     calibration: Literal["trajectory", "forward"] = "trajectory"
     branch: str = "cond"
+    thresholds: dict[str, tuple[tuple[float, float], ...]] = {}
     version: int = VERSION
 
 
@@ -149,6 +151,10 @@ class SensitivityTable:
             raise _bad(f"its metadata is unsound: {error}") from None
         if info.version != VERSION:
             raise _bad(f"it has version {info.version}, expected {VERSION}")
+        for policy, curve in info.thresholds.items():
+            if not all(0 < share <= 1 and 0 < value < math.inf for share, value in curve):
+                raise _bad(f"its thresholds of {policy[:40]!r} are {str(curve)[:80]}, expected "
+                           "shares up to 1 and thresholds above 0")  # fmt: skip
         return cls(info=info, **members)
 
 

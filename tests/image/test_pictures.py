@@ -55,7 +55,7 @@ def test_a_png_of_others_has_no_settings(tmp_path: Path) -> None:
 
 
 def test_other_names_than_png_are_refused(rows: Any, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="ends in .png"):
+    with pytest.raises(RequestError, match=r"ends in \.png"):
         pictures.save(pictures.to_image(rows, 8, 12), tmp_path / "out.jpg", {})
     assert not list(tmp_path.iterdir())
 
