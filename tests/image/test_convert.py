@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from edgert.converters.convert import convert
 
 from edgert.bundle import Bundle
 from edgert.bundle.manifest import CaptionSpec, LatentSpec
-from edgert.cli import main
+from edgert.cli import run
 from edgert.errors import ConvertError
 from edgert.session.reference import ReferenceSession
 from tests.closeness import assert_close
@@ -59,16 +58,19 @@ def test_a_captioned_pipeline_becomes_a_bundle(pixart: Any, tmp_path: Path) -> N
             want = encoder(torch.from_numpy(ids.astype(np.int64))[None]).last_hidden_state[0]
         rows = run_part(bundle, "text_encoder", {"tokens": ids})["hidden"]
         assert_close("text encoder", want.numpy(), rows, rms=1e-4)
-    assert manifest.kind == "image" and manifest.image is not None
+    assert manifest.kind == "image"
+    assert manifest.image is not None
     spec = manifest.image
-    assert spec.conditioning == "captions" and spec.null_label is None
+    assert spec.conditioning == "captions"
+    assert spec.null_label is None
     assert spec.captions == {"text_encoder": CaptionSpec(300, 1, lower=True)}
     assert spec.tokenizers == {"text_encoder": "text_encoder.tokenizer.json"}
     assert spec.latents == LatentSpec(4, 8, 0.5, 0.1)
     assert spec.defaults == {"steps": 20, "guidance": 4.5, "width": 64, "height": 64}
     assert spec.scheduler["_class_name"] == "DPMSolverMultistepScheduler"
     assert spec.scheduler["prediction_type"] == "epsilon"
-    assert "trained_betas" not in spec.scheduler and "lambda_min_clipped" not in spec.scheduler
+    assert "trained_betas" not in spec.scheduler
+    assert "lambda_min_clipped" not in spec.scheduler
     assert "transformer/config.json" in manifest.provenance.sources
     assert "tokenizer/tokenizer.json" in manifest.provenance.sources
 
@@ -80,9 +82,12 @@ def test_a_class_conditional_pipeline_becomes_a_bundle(dit: Any, tmp_path: Path)
         spec, inputs = bundle.manifest.image, models.inputs_of("dit", (8, 8))
         got = run_part(bundle, "denoiser", inputs)["out"]
         assert_close("denoiser", models.expected(module, inputs, (8, 8)), got, rms=1e-4)
-    assert spec is not None and spec.conditioning == "labels" and spec.null_label == 10
+    assert spec is not None
+    assert spec.conditioning == "labels"
+    assert spec.null_label == 10
     assert spec.labels == {"cat": 0, "tabby": 0, "dog": 1}
-    assert spec.defaults["guidance"] == 4.0 and not spec.tokenizers
+    assert spec.defaults["guidance"] == 4.0
+    assert not spec.tokenizers
 
 
 def test_the_older_class_of_both_transformers_is_read(dit: Any, tmp_path: Path) -> None:
@@ -143,7 +148,8 @@ def test_products_get_codes_and_small_matrices_16_bits(wide: Path, tmp_path: Pat
     assert found["blocks.0.modulation"] == found["blocks.0.time.1"] == "int8-g32"
     assert found["patch"] == found["head"] == "f16"
     assert found["patch_bias"] == "f32"
-    assert decoder["conv"].encoding == "f16" and decoder["conv_bias"].encoding == "f32"
+    assert decoder["conv"].encoding == "f16"
+    assert decoder["conv_bias"].encoding == "f32"
     assert "golden prompts: none" in report.summary()
 
 
@@ -175,18 +181,26 @@ def test_options_that_need_text_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_commands_convert_inspect_and_verify_a_pipeline(wide: Path, tmp_path: Path) -> None:
-    out, run = tmp_path / "x.edge", CliRunner()
-    made = run.invoke(main, ["convert", str(wide), "-o", str(out), "--quant", "int8", "--json"])
-    assert made.exit_code == 0, made.output
-    told = run.invoke(main, ["inspect", str(out)])
-    assert told.exit_code == 0, told.output
-    for line in ("image", "denoiser", "decoder", "64 x 64", "labels", "DPMSolverMultistep"):
-        assert line in told.output
-    found = json.loads(run.invoke(main, ["inspect", str(out), "--json"]).output)
-    assert found["model"] == "image" and set(found["parts"]) == {"denoiser", "decoder", "encoder"}
-    told = run.invoke(main, ["inspect", str(wide)])
-    assert told.exit_code == 0 and "would be" not in told.output, told.output
-    checked = run.invoke(main, ["verify", str(out), "--values"])
-    assert checked.exit_code == 0, checked.output
-    assert "denoiser.weights.safetensors" in checked.output
+def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a command prints that ends well."""
+    capsys.readouterr()
+    code = run([str(word) for word in words])
+    output = capsys.readouterr()
+    assert code == 0, output.out + output.err
+    return output.out
+
+
+def test_commands_convert_inspect_and_verify_a_pipeline(
+    wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.edge"
+    told(capsys, "convert", wide, "-o", out, "--quant", "int8", "--json")
+    text = told(capsys, "inspect", out)
+    for line in ("image, 64 x 64", "denoiser", "decoder", "labels", "DPMSolverMultistep"):
+        assert line in text
+    found = json.loads(told(capsys, "inspect", out, "--json"))
+    assert found["model"] == "image"
+    assert set(found["parts"]) == {"denoiser", "decoder", "encoder"}
+    assert "image, 64 x 64" in told(capsys, "inspect", wide)
+    checked = told(capsys, "verify", out, "--values")
+    assert "denoiser.weights.safetensors" in checked
