@@ -13,7 +13,7 @@ from ...errors import BundleError, ConvertError
 from ..families.config import refused
 from ..families.recipe import F32, Recipe
 from ..match import match_tensors
-from ..sources.base import Source, SourceTensor, Text
+from ..sources.base import Image, Source, SourceTensor, Text
 from ..weights import spans_of
 from .base import PartInProgress
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """What was found in a source. text, tokenizer: None for a model without text. hashes: of the
-    source's files, by name."""
+    """What was found in a source. text, tokenizer: None for a model without text; image: for one
+    without pictures. hashes: of the source's files, by name."""
 
     parts: tuple[PartInProgress, ...]
     text: Text | None
     tokenizer: Tokenizer | None
     hashes: dict[str, str]
+    image: Image | None = None
 
     def template(self) -> ChatTemplate | None:
         """The chat template, None where there is none. Raises BundleError."""
@@ -50,18 +51,23 @@ def read(source: Source) -> Reading:
     faults = list(source.faults)
     planned = source.parts(faults)
     text = source.text(planned, faults)
+    image = source.image(planned, faults)
     faults += match_tensors(planned, source.tensors)
     if faults:
         raise refused(faults)
     tokenizer = None if text is None else build_tokenizer(text)
-    files = {**(text.files if text else {}), **source.sidecars}  # they come with the first part
+    if image is not None:
+        for name in image.spec.tokenizers:
+            check_captions(image, name)
+    own_files = {**(text.files if text else {}), **(image.files if image else {})}
+    files = {**own_files, **source.sidecars}  # they come with the first part
     parts: list[PartInProgress] = []
     for part in planned:
         part.graph.shapes()
         weights = {name: RecipeWeight(part.weights[name], source.tensors) for name in part.weights}
         own = {} if parts else files
         parts.append(PartInProgress(part.name, part.role, part.graph, weights, own))
-    return Reading(tuple(parts), text, tokenizer, source.hashes())
+    return Reading(tuple(parts), text, tokenizer, source.hashes(), image)
 
 
 def build_tokenizer(text: Text) -> Tokenizer:
@@ -84,6 +90,24 @@ def build_tokenizer(text: Text) -> Tokenizer:
             error.message,
             code=error.code,
             hint="take the tokenizer files that belong to these weights",
+        ) from None
+
+
+def check_captions(image: Image, part: str) -> None:
+    """The tokenizer of a text encoder is one that loading will take, and its tokens have rows.
+    Raises ConvertError."""
+    from ...text.tokenizer import Tokenizer
+
+    file, caption, rows = image.spec.tokenizers[part], image.spec.captions[part], image.rows[part]
+    try:
+        Tokenizer(
+            image.files[file], vocab_size=rows, eos_token_ids=(caption.end_id,), where=file
+        ).encode("a picture")
+    except BundleError as error:
+        raise ConvertError(
+            error.message,
+            code=error.code,
+            hint="take the tokenizer files that belong to this text encoder",
         ) from None
 
 

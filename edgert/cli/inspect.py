@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import RequestError
 from .settings import emit_json, json_option, megabytes
+
+if TYPE_CHECKING:
+    from ..bundle.describe import Description
 
 
 @click.command("inspect")
@@ -32,6 +35,19 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         extra = {"placement": placed} if device else {}
         emit_json({"schema": 1, **found.to_dict(), **extra})
         return 0
+    lines = _pictures(found) if found.model == "image" else _text(found)
+    for name, text in lines.items():
+        click.echo(f"{name:11} {text}")
+    for provider in sorted({node["provider"] for node in placed}):
+        mine = [node for node in placed if node["provider"] == provider]
+        counts = Counter(node["op"] for node in mine)
+        ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
+        click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
+    return 0
+
+
+def _text(found: Description) -> dict[str, str]:
+    """What is told of a language model."""
     held = _listed(_merged(found.encodings))
     lines = {
         found.kind: f"{found.name} ({found.path})",
@@ -50,14 +66,26 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         lines["made by"] = str(found.provenance.get("command", ""))
     if found.packed:
         lines["sparse"] = f"on the CPU read as {_listed(found.packed)}"
-    for name, text in lines.items():
-        click.echo(f"{name:11} {text}")
-    for provider in sorted({node["provider"] for node in placed}):
-        mine = [node for node in placed if node["provider"] == provider]
-        counts = Counter(node["op"] for node in mine)
-        ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
-        click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
-    return 0
+    return lines
+
+
+def _pictures(found: Description) -> dict[str, str]:
+    """What is told of a picture pipeline."""
+    how, names = found.picture, f" ({found.picture['labels']} names)"
+    asked = how["conditioning"] or "nothing"
+    lines = {
+        found.kind: f"{found.name} ({found.path})",
+        "makes": "image" if not how.get("width") else f"image, {how['width']} x {how['height']}",
+        "asked by": asked + (names if how["labels"] else ""),
+        "sampled": f"{how['scheduler'] or 'as asked'}, {how.get('steps', '?')} steps, guidance "
+        f"{how.get('guidance', '?')}",
+        "parameters": f"{found.parameters:,}",
+        "weights": f"{megabytes(found.weights)}: {_listed(_merged(found.encodings))}",
+        "parts": _listed(found.parts),
+    }
+    if found.kind == "bundle":
+        lines["made by"] = str(found.provenance.get("command", ""))
+    return lines
 
 
 def _picture(path: Path, *, as_json: bool) -> int:
