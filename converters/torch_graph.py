@@ -26,6 +26,7 @@ from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
+from .torch_grid import GRIDS
 
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
@@ -153,6 +154,7 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "add": _add,
     "select": _select,
     "softcap": _softcap,
+    **GRIDS,
 }
 
 

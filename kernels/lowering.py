@@ -103,6 +103,9 @@ class Builder(Protocol):
     def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0) -> str:
         """Declare a buffer of `row_bytes` for each of `rows` rows, `least` bytes at least."""
 
+    def view(self, name: str, buffer: str, offset: int) -> None:
+        """Name the memory `offset` bytes into a value, for operands."""
+
     def like(self, name: str, buffer: str) -> str:
         """Declare a buffer of the size and stride of another one."""
 

@@ -4,22 +4,28 @@ from . import (
     activation,
     append,
     attention,
+    conv,
+    group_norm,
     linear,
     linear_float,
     linear_indexed,
     linear_planes,
     scatter,
     stream,
+    upsample,
 )
 
 __all__ = [
     "activation",
     "append",
     "attention",
+    "conv",
+    "group_norm",
     "linear",
     "linear_float",
     "linear_indexed",
     "linear_planes",
     "scatter",
     "stream",
+    "upsample",
 ]

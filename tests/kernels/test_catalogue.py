@@ -33,6 +33,7 @@ from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
 from ..onnx_model import ort_session
+from .cases_grid import cases as grid_cases
 
 CONTEXT = 1024
 EXACT = 2e-5  # the same formula in float32, summed in another order
@@ -40,6 +41,7 @@ CODES = 2e-3  # ... with activations quantized: a value on the edge may take the
 FLOATS = 2e-2  # float activations against quantized ones
 HALF = 4e-3  # float16 activations
 F32 = NDArray[np.float32]
+PRODUCTS = ("linear", "conv2d")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ class Case:
 
     @property
     def quantized(self) -> bool:
-        return self.op == "linear" and ENCODINGS[self.weights["weight"][1]].blocks is not None
+        return (
+            "weight" in self.weights
+            and self.op in PRODUCTS
+            and ENCODINGS[self.weights["weight"][1]].blocks is not None
+        )
 
 
 def _linear(encoding: str, n: int, k: int, rows: int, *, bias: bool = False) -> Case:
@@ -159,6 +165,7 @@ CASES: dict[str, list[Case]] = {
         Case("softcap", c, rows, attrs={"cap": 3.0}) for c, rows in ((63, 63), (500, 1), (1, 5))
     ],
 }  # fmt: skip
+CASES |= {op: [Case(**spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
 
@@ -188,7 +195,7 @@ def build(case: Case) -> tuple[Graph, dict[str, Matrix]]:
     inputs = [
         Value(name, ("R" if name == "rows" else "T",), "int32")
         if name in op.integer
-        else Value(name, ("T", case.width))
+        else Value(name, (case.rows if "height" in op.attrs else "T", case.width))
         for name in op.inputs
     ]
     nodes = [Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs)]
@@ -364,6 +371,8 @@ def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> Non
         quantized = (
             FLOATS  # MatMulNBits rounds activations in blocks as large as the weights' groups
         )
+    if executor == "onnx" and case.op == "conv2d":
+        quantized = FLOATS  # its weights are dequantized, its activations stay float
     limit = quantized if case.quantized else plain
     assert_close(f"{case.name} {executor}", expected, got, rms=limit)
 
