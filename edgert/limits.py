@@ -44,6 +44,7 @@ EVAL_BYTES = 256 << 20
 CALIBRATION_BYTES = 64 << 20
 CALIBRATION_LINE = 1 << 20  # characters
 LAYERS = 1024
+PICTURE_SIDE = 1 << 14  # pixels, of pictures that are made
 CHECKPOINTS = 8  # of one sequence with recurrent states
 CHECKPOINT_BYTES = 64 << 20  # of one sequence, all of them together
 HEADS = 4096

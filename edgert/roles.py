@@ -4,7 +4,7 @@
 |----------------|------------------------------------------|-------------------------------------|
 | text           | tokens or float rows, a step at a time   | logits of wanted rows; hidden rows  |
 | draft          | as text, may borrow another part's cache | as text                             |
-| text-encoder, vision-encoder, projector, denoiser, decoder, reward | arrays | arrays           |
+| text-encoder, vision-encoder, projector, denoiser, decoder, encoder, reward | arrays | arrays |
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 from .graph import Graph, Value
 
 STEPPED = ("text", "draft")
-FUNCTIONS = ("text-encoder", "vision-encoder", "projector", "denoiser", "decoder", "reward")
+FUNCTIONS = (
+    "text-encoder", "vision-encoder", "projector", "denoiser", "decoder", "encoder", "reward",
+)  # fmt: skip
 ROLES = STEPPED + FUNCTIONS
 # Roles without which a bundle of a kind cannot do what it is for.
 KINDS: dict[str, tuple[str, ...]] = {

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import limits
-from ...graph import Graph, Node, Value, Weight
+from ...graph import Graph, Node, Value
 from ...kernels.states import KVState, StateSpec
 from .config import Decoder
+from .nodes import Nodes
 from .recipe import FamilyModel, Part, Recipe
 from .rope import Rope
 
@@ -32,30 +33,17 @@ class Rotary:
 NO_ROPE = Rotary({}, {})
 
 
-class Builder:
-    """Collects nodes, weights and recipes. `width` C, `heads` H, `kv_heads` G, `head_dim` D."""
+class Builder(Nodes):
+    """Nodes of a decoder. `width` C, `heads` H, `kv_heads` G, `head_dim` D."""
 
     def __init__(self, config: Decoder, *, head_dim: int | None = None) -> None:
+        super().__init__()
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
         self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads
         self.head_dim = head_dim or config.hidden_size // config.num_attention_heads
         self.ff, self.vocab = config.intermediate_size, config.vocab_size
         self.eps, self.context = config.rms_norm_eps, config.max_position_embeddings
-        self.nodes: list[Node] = []
-        self.weights: dict[str, Weight] = {}
-        self.recipes: dict[str, Recipe] = {}
         self.states: dict[str, StateSpec] = {}
-        self.tied: dict[str, str] = {}
-
-    def weight(self, name: str, recipe: Recipe) -> str:
-        self.weights[name] = Weight(recipe.shape)
-        self.recipes[name] = recipe
-        return name
-
-    def node(self, op: str, inputs: Sequence[str], label: str, **fields: Any) -> str:
-        output = f"{label}.y"
-        self.nodes.append(Node(op, tuple(inputs), output, **fields))
-        return output
 
     def vector(self, name: str, tensor: str, size: int, *, offset: float = 0.0) -> str:
         """A one-dimensional weight of the checkpoint."""
@@ -68,9 +56,6 @@ class Builder:
             rows = tuple(Part(_bias_of(part.name), part.shape[:1]) for part in parts)
             weights["bias"] = self.weight(f"{label}_bias", Recipe(rows))
         return self.node("linear", [x], label, weights=weights)
-
-    def add(self, a: str, b: str, label: str) -> str:
-        return self.node("add", [a, b], label)
 
     def norm(self, x: str, label: str, tensor: str, *, offset: float = 0.0) -> str:
         """rms_norm over rows of C; `offset` 1 for families that store w - 1."""

@@ -8,11 +8,13 @@ part, called "model", and no roles; it is read as what it means in format 2, whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
 
+from .. import limits
 from ..errors import BundleError
 from ..roles import KINDS, ROLES
 from ..storage import strict_json
@@ -26,6 +28,7 @@ MANIFEST_NAME = "manifest.json"
 _AGAIN = "the bundle is damaged or was made by another edgert; convert the model again"
 _SECTIONS = ("text", "image", "vision")
 _EXTENSIBLE = (*_SECTIONS, "provenance")
+CONDITIONINGS = ("", "labels", "captions")  # of image.conditioning; "": nothing
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,13 +66,53 @@ class TextSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: dict[str, float | int] = {}
 
 
+class CaptionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a caption becomes the tokens that a text encoder reads.
+
+    max_tokens: with start and end token; longer captions are cut in front of the end. pad_id: what
+    shorter ones are filled up with to max_tokens; None: they are not filled up. lower: captions are
+    stripped and made lower-case first.
+    """
+
+    max_tokens: int
+    end_id: int
+    start_id: int | None = None
+    pad_id: int | None = None
+    lower: bool = False
+
+
+class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What lies between denoiser and decoder: `channels`, and pixels of a side per latent.
+
+    The decoder takes latents / scaling + shift, the encoder gives what becomes latents by
+    (y - shift) * scaling. low, high: the decoder's values of black and white, the encoder's too.
+    """
+
+    channels: int
+    downscale: int
+    scaling: float = 1.0
+    shift: float = 0.0
+    low: float = -1.0
+    high: float = 1.0
+
+
 class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture is sampled. scheduler: the settings of the noise schedule. tokenizers: file
-    name by text-encoder part. defaults: sampling (steps, guidance, width, height)."""
+    """How a picture is sampled.
+
+    scheduler: diffusers' settings of the noise schedule, with `_class_name`. conditioning: what a
+    picture is asked for by: one of CONDITIONINGS. tokenizers, captions: file name, and how it is
+    used, by text-encoder part. labels: class by name; null_label: the class of no label. defaults:
+    sampling (steps, guidance), and width and height in pixels, which the graphs were made for.
+    """
 
     scheduler: dict[str, str | float | int | bool] = {}
     tokenizers: dict[str, str] = {}
     defaults: dict[str, float | int] = {}
+    conditioning: str = ""
+    captions: dict[str, CaptionSpec] = {}
+    labels: dict[str, int] = {}
+    null_label: int | None = None
+    latents: LatentSpec | None = None
 
 
 class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -236,6 +279,8 @@ def _check_manifest(where: str, manifest: Manifest) -> None:
     if missing:
         raise _fail(where, f"uses {missing[:8]}, which `files` does not list with size and hash")
     _check_ids(where, manifest)
+    if manifest.image is not None:
+        _check_image(where, manifest, manifest.image)
 
 
 def used_files(manifest: Manifest) -> Iterable[str]:
@@ -280,3 +325,49 @@ def _check_ids(where: str, manifest: Manifest) -> None:
         raise _fail(where, "text.tool_template without a chat_template, expected both or neither")
     if text.add_bos and text.bos_token_id is None:
         raise _fail(where, "text.add_bos is true without a bos_token_id, expected both or neither")
+
+
+def _check_image(where: str, manifest: Manifest, image: ImageSpec) -> None:
+    encoders = {name for name, part in manifest.parts.items() if part.role == "text-encoder"}
+    for field, names in (("tokenizers", image.tokenizers), ("captions", image.captions)):
+        if unknown := sorted(set(names) - encoders):
+            raise _fail(
+                where,
+                f"image.{field} names {unknown[:4]}, expected parts with the role 'text-encoder': "
+                f"{sorted(encoders)[:8]}",
+            )
+    for fault in _image_faults(image):
+        raise _fail(where, fault)
+
+
+def _image_faults(image: ImageSpec) -> Iterable[str]:
+    if image.conditioning not in CONDITIONINGS:
+        yield f"image.conditioning is {image.conditioning[:32]!r}, expected one of {CONDITIONINGS}"
+    if set(image.captions) != set(image.tokenizers) and image.captions:
+        yield "image.captions and image.tokenizers name other parts, expected the same"
+    for name, caption in image.captions.items():
+        ids = (caption.end_id, caption.start_id or 0, caption.pad_id or 0)
+        if not 2 <= caption.max_tokens <= limits.CONTEXT_TOKENS or min(ids) < 0:
+            yield (
+                f"image.captions.{name} has max_tokens {caption.max_tokens} and ids {ids}, "
+                f"expected 2 to {limits.CONTEXT_TOKENS} tokens and ids from 0 on"
+            )
+    numbers = [n for n in (*image.defaults.values(), *image.scheduler.values())
+               if isinstance(n, float)]  # fmt: skip
+    if image.latents is not None:
+        held = image.latents
+        numbers += [held.scaling, held.shift, held.low, held.high]
+        sizes = 0 < held.channels < 1 << 16 and 0 < held.downscale <= 1 << 10
+        if not sizes or held.scaling == 0 or not held.low < held.high:
+            yield f"image.latents is {held}, expected sizes and a scaling above 0 and low < high"
+    if not all(map(math.isfinite, numbers)):
+        yield "image holds numbers that are not finite"
+    for side in ("width", "height"):
+        if not 0 < image.defaults.get(side, 1) <= limits.PICTURE_SIDE:
+            yield (
+                f"image.defaults.{side} is {image.defaults[side]}, expected 1 to "
+                f"{limits.PICTURE_SIDE}"
+            )
+    bad = [n for n in (*image.labels.values(), image.null_label or 0) if n < 0]
+    if bad:
+        yield f"image.labels holds class {bad[0]}, expected 0 or more"
