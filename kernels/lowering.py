@@ -104,6 +104,9 @@ class Builder(Protocol):
         """Declare a buffer of `row_bytes` for each of `rows` rows, `least` bytes at least, and
         `more` besides."""
 
+    def view(self, name: str, buffer: str, offset: int) -> None:
+        """Name the memory `offset` bytes into a value, for operands."""
+
     def like(self, name: str, buffer: str) -> str:
         """Declare a buffer of the size and stride of another one."""
 

@@ -2,8 +2,6 @@
 
 rms_norm    y = x / sqrt(mean(x^2) + eps) * weight, over the last axis            (arXiv 1910.07467)
 layer_norm  y = (x - mean(x)) / sqrt(var(x) + eps) (* weight + bias), last axis   (arXiv 1607.06450)
-group_norm  the same over all rows and the channels of a group, then * weight + bias by channel
-                                                                                  (arXiv 1803.08494)
 """
 
 from __future__ import annotations
@@ -45,17 +43,6 @@ def layer_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping
     return out + weights["bias"] if "bias" in weights else out
 
 
-def group_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
-    """x float32 [N, C], weight and bias float32 [C] -> float32 [N, C]."""
-    (x,) = inputs
-    grouped = x.reshape(len(x), attrs["groups"], -1)
-    centred = grouped - grouped.mean(axis=(0, 2), keepdims=True, dtype=np.float64)
-    variance = np.square(centred).mean(axis=(0, 2), keepdims=True)
-    unit = (centred / np.sqrt(variance + attrs["eps"])).reshape(x.shape)
-    out: F32 = (unit * weights["weight"] + weights["bias"]).astype(np.float32)
-    return out
-
-
 def lower_rms_norm(b: Builder, node: Any) -> None:
     """rms_norm, unless every reader is a product that norms as it quantizes its input."""
     readers = b.readers(node.output)
@@ -78,7 +65,7 @@ def lower_layer_norm(b: Builder, node: Any) -> None:
 
 
 LOWER: dict[str, Lower] = {"rms_norm": lower_rms_norm, "layer_norm": lower_layer_norm}
-REFERENCE = {"rms_norm": rms_norm, "layer_norm": layer_norm, "group_norm": group_norm}
+REFERENCE = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
 
 def _norm_body(body: Body) -> None:

@@ -1,6 +1,5 @@
 """Ops on grids: rows [H·W, C], row y·W + x is the cell at (x, y).
 
-upsample            every cell becomes factor x factor equal ones (nearest neighbour)
 patchify            patch x patch cells become one row, channels in the order (py, px, c)
 unpatchify          the inverse
 add_grid_positions  y = x + sines and cosines of the cell's column, then of its row
@@ -26,16 +25,6 @@ PATCHES = operands(
 )  # fmt: skip
 POSITIONS = operands("x", "y", "stride", "across", "half", "columns", "lines")
 CONCAT = operands("a", "a_stride", "a_width", "b", "b_stride", "b_width", "y", "y_stride")
-
-
-def _grid(x: F32, attrs: Mapping[str, Any]) -> F32:
-    return x.reshape(attrs["height"], attrs["width"], -1)
-
-
-def upsample(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
-    """x float32 [H * W, C] -> float32 [f H * f W, C]."""
-    x, factor = _grid(inputs[0], attrs), attrs["factor"]
-    return x.repeat(factor, axis=0).repeat(factor, axis=1).reshape(-1, x.shape[2])
 
 
 def patchify(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
@@ -132,7 +121,7 @@ LOWER: dict[str, Lower] = {
     "add_grid_positions": lower_positions, "concat": lower_concat,
 }  # fmt: skip
 REFERENCE = {
-    "upsample": upsample, "patchify": patchify, "unpatchify": unpatchify,
+    "patchify": patchify, "unpatchify": unpatchify,
     "add_grid_positions": add_grid_positions, "concat": concat,
 }  # fmt: skip
 

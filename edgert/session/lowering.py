@@ -54,6 +54,7 @@ class Lowering:
         self.sizes: dict[str, int] = {}
         self.strides: dict[str, int] = {}
         self.constants: dict[str, NDArray[Any]] = {}
+        self.views: dict[str, tuple[str, int]] = {}
         self.paired: set[str] = set()
         self.scratch_bytes = self.partial_bytes = 0
         self._skipped: set[str] = set()
@@ -141,6 +142,9 @@ class Lowering:
         self.strides[name] = row_bytes
         self.sizes[name] = max(count * row_bytes, least) + more
         return name
+
+    def view(self, name: str, buffer: str, offset: int) -> None:
+        self.views[name] = buffer, offset
 
     def like(self, name: str, buffer: str) -> str:
         self.strides[name], self.sizes[name] = self.strides[buffer], self.sizes[buffer]

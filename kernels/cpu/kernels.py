@@ -5,6 +5,8 @@ from . import (
     append,
     attention,
     dot_attention,
+    conv,
+    group_norm,
     linear,
     linear_float,
     linear_indexed,
@@ -13,6 +15,7 @@ from . import (
     rows,
     scatter,
     stream,
+    upsample,
 )
 
 __all__ = [
@@ -20,6 +23,8 @@ __all__ = [
     "append",
     "attention",
     "dot_attention",
+    "conv",
+    "group_norm",
     "linear",
     "linear_float",
     "linear_indexed",
@@ -28,4 +33,5 @@ __all__ = [
     "rows",
     "scatter",
     "stream",
+    "upsample",
 ]
