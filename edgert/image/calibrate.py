@@ -208,7 +208,7 @@ def fit(rho: NDArray[np.float64], change: NDArray[np.float64]) -> tuple[F64, flo
     total = float(((change - change.mean()) ** 2).sum())
     left = float(((change - scaled(x)) ** 2).sum())
     quality = 1 - left / total if total > 0 else 0.0
-    found = scaled.convert().coef[::-1]
-    found = np.concatenate([np.zeros(5 - len(found)), found])
+    given = np.asarray(scaled.convert().coef[::-1], np.float64)
+    found: F64 = np.concatenate([np.zeros(5 - len(given)), given])
     sound = quality >= SOUND_FIT and bool(np.all(np.isfinite(found)))
     return (found if sound else identity), quality

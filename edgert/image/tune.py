@@ -13,7 +13,7 @@ from .calibrate import Case
 from .guidance import Guidance
 from .loop import Caching, sample
 from .policies import Fixed, Policy, SenCache
-from .schedules import Run, Sampler
+from .schedules import Sampler
 
 RANGE = (1e-4, 10.0)
 RUNS = 8
@@ -57,7 +57,7 @@ def tune(
     total = len(sampler)
     if not (math.isfinite(target) and 1 <= target <= total) or not cases:
         raise RequestError(
-            f"{target} evaluations on {len(cases)} cases, expected from 1 to {total} on one or more",
+            f"{target} evaluations on {len(cases)} cases, expected from 1 to {total} and a case",
             code="parameter-range",
             hint="half of the steps is a good start",
             field="target",
@@ -67,12 +67,11 @@ def tune(
     settings = caching or Caching()
 
     def count(candidate: Policy) -> float:
-        runs = [
-            sample(case.model, sampler, case.x, guidance=guidance, run=Run([case.seed] * len(case.x)),
-                   caching=replace(settings, policy=candidate)).evaluations
-            for case in cases
-        ]  # fmt: skip
-        return float(np.mean(runs))
+        chosen = replace(settings, policy=candidate)
+        runs = (
+            sample(case.model, sampler, case.x, guidance=guidance, caching=chosen) for case in cases
+        )
+        return float(np.mean([run.evaluations for run in runs]))
 
     if isinstance(policy, Fixed) and policy.tuned == "evaluations":
         spread = replace(policy, evaluations=target)

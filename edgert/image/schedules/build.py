@@ -170,7 +170,7 @@ def _euler(config: Config, steps: int, count: int) -> Euler:
         t = noise.trailing(steps, count)
     else:
         t = noise.linspace(steps, count - 1, whole=False)
-    sigmas = np.interp(t, np.arange(count), table)
+    sigmas: F64 = np.interp(t, np.arange(count), table)
     log_linear = config.choice("interpolation_type", "linear", ("linear", "log_linear"))
     if config.flag("use_karras_sigmas", False):
         sigmas = noise.karras(float(sigmas[-1]), float(sigmas[0]), steps)
