@@ -26,8 +26,8 @@ from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
-from .torch_rows import ROWS
 from .torch_grid import GRIDS
+from .torch_rows import ROWS
 
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
