@@ -164,8 +164,8 @@ def _report(made: Pictures, files: list[Path], *, show: bool) -> None:
         click.echo(f"{file}  seed {made.seeds[index]}")
     t = made.timings
     say(
-        f"{made.settings['steps']} steps, {made.evaluations:g} computed ({made.settings['cache']}); "
-        f"caption {t['encode_s']:.2f} s, steps {t['denoise_s']:.2f} s, decoding "
+        f"{made.settings['steps']} steps, {made.evaluations:g} computed "
+        f"({made.settings['cache']}); caption {t['encode_s']:.2f} s, steps {t['denoise_s']:.2f} s, decoding "
         f"{t['decode_s']:.2f} s"
     )
 

@@ -303,8 +303,10 @@ class ImageModel:
             images.append(self.decode(latent))
         ended = time.perf_counter()
         timings = {
-            "encode_s": encoded - begin, "denoise_s": sampled - encoded, "decode_s": ended - sampled,
-        }  # fmt: skip
+            "encode_s": encoded - begin,
+            "denoise_s": sampled - encoded,
+            "decode_s": ended - sampled,
+        }
         return Pictures(
             images, request.seeds, self._settings(request, plan, done), done.evaluations, timings
         )
