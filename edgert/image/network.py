@@ -49,13 +49,12 @@ class Network:
     def embed(self, x: Array, at: At) -> tuple[Array, list[dict[str, F32]]]:
         """x [n, C, H, W] -> token rows [n, N, D], and what each picture's body and head read."""
         found = []
+        given = {
+            pieces.TIMESTEP: np.full((1, 1), at.t, np.float32), **self.conditions[at.branch],
+        }  # fmt: skip
         for latent in x:
-            given = {
-                pieces.X: to_rows(latent),
-                pieces.TIMESTEP: np.full((1, 1), at.t, np.float32),
-                **self.conditions[at.branch],
-            }
-            found.append({**self._run(self.cut.embed, given), **self.conditions[at.branch]})
+            made = self._run(self.cut.embed, {pieces.X: to_rows(latent), **given})
+            found.append({**given, **made})
         return np.stack([one.pop(pieces.EMBEDDED) for one in found]), found
 
     def body(self, h: Array, aux: list[dict[str, F32]]) -> Array:
