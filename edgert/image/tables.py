@@ -113,7 +113,7 @@ class SensitivityTable:
         columns = {name: getattr(self, name) for name in (*COLUMNS, *EXTRAS)}
         file = io.BytesIO()
         given = {n: np.asarray(c, np.float64) for n, c in columns.items() if c is not None}
-        np.savez_compressed(file, allow_pickle=False, meta=meta, **given)
+        np.savez_compressed(file, meta=meta, **given)
         return file.getvalue()
 
     def save(self, path: Path) -> None:

@@ -246,6 +246,9 @@ def test_a_seed_is_one_latent_in_any_batch() -> None:
     sampler = sampler_of(EULER, 5)
     both = start(sampler, (2, 4, 8, 8), Run([7, 9]))
     np.testing.assert_array_equal(both[1:], start(sampler, (1, 4, 8, 8), Run([9])))
+    for bad in (-1, 1 << 64):
+        with pytest.raises(RequestError, match="a seed is"):
+            Run([bad])
     with pytest.raises(RequestError, match="1 seeds for 2 latents"):
         start(sampler, (2, 4), Run([1]))
 

@@ -106,6 +106,17 @@ def _table(config: Config, count: int, *, kind: str = "linear", ends: tuple[floa
     return noise.alpha_bars(chosen, low, high, count, config.flag("rescale_betas_zero_snr", False))
 
 
+def _check_noise(bars: F64, prediction: Prediction) -> None:
+    """Raise ConvertError where x0 = (x - √(1 - ᾱ)·ε)/√ᾱ would divide by 0."""
+    if bars[0] == 0 and prediction == "epsilon":
+        raise ConvertError(
+            "the schedule ends in pure noise (rescale_betas_zero_snr), from which a network that "
+            "predicts the noise learns nothing of the picture; expected v_prediction",
+            code="scheduler-value",
+            hint="report the model: its prediction_type and its noise table contradict each other",
+        )
+
+
 def _clip(config: Config, default: bool) -> float | None:
     on = config.flag("clip_sample", default)
     return config.number("clip_sample_range", 1.0, 1e-6, 1e6) if on else None
@@ -124,13 +135,7 @@ def _ddim(config: Config, steps: int, count: int, eta: float) -> DDIM:
     previous = np.where(before >= 0, bars[np.maximum(before, 0)], final)
     own = np.append(bars[t.astype(np.int64)], previous[-1])
     prediction = cast(Prediction, config.choice("prediction_type", "epsilon", PREDICTIONS))
-    if own[0] == 0 and prediction == "epsilon":
-        raise ConvertError(
-            "the schedule ends in pure noise (rescale_betas_zero_snr), from which a network that "
-            "predicts the noise learns nothing of the picture; expected v_prediction",
-            code="scheduler-value",
-            hint="report the model: its prediction_type and its noise table contradict each other",
-        )
+    _check_noise(own, prediction)
     return DDIM(
         timesteps=t, sigmas=noise.sigmas_of(own), alphas=np.sqrt(own), noises=np.sqrt(1 - own),
         prediction=prediction, clip=_clip(config, True), previous=previous, eta=eta,
@@ -151,10 +156,12 @@ def _lcm(config: Config, steps: int, count: int) -> LCM:
     taught = (np.arange(original, 0, -1) * (count // original)) - 1
     t = taught[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)]
     own = np.append(bars[t], bars[t[-1]])
+    prediction = cast(Prediction, config.choice("prediction_type", "epsilon", PREDICTIONS))
+    _check_noise(own, prediction)
     return LCM(
         timesteps=t.astype(np.float64), sigmas=noise.sigmas_of(own), alphas=np.sqrt(own),
         noises=np.sqrt(1 - own), clip=_clip(config, False), stochastic=steps > 1,
-        prediction=cast(Prediction, config.choice("prediction_type", "epsilon", PREDICTIONS)),
+        prediction=prediction,
         timestep_scale=config.number("timestep_scaling", 10.0, 1e-3, 1e6),
     )  # fmt: skip
 
