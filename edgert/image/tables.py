@@ -112,7 +112,9 @@ class SensitivityTable:
         meta = np.frombuffer(msgspec.json.encode(self.info), np.uint8)
         columns = {name: getattr(self, name) for name in (*COLUMNS, *EXTRAS)}
         file = io.BytesIO()
-        given = {n: np.asarray(c, np.float64) for n, c in columns.items() if c is not None}
+        given: dict[str, Any] = {
+            n: np.asarray(c, np.float64) for n, c in columns.items() if c is not None
+        }
         np.savez_compressed(file, meta=meta, **given)
         return file.getvalue()
 
