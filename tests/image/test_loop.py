@@ -219,6 +219,15 @@ def test_residual_mode_on_a_body_that_adds_nothing_is_the_uncached_sampler() -> 
     np.testing.assert_array_equal(expected.x, got.x)
 
 
+def test_nothing_kept_is_nothing_reused() -> None:
+    class Eager(Fixed):
+        def decide(self, ctx: Any) -> bool:
+            return False
+
+    got = sample(Counted().model, flow_sampler(9), latents(), caching=Caching(policy=Eager()))
+    assert got.computed[:, 0, 0].tolist() == [True] + [False] * 8
+
+
 def test_fora_reuses_blocks_with_fresh_gates() -> None:
     """Where only the gates change from step to step, it is the uncached sampler."""
 

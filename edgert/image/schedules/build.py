@@ -23,6 +23,7 @@ KINDS: dict[str, Kind] = {
     "LCMScheduler": "lcm",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
+SMALLEST_BAR = 1e-12  # of a table that is not rescaled; the cosine ends at 2e-9
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -103,7 +104,16 @@ def _table(config: Config, count: int, *, kind: str = "linear", ends: tuple[floa
     low = config.number("beta_start", ends[0], 1e-8, 0.999)
     high = config.number("beta_end", ends[1], low, 0.999)
     chosen = config.choice("beta_schedule", kind, kinds)
-    return noise.alpha_bars(chosen, low, high, count, config.flag("rescale_betas_zero_snr", False))
+    zero = config.flag("rescale_betas_zero_snr", False)
+    bars = noise.alpha_bars(chosen, low, high, count, zero)
+    if (least := float(bars[: count - zero].min(initial=1.0))) < SMALLEST_BAR:
+        raise ConvertError(
+            f"the noise table falls to ᾱ = {least:g}, expected at least {SMALLEST_BAR:g}",
+            code="scheduler-value",
+            hint="beta_start, beta_end or beta_schedule is not what the model was trained with",
+            key="beta_end",
+        )
+    return bars
 
 
 def _check_noise(bars: F64, prediction: Prediction) -> None:
@@ -227,7 +237,7 @@ def _dpm_solver(config: Config, steps: int, count: int, mu: float | None) -> DPM
 def _dpm_timesteps(config: Config, steps: int, count: int, table: F64) -> F64:
     """float64 [steps]; the noisiest are left out where λ is below lambda_min_clipped."""
     floor = config.floor("lambda_min_clipped")
-    last = count - int(np.searchsorted(-np.log(table)[::-1], floor))
+    last = max(count - int(np.searchsorted(-np.log(table)[::-1], floor)), 1)
     spacing = config.choice("timestep_spacing", "linspace", SPACINGS)
     if spacing == "leading":
         offset = config.whole("steps_offset", 0, 0, count)
