@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -139,8 +140,6 @@ def calibrate(
 def _filled(
     info: TableInfo, steps: int, latent: tuple[int, ...], samples: int, mode: str
 ) -> TableInfo:
-    import msgspec
-
     return msgspec.structs.replace(
         info, steps=steps, latent=latent, samples=samples, calibration=mode
     )

@@ -34,7 +34,8 @@ class Denoiser:
 
     full: (x, at) -> y. embed: (x, at) -> (h, aux). body: (h, aux) -> h_out, all blocks. head:
     (h_out, aux) -> y. Here x [n, ...] float32, h and h_out [n, tokens, d], aux whatever the model
-    wants, y [n, ...] with channels on axis 1.
+    wants, y [n, ...] with channels on axis 1. Arrays that are returned are kept for later steps:
+    the model must not write into them again.
 
     feature: (h, aux) -> the modulated input of block 0 as a grid [n, H', W', C]; without it the
     policies that want one look at x. keep: (h, aux) -> (h_out, kept) and reuse: (h, aux, kept) ->

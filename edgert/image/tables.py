@@ -112,10 +112,10 @@ class SensitivityTable:
     def to_bytes(self) -> bytes:
         """The file's content, the same for the same table."""
         meta = np.frombuffer(msgspec.json.encode(self.info), np.uint8)
-        columns = {name: getattr(self, name) for name in (*COLUMNS, *EXTRAS)}
+        columns = {name: getattr(self, name) for name in (*COLUMNS, *EXTRAS)}  # float64 each
         file = io.BytesIO()
-        given = {n: np.asarray(c, np.float64) for n, c in columns.items() if c is not None}
-        np.savez_compressed(file, allow_pickle=False, meta=meta, **given)
+        given: dict[str, Any] = {name: c for name, c in columns.items() if c is not None}
+        np.savez_compressed(file, meta=meta, **given)
         return file.getvalue()
 
     def save(self, path: Path) -> None:
@@ -198,8 +198,10 @@ def _check_column(name: str, column: F64, steps: int) -> None:
     if not 1 <= steps <= limits.CACHE_TABLE_STEPS:
         raise _bad(f"it has {steps} steps, expected from 1 to {limits.CACHE_TABLE_STEPS}")
     wanted = range(1, 10) if name == "polynomial" else range(steps, steps + 1)
-    if column.ndim != 1 or len(column) not in wanted:
-        raise _bad(f"{name} has shape {column.shape}, expected ({steps},)")
+    if column.dtype != np.float64 or column.ndim != 1 or len(column) not in wanted:
+        raise _bad(
+            f"{name} has shape {column.shape} of {column.dtype}, expected ({steps},) of float64"
+        )
     if bad := int(np.count_nonzero(~np.isfinite(column))):
         raise _bad(f"{bad} of {len(column)} values of {name} are not finite")
     signed = name in ("polynomial", "t", "sigma")

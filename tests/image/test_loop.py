@@ -219,6 +219,32 @@ def test_residual_mode_on_a_body_that_adds_nothing_is_the_uncached_sampler() -> 
     np.testing.assert_array_equal(expected.x, got.x)
 
 
+def test_nothing_kept_is_nothing_reused() -> None:
+    class Eager(Fixed):
+        def decide(self, ctx: Any) -> bool:
+            return False
+
+    got = sample(Counted().model, flow_sampler(9), latents(), caching=Caching(policy=Eager()))
+    assert got.computed[:, 0, 0].tolist() == [True] + [False] * 8
+
+
+def test_fora_reuses_blocks_with_fresh_gates() -> None:
+    """Where only the gates change from step to step, it is the uncached sampler."""
+
+    class Constant(Counted):
+        def inner(self, h: Any, aux: Any) -> Any:
+            return np.ones_like(h)
+
+    sampler, x, network = flow_sampler(20), latents(), Constant()
+    expected = sample(network.model, sampler, x)
+    network.bodies.clear()
+    got = sample(network.model, sampler, x, caching=Caching(policy=FORA(interval=3)))
+    assert len(network.bodies) == got.evaluations == 8  # 0, 3, ..., 18 and the last
+    np.testing.assert_allclose(got.x, expected.x, atol=1e-6)
+    stale = sample(network.model, sampler, x, caching=Caching(policy=Fixed(interval=3)))
+    assert np.abs(stale.x - expected.x).max() > 1e-3
+
+
 def test_branches_share_decisions_by_default_and_may_decide_alone() -> None:
     sampler, x = flow_sampler(20), latents()
     policy = TeaCache(delta=0.3)

@@ -246,6 +246,9 @@ def test_a_seed_is_one_latent_in_any_batch() -> None:
     sampler = sampler_of(EULER, 5)
     both = start(sampler, (2, 4, 8, 8), Run([7, 9]))
     np.testing.assert_array_equal(both[1:], start(sampler, (1, 4, 8, 8), Run([9])))
+    for bad in (-1, 1 << 64):
+        with pytest.raises(RequestError, match="a seed is"):
+            Run([bad])
     with pytest.raises(RequestError, match="1 seeds for 2 latents"):
         start(sampler, (2, 4), Run([1]))
 
@@ -264,6 +267,9 @@ def test_a_seed_is_one_latent_in_any_batch() -> None:
         ({**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
          ConvertError, "v_prediction"),
         ({**SD, "_class_name": "PNDMScheduler"}, ConvertError, "PNDMScheduler"),
+        ({**SD, "beta_end": 0.5}, ConvertError, "the noise table falls to"),
+        ({**SD, "beta_end": 10**400}, ConvertError, "beta_end is '1000"),
+        ({**DPM, "lambda_min_clipped": 1000}, RequestError, "10 steps do not fit into 1"),
         ({**DPM, "algorithm_type": "sde-dpmsolver++"}, ConvertError, "algorithm_type"),
         ({**DPM, "solver_order": 3}, ConvertError, "solver_order"),
         ({**DPM, "use_lu_lambdas": True}, ConvertError, "use_lu_lambdas"),

@@ -23,6 +23,7 @@ KINDS: dict[str, Kind] = {
     "LCMScheduler": "lcm",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
+SMALLEST_BAR = 1e-12  # of a table that is not rescaled; the cosine ends at 2e-9
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -103,7 +104,27 @@ def _table(config: Config, count: int, *, kind: str = "linear", ends: tuple[floa
     low = config.number("beta_start", ends[0], 1e-8, 0.999)
     high = config.number("beta_end", ends[1], low, 0.999)
     chosen = config.choice("beta_schedule", kind, kinds)
-    return noise.alpha_bars(chosen, low, high, count, config.flag("rescale_betas_zero_snr", False))
+    zero = config.flag("rescale_betas_zero_snr", False)
+    bars = noise.alpha_bars(chosen, low, high, count, zero)
+    if (least := float(bars[: count - zero].min(initial=1.0))) < SMALLEST_BAR:
+        raise ConvertError(
+            f"the noise table falls to ᾱ = {least:g}, expected at least {SMALLEST_BAR:g}",
+            code="scheduler-value",
+            hint="beta_start, beta_end or beta_schedule is not what the model was trained with",
+            key="beta_end",
+        )
+    return bars
+
+
+def _check_noise(bars: F64, prediction: Prediction) -> None:
+    """Raise ConvertError where x0 = (x - √(1 - ᾱ)·ε)/√ᾱ would divide by 0."""
+    if bars[0] == 0 and prediction == "epsilon":
+        raise ConvertError(
+            "the schedule ends in pure noise (rescale_betas_zero_snr), from which a network that "
+            "predicts the noise learns nothing of the picture; expected v_prediction",
+            code="scheduler-value",
+            hint="report the model: its prediction_type and its noise table contradict each other",
+        )
 
 
 def _clip(config: Config, default: bool) -> float | None:
@@ -124,13 +145,7 @@ def _ddim(config: Config, steps: int, count: int, eta: float) -> DDIM:
     previous = np.where(before >= 0, bars[np.maximum(before, 0)], final)
     own = np.append(bars[t.astype(np.int64)], previous[-1])
     prediction = cast(Prediction, config.choice("prediction_type", "epsilon", PREDICTIONS))
-    if own[0] == 0 and prediction == "epsilon":
-        raise ConvertError(
-            "the schedule ends in pure noise (rescale_betas_zero_snr), from which a network that "
-            "predicts the noise learns nothing of the picture; expected v_prediction",
-            code="scheduler-value",
-            hint="report the model: its prediction_type and its noise table contradict each other",
-        )
+    _check_noise(own, prediction)
     return DDIM(
         timesteps=t, sigmas=noise.sigmas_of(own), alphas=np.sqrt(own), noises=np.sqrt(1 - own),
         prediction=prediction, clip=_clip(config, True), previous=previous, eta=eta,
@@ -151,10 +166,12 @@ def _lcm(config: Config, steps: int, count: int) -> LCM:
     taught = (np.arange(original, 0, -1) * (count // original)) - 1
     t = taught[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)]
     own = np.append(bars[t], bars[t[-1]])
+    prediction = cast(Prediction, config.choice("prediction_type", "epsilon", PREDICTIONS))
+    _check_noise(own, prediction)
     return LCM(
         timesteps=t.astype(np.float64), sigmas=noise.sigmas_of(own), alphas=np.sqrt(own),
         noises=np.sqrt(1 - own), clip=_clip(config, False), stochastic=steps > 1,
-        prediction=cast(Prediction, config.choice("prediction_type", "epsilon", PREDICTIONS)),
+        prediction=prediction,
         timestep_scale=config.number("timestep_scaling", 10.0, 1e-3, 1e6),
     )  # fmt: skip
 
@@ -220,7 +237,7 @@ def _dpm_solver(config: Config, steps: int, count: int, mu: float | None) -> DPM
 def _dpm_timesteps(config: Config, steps: int, count: int, table: F64) -> F64:
     """float64 [steps]; the noisiest are left out where λ is below lambda_min_clipped."""
     floor = config.floor("lambda_min_clipped")
-    last = count - int(np.searchsorted(-np.log(table)[::-1], floor))
+    last = max(count - int(np.searchsorted(-np.log(table)[::-1], floor)), 1)
     spacing = config.choice("timestep_spacing", "linspace", SPACINGS)
     if spacing == "leading":
         offset = config.whole("steps_offset", 0, 0, count)

@@ -55,7 +55,7 @@ class Config:
         """A finite number in [low, high]."""
         value = self._get(key, default)
         plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not plain or not math.isfinite(value) or not low <= value <= high:
+        if not plain or not low <= value <= high:  # nor NaN
             raise self._refused(key, value, f"a number from {low:g} to {high:g}")
         return float(value)
 

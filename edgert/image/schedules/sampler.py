@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import limits
 from ...errors import RequestError
 from .noise import F64
 
@@ -29,6 +30,14 @@ class Run:
     """
 
     def __init__(self, seeds: Sequence[int] = ()) -> None:
+        for seed in seeds:
+            if not 0 <= seed < 1 << limits.SEED_BITS:
+                raise RequestError(
+                    f"a seed is {seed}, expected from 0 to 2^{limits.SEED_BITS} - 1",
+                    code="parameter-range",
+                    hint="choose a smaller one that is not negative",
+                    field="seed",
+                )
         self._streams = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
         self.outputs: tuple[int, Array] | None = None
 
