@@ -14,6 +14,8 @@ from edgert.bundle import Bundle
 from edgert.bundle.manifest import CaptionSpec, LatentSpec
 from edgert.cli import run
 from edgert.errors import ConvertError
+from edgert.evaluation.verify import verify_bundle
+from edgert.session import SessionOptions
 from edgert.session.reference import ReferenceSession
 from tests.closeness import assert_close
 from tests.image import models, pipelines
@@ -204,3 +206,28 @@ def test_commands_convert_inspect_and_verify_a_pipeline(
     assert "image, 64 x 64" in told(capsys, "inspect", wide)
     checked = told(capsys, "verify", out, "--values")
     assert "denoiser.weights.safetensors" in checked
+
+
+def test_verify_compares_parts_with_the_numpy_path(
+    pixart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, source = pixart
+    convert(source, tmp_path / "x.edge", quant="f32", progress=False)
+    options = SessionOptions("reference")
+    report = verify_bundle(tmp_path / "x.edge", options)
+    assert report.ok
+    subjects = {check.subject for check in report.checks}
+    parts = {"denoiser", "text_encoder", "decoder", "encoder"}
+    assert {f"{part} on reference" for part in parts} | {"tokenizer of text_encoder"} <= subjects
+    answers = ReferenceSession.run
+    calls: list[str] = []
+
+    def wrong(self: ReferenceSession, arrays: Any, graph: Any = None) -> Any:
+        calls.append(self.graph.name)
+        found = answers(self, arrays, graph)
+        return {n: v + (calls.count("decoder") == 2) for n, v in found.items()}
+
+    monkeypatch.setattr(ReferenceSession, "run", wrong)
+    (problem, *_) = verify_bundle(tmp_path / "x.edge", options).problems()
+    assert problem.subject == "decoder on reference"
+    assert "differs from the NumPy path" in problem.message
