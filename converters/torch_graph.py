@@ -27,6 +27,7 @@ from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
 from .torch_grid import GRIDS
+from .torch_rows import ROWS
 
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
@@ -155,6 +156,7 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "select": _select,
     "softcap": _softcap,
     **GRIDS,
+    **ROWS,
 }
 
 

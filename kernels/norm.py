@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .lowering import Builder, Lower, weight
+from .modulation import lower_affine
 from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
 from .quant import F32
@@ -58,7 +59,12 @@ def lower_rms_norm(b: Builder, node: Any) -> None:
     b.step("rms_norm", RMS_NORM, y, [x], words)
 
 
-LOWER: dict[str, Lower] = {"rms_norm": lower_rms_norm}
+def lower_layer_norm(b: Builder, node: Any) -> None:
+    """layer_norm by rows."""
+    lower_affine(b, "layer_norm", node.inputs[0], node.output, norm=node)
+
+
+LOWER: dict[str, Lower] = {"rms_norm": lower_rms_norm, "layer_norm": lower_layer_norm}
 REFERENCE = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
 
@@ -94,4 +100,15 @@ def emit_add_norm(ctx: EmitContext, add: Call, norm: Call) -> None:
     )
 
 
-ONNX = {"rms_norm": emit_rms_norm}
+def emit_layer_norm(ctx: EmitContext, call: Call) -> None:
+    """LayerNormalization, whose statistics are float32 in half precision, too."""
+    width = int(call.shapes[0][-1])
+    scale = ctx.floats(call.weights["weight"].name) if call.weights else ctx.ones(width)
+    bias = [ctx.floats(call.weights["bias"].name)] if "bias" in call.weights else []
+    ctx.op(
+        "LayerNormalization", [call.inputs[0], scale, *bias], call.output,
+        axis=-1, epsilon=call.attrs["eps"], stash_type=FLOAT,
+    )  # fmt: skip
+
+
+ONNX = {"rms_norm": emit_rms_norm, "layer_norm": emit_layer_norm}

@@ -137,10 +137,10 @@ class Lowering:
     def floats(self, value: str) -> str:
         return self.buffer(value, self.rows(value), stride_of(self.width(value)))
 
-    def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0) -> str:
+    def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0, more: int = 0) -> str:
         count = int(rows) if rows.isdecimal() else self.limits[rows]
         self.strides[name] = row_bytes
-        self.sizes[name] = max(count * row_bytes, least)
+        self.sizes[name] = max(count * row_bytes, least) + more
         return name
 
     def view(self, name: str, buffer: str, offset: int) -> None:

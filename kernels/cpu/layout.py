@@ -55,8 +55,10 @@ BOX_THREAD, BOX_THREADS = 40, 48  # the worker's number in the step, and of how 
 BOX_YIELD = 56  # as CTRL_YIELD
 BOX_BYTES = 64
 
-SILU, GELU, GELU_TANH = range(3)
-ACTS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
+SILU, GELU, GELU_TANH, RELU, QUICK_GELU = range(5)
+ACTS = {
+    "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "quick_gelu": QUICK_GELU,
+}  # fmt: skip
 
 
 def groups_of(n: int) -> int:
