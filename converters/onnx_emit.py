@@ -182,7 +182,8 @@ def _unfit(graph: Graph, name: str, variant: Variant) -> str:
         if row.dense:
             return "an embedding in ONNX is not sparse"
         return "an embedding in ONNX has codes of 4 or 8 bits without zero points"
-    if not variant.standard or row.dense:
+    convolved = any(node.op == "conv2d" and name in node.weights.values() for node in graph.nodes)
+    if not (variant.standard or convolved) or row.dense:
         return ""
     if row.onnx_bits == 2:
         return f"DequantizeLinear of opset {tools.OPSET} has no codes of 2 bits, expected 4 or 8"

@@ -26,6 +26,8 @@ from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
+from .torch_grid import GRIDS
+from .torch_rows import ROWS
 
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
@@ -153,6 +155,8 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "add": _add,
     "select": _select,
     "softcap": _softcap,
+    **GRIDS,
+    **ROWS,
 }
 
 

@@ -6,6 +6,8 @@
 The weight is a matrix [Cout, kernel * kernel * Cin], inputs in the order (ky, kx, c), so that it
 may be in any encoding and one output is one row product with the patch under it. Cells outside the
 grid are zeros: pad_before of them above and to the left, pad_after below and to the right.
+
+With weights in blocks of codes the patches are quantized, as the rows of `linear` are.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from .conv_lower import LOWER
+from .conv_onnx import ONNX
 from .linear import linear
 from .quant import F32
+
+__all__ = ["LOWER", "ONNX", "REFERENCE", "conv2d", "patches"]
 
 
 def patches(x: F32, attrs: Mapping[str, Any]) -> F32:

@@ -18,7 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .lowering import Builder, Lower, Word, rows_of, stride_of
+from .onnx_tools import FLOAT, INT64, MICROSOFT, Call, EmitContext
+from .operands import operands
 from .quant import F32
+
+QUERIES, KEYS = 24, 256  # rows of a tile, and keys that a tile looks at in one go
+PACK_KEYS = operands("k", "v", "stride", "heads", "size", "packed", "ctrl")
+# table: relative biases by rows, or 0; starts: the smallest distance of each bucket.
+DOT_ATTENTION = operands(
+    "q", "q_stride", "packed", "y", "y_stride", "heads", "size", "scale", "causal", "table",
+    "table_stride", "buckets", "starts", "scratch", "scratch_bytes", "ctrl",
+)  # fmt: skip
+
+
+def bucket_of(distance: NDArray[np.int64], buckets: int, max_distance: int) -> NDArray[np.int64]:
+    """Bucket of distances of 0 and more in one direction, 0 to buckets - 1."""
+    exact = buckets // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact)
+    far = exact + (ratio / math.log(max_distance / exact) * (buckets - exact)).astype(np.int64)
+    return np.where(distance < exact, distance, np.minimum(far, buckets - 1))
 
 
 def buckets_of(
@@ -27,15 +46,22 @@ def buckets_of(
     """Bucket of each pair: int64 [queries, keys], 0 to buckets - 1."""
     distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
     if causal:
-        first, distance = np.zeros_like(distance), np.maximum(-distance, 0)
-    else:
-        buckets //= 2
-        first, distance = np.where(distance > 0, buckets, 0), np.abs(distance)
-    exact = buckets // 2
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact)
-    far = exact + (ratio / math.log(max_distance / exact) * (buckets - exact)).astype(np.int64)
-    near = np.where(distance < exact, distance, np.minimum(far, buckets - 1))
-    return np.asarray(first + near, np.int64)
+        return bucket_of(np.maximum(-distance, 0), buckets, max_distance)
+    first = np.where(distance > 0, buckets // 2, 0)
+    return np.asarray(first + bucket_of(np.abs(distance), buckets // 2, max_distance), np.int64)
+
+
+def starts_of(buckets: int, max_distance: int) -> NDArray[np.int32]:
+    """The smallest distance of each bucket of one direction, int32 [buckets], 2^31 - 1 for none.
+    As many numbers as the table has rows, however far `max_distance` is."""
+    wanted = np.arange(buckets)
+    low, high = np.full(buckets, -1, np.int64), np.full(buckets, (1 << 31) - 1, np.int64)
+    while (high - low > 1).any():  # bucket_of(low) < wanted <= bucket_of(high)
+        middle = (low + high) // 2
+        reached = bucket_of(np.maximum(middle, 0), buckets, max_distance) >= wanted
+        reached &= middle >= 0
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return high.astype(np.int32)
 
 
 def bias_of(weights: Mapping[str, Any], attrs: Mapping[str, Any], n: int, m: int) -> F32 | None:
@@ -64,4 +90,145 @@ def dot_attention(
     return out
 
 
+def _pack(b: Builder, node: Any, heads: int, size: int) -> str:
+    """Keys and values of a node as its kernel reads them, packed once for all that share them."""
+    _, k, v = node.inputs
+    if have := b.made("keys", (k, v, heads)):
+        return have
+    row = 4 * heads * (size + stride_of(size) // 4)
+    packed = b.buffer(f"{node.output}#keys", b.rows(k), row, more=64 + 16 * row)
+    words: dict[str, Word] = {
+        "k": k, "v": v, "stride": b.stride(k), "heads": heads, "size": size, "packed": packed,
+        "ctrl": "@ctrl",
+    }  # fmt: skip
+    b.step("pack_keys", PACK_KEYS, packed, [k, v], words, rows=b.rows(k))
+    return b.make("keys", (k, v, heads), packed)
+
+
+def _scratch(size: int) -> int:
+    """Bytes that a thread needs: sums and largest scores, biases, scores, values, queries."""
+    tile = 4 * KEYS * QUERIES + QUERIES * (stride_of(size) + 4 * size)
+    return 4 * 64 + 4 * (KEYS + 2 * QUERIES) + tile
+
+
+def lower_dot_attention(b: Builder, node: Any) -> None:
+    """Keys and values packed, then tiles of queries over them."""
+    attrs, q, y = b.attrs(node), node.inputs[0], b.floats(node.output)
+    heads, size = attrs["heads"], attrs["head_dim"]
+    packed, table = _pack(b, node, heads, size), rows_of(node, "relative_bias")
+    buckets, starts = 0, ""
+    if table:
+        buckets = b.weight_shape(node.weights["relative_bias"])[0]
+        buckets = buckets if attrs["causal"] else buckets // 2
+        starts = b.constant(starts_of(buckets, attrs["max_distance"]))
+    words: dict[str, Word] = {
+        "q": q, "q_stride": b.stride(q), "packed": packed, "y": y, "y_stride": b.stride(y),
+        "heads": heads, "size": size, "scale": attrs["scale"], "causal": int(attrs["causal"]),
+        "table": table, "table_stride": stride_of(heads), "buckets": buckets, "starts": starts,
+        "scratch": "@scratch", "scratch_bytes": "@scratch_bytes", "ctrl": "@ctrl",
+    }  # fmt: skip
+    b.scratch(_scratch(size))
+    b.step("dot_attention", DOT_ATTENTION, y, [q, packed], words)
+
+
+LOWER: dict[str, Lower] = {"dot_attention": lower_dot_attention}
 REFERENCE = {"dot_attention": dot_attention}
+
+
+def _with_batch(ctx: EmitContext, call: Call, index: int) -> str:
+    """An input as [B, N, C]: rows of tokens have a batch, others are one sequence."""
+    if call.shapes[index][0] == "T":
+        return call.inputs[index]
+    return ctx.op("Unsqueeze", [call.inputs[index], ctx.ints(0)])
+
+
+def _places(ctx: EmitContext, x: str) -> str:
+    """0, 1, ... for the rows of x [B, N, C] as float32 [N]: a running sum of ones, so that nothing
+    has to be computed of shapes, which providers do on the host."""
+    first = ctx.op("Slice", [x, ctx.ints(0, 0), ctx.ints(1, 1), ctx.ints(0, 2)])  # [1, N, 1]
+    column = ctx.op("Reshape", [first, ctx.ints(-1)])
+    none = ctx.op("Cast", [ctx.op("Less", [column, column])], to=FLOAT)  # 0, for NaN, too
+    ones = ctx.op("Add", [none, ctx.table(np.ones(1, np.float32))])
+    return ctx.op("CumSum", [ones, ctx.const(np.array(0, np.int64))], exclusive=1)
+
+
+def _bias(ctx: EmitContext, call: Call, q: str, k: str) -> str:
+    """relative_bias of each pair, [1, H, N, M]: how many buckets begin at or before a distance is
+    the bucket's number. Made once for all nodes that have the table and as many rows."""
+    table, causal = call.weights["relative_bias"], call.attrs["causal"]
+    key = "relative_bias", table.name, call.shapes[0][0], call.shapes[1][0], causal
+    key = *key, call.attrs["max_distance"]
+    if key in ctx.made:
+        return ctx.made[key]
+    buckets = table.shape[0] if causal else table.shape[0] // 2
+    starts = starts_of(buckets, call.attrs["max_distance"])[1:].astype(np.float32)
+    rows = ctx.op("Unsqueeze", [_places(ctx, q), ctx.ints(1)])
+    distance = ctx.op("Sub", [_places(ctx, k), rows])  # [N, M], key - query
+    zero = ctx.table(np.zeros(1, np.float32))
+    if causal:
+        away = ctx.op("Sub", [zero, distance])  # of the rest, buckets do not matter
+    else:
+        away = ctx.op("Abs", [distance])
+    apart = ctx.op("Unsqueeze", [away, ctx.ints(2)])
+    reached = ctx.op("GreaterOrEqual", [apart, ctx.table(starts)])
+    found = ctx.op("ReduceSum", [ctx.op("Cast", [reached], to=FLOAT), ctx.ints(2)], keepdims=0)
+    if not causal:
+        later = ctx.op("Cast", [ctx.op("Less", [zero, distance])], to=FLOAT)
+        later = ctx.op("Mul", [later, ctx.table(np.full(1, buckets, np.float32))])
+        found = ctx.op("Add", [found, later])
+    rows = ctx.op("Gather", [ctx.floats(table.name), ctx.op("Cast", [found], to=INT64)])
+    bias = ctx.op("Transpose", [rows], perm=[2, 0, 1])  # [N, M, H] -> [H, N, M]
+    ctx.made[key] = ctx.op("Unsqueeze", [bias, ctx.ints(0)])
+    return ctx.made[key]
+
+
+def emit_dot_attention(ctx: EmitContext, call: Call) -> None:
+    """contrib: MultiHeadAttention. standard: MatMul, Softmax in float32, MatMul."""
+    q, k, v = (_with_batch(ctx, call, index) for index in range(3))
+    bias = _bias(ctx, call, q, k) if "relative_bias" in call.weights else ""
+    batched = call.shapes[0][0] == "T"
+    out = call.output if batched else None
+    if ctx.standard:
+        y = _plain(ctx, call, (q, k, v), bias, out)
+    else:
+        y = ctx.op(
+            "MultiHeadAttention", [q, k, v, *(["", "", bias] if bias else [])], out,
+            domain=MICROSOFT, num_heads=call.attrs["heads"], scale=call.attrs["scale"],
+            unidirectional=int(call.attrs["causal"]),
+        )  # fmt: skip
+    if not batched:
+        ctx.op("Reshape", [y, ctx.ints(-1, int(call.shapes[0][1]))], call.output)
+
+
+def _plain(ctx: EmitContext, call: Call, rows: tuple[str, ...], bias: str, out: str | None) -> str:
+    """Attention of [B, N, H * D] in standard ops."""
+    heads, size = call.attrs["heads"], call.attrs["head_dim"]
+    q, k, v = (ctx.op("Reshape", [x, ctx.ints(0, 0, heads, size)]) for x in rows)
+    q = ctx.op(
+        "Transpose", [ctx.op("Mul", [q, ctx.scalar(call.attrs["scale"])])], perm=[0, 2, 1, 3]
+    )
+    scores = ctx.op("MatMul", [q, ctx.op("Transpose", [k], perm=[0, 2, 3, 1])])
+    if bias:
+        scores = ctx.op("Add", [scores, bias])
+    scores = ctx.cast(scores, ctx.float_type, FLOAT)
+    if call.attrs["causal"]:
+        scores = ctx.op("Add", [scores, _unseen(ctx, call, rows[0])])
+    shares = ctx.op("Softmax", [scores], axis=-1)
+    shares = ctx.op("Cast", [shares], to=ctx.float_type) if ctx.half else shares
+    y = ctx.op("MatMul", [shares, ctx.op("Transpose", [v], perm=[0, 2, 1, 3])])
+    y = ctx.op("Transpose", [y], perm=[0, 2, 1, 3])
+    return ctx.op("Reshape", [y, ctx.ints(0, 0, heads * size)], out)
+
+
+def _unseen(ctx: EmitContext, call: Call, x: str) -> str:
+    """Very negative where a key comes after its query, 0 elsewhere: float32 [N, N]."""
+    key = "unseen", call.shapes[0][0]
+    if key not in ctx.made:
+        places = _places(ctx, x)
+        rows = ctx.op("Unsqueeze", [places, ctx.ints(1)])
+        later = ctx.op("Cast", [ctx.op("Less", [rows, places])], to=FLOAT)
+        ctx.made[key] = ctx.op("Mul", [later, ctx.table(np.full(1, -1e30, np.float32))])
+    return ctx.made[key]
+
+
+ONNX = {"dot_attention": emit_dot_attention}

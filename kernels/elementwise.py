@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from .cpu.layout import ACTS
-from .lowering import Builder, Lower
-from .onnx_tools import Body, Call, EmitContext
+from .lowering import Builder, Lower, Word
+from .onnx_tools import Body, Call, EmitContext, NodeList
 from .operands import operands
 from .quant import F32
 
 GLU = operands("x", "x_stride", "width", "act", "y", "y_stride", "scratch", "scratch_bytes")
+ACTIVATION = operands("x", "y", "stride", "act", "scratch", "scratch_bytes")
 ADD = operands("a", "b", "y", "stride", "width")
 COPY = operands("x", "x_stride", "y", "y_stride", "width")
 SELECT = operands("x", "stride", "rows", "y", "row_bytes")
@@ -87,6 +88,18 @@ def lower_glu(b: Builder, node: Any) -> None:
     b.step("glu", GLU, y, [x], words)
 
 
+def lower_activation(b: Builder, node: Any) -> None:
+    """activation, in place where nothing else reads its input."""
+    x, y = node.inputs[0], b.floats(node.output)
+    words: dict[str, Word] = {
+        "x": x, "y": y, "stride": b.stride(y), "act": ACTS[b.attrs(node)["act"]],
+        "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
+    }  # fmt: skip
+    b.scratch(64)
+    in_place = x if b.is_last_use(x, y) else ""
+    b.step("activation", ACTIVATION, y, [x], words, in_place=in_place)
+
+
 def lower_add(b: Builder, node: Any) -> None:
     """add_rows: both summands have the sum's stride."""
     (left, right), y = node.inputs, b.floats(node.output)
@@ -113,23 +126,37 @@ def lower_softcap(b: Builder, node: Any) -> None:
 
 
 LOWER: dict[str, Lower] = {
-    "glu": lower_glu, "add": lower_add, "select": lower_select, "softcap": lower_softcap,
+    "glu": lower_glu, "activation": lower_activation, "add": lower_add,
+    "select": lower_select, "softcap": lower_softcap,
 }  # fmt: skip
 REFERENCE = {
     "glu": glu, "activation": activation, "add": add, "select": select, "softcap": softcap,
 }  # fmt: skip
 
 
+def _active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None = None) -> str:
+    """act(x) in standard ops; slope: the scalar 1.702, for quick_gelu."""
+    if act == "relu":
+        return nodes.op("Relu", [x], out)
+    if act in ("silu", "quick_gelu"):
+        inner = nodes.op("Mul", [x, slope]) if slope else x
+        return nodes.op("Mul", [x, nodes.op("Sigmoid", [inner])], out)
+    return nodes.op("Gelu", [x], out, approximate="tanh" if act == "gelu_tanh" else "none")
+
+
 def _glu_body(act: str) -> Callable[[Body], None]:
     def define(body: Body) -> None:
         gate, up = body.ops("Split", ["x"], [None, None], axis=-1, num_outputs=2)
-        if act == "silu":
-            active = body.op("Mul", [gate, body.op("Sigmoid", [gate])])
-        else:
-            active = body.op("Gelu", [gate], approximate="tanh" if act == "gelu_tanh" else "none")
-        body.op("Mul", [active, up], "y")
+        body.op("Mul", [_active(body, gate, act), up], "y")
 
     return define
+
+
+def emit_activation(ctx: EmitContext, call: Call) -> None:
+    """Relu, Gelu, or Sigmoid and Mul."""
+    act = call.attrs["act"]
+    slope = ctx.scalar(1.702) if act == "quick_gelu" else ""
+    _active(ctx, call.inputs[0], act, slope, call.output)
 
 
 def emit_glu(ctx: EmitContext, call: Call) -> None:
@@ -162,4 +189,7 @@ def emit_softcap(ctx: EmitContext, call: Call) -> None:
     )
 
 
-ONNX = {"glu": emit_glu, "add": emit_add, "select": emit_select, "softcap": emit_softcap}
+ONNX = {
+    "glu": emit_glu, "activation": emit_activation, "add": emit_add, "select": emit_select,
+    "softcap": emit_softcap,
+}  # fmt: skip

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from . import isa, sparse
+from . import isa
 from .cpu.layout import ACTS, GROUP, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
-from .encodings import ENCODINGS, dequantize, encoding_of, tensors_of
+from .encodings import dequantize, encoding_of, tensors_of
+from .linear_onnx import ONNX
 from .lowering import Builder, Lower, Word, stride_of, weight
-from .onnx_tools import CODES, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
-from .quant import F32, Matrix, Quantized, quantize_rows
+from .quant import F32, Matrix, quantize_rows
 
 # Of the linear and gated kernels. groups: of 16 output rows, or pairs of such groups (gated).
 # depth: blocks of 32 inputs, or inputs (float weights). x_stride: bytes between float rows, or
@@ -39,6 +39,9 @@ QUANTIZE = operands(
     "x", "x_stride", "width", "blocks", "tiles", "private_bytes", "offset", "norm", "eps",
     "scratch", "scratch_bytes",
 )  # fmt: skip
+
+
+__all__ = ["LINEAR", "LOWER", "ONNX", "QUANTIZE", "REFERENCE", "linear", "product"]
 
 
 def product(x: F32, w: Matrix) -> F32:
@@ -143,84 +146,3 @@ def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = 
 
 LOWER: dict[str, Lower] = {"linear": lower_linear}
 REFERENCE = {"linear": linear}
-
-
-def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late: bool) -> str:
-    """MatMulNBits over the stored bytes; accuracy_level 4 asks for int8 activations by blocks,
-    for groups of 32 the formula above (providers without such a kernel multiply in floats).
-
-    late: as a function. onnxruntime's CPU provider packs weights in the order of its nodes, and
-    inlined ones come last: so the head, the largest, is packed while nothing else is in memory.
-    """
-    row = ENCODINGS[w.encoding]
-    inputs = [x, ctx.tensor(f"{w.name}.q"), ctx.floats(f"{w.name}.scales")]
-    inputs += [ctx.tensor(f"{w.name}.zeros")] if row.zeros else []
-    attrs = {"N": w.shape[0], "K": w.shape[1], "bits": row.onnx_bits, "block_size": row.group}
-    attrs["accuracy_level"] = 4 if row.blocks is not None else 0
-    if not late:
-        return ctx.op("MatMulNBits", inputs, out, domain=MICROSOFT, **attrs)
-    names = ["x", "q", "scales", "zeros"][: len(inputs)]
-
-    def define(body: Body) -> None:
-        body.op("MatMulNBits", names, "y", domain=MICROSOFT, **attrs)
-
-    kind = f"{'Uint' if row.zeros else 'Int'}{attrs['bits']}"
-    kind += f"G{row.group}" if row.group != GROUP else ""
-    return ctx.call(f"Linear{kind}_{attrs['N']}x{attrs['K']}", inputs, out, define, (names, []))
-
-
-def _dequantized(ctx: EmitContext, w: StoredWeight) -> str:
-    """DequantizeLinear by blocks over the same bytes, cut to [N, K]."""
-    (n, k), row = w.shape, ENCODINGS[w.encoding]
-    blocks = ctx.placed(f"{w.name}.scales").dims[1]
-    dtype = CODES[row.onnx_bits]
-    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * row.group), dtype=dtype)
-    scales = ctx.floats(f"{w.name}.scales")
-    if row.zeros:
-        zero = ctx.tensor(f"{w.name}.zeros", dims=(n, blocks), dtype=dtype)
-    else:
-        zero = ctx.zero_points(n, blocks, row.onnx_bits)
-    rows = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=row.group)
-    if k % row.group:
-        rows = ctx.op("Slice", [rows, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
-    return rows
-
-
-def _inlined(ctx: EmitContext, w: StoredWeight) -> StoredWeight:
-    """A sparse weight's dense form, whose bytes stand in the model."""
-    name = f"{w.name}#dense"
-    encoding = sparse.onnx_form(w.encoding, standard=ctx.standard)
-    dense = StoredWeight(name, w.shape, encoding)
-    first = f"{name}{ENCODINGS[encoding].tensors[0].suffix}"
-    if first in ctx.inlined:
-        return dense
-    held = ctx.stored(w.name) if ctx.stored else None
-    if not isinstance(held, Quantized):
-        raise ValueError(f"weight {w.name!r} in {w.encoding}: its values are not at hand")
-    tensors = tensors_of(sparse.for_onnx(held, standard=ctx.standard))
-    ctx.inlined |= {f"{name}{f'.{key}' * bool(key)}": array for key, array in tensors.items()}
-    return dense
-
-
-def emit_linear(ctx: EmitContext, call: Call) -> None:
-    """contrib: MatMulNBits, or FusedMatMul with transB for float weights. standard:
-    DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias, and sparse weights
-    in their dense form."""
-    w, x = call.weights["weight"], call.inputs[0]
-    if ENCODINGS[w.encoding].dense:
-        w = _inlined(ctx, w)
-    biased = "bias" in call.weights
-    out = None if biased else call.output
-    quantized = not ENCODINGS[w.encoding].plain
-    if quantized and not ctx.standard:
-        y = _n_bits(ctx, x, w, out, late=not ctx.half and call.shapes[0][0] == "T")
-    elif not ctx.standard:
-        y = ctx.op("FusedMatMul", [x, ctx.floats(w.name)], out, domain=MICROSOFT, transB=1)
-    else:
-        dequantized = _dequantized(ctx, w) if quantized else ctx.floats(w.name)
-        y = ctx.op("MatMul", [x, ctx.op("Transpose", [dequantized], perm=[1, 0])], out)
-    if biased:
-        ctx.op("Add", [y, ctx.floats(call.weights["bias"].name)], call.output)
-
-
-ONNX = {"linear": emit_linear}

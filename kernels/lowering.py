@@ -100,8 +100,12 @@ class Builder(Protocol):
     def floats(self, value: str) -> str:
         """Declare a float32 buffer for a value's rows; returns its name."""
 
-    def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0) -> str:
-        """Declare a buffer of `row_bytes` for each of `rows` rows, `least` bytes at least."""
+    def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0, more: int = 0) -> str:
+        """Declare a buffer of `row_bytes` for each of `rows` rows, `least` bytes at least, and
+        `more` besides."""
+
+    def view(self, name: str, buffer: str, offset: int) -> None:
+        """Name the memory `offset` bytes into a value, for operands."""
 
     def like(self, name: str, buffer: str) -> str:
         """Declare a buffer of the size and stride of another one."""
@@ -148,6 +152,12 @@ def weight(node: NodeLike, slot: str) -> str:
     """Name of the address of a node's weight, "" where the slot is empty."""
     name = node.weights.get(slot, "")
     return f"${name}" if name else ""
+
+
+def rows_of(node: NodeLike, slot: str) -> str:
+    """Name of the address of a small matrix that is read by rows, "" where the slot is empty."""
+    name = node.weights.get(slot, "")
+    return f"@rows:{name}" if name else ""
 
 
 def stride_of(width: int) -> int:

@@ -17,7 +17,24 @@ from typing import Any
 
 import numpy as np
 
+from .lowering import Builder, Lower, Word, rows_of, stride_of, weight
+from .onnx_tools import FLOAT, Call, EmitContext
+from .operands import operands
 from .quant import F32
+
+# Of layer norms and modulations (`cpu/rows.py`). weight, bias, m, table: 0 for none. shift, scale:
+# bytes to these chunks in m; shift_row, scale_row: bytes to these rows of the table.
+_MODULATION = ("m", "table", "shift", "shift_row", "scale", "scale_row")
+AFFINE = operands(
+    "x", "x_stride", "y", "y_stride", "width", "eps", "weight", "bias", *_MODULATION,
+    "scratch", "scratch_bytes",
+)  # fmt: skip
+GATED_ADD = operands(
+    "residual", "x", "y", "stride", "width", "m", "table", "gate", "gate_row",
+    "scratch", "scratch_bytes",
+)  # fmt: skip
+ADD_ROW = operands("x", "row", "y", "stride", "width")
+TIMESTEP = operands("t", "t_stride", "y", "y_stride", "half", "frequencies")
 
 
 def chunk(m: F32, weights: Mapping[str, Any], index: int, width: int) -> F32:
@@ -61,6 +78,137 @@ def add_row(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[st
     return inputs[0] + inputs[1]
 
 
+def _chunk_words(b: Builder, node: Any, name: str) -> dict[str, Word]:
+    """Where the chunk that an attribute names lies, in m and in the table."""
+    width, index = b.width(node.output), b.attrs(node)[name]
+    whole = b.width(node.inputs[-1]) == width
+    return {
+        name: 0 if whole else 4 * index * width,
+        f"{name}_row": index * stride_of(width) if "table" in node.weights else 0,
+    }
+
+
+def affine_words(b: Builder, norm: Any, modulated: Any) -> dict[str, Word]:
+    """Operands of a layer norm and a modulation; either may be None."""
+    words: dict[str, Word] = {
+        "weight": weight(norm, "weight") if norm else "",
+        "bias": weight(norm, "bias") if norm else "",
+        "eps": b.attrs(norm)["eps"] if norm else 0.0,
+        "m": "", "table": "", "shift": 0, "shift_row": 0, "scale": 0, "scale_row": 0,
+    }  # fmt: skip
+    if modulated:
+        words |= {"m": modulated.inputs[1], "table": rows_of(modulated, "table")}
+        words |= _chunk_words(b, modulated, "shift") | _chunk_words(b, modulated, "scale")
+    return words
+
+
+def lower_affine(
+    b: Builder, kernel: str, x: str, y: str, *, norm: Any = None, modulated: Any = None
+) -> None:
+    """A layer norm of rows, their modulation, or both in one pass."""
+    y = b.floats(y)
+    words: dict[str, Word] = {
+        "x": x, "x_stride": b.stride(x), "y": y, "y_stride": b.stride(y), "width": b.width(y),
+        "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
+    }  # fmt: skip
+    words |= affine_words(b, norm, modulated)
+    b.scratch(2 * stride_of(b.width(y)))
+    reads = [x, *([modulated.inputs[1]] if modulated else [])]
+    in_place = x if b.is_last_use(x, y) else ""
+    b.step(kernel, AFFINE, y, reads, words, in_place=in_place)
+
+
+def lower_modulate(b: Builder, node: Any) -> None:
+    """modulate by rows."""
+    lower_affine(b, "modulate", node.inputs[0], node.output, modulated=node)
+
+
+def lower_gated_add(b: Builder, node: Any) -> None:
+    """gated_add in one pass, into the residual's memory where nothing else reads that."""
+    (residual, x, m), y = node.inputs, b.floats(node.output)
+    words: dict[str, Word] = {
+        "residual": residual, "x": x, "y": y, "stride": b.stride(y), "width": b.width(y),
+        "m": m, "table": rows_of(node, "table"), **_chunk_words(b, node, "gate"),
+        "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
+    }  # fmt: skip
+    b.scratch(stride_of(b.width(y)))
+    in_place = residual if b.is_last_use(residual, y) else ""
+    b.step("gated_add", GATED_ADD, y, [residual, x, m], words, in_place=in_place)
+
+
+def lower_add_row(b: Builder, node: Any) -> None:
+    """add_row, in place where nothing else reads the rows."""
+    (x, row), y = node.inputs, b.floats(node.output)
+    words: dict[str, Word] = {
+        "x": x, "row": row, "y": y, "stride": b.stride(y), "width": b.width(y),
+    }  # fmt: skip
+    b.step("add_row", ADD_ROW, y, [x, row], words, in_place=x if b.is_last_use(x, y) else "")
+
+
+def lower_timestep(b: Builder, node: Any) -> None:
+    """timestep over constant frequencies."""
+    t, y, attrs = node.inputs[0], b.floats(node.output), b.attrs(node)
+    words: dict[str, Word] = {
+        "t": t, "t_stride": b.stride(t), "y": y, "y_stride": b.stride(y), "half": attrs["dim"] // 2,
+        "frequencies": b.constant(frequencies(attrs["dim"], attrs["freq_shift"])),
+    }  # fmt: skip
+    b.step("timestep", TIMESTEP, y, [t], words)
+
+
+LOWER: dict[str, Lower] = {
+    "timestep": lower_timestep, "modulate": lower_modulate, "gated_add": lower_gated_add,
+    "add_row": lower_add_row,
+}  # fmt: skip
 REFERENCE = {
     "timestep": timestep, "modulate": modulate, "gated_add": gated_add, "add_row": add_row,
+}  # fmt: skip
+
+
+def _chunk_of(ctx: EmitContext, call: Call, name: str) -> str:
+    """A chunk of the modulation row, with its row of the table: [1, C]."""
+    index, width = call.attrs[name], int(call.shapes[0][-1])
+    row = call.inputs[-1]
+    if int(call.shapes[-1][-1]) != width:
+        first, stop = ctx.ints(index * width), ctx.ints((index + 1) * width)
+        row = ctx.op("Slice", [row, first, stop, ctx.ints(1)])
+    if "table" not in call.weights:
+        return row
+    table = ctx.floats(call.weights["table"].name)
+    entry = ctx.op("Slice", [table, ctx.ints(index), ctx.ints(index + 1), ctx.ints(0)])
+    return ctx.op("Add", [row, entry])
+
+
+def emit_modulate(ctx: EmitContext, call: Call) -> None:
+    """Slices of the modulation row, Add, Mul, Add."""
+    factor = ctx.op("Add", [_chunk_of(ctx, call, "scale"), ctx.scalar(1.0)])
+    scaled = ctx.op("Mul", [call.inputs[0], factor])
+    ctx.op("Add", [scaled, _chunk_of(ctx, call, "shift")], call.output)
+
+
+def emit_gated_add(ctx: EmitContext, call: Call) -> None:
+    """A slice of the modulation row, Mul, Add."""
+    gated = ctx.op("Mul", [call.inputs[1], _chunk_of(ctx, call, "gate")])
+    ctx.op("Add", [call.inputs[0], gated], call.output)
+
+
+def emit_add_row(ctx: EmitContext, call: Call) -> None:
+    """Add, which repeats the row."""
+    ctx.op("Add", call.inputs, call.output)
+
+
+def emit_timestep(ctx: EmitContext, call: Call) -> None:
+    """Mul, Cos, Sin, Concat in float32: angles go up to 1000, whose cosines float16 cannot tell."""
+    row = frequencies(call.attrs["dim"], call.attrs["freq_shift"])
+    t = ctx.cast(call.inputs[0], ctx.float_type, FLOAT)
+    angle = ctx.op("Mul", [t, ctx.table(row)])
+    waves = [ctx.op(kind, [angle]) for kind in ("Cos", "Sin")]
+    if not ctx.half:
+        ctx.op("Concat", waves, call.output, axis=-1)
+        return
+    ctx.op("Cast", [ctx.op("Concat", waves, axis=-1)], call.output, to=ctx.float_type)
+
+
+ONNX = {
+    "timestep": emit_timestep, "modulate": emit_modulate, "gated_add": emit_gated_add,
+    "add_row": emit_add_row,
 }  # fmt: skip

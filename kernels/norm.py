@@ -2,8 +2,6 @@
 
 rms_norm    y = x / sqrt(mean(x^2) + eps) * weight, over the last axis            (arXiv 1910.07467)
 layer_norm  y = (x - mean(x)) / sqrt(var(x) + eps) (* weight + bias), last axis   (arXiv 1607.06450)
-group_norm  the same over all rows and the channels of a group, then * weight + bias by channel
-                                                                                  (arXiv 1803.08494)
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .lowering import Builder, Lower, weight
+from .modulation import lower_affine
 from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
 from .quant import F32
@@ -44,17 +43,6 @@ def layer_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping
     return out + weights["bias"] if "bias" in weights else out
 
 
-def group_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
-    """x float32 [N, C], weight and bias float32 [C] -> float32 [N, C]."""
-    (x,) = inputs
-    grouped = x.reshape(len(x), attrs["groups"], -1)
-    centred = grouped - grouped.mean(axis=(0, 2), keepdims=True, dtype=np.float64)
-    variance = np.square(centred).mean(axis=(0, 2), keepdims=True)
-    unit = (centred / np.sqrt(variance + attrs["eps"])).reshape(x.shape)
-    out: F32 = (unit * weights["weight"] + weights["bias"]).astype(np.float32)
-    return out
-
-
 def lower_rms_norm(b: Builder, node: Any) -> None:
     """rms_norm, unless every reader is a product that norms as it quantizes its input."""
     readers = b.readers(node.output)
@@ -71,8 +59,13 @@ def lower_rms_norm(b: Builder, node: Any) -> None:
     b.step("rms_norm", RMS_NORM, y, [x], words)
 
 
-LOWER: dict[str, Lower] = {"rms_norm": lower_rms_norm}
-REFERENCE = {"rms_norm": rms_norm, "layer_norm": layer_norm, "group_norm": group_norm}
+def lower_layer_norm(b: Builder, node: Any) -> None:
+    """layer_norm by rows."""
+    lower_affine(b, "layer_norm", node.inputs[0], node.output, norm=node)
+
+
+LOWER: dict[str, Lower] = {"rms_norm": lower_rms_norm, "layer_norm": lower_layer_norm}
+REFERENCE = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
 
 def _norm_body(body: Body) -> None:
@@ -107,4 +100,15 @@ def emit_add_norm(ctx: EmitContext, add: Call, norm: Call) -> None:
     )
 
 
-ONNX = {"rms_norm": emit_rms_norm}
+def emit_layer_norm(ctx: EmitContext, call: Call) -> None:
+    """LayerNormalization, whose statistics are float32 in half precision, too."""
+    width = int(call.shapes[0][-1])
+    scale = ctx.floats(call.weights["weight"].name) if call.weights else ctx.ones(width)
+    bias = [ctx.floats(call.weights["bias"].name)] if "bias" in call.weights else []
+    ctx.op(
+        "LayerNormalization", [call.inputs[0], scale, *bias], call.output,
+        axis=-1, epsilon=call.attrs["eps"], stash_type=FLOAT,
+    )  # fmt: skip
+
+
+ONNX = {"rms_norm": emit_rms_norm, "layer_norm": emit_layer_norm}

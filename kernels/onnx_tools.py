@@ -11,6 +11,7 @@ made of standard ops, so that any provider can run them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,7 +153,8 @@ class EmitContext(NodeList):
     stored: graph weight -> its value, for weights whose stored bytes no op reads. inlined: tensors
     that take the place of such a weight's, by name; their bytes stand in the model itself.
     half: float16 activations (float32 otherwise). standard: the dialect without com.microsoft.
-    caches: what the nodes so far have written, keys and values by state.
+    caches: what the nodes so far have written, keys and values by state. made: what several nodes
+    share, by what it depends on.
     """
 
     place: Callable[[str], Placed]
@@ -165,6 +167,7 @@ class EmitContext(NodeList):
     inlined: dict[str, NDArray[Any]] = field(default_factory=dict)
     casts: dict[tuple[str, int], str] = field(default_factory=dict)
     caches: dict[str, tuple[str, str]] = field(default_factory=dict)
+    made: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -192,6 +195,26 @@ class EmitContext(NodeList):
         if name not in self.initializers:
             self.initializers[name] = numpy_helper.from_array(data, name)
         return name
+
+    def table(self, array: NDArray[Any]) -> str:
+        """An inline initializer of any size, shared by all that ask for the same. For what a graph
+        bounds: waves of a grid's sides, not of its cells."""
+        from onnx import numpy_helper
+
+        data = np.ascontiguousarray(array)
+        digest = hashlib.sha256(data.tobytes()).hexdigest()[:32]
+        name = f"table.{data.dtype.name}.{'x'.join(map(str, data.shape))}.{digest}"
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(data, name)
+        return name
+
+    def reals(self, array: NDArray[np.float32]) -> str:
+        """The same in the activations' dtype."""
+        return self.table(array.astype(np.float16 if self.half else np.float32))
+
+    def ones(self, count: int) -> str:
+        """A vector of ones in the activations' dtype."""
+        return self.reals(np.ones(count, np.float32))
 
     def ints(self, *values: int) -> str:
         """An int64 vector."""

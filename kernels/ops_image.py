@@ -209,7 +209,7 @@ _AFFINE = {"weight": False, "bias": False}
 IMAGE: tuple[Op, ...] = (
     Op("layer_norm", "norm", ("x",), _layer_norm, weights=_AFFINE, attrs={"eps": Attr(float)}),
     Op(
-        "group_norm", "norm", ("x",), _group_norm,
+        "group_norm", "group_norm", ("x",), _group_norm,
         weights={"weight": True, "bias": True}, attrs={"groups": Attr(int), "eps": Attr(float)},
     ),
     Op("activation", "elementwise", ("x",), _activation, attrs={"act": Attr(str)}),
@@ -242,7 +242,7 @@ IMAGE: tuple[Op, ...] = (
             "pad_before": Attr(int, 1), "pad_after": Attr(int, 1),
         },
     ),
-    Op("upsample", "spatial", ("x",), _upsample, attrs={**_GRID, "factor": Attr(int, 2)}),
+    Op("upsample", "upsample", ("x",), _upsample, attrs={**_GRID, "factor": Attr(int, 2)}),
     Op("patchify", "spatial", ("x",), _patchify, attrs={**_GRID, "patch": Attr(int)}),
     Op("unpatchify", "spatial", ("x",), _unpatchify, attrs={**_GRID, "patch": Attr(int)}),
     Op(

@@ -115,12 +115,17 @@ class CpuSession(Session):
             name: _padded(weights[name]) for name, w in graph.weights.items() if len(w.shape) == 1
         }
         self._addresses.update({f"${name}": a.ctypes.data for name, a in self._vectors.items()})
+        self._tables = {
+            name: _padded(weights[name]) for name in packed.in_slots(graph, matrix=False)
+        }
+        for name, table in self._tables.items():
+            self._addresses[f"@rows:{name}"] = table.ctypes.data
         for name in self.pool.keys:
             self._addresses[f"@k:{name}"] = self.pool.keys[name].ctypes.data
             self._addresses[f"@v:{name}"] = self.pool.values[name].ctypes.data
 
     def _bind(self, lowering: Lowering, code: Mapping[str, int]) -> Program:
-        kept = self.packed_weights, self._vectors, self.pool
+        kept = self.packed_weights, self._vectors, self._tables, self.pool
         return Program(lowering, self._addresses, code, self._team, context=self.context, kept=kept)
 
     def program(self) -> Program:
@@ -362,8 +367,9 @@ def _thread_count(wanted: int | None) -> int:
     return wanted
 
 
-def _padded(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A float32 copy with zeros up to the next 16 entries, which vector loads may touch."""
-    out = np.zeros(-(-len(vector) // 16) * 16, np.float32)
-    out[: len(vector)] = vector
+def _padded(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A float32 copy with zeros up to the next 16 columns, which vector loads may touch."""
+    *rows, width = array.shape
+    out = np.zeros((*rows, -(-width // 16) * 16), np.float32)
+    out[..., :width] = array
     return out

@@ -54,6 +54,7 @@ class Lowering:
         self.sizes: dict[str, int] = {}
         self.strides: dict[str, int] = {}
         self.constants: dict[str, NDArray[Any]] = {}
+        self.views: dict[str, tuple[str, int]] = {}
         self.paired: set[str] = set()
         self.scratch_bytes = self.partial_bytes = 0
         self._skipped: set[str] = set()
@@ -136,11 +137,14 @@ class Lowering:
     def floats(self, value: str) -> str:
         return self.buffer(value, self.rows(value), stride_of(self.width(value)))
 
-    def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0) -> str:
+    def buffer(self, name: str, rows: str, row_bytes: int, *, least: int = 0, more: int = 0) -> str:
         count = int(rows) if rows.isdecimal() else self.limits[rows]
         self.strides[name] = row_bytes
-        self.sizes[name] = max(count * row_bytes, least)
+        self.sizes[name] = max(count * row_bytes, least) + more
         return name
+
+    def view(self, name: str, buffer: str, offset: int) -> None:
+        self.views[name] = buffer, offset
 
     def like(self, name: str, buffer: str) -> str:
         self.strides[name], self.sizes[name] = self.strides[buffer], self.sizes[buffer]

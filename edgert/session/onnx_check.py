@@ -25,14 +25,15 @@ from .onnx_file import Initializer, Model, Op, read_model, refusal
 from .onnx_io import Port, Variant, emitted_graph, interface
 
 STANDARD_OPS = frozenset(
-    "Add Cast Concat Constant DequantizeLinear Div Floor Gather Gelu Identity MatMul Mul "
-    "Pow ReduceMean Reshape Sigmoid Slice Softmax Split Sqrt Sub Tanh Transpose Unsqueeze".split()
+    "Abs Add Cast Concat Constant Conv Cos CumSum DequantizeLinear Div Floor Gather Gelu "
+    "GreaterOrEqual Identity LayerNormalization Less MatMul Mul Pow ReduceMean ReduceSum Relu "
+    "Reshape Resize Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose Unsqueeze".split()
 )
 MICROSOFT_OPS = frozenset(
-    "FusedMatMul GroupQueryAttention MatMulNBits RotaryEmbedding "
+    "FusedMatMul GroupQueryAttention MatMulNBits MultiHeadAttention RotaryEmbedding "
     "SkipSimplifiedLayerNormalization".split()
 )
-FOLDED = frozenset("Cast Constant DequantizeLinear Identity Slice Transpose".split())
+FOLDED = frozenset("Cast Constant DequantizeLinear Identity Reshape Slice Transpose".split())
 _EXTERNAL = 1
 _TAPS = "edgert.taps"
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..graph import Graph
 from ..kernels.cpu import layout, pack
 from ..kernels.encodings import packed_bytes
+from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..storage.aside import aside_of, remove_leftovers
 from ..storage.hash_cache import HashCache
@@ -60,11 +61,22 @@ def plan(graph: Graph, paired: frozenset[str]) -> tuple[dict[str, Slot], int]:
 
 
 def _in_order(graph: Graph) -> list[str]:
-    """Matrices by the last node that reads them."""
+    """Matrices that products and lookups read, by the last node that does."""
     used = [name for node in graph.nodes for name in node.weights.values()]
     last = {name: index for index, name in enumerate(used)}
-    matrices = [name for name, weight in graph.weights.items() if len(weight.shape) == 2]
+    matrices = in_slots(graph, matrix=True)
     return sorted(matrices, key=lambda name: last[name])
+
+
+def in_slots(graph: Graph, *, matrix: bool) -> list[str]:
+    """Weights of two axes that nodes read as matrices, or else by rows (a weight may be both)."""
+    found = {
+        name: None
+        for node in graph.nodes
+        for slot, name in node.weights.items()
+        if (slot in CATALOGUE[node.op].matrix) == matrix
+    }
+    return [name for name in graph.weights if name in found and len(graph.weights[name].shape) == 2]
 
 
 def fill(

@@ -108,10 +108,9 @@ class Program:
             self._fill(row, step, at)
         return table
 
-    @staticmethod
-    def _fill(row: NDArray[np.int64], step: Step, at: Mapping[str, int]) -> None:
+    def _fill(self, row: NDArray[np.int64], step: Step, at: Mapping[str, int]) -> None:
         for name, offset in zip(step.operands._fields, step.operands, strict=True):
-            row[offset // WORD] = _word(step.words[name], at)
+            row[offset // WORD] = _word(step.words[name], at, self.lowering.views)
 
     def set_counts(self, sizes: Mapping[str, int]) -> None:
         """How many rows each symbol has in the next run."""
@@ -153,9 +152,10 @@ class Program:
             self.control = 0
 
 
-def _word(word: Word, at: Mapping[str, int]) -> int:
+def _word(word: Word, at: Mapping[str, int], views: Mapping[str, tuple[str, int]]) -> int:
     if isinstance(word, str):
-        return at[word]
+        buffer, offset = views.get(word, (word, 0))
+        return at[buffer] + offset
     if isinstance(word, float):
         return int(np.float32(word).view(np.uint32))
     return word

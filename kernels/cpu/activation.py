@@ -63,7 +63,8 @@ from .vm import kernel
 
 
 @njit(error_model="numpy")
-def _gelu(x: Any, at: int) -> Any:
+def gelu(x: Any, at: int) -> Any:
+    """erf-gelu by lane; at: 64 bytes of scratch."""
     store_f32(at, x)
     for i in range(16):
         v = ld_f32(at + 4 * i)
@@ -83,7 +84,7 @@ def gate(g: Any, up: Any, act: int) -> Any:
 
 
 @njit(error_model="numpy")
-def _share(n: int, thread: int, threads: int) -> tuple[int, int]:
+def share(n: int, thread: int, threads: int) -> tuple[int, int]:
     """Rows [start, stop) of a thread."""
     return n * thread // threads, n * (thread + 1) // threads
 
@@ -154,7 +155,7 @@ def quantize(ins: int, thread: int, threads: int) -> None:
     offset = ld_i64(ins + QUANTIZE.offset)
     weight, eps = ld_i64(ins + QUANTIZE.norm), ld_f32(ins + QUANTIZE.eps)
     scratch = ld_i64(ins + QUANTIZE.scratch) + thread * ld_i64(ins + QUANTIZE.scratch_bytes)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     if n == 1:
         tiles += thread * ld_i64(ins + QUANTIZE.private_bytes)
         start, stop = 0, 1
@@ -176,7 +177,7 @@ def rms_norm(ins: int, thread: int, threads: int) -> None:
     width = ld_i64(ins + RMS_NORM.width)
     weight, eps = ld_i64(ins + RMS_NORM.weight), ld_f32(ins + RMS_NORM.eps)
     y, y_stride = ld_i64(ins + RMS_NORM.y), ld_i64(ins + RMS_NORM.y_stride)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     for row in range(start, stop):
         norm_row(x + row * stride, weight, y + row * y_stride, width, eps)
 
@@ -189,7 +190,7 @@ def glu(ins: int, thread: int, threads: int) -> None:
     act = ld_i64(ins + GLU.act)
     y, y_stride = ld_i64(ins + GLU.y), ld_i64(ins + GLU.y_stride)
     spare = ld_i64(ins + GLU.scratch) + thread * ld_i64(ins + GLU.scratch_bytes)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     for row in range(start, stop):
         a, out = x + row * stride, y + row * y_stride
         for i in range(0, width, 16):
@@ -198,7 +199,7 @@ def glu(ins: int, thread: int, threads: int) -> None:
                 st_f32(spare + 64 + 4 * j, ld_f32(a + 4 * (i + j)) if j < m else f32(0.0))
                 st_f32(spare + 128 + 4 * j, ld_f32(a + 4 * (width + i + j)) if j < m else f32(0.0))
             g, up = load_f32(spare + 64), load_f32(spare + 128)
-            r = mul(_gelu(g, spare), up) if act == GELU else gate(g, up, act)
+            r = mul(gelu(g, spare), up) if act == GELU else gate(g, up, act)
             store_f32(spare, r)
             for j in range(m):
                 st_f32(out + 4 * (i + j), ld_f32(spare + 4 * j))
@@ -210,7 +211,7 @@ def add_rows(ins: int, thread: int, threads: int) -> None:
     n = ld_i64(ld_i64(ins + COUNT))
     a, b, y = ld_i64(ins + ADD.a), ld_i64(ins + ADD.b), ld_i64(ins + ADD.y)
     stride, width = ld_i64(ins + ADD.stride), ld_i64(ins + ADD.width)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     for row in range(start, stop):
         for i in range(0, width, 16):
             at = row * stride + 4 * i
@@ -223,7 +224,7 @@ def copy_rows(ins: int, thread: int, threads: int) -> None:
     n = ld_i64(ld_i64(ins + COUNT))
     x, x_stride = ld_i64(ins + COPY.x), ld_i64(ins + COPY.x_stride)
     y, y_stride, width = ld_i64(ins + COPY.y), ld_i64(ins + COPY.y_stride), ld_i64(ins + COPY.width)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     for row in range(start, stop):
         for i in range(0, width, 16):
             store_f32(y + row * y_stride + 4 * i, load_f32(x + row * x_stride + 4 * i))
@@ -237,7 +238,7 @@ def softcap(ins: int, thread: int, threads: int) -> None:
     y, y_stride = ld_i64(ins + SOFTCAP.y), ld_i64(ins + SOFTCAP.y_stride)
     width, cap = ld_i64(ins + SOFTCAP.width), ld_f32(ins + SOFTCAP.cap)
     factor, inverse = splat(cap), splat(f32(1.0) / cap)
-    start, stop = _share((width + 15) // 16, thread, threads)
+    start, stop = share((width + 15) // 16, thread, threads)
     for row in range(n):
         for g in range(start, stop):
             v = mul(load_f32(x + row * stride + 64 * g), inverse)
@@ -250,7 +251,7 @@ def select(ins: int, thread: int, threads: int) -> None:
     n = ld_i64(ld_i64(ins + COUNT))
     x, stride, rows = ld_i64(ins + SELECT.x), ld_i64(ins + SELECT.stride), ld_i64(ins + SELECT.rows)
     y, size = ld_i64(ins + SELECT.y), ld_i64(ins + SELECT.row_bytes)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     for r in range(start, stop):
         source = x + simd.ld_i32(rows + 4 * r) * stride
         for i in range(0, size, 64):
@@ -333,7 +334,7 @@ def embed(ins: int, thread: int, threads: int) -> None:
     tokens, y = ld_i64(ins + EMBED.tokens), ld_i64(ins + EMBED.y)
     stride, scale = ld_i64(ins + EMBED.y_stride), ld_f32(ins + EMBED.scale)
     given, given_stride = ld_i64(ins + EMBED.given), ld_i64(ins + EMBED.given_stride)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     for t in range(start, stop):
         row = simd.ld_i32(tokens + 4 * t)
         if row < 0:

@@ -26,6 +26,10 @@ TILE = 32  # tokens that share one unpacking of a weight block
 TOKEN_BLOCK = GROUP + 4 + 4  # bytes of one token's block in a tile: codes, scale, correction
 INT4_OFFSET, INT8_OFFSET = 8, 128  # what stored codes have over their value
 
+# Grids.
+CELLS = 96  # outputs of a convolution whose cells' addresses are worked out at a time
+MOMENT_ROWS = 128  # rows whose moments are summed in float32
+
 # Keys and values.
 PAGE = 64  # tokens of one sequence in a page
 SEGMENT = 4  # pages whose softmax is one partial result
@@ -51,8 +55,10 @@ BOX_THREAD, BOX_THREADS = 40, 48  # the worker's number in the step, and of how 
 BOX_YIELD = 56  # as CTRL_YIELD
 BOX_BYTES = 64
 
-SILU, GELU, GELU_TANH = range(3)
-ACTS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH}
+SILU, GELU, GELU_TANH, RELU, QUICK_GELU = range(5)
+ACTS = {
+    "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "quick_gelu": QUICK_GELU,
+}  # fmt: skip
 
 
 def groups_of(n: int) -> int:

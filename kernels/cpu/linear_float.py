@@ -1,6 +1,7 @@
 """linear with f16 or f32 weights on the CPU, in float32 arithmetic.
 
-Weights [K][16] for 16 output rows at a time; operands as in `linear.py`.
+Weights [K][16] for 16 output rows at a time; operands as in `linear.py`. Tiles of rows by groups of
+outputs (`kernels/simd_tiles.py`): one chain of sums an output, for one row and for many.
 """
 
 from __future__ import annotations
@@ -11,45 +12,71 @@ from numba import njit
 
 from ..linear import LINEAR
 from ..operands import COUNT
-from ..simd import add, bcast_f32, f32, fma, ld_i64, load_f16, load_f32, splat, store_f32
+from ..simd import ld_i64, load_f32, st_i64, store_f32
+from ..simd_tiles import SPAN, TALL, WIDE, float_tile
 from .activation import gate
 from .linear import GRAIN, finish
 from .vm import claim, kernel
 
+CHUNK = 16 * TALL  # rows of a unit of work
+SUMS = 256  # scratch: addresses of a tile's rows stand before its sums
+
+
+def span_of(*, half: bool) -> Any:
+    """Products of a tile's rows with up to SPAN groups: a function of (w, apart, count, depth,
+    segments, table, sums), as `simd_tiles.float_tile`; sums: float32 [count][TALL][16]."""
+    wide, narrow = float_tile(TALL, WIDE, half=half), float_tile(TALL, 1, half=half)
+
+    @njit(error_model="numpy")
+    def span(
+        w: int, apart: int, count: int, depth: int, segments: int, table: int, sums: int
+    ) -> None:
+        g = 0
+        while g + WIDE <= count:
+            wide(w + g * apart, apart, depth, segments, table, sums + 64 * TALL * g)
+            g += WIDE
+        while g < count:
+            narrow(w + g * apart, apart, depth, segments, table, sums + 64 * TALL * g)
+            g += 1
+
+    return span
+
+
+def _lone_of(*, half: bool) -> Any:
+    """As `span_of` for one row; sums: float32 [count][16]."""
+    wide, narrow = float_tile(1, SPAN, half=half), float_tile(1, 1, half=half)
+
+    @njit(error_model="numpy")
+    def lone(w: int, apart: int, count: int, depth: int, table: int, sums: int) -> None:
+        if count == SPAN:
+            wide(w, apart, depth, 1, table, sums)
+            return
+        for g in range(count):
+            narrow(w + g * apart, apart, depth, 1, table, sums + 64 * g)
+
+    return lone
+
 
 @njit(error_model="numpy")
-def row_f32(w: int, k: int, x: int) -> Any:
-    """16 rows times one token; four accumulators by k mod 4, summed in pairs."""
-    a0 = a1 = a2 = a3 = splat(f32(0.0))
-    for i in range(0, k - 3, 4):
-        a0 = fma(load_f32(w), bcast_f32(x + 4 * i), a0)
-        a1 = fma(load_f32(w + 64), bcast_f32(x + 4 * i + 4), a1)
-        a2 = fma(load_f32(w + 128), bcast_f32(x + 4 * i + 8), a2)
-        a3 = fma(load_f32(w + 192), bcast_f32(x + 4 * i + 12), a3)
-        w += 256
-    for i in range(k - k % 4, k):
-        a0 = fma(load_f32(w), bcast_f32(x + 4 * i), a0)
-        w += 64
-    return add(add(a0, a1), add(a2, a3))
+def _finish(
+    sums: int, apart: int, count: int, y: int, bias: int, residual: int, act: int, gated: bool
+) -> None:
+    """A row of `count` groups whose sums lie `apart` bytes from one to the next."""
+    if gated:
+        for g in range(count // 2):
+            at = sums + 2 * g * apart
+            store_f32(y + 64 * g, gate(load_f32(at), load_f32(at + apart), act))
+        return
+    for g in range(count):
+        bg = bias + 64 * g if bias != 0 else 0
+        rg = residual + 64 * g if residual != 0 else 0
+        finish(load_f32(sums + g * apart), y + 64 * g, bg, rg)
 
 
-@njit(error_model="numpy")
-def row_f16(w: int, k: int, x: int) -> Any:
-    """As row_f32, with float16 weights."""
-    a0 = a1 = a2 = a3 = splat(f32(0.0))
-    for i in range(0, k - 3, 4):
-        a0 = fma(load_f16(w), bcast_f32(x + 4 * i), a0)
-        a1 = fma(load_f16(w + 32), bcast_f32(x + 4 * i + 4), a1)
-        a2 = fma(load_f16(w + 64), bcast_f32(x + 4 * i + 8), a2)
-        a3 = fma(load_f16(w + 96), bcast_f32(x + 4 * i + 12), a3)
-        w += 128
-    for i in range(k - k % 4, k):
-        a0 = fma(load_f16(w), bcast_f32(x + 4 * i), a0)
-        w += 32
-    return add(add(a0, a1), add(a2, a3))
+def _float(element: int, *, gated: bool) -> Any:
+    span, lone = span_of(half=element == 2), _lone_of(half=element == 2)
+    made = 32 if gated else 64  # bytes of a row's outputs for each group
 
-
-def _float(row_kernel: Any, element: int) -> Any:
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
         n = ld_i64(ld_i64(ins + COUNT))
@@ -58,52 +85,45 @@ def _float(row_kernel: Any, element: int) -> Any:
         x, x_stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.x_stride)
         y, stride = ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
         bias, residual = ld_i64(ins + LINEAR.bias), ld_i64(ins + LINEAR.residual)
-        ctrl = ld_i64(ins + LINEAR.ctrl)
-        if n == 0:
-            return
-        while True:
-            start, stop = claim(ctrl, groups, threads, GRAIN)
-            if start >= groups:
-                return
-            for g in range(start, stop):
-                wg = w + g * k * 16 * element
-                bg = bias + 64 * g if bias != 0 else 0
-                for t in range(n):
-                    rt = residual + t * stride + 64 * g if residual != 0 else 0
-                    acc = row_kernel(wg, k, x + t * x_stride)
-                    finish(acc, y + t * stride + 64 * g, bg, rt)
-
-    return run
-
-
-def _float_gated(row_kernel: Any, element: int) -> Any:
-    @njit(error_model="numpy")
-    def run(ins: int, thread: int, threads: int) -> None:
-        n = ld_i64(ld_i64(ins + COUNT))
-        w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
-        k = ld_i64(ins + LINEAR.depth)
-        x, x_stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.x_stride)
-        y, stride = ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
         act, ctrl = ld_i64(ins + LINEAR.act), ld_i64(ins + LINEAR.ctrl)
-        if n == 0:
-            return
-        while True:
-            start, stop = claim(ctrl, groups, threads, GRAIN)
-            if start >= groups:
+        table = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
+        sums, apart = table + SUMS, k * 16 * element
+        if gated:
+            groups *= 2
+        chunks, width = (n + CHUNK - 1) // CHUNK, SPAN if n > 1 else 2
+        units = chunks * ((groups + width - 1) // width)
+        while n > 0:
+            start, stop = claim(ctrl, units, threads, GRAIN)
+            if start >= units:
                 return
-            for g in range(start, stop):
-                wg = w + 2 * g * k * 16 * element
-                for t in range(n):
-                    xt = x + t * x_stride
-                    g_row = row_kernel(wg, k, xt)
-                    out = gate(g_row, row_kernel(wg + k * 16 * element, k, xt), act)
-                    store_f32(y + t * stride + 64 * g, out)
+            if n == 1:
+                st_i64(table, x)
+                for g in range(start * width, min(stop * width, groups), SPAN):
+                    count = min(SPAN, min(stop * width, groups) - g)
+                    lone(w + g * apart, apart, count, k, table, sums)
+                    bg = bias + 64 * g if bias != 0 else 0
+                    rg = residual + 64 * g if residual != 0 else 0
+                    _finish(sums, 64, count, y + made * g, bg, rg, act, gated)
+                continue
+            for unit in range(start, stop):
+                g, first = unit // chunks * SPAN, unit % chunks * CHUNK
+                count, last = min(SPAN, groups - g), min(first + CHUNK, n)
+                bg = bias + 64 * g if bias != 0 else 0
+                for t in range(first, last, TALL):
+                    for i in range(TALL):
+                        st_i64(table + 8 * i, x + min(t + i, n - 1) * x_stride)
+                    span(w + g * apart, apart, count, k, 1, table, sums)
+                    for i in range(min(TALL, last - t)):
+                        at = (t + i) * stride
+                        rg = residual + at + 64 * g if residual != 0 else 0
+                        row = sums + 64 * i
+                        _finish(row, 64 * TALL, count, y + at + made * g, bg, rg, act, gated)
 
     return run
 
 
-_f32, _f16 = _float(row_f32, 4), _float(row_f16, 2)
-_f32_gated, _f16_gated = _float_gated(row_f32, 4), _float_gated(row_f16, 2)
+_f32, _f16 = _float(4, gated=False), _float(2, gated=False)
+_f32_gated, _f16_gated = _float(4, gated=True), _float(2, gated=True)
 
 
 @kernel

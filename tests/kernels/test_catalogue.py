@@ -33,6 +33,8 @@ from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
 from ..onnx_model import ort_session
+from .cases_grid import cases as grid_cases
+from .cases_rows import CASES as ROWS
 
 CONTEXT = 1024
 EXACT = 2e-5  # the same formula in float32, summed in another order
@@ -40,11 +42,16 @@ CODES = 2e-3  # ... with activations quantized: a value on the edge may take the
 FLOATS = 2e-2  # float activations against quantized ones
 HALF = 4e-3  # float16 activations
 F32 = NDArray[np.float32]
+PRODUCTS = ("linear", "conv2d")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op with its weights and attributes, and the width of the rows it reads."""
+    """One op with its weights and attributes, and the width of the rows it reads.
+
+    inputs: rows (a number or a symbol) and width of inputs that are not [T, width]. sizes: rows of
+    those symbols.
+    """
 
     op: str
     width: int
@@ -52,6 +59,8 @@ class Case:
     weights: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    inputs: dict[str, tuple[int | str, int]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -59,7 +68,11 @@ class Case:
 
     @property
     def quantized(self) -> bool:
-        return self.op == "linear" and ENCODINGS[self.weights["weight"][1]].blocks is not None
+        return (
+            "weight" in self.weights
+            and self.op in PRODUCTS
+            and ENCODINGS[self.weights["weight"][1]].blocks is not None
+        )
 
 
 def _linear(encoding: str, n: int, k: int, rows: int, *, bias: bool = False) -> Case:
@@ -159,6 +172,8 @@ CASES: dict[str, list[Case]] = {
         Case("softcap", c, rows, attrs={"cap": 3.0}) for c, rows in ((63, 63), (500, 1), (1, 5))
     ],
 }  # fmt: skip
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in ROWS.items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
 
@@ -188,7 +203,7 @@ def build(case: Case) -> tuple[Graph, dict[str, Matrix]]:
     inputs = [
         Value(name, ("R" if name == "rows" else "T",), "int32")
         if name in op.integer
-        else Value(name, ("T", case.width))
+        else Value(name, case.inputs.get(name, ("T", case.width)))
         for name in op.inputs
     ]
     nodes = [Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs)]
@@ -219,8 +234,11 @@ def arrays_of(case: Case, graph: Graph) -> Arrays:
     arrays: Arrays = {}
     for value in graph.inputs:
         if value.dtype == "f32":
-            shape = (case.rows, int(value.shape[1]))
+            rows = {"T": case.rows, **case.sizes}.get(str(value.shape[0]), value.shape[0])
+            shape = (int(rows), int(value.shape[1]))
             arrays[value.name] = rng.standard_normal(shape).astype(np.float32)
+            if case.op == "timestep":
+                arrays[value.name] = rng.integers(0, 1000, shape).astype(np.float32)
         else:
             below = min(case.rows if n == "T" else int(n) for n in bounds[value.name])
             count = case.rows + 5 if value.name == "rows" else case.rows
@@ -364,6 +382,8 @@ def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> Non
         quantized = (
             FLOATS  # MatMulNBits rounds activations in blocks as large as the weights' groups
         )
+    if executor == "onnx" and case.op == "conv2d":
+        quantized = FLOATS  # its weights are dequantized, its activations stay float
     limit = quantized if case.quantized else plain
     assert_close(f"{case.name} {executor}", expected, got, rms=limit)
 

@@ -1,0 +1,218 @@
+"""Layer norm, modulation, activations and timesteps on the CPU: one pass over each row.
+
+A layer norm and the modulation after it are one gain and one offset for every column, which each
+thread works out once:
+
+    y = (x - mean) / sqrt(var + eps) * gain + offset
+    gain = weight (1 + scale),  offset = bias (1 + scale) + shift
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .. import simd
+from ..elementwise import ACTIVATION
+from ..modulation import ADD_ROW, AFFINE, GATED_ADD, TIMESTEP
+from ..operands import COUNT
+from ..simd import (
+    add,
+    div,
+    f32,
+    fma,
+    lanes,
+    ld_f32,
+    ld_i64,
+    load_f32,
+    mul,
+    splat,
+    splat_i32,
+    st_f32,
+    store_f32,
+    sub,
+    sum_f32,
+    where_below,
+    where_less,
+)
+from .activation import gelu, share
+from .layout import GELU, GELU_TANH, QUICK_GELU, RELU
+from .scalar_math import cos_sin, sqrt
+from .vm import kernel
+
+
+@njit(error_model="numpy")
+def _chunk(m: int, at: int, table: int, row: int, k: int) -> float:
+    """Column k of a chunk of a modulation row, with a row of the table where there is one."""
+    value = ld_f32(m + at + 4 * k)
+    return f32(value + ld_f32(table + row + 4 * k)) if table != 0 else value
+
+
+@njit(error_model="numpy")
+def affine(ins: int, gain: int, offset: int, width: int) -> None:
+    """Gain and offset of every column, [width padded to 16]; operands as in `AFFINE`."""
+    weight, bias = ld_i64(ins + AFFINE.weight), ld_i64(ins + AFFINE.bias)
+    m, table = ld_i64(ins + AFFINE.m), ld_i64(ins + AFFINE.table)
+    shift_at, scale_at = ld_i64(ins + AFFINE.shift), ld_i64(ins + AFFINE.scale)
+    shift_row, scale_row = ld_i64(ins + AFFINE.shift_row), ld_i64(ins + AFFINE.scale_row)
+    for k in range(width):
+        a = ld_f32(weight + 4 * k) if weight != 0 else f32(1.0)
+        b = ld_f32(bias + 4 * k) if bias != 0 else f32(0.0)
+        if m != 0:
+            factor = f32(f32(1.0) + _chunk(m, scale_at, table, scale_row, k))
+            a = f32(a * factor)
+            b = f32(f32(b * factor) + _chunk(m, shift_at, table, shift_row, k))
+        st_f32(gain + 4 * k, a)
+        st_f32(offset + 4 * k, b)
+
+
+@njit(error_model="numpy")
+def _deviation(v: Any, mean: Any, rest: int) -> Any:
+    """v - mean in the first `rest` lanes, 0 in the others."""
+    return where_less(lanes(), splat_i32(simd.i32(rest)), sub(v, mean), splat(f32(0.0)))
+
+
+@njit(error_model="numpy")
+def normed_row(x: int, gain: int, offset: int, y: int, width: int, eps: float) -> None:
+    """One row's layer norm with gain and offset; y may be x."""
+    whole, rest = width - width % 16, width % 16
+    total = zero = splat(f32(0.0))
+    for i in range(0, whole, 16):
+        total = add(total, load_f32(x + 4 * i))
+    if rest:
+        total = add(total, _deviation(load_f32(x + 4 * whole), zero, rest))
+    mean = splat(f32(sum_f32(total) / f32(width)))
+    total = zero
+    for i in range(0, whole, 16):
+        v = sub(load_f32(x + 4 * i), mean)
+        total = fma(v, v, total)
+    if rest:
+        v = _deviation(load_f32(x + 4 * whole), mean, rest)
+        total = fma(v, v, total)
+    variance = f32(sum_f32(total) / f32(width))
+    factor = splat(f32(f32(1.0) / f32(sqrt(f32(variance + f32(eps))))))
+    for i in range(0, width, 16):
+        v = mul(sub(load_f32(x + 4 * i), mean), factor)
+        store_f32(y + 4 * i, fma(v, load_f32(gain + 4 * i), load_f32(offset + 4 * i)))
+
+
+@njit(error_model="numpy")
+def _columns(width: int) -> int:
+    """Bytes of a row, padded to 16 columns."""
+    return (width + 15) // 16 * 64
+
+
+@kernel
+def layer_norm(ins: int, thread: int, threads: int) -> None:
+    """Layer norm and modulation of rows, which are shared out."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, x_stride = ld_i64(ins + AFFINE.x), ld_i64(ins + AFFINE.x_stride)
+    y, y_stride = ld_i64(ins + AFFINE.y), ld_i64(ins + AFFINE.y_stride)
+    width, eps = ld_i64(ins + AFFINE.width), ld_f32(ins + AFFINE.eps)
+    gain = ld_i64(ins + AFFINE.scratch) + thread * ld_i64(ins + AFFINE.scratch_bytes)
+    offset = gain + _columns(width)
+    start, stop = share(n, thread, threads)
+    if start < stop:
+        affine(ins, gain, offset, width)
+    for row in range(start, stop):
+        normed_row(x + row * x_stride, gain, offset, y + row * y_stride, width, eps)
+
+
+@kernel
+def modulate(ins: int, thread: int, threads: int) -> None:
+    """y = x (1 + scale) + shift, rows shared out."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, x_stride = ld_i64(ins + AFFINE.x), ld_i64(ins + AFFINE.x_stride)
+    y, y_stride = ld_i64(ins + AFFINE.y), ld_i64(ins + AFFINE.y_stride)
+    width = ld_i64(ins + AFFINE.width)
+    gain = ld_i64(ins + AFFINE.scratch) + thread * ld_i64(ins + AFFINE.scratch_bytes)
+    offset = gain + _columns(width)
+    start, stop = share(n, thread, threads)
+    if start < stop:
+        affine(ins, gain, offset, width)
+    for row in range(start, stop):
+        a, b = x + row * x_stride, y + row * y_stride
+        for i in range(0, width, 16):
+            v = load_f32(a + 4 * i)
+            store_f32(b + 4 * i, fma(v, load_f32(gain + 4 * i), load_f32(offset + 4 * i)))
+
+
+@kernel
+def gated_add(ins: int, thread: int, threads: int) -> None:
+    """y = residual + gate x, rows shared out, all with one stride."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    residual, x = ld_i64(ins + GATED_ADD.residual), ld_i64(ins + GATED_ADD.x)
+    y, stride = ld_i64(ins + GATED_ADD.y), ld_i64(ins + GATED_ADD.stride)
+    m, table = ld_i64(ins + GATED_ADD.m), ld_i64(ins + GATED_ADD.table)
+    at, row_at = ld_i64(ins + GATED_ADD.gate), ld_i64(ins + GATED_ADD.gate_row)
+    width = ld_i64(ins + GATED_ADD.width)
+    gate = ld_i64(ins + GATED_ADD.scratch) + thread * ld_i64(ins + GATED_ADD.scratch_bytes)
+    start, stop = share(n, thread, threads)
+    if start < stop:
+        for k in range(width):
+            st_f32(gate + 4 * k, _chunk(m, at, table, row_at, k))
+    for row in range(start, stop):
+        for i in range(0, width, 16):
+            p = row * stride + 4 * i
+            v = fma(load_f32(x + p), load_f32(gate + 4 * i), load_f32(residual + p))
+            store_f32(y + p, v)
+
+
+@kernel
+def add_row(ins: int, thread: int, threads: int) -> None:
+    """y = x + one row, all with one stride, rows shared out."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, one, y = ld_i64(ins + ADD_ROW.x), ld_i64(ins + ADD_ROW.row), ld_i64(ins + ADD_ROW.y)
+    stride, width = ld_i64(ins + ADD_ROW.stride), ld_i64(ins + ADD_ROW.width)
+    start, stop = share(n, thread, threads)
+    for row in range(start, stop):
+        for i in range(0, width, 16):
+            p = row * stride + 4 * i
+            store_f32(y + p, add(load_f32(x + p), load_f32(one + 4 * i)))
+
+
+@kernel
+def timestep(ins: int, thread: int, threads: int) -> None:
+    """Cosines, then sines, of each row's number times the frequencies."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    t, stride = ld_i64(ins + TIMESTEP.t), ld_i64(ins + TIMESTEP.t_stride)
+    y, y_stride = ld_i64(ins + TIMESTEP.y), ld_i64(ins + TIMESTEP.y_stride)
+    half, frequency = ld_i64(ins + TIMESTEP.half), ld_i64(ins + TIMESTEP.frequencies)
+    start, stop = share(n, thread, threads)
+    for row in range(start, stop):
+        value, out = ld_f32(t + row * stride), y + row * y_stride
+        for k in range(half):
+            cosine, sine = cos_sin(float(f32(value * ld_f32(frequency + 4 * k))))
+            st_f32(out + 4 * k, f32(cosine))
+            st_f32(out + 4 * (half + k), f32(sine))
+
+
+@njit(error_model="numpy")
+def activated(x: Any, act: int, spare: int) -> Any:
+    """act(x) by lane; spare: 64 bytes. tanh-gelu is x sigmoid(2 u) with u what the tanh is of."""
+    zero = splat(f32(0.0))
+    if act == GELU:
+        return gelu(x, spare)
+    if act == RELU:
+        return where_below(x, zero, zero, x)
+    if act == GELU_TANH:
+        cubic = fma(mul(mul(x, x), x), splat(f32(0.044715)), x)
+        u = mul(cubic, splat(f32(-1.5957691216)))
+    elif act == QUICK_GELU:
+        u = mul(x, splat(f32(-1.702)))
+    else:
+        u = sub(zero, x)
+    return div(x, add(simd.exp(u), splat(f32(1.0))))
+
+
+@kernel
+def activation(ins: int, thread: int, threads: int) -> None:
+    """y = act(x), rows shared out."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, y = ld_i64(ins + ACTIVATION.x), ld_i64(ins + ACTIVATION.y)
+    stride, act = ld_i64(ins + ACTIVATION.stride), ld_i64(ins + ACTIVATION.act)
+    spare = ld_i64(ins + ACTIVATION.scratch) + thread * ld_i64(ins + ACTIVATION.scratch_bytes)
+    start, stop = share(n, thread, threads)
+    for at in range(start * stride, stop * stride, 64):
+        store_f32(y + at, activated(load_f32(x + at), act, spare))
