@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .conv_lower import FOLDED
 from .cpu.layout import MOMENT_ROWS
 from .lowering import Builder, Lower, Word, weight
 from .onnx_tools import FLOAT, Call, EmitContext
@@ -43,11 +44,11 @@ def group_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping
 
 
 def lower_group_norm(b: Builder, node: Any) -> None:
-    """group_norm; a silu right after it becomes part of it."""
-    x, y, act = node.inputs[0], node.output, 0
+    """group_norm; a relu or silu right after it becomes part of it."""
+    x, y, act = node.inputs[0], node.output, ""
     reader = b.only_reader(y)
-    if reader is not None and reader.op == "activation" and b.attrs(reader)["act"] == "silu":
-        y, act = reader.output, 1
+    if reader is not None and reader.op == "activation" and b.attrs(reader)["act"] in FOLDED:
+        y, act = reader.output, b.attrs(reader)["act"]
         b.skip(y)
     stride, width, attrs = b.stride(x), b.width(x), b.attrs(node)
     rows = b.rows(x)
@@ -66,7 +67,14 @@ def lower_group_norm(b: Builder, node: Any) -> None:
     }  # fmt: skip
     b.step("group_factors", FACTORS, factors, [moments], words, rows=rows)
     b.floats(y)
-    words = {"x": x, "stride": stride, "factors": factors, "y": y, "act": act, "ctrl": "@ctrl"}
+    words = {
+        "x": x,
+        "stride": stride,
+        "factors": factors,
+        "y": y,
+        "act": FOLDED[act],
+        "ctrl": "@ctrl",
+    }
     b.step(
         "scale_rows", SCALE_ROWS, y, [x, factors], words,
         in_place=x if b.is_last_use(x, y) else "",

@@ -32,7 +32,11 @@ TEXT_ENCODERS: Mapping[str, str] = {
     "CLIPTextModelWithProjection": ".clip",
     "T5EncoderModel": ".t5",
 }
-AUTOENCODERS: dict[str, str] = {}
+AUTOENCODERS: dict[str, str] = {
+    "AutoencoderKL": ".autoencoder_kl",
+    "AutoencoderTiny": ".autoencoder_tiny",
+    "TAEF2": ".taef2",
+}
 
 
 class Sizes(Protocol):

@@ -24,6 +24,10 @@ from .special_tokens import text_of
 
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
+ANY_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all is in tokenizer.json
+CLIP_TOKENS = {
+    "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"
+}  # fmt: skip
 CLIP_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 EXTRA_IDS = 100  # sentinels that T5's tokenizer appends
 NORMAL, UNKNOWN, CONTROL, _USER, _UNUSED, BYTE = range(1, 7)  # SentencePiece's kinds of pieces
@@ -56,53 +60,53 @@ class Folder:
         return {} if data is None else json_object(data, self.path / name)
 
 
-def captions(path: Path, kind: str, max_tokens: int, *, lower: bool) -> Captions:
-    """The tokenizer in a folder. kind: its class; max_tokens: of a caption, with start and end.
-    ConvertError for classes that are not known, and for missing or damaged files."""
+def captions(path: Path, kind: str, encoder: str, max_tokens: int, *, lower: bool) -> Captions:
+    """The tokenizer in a folder. kind: its class; encoder: that of the text encoder, which says
+    what stands around a caption; max_tokens: with that. ConvertError for classes that are not
+    known, and for missing or damaged files."""
     folder = Folder(path)
     if kind in CLIP_TOKENIZERS:
-        return _clip(folder, max_tokens)
-    if kind in T5_TOKENIZERS:
-        return _t5(folder, max_tokens, lower=lower)
-    raise ConvertError(
-        f"{path} is a tokenizer of the class {kind[:64]!r}, edgert knows "
-        f"{sorted((*CLIP_TOKENIZERS, *T5_TOKENIZERS))}",
-        code="tokenizer-class",
-        hint="edgert does not guess how captions become tokens",
-    )
-
-
-def _clip(folder: Folder, max_tokens: int) -> Captions:
-    """Start and end token, filled up with the padding token."""
-    config, special = folder.json("tokenizer_config.json"), folder.json("special_tokens_map.json")
-    data = _json_file(folder, lambda: _clip_file(folder))
-    ids = token_ids(json_object(data, folder.path / "tokenizer.json"))
-    named = {
-        role: text_of(config.get(role)) or text_of(special.get(role)) or default
-        for role, default in (
-            ("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"),
-            ("pad_token", "<|endoftext|>"),
+        data = _json_file(folder, _clip_file)
+    elif kind in T5_TOKENIZERS:
+        data = _json_file(folder, _t5_file)
+    elif kind in ANY_TOKENIZERS:
+        data = _json_file(folder, _no_file)
+    else:
+        raise ConvertError(
+            f"{path} is a tokenizer of the class {kind[:64]!r}, edgert knows "
+            f"{sorted((*CLIP_TOKENIZERS, *T5_TOKENIZERS, *ANY_TOKENIZERS))}",
+            code="tokenizer-class",
+            hint="edgert does not guess how captions become tokens",
         )
-    }  # fmt: skip
-    start, end, pad = (_id(folder, ids, str(text)) for text in named.values())
-    return Captions(data, CaptionSpec(max_tokens, end, start, pad), folder.texts)
-
-
-def _t5(folder: Folder, max_tokens: int, *, lower: bool) -> Captions:
-    """An end token, and nothing filled up: the encoder reads real tokens only."""
-    config, special = folder.json("tokenizer_config.json"), folder.json("special_tokens_map.json")
-    data = _json_file(folder, lambda: _t5_file(folder))
-    ids = token_ids(json_object(data, folder.path / "tokenizer.json"))
-    text = text_of(config.get("eos_token")) or text_of(special.get("eos_token")) or "</s>"
-    spec = CaptionSpec(max_tokens, _id(folder, ids, text), lower=lower)
+    named = _named(folder)
+    ids = token_ids(json_object(data, path / "tokenizer.json"))
+    if encoder.startswith("CLIP"):  # filled up: it reads whatever stands there
+        roles = ("bos_token", "eos_token", "pad_token")
+        start, end, pad = (_id(folder, ids, named.get(r, CLIP_TOKENS[r])) for r in roles)
+        spec = CaptionSpec(max_tokens, end, start, pad, lower)
+    else:
+        end = _id(folder, ids, named.get("eos_token", "</s>"))
+        spec = CaptionSpec(max_tokens, end, lower=lower)
     return Captions(data, spec, folder.texts)
 
 
-def _json_file(folder: Folder, otherwise: Callable[[], dict[str, Any]]) -> bytes:
+def _named(folder: Folder) -> dict[str, str]:
+    """Special tokens by role, as the folder's files name them."""
+    config, special = folder.json("tokenizer_config.json"), folder.json("special_tokens_map.json")
+    roles = CLIP_TOKENS
+    found = {role: text_of(config.get(role)) or text_of(special.get(role)) for role in roles}
+    return {role: text for role, text in found.items() if text}
+
+
+def _json_file(folder: Folder, otherwise: Callable[[Folder], dict[str, Any]]) -> bytes:
     data = folder.read("tokenizer.json", limits.TOKENIZER_BYTES)
     if data is not None:
         return data
-    return json.dumps(otherwise(), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return json.dumps(otherwise(folder), ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _no_file(folder: Folder) -> dict[str, Any]:
+    raise _missing(folder)
 
 
 def _id(folder: Folder, ids: Mapping[str, int], text: str) -> int:
@@ -115,10 +119,11 @@ def _id(folder: Folder, ids: Mapping[str, int], text: str) -> int:
     )
 
 
-def _missing(folder: Folder, wanted: str) -> ConvertError:
+def _missing(folder: Folder, otherwise: str = "") -> ConvertError:
     held = sorted(p.name for p in folder.path.iterdir()) if folder.path.is_dir() else []
     return ConvertError(
-        f"{folder.path} holds {held[:8] or 'nothing'}, expected tokenizer.json or {wanted}",
+        f"{folder.path} holds {held[:8] or 'nothing'}, expected tokenizer.json"
+        + (f" or {otherwise}" if otherwise else ""),
         code="tokenizer-missing",
         hint="download the pipeline's tokenizer folder whole",
     )

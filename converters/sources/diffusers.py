@@ -129,8 +129,8 @@ class DiffusersSource:
         graphs = {part.name: part.graph for part in parts}
         for encoder, tokenizer in pipeline.tokenizers.items():
             found = captions(
-                self.path / tokenizer, self.layout.classes[tokenizer], pipeline.max_tokens,
-                lower=pipeline.lower,
+                self.path / tokenizer, self.layout.classes[tokenizer],
+                self.layout.classes[encoder], pipeline.max_tokens, lower=pipeline.lower,
             )  # fmt: skip
             self.read_files |= {f"{tokenizer}/{n}": data for n, data in found.texts.items()}
             names[encoder], specs[encoder] = f"{encoder}.tokenizer.json", found.spec

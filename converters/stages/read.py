@@ -94,21 +94,34 @@ def build_tokenizer(text: Text) -> Tokenizer:
 
 
 def check_captions(image: Image, part: str) -> None:
-    """The tokenizer of a text encoder is one that loading will take, and its tokens have rows.
-    Raises ConvertError."""
+    """The tokenizer of a text encoder is one that loading will take, its tokens have rows, and it
+    says itself what the manifest says of start and end. Raises ConvertError."""
+    from tokenizers import Tokenizer as Rust
+
     from ...text.tokenizer import Tokenizer
 
     file, caption, rows = image.spec.tokenizers[part], image.spec.captions[part], image.rows[part]
+    ids = [n for n in (caption.end_id, caption.start_id, caption.pad_id) if n is not None]
+    hint = "take the tokenizer files that belong to this text encoder"
     try:
-        Tokenizer(
-            image.files[file], vocab_size=rows, eos_token_ids=(caption.end_id,), where=file
-        ).encode("a picture")
+        tokenizer = Tokenizer(image.files[file], vocab_size=rows, eos_token_ids=ids, where=file)
+        wanted = tokenizer.encode("a picture")
     except BundleError as error:
+        raise ConvertError(error.message, code=error.code, hint=hint) from None
+    whole = Rust.from_buffer(image.files[file])
+    if whole.post_processor is None:
+        return
+    whole.no_truncation()
+    whole.no_padding()
+    found = whole.encode("a picture").ids
+    wanted = [n for n in (caption.start_id,) if n is not None] + wanted + [caption.end_id]
+    if found != wanted:
         raise ConvertError(
-            error.message,
-            code=error.code,
-            hint="take the tokenizer files that belong to this text encoder",
-        ) from None
+            f"{file} makes {found[:12]} of 'a picture', expected {wanted[:12]}: the text encoder's "
+            "kind has these around a caption",
+            code="tokenizer",
+            hint=hint,
+        )
 
 
 class RecipeWeight:

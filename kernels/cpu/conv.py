@@ -64,6 +64,16 @@ def _cells(
 
 
 @njit(error_model="numpy")
+def folded(v: Any, act: int) -> Any:
+    """An activation by its number in `conv_lower.FOLDED`; none for 0."""
+    if act == RELU:
+        return vmax(v, splat(f32(0.0)))
+    if act == SILU:
+        return div(v, add(splat(f32(1.0)), simd.exp(sub(splat(f32(0.0)), v))))
+    return v
+
+
+@njit(error_model="numpy")
 def _finish(sums: int, count: int, y: int, bias: int, residual: int, act: int) -> None:
     """An output's `count` groups: bias, residual, activation; 0 where there is none."""
     for g in range(count):
@@ -72,11 +82,7 @@ def _finish(sums: int, count: int, y: int, bias: int, residual: int, act: int) -
             v = add(v, load_f32(bias + 64 * g))
         if residual != 0:
             v = add(v, load_f32(residual + 64 * g))
-        if act == RELU:
-            v = vmax(v, splat(f32(0.0)))
-        elif act == SILU:
-            v = div(v, add(splat(f32(1.0)), simd.exp(sub(splat(f32(0.0)), v))))
-        store_f32(y + 64 * g, v)
+        store_f32(y + 64 * g, folded(v, act))
 
 
 def _float(element: int) -> Any:

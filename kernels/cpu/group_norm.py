@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from numba import njit
 
-from .. import simd
 from ..group_norm import FACTORS, MOMENTS, SCALE_ROWS
 from ..operands import COUNT
 from ..simd import (
     add,
-    div,
     f32,
     fma,
     ld_f32,
@@ -22,6 +20,7 @@ from ..simd import (
     store_f32,
     sub,
 )
+from .conv import folded
 from .layout import MOMENT_ROWS
 from .linear import GRAIN
 from .scalar_math import sqrt
@@ -101,7 +100,7 @@ def group_factors(ins: int, thread: int, threads: int) -> None:
 
 @kernel
 def scale_rows(ins: int, thread: int, threads: int) -> None:
-    """y = act((x - factors[0]) * factors[1] + factors[2]) by channel; act: 0 none, 1 silu."""
+    """y = act((x - factors[0]) * factors[1] + factors[2]) by channel."""
     n = ld_i64(ld_i64(ins + COUNT))
     x, y = ld_i64(ins + SCALE_ROWS.x), ld_i64(ins + SCALE_ROWS.y)
     stride, act = ld_i64(ins + SCALE_ROWS.stride), ld_i64(ins + SCALE_ROWS.act)
@@ -115,6 +114,4 @@ def scale_rows(ins: int, thread: int, threads: int) -> None:
             for c in range(0, stride, 64):
                 v = sub(load_f32(x + at + c), load_f32(factors + c))
                 v = fma(v, load_f32(scales + c), load_f32(biases + c))
-                if act != 0:
-                    v = div(v, add(splat(f32(1.0)), simd.exp(sub(splat(f32(0.0)), v))))
-                store_f32(y + at + c, v)
+                store_f32(y + at + c, folded(v, act))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from edgert.bundle import Bundle
 from edgert.bundle.manifest import CaptionSpec, LatentSpec
 from edgert.cli import run
 from edgert.errors import ConvertError
+from edgert.evaluation.verify import verify_bundle
+from edgert.session import SessionOptions
 from edgert.session.reference import ReferenceSession
 from tests.closeness import assert_close
 from tests.image import models, pipelines
@@ -92,8 +95,6 @@ def test_a_class_conditional_pipeline_becomes_a_bundle(dit: Any, tmp_path: Path)
 
 def test_the_older_class_of_both_transformers_is_read(dit: Any, tmp_path: Path) -> None:
     _, source = dit
-    import shutil
-
     shutil.copytree(source, tmp_path / "pipe")
     pipelines.edit_json(
         tmp_path / "pipe/transformer/config.json", _class_name="Transformer2DModel",
@@ -118,6 +119,49 @@ def test_shards_and_float16_variants_are_read(variant: str, tmp_path: Path) -> N
         inputs = models.inputs_of("dit", (8, 8))
         got = run_part(bundle, "denoiser", inputs)["out"]
     assert_close(variant, models.expected(module, inputs, (8, 8)), got, rms=1e-4)
+
+
+TINY: dict[str, Any] = {
+    "encoder_block_out_channels": (16, 16, 16, 16), "decoder_block_out_channels": (16, 16, 16, 16),
+    "num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1), "scaling_factor": 0.7,
+}  # fmt: skip
+KL: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "scaling_factor": 0.2,
+    "shift_factor": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "latents"),
+    [
+        ("AutoencoderTiny", TINY, LatentSpec(4, 8, 0.7, 0.0, 0.0, 1.0)),
+        ("AutoencoderKL", KL, LatentSpec(4, 8, 0.2, 0.3)),
+    ],
+)
+def test_autoencoders_of_diffusers_are_decoder_and_encoder(
+    dit: Any, tmp_path: Path, kind: str, config: dict[str, Any], latents: LatentSpec
+) -> None:
+    import diffusers
+
+    pipe = tmp_path / "pipe"
+    shutil.copytree(dit[1], pipe, ignore=shutil.ignore_patterns("vae"))
+    vae = models.noisy(getattr(diffusers, kind)(**config), 6)
+    vae.save_pretrained(pipe / "vae")
+    pipelines.edit_json(pipe / "model_index.json", vae=["diffusers", kind])
+    convert(pipe, tmp_path / "x.edge", quant="f32", progress=False)
+    with Bundle.open(tmp_path / "x.edge") as bundle:
+        assert bundle.manifest.image is not None
+        assert bundle.manifest.image.latents == latents
+        rows = np.random.default_rng(8).standard_normal((64, 4)).astype(np.float32)
+        (got,) = run_part(bundle, "decoder", {"latents": rows}).values()
+    import torch
+
+    with torch.no_grad():
+        z = torch.from_numpy(rows.T.reshape(1, 4, 8, 8).copy())
+        wanted = models.rows_of(vae.decode(z).sample[0].numpy())
+    pixels = (got - latents.low) / (latents.high - latents.low)
+    assert_close(kind, wanted / 2 + 0.5, pixels, rms=1e-4)
 
 
 WIDE = {**models.BLOCK, "num_attention_heads": 2, "attention_head_dim": 32}
@@ -204,3 +248,28 @@ def test_commands_convert_inspect_and_verify_a_pipeline(
     assert "image, 64 x 64" in told(capsys, "inspect", wide)
     checked = told(capsys, "verify", out, "--values")
     assert "denoiser.weights.safetensors" in checked
+
+
+def test_verify_compares_parts_with_the_numpy_path(
+    pixart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, source = pixart
+    convert(source, tmp_path / "x.edge", quant="f32", progress=False)
+    options = SessionOptions("reference")
+    report = verify_bundle(tmp_path / "x.edge", options)
+    assert report.ok
+    subjects = {check.subject for check in report.checks}
+    parts = {"denoiser", "text_encoder", "decoder", "encoder"}
+    assert {f"{part} on reference" for part in parts} | {"tokenizer of text_encoder"} <= subjects
+    answers = ReferenceSession.run
+    calls: list[str] = []
+
+    def wrong(self: ReferenceSession, arrays: Any, graph: Any = None) -> Any:
+        calls.append(self.graph.name)
+        found = answers(self, arrays, graph)
+        return {n: v + (calls.count("decoder") == 2) for n, v in found.items()}
+
+    monkeypatch.setattr(ReferenceSession, "run", wrong)
+    (problem, *_) = verify_bundle(tmp_path / "x.edge", options).problems()
+    assert problem.subject == "decoder on reference"
+    assert "differs from the NumPy path" in problem.message

@@ -17,7 +17,8 @@ def conv(
         weights["bias"] = ((cout,), "f32")
     (height, width), shape = grid, "-".join(str(n) for n in more.values())
     return {
-        "op": "conv2d", "width": cin, "rows": height * width, "weights": weights,
+        "width": cin, "rows": height * width, "weights": weights,
+        "inputs": {"x": (height * width, cin)},
         "attrs": {"height": height, "width": width, **more},
         "label": f"{encoding}-{cout}-{height}x{width}{'-bias' * bias}-{shape}",
     }  # fmt: skip
@@ -27,7 +28,7 @@ def norm(width: int, groups: int, rows: int) -> Spec:
     weights = {slot: ((width,), "f32") for slot in ("weight", "bias")}
     attrs = {"groups": groups, "eps": 1e-6}
     return {
-        "op": "group_norm", "width": width, "rows": rows, "weights": weights, "attrs": attrs,
+        "width": width, "rows": rows, "weights": weights, "attrs": attrs,
         "label": str(groups),
     }  # fmt: skip
 
@@ -35,7 +36,7 @@ def norm(width: int, groups: int, rows: int) -> Spec:
 def upsample(width: int, grid: tuple[int, int], factor: int) -> Spec:
     height, across = grid
     return {
-        "op": "upsample", "width": width, "rows": height * across,
+        "width": width, "rows": height * across, "inputs": {"x": (height * across, width)},
         "attrs": {"height": height, "width": across, "factor": factor},
         "label": f"{height}x{across}-{factor}",
     }  # fmt: skip
