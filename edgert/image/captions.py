@@ -120,8 +120,9 @@ def label_of(name: str, labels: Mapping[str, int], classes: int) -> int:
     if wanted in labels:
         return labels[wanted]
     folded = {text.lower(): number for text, number in labels.items()}
-    if wanted.lower() in folded:
-        return folded[wanted.lower()]
+    synonyms = {folded.get(part.strip()) for part in wanted.lower().split(",")}
+    if len(synonyms) == 1 and (found := synonyms.pop()) is not None:
+        return found
     if wanted.isdecimal() and int(wanted) < classes:
         return int(wanted)
     near = difflib.get_close_matches(wanted.lower(), folded, 3, 0.4)

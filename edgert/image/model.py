@@ -312,7 +312,7 @@ class ImageModel:
         )
 
     def _settings(self, request: Request, plan: Any, done: Sampled) -> dict[str, Any]:
-        from .. import __version__
+        from importlib.metadata import version
 
         return {
             **request.settings(),
@@ -320,7 +320,7 @@ class ImageModel:
             "cache": plan.policy.name if plan is not None else "none",
             "evaluations": round(done.evaluations, 3),
             "model": self.name, "fingerprint": self.fingerprint,
-            "device": self.denoiser.device, "edgert": __version__,
+            "device": self.denoiser.device, "edgert": version("edgert"),
         }  # fmt: skip
 
     def _teller(
