@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .cpu.layout import ACTS
-from .lowering import Builder, Lower, Word
+from .lowering import Builder, Lower, Word, only_quantized
 from .onnx_tools import Body, Call, EmitContext, NodeList
 from .operands import operands
 from .quant import F32
@@ -89,7 +89,9 @@ def lower_glu(b: Builder, node: Any) -> None:
 
 
 def lower_activation(b: Builder, node: Any) -> None:
-    """activation, in place where nothing else reads its input."""
+    """activation, in place where nothing else reads its input, unless products take it in."""
+    if only_quantized(b, node.output):
+        return
     x, y = node.inputs[0], b.floats(node.output)
     words: dict[str, Word] = {
         "x": x, "y": y, "stride": b.stride(y), "act": ACTS[b.attrs(node)["act"]],

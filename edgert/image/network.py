@@ -30,40 +30,45 @@ class Network:
     ) -> None:  # fmt: skip
         self.session, self.grid, self.conditions, self.check = session, grid, conditions, check
         self.whole = graph
-        self.cut = pieces.pieces(graph)
         made = {node.output for node in graph.nodes}
+        self.cut = pieces.pieces(graph) if pieces.EMBEDDED in made else None
         self.feature: Graph | None = None
-        if pieces.FEATURE in made:
+        if self.cut is not None and pieces.FEATURE in made:
             self.feature = pieces.reading(
                 graph, [v.name for v in self.cut.embed.outputs], pieces.FEATURE, "feature"
             )
 
     def denoiser(self) -> Denoiser:
-        """The callables of the loop."""
+        """The callables of the loop: the pieces, or the whole where the graph has none (UNets)."""
+        if self.cut is None:
+            return Denoiser(full=self.full, branches=tuple(self.conditions))
         return Denoiser(
             embed=self.embed, body=self.body, head=self.head,
             feature=self.modulated if self.feature is not None else None,
             branches=tuple(self.conditions),
         )  # fmt: skip
 
+    def full(self, x: Array, at: At) -> Array:
+        """x [n, C, H, W] -> predictions [n, C', H, W]."""
+        given = self._given(at)
+        rows = [self._run(self.whole, {pieces.X: to_rows(one), **given})[pieces.OUT] for one in x]
+        return np.stack([to_grid(one, self.grid) for one in rows])
+
     def embed(self, x: Array, at: At) -> tuple[Array, list[dict[str, F32]]]:
         """x [n, C, H, W] -> token rows [n, N, D], and what each picture's body and head read."""
-        found = []
-        given = {
-            pieces.TIMESTEP: np.full((1, 1), at.t, np.float32), **self.conditions[at.branch],
-        }  # fmt: skip
+        found, given = [], self._given(at)
         for latent in x:
-            made = self._run(self.cut.embed, {pieces.X: to_rows(latent), **given})
+            made = self._run(self._cut.embed, {pieces.X: to_rows(latent), **given})
             found.append({**given, **made})
         return np.stack([one.pop(pieces.EMBEDDED) for one in found]), found
 
     def body(self, h: Array, aux: list[dict[str, F32]]) -> Array:
         """Rows [n, N, D] through all blocks."""
-        return self._each(self.cut.body, pieces.EMBEDDED, pieces.BODY, h, aux)
+        return self._each(self._cut.body, pieces.EMBEDDED, pieces.BODY, h, aux)
 
     def head(self, h: Array, aux: list[dict[str, F32]]) -> Array:
         """Rows [n, N, D] behind the blocks -> predictions [n, C', H, W]."""
-        rows = self._each(self.cut.head, pieces.BODY, pieces.OUT, h, aux)
+        rows = self._each(self._cut.head, pieces.BODY, pieces.OUT, h, aux)
         return np.stack([to_grid(one, self.grid) for one in rows])
 
     def modulated(self, h: Array, aux: list[dict[str, F32]]) -> Array:
@@ -74,6 +79,16 @@ class Network:
         patch = round((self.grid[0] * self.grid[1] / rows.shape[1]) ** 0.5)
         height, width = self.grid[0] // patch, self.grid[1] // patch
         return rows.reshape(len(rows), height, width, -1)
+
+    @property
+    def _cut(self) -> pieces.Pieces:
+        if self.cut is None:
+            raise TypeError("a denoiser without pieces")
+        return self.cut
+
+    def _given(self, at: At) -> dict[str, NDArray[Any]]:
+        """What the network reads besides latents."""
+        return {pieces.TIMESTEP: np.full((1, 1), at.t, np.float32), **self.conditions[at.branch]}
 
     def _each(
         self, graph: Graph, name: str, out: str, h: Array, aux: list[dict[str, F32]]

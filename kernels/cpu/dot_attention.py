@@ -151,13 +151,14 @@ def _copy_queries(q: int, stride: int, n: int, size: int, factor: float, out: in
 @njit(error_model="numpy")
 def _scores(q: int, size: int, rows: int, keys: int, groups: int, out: int) -> None:
     """Queries [rows][D] times `groups` groups of 16 keys; float32 lines of KEYS to out."""
-    apart = 64 * size
-    for r in range(0, rows, TILE_ROWS):
-        a, to = q + 4 * r * size, out + r * LINE
-        whole = groups - groups % TILE_VECTORS
-        for g in range(0, whole, TILE_VECTORS):
+    apart, whole = 64 * size, groups - groups % TILE_VECTORS
+    for g in range(0, whole, TILE_VECTORS):
+        for r in range(0, rows, TILE_ROWS):
+            a, to = q + 4 * r * size, out + r * LINE
             _fresh(a, 4 * size, keys + g * apart, 64, apart, size, to + 64 * g, LINE)
-        for g in range(whole, groups):
+    for g in range(whole, groups):
+        for r in range(0, rows, TILE_ROWS):
+            a, to = q + 4 * r * size, out + r * LINE
             _fresh_narrow(a, 4 * size, keys + g * apart, 64, apart, size, to + 64 * g, LINE)
 
 

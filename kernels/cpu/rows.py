@@ -50,12 +50,17 @@ def _chunk(m: int, at: int, table: int, row: int, k: int) -> float:
 
 
 @njit(error_model="numpy")
-def affine(ins: int, gain: int, offset: int, width: int) -> None:
-    """Gain and offset of every column, [width padded to 16]; operands as in `AFFINE`."""
-    weight, bias = ld_i64(ins + AFFINE.weight), ld_i64(ins + AFFINE.bias)
-    m, table = ld_i64(ins + AFFINE.m), ld_i64(ins + AFFINE.table)
-    shift_at, scale_at = ld_i64(ins + AFFINE.shift), ld_i64(ins + AFFINE.scale)
-    shift_row, scale_row = ld_i64(ins + AFFINE.shift_row), ld_i64(ins + AFFINE.scale_row)
+def affine(parts: int, gain: int, offset: int, width: int) -> None:
+    """Gain and offset of every column, [width padded to 16]; parts: address of the operands
+    `PARTS`, which stand one after the other."""
+    weight, bias, m, table = (
+        ld_i64(parts),
+        ld_i64(parts + 8),
+        ld_i64(parts + 16),
+        ld_i64(parts + 24),
+    )
+    shift_at, shift_row = ld_i64(parts + 32), ld_i64(parts + 40)
+    scale_at, scale_row = ld_i64(parts + 48), ld_i64(parts + 56)
     for k in range(width):
         a = ld_f32(weight + 4 * k) if weight != 0 else f32(1.0)
         b = ld_f32(bias + 4 * k) if bias != 0 else f32(0.0)
@@ -98,7 +103,15 @@ def normed_row(x: int, gain: int, offset: int, y: int, width: int, eps: float) -
 
 
 @njit(error_model="numpy")
-def _columns(width: int) -> int:
+def modulated_row(x: int, gain: int, offset: int, y: int, width: int) -> None:
+    """One row times the gain plus the offset; y may be x."""
+    for i in range(0, width, 16):
+        v = load_f32(x + 4 * i)
+        store_f32(y + 4 * i, fma(v, load_f32(gain + 4 * i), load_f32(offset + 4 * i)))
+
+
+@njit(error_model="numpy")
+def padded_bytes(width: int) -> int:
     """Bytes of a row, padded to 16 columns."""
     return (width + 15) // 16 * 64
 
@@ -111,10 +124,10 @@ def layer_norm(ins: int, thread: int, threads: int) -> None:
     y, y_stride = ld_i64(ins + AFFINE.y), ld_i64(ins + AFFINE.y_stride)
     width, eps = ld_i64(ins + AFFINE.width), ld_f32(ins + AFFINE.eps)
     gain = ld_i64(ins + AFFINE.scratch) + thread * ld_i64(ins + AFFINE.scratch_bytes)
-    offset = gain + _columns(width)
+    offset = gain + padded_bytes(width)
     start, stop = share(n, thread, threads)
     if start < stop:
-        affine(ins, gain, offset, width)
+        affine(ins + AFFINE.weight, gain, offset, width)
     for row in range(start, stop):
         normed_row(x + row * x_stride, gain, offset, y + row * y_stride, width, eps)
 
@@ -127,15 +140,12 @@ def modulate(ins: int, thread: int, threads: int) -> None:
     y, y_stride = ld_i64(ins + AFFINE.y), ld_i64(ins + AFFINE.y_stride)
     width = ld_i64(ins + AFFINE.width)
     gain = ld_i64(ins + AFFINE.scratch) + thread * ld_i64(ins + AFFINE.scratch_bytes)
-    offset = gain + _columns(width)
+    offset = gain + padded_bytes(width)
     start, stop = share(n, thread, threads)
     if start < stop:
-        affine(ins, gain, offset, width)
+        affine(ins + AFFINE.weight, gain, offset, width)
     for row in range(start, stop):
-        a, b = x + row * x_stride, y + row * y_stride
-        for i in range(0, width, 16):
-            v = load_f32(a + 4 * i)
-            store_f32(b + 4 * i, fma(v, load_f32(gain + 4 * i), load_f32(offset + 4 * i)))
+        modulated_row(x + row * x_stride, gain, offset, y + row * y_stride, width)
 
 
 @kernel
