@@ -16,6 +16,7 @@ from . import (
     scatter,
     stream,
     upsample,
+    winograd,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "scatter",
     "stream",
     "upsample",
+    "winograd",
 ]
