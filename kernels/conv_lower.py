@@ -9,12 +9,13 @@ read through.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import isa
-from .cpu.layout import CELLS, GROUP, TILE, TOKEN_BLOCK, blocks_of, groups_of
+from .cpu.layout import CELLS, GROUP, TILE, TOKEN_BLOCK, WINOGRAD_TILES, blocks_of, groups_of
 from .linear import LINEAR
 from .lowering import Builder, Lower, Word, stride_of, weight
 from .operands import operands
@@ -32,7 +33,9 @@ PATCHES = operands(
     "x", "x_stride", "depth", "height", "width", "out_width", "kernel", "stride", "before",
     "factor", "first", "y", "y_stride", "blocks", "offset", "scratch", "scratch_bytes",
 )  # fmt: skip
+WINOGRAD = operands("weights", "groups", "depth", "transformed")
 FOLDED = {"": 0, "relu": 1, "silu": 2}  # activations that a product with float weights applies
+WIDE, MANY = 32, 1024  # input channels and outputs from which on transforms pay
 BAND_BYTES = 4 << 20  # of patches that exist at a time
 
 
@@ -105,10 +108,27 @@ def _direct(b: Builder, node: Any, tail: _Tail, kernel: str) -> None:
         "groups": groups_of(b.width(y)), "bias": weight(node, "bias"), "residual": residual,
         "act": FOLDED[tail.act], "zeros": zeros, "ctrl": "@ctrl",
     }  # fmt: skip
+    reads = [str(grid["x"]), *filter(None, [residual])]
+    if side == 3 and grid["stride"] == 1 and depth >= WIDE and int(b.rows(y)) >= MANY:
+        words["weights"] = _transformed(b, node, words, kernel)
+        reads.append(str(words["weights"]))
+        kernel = "winograd"
+        b.scratch(256 + WINOGRAD_TILES * 16 * (4 * 64 + stride_of(depth)))
     b.step(
-        f"conv_{kernel}", CONV, y, [str(grid["x"]), *filter(None, [residual])], words,
+        f"conv_{kernel}", CONV, y, reads, words,
         in_place=residual if residual and b.is_last_use(residual, y) else "",
     )  # fmt: skip
+
+
+def _transformed(b: Builder, node: Any, conv: Mapping[str, Word], kernel: str) -> str:
+    """The weights as `cpu/winograd.py` reads them, made anew in every run."""
+    groups, depth = int(conv["groups"]), int(conv["depth"])
+    made = b.buffer(f"{node.output}#weights", "1", 16 * groups * depth * 64)
+    words: dict[str, Word] = {
+        "weights": conv["weights"], "groups": groups, "depth": depth, "transformed": made,
+    }  # fmt: skip
+    b.step(f"winograd_{kernel}", WINOGRAD, made, [], words, rows="1")
+    return made
 
 
 def _by_bands(b: Builder, node: Any, tail: _Tail) -> None:

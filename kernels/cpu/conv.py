@@ -28,7 +28,7 @@ TILES = CELLS // TALL  # of a unit of work
 
 
 @njit(error_model="numpy")
-def _place(at: int, cells: int, factor: int) -> int:
+def place(at: int, cells: int, factor: int) -> int:
     """Where a cell of an upsampled side of `cells` stands, -1 outside."""
     if at < 0 or at >= cells * factor:
         return -1
@@ -46,8 +46,8 @@ def _cells(
     oy, ox = first // out_width, first % out_width
     for i in range(TALL):
         for k in range(side):
-            iy = _place(oy * stride + k - before, height, factor)
-            ix = _place(ox * stride + k - before, width, factor)
+            iy = place(oy * stride + k - before, height, factor)
+            ix = place(ox * stride + k - before, width, factor)
             st_i64(down + 8 * (k * TALL + i), iy if iy < 0 else iy * width * x_stride)
             st_i64(across + 8 * (k * TALL + i), ix if ix < 0 else ix * x_stride)
         if first + i + 1 < n:
@@ -71,6 +71,17 @@ def folded(v: Any, act: int) -> Any:
     if act == SILU:
         return div(v, add(splat(f32(1.0)), simd.exp(sub(splat(f32(0.0)), v))))
     return v
+
+
+@njit(error_model="numpy")
+def finish_cell(ins: int, v: Any, at: int, group: int) -> None:
+    """Bias, residual, activation and store of a group of an output, whose place in rows is `at`."""
+    bias, residual = ld_i64(ins + CONV.bias), ld_i64(ins + CONV.residual)
+    if bias != 0:
+        v = add(v, load_f32(bias + 64 * group))
+    if residual != 0:
+        v = add(v, load_f32(residual + at))
+    store_f32(ld_i64(ins + CONV.y) + at, folded(v, ld_i64(ins + CONV.act)))
 
 
 @njit(error_model="numpy")
@@ -164,9 +175,9 @@ def _patch(ins: int, output: int, y: int) -> None:
     before, factor = ld_i64(ins + PATCHES.before), ld_i64(ins + PATCHES.factor)
     oy, ox = output // across * stride - before, output % across * stride - before
     for ky in range(side):
-        iy = _place(oy + ky, height, factor)
+        iy = place(oy + ky, height, factor)
         for kx in range(side):
-            ix = _place(ox + kx, width, factor)
+            ix = place(ox + kx, width, factor)
             source = x + (iy * width + ix) * x_stride
             inside = iy >= 0 and ix >= 0
             for c in range(0, depth, 16):

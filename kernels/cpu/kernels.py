@@ -17,6 +17,7 @@ from . import (
     scatter,
     stream,
     upsample,
+    winograd,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "scatter",
     "stream",
     "upsample",
+    "winograd",
 ]

@@ -28,6 +28,7 @@ INT4_OFFSET, INT8_OFFSET = 8, 128  # what stored codes have over their value
 
 # Grids.
 CELLS = 96  # outputs of a convolution whose cells' addresses are worked out at a time
+WINOGRAD_TILES = 24  # of 2 x 2 outputs of a convolution that are worked on at a time
 MOMENT_ROWS = 128  # rows whose moments are summed in float32
 
 # Keys and values.

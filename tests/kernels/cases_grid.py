@@ -55,6 +55,8 @@ def cases(stored: list[str]) -> dict[str, list[Spec]]:
             conv(encoding, 63, 4, (1, 10), kernel=4, **wide),
             conv(encoding, 64, 64, (11, 10), kernel=3, stride=2, **lower),
             conv(encoding, 320, 96, (6, 5)),
+            conv(encoding, 63, 20, (33, 32)),
+            conv(encoding, 64, 64, (1030, 1), kernel=3, stride=1, **wide),
             conv(encoding, 5, 20, (30, 31), kernel=4, stride=3, pad_before=2, pad_after=0),
         )
     ]
