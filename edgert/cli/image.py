@@ -167,8 +167,8 @@ def _report(made: Pictures, files: list[Path], *, show: bool) -> None:
     t = made.timings
     say(
         f"{made.settings['steps']} steps, {made.evaluations:g} computed "
-        f"({made.settings['cache']}); caption {t['encode_s']:.2f} s, steps {t['denoise_s']:.2f} s, decoding "
-        f"{t['decode_s']:.2f} s"
+        f"({made.settings['cache']}); caption {t['encode_s']:.2f} s, "
+        f"steps {t['denoise_s']:.2f} s, decoding {t['decode_s']:.2f} s"
     )
 
 

@@ -46,10 +46,10 @@ def _fault(bundle: Bundle, part: str, spec: ImageSpec, options: SessionOptions) 
     exact = all(w.encoding == EXACT for w in graph.weights.values())
     limit = FLOATS if exact else CODED
     for name, value in wanted.items():
-        error = distance(value, found[name])
-        if not error <= limit:
+        lost = distance(value, found[name])
+        if not lost <= limit:
             return (
-                f"{name!r} differs from the NumPy path by {error:.2g} of its values' RMS, expected "
+                f"{name!r} differs from the NumPy path by {lost:.2g} of its values' RMS, expected "
                 f"at most {limit:g}"
             )
     return ""
