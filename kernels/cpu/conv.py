@@ -17,10 +17,10 @@ from ..conv_lower import CONV, PATCHES
 from ..operands import COUNT
 from ..simd import add, div, f32, ld_i64, load_f32, splat, st_i64, store_f32, sub, vmax
 from ..simd_tiles import SPAN, TALL
-from .activation import quantize_row
 from .layout import CELLS, TILE, TOKEN_BLOCK
 from .linear import GRAIN
 from .linear_float import span_of
+from .quantize import quantize_row
 from .vm import claim, kernel
 
 RELU, SILU = 1, 2  # `conv_lower.FOLDED`
