@@ -173,7 +173,7 @@ CASES: dict[str, list[Case]] = {
     ],
 }  # fmt: skip
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in ROWS.items()}
-CASES |= {op: [Case(**spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
 
