@@ -63,8 +63,6 @@ OUT = "out.png"
 )
 @click.option(
     "--cache",
-    envvar="EDGERT_CACHE_POLICY",  # EDGERT_CACHE is a folder
-    show_envvar=True,
     default="auto",
     show_default=True,
     metavar="POLICY",
