@@ -2,7 +2,7 @@
 
 A flag is looked up in this order: command line, environment, file, then what the bundle advises and
 the default. Nothing here knows a flag by name: whatever a verb declares with click has a variable
-(`--ctx-size`: EDGERT_CTX_SIZE; EDGERT_IMAGE_CACHE, since EDGERT_CACHE is no flag's) and a key (`ctx_size`), which stands at the top for all verbs that
+(`--ctx-size`: EDGERT_CTX_SIZE) and a key (`ctx_size`), which stands at the top for all verbs that
 have the flag or in a table for one verb:
 
     ctx_size = 4096
