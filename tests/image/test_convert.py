@@ -164,6 +164,42 @@ def test_autoencoders_of_diffusers_are_decoder_and_encoder(
     assert_close(kind, wanted / 2 + 0.5, pixels, rms=1e-4)
 
 
+FLOW: dict[str, Any] = {
+    **models.BLOCK, "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 32,
+    "out_channels": 32, "patch_size": 1, "cross_attention_dim": 128, "caption_channels": 20,
+    "use_additional_conditions": False, "interpolation_scale": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
+def test_a_flow_over_tiny_latents_runs_on_the_cpu_as_in_numpy(tmp_path: Path, quant: str) -> None:
+    import diffusers
+
+    module = models.noisy(diffusers.PixArtTransformer2DModel(**FLOW), 9)
+    pipelines.write_flow(tmp_path / "pipe", module)
+    out = tmp_path / "x.edge"
+    convert(tmp_path / "pipe", out, quant=quant, progress=False)
+    report = verify_bundle(out, SessionOptions("cpu", threads=1))
+    assert report.ok, report.problems()
+    assert "denoiser on cpu" in {check.subject for check in report.checks}
+    with Bundle.open(out) as bundle:
+        spec = bundle.manifest.image
+    assert spec is not None
+    assert spec.scheduler == {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    assert spec.captions["text_encoder"].end_id == 1
+    assert spec.defaults["height"] == 64
+
+
+def test_a_tokenizer_that_adds_something_else_is_refused(tmp_path: Path) -> None:
+    import diffusers
+
+    module = models.noisy(diffusers.PixArtTransformer2DModel(**FLOW), 9)
+    pipelines.write_flow(tmp_path / "pipe", module)
+    pipelines.edit_json(tmp_path / "pipe/tokenizer/tokenizer_config.json", eos_token="<pad>")
+    with pytest.raises(ConvertError, match=r"makes \[.*\] of 'a picture', expected"):
+        convert(tmp_path / "pipe", tmp_path / "x.edge", progress=False)
+
+
 WIDE = {**models.BLOCK, "num_attention_heads": 2, "attention_head_dim": 32}
 
 
