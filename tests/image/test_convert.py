@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.closeness import assert_close
 from tests.image import models, pipelines
 
 pytest.importorskip("diffusers")
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +165,26 @@ def test_autoencoders_of_diffusers_are_decoder_and_encoder(
         wanted = models.rows_of(vae.decode(z).sample[0].numpy())
     pixels = (got - latents.low) / (latents.high - latents.low)
     assert_close(kind, wanted / 2 + 0.5, pixels, rms=1e-4)
+
+
+def test_conversion_of_pictures_needs_no_framework(dit: Any, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from edgert.converters.convert import convert\n"
+        "convert(Path(sys.argv[1]), sys.argv[2], progress=False)\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'onnx', 'onnxruntime', 'numba',"
+        " 'huggingface_hub', 'PIL'} & set(sys.modules)))"
+    )
+    import diffusers
+
+    pipe = tmp_path / "pipe"
+    shutil.copytree(dit[1], pipe, ignore=shutil.ignore_patterns("vae"))
+    diffusers.AutoencoderTiny(**TINY).save_pretrained(pipe / "vae")
+    pipelines.edit_json(pipe / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
+    ran = subprocess.run(
+        [sys.executable, "-c", code, pipe, tmp_path / "m.edge"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout.strip() == "[]"
 
 
 FLOW: dict[str, Any] = {
