@@ -16,7 +16,8 @@ from typing import Any
 
 from ... import limits
 from ...bundle.manifest import ImageSpec, LatentSpec
-from ...errors import ConvertError
+from ...errors import ConvertError, RequestError
+from ...image.schedules import sampler_of
 from ...notices import notice
 from ...storage.hash_cache import HashCache
 from ..families import pictures
@@ -170,8 +171,8 @@ class DiffusersSource:
         return dict(sorted(out.items(), key=lambda item: (item[1], item[0]))), null
 
     def _scheduler(self, faults: list[str]) -> dict[str, str | float | int | bool]:
-        """The settings that are not null; lists are a fault."""
-        where = f"scheduler/{SCHEDULER_FILE}"
+        """The settings that are not null; lists, and what no sampler follows, are faults."""
+        where, before = f"scheduler/{SCHEDULER_FILE}", len(faults)
         data = self._bytes(where)
         found = json_object(NO_LIMIT.sub(rb"\1null", data), self.path / where)
         kept: dict[str, str | float | int | bool] = {}
@@ -191,7 +192,17 @@ class DiffusersSource:
                 f"{where} is of {str(stated)[:64]!r}, {INDEX} says "
                 f"{self.layout.classes['scheduler']!r}"
             )
+        elif len(faults) == before:
+            self._check_sampler(where, kept, faults)
         return kept
+
+    def _check_sampler(self, where: str, settings: Mapping[str, Any], faults: list[str]) -> None:
+        """A fault for settings that no sampler follows."""
+        mu = 1.0 if settings.get("use_dynamic_shifting") else None  # it follows from a size
+        try:
+            sampler_of(settings, self.layout.pipeline.steps, mu=mu)
+        except (ConvertError, RequestError) as error:
+            faults.append(f"{where}: {error.message}")
 
     def _check_widths(self, parts: Sequence[PlannedPart], faults: list[str]) -> None:
         """A fault where the denoiser reads other caption rows than its encoder gives."""
