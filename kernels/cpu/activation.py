@@ -53,7 +53,9 @@ from .vm import kernel
 
 @njit(error_model="numpy")
 def gate(g: Any, up: Any, act: int) -> Any:
-    """act(g) * up by lane, for silu and tanh-gelu (erf-gelu goes through `glu`)."""
+    """act(g) * up by lane."""
+    if act == GELU:
+        return mul(gelu(g), up)
     one = splat(f32(1.0))
     if act == SILU:
         return mul(div(g, add(one, simd.exp(sub(splat(f32(0.0)), g)))), up)
@@ -105,11 +107,6 @@ def rms_norm(ins: int, thread: int, threads: int) -> None:
         norm_row(x + row * stride, weight, y + row * y_stride, width, eps)
 
 
-@njit(error_model="numpy")
-def _glu_lanes(g: Any, up: Any, act: int) -> Any:
-    return mul(gelu(g), up) if act == GELU else gate(g, up, act)
-
-
 @kernel
 def glu(ins: int, thread: int, threads: int) -> None:
     """act(gate) * up where the product did not apply it already."""
@@ -124,14 +121,14 @@ def glu(ins: int, thread: int, threads: int) -> None:
         a, out = x + row * stride, y + row * y_stride
         for i in range(0, whole, 16):
             up = load_f32(a + 4 * (width + i))
-            store_f32(out + 4 * i, _glu_lanes(load_f32(a + 4 * i), up, act))
+            store_f32(out + 4 * i, gate(load_f32(a + 4 * i), up, act))
         if whole == width:
             continue
         for j in range(16):
             m = whole + j
             st_f32(spare + 4 * j, ld_f32(a + 4 * m) if m < width else f32(0.0))
             st_f32(spare + 64 + 4 * j, ld_f32(a + 4 * (width + m)) if m < width else f32(0.0))
-        store_f32(out + 4 * whole, _glu_lanes(load_f32(spare), load_f32(spare + 64), act))
+        store_f32(out + 4 * whole, gate(load_f32(spare), load_f32(spare + 64), act))
 
 
 @kernel
