@@ -86,7 +86,6 @@ def _gates(b: Builder, node: Any, reader: Any) -> bool:
     matrix = node.weights["weight"]
     return (
         "bias" not in node.weights
-        and b.attrs(reader)["act"] != "gelu"
         and b.weight_shape(matrix)[0] % (2 * ROWS) == 0
         and not b.shared(matrix)
         and b.encoding(matrix).gated
