@@ -29,7 +29,7 @@ from .checkpoint import Checkpoint
 from .diffusers_hub import pipeline_folder, recognises
 from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
 from .hub import SIDECARS
-from .pipelines import INDEX, MODELS, SCHEDULER_FILE, layout_of, weights_files
+from .pipelines import GENERATION, INDEX, MODELS, SCHEDULER_FILE, layout_of, weights_files
 
 __all__ = ["DiffusersSource", "opened", "recognises"]
 
@@ -144,10 +144,7 @@ class DiffusersSource:
         spec = ImageSpec(
             scheduler=self._scheduler(faults),
             tokenizers=names,
-            defaults={
-                "steps": pipeline.steps, "guidance": pipeline.guidance, "width": side,
-                "height": side,
-            },
+            defaults={**self._defaults(faults), "width": side, "height": side},
             conditioning=pipeline.conditioning,
             captions=specs,
             labels=labels,
@@ -155,6 +152,28 @@ class DiffusersSource:
             latents=latents,
         )  # fmt: skip
         return Image(spec, files, rows)
+
+    def _defaults(self, faults: list[str]) -> dict[str, float | int]:
+        """Steps and guidance: the pipeline's, unless `generation_config.json` says otherwise, which
+        diffusers does not read and a model's maker may write."""
+        pipeline = self.layout.pipeline
+        found: dict[str, float | int] = {"steps": pipeline.steps, "guidance": pipeline.guidance}
+        data = read_file(self.path / GENERATION, limits.CONFIG_BYTES)
+        if data is None:
+            return found
+        self.read_files[GENERATION] = data
+        known = {"num_inference_steps": ("steps", int, 1), "guidance_scale": ("guidance", float, 0)}
+        for key, value in json_object(data, self.path / GENERATION).items():
+            name, kind, least = known.get(key, ("", float, 0))
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not name or not number or not least <= value <= 1000 or value != kind(value):
+                faults.append(
+                    f"{GENERATION}: {key[:64]!r} is {str(value)[:60]!r}, expected "
+                    "num_inference_steps from 1 to 1000 and guidance_scale from 0 to 1000"
+                )
+                continue
+            found[name] = kind(value)
+        return found
 
     def _labels(self, rows: set[Any], faults: list[str]) -> tuple[dict[str, int], int | None]:
         """Class by name, each of the names that a text lists, and the null class: the last row."""

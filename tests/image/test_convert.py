@@ -332,3 +332,21 @@ def test_verify_compares_parts_with_the_numpy_path(
     (problem, *_) = verify_bundle(tmp_path / "x.edge", options).problems()
     assert problem.subject == "decoder on reference"
     assert "differs from the NumPy path" in problem.message
+
+
+def test_a_makers_steps_and_guidance_are_the_bundles(dit: Any, tmp_path: Path) -> None:
+    import shutil
+
+    source = tmp_path / "pipe"
+    shutil.copytree(dit[1], source)
+    advice = {"num_inference_steps": 28, "guidance_scale": 3}
+    pipelines.write_json(source / "generation_config.json", advice)
+    convert(source, tmp_path / "x.edge", quant="f32", progress=False)
+    with Bundle.open(tmp_path / "x.edge") as bundle:
+        assert bundle.manifest.image is not None
+        found = bundle.manifest.image.defaults
+    assert (found["steps"], found["guidance"]) == (28, 3.0)
+    for wrong in ({"num_inference_steps": 0}, {"guidance_scale": "3"}, {"steps": 3}):
+        pipelines.write_json(source / "generation_config.json", wrong)
+        with pytest.raises(ConvertError, match=r"generation_config\.json"):
+            convert(source, tmp_path / "y.edge", quant="f32", progress=False)
