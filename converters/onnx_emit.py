@@ -28,7 +28,7 @@ from ..kernels.encodings import ENCODINGS
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
-from ..session.onnx_check import check_model, inline_bytes, metadata
+from ..session.onnx_check import check_model, metadata
 from ..session.onnx_io import (
     PLAIN,
     Port,
@@ -44,6 +44,7 @@ from ..storage.aside import remove_leftovers, replace_file
 from ..storage.folder import open_regular, sha256_fd
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorFile, TensorInfo
+from .onnx_tables import check_inline
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -83,6 +84,7 @@ def emit(
     Raises ConvertError for what cannot be emitted so.
     """
     _check_encodings(graph, variant)
+    check_inline(graph)
     given = {value.name for value in graph.outputs}
     taps = tuple(name for name in dict.fromkeys(taps) if name not in given)
     ctx = tools.EmitContext(
@@ -163,13 +165,6 @@ def _check_encodings(graph: Graph, variant: Variant) -> None:
                 code="onnx-weights",
                 hint="convert the model with another --quant for this weight",
             )
-    if (inline := inline_bytes(graph)) > limits.ONNX_SPARSE_BYTES:
-        raise ConvertError(
-            f"dense forms of sparse weights take up to {inline} bytes of the ONNX model itself, "
-            f"the limit is {limits.ONNX_SPARSE_BYTES}",
-            code="onnx-weights",
-            hint="store fewer weights sparse, or in fewer bits",
-        )
 
 
 def _unfit(graph: Graph, name: str, variant: Variant) -> str:

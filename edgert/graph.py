@@ -306,7 +306,12 @@ class _Checker:
             self.state(node, op.state_of(attrs), borrows=op.borrows)
         elif node.state:
             raise OpError(f"{node.op} has no state, found {node.state!r}")
-        self.define(node.output, op.infer([self.values[n] for n in node.inputs], shapes, attrs))
+        made = op.infer([self.values[n] for n in node.inputs], shapes, attrs)
+        if any(isinstance(n, int) and not 0 < n < limits.TENSOR_DIM for n in made):
+            raise OpError(
+                f"{node.op} makes rows of shape {made}, expected sizes of 1 to {limits.TENSOR_DIM}"
+            )
+        self.define(node.output, made)
 
     def weight_shapes(self, node: Node) -> dict[str, tuple[int, ...]]:
         op = CATALOGUE[node.op]

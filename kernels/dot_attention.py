@@ -108,7 +108,7 @@ def _pack(b: Builder, node: Any, heads: int, size: int) -> str:
 def _scratch(size: int) -> int:
     """Bytes that a thread needs: sums and largest scores, biases, scores, values, queries."""
     tile = 4 * KEYS * QUERIES + QUERIES * (stride_of(size) + 4 * size)
-    return 4 * 64 + 4 * (KEYS + 2 * QUERIES) + tile
+    return 2 * stride_of(QUERIES) + 4 * (KEYS + 2 * QUERIES) + tile
 
 
 def lower_dot_attention(b: Builder, node: Any) -> None:

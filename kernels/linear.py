@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from . import isa
+from .before import work_before
 from .cpu.layout import ACTS, CHUNK, GROUP, ROWS, SPAN, TILE, TOKEN_BLOCK, blocks_of, groups_of
 from .encodings import dequantize, encoding_of, tensors_of
 from .linear_onnx import ONNX
 from .lowering import Builder, Lower, Word, stride_of, weight
+from .modulation import PARTS
 from .operands import operands
 from .quant import F32, Matrix, quantize_rows
 
@@ -34,10 +36,10 @@ LINEAR = operands(
     "scratch", "scratch_bytes", "ctrl", "past", "every", "kept",
 )  # fmt: skip
 # private_bytes: of the copy of a single row that each thread makes for itself, without a barrier.
-# norm: weight of an RMS norm before it, or 0.
+# before: what is done to a row first (`before.py`), with its operands.
 QUANTIZE = operands(
-    "x", "x_stride", "width", "blocks", "tiles", "private_bytes", "offset", "norm", "eps",
-    "scratch", "scratch_bytes",
+    "x", "x_stride", "width", "blocks", "tiles", "private_bytes", "offset", "before", "act", "eps",
+    *PARTS, "scratch", "scratch_bytes",
 )  # fmt: skip
 
 
@@ -84,7 +86,6 @@ def _gates(b: Builder, node: Any, reader: Any) -> bool:
     matrix = node.weights["weight"]
     return (
         "bias" not in node.weights
-        and b.attrs(reader)["act"] != "gelu"
         and b.weight_shape(matrix)[0] % (2 * ROWS) == 0
         and not b.shared(matrix)
         and b.encoding(matrix).gated
@@ -92,26 +93,22 @@ def _gates(b: Builder, node: Any, reader: Any) -> bool:
 
 
 def _activations(b: Builder, x: str, offset: int) -> str:
-    """The int8 tiles of a value, made once for each correction offset, normed on the way where an
-    rms_norm was left out."""
+    """The int8 tiles of a value, made once for each correction offset, from rows that are normed,
+    modulated or activated on the way where the nodes that do so were left out."""
     if have := b.made("tiles", (x, offset)):
         return have
-    width, source, norm, eps = b.width(x), x, "", 0.0
-    producer = b.producer(x)
-    if producer is not None and producer.op == "rms_norm" and not b.exists(x):
-        norm, source = weight(producer, "weight"), producer.inputs[0]
-        eps = b.attrs(producer)["eps"]
+    width, (source, reads, first) = b.width(x), work_before(b, x)
     blocks = blocks_of(width)
     private = -(-blocks * TOKEN_BLOCK // 64) * 64
     tiles = b.make("tiles", (x, offset), f"{x}#{offset}")
     b.buffer(tiles, b.rows(x), blocks * TOKEN_BLOCK, least=b.threads * private)
-    b.scratch(256 + stride_of(width))
+    b.scratch(256 + 3 * stride_of(width))
     words: dict[str, Word] = {
         "x": source, "x_stride": b.stride(source), "width": width, "blocks": blocks,
-        "tiles": tiles, "private_bytes": private, "offset": offset, "norm": norm, "eps": eps,
+        "tiles": tiles, "private_bytes": private, "offset": offset, **first,
         "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
     }  # fmt: skip
-    b.step("quantize", QUANTIZE, tiles, [source], words, rows=b.rows(x), barrier=2)
+    b.step("quantize", QUANTIZE, tiles, reads, words, rows=b.rows(x), barrier=2)
     return tiles
 
 

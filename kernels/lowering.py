@@ -160,6 +160,16 @@ def rows_of(node: NodeLike, slot: str) -> str:
     return f"@rows:{name}" if name else ""
 
 
+def only_quantized(b: Builder, value: str) -> bool:
+    """Whether every reader of a value is a product that quantizes its rows first, and can do on
+    the way what makes them (`before.py`)."""
+    readers = b.readers(value)
+    inside = all(
+        r.op == "linear" and b.encoding(r.weights["weight"]).offset is not None for r in readers
+    )
+    return bool(readers) and inside and not b.is_output(value)
+
+
 def stride_of(width: int) -> int:
     """Row stride of a float32 buffer: 64-byte rows, padded to 16 columns."""
     return -(-width // 16) * 64

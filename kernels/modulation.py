@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from .lowering import Builder, Lower, Word, rows_of, stride_of, weight
+from .lowering import Builder, Lower, Word, only_quantized, rows_of, stride_of, weight
 from .onnx_tools import FLOAT, Call, EmitContext
 from .operands import operands
 from .quant import F32
 
 # Of layer norms and modulations (`cpu/rows.py`). weight, bias, m, table: 0 for none. shift, scale:
 # bytes to these chunks in m; shift_row, scale_row: bytes to these rows of the table.
-_MODULATION = ("m", "table", "shift", "shift_row", "scale", "scale_row")
+PARTS = ("weight", "bias", "m", "table", "shift", "shift_row", "scale", "scale_row")
 AFFINE = operands(
-    "x", "x_stride", "y", "y_stride", "width", "eps", "weight", "bias", *_MODULATION,
-    "scratch", "scratch_bytes",
+    "x", "x_stride", "y", "y_stride", "width", "eps", *PARTS, "scratch", "scratch_bytes",
 )  # fmt: skip
 GATED_ADD = operands(
     "residual", "x", "y", "stride", "width", "m", "table", "gate", "gate_row",
@@ -89,7 +88,7 @@ def _chunk_words(b: Builder, node: Any, name: str) -> dict[str, Word]:
 
 
 def affine_words(b: Builder, norm: Any, modulated: Any) -> dict[str, Word]:
-    """Operands of a layer norm and a modulation; either may be None."""
+    """The operands `PARTS`, and eps, of a layer norm and a modulation; either may be None."""
     words: dict[str, Word] = {
         "weight": weight(norm, "weight") if norm else "",
         "bias": weight(norm, "bias") if norm else "",
@@ -118,9 +117,20 @@ def lower_affine(
     b.step(kernel, AFFINE, y, reads, words, in_place=in_place)
 
 
+def norm_before(b: Builder, node: Any) -> Any:
+    """The layer norm that a modulation takes in, None for none."""
+    producer = b.producer(node.inputs[0])
+    taken = producer is not None and producer.op == "layer_norm" and not b.exists(node.inputs[0])
+    return producer if taken else None
+
+
 def lower_modulate(b: Builder, node: Any) -> None:
-    """modulate by rows."""
-    lower_affine(b, "modulate", node.inputs[0], node.output, modulated=node)
+    """modulate with the layer norm before it, unless products take both in."""
+    if only_quantized(b, node.output):
+        return
+    norm = norm_before(b, node)
+    x, kernel = (norm.inputs[0], "layer_norm") if norm else (node.inputs[0], "modulate")
+    lower_affine(b, kernel, x, node.output, norm=norm, modulated=node)
 
 
 def lower_gated_add(b: Builder, node: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .lowering import Builder, Lower, weight
+from .lowering import Builder, Lower, only_quantized, weight
 from .modulation import lower_affine
 from .onnx_tools import FLOAT, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .operands import operands
@@ -45,11 +45,7 @@ def layer_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping
 
 def lower_rms_norm(b: Builder, node: Any) -> None:
     """rms_norm, unless every reader is a product that norms as it quantizes its input."""
-    readers = b.readers(node.output)
-    inside = all(
-        r.op == "linear" and b.encoding(r.weights["weight"]).offset is not None for r in readers
-    )
-    if readers and inside and not b.is_output(node.output):
+    if only_quantized(b, node.output):
         return
     x, y = node.inputs[0], b.floats(node.output)
     words = {
@@ -60,7 +56,12 @@ def lower_rms_norm(b: Builder, node: Any) -> None:
 
 
 def lower_layer_norm(b: Builder, node: Any) -> None:
-    """layer_norm by rows."""
+    """layer_norm, unless a modulation or products take it in."""
+    reader = b.only_reader(node.output)
+    if reader is not None and reader.op == "modulate" and reader.inputs[1] != node.output:
+        return
+    if only_quantized(b, node.output):
+        return
     lower_affine(b, "layer_norm", node.inputs[0], node.output, norm=node)
 
 

@@ -45,9 +45,10 @@ def side_table(count: int, channels: int, attrs: Mapping[str, Any]) -> F32:
     """Sines and cosines of `count` places along one side of a grid: float32 [count, C / 2]."""
     quarter = channels // 4
     omega = 10000.0 ** (-np.arange(quarter, dtype=np.float64) / quarter)
-    place = np.arange(count, dtype=np.float64) / (count / attrs["base"]) / attrs["interpolation"]
-    angle = place[:, None] * omega
-    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+    place = np.arange(count, dtype=np.float64) / (count / attrs["base"])
+    with np.errstate(over="ignore", invalid="ignore"):  # of absurd scales
+        angle = (place / attrs["interpolation"])[:, None] * omega
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
 def position_table(height: int, width: int, channels: int, attrs: Mapping[str, Any]) -> F32:

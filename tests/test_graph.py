@@ -163,6 +163,7 @@ COMPLAINTS: dict[str, tuple[Change, str]] = {
     "int output": (lambda g: g["outputs"].append(g["inputs"][0]), "'tokens' is int32"),
     "window of a state": (lambda g: g["states"]["kv0"].update(window=-1), "window is -1"),
     "heads of a state": (lambda g: g["states"]["kv0"].update(kv_heads=0), "kv_heads is 0"),
+    "width of a value": (plus_node("patchify", "x0", height=1, width=1, patch=1), "rows .*'T'"),
     "cap": (plus_node("softcap", "x0", cap=0.0), "softcap: cap is 0.0, expected > 0"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeviceError, EdgertError, RequestError
+from ..errors import DeviceError, EdgertError, RequestError, ResourceError
 from ..graph import Graph
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
@@ -24,6 +24,7 @@ from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
 from .cores import performance_cores
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
+from .fit import check_values
 from .longrope import Switching
 from .lowering import Lowering
 from .pages import PagePool
@@ -64,6 +65,7 @@ class CpuSession(Session):
     ) -> None:
         _check_weights(graph)
         check_borrowed(graph)
+        check_values(graph, {})
         self.graph, self.max_rows = graph, max_rows
         self.threads = _thread_count(threads)
         self.kv_bytes = self._kv_bits(kv_bits) // 8
@@ -201,7 +203,7 @@ class CpuSession(Session):
             sizes = check_arrays(self.graph, arrays)
             # programs are made for powers of two, so that a few serve all sizes
             limits = {symbol: 1 << (n - 1).bit_length() for symbol, n in sizes.items()}
-            program = self._program(tuple(sorted(limits.items())), self.graph, limits)
+            program = self._sized(limits, sizes)
             program.set_counts(sizes)
             for name, array in arrays.items():
                 program.fill(name, array)
@@ -210,6 +212,16 @@ class CpuSession(Session):
                 value.name: program.read(value.name, slice(0, sizes.get(str(value.shape[0]))))
                 for value in self.graph.outputs
             }
+
+    def _sized(self, limits: dict[str, int], sizes: dict[str, int]) -> Program:
+        """The program for up to `limits` rows, or for just `sizes` where the larger does not
+        fit."""
+        try:
+            return self._program(tuple(sorted(limits.items())), self.graph, limits)
+        except ResourceError:
+            if limits == sizes:
+                raise
+            return self._program(tuple(sorted(sizes.items())), self.graph, sizes)
 
     def _fill(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
         self._fill_inputs(program, feeds, rows)

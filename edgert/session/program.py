@@ -14,6 +14,7 @@ from ..kernels.lowering import Word
 from ..kernels.operands import ROW, WORD
 from .arena import place
 from .base import F32
+from .fit import check_program
 from .lowering import Lowering, Step
 from .memory import reserve
 from .pace import Pace
@@ -48,12 +49,15 @@ class Program:
         for symbol, index in self.symbols.items():
             if symbol.isdecimal():
                 self.counts[index] = int(symbol)
+        given = {value.name for value in graph.inputs}
+        made = {value.name for value in graph.outputs} - given
+        apart = given | made
+        offsets, size = place(lowering.steps, lowering.sizes, apart)
+        if not graph.states:
+            check_program(lowering, size, apart)
         self.inputs = {v.name: self._memory(v.name, v.dtype) for v in graph.inputs}
-        made = {value.name for value in graph.outputs} - set(self.inputs)
         self.outputs = {name: self._memory(name, "f32") for name in made}
         self.step = StepMemory(lowering, context) if graph.states else None
-        apart = {*self.inputs, *self.outputs}
-        offsets, size = place(lowering.steps, lowering.sizes, apart)
         self.arena = reserve(size + 4096)
         self.scratch = reserve(64 + self.threads * lowering.scratch_bytes)
         self.scratch[56:64].view(np.int64)[0] = lowering.scratch_bytes

@@ -17,6 +17,7 @@ from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
+from .fit import check_values
 from .longrope import Switching
 from .memory import is_whole
 
@@ -105,6 +106,7 @@ class ReferenceSession(Session):
         max_rows: int = 512,
     ) -> None:
         check_borrowed(graph)
+        check_values(graph, {})
         self.graph, self.weights = graph, weights
         self.context = context or graph.context
         self.max_rows = max_rows

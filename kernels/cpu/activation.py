@@ -9,33 +9,23 @@ from numba import njit
 from .. import simd
 from ..elementwise import ADD, COPY, GLU, SELECT, SOFTCAP
 from ..embed import EMBED
-from ..linear import QUANTIZE
 from ..norm import RMS_NORM
 from ..operands import COUNT
 from ..simd import (
     add,
-    add_i32,
     div,
     f32,
     fma,
     ld_f32,
     ld_i64,
     load_f32,
-    max_f32,
     mul,
-    rint,
     splat,
     st_f32,
-    st_i32,
     store_f32,
-    store_i8,
     sub,
     sum_f32,
-    sum_i32,
     tanh,
-    to_i32,
-    vabs,
-    vmax,
 )
 from .layout import (
     ATOMS,
@@ -54,27 +44,18 @@ from .layout import (
     ROWS,
     SCALE_BYTES,
     SILU,
-    TILE,
-    TOKEN_BLOCK,
     ZERO_BYTES,
 )
-from .scalar_math import erfc64, sqrt
+from .scalar_math import sqrt
+from .vector_math import gelu
 from .vm import kernel
 
 
 @njit(error_model="numpy")
-def gelu(x: Any, at: int) -> Any:
-    """erf-gelu by lane; at: 64 bytes of scratch."""
-    store_f32(at, x)
-    for i in range(16):
-        v = ld_f32(at + 4 * i)
-        st_f32(at + 4 * i, f32(0.5 * v * erfc64(v * -0.7071067811865476)))
-    return load_f32(at)
-
-
-@njit(error_model="numpy")
 def gate(g: Any, up: Any, act: int) -> Any:
-    """act(g) * up by lane, for silu and tanh-gelu (erf-gelu goes through `glu`)."""
+    """act(g) * up by lane."""
+    if act == GELU:
+        return mul(gelu(g), up)
     one = splat(f32(1.0))
     if act == SILU:
         return mul(div(g, add(one, simd.exp(sub(splat(f32(0.0)), g)))), up)
@@ -113,62 +94,6 @@ def norm_row(x: int, weight: int, y: int, width: int, eps: float) -> None:
         st_f32(y + 4 * i, f32(f32(ld_f32(x + 4 * i) * scale) * ld_f32(weight + 4 * i)))
 
 
-@njit(error_model="numpy")
-def _quantize_block(a: Any, b: Any, q: int, s: int, c: int, offset: int) -> None:
-    """32 values to int8 codes at q, scale at s, correction -offset * sum(codes) at c."""
-    peak = max_f32(vmax(vabs(a), vabs(b)))
-    scale = f32(peak * f32(1.0 / 127.0))
-    st_f32(s, scale)
-    inverse = splat(f32(1.0) / scale if scale > f32(0.0) else f32(0.0))
-    qa, qb = to_i32(rint(mul(a, inverse))), to_i32(rint(mul(b, inverse)))
-    store_i8(q, qa)
-    store_i8(q + 16, qb)
-    st_i32(c, simd.i32(-offset * sum_i32(add_i32(qa, qb))))
-
-
-@njit(error_model="numpy")
-def quantize_row(
-    x: int, width: int, tile: int, t: int, n: int, blocks: int, offset: int, spare: int
-) -> None:
-    """Row t of a tile of n tokens (layout in `linear.py`); spare: 128 bytes of scratch."""
-    scales = tile + blocks * n * 32
-    corrections = scales + blocks * n * 4
-    whole = width // 32
-    for b in range(blocks):
-        at = x + 128 * b
-        if b >= whole:
-            for i in range(32):
-                st_f32(spare + 4 * i, ld_f32(at + 4 * i) if 32 * b + i < width else f32(0.0))
-            at = spare
-        k = b * n + t
-        q, s, c = tile + 32 * k, scales + 4 * k, corrections + 4 * k
-        _quantize_block(load_f32(at), load_f32(at + 64), q, s, c, offset)
-
-
-@kernel
-def quantize(ins: int, thread: int, threads: int) -> None:
-    """Optional RMS norm, then int8 tiles for a quantized product."""
-    n = ld_i64(ld_i64(ins + COUNT))
-    x, stride = ld_i64(ins + QUANTIZE.x), ld_i64(ins + QUANTIZE.x_stride)
-    width = ld_i64(ins + QUANTIZE.width)
-    blocks, tiles = ld_i64(ins + QUANTIZE.blocks), ld_i64(ins + QUANTIZE.tiles)
-    offset = ld_i64(ins + QUANTIZE.offset)
-    weight, eps = ld_i64(ins + QUANTIZE.norm), ld_f32(ins + QUANTIZE.eps)
-    scratch = ld_i64(ins + QUANTIZE.scratch) + thread * ld_i64(ins + QUANTIZE.scratch_bytes)
-    start, stop = share(n, thread, threads)
-    if n == 1:
-        tiles += thread * ld_i64(ins + QUANTIZE.private_bytes)
-        start, stop = 0, 1
-    for row in range(start, stop):
-        source = x + row * stride
-        if weight != 0:
-            norm_row(source, weight, scratch + 128, width, eps)
-            source = scratch + 128
-        t0 = row - row % TILE
-        tile = tiles + t0 * blocks * TOKEN_BLOCK
-        quantize_row(source, width, tile, row - t0, min(TILE, n - t0), blocks, offset, scratch)
-
-
 @kernel
 def rms_norm(ins: int, thread: int, threads: int) -> None:
     """Root-mean-square norm of float rows, rows shared out."""
@@ -190,19 +115,20 @@ def glu(ins: int, thread: int, threads: int) -> None:
     act = ld_i64(ins + GLU.act)
     y, y_stride = ld_i64(ins + GLU.y), ld_i64(ins + GLU.y_stride)
     spare = ld_i64(ins + GLU.scratch) + thread * ld_i64(ins + GLU.scratch_bytes)
+    whole = width - width % 16
     start, stop = share(n, thread, threads)
     for row in range(start, stop):
         a, out = x + row * stride, y + row * y_stride
-        for i in range(0, width, 16):
-            m = min(16, width - i)
-            for j in range(16):
-                st_f32(spare + 64 + 4 * j, ld_f32(a + 4 * (i + j)) if j < m else f32(0.0))
-                st_f32(spare + 128 + 4 * j, ld_f32(a + 4 * (width + i + j)) if j < m else f32(0.0))
-            g, up = load_f32(spare + 64), load_f32(spare + 128)
-            r = mul(gelu(g, spare), up) if act == GELU else gate(g, up, act)
-            store_f32(spare, r)
-            for j in range(m):
-                st_f32(out + 4 * (i + j), ld_f32(spare + 4 * j))
+        for i in range(0, whole, 16):
+            up = load_f32(a + 4 * (width + i))
+            store_f32(out + 4 * i, gate(load_f32(a + 4 * i), up, act))
+        if whole == width:
+            continue
+        for j in range(16):
+            m = whole + j
+            st_f32(spare + 4 * j, ld_f32(a + 4 * m) if m < width else f32(0.0))
+            st_f32(spare + 64 + 4 * j, ld_f32(a + 4 * (width + m)) if m < width else f32(0.0))
+        store_f32(out + 4 * whole, gate(load_f32(spare), load_f32(spare + 64), act))
 
 
 @kernel

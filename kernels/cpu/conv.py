@@ -17,10 +17,11 @@ from ..conv_lower import CONV, CONV_PATCHES
 from ..operands import COUNT
 from ..simd import add, div, f32, ld_i64, load_f32, splat, st_i64, store_f32, sub, vmax
 from ..simd_tiles import TALL
-from .activation import quantize_row
+from .activation import share
 from .layout import CHUNK, SPAN, TILE, TOKEN_BLOCK
 from .linear import GRAIN
 from .linear_float import DEPTH, span_of
+from .quantize import quantize_row
 from .vm import claim, kernel
 
 RELU, SILU = 1, 2  # `conv_lower.FOLDED`
@@ -162,19 +163,13 @@ def _patch(ins: int, output: int, y: int) -> None:
             y += 4 * depth
 
 
-@njit(error_model="numpy")
-def _share(n: int, thread: int, threads: int) -> tuple[int, int]:
-    """Rows [start, stop) of a thread."""
-    return n * thread // threads, n * (thread + 1) // threads
-
-
 @kernel
 def patch_rows(ins: int, thread: int, threads: int) -> None:
     """Patches as float rows."""
     n, first = ld_i64(ld_i64(ins + COUNT)), ld_i64(ins + CONV_PATCHES.first)
     y, y_stride = ld_i64(ins + CONV_PATCHES.y), ld_i64(ins + CONV_PATCHES.y_stride)
     spare = ld_i64(ins + CONV_PATCHES.scratch) + thread * ld_i64(ins + CONV_PATCHES.scratch_bytes)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     for row in range(start, stop):
         _patch(ins, first + row, spare)
         for at in range(0, y_stride, 64):
@@ -189,7 +184,7 @@ def quantize_patches(ins: int, thread: int, threads: int) -> None:
     offset, side = ld_i64(ins + CONV_PATCHES.offset), ld_i64(ins + CONV_PATCHES.kernel)
     width = side * side * ld_i64(ins + CONV_PATCHES.depth)
     spare = ld_i64(ins + CONV_PATCHES.scratch) + thread * ld_i64(ins + CONV_PATCHES.scratch_bytes)
-    start, stop = _share(n, thread, threads)
+    start, stop = share(n, thread, threads)
     if n == 1:
         tiles += thread * ld_i64(ins + CONV_PATCHES.y_stride)
         start, stop = 0, 1

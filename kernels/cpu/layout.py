@@ -57,6 +57,10 @@ BOX_THREAD, BOX_THREADS = 40, 48  # the worker's number in the step, and of how 
 BOX_YIELD = 56  # as CTRL_YIELD
 BOX_BYTES = 64
 
+# What quantization does to a row first: nothing (0), an RMS norm, a layer norm (with a modulation),
+# a modulation alone, an activation.
+BEFORE_RMS, BEFORE_LAYER, BEFORE_MODULATION, BEFORE_ACTIVATION = range(1, 5)
+
 SILU, GELU, GELU_TANH, RELU, QUICK_GELU = range(5)
 ACTS = {
     "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "quick_gelu": QUICK_GELU,

@@ -36,9 +36,10 @@ from ..simd import (
     where_below,
     where_less,
 )
-from .activation import gelu, share
+from .activation import share
 from .layout import GELU, GELU_TANH, QUICK_GELU, RELU
 from .scalar_math import cos_sin, sqrt
+from .vector_math import gelu
 from .vm import kernel
 
 
@@ -50,12 +51,17 @@ def _chunk(m: int, at: int, table: int, row: int, k: int) -> float:
 
 
 @njit(error_model="numpy")
-def affine(ins: int, gain: int, offset: int, width: int) -> None:
-    """Gain and offset of every column, [width padded to 16]; operands as in `AFFINE`."""
-    weight, bias = ld_i64(ins + AFFINE.weight), ld_i64(ins + AFFINE.bias)
-    m, table = ld_i64(ins + AFFINE.m), ld_i64(ins + AFFINE.table)
-    shift_at, scale_at = ld_i64(ins + AFFINE.shift), ld_i64(ins + AFFINE.scale)
-    shift_row, scale_row = ld_i64(ins + AFFINE.shift_row), ld_i64(ins + AFFINE.scale_row)
+def affine(parts: int, gain: int, offset: int, width: int) -> None:
+    """Gain and offset of every column, [width padded to 16]; parts: address of the operands
+    `PARTS`, which stand one after the other."""
+    weight, bias, m, table = (
+        ld_i64(parts),
+        ld_i64(parts + 8),
+        ld_i64(parts + 16),
+        ld_i64(parts + 24),
+    )
+    shift_at, shift_row = ld_i64(parts + 32), ld_i64(parts + 40)
+    scale_at, scale_row = ld_i64(parts + 48), ld_i64(parts + 56)
     for k in range(width):
         a = ld_f32(weight + 4 * k) if weight != 0 else f32(1.0)
         b = ld_f32(bias + 4 * k) if bias != 0 else f32(0.0)
@@ -98,7 +104,15 @@ def normed_row(x: int, gain: int, offset: int, y: int, width: int, eps: float) -
 
 
 @njit(error_model="numpy")
-def _columns(width: int) -> int:
+def modulated_row(x: int, gain: int, offset: int, y: int, width: int) -> None:
+    """One row times the gain plus the offset; y may be x."""
+    for i in range(0, width, 16):
+        v = load_f32(x + 4 * i)
+        store_f32(y + 4 * i, fma(v, load_f32(gain + 4 * i), load_f32(offset + 4 * i)))
+
+
+@njit(error_model="numpy")
+def padded_bytes(width: int) -> int:
     """Bytes of a row, padded to 16 columns."""
     return (width + 15) // 16 * 64
 
@@ -111,10 +125,10 @@ def layer_norm(ins: int, thread: int, threads: int) -> None:
     y, y_stride = ld_i64(ins + AFFINE.y), ld_i64(ins + AFFINE.y_stride)
     width, eps = ld_i64(ins + AFFINE.width), ld_f32(ins + AFFINE.eps)
     gain = ld_i64(ins + AFFINE.scratch) + thread * ld_i64(ins + AFFINE.scratch_bytes)
-    offset = gain + _columns(width)
+    offset = gain + padded_bytes(width)
     start, stop = share(n, thread, threads)
     if start < stop:
-        affine(ins, gain, offset, width)
+        affine(ins + AFFINE.weight, gain, offset, width)
     for row in range(start, stop):
         normed_row(x + row * x_stride, gain, offset, y + row * y_stride, width, eps)
 
@@ -127,15 +141,12 @@ def modulate(ins: int, thread: int, threads: int) -> None:
     y, y_stride = ld_i64(ins + AFFINE.y), ld_i64(ins + AFFINE.y_stride)
     width = ld_i64(ins + AFFINE.width)
     gain = ld_i64(ins + AFFINE.scratch) + thread * ld_i64(ins + AFFINE.scratch_bytes)
-    offset = gain + _columns(width)
+    offset = gain + padded_bytes(width)
     start, stop = share(n, thread, threads)
     if start < stop:
-        affine(ins, gain, offset, width)
+        affine(ins + AFFINE.weight, gain, offset, width)
     for row in range(start, stop):
-        a, b = x + row * x_stride, y + row * y_stride
-        for i in range(0, width, 16):
-            v = load_f32(a + 4 * i)
-            store_f32(b + 4 * i, fma(v, load_f32(gain + 4 * i), load_f32(offset + 4 * i)))
+        modulated_row(x + row * x_stride, gain, offset, y + row * y_stride, width)
 
 
 @kernel
@@ -189,11 +200,11 @@ def timestep(ins: int, thread: int, threads: int) -> None:
 
 
 @njit(error_model="numpy")
-def activated(x: Any, act: int, spare: int) -> Any:
-    """act(x) by lane; spare: 64 bytes. tanh-gelu is x sigmoid(2 u) with u what the tanh is of."""
+def activated(x: Any, act: int) -> Any:
+    """act(x) by lane. tanh-gelu is x sigmoid(2 u) with u what the tanh is of."""
     zero = splat(f32(0.0))
     if act == GELU:
-        return gelu(x, spare)
+        return gelu(x)
     if act == RELU:
         return where_below(x, zero, zero, x)
     if act == GELU_TANH:
@@ -212,7 +223,6 @@ def activation(ins: int, thread: int, threads: int) -> None:
     n = ld_i64(ld_i64(ins + COUNT))
     x, y = ld_i64(ins + ACTIVATION.x), ld_i64(ins + ACTIVATION.y)
     stride, act = ld_i64(ins + ACTIVATION.stride), ld_i64(ins + ACTIVATION.act)
-    spare = ld_i64(ins + ACTIVATION.scratch) + thread * ld_i64(ins + ACTIVATION.scratch_bytes)
     start, stop = share(n, thread, threads)
     for at in range(start * stride, stop * stride, 64):
-        store_f32(y + at, activated(load_f32(x + at), act, spare))
+        store_f32(y + at, activated(load_f32(x + at), act))

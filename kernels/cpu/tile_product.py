@@ -20,7 +20,6 @@ from numba.extending import intrinsic  # isort: skip
 # Rows and vectors of the largest tile: as many sums as registers hold, with room for operands.
 TILE_ROWS = 6
 TILE_VECTORS = 4 if ISA == "avx512vnni" else 1
-"""How the two are chosen is measured in benchmarks/NOTES.md."""
 
 _WORD = ir.IntType(64)
 _FLOAT = ir.FloatType()
