@@ -12,21 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic
 
-from .simd import (
-    BASELINE,
-    ISA,
-    _call,
-    _load,
-    _splat,
-    _store,
-    _widen,
-    f32x16,
-    i64,
-    simd_baseline,
-    types,
-)
+from . import simd_baseline
+from .simd import BASELINE, ISA, _call, _load, _splat, _store, _widen, f32x16, i64
 
 # Rows and groups of a tile, by what registers hold.
 TALL, WIDE = {"avx512vnni": (6, 4), "portable": (2, 1)}.get(ISA, (6, 1))
