@@ -6,6 +6,7 @@ outputs (`kernels/simd_tiles.py`): one chain of sums an output, for one row and 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba import njit
@@ -23,6 +24,7 @@ DEPTH = 2048  # inputs of a panel of weights, which stays in the second-level ca
 SUMS = 256  # scratch: addresses of a tile's rows stand before its sums
 
 
+@cache
 def span_of(*, half: bool) -> Any:
     """Products of a tile's rows with up to SPAN groups: a function of (w, apart, count, depth,
     segments, table, sums, resume), as `simd_tiles.float_tile`; sums: float32 [count][TALL][16]."""
@@ -44,6 +46,7 @@ def span_of(*, half: bool) -> Any:
     return span
 
 
+@cache
 def _lone_of(*, half: bool) -> Any:
     """As `span_of` for one row; sums: float32 [count][16]."""
     wide, narrow = float_tile(1, SPAN, half=half), float_tile(1, 1, half=half)
