@@ -14,6 +14,8 @@ rounding, as the product of a score with the scale is.
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit
 
 from .. import simd
@@ -240,7 +242,7 @@ def _softmax(
     less the first key's."""
     for r in range(n):
         seen = min(count, place + r + 1) if causal else count
-        before = f32(MASKED) if first else ld_f32(stats + 4 * r)
+        before: Any = f32(MASKED) if first else ld_f32(stats + 4 * r)
         m, total = _weights(scores + r * LINE, count, seen, before)
         st_f32(stats + 4 * r, m)
         if not first and m != before:

@@ -19,7 +19,6 @@ from ..modulation import ADD_ROW, AFFINE, GATED_ADD, TIMESTEP
 from ..operands import COUNT
 from ..simd import (
     add,
-    div,
     f32,
     fma,
     lanes,
@@ -38,8 +37,8 @@ from ..simd import (
 )
 from .activation import share
 from .layout import GELU, GELU_TANH, QUICK_GELU, RELU
-from .scalar_math import cos_sin, sqrt
-from .vector_math import gelu
+from .scalar_math import LOG2_E, cos_sin, sqrt
+from .vector_math import gated, gelu
 from .vm import kernel
 
 
@@ -209,12 +208,9 @@ def activated(x: Any, act: int) -> Any:
         return where_below(x, zero, zero, x)
     if act == GELU_TANH:
         cubic = fma(mul(mul(x, x), x), splat(f32(0.044715)), x)
-        u = mul(cubic, splat(f32(-1.5957691216)))
-    elif act == QUICK_GELU:
-        u = mul(x, splat(f32(-1.702)))
-    else:
-        u = sub(zero, x)
-    return div(x, add(simd.exp(u), splat(f32(1.0))))
+        return gated(x, mul(cubic, splat(f32(-1.5957691216057308 * LOG2_E))))
+    slope = f32(-1.702 * LOG2_E) if act == QUICK_GELU else f32(-LOG2_E)
+    return gated(x, mul(x, splat(slope)))
 
 
 @kernel

@@ -8,6 +8,7 @@ from numba import njit
 
 from .. import simd
 from ..simd import (
+    add,
     div,
     f32,
     fma,
@@ -30,12 +31,8 @@ _COEFFICIENTS = tuple(_REST)
 
 
 @njit(error_model="numpy")
-def exp2(x: Any) -> Any:
-    """2 ** x by lane for x <= 0, relative error below 2e-7; exactly 1 at 0, exactly 0 below -126,
-    and NaN for NaN."""
-    low = splat(f32(-126.0))
-    n = rint(vmax(x, low))
-    r = sub(x, n)
+def _power(r: Any, n: Any) -> Any:
+    """2 ** (r + n) for |r| <= 0.5 and a whole n from -126 to 127."""
     p = splat(f32(0.00015461444724808513))
     p = fma(p, r, splat(f32(0.0013400428177711937)))
     p = fma(p, r, splat(f32(0.00961805667843204)))
@@ -43,7 +40,25 @@ def exp2(x: Any) -> Any:
     p = fma(p, r, splat(f32(0.24022650922289554)))
     p = fma(p, r, splat(f32(0.6931472067028329)))
     p = fma(p, r, splat(f32(1.0)))
-    return where_below(x, low, splat(f32(0.0)), mul(p, power_of_two(to_i32(n))))
+    return mul(p, power_of_two(to_i32(n)))
+
+
+@njit(error_model="numpy")
+def exp2(x: Any) -> Any:
+    """2 ** x by lane for x <= 0, relative error below 2e-7; exactly 1 at 0, exactly 0 below -126,
+    and NaN for NaN."""
+    low = splat(f32(-126.0))
+    n = rint(vmax(x, low))
+    return where_below(x, low, splat(f32(0.0)), _power(sub(x, n), n))
+
+
+@njit(error_model="numpy")
+def gated(x: Any, u: Any) -> Any:
+    """x / (1 + 2 ** u) by lane, relative error below 3e-7; 0 where u is above 126 and x finite."""
+    high = splat(f32(126.0))
+    u = vmax(where_below(u, high, u, high), splat(f32(-126.0)))
+    n = rint(u)
+    return div(x, add(_power(sub(u, n), n), splat(f32(1.0))))
 
 
 @njit(error_model="numpy")

@@ -43,6 +43,25 @@ def test_exp2() -> None:
     np.testing.assert_array_equal(_by_lane(_exp2, odd), [1, 0, 0, 0, np.nan])
 
 
+@njit(error_model="numpy")
+def _gated(x: int, y: int, count: int) -> None:
+    for i in range(0, count, 16):
+        v = load_f32(x + 4 * i)
+        store_f32(y + 4 * i, vector_math.gated(v, v))
+
+
+def test_gated() -> None:
+    x = np.linspace(-130, 130, 200_001).astype(np.float32)
+    wide = x.astype(np.float64)
+    expected = wide / (1 + 2.0**wide)
+    error = np.abs(_by_lane(_gated, x) - expected) / np.maximum(np.abs(expected), 1e-35)
+    assert error[x < 126].max() < 3e-7
+    odd = np.array([0, 1e30, -1e30, -np.inf, np.nan], np.float32)
+    found = _by_lane(_gated, odd)
+    assert found[1] < 1e-7
+    np.testing.assert_array_equal(found[[0, 2, 3, 4]], odd[[0, 2, 3, 4]])
+
+
 def test_gelu() -> None:
     x = np.linspace(-14, 14, 100_001).astype(np.float32)
     expected = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)]
