@@ -27,7 +27,7 @@ from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
 from .quality import held_sequences, of_bundle, of_source
-from .recipes import Asked, check_types, is_auto, resolve
+from .recipes import Asked, Plan, check_types, for_pictures, is_auto, resolve
 from .report import ConvertReport
 from .report_page import check_target, write_report
 from .sources.base import Source, open_source
@@ -59,8 +59,7 @@ def convert(
     cluster: str | None = None,
     report: str | os.PathLike[str] | None = None,
 ) -> ConvertReport:
-    """Convert a checkpoint directory or hub id into the bundle `out`.
-
+    """Convert a language model or diffusers' pipeline (a directory or hub id) into a bundle, `out`.
     quant: f32, f16, or int2 to int8 for matrices (default int4-g32), or "mixed". embed_quant: for
     the embedding and the head (default: int8-g32 where `quant` has codes, else `quant`). recipe: a
     name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes
@@ -86,6 +85,8 @@ def convert(
         open_source(source, ignore_remote_code=ignore_remote_code) as opened,
         place(out, aside=follows) as out,
     ):
+        if opened.kind == "image":
+            wanted, plan = None, _picture_plan(asked, report)
         options = Options(
             out, name or opened.name, plan,
             progress=progress and not follows, resume=resume and ranks == 1, golden=golden,
@@ -95,6 +96,17 @@ def convert(
             if report is None or follows:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
+
+
+def _picture_plan(asked: Asked, report: Any) -> Plan:
+    """The plan of a picture pipeline. Raises ConvertError for options that need a text."""
+    if report is not None:
+        raise ConvertError(
+            f"--report {report} for a picture pipeline, expected a language model",
+            code="picture-option",
+            hint="its page compares answers to text; convert without it",
+        )
+    return resolve(for_pictures(asked))
 
 
 @contextmanager

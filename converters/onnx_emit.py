@@ -8,7 +8,6 @@ merges an add with the norm that follows it, and declares inputs and outputs as
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import limits
+from ..bundle.amend import list_files
 from ..bundle.check import load_weight
-from ..bundle.manifest import MANIFEST_NAME, Manifest
 from ..bundle.reader import Bundle
 from ..errors import BundleError, ConvertError
 from ..extras import require
@@ -41,7 +40,6 @@ from ..session.onnx_io import (
     row_symbols,
 )  # fmt: skip
 from ..storage.aside import remove_leftovers, replace_file
-from ..storage.folder import open_regular, sha256_fd
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorFile, TensorInfo
 from .onnx_tables import check_inline
@@ -328,7 +326,7 @@ def export(
         remove_leftovers(path)
         with Bundle.open(path) as bundle:
             made = emit_parts(bundle, variant, taps)
-            _list_in_manifest(bundle, made)
+            list_files(bundle, made)
         with Bundle.open(path) as bundle:
             for part, target in zip(sorted(bundle.manifest.parts), made, strict=True):
                 graph = bundle.graph(part)
@@ -377,19 +375,3 @@ def emit_parts(bundle: Bundle, variant: Variant, taps: Sequence[str] = ()) -> li
         wanted = [tap for tap in taps if tap in computed[name]]
         made.append(write(graphs[name], bundle.path_of(part.weights), target, own, wanted))
     return made
-
-
-def _list_in_manifest(bundle: Bundle, made: list[Path]) -> None:
-    """Size and hash of the new files, put in with the manifest's other bytes kept as they mean."""
-    target = bundle.path_of(MANIFEST_NAME)
-    manifest = json.loads(target.read_bytes())
-    for path in made:
-        fd = open_regular(path)
-        try:
-            sha256, size = sha256_fd(fd)
-        finally:
-            os.close(fd)
-        manifest["files"][path.name] = {"sha256": sha256, "size": size}
-    data = json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8")
-    Manifest.from_json(data, where=str(target))
-    replace_file(target, data)

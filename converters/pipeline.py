@@ -199,22 +199,23 @@ class Pipeline:
 
     def manifest(self) -> Manifest:
         """The manifest of the parts as they stand; the one place that knows its fields."""
-        text = self.reading.text
-        if text is None:
+        text, image = self.reading.text, self.reading.image
+        if (text is None) == (image is None):
             raise ConvertError(
-                f"{self.source.label} has no text part, expected one",
+                f"{self.source.label} has no text part and makes no pictures, expected one of them",
                 code="source-parts",
-                hint="this edgert writes bundles of language models",
+                hint="this edgert writes bundles of language models and of picture pipelines",
             )
         golden: list[Golden] = []
         for part in self.parts:
             golden += part.reports.get("verify", {}).get("golden", ())
         return Manifest(
             format=FORMAT,
-            kind="text",
+            kind="text" if text is not None else "image",
             name=self.options.name,
             parts={part.name: Part(*part_files(part.name), role=part.role) for part in self.parts},
-            text=text.spec,
+            text=text.spec if text is not None else None,
+            image=image.spec if image is not None else None,
             provenance=provenance(self.command(), self.reading.hashes),
             golden=tuple(golden),
             report=self.manifest_report(),
@@ -293,7 +294,7 @@ class Pipeline:
             peak_rss=peak_resident(),
             weights=tuple(notes),
             resumed=resumed,
-            golden=devices[0] if devices else "no text part",
+            golden=devices[0] if devices else "none: pictures have none",
             left_out=self.reading.text.left_out if self.reading.text else (),
             details=self.details(),
         )

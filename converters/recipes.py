@@ -176,6 +176,31 @@ def is_auto(asked: Asked) -> bool:
     return True
 
 
+def for_pictures(asked: Asked) -> Asked:
+    """The options for a picture pipeline, of which no text is a calibration: to nearest by default.
+    Raises ConvertError for options that need one."""
+    names = {"int3": "int3", "int4": "int4", None: None}
+    needing = {
+        "--recipe": None if asked.recipe in names else asked.recipe,
+        "--quant": "mixed" if asked.quant == "mixed" else None,
+        "--method": "gptq" if asked.method == "gptq" else None,
+        "--compot": asked.compot,
+        "--budget-mb": asked.budget_mb,
+        "--heal": asked.heal or None,
+        "--calibration": asked.calibration and asked.calibration.name,
+    }
+    for option, value in needing.items():
+        if value is not None:
+            raise ConvertError(
+                f"{option} {value} for a picture pipeline, expected options that need no text to "
+                "calibrate on",
+                code="picture-option",
+                hint="--quant, --embed-quant, --method rtn or hqq, --recipe int4 or int3",
+            )
+    quant = asked.quant or names[asked.recipe]
+    return replace(asked, recipe=None, quant=quant, method=asked.method or "rtn")
+
+
 def default_method(quant: str) -> str:
     """gptq where there are few codes to choose from."""
     grid = ENCODINGS[quant].grid

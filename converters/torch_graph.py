@@ -155,8 +155,8 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "add": _add,
     "select": _select,
     "softcap": _softcap,
-    **GRIDS,
     **ROWS,
+    **GRIDS,
 }
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         RequestError,
         ResourceError,
     )
+    from .image.model import ImageModel, Pictures, Step
+    from .image.request import ImageOptions
     from .text.conversation import Conversation
     from .text.model import TextModel
     from .text.params import SamplingOptions, SamplingParams
@@ -37,6 +39,10 @@ _HOMES = {
     "AsyncStream": "text.stream",
     "Conversation": "text.conversation",
     "Generation": "text.results",
+    "ImageModel": "image.model",
+    "ImageOptions": "image.request",
+    "Pictures": "image.model",
+    "Step": "image.model",
     "SamplingOptions": "text.params",
     "SamplingParams": "text.params",
     "Stream": "text.stream",
@@ -59,10 +65,14 @@ __all__ = [
     "DeviceError",
     "EdgertError",
     "Generation",
+    "ImageModel",
+    "ImageOptions",
+    "Pictures",
     "RequestError",
     "ResourceError",
     "SamplingOptions",
     "SamplingParams",
+    "Step",
     "Stream",
     "TextModel",
     "Timings",

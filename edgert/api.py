@@ -7,22 +7,51 @@
         chat = model.conversation(system="Answer briefly.")
         print(chat.say("What is a llama?").text)
 
-Errors are those of `edgert.errors`; sampling parameters are the fields of `SamplingParams`.
+    with edgert.load("drawing.edge") as model:
+        model("a red apple left of a cat")[0].save("apple.png")
+
+Errors are those of `edgert.errors`; sampling parameters are the fields of `SamplingParams`, those
+of pictures the fields of `ImageOptions`.
 """
 
 from __future__ import annotations
 
 import time
+from importlib import import_module
 from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .bundle.reader import Bundle, Verify
 from .errors import BundleError
 from .session.options import SessionOptions, type_error
-from .text.model import TextModel
 
-_MODELS = {"text": TextModel}  # by the kind that a manifest gives
+if TYPE_CHECKING:
+    from .image.model import ImageModel
+    from .text.model import TextModel
+
+Kind = Literal["text", "image"]
+# By the kind that a manifest gives: the module and class of its model.
+_MODELS = {"text": ("text.model", "TextModel"), "image": ("image.model", "ImageModel")}
 
 
+@overload
+def load(
+    path: str | PathLike[str], device: str = ..., threads: int | None = ...,
+    ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
+    kv_memory: int | None = ..., *, kind: Literal["text"],
+) -> TextModel: ...  # fmt: skip
+@overload
+def load(
+    path: str | PathLike[str], device: str = ..., threads: int | None = ...,
+    ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
+    kv_memory: int | None = ..., *, kind: Literal["image"],
+) -> ImageModel: ...  # fmt: skip
+@overload
+def load(
+    path: str | PathLike[str], device: str = ..., threads: int | None = ...,
+    ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
+    kv_memory: int | None = ..., *, kind: None = ...,
+) -> Any: ...  # fmt: skip
 def load(
     path: str | PathLike[str],
     device: str = "cpu",
@@ -31,8 +60,10 @@ def load(
     verify: Verify = "cached",
     kv_bits: int = 0,
     kv_memory: int | None = None,
-) -> TextModel:
-    """Open a bundle and make it ready to generate.
+    *,
+    kind: Kind | None = None,
+) -> Any:
+    """Open a bundle and make it ready: a `TextModel`, or an `ImageModel` where it draws.
 
     device: "cpu", "reference" (NumPy), "auto" (CUDA where it can be used, else "cpu"), or an
     execution provider of onnxruntime, such as "cuda", with options after a colon. threads: None
@@ -40,32 +71,48 @@ def load(
     was made for. verify: "cached" hashes files once per content change, "full" always, "skip"
     never. kv_bits: precision of keys and values, 32, 16 or 8; 0 lets the model decide. kv_memory:
     bytes that keys and values of all sequences may take; None means half of what is free, at most;
-    a context that does not fit is shortened, with a notice. Raises BundleError, DeviceError,
-    RequestError, ResourceError.
+    a context that does not fit is shortened, with a notice. kind: "text" or "image" to have nothing
+    else opened, and the result's type known. Raises BundleError, DeviceError, RequestError,
+    ResourceError.
     """
     options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory)
-    return open_model(path, options, verify=verify)
+    return open_model(path, options, verify=verify, kind=kind)
 
 
 def open_model(
-    path: str | PathLike[str], options: SessionOptions, *, verify: Verify = "cached"
-) -> TextModel:
+    path: str | PathLike[str],
+    options: SessionOptions,
+    *,
+    verify: Verify = "cached",
+    kind: Kind | None = None,
+) -> Any:
     """The model of a bundle, by the bundle's kind; arguments and errors as for `load`."""
     if verify not in ("cached", "full", "skip"):
         raise type_error("verify", verify, "'cached', 'full' or 'skip'")
+    if kind not in (None, *_MODELS):
+        raise type_error("kind", kind, "'text', 'image' or None")
     start = time.perf_counter()
     bundle = Bundle.open(path, verify=verify)
     try:
-        kind = _MODELS.get(bundle.manifest.kind)
-        if kind is None:
+        found = bundle.manifest.kind
+        if found not in _MODELS or kind not in (None, found):
+            wanted = sorted(_MODELS) if kind is None else repr(kind)
             raise BundleError(
-                f"{path} is of kind {bundle.manifest.kind!r}, this edgert runs {sorted(_MODELS)}",
+                f"{path} is of kind {found!r}, expected {wanted}",
                 code="bundle-kind",
-                hint="update edgert (pip install -U edgert), or see `edgert inspect`",
+                hint=_HINTS.get(found, "update edgert (pip install -U edgert)"),
             )
-        model = kind.from_bundle(bundle, options)
+        module, name = _MODELS[found]
+        opened = getattr(import_module(f".{module}", __package__), name)
+        model = opened.from_bundle(bundle, options)
     except BaseException:
         bundle.close()
         raise
     model.load_s = time.perf_counter() - start
     return model
+
+
+_HINTS = {
+    "text": "this model writes: `edgert chat`, `edgert generate`",
+    "image": "this model draws: `edgert image`",
+}

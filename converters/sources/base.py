@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ...bundle.manifest import TextSpec
+from ...bundle.manifest import ImageSpec, TextSpec
 from ...graph import Graph
 from ..families.recipe import F32, Recipe
 
 # Modules tried in this order. The last one is not asked: it opens what is left, or says why not.
-SOURCES: tuple[str, ...] = (".hf",)
+SOURCES: tuple[str, ...] = (".diffusers", ".hf")
 
 
 class SourceTensor(Protocol):
@@ -44,8 +44,8 @@ class SourceTensor(Protocol):
 class PlannedPart:
     """A part of a model: its graph with all weights f32, and the recipe of each weight.
 
-    role: text, draft, text-encoder, vision-encoder, projector, denoiser, decoder or reward. tied:
-    tensors that may be stored too, and whose values must then equal those of another, by name.
+    role: one of `edgert.roles.ROLES`. tied: tensors that may be stored too, and whose values must
+    then equal those of another, by name.
     """
 
     name: str
@@ -67,16 +67,27 @@ class Text(msgspec.Struct, frozen=True):
     tokenizer_path: str = ""
 
 
+class Image(msgspec.Struct, frozen=True):
+    """`spec` for the manifest, the bundle's tokenizers by file name, and how many tokens the
+    encoder of each has rows for, by part."""
+
+    spec: ImageSpec
+    files: dict[str, bytes]
+    rows: dict[str, int]
+
+
 class Source(Protocol):
     """An open model to convert; a context manager that closes its files.
 
-    name: what the bundle is called unless told otherwise. label: names the source in a command line
-    that anyone can repeat. family: the architecture, for the report. options: command line options
+    kind: of the bundle that it becomes, text or image. name: what the bundle is called unless told
+    otherwise. label: names the source in a command line that anyone can repeat. family: the
+    architecture, for the report. options: command line options
     that this source was opened with. faults: what opening found wrong with the files. tensors: by
     the names that recipes use. sidecars: files that travel with the weights (model card, licence)
     by name. nbytes: size of the weights files.
     """
 
+    kind: str
     name: str
     label: str
     family: str
@@ -97,6 +108,10 @@ class Source(Protocol):
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
         """How text becomes tokens; None for a model without text, or where `faults` got why."""
+        ...
+
+    def image(self, parts: Sequence[PlannedPart], faults: list[str]) -> Image | None:
+        """How pictures are sampled; None for a model that makes none."""
         ...
 
     def hashes(self) -> dict[str, str]:

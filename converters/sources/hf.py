@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from ... import limits
-from ...errors import BundleError, ConvertError
+from ...errors import ConvertError
 from ...notices import notice
 from ...roles import vocab_size
-from ...storage import strict_json
-from ...storage.folder import check_name
 from ...storage.hash_cache import HashCache
 from .. import families
 from . import layouts
-from .base import PlannedPart, Source, Text
-from .checkpoint import Checkpoint, as_convert_error, unreadable
+from .base import Image, PlannedPart, Source, Text
+from .checkpoint import Checkpoint
+from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
 from .hub import SIDECARS, local_folder, refuse_gguf
 from .templates import SOURCES as TEMPLATES
 from .wrappers import unwrapped
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def opened(source: str | Path, *, ignore_remote_code: bool = False) -> Source:
@@ -45,6 +43,8 @@ class HfSource:
     `label` is a hub id whole, or a folder without its place. `faults` holds what is wrong with the
     set of weights files, for the caller's one error.
     """
+
+    kind = "text"
 
     def __init__(self, source: str | Path, *, ignore_remote_code: bool = False) -> None:
         self.path = local_folder(source)
@@ -72,7 +72,7 @@ class HfSource:
         self.tensors = layouts.named(self.config, self.checkpoint.tensors)
         self.nbytes = sum(shard.nbytes for shard in self.checkpoint.shards)
         self.family = str(self.config.get("model_type"))
-        self.faults += self._index_faults()
+        self.faults += index_faults(self.path, self.index, self.checkpoint)
 
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
         """The one part of a causal language model."""
@@ -93,6 +93,9 @@ class HfSource:
         from .hf_text import read_text
 
         return read_text(self, vocab_size(parts[0].graph), faults)
+
+    def image(self, parts: Sequence[PlannedPart], faults: list[str]) -> Image | None:
+        return None
 
     def close(self) -> None:
         self.checkpoint.close()
@@ -120,28 +123,7 @@ class HfSource:
         return data
 
     def _read(self, name: str, limit: int) -> bytes | None:
-        path = self.path / name
-        if not path.is_file():
-            if os.path.lexists(path):  # leaving it out would change the model in silence
-                raise ConvertError(
-                    f"{path} is a link that leads nowhere or no regular file, expected a file",
-                    code="checkpoint-file",
-                    hint="download it again, or remove it if the model needs none",
-                )
-            return None
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                data = file.read(min(size, limit))
-        except OSError as error:
-            raise unreadable(path, error) from None
-        if size > limit:
-            raise ConvertError(
-                f"{path}: {size} bytes, the limit is {limit}",
-                code="checkpoint-file",
-                hint="the file is damaged, or is not what its name says",
-            )
-        return data
+        return read_file(self.path / name, limit)
 
     def _json(
         self, name: str, *, required: bool = False, limit: int = limits.CONFIG_BYTES
@@ -156,17 +138,7 @@ class HfSource:
                     hint="give the folder that holds config.json and model.safetensors",
                 )
             return {}
-        try:
-            found = strict_json.parse(data, where=str(self.path / name), code="checkpoint-json")
-        except BundleError as error:
-            raise as_convert_error(error) from None
-        if not isinstance(found, dict):
-            raise ConvertError(
-                f"{self.path / name} holds a JSON {type(found).__name__}, expected an object",
-                code="checkpoint-json",
-                hint="download the file again",
-            )
-        return found
+        return json_object(data, self.path / name)
 
     def _refuse_remote_code(self, *, ignore: bool) -> None:
         if "auto_map" not in self.config:
@@ -192,60 +164,15 @@ class HfSource:
         if (self.path / SINGLE).is_file():
             yield self.path / SINGLE
         elif (self.path / INDEX).is_file():
-            yield from self._shards()
+            index = self._json(INDEX, limit=limits.TENSOR_HEADER_BYTES)
+            placed = weight_map(index, self.path / INDEX)
+            yield from shards(self.path, placed, self.faults)
+            self.index = placed
         else:
             raise self._no_weights()
 
-    def _shards(self) -> Iterator[Path]:
-        placed = self._json(INDEX, limit=limits.TENSOR_HEADER_BYTES).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(v, str) for v in placed.values()):
-            raise ConvertError(
-                f"{self.path / INDEX}: weight_map is no map of tensor names to file names",
-                code="checkpoint-index",
-                hint="download the file again",
-            )
-        for name in sorted(set(placed.values())):
-            try:
-                check_name(name)
-            except BundleError as error:
-                raise as_convert_error(error) from None
-            if "/" in name or not name.endswith(".safetensors"):
-                self.faults.append(f"the shard index names {name!r}, expected a .safetensors file")
-            elif not (self.path / name).is_file():
-                count = sum(1 for file in placed.values() if file == name)
-                self.faults.append(f"shard {name!r} is missing, with {count} tensors")
-            else:
-                yield self.path / name
-        self.index = placed
-
-    def _index_faults(self) -> list[str]:
-        """Faults between a shard index and its shards: tensors that are not where it says."""
-        out = []
-        for name, file in self.index.items():
-            found = self.checkpoint.tensors.get(name)
-            if found is not None and found.shard.path.name != file:
-                out.append(f"tensor {name!r} is in {found.shard.path.name}, the index says {file}")
-            elif found is None and (self.path / file).is_file():
-                out.append(f"the shard index names {name!r} in {file}, which does not hold it")
-        return out
-
     def _no_weights(self) -> ConvertError:
-        pickles = sorted(p.name for pattern in PICKLES for p in self.path.glob(pattern))
-        others = sorted(p.name for p in self.path.glob("*.safetensors"))
-        if not pickles and not others:
+        error = no_weights(self.path, SINGLE, INDEX)
+        if error.code != "pickle" and not any(self.path.glob("*.safetensors")):
             refuse_gguf(self.path)
-        if pickles:
-            return ConvertError(
-                f"{self.path} holds weights only as {pickles[:8]}, expected {SINGLE} or {INDEX}",
-                code="pickle",
-                hint="such files can run code when they are read, so edgert does not open them, "
-                "and no flag makes it; take the model's safetensors version, or, where you trust "
-                "the file, write one: model.save_pretrained(..., safe_serialization=True)",
-            )
-        return ConvertError(
-            f"{self.path} holds {others[:8] or 'no weights'}, expected {SINGLE}, or {INDEX} and "
-            "the shards it lists",
-            code="checkpoint-weights",
-            hint="download the whole checkpoint; where it has no safetensors at all, write them: "
-            "model.save_pretrained(...)",
-        )
+        return error

@@ -16,6 +16,7 @@ from ..quantize.rtn import encode_weight
 from ..report import relative
 from ..weights import WeightReader, stored_nbytes, whole
 from .base import Context, PartInProgress
+from .part_encodings import encodings_of, matrices
 from .weight_cache import WeightCache
 
 
@@ -36,15 +37,15 @@ def encodings_asked(quant: str, embed_quant: str | None) -> tuple[str, str]:
 def encoded(
     graph: Graph, quant: str, embed_quant: str, chosen: Mapping[str, str] | None = None
 ) -> Graph:
-    """The graph with its weights as wanted, f32 where that encoding is not for their rank.
+    """The graph with its weights as wanted, f32 where that encoding is not for their rank or use.
 
     embed_quant: for embeddings and, where there are some, for the last linear: the head. chosen:
     encodings that single weights have or shall have.
     """
-    ends, weights = ends_of(graph), {}
+    ends, free, weights = ends_of(graph), matrices(graph), {}
     for name, w in graph.weights.items():
         wanted = (chosen or {}).get(name, embed_quant if name in ends else quant)
-        fits = len(w.shape) in ENCODINGS[wanted].ranks
+        fits = name in free and len(w.shape) in ENCODINGS[wanted].ranks
         weights[name] = Weight(w.shape, wanted if fits else EXACT)
     return graph.replace(weights=weights)
 
@@ -92,14 +93,19 @@ class Quantize:
         return key if self.calibration is None else {**key, "gptq": self.calibration.key()}
 
     def nbytes(self, part: PartInProgress) -> int:
-        stored = stored_nbytes(encoded(part.graph, self.quant, self.embed_quant).weights)
+        stored = stored_nbytes(self._encoded(part, {}).weights)
         return stored + (passed_nbytes(part.graph, self.calibration) if self.calibration else 0)
+
+    def _encoded(self, part: PartInProgress, chosen: Mapping[str, str]) -> Graph:
+        """The part's graph with all encodings."""
+        own = encodings_of(part.role, part.graph, self.quant, self.embed_quant)
+        return encoded(part.graph, self.quant, self.embed_quant, {**own, **chosen})
 
     def run(self, part: PartInProgress, context: Context) -> PartInProgress:
         from tqdm import tqdm
 
         stored, chosen = taken_over(part)
-        graph = encoded(part.graph, self.quant, self.embed_quant, chosen)
+        graph = self._encoded(part, chosen)
         ours = {name: weight for name, weight in graph.weights.items() if name not in stored}
         cache = context.cache(ours)
         records = {name: record for name in ours if (record := cache.done(name)) is not None}

@@ -13,7 +13,7 @@ from ...errors import BundleError, ConvertError
 from ..families.config import refused
 from ..families.recipe import F32, Recipe
 from ..match import match_tensors
-from ..sources.base import Source, SourceTensor, Text
+from ..sources.base import Image, Source, SourceTensor, Text
 from ..weights import spans_of
 from .base import PartInProgress
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """What was found in a source. text, tokenizer: None for a model without text. hashes: of the
-    source's files, by name."""
+    """What was found in a source. text, tokenizer: None for a model without text; image: for one
+    without pictures. hashes: of the source's files, by name."""
 
     parts: tuple[PartInProgress, ...]
     text: Text | None
     tokenizer: Tokenizer | None
     hashes: dict[str, str]
+    image: Image | None = None
 
     def template(self) -> ChatTemplate | None:
         """The chat template, None where there is none. Raises BundleError."""
@@ -50,18 +51,23 @@ def read(source: Source) -> Reading:
     faults = list(source.faults)
     planned = source.parts(faults)
     text = source.text(planned, faults)
+    image = source.image(planned, faults)
     faults += match_tensors(planned, source.tensors)
     if faults:
         raise refused(faults)
     tokenizer = None if text is None else build_tokenizer(text)
-    files = {**(text.files if text else {}), **source.sidecars}  # they come with the first part
+    if image is not None:
+        for name in image.spec.tokenizers:
+            check_captions(image, name)
+    own_files = {**(text.files if text else {}), **(image.files if image else {})}
+    files = {**own_files, **source.sidecars}  # they come with the first part
     parts: list[PartInProgress] = []
     for part in planned:
         part.graph.shapes()
         weights = {name: RecipeWeight(part.weights[name], source.tensors) for name in part.weights}
         own = {} if parts else files
         parts.append(PartInProgress(part.name, part.role, part.graph, weights, own))
-    return Reading(tuple(parts), text, tokenizer, source.hashes())
+    return Reading(tuple(parts), text, tokenizer, source.hashes(), image)
 
 
 def build_tokenizer(text: Text) -> Tokenizer:
@@ -85,6 +91,37 @@ def build_tokenizer(text: Text) -> Tokenizer:
             code=error.code,
             hint="take the tokenizer files that belong to these weights",
         ) from None
+
+
+def check_captions(image: Image, part: str) -> None:
+    """The tokenizer of a text encoder is one that loading will take, its tokens have rows, and it
+    says itself what the manifest says of start and end. Raises ConvertError."""
+    from tokenizers import Tokenizer as Rust
+
+    from ...text.tokenizer import Tokenizer
+
+    file, caption, rows = image.spec.tokenizers[part], image.spec.captions[part], image.rows[part]
+    ids = [n for n in (caption.end_id, caption.start_id, caption.pad_id) if n is not None]
+    hint = "take the tokenizer files that belong to this text encoder"
+    try:
+        tokenizer = Tokenizer(image.files[file], vocab_size=rows, eos_token_ids=ids, where=file)
+        wanted = tokenizer.encode("a picture")
+    except BundleError as error:
+        raise ConvertError(error.message, code=error.code, hint=hint) from None
+    whole = Rust.from_buffer(image.files[file])
+    if whole.post_processor is None:
+        return
+    whole.no_truncation()
+    whole.no_padding()
+    found = whole.encode("a picture").ids
+    wanted = [n for n in (caption.start_id,) if n is not None] + wanted + [caption.end_id]
+    if found != wanted:
+        raise ConvertError(
+            f"{file} makes {found[:12]} of 'a picture', expected {wanted[:12]}: the text encoder's "
+            "kind has these around a caption",
+            code="tokenizer",
+            hint=hint,
+        )
 
 
 class RecipeWeight:

@@ -6,6 +6,7 @@ they rely on is checked here, at load.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -15,11 +16,12 @@ from .. import limits
 from ..errors import BundleError
 from ..graph import Graph, Weight
 from ..kernels.encodings import ENCODINGS
+from ..kernels.ops import Shape
 from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import STEPPED, role_faults, token_input
 from ..storage.safetensors import DTYPES, TensorFile
-from .manifest import TextSpec
+from .manifest import ImageSpec, Manifest, TextSpec
 
 _AGAIN = "the bundle is damaged or was made by another edgert; convert the model again"
 
@@ -38,6 +40,63 @@ def check_part(role: str, graph: Graph, text: TextSpec | None, *, where: str) ->
     rows = min((int(n) for n in graph.index_bounds().get(token_input(graph), ())), default=width)
     if role == "text" and rows < width:
         _fail(where, f"tokens have {rows} embedding rows, expected {width}, as many as logits")
+
+
+def check_image(manifest: Manifest, graphs: Mapping[str, Graph], *, where: str) -> None:
+    """What a picture section says fits the graphs: latents and their size, what the denoiser is
+    asked by, and rows of captions, tokens and labels."""
+    image = manifest.image
+    if image is None:
+        return
+    roles = {part.role: name for name, part in manifest.parts.items()}
+    shapes = {value.name: value.shape for value in graphs[roles["denoiser"]].inputs}
+    given = {"label": "labels", "caption": "captions"}
+    asked = next((way for name, way in given.items() if name in shapes), "")
+    if image.conditioning and asked != image.conditioning:
+        _fail(where, f"image.conditioning is {image.conditioning!r}, the denoiser asks {asked!r}")
+    bounds = graphs[roles["denoiser"]].index_bounds().get("label", set())
+    rows = min((n for n in bounds if isinstance(n, int)), default=0)
+    worst = max([*image.labels.values(), image.null_label or 0], default=0)
+    if (image.labels or image.null_label) and worst >= rows:
+        _fail(where, f"image.labels holds class {worst}, the denoiser has {rows}")
+    _check_latents(image, shapes, graphs, roles, where=where)
+    for part, caption in image.captions.items():
+        graph = graphs[part]
+        tokens = graph.index_bounds().get(token_input(graph), set())
+        count = min((n for n in tokens if isinstance(n, int)), default=0)
+        ids = (caption.end_id, caption.start_id or 0, caption.pad_id or 0)
+        if max(ids) >= count:
+            _fail(where, f"image.captions.{part} holds id {max(ids)}, the part has {count} rows")
+
+
+def _check_latents(
+    image: ImageSpec,
+    inputs: Mapping[str, Shape],
+    graphs: Mapping[str, Graph],
+    roles: Mapping[str, str],
+    *,
+    where: str,
+) -> None:
+    """The denoiser and the decoder take the latents that `image.latents` describes."""
+    if image.latents is None:
+        return
+    scale, sides = image.latents.downscale, [image.defaults.get(n) for n in ("height", "width")]
+    first = next(iter(graphs[roles["decoder"]].inputs), None)
+    taken = {"denoiser": inputs.get("x"), "decoder": None if first is None else first.shape}
+    for role, shape in taken.items():
+        if shape is None or shape[-1] != image.latents.channels:
+            _fail(
+                where,
+                f"the {role} takes {shape}, expected latents of {image.latents.channels} channels",
+            )
+        if None in sides:
+            continue
+        rows = math.prod(int(n or 0) // scale for n in sides)
+        if any(int(n or 0) % scale for n in sides) or shape[0] != rows:
+            _fail(
+                where,
+                f"the {role} takes {shape[0]} latents, pictures of {sides} pixels have {rows}",
+            )
 
 
 def check_borrowed(part: str, graphs: Mapping[str, Graph], *, where: str) -> None:

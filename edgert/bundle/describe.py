@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..kernels.states import KVState
 from ..roles import vocab_size
 from ..storage.safetensors import nbytes_of
 from .check import tensors_of
+from .manifest import ImageSpec
 
 RUNTIME_BYTES = 160_000_000  # interpreter, NumPy, Numba, kernels: measured on x86-64 Linux
 
@@ -27,7 +29,9 @@ class Description(msgspec.Struct, frozen=True):
     encodings: bytes of the weights by encoding (of a checkpoint: as stored there). cache_per_token:
     at 16 bits. memory: weights, cache of a full context and the program, roughly. converted: of a
     checkpoint, what each --quant would make of the weights. packed: of sparse weights, bytes as the
-    CPU session packs them, by kernel: in their dense form, or with indices.
+    CPU session packs them, by kernel: in their dense form, or with indices. model: text or image;
+    of an image model, layers, vocabulary, context and cache are 0, `parts` has bytes by part and
+    `picture` how it is sampled.
     """
 
     kind: str
@@ -44,6 +48,9 @@ class Description(msgspec.Struct, frozen=True):
     converted: dict[str, int] = {}
     packed: dict[str, int] = {}
     provenance: dict[str, Any] = {}
+    model: str = "text"
+    parts: dict[str, int] = {}
+    picture: dict[str, Any] = {}
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.to_builtins(self)
@@ -56,7 +63,8 @@ def inspect(path: str | PathLike[str]) -> Description:
     folder = Path(path)
     if (folder / "manifest.json").is_file():
         return describe_bundle(folder)
-    if folder.exists() and not (folder / "config.json").is_file():
+    files = ("config.json", "model_index.json")
+    if folder.exists() and not any((folder / name).is_file() for name in files):
         raise RequestError(
             f"{folder} holds neither manifest.json nor config.json, expected a bundle or a "
             "checkpoint directory",
@@ -71,7 +79,12 @@ def describe_bundle(path: Path) -> Description:
     from .reader import Bundle
 
     with Bundle.open(path) as bundle:
-        graph, manifest = bundle.graph(), bundle.manifest
+        manifest = bundle.manifest
+        if manifest.image is not None:
+            graphs = {name: bundle.graph(name) for name in manifest.parts}
+            made = msgspec.to_builtins(manifest.provenance)
+            return _pictures("bundle", path, manifest.name, graphs, manifest.image, provenance=made)
+        graph = bundle.graph()
     encodings: Counter[str] = Counter()
     packed: Counter[str] = Counter()
     for weight in graph.weights.values():
@@ -94,9 +107,14 @@ def describe_checkpoint(source: str | PathLike[str]) -> Description:
 
     with open_source(Path(source) if Path(source).exists() else str(source)) as opened:
         faults: list[str] = []
-        graph = opened.parts(faults)[0].graph
+        parts = opened.parts(faults)
+        image = opened.image(parts, faults)
         if faults:
             raise refused(faults)
+        if image is not None:
+            graphs = {part.name: part.graph for part in parts}
+            return _pictures("checkpoint", source, opened.name, graphs, image.spec)
+        graph = parts[0].graph
         encodings: dict[str, int] = {}
         for tensor in opened.tensors.values():
             key, size = tensor.dtype.lower(), nbytes_of(tensor.dtype, tensor.shape)
@@ -109,6 +127,34 @@ def describe_checkpoint(source: str | PathLike[str]) -> Description:
         for quant in sorted(set(asked().values()))
     }
     return _description("checkpoint", source, name, graph, encodings, converted=converted)
+
+
+def _pictures(
+    kind: str,
+    path: str | PathLike[str],
+    name: str,
+    graphs: Mapping[str, Graph],
+    spec: ImageSpec,
+    **more: Any,
+) -> Description:
+    """A picture pipeline; of a checkpoint, sizes are those in 32 bits."""
+    encodings: Counter[str] = Counter()
+    for graph in graphs.values():
+        for weight in graph.weights.values():
+            encodings[weight.encoding] += stored_bytes(weight)
+    parts = {part: sum(map(stored_bytes, graph.weights.values())) for part, graph in graphs.items()}
+    weights = sum(parts.values())
+    return Description(
+        kind=kind, path=str(path), name=name, layers=0,
+        parameters=sum(map(parameters, graphs.values())), vocabulary=0, context=0,
+        encodings=dict(sorted(encodings.items())), weights=weights, cache_per_token=0,
+        memory=weights + RUNTIME_BYTES, model="image", parts=parts,
+        picture={
+            **spec.defaults, "conditioning": spec.conditioning, "labels": len(spec.labels),
+            "scheduler": spec.scheduler.get("_class_name", ""),
+        },
+        **more,
+    )  # fmt: skip
 
 
 def _description(

@@ -272,6 +272,8 @@ def _check_manifest(where: str, manifest: Manifest) -> None:
         )
     if ("text" in roles) != (manifest.text is not None):
         raise _fail(where, "a part with the role 'text' and a section `text` go together")
+    if manifest.image is not None and manifest.kind != "image":
+        raise _fail(where, f"a section `image` in a bundle of kind {manifest.kind!r}")
     used = list(used_files(manifest))
     check_names([MANIFEST_NAME, *manifest.files], where)
     check_names(set(used), where)

@@ -35,6 +35,8 @@ VERBS: Mapping[str, str] = {
     "export": "Add an ONNX model to a bundle, for GPUs and NPUs.",
     "chat": "Talk with a model.",
     "generate": "Continue a prompt.",
+    "image": "Draw a picture.",
+    "calibrate": "Measure a drawing model, so that steps can be used again.",
     "bench": "Measure speed.",
     "eval": "Measure quality: perplexity and zero-shot tasks.",
     "inspect": "Say what a checkpoint or bundle holds and needs.",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import RequestError
 from .settings import emit_json, json_option, megabytes
+
+if TYPE_CHECKING:
+    from ..bundle.describe import Description
 
 
 @click.command("inspect")
@@ -19,7 +23,10 @@ from .settings import emit_json, json_option, megabytes
 )
 @json_option
 def command(source: str, device: str | None, as_json: bool) -> int:
-    """Say what SOURCE, a bundle, a checkpoint directory or a hub id, holds and what it takes."""
+    """Say what SOURCE holds and what it takes: a bundle, a checkpoint directory or a hub id; or the
+    settings of a picture that edgert drew."""
+    if source.lower().endswith(".png") and Path(source).is_file():
+        return _picture(Path(source), as_json=as_json)
     from ..bundle.describe import inspect
 
     found = inspect(source)
@@ -28,6 +35,19 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         extra = {"placement": placed} if device else {}
         emit_json({"schema": 1, **found.to_dict(), **extra})
         return 0
+    lines = _pictures(found) if found.model == "image" else _text(found)
+    for name, text in lines.items():
+        click.echo(f"{name:11} {text}")
+    for provider in sorted({node["provider"] for node in placed}):
+        mine = [node for node in placed if node["provider"] == provider]
+        counts = Counter(node["op"] for node in mine)
+        ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
+        click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
+    return 0
+
+
+def _text(found: Description) -> dict[str, str]:
+    """What is told of a language model."""
     held = _listed(_merged(found.encodings))
     lines = {
         found.kind: f"{found.name} ({found.path})",
@@ -46,13 +66,45 @@ def command(source: str, device: str | None, as_json: bool) -> int:
         lines["made by"] = str(found.provenance.get("command", ""))
     if found.packed:
         lines["sparse"] = f"on the CPU read as {_listed(found.packed)}"
-    for name, text in lines.items():
-        click.echo(f"{name:11} {text}")
-    for provider in sorted({node["provider"] for node in placed}):
-        mine = [node for node in placed if node["provider"] == provider]
-        counts = Counter(node["op"] for node in mine)
-        ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
-        click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
+    return lines
+
+
+def _pictures(found: Description) -> dict[str, str]:
+    """What is told of a picture pipeline."""
+    how, names = found.picture, f" ({found.picture['labels']} names)"
+    asked = how["conditioning"] or "nothing"
+    lines = {
+        found.kind: f"{found.name} ({found.path})",
+        "makes": "image" if not how.get("width") else f"image, {how['width']} x {how['height']}",
+        "asked by": asked + (names if how["labels"] else ""),
+        "sampled": f"{how['scheduler'] or 'as asked'}, {how.get('steps', '?')} steps, guidance "
+        f"{how.get('guidance', '?')}",
+        "parameters": f"{found.parameters:,}",
+        "weights": f"{megabytes(found.weights)}: {_listed(_merged(found.encodings))}",
+        "parts": _listed(found.parts),
+    }
+    if found.kind == "bundle":
+        lines["made by"] = str(found.provenance.get("command", ""))
+    return lines
+
+
+def _picture(path: Path, *, as_json: bool) -> int:
+    """The settings that a PNG carries."""
+    from ..errors import printable
+    from ..image.pictures import read_settings
+
+    settings = read_settings(path)
+    if settings is None:
+        raise RequestError(
+            f"{path} carries no settings of edgert, expected a PNG that `edgert image` wrote",
+            code="image-settings",
+            hint="other programs remove them when they save a picture again",
+        )
+    if as_json:
+        emit_json({"schema": 1, "picture": str(path), "settings": settings})
+        return 0
+    for name, value in settings.items():
+        click.echo(f"{printable(name[:40]):15} {printable(str(value))}")
     return 0
 
 

@@ -18,6 +18,7 @@ from .config import Config
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle, Verify
+    from ..image.model import ImageModel
     from ..session import Session, SessionOptions
     from ..text.model import TextModel
 
@@ -54,9 +55,18 @@ class Loader:
         """The bundle as a text model; close it."""
         from ..api import open_model
 
-        model = open_model(path, self.options, verify=self.verify)
+        model: TextModel = open_model(path, self.options, verify=self.verify, kind="text")
         logger.info("%s: loaded in %.2f s, computes on %s, context of %d tokens",
                     path, model.load_s, model.session.device, model.context)  # fmt: skip
+        return model
+
+    def load_image(self, path: Path) -> ImageModel:
+        """The bundle as a model that draws; close it."""
+        from ..api import open_model
+
+        model: ImageModel = open_model(path, self.options, verify=self.verify, kind="image")
+        logger.info("%s: loaded in %.2f s, computes on %s",
+                    path, model.load_s, model.session.device)  # fmt: skip
         return model
 
     def session(self, bundle: Bundle) -> Session:
@@ -123,32 +133,50 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(f"found {value!r}, expected bytes such as 512M or 2G") from None
 
 
-def session_options(function: F) -> F:
-    """--threads, --device, --allow-cpu-nodes, --ctx-size, --kv-bits, --kv-memory and --skip-verify,
-    as one argument `loader`."""
+_skip_verify = click.option(
+    "--skip-verify", is_flag=True, help="Do not compare the bundle's files with their hashes."
+)
+_threads = click.option(
+    "-t", "--threads", type=click.IntRange(1), metavar="N",
+    help="Default: one per performance core.",
+)  # fmt: skip
+
+
+def _with_loader(function: F) -> Any:
+    """A command whose flags of `SessionOptions`, those that it has, become one argument
+    `loader`."""
 
     @wraps(function)
     def call(*, skip_verify: bool, **given: Any) -> Any:
         from ..session.options import SessionOptions
 
-        names = [field.name for field in fields(SessionOptions)]
+        names = [field.name for field in fields(SessionOptions) if field.name in given]
         options = SessionOptions(**{name: given.pop(name) for name in names})
         return function(loader=Loader(options, "skip" if skip_verify else "cached"), **given)
 
-    decorated: Any = kv_bits_option(device_options(call))
+    return call
+
+
+def session_options(function: F) -> F:
+    """--threads, --device, --allow-cpu-nodes, --ctx-size, --kv-bits, --kv-memory and --skip-verify,
+    as one argument `loader`."""
+    decorated: Any = kv_bits_option(device_options(_with_loader(function)))
     for option in (
-        click.option("--skip-verify", is_flag=True,
-                     help="Do not compare the bundle's files with their hashes."),
+        _skip_verify,
         click.option("-c", "--ctx-size", type=click.IntRange(1), metavar="TOKENS",
                      help="Tokens of prompt and answer together; default: the model's."),
         click.option("--kv-memory", callback=_size, metavar="SIZE",
                      help="Memory for keys and values, such as 2G; default: half of what is free, "
                      "at most."),
-        click.option("-t", "--threads", type=click.IntRange(1), metavar="N",
-                     help="Default: one per performance core."),
+        _threads,
     ):  # fmt: skip
         decorated = option(decorated)
     return cast(F, decorated)
+
+
+def image_session_options(function: F) -> F:
+    """--threads, --device, --allow-cpu-nodes and --skip-verify, as one argument `loader`."""
+    return cast(F, _threads(_skip_verify(device_options(_with_loader(function)))))
 
 
 context_shift_option = click.option(

@@ -13,7 +13,11 @@ from .settings import emit_json, json_option, kv_bits_option
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--values", is_flag=True, help="Look at every float for NaN and infinities, too.")
-@click.option("--device", help="Answer the golden prompts on this device and compare.")
+@click.option(
+    "--device",
+    help="Answer the golden prompts on this device and compare; of "
+    "pictures, compare each part with the NumPy path.",
+)
 @kv_bits_option
 @json_option
 def command(bundle: Path, values: bool, device: str | None, kv_bits: int, as_json: bool) -> int:

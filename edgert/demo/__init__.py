@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import ResourceError
 
 NAME = "edgert-demo"
+IMAGE_NAME = "edgert-draw"
 LICENCE = "CC BY-SA 4.0"  # of its weights
 CHECKPOINT = "stories260k"
 QUALITY = "quality.json"
@@ -30,6 +31,18 @@ _AGAIN = "install edgert again: pip install --force-reinstall edgert"
 def demo_bundle() -> Path:
     """The chat model's bundle, where the package is installed. Raises ResourceError."""
     path = Path(__file__).resolve().parent / f"{NAME}.edge"
+    if not (path / "manifest.json").is_file():
+        raise ResourceError(
+            f"no bundle in {path}, expected manifest.json and the files it lists",
+            code="demo-missing",
+            hint=_AGAIN,
+        )
+    return path
+
+
+def image_bundle() -> Path:
+    """The drawing model's bundle. Raises ResourceError."""
+    path = Path(__file__).resolve().parent / f"{IMAGE_NAME}.edge"
     if not (path / "manifest.json").is_file():
         raise ResourceError(
             f"no bundle in {path}, expected manifest.json and the files it lists",

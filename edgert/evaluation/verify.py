@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ..bundle.manifest import MANIFEST_NAME, Golden
 from ..bundle.reader import Bundle
 from ..errors import BundleError, DeviceError, EdgertError
+from ..roles import token_input
 from ..session.base import Feed, Session
 from ..session.options import SessionOptions
 from ..storage.safetensors import TensorFile
@@ -79,7 +81,8 @@ def verify_bundle(
     """Check manifest, sizes, SHA-256 of every file, graphs, and each tensor's type and shape.
 
     values: also look at every float (NaN, infinity, denormal scales). options: also answer the
-    golden prompts greedily in such a session, and compare.
+    golden prompts greedily in such a session, and compare; of pictures, for which none are
+    recorded, compare every part's answer to a small fixed input with the NumPy path's.
     Faults are in the report, not raised, but for a device that cannot be used: DeviceError.
     """
     try:
@@ -118,9 +121,42 @@ def _examine(
             counts += seen
     if structure.ok and bundle.manifest.text is not None:
         checks.append(_run("tokenizer", lambda: _read_tokenizer(bundle)))
+    if structure.ok and bundle.manifest.image is not None:
+        checks += [
+            _run(f"tokenizer of {part}", partial(_read_caption_tokenizer, bundle, part))
+            for part in bundle.manifest.image.tokenizers
+        ]
     if options is not None and structure.ok:
-        checks += _golden(bundle, options)
+        pictures = bundle.manifest.image is not None
+        checks += _parts(bundle, options) if pictures else _golden(bundle, options)
     return checks, counts
+
+
+def _read_caption_tokenizer(bundle: Bundle, part: str) -> None:
+    from ..text.tokenizer import Tokenizer
+
+    image = bundle.manifest.image
+    if image is None or part not in image.captions:
+        return
+    graph, name = bundle.graph(part), image.tokenizers[part]
+    rows = [n for n in graph.index_bounds().get(token_input(graph), ()) if isinstance(n, int)]
+    where, end = str(bundle.path_of(name)), image.captions[part].end_id
+    Tokenizer(bundle.read(name), vocab_size=min(rows, default=0), eos_token_ids=(end,), where=where)
+
+
+def _parts(bundle: Bundle, options: SessionOptions) -> list[Check]:
+    """Every part of a picture pipeline on a small fixed input."""
+    from .verify_parts import part_faults
+
+    if bundle.manifest.image is None:
+        return []
+    hint = f"this device computes differently; run `edgert doctor` ({options.device})"
+    faults = part_faults(bundle, bundle.manifest.image, options)
+    return [
+        Check(f"{part} on {options.device}", not fault, fault, "part" if fault else "",
+              hint if fault else "")
+        for part, fault in faults.items()
+    ]  # fmt: skip
 
 
 def _read_tokenizer(bundle: Bundle) -> None:

@@ -60,12 +60,12 @@ def pieces(graph: Graph, *, feature: bool = False) -> Pieces:
     given = [EMBEDDED, *held, *([FEATURE] if feature and FEATURE in made else [])]
     return Pieces(
         graph.cut([], given, name=f"{graph.name}.embed"),
-        _reading(graph, [EMBEDDED, *held], BODY, "body"),
-        _reading(graph, [BODY, *held], OUT, "head"),
+        reading(graph, [EMBEDDED, *held], BODY, "body"),
+        reading(graph, [BODY, *held], OUT, "head"),
     )
 
 
-def _reading(graph: Graph, inputs: Sequence[str], output: str, name: str) -> Graph:
+def reading(graph: Graph, inputs: Sequence[str], output: str, name: str) -> Graph:
     """A cut without the inputs that none of its nodes read."""
     cut = graph.cut(inputs, [output], name=f"{graph.name}.{name}")
     read = {value for node in cut.nodes for value in node.inputs}

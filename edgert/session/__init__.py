@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 __all__ = ["Feed", "Session", "SessionOptions", "State", "kernel_cache", "open_session", "warm"]
 
 
-def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Session:
-    """A session for the bundle's text part; without options, on the CPU.
+def open_session(
+    bundle: Bundle, options: SessionOptions | None = None, *, part: str = ""
+) -> Session:
+    """A session for a part of the bundle, the text part by default; without options, on the CPU.
 
     Raises DeviceError for a device that is unknown or not usable here, and for options that the
     device or the model does not take.
     """
-    options = _resolved(bundle, options or SessionOptions())
-    graph, device = bundle.graph(), options.device
+    part = bundle.part(part)
+    options = _resolved(bundle, options or SessionOptions(), part)
+    graph, device = bundle.graph(part), options.device
     context = options.context(graph)
     if device == "reference":
         options.require_kv_bits((0, 32), "the NumPy path keeps 32")
         from .reference import ReferenceSession
 
-        return ReferenceSession(graph, bundle.weights(), context=context)
+        return ReferenceSession(graph, bundle.weights(part), context=context)
     if device == "cpu":
         check_isa()
         from ..kernels.cpu import code
@@ -42,41 +45,41 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
         try:
             return CpuSession(
                 graph,
-                bundle.weights(),
+                bundle.weights(part),
                 threads=options.threads,
                 context=context,
                 kv_bits=options.kv_bits,
                 kv_memory=options.kv_memory,
                 cache=kernel_cache(),
                 packed_folders=[cache_root() / "packed"],
-                key=bundle.manifest.files[bundle.manifest.parts[bundle.part()].weights].sha256,
+                key=bundle.manifest.files[bundle.manifest.parts[part].weights].sha256,
             )
         except code.NoCodeError as error:
             raise _no_code(error) from None
     options.require_kv_bits((0,), f"on {device!r} the ONNX model's precision decides")
     from .ort import open_ort
 
-    return open_ort(bundle, options)
+    return open_ort(bundle, options, part=part)
 
 
-def _resolved(bundle: Bundle, options: SessionOptions) -> SessionOptions:
+def _resolved(bundle: Bundle, options: SessionOptions, part: str) -> SessionOptions:
     """The options with the device that "auto", or "cpu" without kernels, stands for."""
     device = options.device
     name, _, flags = device.partition(":")
     if name == "auto":
-        name = auto_device(bundle)
+        name = auto_device(bundle, part)
         device = f"{name}:{flags}" if flags and name != "cpu" else name
     if device == "cpu" and not has_kernels():
         device = "reference"
     return replace(options, device=device)
 
 
-def auto_device(bundle: Bundle) -> str:
+def auto_device(bundle: Bundle, part: str = "") -> str:
     """ "cuda" where that provider is here and the bundle has an ONNX emission, "cpu" otherwise."""
     from .ort import emitted
     from .providers import DEVICES, is_available
 
-    fits = any(variant.half and not variant.standard for variant in emitted(bundle))
+    fits = any(variant.half and not variant.standard for variant in emitted(bundle, part))
     return "cuda" if fits and is_available(DEVICES["cuda"]) else "cpu"
 
 

@@ -216,10 +216,14 @@ class Session(ABC):
         RequestError for too many rows, a full context or uncommitted states."""
 
     @abstractmethod
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+    def run(self, arrays: Mapping[str, NDArray[Any]], graph: Graph | None = None) -> dict[str, F32]:
         """The graph as a function: every input by name, int32 [N] or float32 [N, width], to every
-        output, float32. For graphs without states. Raises RequestError for missing, unknown or
-        misshapen inputs, indices out of range and graphs that remember."""
+        output, float32. For graphs without states.
+
+        graph: another one over this session's weights, a cut of its graph or one of another size;
+        give the same object again to have what was made for it used again. Raises RequestError for
+        missing, unknown or misshapen inputs, indices out of range and graphs that remember;
+        DeviceError where the device has only the session's own graph."""
 
     @abstractmethod
     def close(self) -> None:

@@ -35,7 +35,7 @@ from .slots import SlotPool
 
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
-PROGRAMS = 4  # sets of taps, or sizes of `run`, whose programs are kept
+PROGRAMS = 8  # sets of taps, or graphs and sizes of `run`, whose programs are kept
 
 
 class CpuSession(Session):
@@ -100,12 +100,8 @@ class CpuSession(Session):
 
     # --- building ---------------------------------------------------------------------------
 
-    def _symbols(self) -> set[str]:
-        values = (*self.graph.inputs, *self.graph.outputs)
-        return {n for value in values for n in value.shape if isinstance(n, str)}
-
     def _lower(self, graph: Graph, limits: Mapping[str, int]) -> Lowering:
-        limits = {**dict.fromkeys(self._symbols(), 1), **limits}
+        limits = {**dict.fromkeys(_symbols(graph), 1), **limits}
         return Lowering(graph, limits=limits, threads=self.threads, kv_bytes=self.kv_bytes)
 
     def _pack(self, weights: Mapping[str, Any], folders: list[Path], key: str) -> None:
@@ -142,8 +138,9 @@ class CpuSession(Session):
         """The program of a graph over the same weights, made when it is first asked for."""
         program = self._programs.pop(key, None)
         if program is None:
+            self._check_graph(graph)
             lowering = self._lower(graph, limits)
-            if frozenset(lowering.paired) != self.paired:
+            if frozenset(lowering.paired) != self.paired & set(graph.weights):
                 raise RequestError(
                     "a wanted value only exists inside a gated product, expected hidden rows",
                     code="step-taps",
@@ -154,6 +151,16 @@ class CpuSession(Session):
             oldest = next(k for k in self._programs if k != frozenset())
             self._programs.pop(oldest).close()
         return program
+
+    def _check_graph(self, graph: Graph) -> None:
+        """Another graph than the session's own reads no weights but the session's."""
+        mine = self.graph.weights
+        if odd := sorted(name for name, w in graph.weights.items() if mine.get(name) != w):
+            raise RequestError(
+                f"graph {graph.name!r} reads weights {odd[:4]} that this session does not have, "
+                "expected a cut or another size of the session's graph",
+                code="run-weights",
+            )
 
     # --- running ----------------------------------------------------------------------------
 
@@ -196,32 +203,33 @@ class CpuSession(Session):
                 for state in states:
                     state.end_step()
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+    def run(self, arrays: Mapping[str, NDArray[Any]], graph: Graph | None = None) -> dict[str, F32]:
+        graph = graph or self.graph
         self._team.check_process()
         with self._lock:
             self._check_open()
-            sizes = check_arrays(self.graph, arrays)
+            sizes = check_arrays(graph, arrays)
             # programs are made for powers of two, so that a few serve all sizes
             limits = {symbol: 1 << (n - 1).bit_length() for symbol, n in sizes.items()}
-            program = self._sized(limits, sizes)
+            program = self._sized(graph, limits, sizes)
             program.set_counts(sizes)
             for name, array in arrays.items():
                 program.fill(name, array)
             program.execute()
             return {
                 value.name: program.read(value.name, slice(0, sizes.get(str(value.shape[0]))))
-                for value in self.graph.outputs
+                for value in graph.outputs
             }
 
-    def _sized(self, limits: dict[str, int], sizes: dict[str, int]) -> Program:
+    def _sized(self, graph: Graph, limits: dict[str, int], sizes: dict[str, int]) -> Program:
         """The program for up to `limits` rows, or for just `sizes` where the larger does not
-        fit."""
+        fit. A kept program keeps its graph, so that the graph's id stays its own."""
         try:
-            return self._program(tuple(sorted(limits.items())), self.graph, limits)
+            return self._program((id(graph), *sorted(limits.items())), graph, limits)
         except ResourceError:
             if limits == sizes:
                 raise
-            return self._program(tuple(sorted(sizes.items())), self.graph, sizes)
+            return self._program((id(graph), *sorted(sizes.items())), graph, sizes)
 
     def _fill(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
         self._fill_inputs(program, feeds, rows)
@@ -303,6 +311,11 @@ class CpuSession(Session):
                 program.close()
             self._programs = {}
             team.leave(self._team)
+
+
+def _symbols(graph: Graph) -> set[str]:
+    values = (*graph.inputs, *graph.outputs)
+    return {n for value in values for n in value.shape if isinstance(n, str)}
 
 
 def _check_weights(graph: Graph) -> None:

@@ -26,8 +26,8 @@ from .onnx_io import Port, Variant, emitted_graph, interface
 
 STANDARD_OPS = frozenset(
     "Abs Add Cast Concat Constant Conv Cos CumSum DequantizeLinear Div Floor Gather Gelu "
-    "GreaterOrEqual Identity LayerNormalization Less MatMul Mul Pow ReduceMean ReduceSum Relu "
-    "Reshape Resize Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose Unsqueeze".split()
+    "GreaterOrEqual Identity LayerNormalization Less MatMul Mul Pow ReduceMean ReduceSum "
+    "Relu Reshape Resize Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose Unsqueeze".split()
 )
 MICROSOFT_OPS = frozenset(
     "FusedMatMul GroupQueryAttention MatMulNBits MultiHeadAttention RotaryEmbedding "

@@ -112,7 +112,14 @@ class OrtSession(Session):
                 self._check(feed, rows)
             return [self._feed(feed, rows) for feed, rows in zip(feeds, laid, strict=True)]
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
+    def run(self, arrays: Mapping[str, NDArray[Any]], graph: Graph | None = None) -> dict[str, F32]:
+        if graph is not None and graph != self.graph:
+            raise DeviceError(
+                f"this ONNX model is the graph {self.graph.name!r}, asked for was another one of "
+                "its weights",
+                code="device-graph",
+                hint="use --device cpu",
+            )
         with self._lock:
             self._check_open()
             sizes = check_arrays(self.graph, arrays)

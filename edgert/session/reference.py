@@ -141,10 +141,15 @@ class ReferenceSession(Session):
             )
         ]
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
-        check_arrays(self.graph, arrays)
-        values = self._walk(self.graph, dict(arrays), [], None)
-        return {value.name: np.array(values[value.name]) for value in self.graph.outputs}
+    def run(self, arrays: Mapping[str, NDArray[Any]], graph: Graph | None = None) -> dict[str, F32]:
+        graph = graph or self.graph
+        check_arrays(graph, arrays)
+        given = {
+            v.name: np.asarray(arrays[v.name], np.int32 if v.dtype == "int32" else np.float32)
+            for v in graph.inputs
+        }
+        values = self._walk(graph, given, [], None)
+        return {value.name: np.array(values[value.name]) for value in graph.outputs}
 
     def _given(self, feeds: Sequence[Feed]) -> dict[str, Any]:
         """The graph's inputs; tokens as -1 where a feed brings embeddings."""

@@ -12,10 +12,15 @@ from edgert.converters.stages.read import RecipeWeight
 from edgert.converters.weights import whole
 
 from edgert.graph import Graph
+from edgert.session import kernel_cache
+from edgert.session.cpu import CpuSession
 from edgert.session.reference import ReferenceSession
 
 # Sessions that every component is compared on.
-DEVICES: dict[str, Any] = {"reference": ReferenceSession}
+DEVICES: dict[str, Any] = {
+    "reference": ReferenceSession,
+    "cpu": lambda graph, weights: CpuSession(graph, weights, threads=1, cache=kernel_cache()),
+}
 
 BLOCK: dict[str, Any] = {
     "num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "in_channels": 4,

@@ -172,8 +172,8 @@ CASES: dict[str, list[Case]] = {
         Case("softcap", c, rows, attrs={"cap": 3.0}) for c, rows in ((63, 63), (500, 1), (1, 5))
     ],
 }  # fmt: skip
-CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in ROWS.items()}
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
 
@@ -203,7 +203,10 @@ def build(case: Case) -> tuple[Graph, dict[str, Matrix]]:
     inputs = [
         Value(name, ("R" if name == "rows" else "T",), "int32")
         if name in op.integer
-        else Value(name, case.inputs.get(name, ("T", case.width)))
+        else Value(
+            name,
+            case.inputs.get(name, (case.rows if "height" in op.attrs else "T", case.width)),
+        )
         for name in op.inputs
     ]
     nodes = [Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs)]

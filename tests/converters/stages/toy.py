@@ -38,6 +38,7 @@ class ToyTensor:
 class ToySource:
     """Parts "model" (text) and "draft" (one layer), with every tensor called part.weight."""
 
+    kind = "text"
     family = "toy"
     options: Sequence[str] = ("--toy",)
 
@@ -75,6 +76,9 @@ class ToySource:
             return None
         spec = TextSpec(eos_token_ids=(EOS,), vocab_size=VOCAB, bos_token_id=BOS)
         return Text(spec, {"tokenizer.json": tiny_tokenizer().encode()})
+
+    def image(self, parts: Sequence[PlannedPart], faults: list[str]) -> None:
+        return None
 
     def hashes(self) -> dict[str, str]:
         digest = hashlib.sha256()

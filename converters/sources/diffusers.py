@@ -1,0 +1,306 @@
+"""Pipelines of diffusers: a directory with model_index.json, or a hub id.
+
+Read are the configs, safetensors weights and tokenizer files of the components that a picture
+depends on. Code in a pipeline is never run and pickles are never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ... import limits
+from ...bundle.manifest import ImageSpec, LatentSpec
+from ...errors import ConvertError
+from ...notices import notice
+from ...storage.hash_cache import HashCache
+from ..families import pictures
+from ..families.config import refused
+from ..families.recipe import FamilyModel, Part, Recipe
+from .base import Image, PlannedPart, Source, SourceTensor, Text
+from .caption_tokenizer import captions
+from .checkpoint import Checkpoint
+from .diffusers_hub import pipeline_folder, recognises
+from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
+from .hub import SIDECARS
+from .pipelines import INDEX, MODELS, SCHEDULER_FILE, layout_of, weights_files
+
+__all__ = ["DiffusersSource", "opened", "recognises"]
+
+# Buffers that old checkpoints store and every implementation computes.
+COMPUTED = re.compile(r"(^|\.)(position_ids|pos_embed\.pos_embed)$")
+# How Python writes the absent limit into a scheduler's JSON.
+NO_LIMIT = re.compile(rb'("lambda_min_clipped"\s*:\s*)-Infinity')
+SETTING = 200  # characters of a scheduler's text
+
+
+def opened(source: str | Path, *, ignore_remote_code: bool = False) -> Source:
+    """The source for a directory or hub id. ignore_remote_code: said to all kinds of sources;
+    pipelines with code of their own are refused whatever it says."""
+    return DiffusersSource(source)
+
+
+class DiffusersSource:
+    """An open pipeline, a `Source`: its `layout`, and `tensors` as "component/name"."""
+
+    kind = "image"
+    options: Sequence[str] = ()
+
+    def __init__(self, source: str | Path) -> None:
+        self.path = pipeline_folder(source)
+        if self.path == Path(source):
+            self.name = self.label = Path(os.path.abspath(self.path)).name
+        else:
+            self.name, self.label = str(source).split("@")[0].rpartition("/")[2], str(source)
+        self.faults: list[str] = []
+        self.read_files: dict[str, bytes] = {}  # by path inside the pipeline, for hashes
+        self.layout = layout_of(self._json(INDEX))
+        self.family = self.layout.name
+        for name in self.layout.beside:
+            notice(f"{self.path.name}: the component {name} is left out, pictures do not need it")
+        found = {name: read_file(self.path / name, limits.CONFIG_BYTES) for name in SIDECARS}
+        self.sidecars = {name: data for name, data in found.items() if data is not None}
+        models = [name for name in self.layout.classes if name in MODELS]
+        self.configs = {name: self._json(f"{name}/config.json") for name in models}
+        self.checkpoints: dict[str, Checkpoint] = {}
+        try:
+            for name in models:
+                self.checkpoints[name] = self._checkpoint(name)
+        except BaseException:
+            self.close()
+            raise
+        self.tensors: Mapping[str, SourceTensor] = {
+            f"{name}/{tensor}": held
+            for name, checkpoint in self.checkpoints.items()
+            for tensor, held in checkpoint.tensors.items()
+            if not COMPUTED.search(tensor)
+        }
+        every = [shard for held in self.checkpoints.values() for shard in held.shards]
+        self.nbytes = sum(shard.nbytes for shard in every)
+
+    def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
+        """Denoiser, text encoders, decoder and encoder, for the size the denoiser was made for."""
+        classes, found = self.layout.classes, list[PlannedPart]()
+        config = self.configs["transformer"]
+        module = pictures.denoiser(self._class("transformer"), config)
+        with _told(faults, "transformer") as own:
+            sizes = module.read(config, own)
+            side = sizes.sample_size
+            model = module.build(config, side, side, [])
+            found.append(_planned("denoiser", "denoiser", "transformer", model))
+        for name in self.layout.pipeline.tokenizers:
+            with _told(faults, name) as own:
+                model = pictures.text_encoder(classes[name]).build(self._stated(name), own)
+                found.append(_planned(name, "text-encoder", name, model))
+        with _told(faults, "vae") as own:
+            latents, config = self.latents(own), self.configs["vae"]
+            if latents.channels != sizes.in_channels:
+                own.append(
+                    f"latents have {latents.channels} channels, the transformer takes "
+                    f"{sizes.in_channels}"
+                )
+            if side * latents.downscale > limits.PICTURE_SIDE:
+                raise refused([f"pictures of {side * latents.downscale} pixels a side, the limit "
+                               f"is {limits.PICTURE_SIDE}"])  # fmt: skip
+            module_of = pictures.autoencoder(self._class("vae"))
+            made = {"decoder": module_of.decoder, "encoder": module_of.encoder}
+            for role, build in made.items():
+                found.append(_planned(role, role, "vae", build(config, side, side, [])))
+        self._check_widths(found, faults)
+        return tuple(found)
+
+    def latents(self, faults: list[str]) -> LatentSpec:
+        """What lies between denoiser and decoder."""
+        module = pictures.autoencoder(self._class("vae"))
+        return module.latents(self.configs["vae"], faults)
+
+    def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
+        return None
+
+    def image(self, parts: Sequence[PlannedPart], faults: list[str]) -> Image:
+        """How pictures are sampled, and the tokenizers."""
+        pipeline, files, rows = self.layout.pipeline, dict[str, bytes](), dict[str, int]()
+        names, specs = dict[str, str](), {}
+        graphs = {part.name: part.graph for part in parts}
+        for encoder, tokenizer in pipeline.tokenizers.items():
+            found = captions(
+                self.path / tokenizer, self.layout.classes[tokenizer],
+                self.layout.classes[encoder], pipeline.max_tokens, lower=pipeline.lower,
+            )  # fmt: skip
+            self.read_files |= {f"{tokenizer}/{n}": data for n, data in found.texts.items()}
+            names[encoder], specs[encoder] = f"{encoder}.tokenizer.json", found.spec
+            files[names[encoder]] = found.data
+            rows[encoder] = min(map(int, graphs[encoder].index_bounds()["tokens"]), default=0)
+        latents = self.latents([])
+        grid = graphs["denoiser"].inputs[0].shape[0]
+        side = round(int(grid) ** 0.5) * latents.downscale
+        labels, null = self._labels(graphs["denoiser"].index_bounds().get("label", set()), faults)
+        spec = ImageSpec(
+            scheduler=self._scheduler(faults),
+            tokenizers=names,
+            defaults={
+                "steps": pipeline.steps, "guidance": pipeline.guidance, "width": side,
+                "height": side,
+            },
+            conditioning=pipeline.conditioning,
+            captions=specs,
+            labels=labels,
+            null_label=null,
+            latents=latents,
+        )  # fmt: skip
+        return Image(spec, files, rows)
+
+    def _labels(self, rows: set[Any], faults: list[str]) -> tuple[dict[str, int], int | None]:
+        """Class by name, each of the names that a text lists, and the null class: the last row."""
+        if self.layout.pipeline.conditioning != "labels":
+            return {}, None
+        null, out = min(rows) - 1, dict[str, int]()
+        for number, text in self.layout.labels.items():
+            if not 0 <= int(number) < null:
+                faults.append(f"{INDEX}: 'id2label' names class {number}, expected 0 to {null - 1}")
+            for name in text.split(","):
+                out[name.strip()] = int(number)
+        if sum(len(name) + 16 for name in out) > limits.MANIFEST_BYTES // 4:
+            raise refused([f"{INDEX}: 'id2label' has {len(out)} names, expected fewer or shorter"])
+        return dict(sorted(out.items(), key=lambda item: (item[1], item[0]))), null
+
+    def _scheduler(self, faults: list[str]) -> dict[str, str | float | int | bool]:
+        """The settings that are not null; lists are a fault."""
+        where = f"scheduler/{SCHEDULER_FILE}"
+        data = self._bytes(where)
+        found = json_object(NO_LIMIT.sub(rb"\1null", data), self.path / where)
+        kept: dict[str, str | float | int | bool] = {}
+        for key, value in found.items():
+            if value is None or key in ("_name_or_path", "_use_default_values"):
+                continue
+            if not isinstance(value, (str, int, float, bool)) or len(str(value)) > SETTING:
+                faults.append(
+                    f"{where}: {key[:64]!r} is {str(value)[:60]!r}, expected a number, a short "
+                    "text, true or false"
+                )
+                continue
+            kept[key] = value
+        stated = kept.get("_class_name")
+        if stated != self.layout.classes["scheduler"]:
+            faults.append(
+                f"{where} is of {str(stated)[:64]!r}, {INDEX} says "
+                f"{self.layout.classes['scheduler']!r}"
+            )
+        return kept
+
+    def _check_widths(self, parts: Sequence[PlannedPart], faults: list[str]) -> None:
+        """A fault where the denoiser reads other caption rows than its encoder gives."""
+        graphs = {part.name: part.graph for part in parts}
+        wanted = next((v.shape[-1] for v in graphs["denoiser"].inputs if v.name == "caption"), None)
+        given = {n: graphs[n].outputs[0].shape[-1] for n in self.layout.pipeline.tokenizers}
+        for name, width in given.items():
+            if wanted is not None and width != wanted:
+                faults.append(f"{name} gives rows of {width}, the transformer takes {wanted}")
+
+    def _class(self, name: str) -> str:
+        """A component's class, as its own config has it, which the pipeline's must be.
+
+        diffusers loads DiT and PixArt from configs of the older class for both."""
+        stated, listed = self.configs[name].get("_class_name"), self.layout.classes[name]
+        if stated not in (listed, pictures.GENERIC, None) and listed != pictures.GENERIC:
+            raise refused([f"{name}/config.json is of {str(stated)[:64]!r}, {INDEX} says "
+                           f"{listed!r}"])  # fmt: skip
+        return str(stated or listed)
+
+    def _stated(self, name: str) -> dict[str, Any]:
+        """The config of a transformers model, with the class that the pipeline loads it as."""
+        return {**self.configs[name], "architectures": [self.layout.classes[name]]}
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        folder, faults = self.path / name, list[str]()
+        inside = [entry.name for entry in folder.iterdir() if entry.is_file()]
+        found = weights_files(name, inside)
+        single, index = f"{MODELS[name]}.safetensors", f"{MODELS[name]}.safetensors.index.json"
+        if found is None:
+            raise no_weights(folder, single, index)
+        if found[0]:
+            files, placed = [folder / found[0]], dict[str, str]()
+        else:
+            path = f"{name}/{found[1]}"
+            read = json_object(self._bytes(path, limits.TENSOR_HEADER_BYTES), self.path / path)
+            placed = weight_map(read, self.path / path)
+            files = list(shards(folder, placed, faults))
+        checkpoint = Checkpoint(files, faults)
+        faults += index_faults(folder, placed, checkpoint)
+        self.faults += [f"{name}: {fault}" for fault in faults]
+        return checkpoint
+
+    def _bytes(self, name: str, limit: int = limits.CONFIG_BYTES) -> bytes:
+        data = read_file(self.path / name, limit)
+        if data is None:
+            raise ConvertError(
+                f"{self.path} has no {name}, expected a whole pipeline of diffusers",
+                code="checkpoint-file",
+                hint="give the folder that holds model_index.json and all components it names",
+            )
+        self.read_files[name] = data
+        return data
+
+    def _json(self, name: str) -> dict[str, Any]:
+        return json_object(self._bytes(name), self.path / name)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file that a conversion depends on, by its path in the pipeline."""
+        cache = HashCache()
+        out = {name: hashlib.sha256(data).hexdigest() for name, data in self.read_files.items()}
+        for name, checkpoint in self.checkpoints.items():
+            out |= {f"{name}/{s.path.name}": s.sha256(cache) for s in checkpoint.shards}
+        cache.save()
+        return dict(sorted(out.items()))
+
+    def close(self) -> None:
+        for checkpoint in self.checkpoints.values():
+            checkpoint.close()
+
+    def __enter__(self) -> DiffusersSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _told:
+    """Collects a component's faults, with its name in front; what it raises too."""
+
+    def __init__(self, faults: list[str], name: str) -> None:
+        self.faults, self.name, self.own = faults, name, list[str]()
+
+    def __enter__(self) -> list[str]:
+        return self.own
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        told = [f"{self.name}: {fault}" for fault in self.own]
+        if isinstance(error, ConvertError) and error.code != "picture-class":
+            given = error.values.get("faults") or [error.message]
+            own = [f"{self.name}: {fault}" for fault in given]
+            raise refused([*self.faults, *dict.fromkeys([*own, *told])]) from None
+        self.faults += told
+
+
+def _planned(name: str, role: str, component: str, model: FamilyModel) -> PlannedPart:
+    """A part whose tensors are those of a component."""
+
+    def inside(part: Part) -> Part:
+        alias = f"{component}/{part.alias}" if part.alias else ""
+        return part._replace(name=f"{component}/{part.name}", alias=alias)
+
+    def moved(recipe: Recipe) -> Recipe:
+        return replace(recipe, parts=tuple(map(inside, recipe.parts)))
+
+    return PlannedPart(
+        name,
+        role,
+        model.graph.replace(name=name),
+        {weight: moved(recipe) for weight, recipe in model.tensors.items()},
+        {f"{component}/{a}": f"{component}/{b}" for a, b in model.tied.items()},
+    )

@@ -1,0 +1,108 @@
+"""Tiny picture pipelines as diffusers saves them, with toy autoencoders and tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgert.converters.families import pictures
+from safetensors.numpy import save_file
+
+from tests.image import models
+
+pictures.AUTOENCODERS.setdefault("ToyAutoencoder", "tests.image.toy_autoencoder")
+
+VAE: dict[str, Any] = {
+    "_class_name": "ToyAutoencoder", "_diffusers_version": "0.42.0", "latent_channels": 4,
+}  # fmt: skip
+LABELS = {"0": "cat, tabby", "1": "dog"}
+# Letters and a few words: what T5's tokenizer has, small. Ids as T5's: padding, end, unknown.
+PIECES = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz", "▁cat", "▁a", "▁on"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Exchange keys of a JSON file; ... takes one out."""
+    value = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    write_json(path, {key: held for key, held in value.items() if held is not ...})
+
+
+def t5_tokenizer() -> dict[str, Any]:
+    """tokenizer.json of a small Unigram model."""
+    blank = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    vocab = [[text, 0.0 if i < 3 else -1.0 - len(text) * 0.1] for i, text in enumerate(PIECES)]
+    added = [
+        {
+            "id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True,
+        }
+        for i, text in enumerate(PIECES[:3])
+    ]  # fmt: skip
+    return {
+        "version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": blank,
+        "post_processor": None, "decoder": blank,
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": False},
+    }  # fmt: skip
+
+
+def write_vae(folder: Path) -> dict[str, np.ndarray]:
+    """A toy autoencoder's folder; its tensors."""
+    rng = np.random.default_rng(5)
+    shapes = {
+        "decoder.weight": (3, 4, 3, 3), "decoder.bias": (3,), "encoder.weight": (4, 3, 8, 8),
+        "encoder.bias": (4,),
+    }  # fmt: skip
+    tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    write_json(folder / "config.json", VAE)
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return tensors
+
+
+def write_scheduler(folder: Path) -> None:
+    import diffusers
+
+    diffusers.DPMSolverMultistepScheduler(prediction_type="epsilon").save_config(folder)
+
+
+def write_dit(path: Path, case: str = "dit", **options: Any) -> Any:
+    """A class-conditional pipeline; the transformer. options: of save_pretrained."""
+    module = models.denoiser(case)
+    module.save_pretrained(path / "transformer", **options)
+    write_vae(path / "vae")
+    write_scheduler(path / "scheduler")
+    index = {
+        "_class_name": "DiTPipeline", "_diffusers_version": "0.42.0", "id2label": LABELS,
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "ToyAutoencoder"],
+    }  # fmt: skip
+    write_json(path / "model_index.json", index)
+    return module
+
+
+def write_pixart(path: Path, case: str = "pixart-sigma", **options: Any) -> tuple[Any, Any]:
+    """A captioned pipeline; the transformer and the text encoder."""
+    module, encoder = models.denoiser(case), models.t5("t5-1.1")
+    module.save_pretrained(path / "transformer", **options)
+    encoder.save_pretrained(path / "text_encoder")
+    write_vae(path / "vae")
+    write_scheduler(path / "scheduler")
+    write_json(path / "tokenizer" / "tokenizer.json", t5_tokenizer())
+    kind = "Sigma" if "sigma" in case else "Alpha"
+    index = {
+        "_class_name": f"PixArt{kind}Pipeline", "_diffusers_version": "0.42.0",
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "ToyAutoencoder"],
+        "safety_checker": [None, None], "requires_safety_checker": True,
+    }  # fmt: skip
+    write_json(path / "model_index.json", index)
+    return module, encoder
