@@ -30,21 +30,15 @@ class Network:
     ) -> None:  # fmt: skip
         self.session, self.grid, self.conditions, self.check = session, grid, conditions, check
         self.whole = graph
-        made = {node.output for node in graph.nodes}
-        self.cut = pieces.pieces(graph) if pieces.EMBEDDED in made else None
-        self.feature: Graph | None = None
-        if self.cut is not None and pieces.FEATURE in made:
-            self.feature = pieces.reading(
-                graph, [v.name for v in self.cut.embed.outputs], pieces.FEATURE, "feature"
-            )
+        self.cuts = cuts(graph)
 
     def denoiser(self) -> Denoiser:
         """The callables of the loop: the pieces, or the whole where the graph has none (UNets)."""
-        if self.cut is None:
+        if not self.cuts:
             return Denoiser(full=self.full, branches=tuple(self.conditions))
         return Denoiser(
             embed=self.embed, body=self.body, head=self.head,
-            feature=self.modulated if self.feature is not None else None,
+            feature=self.modulated if "feature" in self.cuts else None,
             branches=tuple(self.conditions),
         )  # fmt: skip
 
@@ -58,33 +52,25 @@ class Network:
         """x [n, C, H, W] -> token rows [n, N, D], and what each picture's body and head read."""
         found, given = [], self._given(at)
         for latent in x:
-            made = self._run(self._cut.embed, {pieces.X: to_rows(latent), **given})
+            made = self._run(self.cuts["embed"], {pieces.X: to_rows(latent), **given})
             found.append({**given, **made})
         return np.stack([one.pop(pieces.EMBEDDED) for one in found]), found
 
     def body(self, h: Array, aux: list[dict[str, F32]]) -> Array:
         """Rows [n, N, D] through all blocks."""
-        return self._each(self._cut.body, pieces.EMBEDDED, pieces.BODY, h, aux)
+        return self._each(self.cuts["body"], pieces.EMBEDDED, pieces.BODY, h, aux)
 
     def head(self, h: Array, aux: list[dict[str, F32]]) -> Array:
         """Rows [n, N, D] behind the blocks -> predictions [n, C', H, W]."""
-        rows = self._each(self._cut.head, pieces.BODY, pieces.OUT, h, aux)
+        rows = self._each(self.cuts["head"], pieces.BODY, pieces.OUT, h, aux)
         return np.stack([to_grid(one, self.grid) for one in rows])
 
     def modulated(self, h: Array, aux: list[dict[str, F32]]) -> Array:
         """What the first block's attention reads, as grids [n, H', W', D]."""
-        if self.feature is None:
-            raise TypeError("a denoiser without a feature")
-        rows = self._each(self.feature, pieces.EMBEDDED, pieces.FEATURE, h, aux)
+        rows = self._each(self.cuts["feature"], pieces.EMBEDDED, pieces.FEATURE, h, aux)
         patch = round((self.grid[0] * self.grid[1] / rows.shape[1]) ** 0.5)
         height, width = self.grid[0] // patch, self.grid[1] // patch
         return rows.reshape(len(rows), height, width, -1)
-
-    @property
-    def _cut(self) -> pieces.Pieces:
-        if self.cut is None:
-            raise TypeError("a denoiser without pieces")
-        return self.cut
 
     def _given(self, at: At) -> dict[str, NDArray[Any]]:
         """What the network reads besides latents."""
@@ -104,6 +90,20 @@ class Network:
         self.check()
         names = {value.name for value in graph.inputs}
         return self.session.run({n: a for n, a in arrays.items() if n in names}, graph)
+
+
+def cuts(graph: Graph) -> dict[str, Graph]:
+    """The graphs by piece that a denoiser is run in: embed, body, head, and feature where the model
+    has one. None for a graph without such values."""
+    made = {node.output for node in graph.nodes}
+    if pieces.EMBEDDED not in made:
+        return {}
+    cut = pieces.pieces(graph)
+    found = {"embed": cut.embed, "body": cut.body, "head": cut.head}
+    if pieces.FEATURE in made:
+        given = [value.name for value in cut.embed.outputs]
+        found["feature"] = pieces.reading(graph, given, pieces.FEATURE, "feature")
+    return found
 
 
 def to_rows(latent: Array) -> F32:

@@ -223,7 +223,12 @@ class Session(ABC):
         graph: another one over this session's weights, a cut of its graph or one of another size;
         give the same object again to have what was made for it used again. Raises RequestError for
         missing, unknown or misshapen inputs, indices out of range and graphs that remember;
-        DeviceError where the device has only the session's own graph."""
+        DeviceError where the device has not been given that graph."""
+
+    def run_held(self, arrays: Mapping[str, Any], graph: Graph | None = None) -> dict[str, Any]:
+        """`run`, whose outputs may stay on the device: inputs of later runs, which `np.asarray`
+        copies to the host."""
+        return dict(self.run(arrays, graph))
 
     @abstractmethod
     def close(self) -> None:
