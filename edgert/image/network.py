@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from .denoiser import At, Denoiser
 from .schedules import Array
 
 Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[Mapping[str, Any], Graph], Mapping[str, Any]]  # `Session.run`, or `run_held`
 
 
 class Network:
@@ -45,29 +46,34 @@ class Network:
     def full(self, x: Array, at: At) -> Array:
         """x [n, C, H, W] -> predictions [n, C', H, W]."""
         given = self._given(at)
-        rows = [self._run(self.whole, {pieces.X: to_rows(one), **given})[pieces.OUT] for one in x]
-        return np.stack([to_grid(one, self.grid) for one in rows])
+        run = self.session.run
+        rows = [self._run(self.whole, {pieces.X: to_rows(one), **given}, run) for one in x]
+        return np.stack([to_grid(one[pieces.OUT], self.grid) for one in rows])
 
-    def embed(self, x: Array, at: At) -> tuple[Array, list[dict[str, F32]]]:
+    def embed(self, x: Array, at: At) -> tuple[Any, list[dict[str, Any]]]:
         """x [n, C, H, W] -> token rows [n, N, D], and what each picture's body and head read."""
         found, given = [], self._given(at)
         for latent in x:
-            made = self._run(self.cuts["embed"], {pieces.X: to_rows(latent), **given})
+            arrays = {pieces.X: to_rows(latent), **given}
+            made = self._run(self.cuts["embed"], arrays, self.session.run_held)
             found.append({**given, **made})
-        return np.stack([one.pop(pieces.EMBEDDED) for one in found]), found
+        return batched([one.pop(pieces.EMBEDDED) for one in found]), found
 
-    def body(self, h: Array, aux: list[dict[str, F32]]) -> Array:
+    def body(self, h: Any, aux: list[dict[str, Any]]) -> Any:
         """Rows [n, N, D] through all blocks."""
-        return self._each(self.cuts["body"], pieces.EMBEDDED, pieces.BODY, h, aux)
+        cut, run = self.cuts["body"], self.session.run_held
+        return batched(self._each(cut, pieces.EMBEDDED, pieces.BODY, h, aux, run))
 
-    def head(self, h: Array, aux: list[dict[str, F32]]) -> Array:
+    def head(self, h: Any, aux: list[dict[str, Any]]) -> Array:
         """Rows [n, N, D] behind the blocks -> predictions [n, C', H, W]."""
-        rows = self._each(self.cuts["head"], pieces.BODY, pieces.OUT, h, aux)
+        cut, run = self.cuts["head"], self.session.run
+        rows = self._each(cut, pieces.BODY, pieces.OUT, h, aux, run)
         return np.stack([to_grid(one, self.grid) for one in rows])
 
-    def modulated(self, h: Array, aux: list[dict[str, F32]]) -> Array:
+    def modulated(self, h: Any, aux: list[dict[str, Any]]) -> Array:
         """What the first block's attention reads, as grids [n, H', W', D]."""
-        rows = self._each(self.cuts["feature"], pieces.EMBEDDED, pieces.FEATURE, h, aux)
+        cut, run = self.cuts["feature"], self.session.run
+        rows = np.stack(self._each(cut, pieces.EMBEDDED, pieces.FEATURE, h, aux, run))
         patch = round((self.grid[0] * self.grid[1] / rows.shape[1]) ** 0.5)
         height, width = self.grid[0] // patch, self.grid[1] // patch
         return rows.reshape(len(rows), height, width, -1)
@@ -77,19 +83,45 @@ class Network:
         return {pieces.TIMESTEP: np.full((1, 1), at.t, np.float32), **self.conditions[at.branch]}
 
     def _each(
-        self, graph: Graph, name: str, out: str, h: Array, aux: list[dict[str, F32]]
-    ) -> Array:
+        self, graph: Graph, name: str, out: str, h: Any, aux: list[dict[str, Any]], run: Run
+    ) -> list[Any]:
         wanted = {value.name for value in graph.inputs} - {name}
         made = []
         for rows, more in zip(h, aux, strict=True):
             given = {key: more[key] for key in wanted}
-            made.append(self._run(graph, {name: rows, **given})[out])
-        return np.stack(made)
+            made.append(self._run(graph, {name: rows, **given}, run)[out])
+        return made
 
-    def _run(self, graph: Graph, arrays: Arrays) -> dict[str, F32]:
+    def _run(self, graph: Graph, arrays: Arrays, run: Run) -> dict[str, Any]:
         self.check()
         names = {value.name for value in graph.inputs}
-        return self.session.run({n: a for n, a in arrays.items() if n in names}, graph)
+        return run({n: a for n, a in arrays.items() if n in names}, graph)
+
+
+class HeldRows:
+    """Rows [n, N, D] of n pictures, between two pieces, where the device computed them. Sums and
+    differences, which caches keep of them, are computed on the host."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = list(parts)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.parts)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.stack([np.asarray(part, dtype) for part in self.parts])
+
+    def __sub__(self, other: Any) -> Array:
+        return np.asarray(self) - np.asarray(other)
+
+    def __add__(self, other: Any) -> Array:
+        return np.asarray(self) + np.asarray(other)
+
+
+def batched(parts: Sequence[Any]) -> Any:
+    """Rows of pictures as [n, N, D]: an array, or `HeldRows` of what is on a device."""
+    on_host = all(isinstance(part, np.ndarray) for part in parts)
+    return np.stack(parts) if on_host else HeldRows(parts)
 
 
 def cuts(graph: Graph) -> dict[str, Graph]:

@@ -198,6 +198,7 @@ class Session(ABC):
     device: str
     max_rows: int  # tokens that one step may hold, over all its feeds
     context: int  # tokens that one state may hold
+    halves = False  # whether it computes in float16
 
     @property
     def vocab_size(self) -> int:

@@ -82,7 +82,7 @@ class OrtSession(Session):
         cuda_graph: bool = False,
         files: Files | None = None,
     ) -> None:
-        self.graph, self.variant = graph, variant
+        self.graph, self.variant, self.halves = graph, variant, variant.half
         self.provider = find_provider(provider) if isinstance(provider, str) else provider
         self.device = self.provider.device
 
