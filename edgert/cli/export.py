@@ -11,16 +11,16 @@ import click
 from .settings import emit_json, json_option, megabytes
 
 
-class SizeType(click.ParamType):
+def _pixels(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
     """Width and height in pixels."""
-
-    name = "WIDTHxHEIGHT"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(value))
-        if not found:
-            self.fail(f"{value!r}, expected width and height in pixels such as 512x768", param, ctx)
-        return int(found[1]), int(found[2])
+    if value is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
+    if not found:
+        raise click.BadParameter(f"found {value!r}, expected width and height such as 768x512")
+    return int(found[1]), int(found[2])
 
 
 @click.command("export")
@@ -65,7 +65,8 @@ class SizeType(click.ParamType):
 )
 @click.option(
     "--size",
-    type=SizeType(),
+    callback=_pixels,
+    metavar="WIDTHxHEIGHT",
     help="For pictures of this size, of a model that draws; default: the model's own.",
 )
 @json_option

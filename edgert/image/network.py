@@ -15,7 +15,7 @@ from .denoiser import At, Denoiser
 from .schedules import Array
 
 Arrays = Mapping[str, NDArray[Any]]
-Run = Callable[[Mapping[str, Any], Graph], Mapping[str, Any]]  # `Session.run`, or `run_held`
+Run = Callable[[Mapping[str, Any], Graph], dict[str, Any]]  # `Session.run`, or `run_held`
 
 
 class Network:
@@ -112,10 +112,12 @@ class HeldRows:
         return np.stack([np.asarray(part, dtype) for part in self.parts])
 
     def __sub__(self, other: Any) -> Array:
-        return np.asarray(self) - np.asarray(other)
+        found: Array = np.asarray(self) - np.asarray(other)
+        return found
 
     def __add__(self, other: Any) -> Array:
-        return np.asarray(self) + np.asarray(other)
+        found: Array = np.asarray(self) + np.asarray(other)
+        return found
 
 
 def batched(parts: Sequence[Any]) -> Any:

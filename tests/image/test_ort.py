@@ -254,8 +254,8 @@ def test_the_command_draws_on_a_provider(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--size", "64"], "width and height in pixels"),
-        (["--size", "0x64"], "width and height in pixels"),
+        (["--size", "64"], "expected width and height"),
+        (["--size", "0x64"], "expected width and height"),
         (["--size", "60x64"], "multiples of 8"),
         (["--size", "72x64"], "does not fit"),
         (["--standard", "--rows", "4", "--capacity", "8"], "no fixed rows"),
