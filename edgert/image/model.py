@@ -227,8 +227,9 @@ class ImageModel:
         guidance = Guidance(scale=request.cfg_scale, channels=self.latents.channels)
         if not self.spec.conditioning:
             guidance = Guidance(channels=self.latents.channels)  # nothing is asked: one branch
-        conditions = self._conditions(request, guidance)
-        return Network(self.denoiser, graph, request.grid, conditions, check), guidance
+        network = Network(self.denoiser, graph, request.grid, {}, check)
+        network.conditions = self._conditions(request, guidance)
+        return network, guidance
 
     def _conditions(self, request: Request, guidance: Guidance) -> dict[str, Arrays]:
         sizes = self._sizes(request)
@@ -280,6 +281,7 @@ class ImageModel:
         begin = time.perf_counter()
         sampler = self.sampler(request)
         first = 0 if request.init is None else first_step(request.steps, request.strength)
+        self.decoder.require(self._graph("decoder", self.decoder, request.grid))
         network, guidance = self.network(request, check)
         plan = caching.plan(request.cache, request.nfe, request.steps, self.table)
         encoded = time.perf_counter()

@@ -22,7 +22,8 @@ class Network:
     """One denoiser for one size of picture.
 
     graph: of that size, over the session's weights. conditions: inputs of each branch besides
-    latents and timestep, by branch. check: called before every piece; it may raise.
+    latents and timestep, by branch. check: called before every piece; it may raise. Raises
+    DeviceError where the session has not been given the graph.
     """
 
     def __init__(
@@ -32,6 +33,8 @@ class Network:
         self.session, self.grid, self.conditions, self.check = session, grid, conditions, check
         self.whole = graph
         self.cuts = cuts(graph)
+        for piece in self.cuts.values() or [graph]:
+            session.require(piece)
 
     def denoiser(self) -> Denoiser:
         """The callables of the loop: the pieces, or the whole where the graph has none (UNets)."""

@@ -226,6 +226,10 @@ class Session(ABC):
         missing, unknown or misshapen inputs, indices out of range and graphs that remember;
         DeviceError where the device has not been given that graph."""
 
+    def require(self, graph: Graph) -> None:  # noqa: B027 (most devices run any)
+        """Raise DeviceError where the device has not been given a graph that `run` will be asked
+        for: before minutes of work, not behind them."""
+
     def run_held(self, arrays: Mapping[str, Any], graph: Graph | None = None) -> dict[str, Any]:
         """`run`, whose outputs may stay on the device: inputs of later runs, which `np.asarray`
         copies to the host."""

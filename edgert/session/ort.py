@@ -152,6 +152,11 @@ class OrtSession(Session):
                 given[self.lookup.output] = self.lookup(given[self.lookup.tokens])
             return run_model(self.graphs.model_of(graph), given, sizes, keep=keep)
 
+    def require(self, graph: Graph) -> None:
+        with self._lock:
+            self._check_open()
+            self.graphs.find(graph)
+
     def placements(self, graph: Graph | None = None) -> list[Placement]:
         """Every node of a graph's file, its own by default, and the provider it runs on."""
         return placement(self.graphs.model_of(graph or self.graph).runtime)

@@ -62,14 +62,23 @@ class OrtGraphs:
         self._digests: dict[int, tuple[Graph, str]] = {}
         self._opened: dict[str, tuple[str, OrtModel]] = {}
 
-    def model_of(self, graph: Graph) -> OrtModel:
-        """The opened model of a graph. Raises DeviceError where the bundle has no file of it,
-        BundleError for a file that is not what it says."""
+    def find(self, graph: Graph) -> Path | OrtModel:
+        """The file of a graph, or its model where that is open. Raises DeviceError where the bundle
+        has no file of it."""
         piece, wanted = self._piece(graph), self._digest(graph)
         held = self._opened.get(piece)
         if held is not None and held[0] == wanted:
             return held[1]
-        path = self._file(piece, wanted, graph)
+        return self._file(piece, wanted, graph)
+
+    def model_of(self, graph: Graph) -> OrtModel:
+        """The opened model of a graph. Raises DeviceError where the bundle has no file of it,
+        BundleError for a file that is not what it says."""
+        path = self.find(graph)
+        if isinstance(path, OrtModel):
+            return path
+        piece, wanted = self._piece(graph), self._digest(graph)
+        held = self._opened.get(piece)
         if held is not None:
             del self._opened[piece]
             held[1].close()

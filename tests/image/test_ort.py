@@ -175,13 +175,16 @@ def test_rows_between_pieces_stay_where_they_are(made: dict[str, Path]) -> None:
     session.close()
 
 
-def test_another_size_has_its_own_files(bundle: Path) -> None:
+def test_another_size_has_its_own_files(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {"steps": 8, "cache": "none", "width": SIZE[0], "height": SIZE[1]}
     with edgert.load(bundle, device="ort-cpu", kind="image") as model:
         assert model("a cat", seed=1, steps=8)[0].size == (64, 64)
         with pytest.raises(DeviceError, match="of other graphs or sizes") as error:
             model("a cat", seed=1, **asked)
         assert f"edgert export {bundle}" in error.value.hint
+        monkeypatch.setattr(model, "captions", None)  # nothing is computed for it
+        with pytest.raises(DeviceError):
+            model("a cat", seed=1, **asked)
         assert "--size" in error.value.hint
     names = {path.name for path in export(bundle, size=SIZE)}
     assert "denoiser.body.128x64.onnx" in names
