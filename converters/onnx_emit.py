@@ -34,7 +34,6 @@ from ..session.onnx_io import (
     Variant,
     calls,
     dims,
-    embedded,
     emitted_graph,
     interface,
     row_symbols,
@@ -43,6 +42,7 @@ from ..storage.aside import remove_leftovers, replace_file
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorFile, TensorInfo
 from .onnx_tables import check_inline
+from .onnx_targets import Target, targets_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -196,9 +196,16 @@ class _Walk:
         self.graph, self.ctx = graph, ctx
         self.merged: set[str] = set()
         self.outputs = {value.name for value in graph.outputs}
+        # Graphs without states take float32; nodes that compute in it read the input itself.
+        self.narrowed = set[str]()
+        if ctx.half and not graph.states:
+            self.narrowed = {v.name for v in graph.inputs if v.dtype == "f32"}
         self.calls = {call.output: self.named(call) for call in calls(graph)}
 
     def run(self) -> None:
+        for name in sorted(self.narrowed):
+            half = self.ctx.op("Cast", [name], self.name(name), to=tools.FLOAT16)
+            self.ctx.casts[half, tools.FLOAT] = name
         for node in self.graph.nodes:
             if node.output in self.merged:
                 continue
@@ -225,7 +232,9 @@ class _Walk:
         return readers[0] if readers else None
 
     def name(self, value: str) -> str:
-        """What a value is called before it is an output."""
+        """What a value is called before it is an output, and an input once it is float16."""
+        if value in self.narrowed:
+            return f"{value}.half"
         return f"{value}.raw" if self.ctx.half and value in self.outputs else value
 
     def named(self, call: tools.Call) -> tools.Call:
@@ -307,15 +316,18 @@ def export(
     capacity: int = 0,
     taps: Sequence[str] = (),
     embeddings: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> list[Path]:
-    """Add `<part><variant>.onnx` of every part to a bundle in place; returns the files.
+    """Add `<part><variant>.onnx` of every part to a bundle in place, and of the pieces that its
+    denoiser is run in; returns the files.
 
     precision: "f32" or "f16" activations. standard: ai.onnx ops only (QNN, CoreML). rows, capacity:
     fixed step and cache sizes for providers without dynamic shapes (standard only). taps: values
     that steps may ask for besides the graph's outputs, from the parts that compute them.
-    embeddings: take embedding rows, too; tokens are then looked up on the host. The weights are not
-    touched. The manifest is replaced last: until then the bundle is what it was. Raises
-    BundleError, ConvertError, or ResourceError while another process writes this bundle.
+    embeddings: take embedding rows, too; tokens are then looked up on the host. size: width and
+    height in pixels, of bundles that draw; by default their own. The weights are not touched. The
+    manifest is replaced last: until then the bundle is what it was. Raises BundleError,
+    ConvertError, or ResourceError while another process writes this bundle.
     """
     require("onnx", "writing an ONNX model", ConvertError)
     variant = variant_of(precision, standard=standard, rows=rows, capacity=capacity)
@@ -325,12 +337,12 @@ def export(
     try:
         remove_leftovers(path)
         with Bundle.open(path) as bundle:
-            made = emit_parts(bundle, variant, taps)
+            targets = targets_of(bundle, variant, taps, size)
+            made = emit_parts(bundle, targets)
             list_files(bundle, made)
-        with Bundle.open(path) as bundle:
-            for part, target in zip(sorted(bundle.manifest.parts), made, strict=True):
-                graph = bundle.graph(part)
-                check_model(target, graph, part_variant(graph, variant))
+        with Bundle.open(path):
+            for target, file in zip(targets, made, strict=True):
+                check_model(file, target.graph, target.emission.variant)
     finally:
         lock.close()
     return made
@@ -352,26 +364,11 @@ def variant_of(
     return Variant(precision == "f16", standard, rows, capacity)
 
 
-def part_variant(graph: Graph, variant: Variant) -> Variant:
-    """What `variant` means for a part: one without tokens takes what it takes."""
-    return variant if embedded(graph) else replace(variant, embeddings=False)
-
-
-def emit_parts(bundle: Bundle, variant: Variant, taps: Sequence[str] = ()) -> list[Path]:
-    """Write the .onnx of every part (in the order of their names) into the bundle's folder."""
-    parts = sorted(bundle.manifest.parts.items())
-    graphs = {name: bundle.graph(name) for name, _ in parts}
-    computed = {name: {n.output for n in graph.nodes} for name, graph in graphs.items()}
-    if unknown := sorted(set(taps).difference(*computed.values())):
-        raise ConvertError(
-            f"no part of {bundle.path} computes {unknown}, expected names of values",
-            code="onnx-options",
-            hint="the graph file names them; rows behind layer N are layers.N.add2.y",
-        )
+def emit_parts(bundle: Bundle, targets: Sequence[Target]) -> list[Path]:
+    """Write files of a bundle's parts into its folder."""
     made = []
-    for name, part in parts:
-        own = part_variant(graphs[name], variant)
-        target = bundle.path_of(f"{name}{own.suffix}.onnx")
-        wanted = [tap for tap in taps if tap in computed[name]]
-        made.append(write(graphs[name], bundle.path_of(part.weights), target, own, wanted))
+    for target in targets:
+        part = bundle.manifest.parts[target.emission.part]
+        file, weights = bundle.path_of(target.emission.name), bundle.path_of(part.weights)
+        made.append(write(target.graph, weights, file, target.emission.variant, target.taps))
     return made

@@ -23,6 +23,7 @@ from edgert.bundle import manifest
 from edgert.session.lowering import Lowering
 from edgert.session.onnx_check import metadata
 from edgert.session.onnx_io import Variant
+from edgert.session.onnx_names import PIECES, Emission
 
 from .conftest import ROOT
 from .test_imports import ANYWHERE, INSIDE
@@ -294,6 +295,12 @@ def test_variants_of_onnx_files_are_told() -> None:
     for letters, size in sizes.items():
         joined = joined.replace(letters, size)
     assert variant.suffix == joined
+    pieces = re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)
+    assert tuple(pieces) == PIECES
+    (name,) = re.findall(r"`(denoiser\.[^`]+)`", text)
+    assert Emission.of_file("denoiser", name) == Emission(
+        "denoiser", Variant(half=True), "body", (768, 512)
+    )
 
 
 # --- architecture --------------------------------------------------------------------------------

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .settings import emit_json, json_option, megabytes
+
+
+def _pixels(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """Width and height in pixels."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
+    if not found:
+        raise click.BadParameter(f"found {value!r}, expected width and height such as 768x512")
+    return int(found[1]), int(found[2])
 
 
 @click.command("export")
@@ -50,9 +63,18 @@ from .settings import emit_json, json_option, megabytes
     is_flag=True,
     help="Take embedding rows, too; tokens are then looked up on the CPU.",
 )
+@click.option(
+    "--size",
+    callback=_pixels,
+    metavar="WIDTHxHEIGHT",
+    help="For pictures of this size, of a model that draws; default: the model's own.",
+)
 @json_option
 def command(bundle: Path, as_json: bool, **options: Any) -> int:
     """Add <part>.onnx to BUNDLE for onnxruntime's providers (`--device cuda` and others).
+
+    A denoiser gets a file for each piece that steps run: embed, body, head and feature. With f16
+    the denoiser alone is half; text encoders and decoders stay f32.
 
     The ONNX file names the bundle's own weights file, so it takes no second copy of the weights.
     """  # fmt: skip

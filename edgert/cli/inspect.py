@@ -128,9 +128,17 @@ def _merged(encodings: Mapping[str, int]) -> dict[str, int]:
 
 
 def _placement(bundle: Path, device: str) -> list[dict[str, Any]]:
-    """Provider, op and name of every node, before onnxruntime merges them."""
+    """Provider, op and name of every node, before onnxruntime merges them; of all parts and pieces
+    of a model that draws."""
     from ..bundle.reader import Bundle
+    from ..image.emissions import placed_graphs
     from ..session.ort import place
 
     with Bundle.open(bundle) as opened:
-        return [node._asdict() for node in place(opened, device)]
+        if opened.manifest.kind != "image":
+            return [node._asdict() for node in place(opened, device)]
+        return [
+            node._asdict()
+            for part in sorted(opened.manifest.parts)
+            for node in place(opened, device, part, placed_graphs(opened, part))
+        ]

@@ -70,7 +70,7 @@ def trace(
             out = model.blocks(h, aux)
             outputs[branch] = wide(guidance.cut(model.finish(out, aux)))
             if branch == COND:
-                residual = wide(out) - wide(h)
+                residual = wide(np.asarray(out)) - wide(np.asarray(h))
                 feature = wide(model.feature(h, aux)) if model.feature else None
         x = sampler.step(guidance.combine(outputs), k, x, run)
         check_finite(x, "the latent", k, len(sampler), t)

@@ -21,7 +21,6 @@ from .captions import CaptionEncoder, label_of
 from .guidance import COND, UNCOND, Guidance
 from .loop import Sampled, sample
 from .network import Arrays, Network, to_grid, to_rows
-from .policies import FirstBlock
 from .request import ImageOptions, Request, resolve
 from .resize import resized
 from .schedules import KINDS, Array, Run, Sampler, first_step, flux_mu, sampler_of, start
@@ -228,9 +227,8 @@ class ImageModel:
         guidance = Guidance(scale=request.cfg_scale, channels=self.latents.channels)
         if not self.spec.conditioning:
             guidance = Guidance(channels=self.latents.channels)  # nothing is asked: one branch
-        conditions = self._conditions(request, guidance)
-        first = policy == FirstBlock.name
-        network = Network(self.denoiser, graph, request.grid, conditions, check, first_block=first)
+        network = Network(self.denoiser, graph, request.grid, {}, check, policy=policy)
+        network.conditions = self._conditions(request, guidance)
         return network, guidance
 
     def _conditions(self, request: Request, guidance: Guidance) -> dict[str, Arrays]:
@@ -283,6 +281,7 @@ class ImageModel:
         begin = time.perf_counter()
         sampler = self.sampler(request)
         first = 0 if request.init is None else first_step(request.steps, request.strength)
+        self.decoder.require(self._graph("decoder", self.decoder, request.grid))
         plan = caching.plan(request.cache, request.nfe, request.steps, self.table)
         network, guidance = self.network(request, check, policy=plan.policy.name)
         encoded = time.perf_counter()

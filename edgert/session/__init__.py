@@ -79,7 +79,8 @@ def auto_device(bundle: Bundle, part: str = "") -> str:
     from .ort import emitted
     from .providers import DEVICES, is_available
 
-    fits = any(variant.half and not variant.standard for variant in emitted(bundle, part))
+    stepped = bool(bundle.graph(part).states)  # float16 alone, see `providers.Provider.half_only`
+    fits = any(v.half or not stepped for v in emitted(bundle, part) if not v.standard)
     return "cuda" if fits and is_available(DEVICES["cuda"]) else "cpu"
 
 

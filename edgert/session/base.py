@@ -198,6 +198,7 @@ class Session(ABC):
     device: str
     max_rows: int  # tokens that one step may hold, over all its feeds
     context: int  # tokens that one state may hold
+    halves = False  # whether it computes in float16
 
     @property
     def vocab_size(self) -> int:
@@ -223,7 +224,16 @@ class Session(ABC):
         graph: another one over this session's weights, a cut of its graph or one of another size;
         give the same object again to have what was made for it used again. Raises RequestError for
         missing, unknown or misshapen inputs, indices out of range and graphs that remember;
-        DeviceError where the device has only the session's own graph."""
+        DeviceError where the device has not been given that graph."""
+
+    def require(self, graph: Graph) -> None:  # noqa: B027 (most devices run any)
+        """Raise DeviceError where the device has not been given a graph that `run` will be asked
+        for: before minutes of work, not behind them."""
+
+    def run_held(self, arrays: Mapping[str, Any], graph: Graph | None = None) -> dict[str, Any]:
+        """`run`, whose outputs may stay on the device: inputs of later runs, which `np.asarray`
+        copies to the host."""
+        return dict(self.run(arrays, graph))
 
     @abstractmethod
     def close(self) -> None:

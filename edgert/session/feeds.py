@@ -271,8 +271,9 @@ def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, 
         raise RequestError(f"inputs {sorted(arrays)}, expected {sorted(names)}", code="run-inputs")
     sizes: dict[str, int] = {}
     for value in graph.inputs:
-        array = np.asarray(arrays[value.name])
-        rows = array.shape[0] if array.ndim else 0
+        array = arrays[value.name]
+        array = array if hasattr(array, "dtype") else np.asarray(array)
+        rows = array.shape[0] if array.shape else 0
         if isinstance(value.shape[0], str):
             sizes.setdefault(value.shape[0], rows)
         shape = tuple(sizes.get(str(n), n) for n in value.shape)

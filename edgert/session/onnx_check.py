@@ -80,11 +80,15 @@ def inline_bytes(graph: Graph) -> int:
     return total
 
 
+def digest(graph: Graph) -> str:
+    """SHA-256 of a graph as edgert writes it."""
+    return hashlib.sha256(graph.to_json()).hexdigest()
+
+
 def metadata(graph: Graph, variant: Variant, taps: tuple[str, ...]) -> dict[str, str]:
     """What an emission says of itself: how it was made, of which graph, and its further outputs."""
-    digest = hashlib.sha256(graph.to_json()).hexdigest()
     listed = {_TAPS: json.dumps(taps)} if taps else {}
-    return {**variant.metadata(), **listed, "edgert.graph": digest}
+    return {**variant.metadata(), **listed, "edgert.graph": digest(graph)}
 
 
 def _taps(path: Path, graph: Graph, found: dict[str, str]) -> tuple[str, ...]:

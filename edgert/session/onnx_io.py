@@ -3,6 +3,8 @@
 The emission driver declares these inputs and outputs, the session feeds them, and the load check
 compares a file's declarations with them (a foreign or edited .onnx is refused at load). Inputs and
 outputs of the graph keep their names: rows of tokens [T, C] are [B, S, C], of other symbols [N, C].
+Graphs without states take and give float32 in half precision, too: one's outputs are another one's
+inputs, and timesteps have more digits than float16.
 What states and positions need besides is declared by the ops (`kernels/onnx_ports.py`).
 
 Letters: B sequences, S new tokens of each, P rows of cache capacity, K = P + S.
@@ -236,7 +238,7 @@ def dims(shape: Shape, variant: Variant) -> tuple[Dim, ...]:
 
 def interface(graph: Graph, variant: Variant) -> tuple[list[Port], list[Port]]:
     """Inputs and outputs of the emitted model, in order. graph: what `emitted_graph` gives."""
-    real = variant.dialect.real
+    real = variant.dialect.real if graph.states else "float32"
     inputs = [
         Port(value.name, "int32" if value.dtype == "int32" else real, dims(value.shape, variant))
         for value in graph.inputs

@@ -20,16 +20,17 @@ from ..errors import BundleError, DeviceError, RequestError
 from ..graph import Graph
 from ..kernels.encodings import ENCODINGS
 from ..kernels.ops import CATALOGUE
-from ..roles import row_input
-from . import ort_mode
+from ..roles import FUNCTIONS, row_input
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .longrope import Switching
 from .onnx_io import PLAIN, Variant, embedded
+from .onnx_names import Emission
 from .options import SessionOptions
 from .ort_binding import Binding
 from .ort_feed import Piece, pieces
-from .ort_model import OrtModel, failed
+from .ort_graphs import Files, OrtGraphs, run_model
+from .ort_model import OrtModel
 from .ort_state import OrtState
 from .providers import Placement, Provider, find_provider, parse_device, placement
 
@@ -60,8 +61,10 @@ class OrtSession(Session):
     embeddings (the file's own weights are mapped by onnxruntime). provider: a device name of
     `providers.DEVICES`, or a Provider with options. threads: of the CPU provider (None: its
     default). allow_cpu_nodes: let single nodes run on the CPU when the provider cannot take them.
-    cuda_graph: capture one-token steps (CUDA only). Raises BundleError for a file that is no
-    emission of this graph, DeviceError for the provider.
+    cuda_graph: capture one-token steps (CUDA only). files: of a graph without states, emissions of
+    its cuts and other sizes too; they and `model`, if it is one of them, are opened when they are
+    first run. Raises BundleError for a file that is no emission of its graph, DeviceError for the
+    provider.
     """
 
     def __init__(
@@ -77,14 +80,21 @@ class OrtSession(Session):
         threads: int | None = None,
         allow_cpu_nodes: bool = False,
         cuda_graph: bool = False,
+        files: Files | None = None,
     ) -> None:
-        self.graph, self.variant = graph, variant
+        self.graph, self.variant, self.halves = graph, variant, variant.half
         self.provider = find_provider(provider) if isinstance(provider, str) else provider
         self.device = self.provider.device
-        self.model = OrtModel(
-            graph, weights, model, variant, self.provider,
-            threads=threads, allow_cpu_nodes=allow_cpu_nodes, cuda_graph=cuda_graph,
-        )  # fmt: skip
+
+        def open_file(graph: Graph, file: Path) -> OrtModel:
+            return OrtModel(
+                graph, weights, file, variant, self.provider, alternates=files is not None,
+                threads=threads, allow_cpu_nodes=allow_cpu_nodes, cuda_graph=cuda_graph,
+            )  # fmt: skip
+
+        self.graphs = OrtGraphs(graph, model, files, open_file)
+        if files is None:
+            self.graphs.model_of(graph)
         self.max_rows = max_rows
         context = context or graph.context
         self.context = min(context, variant.capacity or context)
@@ -93,6 +103,11 @@ class OrtSession(Session):
         self.rows = row_input(graph)
         self.lookup = _Lookup(graph, weights) if variant.embeddings else None
         self._lock = threading.Lock()
+
+    @property
+    def model(self) -> OrtModel:
+        """The opened file of the session's own graph."""
+        return self.graphs.model_of(self.graph)
 
     def new_state(self, expected: int = 0) -> OrtState:
         long = 0 < self.switching.switch < expected
@@ -112,17 +127,19 @@ class OrtSession(Session):
                 self._check(feed, rows)
             return [self._feed(feed, rows) for feed, rows in zip(feeds, laid, strict=True)]
 
-    def run(self, arrays: Mapping[str, NDArray[Any]], graph: Graph | None = None) -> dict[str, F32]:
-        if graph is not None and graph != self.graph:
-            raise DeviceError(
-                f"this ONNX model is the graph {self.graph.name!r}, asked for was another one of "
-                "its weights",
-                code="device-graph",
-                hint="use --device cpu",
-            )
+    def run(self, arrays: Mapping[str, Any], graph: Graph | None = None) -> dict[str, F32]:
+        return self._computed(arrays, graph, keep=False)
+
+    def run_held(self, arrays: Mapping[str, Any], graph: Graph | None = None) -> dict[str, Any]:
+        return self._computed(arrays, graph, keep=True)
+
+    def _computed(
+        self, arrays: Mapping[str, Any], graph: Graph | None, *, keep: bool
+    ) -> dict[str, Any]:
+        graph = graph or self.graph
         with self._lock:
             self._check_open()
-            sizes = check_arrays(self.graph, arrays)
+            sizes = check_arrays(graph, arrays)
             if self.variant.rows and sizes.get("T", self.variant.rows) != self.variant.rows:
                 raise RequestError(
                     f"{sizes['T']} rows, expected {self.variant.rows}, the fixed number of this "
@@ -131,23 +148,21 @@ class OrtSession(Session):
                     hint="export it without --rows for any number",
                 )
             given = dict(arrays)
-            if self.lookup is not None:
+            if self.lookup is not None and self.lookup.tokens in given:
                 given[self.lookup.output] = self.lookup(given[self.lookup.tokens])
-            feeds = {}
-            for value in self.model.graph.inputs:
-                kind = np.int32 if value.dtype == "int32" else self.model.variant.dialect.real
-                array = np.asarray(given[value.name], kind)
-                feeds[value.name] = array[None] if value.shape[0] == "T" else array
-            names = [value.name for value in self.graph.outputs]
-            try:
-                with ort_mode.running(self.model.flushes):
-                    found = self.model.runtime.run(names, feeds)
-            except Exception as error:  # onnxruntime raises its own types, which share no base
-                raise failed(self.provider, f"a run of {sizes}", error) from error
-            return {n: a.reshape(-1, a.shape[-1]) for n, a in zip(names, found, strict=True)}
+            return run_model(self.graphs.model_of(graph), given, sizes, keep=keep)
+
+    def require(self, graph: Graph) -> None:
+        with self._lock:
+            self._check_open()
+            self.graphs.find(graph)
+
+    def placements(self, graph: Graph | None = None) -> list[Placement]:
+        """Every node of a graph's file, its own by default, and the provider it runs on."""
+        return placement(self.graphs.model_of(graph or self.graph).runtime)
 
     def _check_open(self) -> None:
-        if self.model.runtime is None:
+        if self.graphs.closed:
             raise RequestError("the session is closed", code="closed")
 
     def _check(self, feed: Feed, rows: Rows) -> None:
@@ -263,7 +278,7 @@ class OrtSession(Session):
 
     def close(self) -> None:
         with self._lock:
-            self.model.close()
+            self.graphs.close()
 
 
 def open_ort(bundle: Bundle, options: SessionOptions, *, part: str = "") -> OrtSession:
@@ -276,33 +291,62 @@ def open_ort(bundle: Bundle, options: SessionOptions, *, part: str = "") -> OrtS
     part, choice = bundle.part(part), parse_device(options.device)
     _check_weights(bundle, part, choice.provider)
     variant = _choose(bundle, part, choice.provider)
+    function = bundle.manifest.parts[part].role in FUNCTIONS
+    if function and choice.graph:
+        raise DeviceError(
+            f"device {options.device!r} captures steps of tokens, the part {part!r} has none",
+            code="device-options",
+            hint="leave the word graph out",
+        )
     return OrtSession(
         bundle.graph(part),
         bundle.weights(part),
-        bundle.path_of(f"{part}{variant.suffix}.onnx"),
+        bundle.path_of(Emission(part, variant).name),
         variant=variant,
         provider=choice.provider,
         context=options.ctx_size or 0,
         threads=options.threads,
         allow_cpu_nodes=choice.allow_cpu_nodes,
         cuda_graph=choice.graph,
+        files=_files(bundle, part, variant) if function else None,
     )
 
 
-def place(bundle: Bundle, device: str, part: str = "") -> list[Placement]:
-    """Every node of a part and the provider it runs on, when left to onnxruntime's own choice."""
+def place(
+    bundle: Bundle, device: str, part: str = "", graphs: Sequence[Graph] = ()
+) -> list[Placement]:
+    """Every node of a part and the provider it runs on, when left to onnxruntime's own choice.
+
+    graphs: those of the part's graphs that the bundle has files of; by default its own.
+    """
     device += ",allow-cpu-nodes" if ":" in device else ":allow-cpu-nodes"
     session = open_ort(bundle, SessionOptions(device), part=part)
     try:
-        return placement(session.model.runtime)
+        wanted = graphs or [session.graph]
+        return [node for graph in wanted for node in session.placements(graph)]
     finally:
         session.close()
 
 
+def emissions(bundle: Bundle, part: str = "") -> list[Emission]:
+    """The .onnx files that a bundle has of a part."""
+    part = bundle.part(part)
+    found = (Emission.of_file(part, name) for name in bundle.manifest.files)
+    return [emission for emission in found if emission is not None]
+
+
 def emitted(bundle: Bundle, part: str = "") -> list[Variant]:
-    """The ONNX variants that a bundle holds."""
-    found = (Variant.of_file(bundle.part(part), name) for name in bundle.manifest.files)
-    return [variant for variant in found if variant is not None]
+    """The ONNX variants that a bundle holds of a part's graph, or of a piece or another size."""
+    return list(dict.fromkeys(emission.variant for emission in emissions(bundle, part)))
+
+
+def _files(bundle: Bundle, part: str, variant: Variant) -> dict[str, list[Path]]:
+    """The files of a part in one dialect, by piece, those of the part's own size first."""
+    found: dict[str, list[Path]] = {}
+    for emission in sorted(emissions(bundle, part), key=lambda e: e.size or (0, 0)):
+        if emission.variant == variant:
+            found.setdefault(emission.piece, []).append(bundle.path_of(emission.name))
+    return found
 
 
 def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
@@ -322,10 +366,11 @@ def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
 def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:
     """The variant in the provider's dialect, in its better precision if that was emitted, and
     rather one that takes embeddings, too."""
+    stepped = bool(bundle.graph(part).states)
     variants = [
         v
         for v in emitted(bundle, part)
-        if v.standard == provider.standard and (v.half or not provider.half_only)
+        if v.standard == provider.standard and (v.half or not (provider.half_only and stepped))
     ]
     if not variants:
         precision = "f16" if provider.half else "f32"

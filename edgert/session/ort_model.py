@@ -23,7 +23,7 @@ class OrtModel:
 
     graph: as it was emitted, embeddings and further outputs included. runtime: onnxruntime's
     session, None once closed. weights: only rotary frequencies are read. captures: whether
-    one-token steps are captured as CUDA graphs.
+    one-token steps are captured as CUDA graphs. alternates: runs in turn with others.
     """
 
     def __init__(
@@ -37,15 +37,19 @@ class OrtModel:
         threads: int | None,
         allow_cpu_nodes: bool,
         cuda_graph: bool,
+        alternates: bool = False,
     ) -> None:
         self.variant = variant
         self.taps = check_model(file, graph, variant)
         self.provider = provider.with_options(enable_cuda_graph="1") if cuda_graph else provider
         self.captures = cuda_graph
         self.flushes = self.provider.options.get(ort_mode.OPTION) == "1"
+        # threads of one that wait for more work, busily, would keep the cores from the next one
+        waits = {"session.force_spinning_stop": "1"} if alternates else {}
         self.runtime: Any = create_session(
-            file, self.provider, threads=threads, allow_cpu_nodes=allow_cpu_nodes
-        )
+            file, self.provider.with_options(**{**waits, **self.provider.options}),
+            threads=threads, allow_cpu_nodes=allow_cpu_nodes,
+        )  # fmt: skip
         self.graph = emitted_graph(graph, variant, self.taps)
         self.memories = memories(self.graph, variant)
         self.inputs, self.outputs = interface(self.graph, variant)

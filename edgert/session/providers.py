@@ -31,7 +31,8 @@ class Provider:
     `sys.platform`, "*" for the others. plugin: module of a provider that ships apart from
     onnxruntime and registers a library. half: whether float16 activations are the better choice.
     standard: wants the standard dialect (no GroupQueryAttention there). half_only: has no float32
-    kernels of the contrib ops. float_weights: has no kernel for weights quantized by blocks.
+    GroupQueryAttention, which graphs with keys and values need. float_weights: has no kernel for
+    weights quantized by blocks.
     """
 
     device: str

@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def models(made: Any) -> Iterator[dict[str, ImageModel]]:
     found = {kind: edgert.load(path, threads=2, kind="image") for kind, (path, _) in made.items()}
     yield found

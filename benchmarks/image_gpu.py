@@ -1,0 +1,243 @@
+"""Pictures on a GPU: are they right, where do the nodes run, how fast is it, beside torch.
+
+    python -m benchmarks.image_gpu model.edge --golden pictures.npz --golden-only   # with a CPU
+    python -m benchmarks.image_gpu model.edge --golden pictures.npz                 # with a GPU
+
+Golden pictures are the CPU session's, without caches. On the device they are drawn through
+onnxruntime in f32 and in f16 (each from its own copy of the bundle, whose weights are linked) and
+compared by PSNR; then batches are timed: seconds of steps and decoding, captions left out. The same
+batches on torch, in float16 and compiled: the checkpoint in diffusers where `--checkpoint` names
+it, else the bundle's own graphs (`image_torch.Twin`). Rows go to `--out` as JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgert.converters.onnx_emit import export
+from numpy.typing import NDArray
+
+import edgert
+from benchmarks.gpu_edgert import machine
+from benchmarks.image_torch import Twin, diffusers_draw
+from edgert.bundle import Bundle
+from edgert.bundle.manifest import MANIFEST_NAME
+from edgert.errors import EdgertError
+from edgert.image import caching
+from edgert.image.emissions import placed_graphs
+from edgert.image.model import ImageModel
+from edgert.image.request import resolve
+from edgert.session.ort import place
+
+CAPTIONS = (
+    "a red apple on a wooden table", "a lighthouse in a storm", "a cat that reads a newspaper",
+    "mountains at dawn, oil on canvas",
+)  # fmt: skip
+BATCHES, REPEATS = (1, 8), 3
+# By run: precision of the emission, options of the CUDA provider, and dB to the CPU's pictures that
+# are expected. By default CUDA multiplies float32 in TF32, which has float16's digits.
+RUNS = {"f32": ("f32", "use_tf32=0", 40.0), "tf32": ("f32", "", 25.0), "f16": ("f16", "", 25.0)}
+CODED = 15.0  # of quantized bundles, whose activations the CPU session rounds to 8 bits
+Note = Callable[..., None]
+
+
+@dataclass
+class Golden:
+    """Pictures uint8 [n, H, W, 3] of the CPU session. weights: hash of the denoiser's."""
+
+    weights: str
+    steps: int
+    prompts: list[str]
+    pictures: NDArray[np.uint8]
+
+    @staticmethod
+    def make(path: Path, prompts: list[str], steps: int) -> Golden:
+        with edgert.load(path, kind="image") as model:
+            drawn = [model(p, seed=i, steps=steps, cache="none")[0] for i, p in enumerate(prompts)]
+            pictures = np.stack([np.asarray(image) for image in drawn])
+            return Golden(caching.model_hash(model.bundle), steps, prompts, pictures)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **vars(self))
+
+    @staticmethod
+    def load(path: Path, bundle: Path) -> Golden:
+        with np.load(path) as file, Bundle.open(bundle) as opened:
+            found = Golden(
+                str(file["weights"]), int(file["steps"]), list(map(str, file["prompts"])),
+                file["pictures"],
+            )  # fmt: skip
+            if found.weights != caching.model_hash(opened):
+                raise EdgertError(f"{path} has pictures of other weights than {bundle}")
+        return found
+
+
+def prompts_of(path: Path, given: list[str], count: int) -> list[str]:
+    """The given prompts, or captions, or names of classes."""
+    with Bundle.open(path) as bundle:
+        image = bundle.manifest.image
+    known = list(CAPTIONS)
+    if image is not None and image.conditioning == "labels":
+        known = [str(number) for number in sorted(image.labels.values())] or ["0"]
+    source = given or known
+    return [source[i % len(source)] for i in range(count)]
+
+
+@contextmanager
+def emitted(path: Path, precision: str) -> Iterator[Path]:
+    """A copy of a bundle with the emission in one precision alone; large files are linked."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        copy = Path(folder) / path.name
+
+        def link(source: str, target: str) -> None:
+            if not source.endswith(".onnx"):
+                shutil.copy(source, target) if MANIFEST_NAME in source else os.link(source, target)
+
+        shutil.copytree(path, copy, copy_function=link)
+        manifest = json.loads((copy / MANIFEST_NAME).read_text(encoding="utf-8"))
+        manifest["files"] = {k: v for k, v in manifest["files"].items() if not k.endswith(".onnx")}
+        (copy / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
+        export(copy, precision=precision)
+        yield copy
+
+
+def placements(path: Path, device: str) -> dict[str, dict[str, int]]:
+    """Nodes by provider, and the ops of those that are not on the device's own."""
+    counts, strays = Counter[str](), Counter[str]()
+    with Bundle.open(path) as bundle:
+        for part in sorted(bundle.manifest.parts):
+            for node in place(bundle, device, part, placed_graphs(bundle, part)):
+                counts[node.provider] += 1
+                if node.provider == "CPUExecutionProvider" and device != "ort-cpu":
+                    strays[f"{part}: {node.op}"] += 1
+    return {"nodes": dict(counts), "on_the_cpu": dict(strays)}
+
+
+def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return float(10 * np.log10(255**2 / max(error, 1e-6)))
+
+
+def checked(model: ImageModel, golden: Golden) -> list[float]:
+    """PSNR of each golden picture drawn by `model`."""
+    found = []
+    for seed, (prompt, picture) in enumerate(zip(golden.prompts, golden.pictures, strict=True)):
+        image = model(prompt, seed=seed, steps=golden.steps, cache="none")[0]
+        found.append(psnr(np.asarray(image), picture))
+    return found
+
+
+def rate(draw: Callable[[], float], batch: int) -> float:
+    """Pictures a second: the median of some batches, after one that does not count."""
+    seconds = [draw() for _ in range(REPEATS + 1)][1:]
+    return batch / statistics.median(seconds)
+
+
+def edgert_draw(model: ImageModel, prompt: str, steps: int, batch: int) -> Callable[[], float]:
+    def draw() -> float:
+        made = model(prompt, seed=1, steps=steps, batch=batch, cache="none")
+        return made.timings["denoise_s"] + made.timings["decode_s"]
+
+    return draw
+
+
+def edgert_rows(path: Path, golden: Golden, args: argparse.Namespace, note: Note) -> None:
+    """What edgert does in each precision; speeds only of pictures that are right."""
+    for name in args.runs:
+        precision, options, limit = RUNS[name]
+        device = f"{args.device}:{options}" if options and args.device == "cuda" else args.device
+        with emitted(path, precision) as copy:
+            note("placement", run=name, **placements(copy, device))
+            with edgert.load(copy, device=device, kind="image") as model:
+                exact = set(caching.quantisation(model.bundle).split("+")) <= {"f32", "f16"}
+                found = checked(model, golden)
+                right = min(found) >= (limit if exact else CODED)
+                note("psnr", run=name, db=[round(db, 2) for db in found], right=right)
+                for batch in args.batches if right else ():
+                    draw = edgert_draw(model, golden.prompts[0], golden.steps, batch)
+                    speed = round(rate(draw, batch), 3)
+                    note("row", runner=f"edgert {name}", batch=batch, pictures_per_s=speed)
+
+
+def torch_rows(path: Path, golden: Golden, args: argparse.Namespace, note: Note) -> None:
+    """The same batches on torch."""
+    with emitted(path, "f32") as copy:
+        with edgert.load(copy, device=args.device, kind="image") as model:
+            spec, prompt = model.spec, golden.prompts[0]
+            asked = {"steps": golden.steps, "seed": 0, "cache": "none"}
+            one = resolve(spec, model.latents, prompt, asked)
+            twin = None if args.checkpoint else Twin(model, args.torch_device)
+            if twin is not None:
+                picture = twin.shown(twin.draw(one)[1][0], one)
+                note("psnr", runner="torch", db=[round(psnr(picture, golden.pictures[0]), 2)])
+            for batch in args.batches:
+                request = resolve(spec, model.latents, prompt, {**asked, "batch": batch})
+                if twin is not None:
+                    runner, draw = "torch, own graphs", lambda r=request: twin.draw(r)[0]
+                else:
+                    settings = {"steps": one.steps, "cfg_scale": one.cfg_scale}
+                    runner = "diffusers"
+                    draw = diffusers_draw(args.checkpoint, [prompt] * batch, settings)
+                speed = rate(draw, batch)
+                note("row", runner=runner, batch=batch, pictures_per_s=round(speed, 3))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--golden", type=Path, required=True)
+    parser.add_argument("--golden-only", action="store_true")
+    parser.add_argument("--prompt", action="append", default=[])
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--torch-device", default="cuda")
+    parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
+    parser.add_argument("--checkpoint", type=Path, help="of diffusers, for the peer")
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+
+    def note(kind: str, **values: Any) -> None:
+        text = json.dumps({"kind": kind, **values})
+        print(text, flush=True)
+        if args.out:
+            with args.out.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    if args.golden_only or not args.golden.exists():
+        prompts = prompts_of(args.bundle, args.prompt, args.pictures)
+        Golden.make(args.bundle, prompts, args.steps).save(args.golden)
+    if args.golden_only:
+        return
+    golden = Golden.load(args.golden, args.bundle)
+    note("machine", **machine(args.device), bundle=args.bundle.name, steps=golden.steps)
+    for name, rows in {"edgert": edgert_rows, "torch": torch_rows}.items():
+        if name == "torch" and args.no_torch:
+            continue
+        try:
+            rows(args.bundle, golden, args, note)
+        except Exception as error:  # one side's failure does not end the other
+            note("failed", what=name, error=f"{type(error).__name__}: {error}"[:1500])
+
+
+if __name__ == "__main__":
+    main()
