@@ -3,7 +3,7 @@
     python -m benchmarks.compression CHECKPOINT [CHECKPOINT ...] --work DIR [--data DIR]
         [--methods dense quantizers mixed llama svd compot low cospadi] [--match WORDS]
         [--ratios 0.2 0.3 0.4] [--sequences 64] [--text-bytes 100000] [--pairs 10] [--threads 1]
-        [--heal TOKENS]
+        [--processes N] [--heal TOKENS]
     python -m benchmarks.compression_page                 tables in benchmarks/COMPRESSION.md
 
 Each row is appended to `benchmarks/results/compression.jsonl` as soon as it is known, and a row
@@ -223,7 +223,9 @@ def factored(run: Run) -> None:
     for plan, rows in recipes(tuple(run.args.methods), run.args.ratios):
         left = [recipe for recipe in rows if run.wanted(recipe.name)]
         if left:
-            found = Factored(run.model, run.grams, plan, exact=run.args.exact)
+            found = Factored(
+                run.model, run.grams, plan, exact=run.args.exact, processes=run.args.processes
+            )
             for recipe in left:
                 run.edgert(recipe.name, found.outcome(recipe))
 
@@ -244,7 +246,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text-bytes", type=int, default=100_000)
     parser.add_argument("--pairs", type=int, default=10, help="of each BLiMP paradigm")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
+    parser.add_argument("--processes", type=int, default=1, help="that factor matrices")
+    parser.add_argument("--heal", type=int, default=0, metavar="TOKENS", help="not factorisations")
     parser.add_argument("--exact", action="store_true", help="judge products in float32")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -263,7 +266,8 @@ def main() -> None:
             mixed(run)
         if "llama" in args.methods and not args.heal:
             llamas(run)
-        factored(run)
+        if not args.heal:  # products stand for factors here: see compression_healed.py
+            factored(run)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,14 @@ and activations are rounded to 8 bits as in the quantized rows. `exact` judges i
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+from edgert.converters.compress import baselines
 from edgert.converters.compress.allocate import allocate, spectrum
 from edgert.converters.compress.baselines import cospadi, svd_llm, truncated_svd
 from edgert.converters.compress.budget import Dims, choose, storage_bits
@@ -28,9 +32,15 @@ from numpy.typing import NDArray
 from benchmarks.compression_model import Model, stored_bits
 from benchmarks.compression_quantizers import ENDS, Cost, Outcome, by_gptq, grid_of, measured
 
+try:
+    from benchmarks.compression_pursuit import pursuit
+except ImportError:  # no Numba, or one that does not know this NumPy
+    pursuit = baselines.pursuit
+
 F64 = NDArray[np.float64]
 LOW_RANK = ("svd", "svd-llm")
 BASES = (*LOW_RANK, "cospadi", "compot")
+Job = tuple["Plan", F64, Whitening, Dims, float]  # of `factor`
 VALUE_GROUP = 64  # atoms whose values share a scale in a stored code
 
 
@@ -78,31 +88,36 @@ class Piece:
 
 
 class Factored:
-    """A plan carried out on a model; `recipes` are derived from it."""
+    """A plan carried out on a model; `recipes` are derived from it. processes: in which matrices
+    are factored, largest first; their seconds are added up. wall: seconds that it took."""
 
     def __init__(
-        self, model: Model, grams: Mapping[str, Gram], plan: Plan, *, exact: bool = False
-    ) -> None:
+        self, model: Model, grams: Mapping[str, Gram], plan: Plan, *, exact: bool = False,
+        processes: int = 1,
+    ) -> None:  # fmt: skip
         self.model, self.grams, self.plan, self.exact = model, grams, plan, exact
         self.pieces = list(_pieces(model, plan.shared))
+        self.processes = processes
+        start = time.perf_counter()
         with measured() as self.cost:
             self.dims, ratios = _sizes(self.pieces, plan)
             self.white = {value: whiten(gram, name=value) for value, gram in grams.items()}
-            self.factors = [
-                None if d.form == "dense" else self._factor(piece, d, ratio)
-                for piece, d, ratio in zip(self.pieces, self.dims, ratios, strict=True)
-            ]
-
-    def _factor(self, piece: Piece, d: Dims, ratio: float) -> Factors:
-        plan, white = self.plan, self.white[piece.value]
-        rank = int((1 - ratio) * d.m * d.n / (d.m + d.n))
-        if plan.base == "svd":
-            return truncated_svd(piece.w, white, rank)
-        if plan.base == "svd-llm":
-            return svd_llm(piece.w, white, rank)
-        if plan.base == "cospadi":
-            return cospadi(piece.w, white, d.k, d.s, iterations=plan.iterations)
-        return compot(piece.w, white, d.k, d.s, Options(iterations=plan.iterations))
+            jobs = {
+                at: (plan, piece.w, self.white[piece.value], d, ratio)
+                for at, (piece, d, ratio) in enumerate(
+                    zip(self.pieces, self.dims, ratios, strict=True)
+                )
+                if d.form != "dense"
+            }
+            others = Cost()
+            if processes == 1:
+                made = {at: factor(*job) for at, job in jobs.items()}
+            else:
+                made = _in_processes(jobs, processes, others)
+            self.factors = [made.get(at) for at in range(len(self.pieces))]
+        self.cost.seconds += others.seconds
+        self.cost.peak = max(self.cost.peak, others.peak)
+        self.wall = time.perf_counter() - start
 
     def outcome(self, recipe: Recipe) -> Outcome:
         """One recipe's weights and bits."""
@@ -116,7 +131,11 @@ class Factored:
         total = Cost(self.cost.seconds + cost.seconds, max(self.cost.peak, cost.peak))
         kept = sum(d.form == "dense" for d in self.dims)
         note = f"{kept} of {len(self.dims)} matrices stay dense" if kept else ""
+        if self.plan.base == "cospadi" and pursuit is not baselines.pursuit:
+            note = "; ".join(filter(None, (note, "pursuit compiled by Numba")))
         facts = {"output_error": float(np.sqrt(np.mean(errors)))}
+        if self.processes > 1:
+            facts |= {"processes": self.processes, "wall_seconds": self.wall}
         found: dict[str, Matrix] = {
             name: w if self.exact else quantize(w, ENDS) for name, w in weights.items()
         }
@@ -144,6 +163,47 @@ class Factored:
             size = storage_bits(factors.m, factors.n, factors.k, factors.s, form)
             return halves.product(), size
         return quantized_factors(factors, piece.w, white, gram, recipe)
+
+
+def factor(plan: Plan, w: F64, white: Whitening, d: Dims, ratio: float) -> Factors:
+    """One matrix `[inputs, outputs]`."""
+    rank = int((1 - ratio) * d.m * d.n / (d.m + d.n))
+    if plan.base == "svd":
+        return truncated_svd(w, white, rank)
+    if plan.base == "svd-llm":
+        return svd_llm(w, white, rank)
+    if plan.base == "cospadi":
+        return cospadi(w, white, d.k, d.s, iterations=plan.iterations, pursue=pursuit)
+    return compot(w, white, d.k, d.s, Options(iterations=plan.iterations))
+
+
+def _in_processes(jobs: Mapping[int, Job], processes: int, cost: Cost) -> dict[int, Factors]:
+    """`factor` of each job; what the processes took together is added to `cost`."""
+    largest_first = sorted(jobs, key=lambda at: -_work(jobs[at][3]))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=_compile) as pool:
+        futures = {at: pool.submit(_counted, jobs[at]) for at in largest_first}
+        done = {at: future.result() for at, future in futures.items()}
+    for _, took in done.values():
+        cost.seconds, cost.peak = cost.seconds + took.seconds, max(cost.peak, took.peak)
+    return {at: factors for at, (factors, _) in done.items()}
+
+
+def _work(d: Dims) -> int:
+    """Multiplications of matching pursuit, which take most of the time."""
+    return d.n * d.k * d.s**2
+
+
+def _compile() -> None:
+    """What is compiled on its first call is compiled before seconds count."""
+    one = np.eye(4)
+    cospadi(one, Whitening(one, 0.0), 2, 1, iterations=1, pursue=pursuit)
+
+
+def _counted(job: Job) -> tuple[Factors, Cost]:
+    with measured() as cost:
+        found = factor(*job)
+    return found, cost
 
 
 def _group_format(bits: int) -> str:

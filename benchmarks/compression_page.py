@@ -80,6 +80,35 @@ def quality_table(lines: Sequence[Line], *, factored: bool, low: bool = False) -
     return table(HEAD, quality_rows([x for x in lines if fits(x)], dense))
 
 
+def is_bundle(line: Line) -> bool:
+    return bool(line["method"].startswith("bundle "))
+
+
+def healed_table(lines: Sequence[Line]) -> str:
+    """Bundles by bits a weight: above dense as they are, and after each kind of healing."""
+    dense, names = dense_of(lines), dict[str, dict[str, Line]]()
+    for x in filter(is_bundle, lines):
+        _, name, *update = x["method"].split()
+        names.setdefault(name, {})[update[0] if update else ""] = x
+    rows = []
+    for name, found in sorted(names.items(), key=lambda item: -bits(next(iter(item[1].values())))):
+        first = next(iter(found.values()))
+        tokens = max(x["healed"] for x in found.values())
+        cells = [
+            f"{found[update]['bits_per_byte'] - dense:+.4f} ({100 * found[update]['blimp']:.1f} %)"
+            if update in found
+            else None
+            for update in ("", "scales", "straight-through")
+        ]
+        seconds = [f"{x['heal_seconds']:.0f}" for x in found.values() if "heal_seconds" in x]
+        rows.append([
+            name, f"{bits(first):.3f}", f"{first['file_bytes'] / 1e6:.2f}", *cells,
+            f"{tokens / 1e6:g}M" if tokens else None, " and ".join(seconds),
+        ])  # fmt: skip
+    head = ("bundle", "bits a weight", "MB", "as it is", "scales healed", "codes too", "tokens")
+    return table((*head, "s of healing"), rows)
+
+
 def factor_table(lines: Sequence[Line]) -> str:
     """Bits a byte above dense, a row a method and a column a ratio, in fp16 factors."""
     dense = dense_of(lines)
@@ -175,6 +204,8 @@ def sections() -> dict[str, str]:
     for model in MODELS:
         some = of_model(lines, model)
         if any(x["method"] == "dense f32" for x in some):
+            found[f"healed {model}"] = healed_table(some)
+            some = [x for x in some if not is_bundle(x)]
             found[f"against {model}"] = against(some)
             found[f"quantized {model}"] = quality_table(some, factored=False)
             found[f"factored {model}"] = factor_table(some)

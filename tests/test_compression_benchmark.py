@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edgert.converters import calibrate
+from edgert.converters.compress import baselines
 from edgert.converters.compress.budget import Format, storage_bits
 from edgert.converters.compress.compot import Options, compot
 from edgert.converters.compress.whiten import Gram, whiten
@@ -19,6 +20,7 @@ from edgert.kernels.quant import F32
 
 from benchmarks import compression_page as page
 from benchmarks.compression_factors import Factored, Plan, Recipe, quantized_factors, refitted
+from benchmarks.compression_healed import asked
 from benchmarks.compression_mixed import Mixed
 from benchmarks.compression_model import Model, projections
 from benchmarks.compression_quantizers import quantized
@@ -129,6 +131,39 @@ def test_each_projection_is_factored_and_put_back_where_it_was() -> None:
         assert_close(piece.name, factors.product().T, got, rms=2e-3)  # rounded to float16
 
 
+def test_factors_are_the_same_from_several_processes() -> None:
+    model = model_of(width=128, heads=2, kv_heads=2, head_dim=64, ff=128, layers=1)
+    grams, plan = grams_of(model), Plan("cospadi", 0.5, iterations=2)
+    one, two = (Factored(model, grams, plan, processes=count) for count in (1, 2))
+    assert len(one.factors) == len(two.factors) == 7
+    for a, b in zip(one.factors, two.factors, strict=True):
+        assert a is not None
+        assert b is not None
+        np.testing.assert_array_equal(a.product(), b.product())
+    facts = two.outcome(Recipe(plan)).facts
+    assert facts["processes"] == 2
+    assert facts["wall_seconds"] > 0
+    assert two.cost.seconds > 0
+
+
+def test_compiled_pursuit_is_that_of_the_library() -> None:
+    compiled = pytest.importorskip("benchmarks.compression_pursuit", reason="Numba is missing")
+    draw = np.random.default_rng(0)
+    d = draw.standard_normal((40, 30))
+    d /= np.linalg.norm(d, axis=0)
+    d[:, 7] = d[:, 3]  # a copy keeps a zero
+    y = draw.standard_normal((40, 50))
+    code, mask = baselines.pursuit(d, y, 13)
+    again, kept = compiled.pursuit(d, y, 13)
+    assert (mask == kept).all()
+    np.testing.assert_allclose(again, code, atol=1e-10)
+
+
+def test_a_bundle_to_heal_is_named_as_it_is_made() -> None:
+    assert asked("uint3-g64") == {"quant": "uint3-g64", "method": "gptq"}
+    assert asked("compot-int4-0.5") == {"recipe": "compot-int4", "compot": 0.5}
+
+
 def row(side: str, method: str, bits: float, value: float, **more: Any) -> dict[str, Any]:
     return {
         "key": f"{side} {method}", "model": "m", "side": side, "method": method, "healed": 0,
@@ -170,6 +205,19 @@ def test_factors_in_fp16_stand_by_method_and_ratio() -> None:
     assert "| method | CR 0.3 |" in text
     assert "| compot-20 | +0.0400 (70.0 %, 1 s) |" in text
     assert "a4s4" not in text
+
+
+def test_a_healed_bundle_stands_beside_what_it_was() -> None:
+    lines = [
+        row("edgert", "dense f32", 16, 1.0),
+        row("edgert", "bundle uint3-g64", 3.3, 1.05),
+        row("edgert", "bundle uint3-g64 scales", 3.3, 1.02, healed=1_500_000, heal_seconds=20.0),
+        row("edgert", "bundle compot-int4-0.5", 3.1, 1.3),
+    ]
+    plain, compot = page.healed_table(lines).splitlines()[2:]
+    assert plain.startswith("| uint3-g64 | 3.300 | 0.00 | +0.0500 (70.0 %) | +0.0200 (70.0 %) |  |")
+    assert plain.endswith("| 1.5M | 20 |")
+    assert compot.startswith("| compot-int4-0.5 | 3.100 | 0.00 | +0.3000 (70.0 %) |  |  |")
 
 
 def test_a_ratio_of_speeds_is_the_median_over_rounds() -> None:

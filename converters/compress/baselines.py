@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from .result import Factors, from_whitened
 from .whiten import Whitening
 
 POWER_STEPS = 8  # of K-SVD's rank-one fit
-_BATCH_BYTES = 64 << 20  # of matching pursuit's correlations at a time
+_BATCH_BYTES = 16 << 20  # of matching pursuit's basis at a time: what a processor's cache holds
 _COLUMNS = 8192  # of matching pursuit at a time, at most
-_DEPENDENT = 1e-12  # squared distance to the chosen atoms below which an atom is a copy of them
+DEPENDENT = 1e-12  # squared distance to the chosen atoms below which an atom is a copy of them
+
+Pursuit = Callable[[F64, F64, int], tuple[F64, Mask]]
 
 
 def truncated_svd(weight: Any, whitening: Whitening, rank: int, *, name: str = "weight") -> Factors:
@@ -60,14 +63,15 @@ def cospadi(
     seed: int = 42,
     trace: bool = False,
     name: str = "weight",
+    pursue: Pursuit | None = None,
 ) -> Factors:
     """CoSpaDi (arXiv 2509.22075): `L^T W [m, n] ~ D S` with unit-norm atoms, by K-SVD.
 
     k: 1 to n, may exceed m (atoms start as distinct columns of the whitened weight). s: 1 to
     min(k, m). Each iteration codes by orthogonal matching pursuit, then updates atom by atom
     with a rank-one fit (8 power iterations) of what the others leave. Unused atoms become the
-    columns with the largest residuals (ours; the paper skips them). Raises ConvertError as
-    `compot` does.
+    columns with the largest residuals (ours; the paper skips them). pursue: another
+    implementation of `pursuit`. Raises ConvertError as `compot` does.
     """
     w = checks.matrix(weight, name, rows=whitening.channels)
     k = checks.whole(k, f"{name}: k", 1, w.shape[1])
@@ -77,7 +81,7 @@ def cospadi(
     d = _first_atoms(y, k, np.random.default_rng(checks.whole(seed, "seed", 0)))
     errors = []
     for _ in range(iterations):
-        code, mask = pursuit(d, y, s)
+        code, mask = (pursue or pursuit)(d, y, s)
         residual = y - d @ code.T
         _update_atoms(d, code, mask, residual)
         if trace:
@@ -122,7 +126,7 @@ def _pursue(square: F64, correlations: F64, s: int, code: F64, mask: Mask) -> No
         chosen[:, t], mask[every, pick] = pick, True
         previous = basis[every, :t, pick]
         height = 1.0 - np.einsum("nt,nt->n", previous, previous)
-        usable = height > _DEPENDENT
+        usable = height > DEPENDENT
         scale = np.where(usable, 1 / np.sqrt(np.where(usable, height, 1.0)), 0.0)
         rows = square[pick] - (previous[:, None, :] @ basis[:, :t])[:, 0]
         basis[:, t] = rows * scale[:, None]
@@ -138,26 +142,30 @@ def _pursue(square: F64, correlations: F64, s: int, code: F64, mask: Mask) -> No
 def _update_atoms(d: F64, code: F64, mask: Mask, residual: F64) -> None:
     """One pass of K-SVD over all atoms, in place. Residuals follow atom by atom: else the error
     would not fall."""
+    rest = np.ascontiguousarray(residual.T)  # [n, m]: the columns that an atom serves lie whole
     taken: list[int] = []  # columns that unused atoms became in this pass
     for i in range(d.shape[1]):
         used = np.flatnonzero(mask[:, i] & (code[:, i] != 0))
         if not len(used):
-            norms = np.einsum("ij,ij->j", residual, residual)
+            norms = np.einsum("ji,ji->j", rest, rest)
             norms[taken] = 0
             worst = int(norms.argmax())
             if norms[worst] > 0:
-                d[:, i] = residual[:, worst] / np.sqrt(norms[worst])
+                d[:, i] = rest[worst] / np.sqrt(norms[worst])
                 taken.append(worst)
             continue
         v = code[used, i]
-        part = residual[:, used] + np.outer(d[:, i], v)
+        part = rest[used]
+        part += np.outer(v, d[:, i])
         for _ in range(POWER_STEPS):
-            u = part @ v
+            u = v @ part
             norm = float(np.linalg.norm(u))
             if norm == 0:
                 break
             u /= norm
-            v = u @ part
+            v = part @ u
         else:
             d[:, i], code[used, i] = u, v
-            residual[:, used] = part - np.outer(u, v)
+            part -= np.outer(v, u)
+            rest[used] = part
+    residual[:] = rest.T
