@@ -91,7 +91,7 @@ def told(settings: Line) -> str:
 
 def main_tables(o: Outcome) -> Iterator[str]:
     head = ("method", "evaluations, mean (least to most)", "deviation", "PSNR, dB", "SSIM",
-            "latent L2", "scenes right", "seconds", "settings")  # fmt: skip
+            "latent L2", "scenes right", "CPU s", "settings")  # fmt: skip
     for target in o.targets:
         rows = o.at(target)
         order = sorted(rows.values(), key=lambda x: -float(np.mean(x["psnr"])))

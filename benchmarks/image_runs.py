@@ -49,7 +49,8 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Drawn:
-    """latent [C, H, W], picture uint8 [H, W, 3]. computed: bool [T]. seconds: of the loop."""
+    """latent [C, H, W], picture uint8 [H, W, 3]. computed: bool [T]. seconds: CPU
+    time of the loop, which other processes do not change much."""
 
     latent: F32
     picture: NDArray[np.uint8]
@@ -127,9 +128,9 @@ class Draw(Job):
         network, guidance = artist.network(request)
         x = artist.noise(request, sampler)
         plan = Caching(policy=self.policy, mode=self.mode) if self.policy else None
-        begin = time.perf_counter()
+        begin = time.process_time()
         done = sample(network.denoiser(), sampler, x, guidance=guidance, caching=plan)
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         return artist.finished(done.x[0], done.computed.any(axis=(1, 2)), seconds)
 
 
@@ -146,9 +147,9 @@ class Record(Job):
         request, sampler = artist.request(self.prompt, self.seed), artist.sampler()
         network, guidance = artist.network(request)
         x = artist.noise(request, sampler)
-        begin = time.perf_counter()
+        begin = time.process_time()
         steps = list(trace(network.denoiser(), sampler, x, guidance, Run(request.seeds)))
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         found = {
             name: np.array([
                 replayed(policy.with_threshold(value), steps, sampler, guidance).sum()
