@@ -7,7 +7,7 @@ most drawings counts, of several such the last.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,22 +182,31 @@ def acceptance(o: Outcome) -> str:
         if row["right"] is not None:
             lost = 100 * float(np.mean(o.reference["right"]) - np.mean(row["right"]))
             judged(f"{own}, scenes right, points below uncached", f"{lost:+.1f}", "<= 1", lost <= 1)
-        spread = float(np.std(row["evaluations"]))
-        judged(f"{own}, deviation of evaluations", f"{spread:.2f}", "> 0", spread > 0)
-        fixed = o.rows.get(("Fixed-2", 26.0))
-        if fixed:
-            linear, ranked = correlations(
-                np.array(row["evaluations"], float), np.array(fixed["l2"], float)
-            )
-            judged(f"{own}, evaluations correlate with Fixed-2's error",
-                   f"{ranked:.2f} by ranks, {linear:.2f} linear", "> 0.2 by ranks",
-                   ranked > 0.2)  # fmt: skip
+    for target in o.targets:
+        for own in (OURS, TUNED):
+            adaptivity(o, own, target, judged)
     if o.agreement:
         few, many = o.agreement["runs"]
         for target, share in o.agreement["agreement"].items():
             judged(f"decisions by tables of {few} and {many} runs agree, at {target}",
                    f"{100 * share:.1f} %", ">= 95 %", share >= 0.95)  # fmt: skip
     return f"**{o.model}**\n\n" + table(("figure", "found", "must reach", ""), body)
+
+
+def adaptivity(o: Outcome, own: str, target: float, judged: Callable[..., None]) -> None:
+    """Whether samples get different numbers of evaluations, and those that need them more."""
+    row, fixed = o.at(target).get(own), o.rows.get(("Fixed-2", 26.0))
+    if row is None:
+        return
+    spread = float(np.std(row["evaluations"]))
+    judged(f"{own} at {target:g}, deviation of evaluations", f"{spread:.2f}", "> 0", spread > 0)
+    if fixed is None:
+        return
+    linear, ranked = correlations(np.array(row["evaluations"], float), np.array(fixed["l2"], float))
+    judged(
+        f"{own} at {target:g}, evaluations correlate with Fixed-2's error",
+        f"{ranked:.2f} by ranks, {linear:.2f} linear", "> 0.2 by ranks", ranked > 0.2,
+    )  # fmt: skip
 
 
 def setup(o: Outcome) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,28 @@ NEAR = 0.25  # evaluations by which a corrected threshold may miss its target
 TOLERANCE = 0.5  # what the protocol allows
 METHODS = (
     "SenCache", "SenCache, n tuned", "SeaCache", "TeaCache", "MagCache", "EasyCache",
-    "Taylor-Lite", "Fixed", "Vanilla",
+    "Taylor-Lite", "Fixed", "Fixed, warm", "Vanilla",
 )  # fmt: skip
 CAPS = (2, 3, 4, 5)  # of MagCache's hits in a row, one is chosen; its paper has 2 and 4
 # (n, share of the steps with the start tolerance) that the retuned SenCache is chosen from
 RETUNED = ((2, 0.2), (3, 0.2), (4, 0.2), (2, 0.0), (3, 0.0), (4, 0.0))
+
+
+@dataclass(kw_only=True)
+class Warm(Fixed):
+    """A control for policies that compute the first fifth of the steps: those, then evenly spaced
+    ones up to `evaluations` in all."""
+
+    name: ClassVar[str] = "warm"
+    start: float = 0.2
+
+    def reset(self, plan: Plan) -> None:
+        super().reset(plan)
+        total, early = len(plan), round(self.start * len(plan))
+        left = max(1, round(self.evaluations or total) - early)
+        # the warm steps' last one counts as the first of the even ones
+        later = np.linspace(early - 1, total - 1, left + 1)[1:]
+        self._computed = {*range(early), *np.round(later).astype(int).tolist()}
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,7 @@ def candidates(name: str, table: SensitivityTable, target: float, total: int) ->
         "TeaCache": lambda: Candidate(TeaCache(**_own(table)), key=name),
         "EasyCache": lambda: Candidate(EasyCache(), key=name),
         "Fixed": lambda: Candidate(Fixed(evaluations=target)),
+        "Fixed, warm": lambda: Candidate(Warm(evaluations=target)),
         "Fixed-2": lambda: Candidate(Fixed(interval=2)),
         "Vanilla": lambda: Candidate(steps=round(target)),
     }

@@ -80,6 +80,17 @@ def test_fixed_computes_as_many_steps_as_wanted_evenly(wanted: int) -> None:
     assert np.ptp(np.diff(at)) == 1
 
 
+@pytest.mark.parametrize("wanted", [21, 25, 32])
+def test_the_warm_control_computes_the_first_fifth_and_then_evenly(wanted: int) -> None:
+    policy = methods.Warm(evaluations=wanted)
+    assert methods.counted(policy, 50) == wanted
+    policy.reset(methods.Plan(np.zeros(50), 0, 50))
+    at = sorted(policy._computed)
+    assert at[:10] == list(range(10))
+    assert at[-1] == 49
+    assert np.ptp(np.diff(at[9:])) <= 1
+
+
 def test_an_interval_of_two_takes_twenty_six_of_fifty() -> None:
     assert methods.counted(Fixed(interval=2), 50) == 26
 
