@@ -1,0 +1,96 @@
+"""Benchmarks of models that draw, on tiny pipelines: rows that are resumed, pages, peers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgert.converters.convert import convert
+
+from benchmarks import image_caching, image_caching_page, image_engines, image_peers
+from benchmarks.image_runs import Protocol, Workers
+from tests.image import pipelines
+
+diffusers = pytest.importorskip("diffusers")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class-conditional pipeline with a flow's scheduler."""
+    folder = tmp_path_factory.mktemp("labelled") / "pipe"
+    pipelines.write_dit(folder)
+    shutil.rmtree(folder / "scheduler")
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_config(folder / "scheduler")
+    kind = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    pipelines.edit_json(folder / "model_index.json", scheduler=kind)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captioned") / "pipe"
+    pipelines.write_pixart(folder)
+    return folder
+
+
+def test_rows_are_kept_and_become_a_page(labelled: Path, tmp_path: Path) -> None:
+    bundle, out = tmp_path / "pipe.edge", tmp_path / "rows.jsonl"
+    convert(labelled, bundle, quant="f32", progress=False)
+    protocol = Protocol(str(bundle), steps=12)
+    with Workers(protocol, 1) as workers:
+        bench = image_caching.Bench(
+            protocol, image_caching.Counts(2, 2, 3), workers, out=out, work=tmp_path / "work"
+        )
+        bench.prepare()
+        for name in ("SenCache", "TeaCache", "Fixed", "Vanilla", "Fixed"):
+            bench.row(name, 7.0)
+    lines = [json.loads(text) for text in out.read_text("utf-8").splitlines()]
+    rows = {x["method"]: x for x in lines if x["kind"] == "row"}
+    kinds = [x["kind"] for x in lines]
+    assert (kinds.count("row"), kinds.count("reference")) == (4, 1)
+    assert rows["Fixed"]["evaluations"] == rows["Vanilla"]["evaluations"] == [7, 7, 7]
+    assert rows["Fixed"]["l2"] != rows["Vanilla"]["l2"]
+    assert all(0 < x < 1 for row in rows.values() for x in row["l2"])
+    page = tmp_path / "page.md"
+    shutil.copy(image_caching_page.PAGE, page)
+    image_caching_page.write_page(out, page)
+    text = page.read_text("utf-8")
+    assert "7 of 12 evaluations" in text
+    assert all(name in text for name in rows)
+
+
+@pytest.mark.parametrize("kind", ["labelled", "captioned"])
+def test_peers_compute_the_same(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    convert(folder, tmp_path / "x.edge", quant="f32", progress=False)
+    inputs = image_engines.inputs_of(tmp_path / "x.edge")
+    bundles = {"f32": tmp_path / "x.edge"}
+    names = ("torch f32", "edgert f32")
+    with image_engines.opened(folder, bundles, inputs, 1, names) as (engines, missing):
+        assert not missing
+        torch, ours = (image_peers.evaluated(engine, inputs) for engine in engines)
+    assert np.linalg.norm(ours - torch) < 1e-4 * np.linalg.norm(torch)
+
+
+def test_a_peer_that_cannot_be_opened_is_named(labelled: Path, monkeypatch: Any) -> None:
+    def fail(*given: Any, **options: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'openvino'")
+
+    monkeypatch.setattr(image_engines, "openvino_engine", fail)
+    inputs = image_engines.Inputs(np.zeros((1, 4, 8, 8), np.float32), 1.0, {})
+    with image_engines.opened(labelled, {}, inputs, 1, ["openvino f32"]) as (found, missing):
+        assert not found
+        assert missing == {"openvino f32": "ModuleNotFoundError: No module named 'openvino'"}
+
+
+def test_ratios_are_medians_over_rounds() -> None:
+    spent = {"a": [1.0, 2.0, 4.0], "b": [2.0, 6.0, 4.0]}
+    assert image_peers.ratio(spent, "a", "b") == 2
+    calls: list[str] = []
+    runs = {name: lambda n=name: calls.append(n) for name in "ab"}
+    assert {n: len(t) for n, t in image_peers.interleaved(runs, 2).items()} == {"a": 2, "b": 2}
+    assert calls == ["a", "b", "b", "a"]
