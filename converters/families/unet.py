@@ -25,7 +25,8 @@ KEYS = Keys(
     fixed={
         "act_fn": ("silu", "swish"), "addition_embed_type": (None,),
         "addition_time_embed_dim": (None,), "attention_type": ("default",),
-        "center_input_sample": (False,), "class_embed_type": (None,), "class_embeddings_concat": (False,), "conv_in_kernel": (3,),
+        "center_input_sample": (False,), "class_embed_type": (None,),
+        "class_embeddings_concat": (False,), "conv_in_kernel": (3,),
         "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
         "dual_cross_attention": (False,), "encoder_hid_dim": (None,),
         "encoder_hid_dim_type": (None,), "flip_sin_to_cos": (True,),

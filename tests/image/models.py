@@ -54,7 +54,7 @@ DENOISERS: dict[str, tuple[str, dict[str, Any]]] = {
 UNET: dict[str, Any] = {
     "sample_size": 8, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 20,
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 24,
     "attention_head_dim": 2,
 }  # fmt: skip
 # case -> config
@@ -71,6 +71,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     },
+    "wide": {**UNET, "block_out_channels": (64, 64)},  # whose matrices are worth codes
     "middle-less": {**UNET, "mid_block_type": None, "block_out_channels": (16, 16)},
     "one-level": {
         **UNET, "block_out_channels": (8,), "down_block_types": ("DownBlock2D",),
@@ -189,11 +190,12 @@ def inputs_of(case: str, size: tuple[int, int], captions: int = 5) -> dict[str, 
     """Random inputs of a denoiser's graph."""
     rng = np.random.default_rng(7)
     channels = DENOISERS[case][1].get("in_channels", 4)
+    width = UNET["cross_attention_dim"] if case in UNETS else 20
     return {
         "x": rng.standard_normal((size[0] * size[1], channels)).astype(np.float32),
         "timestep": np.array([[417.0]], np.float32),
         "label": np.array([3], np.int32),
-        "caption": rng.standard_normal((captions, 20)).astype(np.float32),
+        "caption": rng.standard_normal((captions, width)).astype(np.float32),
         "height": np.array([[640.0]], np.float32),
         "width": np.array([[512.0]], np.float32),
         "aspect": np.array([[1.25]], np.float32),
