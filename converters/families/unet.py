@@ -3,6 +3,7 @@ them (latent diffusion, arXiv 2112.10752)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from .recipe import FamilyModel, Part, Recipe
 DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
 MIDDLE = "UNetMidBlock2DCrossAttn"
+# Releases of diffusers whose configs say half of the side that the model was trained for.
+OLD, OLD_SIDE = re.compile(r"0\.[0-8]\."), 64
 LEVELS = 8  # at most; a graph's grids are halved between them
 KEYS = Keys(
     fixed={
@@ -93,10 +96,10 @@ def read(raw: Mapping[str, Any], faults: list[str]) -> Config:
             "Diffusion 1 and 2 have it"
         ])  # fmt: skip
     c = read_component(raw, Config, KEYS, faults)
-    hard = list(_list_faults(c))
-    if hard:
-        raise refused([*hard, *faults])
-    _check_sizes(c, faults)
+    if broken := _list_faults(c) or _size_faults(c):
+        raise refused([*broken, *faults])
+    if OLD.match(str(raw.get("_diffusers_version"))) and c.sample_size < OLD_SIDE:
+        c = msgspec.structs.replace(c, sample_size=OLD_SIDE)
     return c
 
 
@@ -128,7 +131,9 @@ def _list_faults(c: Config) -> list[str]:
     return out
 
 
-def _check_sizes(c: Config, faults: list[str]) -> None:
+def _size_faults(c: Config) -> list[str]:
+    """Sizes that do not go together."""
+    faults = list[str]()
     for width, heads in zip(c.block_out_channels, c.each(c.attention_head_dim), strict=True):
         if width % c.norm_num_groups or width % heads:
             faults.append(
@@ -156,6 +161,7 @@ def _check_sizes(c: Config, faults: list[str]) -> None:
             f"config 'sample_size' is {c.sample_size}, expected a multiple of {multiple}, for "
             f"{c.levels} levels"
         )
+    return faults
 
 
 def build(raw: Mapping[str, Any], height: int, width: int, faults: list[str]) -> FamilyModel:

@@ -150,8 +150,9 @@ class DiffusersSource:
         labels, null = self._labels(graphs["denoiser"].index_bounds().get("label", set()), faults)
         where = f"scheduler/{SCHEDULER_FILE}"
         scheduler = settings_of(
-            self._bytes(where), self.path / where, self.layout.classes["scheduler"], faults
-        )
+            self._bytes(where), self.path / where, self.layout.classes["scheduler"],
+            pipeline.scheduler, faults,
+        )  # fmt: skip
         steps, guidance = self._defaults(graphs["denoiser"], scheduler)
         spec = ImageSpec(
             scheduler=scheduler,

@@ -33,7 +33,7 @@ MODELS = {
 class Pipeline:
     """What a pipeline's class fixes. tokenizers: tokenizer by text encoder. max_tokens: of a
     caption. steps, guidance: defaults, of models that were not distilled for fewer. denoiser: name
-    of the component."""
+    of the component. scheduler: settings that it has whatever the file says."""
 
     conditioning: str
     steps: int
@@ -42,6 +42,7 @@ class Pipeline:
     max_tokens: int = 0
     lower: bool = False
     denoiser: str = "transformer"
+    scheduler: Mapping[str, int | bool] = field(default_factory=dict)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -59,8 +60,12 @@ PIPELINES: Mapping[str, Pipeline] = {
     ),
     "PixArtAlphaPipeline": Pipeline("captions", 20, 4.5, ONE_ENCODER, 120, lower=True),
     "PixArtSigmaPipeline": Pipeline("captions", 20, 4.5, ONE_ENCODER, 300, lower=True),
-    "StableDiffusionPipeline": Pipeline("captions", 20, 7.5, ONE_ENCODER, 77, denoiser="unet"),
-}
+    # its oldest files lack both, and diffusers mends them so
+    "StableDiffusionPipeline": Pipeline(
+        "captions", 20, 7.5, ONE_ENCODER, 77, denoiser="unet",
+        scheduler={"steps_offset": 1, "clip_sample": False},
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,14 @@ SUBSTITUTES: Mapping[str, Substitute] = {
 }
 
 
-def settings_of(data: bytes, path: Path, listed: str, faults: list[str]) -> Settings:
-    """The settings that are not null, of a sampler that edgert has. path: of the file, for
-    messages. listed: the class that the pipeline's index says."""
+def settings_of(
+    data: bytes, path: Path, listed: str, fixed: Mapping[str, Any], faults: list[str]
+) -> Settings:
+    """The settings that are not null, of a sampler that edgert has.
+
+    path: of the file, for messages. listed: the class that the pipeline's index says. fixed: what
+    the pipeline sets whatever the file says.
+    """
     where = f"{path.parent.name}/{path.name}"
     kept = Settings()
     for key, value in json_object(NO_LIMIT.sub(rb"\1null", data), path).items():
@@ -70,7 +75,13 @@ def settings_of(data: bytes, path: Path, listed: str, faults: list[str]) -> Sett
     if stated != listed:
         faults.append(f"{where} is of {str(stated)[:64]!r}, the pipeline says {listed!r}")
     elif not faults:
-        kept = _substituted(kept, path.parent.parent.name)
+        name = path.parent.parent.name
+        kept = _substituted(kept, name)
+        for key, value in fixed.items():
+            if kept.get(key, value) != value:
+                notice(f"{name}: {where} says {key} {kept[key]}, taken is {value}, as its pipeline "
+                       "does")  # fmt: skip
+        kept |= fixed
         faults += [f"{where}: {fault}" for fault in _sampler_faults(kept)]
     return kept
 

@@ -206,6 +206,19 @@ def with_scheduler(source: Path, folder: Path, settings: dict[str, Any]) -> Path
     return folder / "pipe"
 
 
+def test_oldest_files_are_mended_as_diffusers_does(
+    made: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"_class_name": "DDIMScheduler", **SD, "steps_offset": 0, "clip_sample": True}
+    source = with_scheduler(made("pndm").source, tmp_path, settings)
+    pipelines.edit_json(source / "unet/config.json", sample_size=32, _diffusers_version="0.6.0")
+    convert(source, tmp_path / "x.edge", quant="f16", progress=False)
+    spec = spec_of(tmp_path / "x.edge")
+    assert (spec.scheduler["steps_offset"], spec.scheduler["clip_sample"]) == (1, False)
+    assert (spec.defaults["width"], spec.defaults["height"]) == (512, 512)
+    assert "scheduler_config.json says steps_offset 0, taken is 1" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
