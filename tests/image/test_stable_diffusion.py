@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edgert.converters.convert import convert
+from edgert.converters.sources.pipelines import weights_files
 from PIL import Image
 
 import edgert
@@ -262,6 +263,13 @@ def test_few_steps_are_not_cached_and_nothing_is_said(
     assert found.settings["cache"] == "none"
     assert found.settings["steps"] == found.evaluations == 1
     assert not caplog.text
+
+
+def test_weights_of_a_unet_are_found_among_others() -> None:
+    stem = "diffusion_pytorch_model"
+    names = [f"{stem}.bin", f"{stem}.non_ema.safetensors", f"{stem}.fp16.safetensors"]
+    assert weights_files("unet", names) == (names[-1], "")
+    assert weights_files("unet", [*names, f"{stem}.safetensors"]) == (f"{stem}.safetensors", "")
 
 
 def test_outputs_are_used_again_where_steps_are_many(made: Make) -> None:
