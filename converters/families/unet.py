@@ -128,6 +128,10 @@ def _list_faults(c: Config) -> list[str]:
                 out.append(
                     f"config {key!r} has {short(kind)}, expected {' or '.join(map(short, known))}"
                 )
+    if c.mid_block_type is None and not {CROSS_DOWN, CROSS_UP} & {
+        *c.down_block_types, *c.up_block_types
+    }:  # fmt: skip
+        out.append("config 'mid_block_type' is null and no block reads captions, expected one")
     return out
 
 

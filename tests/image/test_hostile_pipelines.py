@@ -273,6 +273,14 @@ CASES: dict[str, tuple[str, Spoil, str]] = {
     "unet of an unknown middle": (
         "sd", config("unet", mid_block_type="UNetMidBlock2D"), "has 'UNetMidBlock2D'",
     ),
+    "unet that reads no captions": (
+        "sd",
+        config(
+            "unet", mid_block_type=None, down_block_types=["DownBlock2D"] * 3,
+            up_block_types=["UpBlock2D"] * 3,
+        ),
+        "no block reads captions",
+    ),
     "unet of an unknown key": ("sd", config("unet", gate=1), "unet: config key 'gate'"),
     "unet with labels": ("sd", config("unet", num_class_embeds=10), "'num_class_embeds' is 10"),
     "unet of other time": (
