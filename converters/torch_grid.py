@@ -15,7 +15,8 @@ Attrs = Mapping[str, Any]
 
 def _picture(x: Tensor, attrs: Attrs) -> Tensor:
     """Rows [B, H * W, C] as [B, C, H, W]."""
-    return x.unflatten(1, (attrs["height"], attrs["width"])).permute(0, 3, 1, 2)
+    batch, _, channels = x.shape
+    return x.reshape(batch, attrs["height"], attrs["width"], channels).permute(0, 3, 1, 2)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def _rows(x: Tensor) -> Tensor:
 def _conv2d(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     side, x = attrs["kernel"], _picture(inputs[0], attrs)
     edge = (attrs["pad_before"], attrs["pad_after"])
-    kernel = w["weight"].unflatten(1, (side, side, x.shape[1])).permute(0, 3, 1, 2)
+    kernel = w["weight"].reshape(-1, side, side, x.shape[1]).permute(0, 3, 1, 2)
     return _rows(F.conv2d(F.pad(x, edge + edge), kernel, w.get("bias"), attrs["stride"]))
 
 

@@ -82,17 +82,17 @@ def _mask(q: Tensor, k: Tensor, w: Slots, attrs: Attrs) -> Tensor | None:
 
 def _dot_attention(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
     heads = attrs["heads"]
-    q, k, v = (x.unflatten(-1, (heads, attrs["head_dim"])).transpose(1, 2) for x in inputs)
-    y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=_mask(*inputs[:2], w, attrs), scale=attrs["scale"]
-    )
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in inputs)
+    mask = _mask(inputs[0], inputs[1], w, attrs)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attrs["scale"])
     out: Tensor = y.transpose(1, 2).flatten(2)
     return out
 
 
 def _patchify(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
     (x,), p = inputs, attrs["patch"]
-    cells = x.unflatten(1, (attrs["height"] // p, p, attrs["width"] // p, p))
+    sides = attrs["height"] // p, p, attrs["width"] // p, p
+    cells = x.reshape(len(x), *sides, x.shape[-1])
     return cells.transpose(2, 3).reshape(len(x), -1, p * p * x.shape[-1])
 
 

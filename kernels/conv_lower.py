@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import isa
-from .cpu.layout import CELLS, GROUP, TILE, TOKEN_BLOCK, WINOGRAD_TILES, blocks_of, groups_of
+from .cpu.layout import CHUNK, GROUP, SPAN, TILE, TOKEN_BLOCK, WINOGRAD_TILES, blocks_of, groups_of
 from .linear import LINEAR
 from .lowering import Builder, Lower, Word, stride_of, weight
 from .operands import operands
@@ -29,7 +29,7 @@ CONV = operands(
 )  # fmt: skip
 # Of patch_rows and quantize_patches: outputs from `first` on. y: float rows, or int8 tiles as those
 # of `quantize`; y_stride: between rows, or between the threads' copies of a single one.
-PATCHES = operands(
+CONV_PATCHES = operands(
     "x", "x_stride", "depth", "height", "width", "out_width", "kernel", "stride", "before",
     "factor", "first", "y", "y_stride", "blocks", "offset", "scratch", "scratch_bytes",
 )  # fmt: skip
@@ -98,8 +98,7 @@ def _grid_words(b: Builder, node: Any) -> dict[str, Word]:
 def _direct(b: Builder, node: Any, tail: _Tail, kernel: str) -> None:
     grid, y, residual = _grid_words(b, node), b.floats(tail.output), tail.residual
     side, depth = int(grid["kernel"]), int(grid["depth"])
-    # addresses of a chunk's cells, of rows and columns, and a tile's sums
-    b.scratch(8 * CELLS * (side * side + 2 * side) + 8192)
+    b.scratch(CHUNK * (8 * (side * side + 2 * side) + 64 * SPAN))  # addresses and sums
     zeros = b.made("zeros", depth)
     if not zeros:
         zeros = b.make("zeros", depth, b.constant(np.zeros(stride_of(depth) // 4, np.float32)))
@@ -149,7 +148,7 @@ def _by_bands(b: Builder, node: Any, tail: _Tail) -> None:
             "blocks": blocks, "offset": encoding.offset or 0,
         }  # fmt: skip
         kernel = "quantize_patches" if tiles else "patch_rows"
-        b.step(kernel, PATCHES, made, [str(grid["x"])], words, rows=rows)
+        b.step(kernel, CONV_PATCHES, made, [str(grid["x"])], words, rows=rows)
         part, at = f"{node.output}#band{first}", first * b.stride(y)
         other = f"{part}+" if tail.residual else ""
         b.view(part, y, at)

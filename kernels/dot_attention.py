@@ -108,7 +108,7 @@ def _pack(b: Builder, node: Any, heads: int, size: int) -> str:
 def _scratch(size: int) -> int:
     """Bytes that a thread needs: sums and largest scores, biases, scores, values, queries."""
     tile = 4 * KEYS * QUERIES + QUERIES * (stride_of(size) + 4 * size)
-    return 4 * 64 + 4 * (KEYS + 2 * QUERIES) + tile
+    return 2 * stride_of(QUERIES) + 4 * (KEYS + 2 * QUERIES) + tile
 
 
 def lower_dot_attention(b: Builder, node: Any) -> None:
@@ -156,14 +156,14 @@ def _bias(ctx: EmitContext, call: Call, q: str, k: str) -> str:
     """relative_bias of each pair, [1, H, N, M]: how many buckets begin at or before a distance is
     the bucket's number. Made once for all nodes that have the table and as many rows."""
     table, causal = call.weights["relative_bias"], call.attrs["causal"]
-    key = "relative_bias", table.name, call.shapes[0][0], call.shapes[1][0], causal
-    key = *key, call.attrs["max_distance"]
+    rows = call.shapes[0][0], call.shapes[1][0]
+    key = "relative_bias", table.name, *rows, causal, call.attrs["max_distance"]
     if key in ctx.made:
         return ctx.made[key]
     buckets = table.shape[0] if causal else table.shape[0] // 2
     starts = starts_of(buckets, call.attrs["max_distance"])[1:].astype(np.float32)
-    rows = ctx.op("Unsqueeze", [_places(ctx, q), ctx.ints(1)])
-    distance = ctx.op("Sub", [_places(ctx, k), rows])  # [N, M], key - query
+    queries = ctx.op("Unsqueeze", [_places(ctx, q), ctx.ints(1)])
+    distance = ctx.op("Sub", [_places(ctx, k), queries])  # [N, M], key - query
     zero = ctx.table(np.zeros(1, np.float32))
     if causal:
         away = ctx.op("Sub", [zero, distance])  # of the rest, buckets do not matter
@@ -176,8 +176,8 @@ def _bias(ctx: EmitContext, call: Call, q: str, k: str) -> str:
         later = ctx.op("Cast", [ctx.op("Less", [zero, distance])], to=FLOAT)
         later = ctx.op("Mul", [later, ctx.table(np.full(1, buckets, np.float32))])
         found = ctx.op("Add", [found, later])
-    rows = ctx.op("Gather", [ctx.floats(table.name), ctx.op("Cast", [found], to=INT64)])
-    bias = ctx.op("Transpose", [rows], perm=[2, 0, 1])  # [N, M, H] -> [H, N, M]
+    entries = ctx.op("Gather", [ctx.floats(table.name), ctx.op("Cast", [found], to=INT64)])
+    bias = ctx.op("Transpose", [entries], perm=[2, 0, 1])  # [N, M, H] -> [H, N, M]
     ctx.made[key] = ctx.op("Unsqueeze", [bias, ctx.ints(0)])
     return ctx.made[key]
 

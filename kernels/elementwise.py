@@ -22,7 +22,7 @@ from .operands import operands
 from .quant import F32
 
 GLU = operands("x", "x_stride", "width", "act", "y", "y_stride", "scratch", "scratch_bytes")
-ACTIVATION = operands("x", "y", "stride", "act", "scratch", "scratch_bytes")
+ACTIVATION = operands("x", "y", "stride", "act")
 ADD = operands("a", "b", "y", "stride", "width")
 COPY = operands("x", "x_stride", "y", "y_stride", "width")
 SELECT = operands("x", "stride", "rows", "y", "row_bytes")
@@ -95,9 +95,7 @@ def lower_activation(b: Builder, node: Any) -> None:
     x, y = node.inputs[0], b.floats(node.output)
     words: dict[str, Word] = {
         "x": x, "y": y, "stride": b.stride(y), "act": ACTS[b.attrs(node)["act"]],
-        "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
     }  # fmt: skip
-    b.scratch(64)
     in_place = x if b.is_last_use(x, y) else ""
     b.step("activation", ACTIVATION, y, [x], words, in_place=in_place)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import isa
 from .before import work_before
-from .cpu.layout import ACTS, GROUP, ROWS, TILE, TOKEN_BLOCK, blocks_of, groups_of
+from .cpu.layout import ACTS, CHUNK, GROUP, ROWS, SPAN, TILE, TOKEN_BLOCK, blocks_of, groups_of
 from .encodings import dequantize, encoding_of, tensors_of
 from .linear_onnx import ONNX
 from .lowering import Builder, Lower, Word, stride_of, weight
@@ -86,7 +86,6 @@ def _gates(b: Builder, node: Any, reader: Any) -> bool:
     matrix = node.weights["weight"]
     return (
         "bias" not in node.weights
-        and b.attrs(reader)["act"] != "gelu"
         and b.weight_shape(matrix)[0] % (2 * ROWS) == 0
         and not b.shared(matrix)
         and b.encoding(matrix).gated
@@ -116,6 +115,7 @@ def _activations(b: Builder, x: str, offset: int) -> str:
 def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = "") -> None:
     matrix, x = node.weights["weight"], node.inputs[0]
     encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
+    b.scratch(1024 + CHUNK * SPAN * 64)
     b.scratch(4096 + 2 * TILE * 64 + encoding.input_scratch * blocks_of(depth) * GROUP)
     if encoding.offset is not None:
         x, depth = _activations(b, x, encoding.offset), blocks_of(depth)

@@ -46,8 +46,9 @@ def chunk(m: F32, weights: Mapping[str, Any], index: int, width: int) -> F32:
 def frequencies(size: int, freq_shift: float) -> F32:
     """The size / 2 frequencies of a timestep's embedding."""
     half = size // 2
-    exponent = np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
-    out: F32 = np.exp(np.float32(-np.log(10000.0)) * exponent)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of absurd shifts
+        exponent = np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
+        out: F32 = np.exp(np.float32(-np.log(10000.0)) * exponent)
     return out
 
 

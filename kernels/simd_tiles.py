@@ -12,25 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic
 
-from .simd import (
-    BASELINE,
-    ISA,
-    _call,
-    _load,
-    _splat,
-    _store,
-    _widen,
-    f32x16,
-    i64,
-    simd_baseline,
-    types,
-)
+from . import simd_baseline
+from .simd import BASELINE, ISA, _call, _load, _splat, _store, _widen, f32x16, i64
 
-# Rows and groups of a tile, by what registers hold; sums of a lone row are SPAN chains.
+# Rows and groups of a tile, by what registers hold.
 TALL, WIDE = {"avx512vnni": (6, 4), "portable": (2, 1)}.get(ISA, (6, 1))
-SPAN = 4  # groups that the callers work on at a time
 
 _I64, _F32, _HALF = ir.IntType(64), ir.FloatType(), ir.HalfType()
 _V = f32x16.llvm
@@ -64,11 +53,14 @@ class _Loop:
 
 
 def _body(b: Any, rows: int, groups: int, half: bool, arguments: Any) -> None:
-    w, apart, depth, segments, table, acc = arguments
+    w, apart, depth, segments, table, acc, resume = arguments
     kind, step = (ir.VectorType(_HALF, 16), 32) if half else (_V, 64)
     zero, zeros = _I64(0), ir.Constant(_V, [0.0] * 16)
     count = rows * groups
-    outer = _Loop(b, [zero, w, *[zeros] * count])
+    goes_on = b.icmp_signed("!=", resume, zero)
+    places = [b.add(acc, _I64(64 * (i % groups * rows + i // groups))) for i in range(count)]
+    starts = [b.select(goes_on, _load(b, place, _V), zeros) for place in places]
+    outer = _Loop(b, [zero, w, *starts])
     segment, at, *sums = outer.phis
     first = b.add(table, b.mul(segment, _I64(8 * rows)))
     x = [_load(b, b.add(first, _I64(8 * i)), _I64) for i in range(rows)]
@@ -88,27 +80,27 @@ def _body(b: Any, rows: int, groups: int, half: bool, arguments: Any) -> None:
     inner.again_while(b.icmp_signed("<", k, depth), [k, wk, *nexts])
     segment = b.add(segment, _I64(1))
     outer.again_while(b.icmp_signed("<", segment, segments), [segment, wk, *nexts])
-    for index, value in enumerate(nexts):
-        row, group = divmod(index, groups)
-        _store(b, b.add(acc, _I64(64 * (group * rows + row))), value)
+    for place, value in zip(places, nexts, strict=True):
+        _store(b, place, value)
 
 
 def float_tile(rows: int, groups: int, *, half: bool) -> Any:
-    """An intrinsic (w, apart, depth, segments, table, acc): int64 all.
+    """An intrinsic (w, apart, depth, segments, table, acc, resume): int64 all.
 
     w: weights [segments * depth][16] of the first group, float32 or float16; the next group lies
     `apart` bytes further. table: int64 addresses [segments][rows] of float32 [depth]. acc: takes
-    float32 [groups][rows][16]. depth and segments are 1 or more.
+    float32 [groups][rows][16], and holds what the sums go on from where resume is not 0. depth and
+    segments are 1 or more.
     """
 
     def typing(
-        ctx: Any, w: Any, apart: Any, depth: Any, segments: Any, table: Any, acc: Any
+        ctx: Any, w: Any, apart: Any, k: Any, segments: Any, table: Any, acc: Any, resume: Any
     ) -> Any:
         def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             _body(b, rows, groups, half, arguments)
             return context.get_dummy_value()
 
-        return types.void(i64, i64, i64, i64, i64, i64), codegen
+        return types.void(i64, i64, i64, i64, i64, i64, i64), codegen
 
     typing.__name__ = typing.__qualname__ = f"float_tile_{rows}x{groups}{'_half' * half}"
     return intrinsic(typing)

@@ -108,6 +108,13 @@ def gated_add(b: Nodes, x: str, h: str, m: str, label: str, chunk: int, *, table
     return b.node("gated_add", inputs, label, weights=slots, attrs=attrs, output=output)
 
 
+def behind(layer: int, count: int) -> str:
+    """The name of the rows behind a block, "" where it has none."""
+    if layer == count - 1:
+        return pieces.BODY
+    return pieces.FIRST if layer == 0 else ""
+
+
 @dataclass(frozen=True)
 class Heads:
     """Sizes of attention: `count` heads of `size` channels, and rows of `width` outside."""

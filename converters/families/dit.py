@@ -86,7 +86,7 @@ def build(raw: Mapping[str, Any], height: int, width: int, faults: list[str]) ->
     grid = diffusion.grid_of(height, width, c.in_channels, c.patch_size)
     x = diffusion.patches(b, grid, dim, base=c.sample_size // c.patch_size, interpolation=1.0)
     for layer in range(c.num_layers):
-        x = _block(b, c, layer, x, dim, last=layer == c.num_layers - 1)
+        x = _block(b, c, layer, x, dim)
     m = b.activation(pieces.TIME, "head.time", "silu")
     m = b.product(m, "head.modulation", "proj_out_1", (2 * dim, dim))
     x = b.layer_norm(x, "head.norm", 1e-6)
@@ -96,7 +96,7 @@ def build(raw: Mapping[str, Any], height: int, width: int, faults: list[str]) ->
     return diffusion.denoiser(b, grid, [Value(pieces.LABEL, (1,), "int32")], out)
 
 
-def _block(b: Nodes, c: Config, layer: int, x: str, dim: int, *, last: bool) -> str:
+def _block(b: Nodes, c: Config, layer: int, x: str, dim: int) -> str:
     """adaLN-zero: shift, scale and gate of both halves, from the block's own embedding of time
     and label. That of the first block is `time`, which the head reads too."""
     at, tensor, first = f"blocks.{layer}", f"transformer_blocks.{layer}", layer == 0
@@ -122,4 +122,6 @@ def _block(b: Nodes, c: Config, layer: int, x: str, dim: int, *, last: bool) -> 
     h = diffusion.modulate(b, h, m, f"{at}.modulated2", (3, 4))
     act = ACTIVATIONS.get(c.activation_fn, "gelu")
     h = diffusion.feed_forward(b, h, f"{at}.ff", f"{tensor}.ff", dim, act)
-    return diffusion.gated_add(b, x, h, m, f"{at}.add2", 5, output=pieces.BODY if last else "")
+    return diffusion.gated_add(
+        b, x, h, m, f"{at}.add2", 5, output=diffusion.behind(layer, c.num_layers)
+    )

@@ -93,7 +93,7 @@ def build(raw: Mapping[str, Any], height: int, width: int, faults: list[str]) ->
     x = diffusion.patches(b, grid, dim, base=base, interpolation=c.interpolation)
     _condition(b, c, dim)
     for layer in range(c.num_layers):
-        x = _block(b, c, layer, x, last=layer == c.num_layers - 1)
+        x = _block(b, c, layer, x)
     x = b.layer_norm(x, "head.norm", 1e-6)
     shifts = diffusion.table(b, "head.table", "scale_shift_table", (2, dim))
     x = diffusion.modulate(b, x, pieces.TIME, "head.modulated", (0, 1), table=shifts)
@@ -139,7 +139,7 @@ def _size(b: Nodes, embedder: str, width: int) -> str:
     return b.node("concat", [sides, aspect], "size")
 
 
-def _block(b: Nodes, c: Config, layer: int, x: str, *, last: bool) -> str:
+def _block(b: Nodes, c: Config, layer: int, x: str) -> str:
     """adaLN-single: the shared modulation plus the block's own table."""
     at, tensor, dim = f"blocks.{layer}", f"transformer_blocks.{layer}", c.width
     heads = diffusion.Heads(c.num_attention_heads, c.attention_head_dim, dim, c.attention_bias)
@@ -159,5 +159,5 @@ def _block(b: Nodes, c: Config, layer: int, x: str, *, last: bool) -> str:
     act = ACTIVATIONS.get(c.activation_fn, "gelu")
     h = diffusion.feed_forward(b, h, f"{at}.ff", f"{tensor}.ff", dim, act)
     return diffusion.gated_add(
-        b, x, h, m, f"{at}.add3", 5, table=own, output=pieces.BODY if last else ""
+        b, x, h, m, f"{at}.add3", 5, table=own, output=diffusion.behind(layer, c.num_layers)
     )

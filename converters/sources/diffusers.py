@@ -32,6 +32,7 @@ from .files import index_faults, json_object, no_weights, read_file, shards, wei
 from .hub import SIDECARS
 from .pipelines import (
     EMBEDDED_GUIDANCE,
+    GENERATION,
     INDEX,
     MODELS,
     SCHEDULER_FILE,
@@ -153,11 +154,11 @@ class DiffusersSource:
             self._bytes(where), self.path / where, self.layout.classes["scheduler"],
             pipeline.scheduler, faults,
         )  # fmt: skip
-        steps, guidance = self._defaults(graphs["denoiser"], scheduler)
+        defaults = self._defaults(graphs["denoiser"], scheduler, faults)
         spec = ImageSpec(
             scheduler=scheduler,
             tokenizers=names,
-            defaults={"steps": steps, "guidance": guidance, "width": side, "height": side},
+            defaults={**defaults, "width": side, "height": side},
             conditioning=pipeline.conditioning,
             captions=specs,
             labels=labels,
@@ -165,6 +166,36 @@ class DiffusersSource:
             latents=latents,
         )  # fmt: skip
         return Image(spec, files, rows)
+
+    def _defaults(
+        self, graph: Graph, scheduler: Mapping[str, Any], faults: list[str]
+    ) -> dict[str, float | int]:
+        """Steps and guidance: the pipeline's, or those that the model was distilled for, unless
+        `generation_config.json` says otherwise, which diffusers does not read and a model's maker
+        may write."""
+        pipeline = self.layout.pipeline
+        found: dict[str, float | int] = {"steps": pipeline.steps, "guidance": pipeline.guidance}
+        few = few_steps(scheduler) if pipeline.denoiser == "unet" else None
+        if few is not None:
+            found = {"steps": few, "guidance": 1.0}
+        if any(value.name == GUIDANCE for value in graph.inputs):
+            found["guidance"] = EMBEDDED_GUIDANCE
+        data = read_file(self.path / GENERATION, limits.CONFIG_BYTES)
+        if data is None:
+            return found
+        self.read_files[GENERATION] = data
+        known = {"num_inference_steps": ("steps", int, 1), "guidance_scale": ("guidance", float, 0)}
+        for key, value in json_object(data, self.path / GENERATION).items():
+            name, kind, least = known.get(key, ("", float, 0))
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not name or not number or not least <= value <= 1000 or value != kind(value):
+                faults.append(
+                    f"{GENERATION}: {key[:64]!r} is {str(value)[:60]!r}, expected "
+                    "num_inference_steps from 1 to 1000 and guidance_scale from 0 to 1000"
+                )
+                continue
+            found[name] = kind(value)
+        return found
 
     def _labels(self, rows: set[Any], faults: list[str]) -> tuple[dict[str, int], int | None]:
         """Class by name, each of the names that a text lists, and the null class: the last row."""
@@ -179,14 +210,6 @@ class DiffusersSource:
         if sum(len(name) + 16 for name in out) > limits.MANIFEST_BYTES // 4:
             raise refused([f"{INDEX}: 'id2label' has {len(out)} names, expected fewer or shorter"])
         return dict(sorted(out.items(), key=lambda item: (item[1], item[0]))), null
-
-    def _defaults(self, graph: Graph, scheduler: Mapping[str, Any]) -> tuple[int, float]:
-        """Steps and guidance: the pipeline's, or those that the model was distilled for."""
-        pipeline = self.layout.pipeline
-        told = any(value.name == GUIDANCE for value in graph.inputs)
-        few = few_steps(scheduler) if pipeline.denoiser == "unet" else None
-        guidance = pipeline.guidance if few is None else 1.0
-        return few or pipeline.steps, EMBEDDED_GUIDANCE if told else guidance
 
     def _check_widths(self, parts: Sequence[PlannedPart], faults: list[str]) -> None:
         """A fault where the denoiser reads other caption rows than its encoder gives."""

@@ -11,7 +11,7 @@ from ... import limits
 from ...errors import BundleError, ConvertError
 from ...storage.folder import check_name
 from .files import json_object, read_file, weight_map
-from .hub import _HUB_ID as HUB_ID
+from .hub import HUB_ID
 from .pipelines import INDEX, layout_of, needed_files
 
 _PLAIN = re.compile(r"[\w./ +-]+")  # names that mean themselves as patterns

@@ -11,7 +11,7 @@ SIDECARS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *SIDECARS]
 SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
 FURTHER = ["additional_chat_templates/*.jinja"]  # of what SKIPPED leaves out
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def local_folder(source: str | Path) -> Path:
@@ -26,7 +26,7 @@ def local_folder(source: str | Path) -> Path:
             code="source",
             hint="give the folder that holds config.json and model.safetensors",
         )
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.startswith("."):
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source) or source.startswith("."):
         raise ConvertError(
             f"{source}: no such directory, expected a checkpoint directory or a hub id (org/name)",
             code="source",

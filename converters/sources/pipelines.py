@@ -13,6 +13,7 @@ from ..families.pictures import unknown
 from .hub import SIDECARS
 
 INDEX = "model_index.json"
+GENERATION = "generation_config.json"  # steps and guidance that a model's maker advises
 LIBRARIES = ("diffusers", "transformers")
 # Components that a picture does not depend on.
 BESIDE = ("feature_extractor", "safety_checker")
@@ -161,7 +162,7 @@ def needed_files(
     """Paths of a repository's files that a conversion needs. index_of: the shards that an index
     names, by its path."""
     held = set(names)
-    wanted = [INDEX, *SIDECARS]
+    wanted = [INDEX, GENERATION, *SIDECARS]
     for component in layout.classes:
         inside = {
             PurePosixPath(name).name for name in held

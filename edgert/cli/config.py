@@ -139,7 +139,7 @@ class Config:
 def add_sources(command: click.Command) -> click.Command:
     """Let every flag of a command read its variable, and `--help` show it."""
     for option in _options(command):
-        variables = [f"EDGERT_{name.upper()}" for name in _names(option)]
+        variables = [variable_of(command, name) for name in _names(option)]
         if variables and option.envvar is None:
             option.envvar = variables[0] if len(variables) == 1 else variables
             option.show_envvar = True
@@ -150,13 +150,19 @@ def add_sources(command: click.Command) -> click.Command:
     return command
 
 
+def variable_of(command: click.Command, name: str) -> str:
+    """The variable of a command's flag; with the verb in it where the plain name is taken."""
+    plain = f"EDGERT_{name.upper()}"
+    return plain if plain not in _OTHERS else f"EDGERT_{command.name}_{name}".upper()
+
+
 def named_like_flags(commands: Iterable[click.Command]) -> None:
     """A notice for each EDGERT_* variable that is no flag's, and is called much like one. The
     commands are asked for one by one, while there are such variables."""
     left = {name for name in os.environ if name.startswith("EDGERT_")} - _OTHERS
     known = set(_OTHERS)
     for command in commands if left else ():
-        known |= {f"EDGERT_{name.upper()}" for name in _keys(command)}
+        known |= {variable_of(command, name) for name in _keys(command)}
         left -= known
         if not left:
             return

@@ -46,7 +46,8 @@ PRESETS = {"quick": 16, "full": 256}
 @click.option(
     "--method",
     type=click.Choice(("rtn", "hqq", "gptq")),
-    help="How codes are chosen; default gptq. rtn: to nearest, in seconds, without calibration.",
+    help="How codes are chosen; default gptq, of pictures rtn: to nearest, in seconds, without "
+    "calibration.",
 )
 @click.option(
     "--calibration",
@@ -122,7 +123,7 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> int:
-    """Make a bundle from SOURCE, a checkpoint directory or a Hugging Face hub id.
+    """Make a bundle from SOURCE, a checkpoint or diffusers directory or a Hugging Face hub id.
 
     The bundle is written aside, verified, then renamed. A conversion that is stopped leaves the old
     bundle, or none, and goes on where it was when it is started again.

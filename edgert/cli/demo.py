@@ -1,7 +1,8 @@
-"""`edgert demo`: what edgert is for, shown in about a minute with the model in this package.
+"""`edgert demo`: what edgert is for, shown in about a minute with the models in this package.
 
-The model is written out as the f16 checkpoint it would be elsewhere, converted, measured and asked;
-all of it in a temporary folder that is gone in the end.
+The chat model is written out as the f16 checkpoint it would be elsewhere, converted, measured and
+asked; all of it in a temporary folder that is gone in the end. The drawing model draws a picture,
+which stays.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from .settings import emit_json, json_option, megabytes, show
 
 QUESTION = "Tom has 5 apples. He buys 7 more and gives 4 to Anna. How many apples does Tom have?"
 PROMPT, ANSWER, REPETITIONS = 256, 32, 3  # tokens of the speed test, and how often
+CAPTION, SEED, PICTURE = "a red apple left of a yellow star", 1, "edgert-demo.png"
 NEXT = {
     "edgert chat": "talk with this model",
+    'edgert image -p "a rocket"': "draw another picture",
     "edgert convert HuggingFaceTB/SmolLM2-135M-Instruct -o smol.edge": "convert a larger one",
     "edgert chat smol.edge": "talk with that",
     "edgert bench smol.edge": "how fast it is here",
@@ -32,19 +35,25 @@ NEXT = {
               help="Longest answer.")  # fmt: skip
 @click.option("-t", "--threads", type=click.IntRange(1), metavar="N",
               help="Default: one per performance core.")  # fmt: skip
+@click.option("-o", "--output", default=PICTURE, show_default=True,
+              type=click.Path(path_type=Path), help="The picture that is drawn.")  # fmt: skip
 @json_option
-def command(max_tokens: int, threads: int | None, as_json: bool) -> int:
-    """Show what edgert does, with the model in this package: size, quality, speed, an answer.
+def command(max_tokens: int, threads: int | None, output: Path, as_json: bool) -> int:
+    """Show what edgert does, with the models in this package: size, quality, speed, an answer, a
+    picture.
 
     Takes about a minute the first time, when kernels are compiled. Nothing is downloaded. What is
-    made is removed again; the cache keeps compiled kernels and this model packed for the CPU, as
-    `edgert chat` does.
+    made is removed again, but for the picture; the cache keeps compiled kernels and these models
+    packed for the CPU, as `edgert chat` and `edgert image` do.
     """
+    from .image import check_output
+
+    check_output(output)
     from ..storage.hash_cache import HashCache
 
     with tempfile.TemporaryDirectory(prefix="edgert-demo-") as name:
         try:
-            found, cut = _shown(Path(name), max_tokens, threads, as_json=as_json)
+            found, cut = _shown(Path(name), max_tokens, threads, output, as_json=as_json)
         finally:
             HashCache().forget(Path(name))
     if as_json:
@@ -58,7 +67,7 @@ def command(max_tokens: int, threads: int | None, as_json: bool) -> int:
 
 
 def _shown(
-    folder: Path, max_tokens: int, threads: int | None, *, as_json: bool
+    folder: Path, max_tokens: int, threads: int | None, output: Path, *, as_json: bool
 ) -> tuple[dict[str, Any], bool]:
     """Everything that is shown, in order: as a JSON object, and whether Ctrl-C ended it."""
     from ..demo import quality
@@ -81,7 +90,38 @@ def _shown(
     t, used = answer["timings"], answer["completion_tokens"]
     tell(f"\n  ({used} tokens, the first after {t['first_token_s'] * 1e3:.0f} ms)")
     found["answer"] = answer
+    if not cut:
+        found["picture"] = _drawn(output, threads, show=not as_json)
+        tell(_picture_text(found["picture"]))
     return found, cut
+
+
+def _drawn(output: Path, threads: int | None, *, show: bool) -> dict[str, Any]:
+    """A picture by the drawing model, written to `output` and shown in terminals that can."""
+    import sys
+
+    from ..api import load
+    from ..demo import image_bundle
+    from ..image import terminal
+
+    with load(image_bundle(), threads=threads, kind="image") as model:
+        made = model(CAPTION, seed=SEED)
+    made.save(0, output)
+    if show and (way := terminal.way_of(sys.stdout)):
+        sys.stdout.write("\n" + terminal.text_of(made[0], way))
+    return {
+        "file": str(output), "settings": made.settings_of(0), "evaluations": made.evaluations,
+        "timings": made.timings,
+    }  # fmt: skip
+
+
+def _picture_text(found: Mapping[str, Any]) -> str:
+    t, settings = found["timings"], found["settings"]
+    return (
+        f"\nA picture: {found['file']}\n  > {settings['prompt']}\n"
+        f"  ({settings['width']} x {settings['height']}, {settings['steps']} steps, of which "
+        f"{found['evaluations']:g} were computed, in {sum(t.values()):.1f} s)"
+    )
 
 
 def _model() -> dict[str, Any]:

@@ -63,8 +63,6 @@ OUT = "out.png"
 )
 @click.option(
     "--cache",
-    envvar="EDGERT_CACHE_POLICY",  # EDGERT_CACHE is a folder
-    show_envvar=True,
     default="auto",
     show_default=True,
     metavar="POLICY",
@@ -104,7 +102,7 @@ def command(
     a step and exits with 130; no half file is left.
     """
     text = prompt_text(prompt, None)
-    _check_output(output)
+    check_output(output)
     path = bundle if bundle is not None else _demo()
     with loader.load_image(path) as model:
         asked = {key: value for key, value in options.items() if value is not None}
@@ -130,7 +128,7 @@ def _demo() -> Path:
     return image_bundle()
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Before minutes of work: a name and a folder that take a PNG."""
     if output.suffix.lower() != ".png":
         raise click.UsageError(f"-o is {str(output)!r}, expected a name that ends in .png")

@@ -1,4 +1,5 @@
 """Pictures by diffusion: noise schedules, guidance, cache policies and the sampling loop, in NumPy.
 
-Nothing here knows a graph or a device: a network is given as callables (`loop.Denoiser`).
+Only `pieces` and `resize` know graphs, nothing a device: a network is given as callables
+(`loop.Denoiser`).
 """

@@ -121,12 +121,12 @@ def _measured(
     progress("sensitivities", 0, 1)
     table = calibrate(cases, sampler, info_of(model, sampler), guidance=guidance, mode=mode)
     held = [request_of(model, text, 1000 + i, steps) for i, text in enumerate(texts[:HELD_OUT])]
-    trials = [case_of(model, request, sampler, None, count) for request in held]
     found = {}
     for done, name in enumerate(policies):
         progress(f"thresholds of {name}", done, len(policies))
         policy = caching.chosen(name, None, len(sampler), table)
         if policy.tuned in ("epsilon", "delta", "tau"):
+            trials = [case_of(model, one, sampler, None, count, policy=name) for one in held]
             found[name] = curve(policy, trials, sampler, guidance)
     info = msgspec.structs.replace(table.info, thresholds=found)
     return replace(table, info=info), calls[0]
@@ -173,10 +173,10 @@ def request_of(model: ImageModel, prompt: str, seed: int, steps: int | None = No
 
 def case_of(
     model: ImageModel, request: Request, sampler: Sampler, picture: Image | None,
-    check: Callable[[], None],
+    check: Callable[[], None], *, policy: str = "",
 ) -> Case:  # fmt: skip
     """One drawing as calibration takes it: from noise, or a picture's latent."""
-    network, _ = model.network(request, check)
+    network, _ = model.network(request, check, policy=policy)
     shape = (1, model.latents.channels, *request.grid)
     if picture is None:
         x: Any = start(sampler, shape, Run(request.seeds))

@@ -21,6 +21,7 @@ from .captions import CaptionEncoder, label_of
 from .guidance import COND, UNCOND, Guidance, scale_row
 from .loop import Sampled, sample
 from .network import Arrays, Network, to_grid, to_rows
+from .policies import FirstBlock
 from .request import ImageOptions, Request, resolve
 from .resize import resized
 from .schedules import KINDS, Array, Run, Sampler, first_step, flux_mu, sampler_of, start
@@ -220,15 +221,17 @@ class ImageModel:
         return sampler_of(self.spec.scheduler, request.steps, kind=kind, mu=mu)
 
     def network(
-        self, request: Request, check: Callable[[], None] = lambda: None
+        self, request: Request, check: Callable[[], None] = lambda: None, *, policy: str = ""
     ) -> tuple[Network, Guidance]:
-        """The denoiser for a request, and how its branches become one."""
+        """The denoiser for a request, and how its branches become one. policy: what it is for."""
         graph = self._graph("denoiser", self.denoiser, request.grid)
         guidance = Guidance(scale=request.cfg_scale, channels=self.latents.channels)
         if not self.spec.conditioning or any(v.name == pieces.GUIDANCE for v in graph.inputs):
             guidance = guidance.alone
         conditions = self._conditions(request, guidance)
-        return Network(self.denoiser, graph, request.grid, conditions, check), guidance
+        first = policy == FirstBlock.name
+        network = Network(self.denoiser, graph, request.grid, conditions, check, first_block=first)
+        return network, guidance
 
     def _conditions(self, request: Request, guidance: Guidance) -> dict[str, Arrays]:
         sizes = self._sizes(request)
@@ -283,8 +286,8 @@ class ImageModel:
         begin = time.perf_counter()
         sampler = self.sampler(request)
         first = 0 if request.init is None else first_step(request.steps, request.strength)
-        network, guidance = self.network(request, check)
         plan = caching.plan(request.cache, request.nfe, request.steps, self.table)
+        network, guidance = self.network(request, check, policy=plan.policy.name)
         encoded = time.perf_counter()
         run = Run(request.seeds)
         shape = (len(request.seeds), self.latents.channels, *request.grid)

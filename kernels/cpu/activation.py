@@ -46,23 +46,16 @@ from .layout import (
     SILU,
     ZERO_BYTES,
 )
-from .scalar_math import erfc64, sqrt
+from .scalar_math import sqrt
+from .vector_math import gelu
 from .vm import kernel
 
 
 @njit(error_model="numpy")
-def gelu(x: Any, at: int) -> Any:
-    """erf-gelu by lane; at: 64 bytes of scratch."""
-    store_f32(at, x)
-    for i in range(16):
-        v = ld_f32(at + 4 * i)
-        st_f32(at + 4 * i, f32(0.5 * v * erfc64(v * -0.7071067811865476)))
-    return load_f32(at)
-
-
-@njit(error_model="numpy")
 def gate(g: Any, up: Any, act: int) -> Any:
-    """act(g) * up by lane, for silu and tanh-gelu (erf-gelu goes through `glu`)."""
+    """act(g) * up by lane."""
+    if act == GELU:
+        return mul(gelu(g), up)
     one = splat(f32(1.0))
     if act == SILU:
         return mul(div(g, add(one, simd.exp(sub(splat(f32(0.0)), g)))), up)
@@ -122,19 +115,20 @@ def glu(ins: int, thread: int, threads: int) -> None:
     act = ld_i64(ins + GLU.act)
     y, y_stride = ld_i64(ins + GLU.y), ld_i64(ins + GLU.y_stride)
     spare = ld_i64(ins + GLU.scratch) + thread * ld_i64(ins + GLU.scratch_bytes)
+    whole = width - width % 16
     start, stop = share(n, thread, threads)
     for row in range(start, stop):
         a, out = x + row * stride, y + row * y_stride
-        for i in range(0, width, 16):
-            m = min(16, width - i)
-            for j in range(16):
-                st_f32(spare + 64 + 4 * j, ld_f32(a + 4 * (i + j)) if j < m else f32(0.0))
-                st_f32(spare + 128 + 4 * j, ld_f32(a + 4 * (width + i + j)) if j < m else f32(0.0))
-            g, up = load_f32(spare + 64), load_f32(spare + 128)
-            r = mul(gelu(g, spare), up) if act == GELU else gate(g, up, act)
-            store_f32(spare, r)
-            for j in range(m):
-                st_f32(out + 4 * (i + j), ld_f32(spare + 4 * j))
+        for i in range(0, whole, 16):
+            up = load_f32(a + 4 * (width + i))
+            store_f32(out + 4 * i, gate(load_f32(a + 4 * i), up, act))
+        if whole == width:
+            continue
+        for j in range(16):
+            m = whole + j
+            st_f32(spare + 4 * j, ld_f32(a + 4 * m) if m < width else f32(0.0))
+            st_f32(spare + 64 + 4 * j, ld_f32(a + 4 * (width + m)) if m < width else f32(0.0))
+        store_f32(out + 4 * whole, gate(load_f32(spare), load_f32(spare + 64), act))
 
 
 @kernel

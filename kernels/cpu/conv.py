@@ -13,18 +13,18 @@ from typing import Any
 from numba import njit
 
 from .. import simd
-from ..conv_lower import CONV, PATCHES
+from ..conv_lower import CONV, CONV_PATCHES
 from ..operands import COUNT
 from ..simd import add, div, f32, ld_i64, load_f32, splat, st_i64, store_f32, sub, vmax
-from ..simd_tiles import SPAN, TALL
-from .layout import CELLS, TILE, TOKEN_BLOCK
+from ..simd_tiles import TALL
+from .activation import share
+from .layout import CHUNK, SPAN, TILE, TOKEN_BLOCK
 from .linear import GRAIN
-from .linear_float import span_of
+from .linear_float import DEPTH, span_of
 from .quantize import quantize_row
 from .vm import claim, kernel
 
 RELU, SILU = 1, 2  # `conv_lower.FOLDED`
-TILES = CELLS // TALL  # of a unit of work
 
 
 @njit(error_model="numpy")
@@ -36,12 +36,14 @@ def place(at: int, cells: int, factor: int) -> int:
 
 
 @njit(error_model="numpy")
-def _cells(
-    table: int, spare: int, first: int, n: int, x: int, x_stride: int, zeros: int, height: int,
-    width: int, out_width: int, side: int, stride: int, before: int, factor: int,
-) -> None:  # fmt: skip
+def _cells(ins: int, table: int, spare: int, first: int, n: int) -> None:
     """Addresses [side * side][TALL] of the cells under TALL outputs from `first` on; past the last
     one its own again. spare: room for [2][side][TALL]."""
+    x, x_stride = ld_i64(ins + CONV.x), ld_i64(ins + CONV.x_stride)
+    height, width = ld_i64(ins + CONV.height), ld_i64(ins + CONV.width)
+    side, zeros = ld_i64(ins + CONV.kernel), ld_i64(ins + CONV.zeros)
+    stride, before = ld_i64(ins + CONV.stride), ld_i64(ins + CONV.before)
+    factor, out_width = ld_i64(ins + CONV.factor), ld_i64(ins + CONV.out_width)
     down, across = spare, spare + 8 * TALL * side
     oy, ox = first // out_width, first % out_width
     for i in range(TALL):
@@ -84,67 +86,43 @@ def finish_cell(ins: int, v: Any, at: int, group: int) -> None:
     store_f32(ld_i64(ins + CONV.y) + at, folded(v, ld_i64(ins + CONV.act)))
 
 
-@njit(error_model="numpy")
-def _finish(sums: int, count: int, y: int, bias: int, residual: int, act: int) -> None:
-    """An output's `count` groups: bias, residual, activation; 0 where there is none."""
-    for g in range(count):
-        v = load_f32(sums + 64 * TALL * g)
-        if bias != 0:
-            v = add(v, load_f32(bias + 64 * g))
-        if residual != 0:
-            v = add(v, load_f32(residual + 64 * g))
-        store_f32(y + 64 * g, folded(v, act))
-
-
 def _float(element: int) -> Any:
     span = span_of(half=element == 2)
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
-        n = ld_i64(ld_i64(ins + COUNT))
-        w, groups, k = (
-            ld_i64(ins + CONV.weights),
-            ld_i64(ins + CONV.groups),
-            ld_i64(ins + CONV.depth),
-        )
-        x, x_stride = ld_i64(ins + CONV.x), ld_i64(ins + CONV.x_stride)
-        y, stride = ld_i64(ins + CONV.y), ld_i64(ins + CONV.y_stride)
-        bias, residual = ld_i64(ins + CONV.bias), ld_i64(ins + CONV.residual)
-        side, taps = (
-            ld_i64(ins + CONV.kernel),
-            ld_i64(ins + CONV.kernel) * ld_i64(ins + CONV.kernel),
-        )
-        act, ctrl = ld_i64(ins + CONV.act), ld_i64(ins + CONV.ctrl)
+        n, stride = ld_i64(ld_i64(ins + COUNT)), ld_i64(ins + CONV.y_stride)
+        w, groups = ld_i64(ins + CONV.weights), ld_i64(ins + CONV.groups)
+        k, taps = ld_i64(ins + CONV.depth), ld_i64(ins + CONV.kernel)
+        taps *= taps
         sums = ld_i64(ins + CONV.scratch) + thread * ld_i64(ins + CONV.scratch_bytes)
-        tables = sums + 64 * TALL * SPAN
-        spare, each = tables + 8 * CELLS * taps, 8 * TALL * taps
+        tables = sums + 64 * CHUNK * SPAN
+        spare, each = tables + 8 * CHUNK * taps, 8 * TALL * taps
         spans, apart, held = (groups + SPAN - 1) // SPAN, taps * k * 16 * element, -1
-        units = (n + CELLS - 1) // CELLS * spans
+        units, panel = (n + CHUNK - 1) // CHUNK * spans, max(1, DEPTH // k)
         while n > 0:
-            start, stop = claim(ctrl, units, threads, GRAIN)
+            start, stop = claim(ld_i64(ins + CONV.ctrl), units, threads, GRAIN)
             if start >= units:
                 return
             for unit in range(start, stop):
-                first, g = unit // spans * CELLS, unit % spans * SPAN
-                count, last = min(SPAN, groups - g), min(first + CELLS, n)
+                first, g = unit // spans * CHUNK, unit % spans * SPAN
+                count, last = min(SPAN, groups - g), min(first + CHUNK, n)
+                tiles = (last - first + TALL - 1) // TALL
                 if first != held:
-                    for t in range(first, last, TALL):
-                        _cells(
-                            tables + (t - first) // TALL * each, spare, t, n, x, x_stride,
-                            ld_i64(ins + CONV.zeros), ld_i64(ins + CONV.height),
-                            ld_i64(ins + CONV.width), ld_i64(ins + CONV.out_width), side,
-                            ld_i64(ins + CONV.stride), ld_i64(ins + CONV.before),
-                            ld_i64(ins + CONV.factor),
-                        )  # fmt: skip
+                    for t in range(tiles):
+                        _cells(ins, tables + t * each, spare, first + t * TALL, n)
                     held = first
-                bg = bias + 64 * g if bias != 0 else 0
-                for t in range(first, last, TALL):
-                    table = tables + (t - first) // TALL * each
-                    span(w + g * apart, apart, count, k, taps, table, sums)
-                    for i in range(min(TALL, last - t)):
-                        at = (t + i) * stride + 64 * g
-                        rg = residual + at if residual != 0 else 0
-                        _finish(sums + 64 * i, count, y + at, bg, rg, act)
+                for tap in range(0, taps, panel):
+                    several, wt = min(panel, taps - tap), w + g * apart + tap * k * 16 * element
+                    for t in range(0, last - first, TALL):
+                        table = tables + t // TALL * each + 8 * TALL * tap
+                        to = sums + t * 64 * SPAN if taps > panel else sums
+                        span(wt, apart, count, k, several, table, to, tap)
+                        for i in range(min(TALL, last - first - t) if tap + several == taps else 0):
+                            at = (first + t + i) * stride + 64 * g
+                            for j in range(count):
+                                v = load_f32(to + 64 * (TALL * j + i))
+                                finish_cell(ins, v, at + 64 * j, g + j)
 
     return run
 
@@ -168,11 +146,11 @@ def conv_f16(ins: int, thread: int, threads: int) -> None:
 def _patch(ins: int, output: int, y: int) -> None:
     """The cells under an output as one row, float32 [side * side * depth]. Up to 15 columns behind
     a cell are written too."""
-    x, x_stride = ld_i64(ins + PATCHES.x), ld_i64(ins + PATCHES.x_stride)
-    depth, side = ld_i64(ins + PATCHES.depth), ld_i64(ins + PATCHES.kernel)
-    height, width = ld_i64(ins + PATCHES.height), ld_i64(ins + PATCHES.width)
-    across, stride = ld_i64(ins + PATCHES.out_width), ld_i64(ins + PATCHES.stride)
-    before, factor = ld_i64(ins + PATCHES.before), ld_i64(ins + PATCHES.factor)
+    x, x_stride = ld_i64(ins + CONV_PATCHES.x), ld_i64(ins + CONV_PATCHES.x_stride)
+    depth, side = ld_i64(ins + CONV_PATCHES.depth), ld_i64(ins + CONV_PATCHES.kernel)
+    height, width = ld_i64(ins + CONV_PATCHES.height), ld_i64(ins + CONV_PATCHES.width)
+    across, stride = ld_i64(ins + CONV_PATCHES.out_width), ld_i64(ins + CONV_PATCHES.stride)
+    before, factor = ld_i64(ins + CONV_PATCHES.before), ld_i64(ins + CONV_PATCHES.factor)
     oy, ox = output // across * stride - before, output % across * stride - before
     for ky in range(side):
         iy = place(oy + ky, height, factor)
@@ -185,19 +163,13 @@ def _patch(ins: int, output: int, y: int) -> None:
             y += 4 * depth
 
 
-@njit(error_model="numpy")
-def _share(n: int, thread: int, threads: int) -> tuple[int, int]:
-    """Rows [start, stop) of a thread."""
-    return n * thread // threads, n * (thread + 1) // threads
-
-
 @kernel
 def patch_rows(ins: int, thread: int, threads: int) -> None:
     """Patches as float rows."""
-    n, first = ld_i64(ld_i64(ins + COUNT)), ld_i64(ins + PATCHES.first)
-    y, y_stride = ld_i64(ins + PATCHES.y), ld_i64(ins + PATCHES.y_stride)
-    spare = ld_i64(ins + PATCHES.scratch) + thread * ld_i64(ins + PATCHES.scratch_bytes)
-    start, stop = _share(n, thread, threads)
+    n, first = ld_i64(ld_i64(ins + COUNT)), ld_i64(ins + CONV_PATCHES.first)
+    y, y_stride = ld_i64(ins + CONV_PATCHES.y), ld_i64(ins + CONV_PATCHES.y_stride)
+    spare = ld_i64(ins + CONV_PATCHES.scratch) + thread * ld_i64(ins + CONV_PATCHES.scratch_bytes)
+    start, stop = share(n, thread, threads)
     for row in range(start, stop):
         _patch(ins, first + row, spare)
         for at in range(0, y_stride, 64):
@@ -207,14 +179,14 @@ def patch_rows(ins: int, thread: int, threads: int) -> None:
 @kernel
 def quantize_patches(ins: int, thread: int, threads: int) -> None:
     """Patches as int8 tiles."""
-    n, first = ld_i64(ld_i64(ins + COUNT)), ld_i64(ins + PATCHES.first)
-    blocks, tiles = ld_i64(ins + PATCHES.blocks), ld_i64(ins + PATCHES.y)
-    offset, side = ld_i64(ins + PATCHES.offset), ld_i64(ins + PATCHES.kernel)
-    width = side * side * ld_i64(ins + PATCHES.depth)
-    spare = ld_i64(ins + PATCHES.scratch) + thread * ld_i64(ins + PATCHES.scratch_bytes)
-    start, stop = _share(n, thread, threads)
+    n, first = ld_i64(ld_i64(ins + COUNT)), ld_i64(ins + CONV_PATCHES.first)
+    blocks, tiles = ld_i64(ins + CONV_PATCHES.blocks), ld_i64(ins + CONV_PATCHES.y)
+    offset, side = ld_i64(ins + CONV_PATCHES.offset), ld_i64(ins + CONV_PATCHES.kernel)
+    width = side * side * ld_i64(ins + CONV_PATCHES.depth)
+    spare = ld_i64(ins + CONV_PATCHES.scratch) + thread * ld_i64(ins + CONV_PATCHES.scratch_bytes)
+    start, stop = share(n, thread, threads)
     if n == 1:
-        tiles += thread * ld_i64(ins + PATCHES.y_stride)
+        tiles += thread * ld_i64(ins + CONV_PATCHES.y_stride)
         start, stop = 0, 1
     for row in range(start, stop):
         _patch(ins, first + row, spare + 128)

@@ -20,11 +20,11 @@ from numba import njit
 
 from .. import simd
 from ..dot_attention import DOT_ATTENTION, KEYS, PACK_KEYS, QUERIES
+from ..lowering import stride_of
 from ..operands import COUNT
 from ..simd import (
     add,
     f32,
-    fma,
     lanes,
     ld_f32,
     ld_i32,
@@ -32,8 +32,6 @@ from ..simd import (
     load_f32,
     max_f32,
     mul,
-    power_of_two,
-    rint,
     splat,
     splat_i32,
     st_f32,
@@ -41,42 +39,27 @@ from ..simd import (
     store_f32,
     sub,
     sum_f32,
-    to_i32,
     vmax,
-    where_below,
     where_less,
 )
 from .tile_product import TILE_ROWS, TILE_VECTORS, tile_product, transpose
+from .vector_math import exp2
 from .vm import claim, kernel
 
 MASKED = -1.0e30
 LOG2_E = 1.4426950408889634
 LINE = 4 * KEYS  # bytes of a row of scores
-STATS = 4 * 32  # bytes of the rows' largest scores, and of their sums
+STATS = stride_of(QUERIES)  # bytes of the rows' largest scores, and of their sums
 WAVES = 4 * (KEYS + 2 * QUERIES)  # bytes of a head's biases for the distances of a tile
 HEAD = 64  # bytes before the packed keys
+
+if QUERIES % TILE_ROWS:
+    raise ValueError(f"tiles of {QUERIES} queries, expected a multiple of {TILE_ROWS}")
 
 _fresh = tile_product(TILE_ROWS, TILE_VECTORS, fresh=True)
 _fresh_narrow = tile_product(TILE_ROWS, 1, fresh=True)
 _added = tile_product(TILE_ROWS, TILE_VECTORS, fresh=False)
 _added_narrow = tile_product(TILE_ROWS, 1, fresh=False)
-
-
-@njit(error_model="numpy")
-def exp2(x: Any) -> Any:
-    """2 ** x by lane for x <= 0, relative error below 2e-7; exactly 1 at 0, exactly 0 below -126,
-    and NaN for NaN."""
-    low = splat(f32(-126.0))
-    n = rint(vmax(x, low))
-    r = sub(x, n)
-    p = splat(f32(0.00015461444724808513))
-    p = fma(p, r, splat(f32(0.0013400428177711937)))
-    p = fma(p, r, splat(f32(0.00961805667843204)))
-    p = fma(p, r, splat(f32(0.05550327226669895)))
-    p = fma(p, r, splat(f32(0.24022650922289554)))
-    p = fma(p, r, splat(f32(0.6931472067028329)))
-    p = fma(p, r, splat(f32(1.0)))
-    return where_below(x, low, splat(f32(0.0)), mul(p, power_of_two(to_i32(n))))
 
 
 @kernel
@@ -259,7 +242,7 @@ def _softmax(
     less the first key's."""
     for r in range(n):
         seen = min(count, place + r + 1) if causal else count
-        before = f32(MASKED) if first else ld_f32(stats + 4 * r)
+        before: Any = f32(MASKED) if first else ld_f32(stats + 4 * r)
         m, total = _weights(scores + r * LINE, count, seen, before)
         st_f32(stats + 4 * r, m)
         if not first and m != before:

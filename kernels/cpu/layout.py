@@ -26,8 +26,9 @@ TILE = 32  # tokens that share one unpacking of a weight block
 TOKEN_BLOCK = GROUP + 4 + 4  # bytes of one token's block in a tile: codes, scale, correction
 INT4_OFFSET, INT8_OFFSET = 8, 128  # what stored codes have over their value
 
-# Grids.
-CELLS = 96  # outputs of a convolution whose cells' addresses are worked out at a time
+# Products with float weights, and grids.
+CHUNK = 96  # rows of a unit of work, for up to SPAN groups
+SPAN = 4
 WINOGRAD_TILES = 24  # of 2 x 2 outputs of a convolution that are worked on at a time
 MOMENT_ROWS = 128  # rows whose moments are summed in float32
 

@@ -6,6 +6,7 @@ outputs (`kernels/simd_tiles.py`): one chain of sums an output, for one row and 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba import njit
@@ -13,35 +14,39 @@ from numba import njit
 from ..linear import LINEAR
 from ..operands import COUNT
 from ..simd import ld_i64, load_f32, st_i64, store_f32
-from ..simd_tiles import SPAN, TALL, WIDE, float_tile
+from ..simd_tiles import TALL, WIDE, float_tile
 from .activation import gate
+from .layout import CHUNK, SPAN
 from .linear import GRAIN, finish
 from .vm import claim, kernel
 
-CHUNK = 16 * TALL  # rows of a unit of work
+DEPTH = 2048  # inputs of a panel of weights, which stays in the second-level cache for a chunk
 SUMS = 256  # scratch: addresses of a tile's rows stand before its sums
 
 
+@cache
 def span_of(*, half: bool) -> Any:
     """Products of a tile's rows with up to SPAN groups: a function of (w, apart, count, depth,
-    segments, table, sums), as `simd_tiles.float_tile`; sums: float32 [count][TALL][16]."""
+    segments, table, sums, resume), as `simd_tiles.float_tile`; sums: float32 [count][TALL][16]."""
     wide, narrow = float_tile(TALL, WIDE, half=half), float_tile(TALL, 1, half=half)
 
     @njit(error_model="numpy")
     def span(
-        w: int, apart: int, count: int, depth: int, segments: int, table: int, sums: int
-    ) -> None:
+        w: int, apart: int, count: int, depth: int, segments: int, table: int, sums: int,
+        resume: int,
+    ) -> None:  # fmt: skip
         g = 0
         while g + WIDE <= count:
-            wide(w + g * apart, apart, depth, segments, table, sums + 64 * TALL * g)
+            wide(w + g * apart, apart, depth, segments, table, sums + 64 * TALL * g, resume)
             g += WIDE
         while g < count:
-            narrow(w + g * apart, apart, depth, segments, table, sums + 64 * TALL * g)
+            narrow(w + g * apart, apart, depth, segments, table, sums + 64 * TALL * g, resume)
             g += 1
 
     return span
 
 
+@cache
 def _lone_of(*, half: bool) -> Any:
     """As `span_of` for one row; sums: float32 [count][16]."""
     wide, narrow = float_tile(1, SPAN, half=half), float_tile(1, 1, half=half)
@@ -49,10 +54,10 @@ def _lone_of(*, half: bool) -> Any:
     @njit(error_model="numpy")
     def lone(w: int, apart: int, count: int, depth: int, table: int, sums: int) -> None:
         if count == SPAN:
-            wide(w, apart, depth, 1, table, sums)
+            wide(w, apart, depth, 1, table, sums, 0)
             return
         for g in range(count):
-            narrow(w + g * apart, apart, depth, 1, table, sums + 64 * g)
+            narrow(w + g * apart, apart, depth, 1, table, sums + 64 * g, 0)
 
     return lone
 
@@ -109,15 +114,18 @@ def _float(element: int, *, gated: bool) -> Any:
                 g, first = unit // chunks * SPAN, unit % chunks * CHUNK
                 count, last = min(SPAN, groups - g), min(first + CHUNK, n)
                 bg = bias + 64 * g if bias != 0 else 0
-                for t in range(first, last, TALL):
-                    for i in range(TALL):
-                        st_i64(table + 8 * i, x + min(t + i, n - 1) * x_stride)
-                    span(w + g * apart, apart, count, k, 1, table, sums)
-                    for i in range(min(TALL, last - t)):
-                        at = (t + i) * stride
-                        rg = residual + at + 64 * g if residual != 0 else 0
-                        row = sums + 64 * i
-                        _finish(row, 64 * TALL, count, y + at + made * g, bg, rg, act, gated)
+                for k0 in range(0, k, DEPTH):
+                    depth, wk = min(DEPTH, k - k0), w + g * apart + k0 * 16 * element
+                    for t in range(first, last, TALL):
+                        for i in range(TALL):
+                            st_i64(table + 8 * i, x + min(t + i, n - 1) * x_stride + 4 * k0)
+                        to = sums + (t - first) * 64 * SPAN if k > DEPTH else sums
+                        span(wk, apart, count, depth, 1, table, to, k0)
+                        for i in range(min(TALL, last - t) if k0 + depth == k else 0):
+                            at = (t + i) * stride
+                            rg = residual + at + 64 * g if residual != 0 else 0
+                            out = y + at + made * g
+                            _finish(to + 64 * i, 64 * TALL, count, out, bg, rg, act, gated)
 
     return run
 

@@ -67,7 +67,7 @@ def quantize_row(
 
 
 @njit(error_model="numpy")
-def _prepared(ins: int, x: int, width: int, spare: int, gain: int, offset: int, out: int) -> int:
+def _prepared(ins: int, x: int, width: int, gain: int, offset: int, out: int) -> int:
     """Where the row stands that is to be quantized, after the work that comes before."""
     before = ld_i64(ins + QUANTIZE.before)
     if before == 0:
@@ -79,7 +79,7 @@ def _prepared(ins: int, x: int, width: int, spare: int, gain: int, offset: int, 
     elif before == BEFORE_ACTIVATION:
         act = ld_i64(ins + QUANTIZE.act)
         for i in range(0, width, 16):
-            store_f32(out + 4 * i, activated(load_f32(x + 4 * i), act, spare))
+            store_f32(out + 4 * i, activated(load_f32(x + 4 * i), act))
     else:
         modulated_row(x, gain, offset, out, width)
     return out
@@ -104,7 +104,7 @@ def quantize(ins: int, thread: int, threads: int) -> None:
     if start < stop and before != 0 and before != BEFORE_RMS and before != BEFORE_ACTIVATION:
         affine(ins + QUANTIZE.weight, gain, shift, width)
     for row in range(start, stop):
-        source = _prepared(ins, x + row * stride, width, scratch, gain, shift, out)
+        source = _prepared(ins, x + row * stride, width, gain, shift, out)
         t0 = row - row % TILE
         tile = tiles + t0 * blocks * TOKEN_BLOCK
         quantize_row(source, width, tile, row - t0, min(TILE, n - t0), blocks, offset, scratch)

@@ -19,7 +19,6 @@ from ..modulation import ADD_ROW, AFFINE, GATED_ADD, TIMESTEP
 from ..operands import COUNT
 from ..simd import (
     add,
-    div,
     f32,
     fma,
     lanes,
@@ -36,9 +35,10 @@ from ..simd import (
     where_below,
     where_less,
 )
-from .activation import gelu, share
+from .activation import share
 from .layout import GELU, GELU_TANH, QUICK_GELU, RELU
-from .scalar_math import cos_sin, sqrt
+from .scalar_math import LOG2_E, cos_sin, sqrt
+from .vector_math import gated, gelu
 from .vm import kernel
 
 
@@ -199,21 +199,18 @@ def timestep(ins: int, thread: int, threads: int) -> None:
 
 
 @njit(error_model="numpy")
-def activated(x: Any, act: int, spare: int) -> Any:
-    """act(x) by lane; spare: 64 bytes. tanh-gelu is x sigmoid(2 u) with u what the tanh is of."""
+def activated(x: Any, act: int) -> Any:
+    """act(x) by lane. tanh-gelu is x sigmoid(2 u) with u what the tanh is of."""
     zero = splat(f32(0.0))
     if act == GELU:
-        return gelu(x, spare)
+        return gelu(x)
     if act == RELU:
         return where_below(x, zero, zero, x)
     if act == GELU_TANH:
         cubic = fma(mul(mul(x, x), x), splat(f32(0.044715)), x)
-        u = mul(cubic, splat(f32(-1.5957691216)))
-    elif act == QUICK_GELU:
-        u = mul(x, splat(f32(-1.702)))
-    else:
-        u = sub(zero, x)
-    return div(x, add(simd.exp(u), splat(f32(1.0))))
+        return gated(x, mul(cubic, splat(f32(-1.5957691216057308 * LOG2_E))))
+    slope = f32(-1.702 * LOG2_E) if act == QUICK_GELU else f32(-LOG2_E)
+    return gated(x, mul(x, splat(slope)))
 
 
 @kernel
@@ -222,7 +219,6 @@ def activation(ins: int, thread: int, threads: int) -> None:
     n = ld_i64(ld_i64(ins + COUNT))
     x, y = ld_i64(ins + ACTIVATION.x), ld_i64(ins + ACTIVATION.y)
     stride, act = ld_i64(ins + ACTIVATION.stride), ld_i64(ins + ACTIVATION.act)
-    spare = ld_i64(ins + ACTIVATION.scratch) + thread * ld_i64(ins + ACTIVATION.scratch_bytes)
     start, stop = share(n, thread, threads)
     for at in range(start * stride, stop * stride, 64):
-        store_f32(y + at, activated(load_f32(x + at), act, spare))
+        store_f32(y + at, activated(load_f32(x + at), act))

@@ -20,7 +20,6 @@ from numba.extending import intrinsic  # isort: skip
 # Rows and vectors of the largest tile: as many sums as registers hold, with room for operands.
 TILE_ROWS = 6
 TILE_VECTORS = 4 if ISA == "avx512vnni" else 1
-"""How the two are chosen is measured in benchmarks/NOTES.md."""
 
 _WORD = ir.IntType(64)
 _FLOAT = ir.FloatType()
@@ -107,8 +106,7 @@ def _zip(b: Any, x: Any, y: Any, *, high: bool) -> Any:
     return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), 16), mask))
 
 
-@intrinsic
-def transpose(ctx: Any, source: Any, stride: Any, target: Any) -> Any:
+def _transpose(ctx: Any, source: Any, stride: Any, target: Any) -> Any:
     """16 rows of 16 float32, `stride` bytes apart, as 16 rows one after the other of columns."""
 
     def codegen(context: Any, b: Any, signature: Any, values: Any) -> Any:
@@ -122,3 +120,6 @@ def transpose(ctx: Any, source: Any, stride: Any, target: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(i64, i64, i64), codegen
+
+
+transpose: Any = intrinsic(_transpose)

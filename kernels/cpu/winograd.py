@@ -30,9 +30,9 @@ from ..simd import (
     store_f32,
     sub,
 )
-from ..simd_tiles import SPAN, TALL
+from ..simd_tiles import TALL
 from .conv import finish_cell, place
-from .layout import WINOGRAD_TILES
+from .layout import SPAN, WINOGRAD_TILES
 from .linear import GRAIN
 from .linear_float import span_of
 from .vm import claim, kernel
@@ -200,7 +200,7 @@ def conv_winograd(ins: int, thread: int, threads: int) -> None:
                             at = p * WINOGRAD_TILES + min(t + i, count - 1)
                             st_i64(table + 8 * i, cells + at * row)
                         to = sums + p * made + t * SPAN * 64
-                        _span(wp, depth * 64, several, depth, 1, table, to)
+                        _span(wp, depth * 64, several, depth, 1, table, to, 0)
                 for t in range(count):
                     oy, ox = 2 * ((first + t) // across), 2 * ((first + t) % across)
                     at = sums + t // TALL * TALL * SPAN * 64 + t % TALL * 64

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgert.converters.families import pictures
+from edgert.converters.families import pictures, taef2
+from edgert.converters.families.recipe import FamilyModel
 from safetensors.numpy import save_file
 
 from tests.image import models
@@ -146,3 +147,48 @@ def write_pixart(path: Path, case: str = "pixart-sigma", **options: Any) -> tupl
     }  # fmt: skip
     write_json(path / "model_index.json", index)
     return module, encoder
+
+
+def random_tensors(model: FamilyModel, seed: int) -> dict[str, np.ndarray]:
+    """Random values for every tensor that a family reads."""
+    rng = np.random.default_rng(seed)
+    parts = {part.name: part for r in model.tensors.values() for part in r.parts}
+    return {
+        name: (rng.standard_normal(part.shape) * part.shape[-1] ** -0.5).astype(np.float32)
+        for name, part in parts.items()
+    }
+
+
+def write_flow(path: Path, module: Any) -> None:
+    """A captioned pipeline of a flow over TAEF2's latents, with a tokenizer of no named class, as
+    recipes write them. module: the transformer, for captions of 20 channels."""
+    encoder, vae = models.t5("t5-1.1"), {"_class_name": "TAEF2", "latent_channels": 32}
+    vae |= {"scaling_factor": 0.6, "shift_factor": 0.2}
+    module.save_pretrained(path / "transformer")
+    encoder.save_pretrained(path / "text_encoder")
+    tensors = random_tensors(taef2.decoder(vae, 8, 8, []), 1)
+    tensors |= random_tensors(taef2.encoder(vae, 8, 8, []), 2)
+    write_json(path / "vae" / "config.json", vae)
+    save_file(tensors, path / "vae" / "diffusion_pytorch_model.safetensors")
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    write_json(path / "scheduler" / "scheduler_config.json", scheduler)
+    tokenizer = t5_tokenizer()
+    end = {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "special_tokens": end, "pair": [],
+        "single": [
+            {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}
+        ],
+    }  # fmt: skip
+    write_json(path / "tokenizer" / "tokenizer.json", tokenizer)
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    write_json(path / "tokenizer" / "tokenizer_config.json", names)
+    index = {
+        "_class_name": "PixArtSigmaPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "TAEF2"],
+    }
+    write_json(path / "model_index.json", index)

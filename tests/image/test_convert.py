@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.closeness import assert_close
 from tests.image import models, pipelines
 
 pytest.importorskip("diffusers")
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +167,62 @@ def test_autoencoders_of_diffusers_are_decoder_and_encoder(
     assert_close(kind, wanted / 2 + 0.5, pixels, rms=1e-4)
 
 
+def test_conversion_of_pictures_needs_no_framework(dit: Any, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from edgert.converters.convert import convert\n"
+        "convert(Path(sys.argv[1]), sys.argv[2], progress=False)\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'onnx', 'onnxruntime', 'numba',"
+        " 'huggingface_hub', 'PIL'} & set(sys.modules)))"
+    )
+    import diffusers
+
+    pipe = tmp_path / "pipe"
+    shutil.copytree(dit[1], pipe, ignore=shutil.ignore_patterns("vae"))
+    diffusers.AutoencoderTiny(**TINY).save_pretrained(pipe / "vae")
+    pipelines.edit_json(pipe / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
+    ran = subprocess.run(
+        [sys.executable, "-c", code, pipe, tmp_path / "m.edge"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout.strip() == "[]"
+
+
+FLOW: dict[str, Any] = {
+    **models.BLOCK, "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 32,
+    "out_channels": 32, "patch_size": 1, "cross_attention_dim": 128, "caption_channels": 20,
+    "use_additional_conditions": False, "interpolation_scale": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("quant", ["f32", "int8", "int4"])
+def test_a_flow_over_tiny_latents_runs_on_the_cpu_as_in_numpy(tmp_path: Path, quant: str) -> None:
+    import diffusers
+
+    module = models.noisy(diffusers.PixArtTransformer2DModel(**FLOW), 9)
+    pipelines.write_flow(tmp_path / "pipe", module)
+    out = tmp_path / "x.edge"
+    convert(tmp_path / "pipe", out, quant=quant, progress=False)
+    report = verify_bundle(out, SessionOptions("cpu", threads=1))
+    assert report.ok, report.problems()
+    assert "denoiser on cpu" in {check.subject for check in report.checks}
+    with Bundle.open(out) as bundle:
+        spec = bundle.manifest.image
+    assert spec is not None
+    assert spec.scheduler == {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    assert spec.captions["text_encoder"].end_id == 1
+    assert spec.defaults["height"] == 64
+
+
+def test_a_tokenizer_that_adds_something_else_is_refused(tmp_path: Path) -> None:
+    import diffusers
+
+    module = models.noisy(diffusers.PixArtTransformer2DModel(**FLOW), 9)
+    pipelines.write_flow(tmp_path / "pipe", module)
+    pipelines.edit_json(tmp_path / "pipe/tokenizer/tokenizer_config.json", eos_token="<pad>")
+    with pytest.raises(ConvertError, match=r"makes \[.*\] of 'a picture', expected"):
+        convert(tmp_path / "pipe", tmp_path / "x.edge", progress=False)
+
+
 WIDE = {**models.BLOCK, "num_attention_heads": 2, "attention_head_dim": 32}
 
 
@@ -273,3 +332,21 @@ def test_verify_compares_parts_with_the_numpy_path(
     (problem, *_) = verify_bundle(tmp_path / "x.edge", options).problems()
     assert problem.subject == "decoder on reference"
     assert "differs from the NumPy path" in problem.message
+
+
+def test_a_makers_steps_and_guidance_are_the_bundles(dit: Any, tmp_path: Path) -> None:
+    import shutil
+
+    source = tmp_path / "pipe"
+    shutil.copytree(dit[1], source)
+    advice = {"num_inference_steps": 28, "guidance_scale": 3}
+    pipelines.write_json(source / "generation_config.json", advice)
+    convert(source, tmp_path / "x.edge", quant="f32", progress=False)
+    with Bundle.open(tmp_path / "x.edge") as bundle:
+        assert bundle.manifest.image is not None
+        found = bundle.manifest.image.defaults
+    assert (found["steps"], found["guidance"]) == (28, 3.0)
+    for wrong in ({"num_inference_steps": 0}, {"guidance_scale": "3"}, {"steps": 3}):
+        pipelines.write_json(source / "generation_config.json", wrong)
+        with pytest.raises(ConvertError, match=r"generation_config\.json"):
+            convert(source, tmp_path / "y.edge", quant="f32", progress=False)

@@ -12,7 +12,7 @@ from edgert.converters.families.recipe import FamilyModel
 
 from edgert.errors import BundleError, ConvertError, RequestError
 from edgert.graph import Graph
-from edgert.image.pieces import pieces
+from edgert.image.pieces import blocks, pieces
 from edgert.image.resize import resized
 from tests.closeness import assert_close
 from tests.image import models
@@ -74,6 +74,30 @@ def test_pieces_compose_to_the_whole_bit_for_bit(case: Case, device: str) -> Non
         inputs |= models.run(device, Graph.from_json(piece.to_json()), case.weights, inputs)
     assert inputs["feature"].shape == inputs["embed.x"].shape == inputs["body.x"].shape
     assert np.array_equal(inputs["out"], whole)
+
+
+def test_pieces_behind_the_first_block_compose_too(case: Case, device: str) -> None:
+    inputs: dict[str, Any] = models.inputs_of(case.name, (8, 8))
+    graph = case.build(8, 8).graph
+    whole = models.run(device, graph, case.weights, inputs)["out"]
+    cut = pieces(graph, start="first.x")
+    for piece in (cut.embed, cut.body, cut.head):
+        inputs |= models.run(device, piece, case.weights, inputs)
+    assert np.array_equal(inputs["out"], whole)
+    assert inputs["first.x"].shape == inputs["embed.x"].shape
+    assert len(cut.body.nodes) < len(pieces(graph).body.nodes)
+
+
+def test_a_body_runs_with_what_its_blocks_kept(case: Case, device: str) -> None:
+    inputs: dict[str, Any] = models.inputs_of(case.name, (8, 8))
+    graph = case.build(8, 8).graph
+    cut, inner = pieces(graph), blocks(graph)
+    assert len(inner.kept) == 2 * (3 if case.name.startswith("pixart") else 2)
+    inputs |= models.run(device, cut.embed, case.weights, inputs)
+    inputs |= models.run(device, inner.keep, case.weights, inputs)
+    again = models.run(device, inner.reuse, case.weights, inputs)["body.x"]
+    assert np.array_equal(inputs["body.x"], again)
+    assert "dot_attention" not in {node.op for node in inner.reuse.nodes}
 
 
 def test_the_head_and_the_body_read_nothing_of_the_latents(case: Case) -> None:

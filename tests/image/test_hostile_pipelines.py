@@ -317,6 +317,24 @@ CASES: dict[str, tuple[str, Spoil, str]] = {
     "image encoder": (
         "sd", index(image_encoder=["transformers", "CLIPVisionModel"]), "which is no component",
     ),
+    "scheduler with an unknown key": (
+        "dit",
+        lambda pipe: edit_json(pipe / "scheduler/scheduler_config.json", wobble=2),
+        "unknown key 'wobble'",
+    ),
+    "scheduler that goes nowhere": (
+        "dit",
+        lambda pipe: edit_json(pipe / "scheduler/scheduler_config.json", beta_end=-1.0),
+        "beta_end",
+    ),
+    "scheduler of an unknown class": (
+        "dit",
+        lambda pipe: (
+            edit_json(pipe / "scheduler/scheduler_config.json", _class_name="OwnScheduler"),
+            index(scheduler=["diffusers", "OwnScheduler"])(pipe),
+        ),
+        "the scheduler is 'OwnScheduler', expected one of DDIMScheduler",
+    ),
     "no tokenizer": ("pixart", without("tokenizer/tokenizer.json"), "expected tokenizer.json"),
     "tokenizer not JSON": ("pixart", raw("tokenizer/tokenizer.json", "{"), "not JSON"),
 }  # fmt: skip

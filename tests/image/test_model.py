@@ -170,6 +170,17 @@ def test_labels_by_name_and_number(models: dict[str, ImageModel]) -> None:
     assert "dog" in error.value.hint
 
 
+@pytest.mark.parametrize("cache", ["fora", "first-block", "taylor", "easycache", "fixed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_policy_without_a_calibration_draws(
+    cache: str, kind: str, models: dict[str, ImageModel]
+) -> None:
+    made = models[kind](PROMPT[kind], seed=1, steps=16, cache=cache)
+    assert made.settings["cache"] == cache
+    assert 1 <= made.evaluations <= 16
+    assert made.evaluations < 16 or cache in ("easycache", "first-block")
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

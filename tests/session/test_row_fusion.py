@@ -143,3 +143,26 @@ def test_threads_and_neighbours_change_no_bit_of_attention(threads: int) -> None
         np.testing.assert_array_equal(whole[:count], part)
     alone.close()
     team.close()
+
+
+def test_keys_and_values_that_several_nodes_read_are_packed_once() -> None:
+    heads = {"heads": 3, "head_dim": 16, "scale": 0.25}
+    nodes = (
+        Node("dot_attention", ("x", "k", "v"), "a", {}, heads),
+        Node("dot_attention", ("a", "k", "v"), "b", {}, heads),
+        Node("dot_attention", ("b", "k", "v"), "y", {}, heads | {"heads": 1, "head_dim": 48}),
+    )
+    inputs = (Value("x", ("T", WIDTH)), *(Value(name, (77, WIDTH)) for name in "kv"))
+    graph = Graph("rows", inputs, (Value("y", ("T", WIDTH)),), nodes, {})
+    rng = np.random.default_rng(5)
+    given = {
+        name: rng.standard_normal((count, WIDTH)).astype(np.float32)
+        for name, count in (("x", 30), ("k", 77), ("v", 77))
+    }
+    session = CpuSession(graph, {}, threads=2)
+    expected = ReferenceSession(graph, {}).run(given)["y"]
+    assert_close("shared keys", expected, session.run(given)["y"], rms=2e-5)
+    program = list(session._programs.values())[-1]
+    kernels = [step.kernel for step in program.lowering.steps]
+    assert kernels == ["pack_keys", "dot_attention", "dot_attention", "pack_keys", "dot_attention"]
+    session.close()
