@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from edgert.converters.sources.pipelines import PIPELINES
+from edgert.converters.sources.schedulers import SUBSTITUTES
 from edgert.kernels import isa, operands
 from edgert.kernels.cpu import layout
 from edgert.kernels.encodings import ENCODINGS
@@ -301,6 +303,16 @@ def test_variants_of_onnx_files_are_told() -> None:
     assert Emission.of_file("denoiser", name) == Emission(
         "denoiser", Variant(half=True), "body", (768, 512)
     )
+
+
+def test_pipelines_of_pictures_are_the_code() -> None:
+    wanted = []
+    for name, row in PIPELINES.items():
+        captions = f"{row.max_tokens} tokens" if row.max_tokens else "none: labels"
+        numbers = [str(row.steps), str(row.guidance)]
+        wanted.append([f"`{name}`", f"`{row.denoiser}`", captions, *numbers])
+    wanted += [[f"`{name}`", f"`{row.kind}`"] for name, row in SUBSTITUTES.items()]
+    assert rows(section(TEXTS["docs/checkpoints.md"], "Pipelines of pictures")) == wanted
 
 
 # --- architecture --------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ Config = Mapping[str, Any]
 DENOISERS: Mapping[str, str] = {
     "DiTTransformer2DModel": ".dit",
     "PixArtTransformer2DModel": ".pixart",
+    "UNet2DConditionModel": ".unet",
 }
 # Of the class that older releases had for both: module by its `norm_type`.
 GENERIC = "Transformer2DModel"

@@ -16,8 +16,9 @@ from typing import Any
 
 from ... import limits
 from ...bundle.manifest import ImageSpec, LatentSpec
-from ...errors import ConvertError, RequestError
-from ...image.schedules import sampler_of
+from ...errors import ConvertError
+from ...graph import Graph
+from ...image.pieces import GUIDANCE
 from ...notices import notice
 from ...storage.hash_cache import HashCache
 from ..families import pictures
@@ -29,15 +30,21 @@ from .checkpoint import Checkpoint
 from .diffusers_hub import pipeline_folder, recognises
 from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
 from .hub import SIDECARS
-from .pipelines import GENERATION, INDEX, MODELS, SCHEDULER_FILE, layout_of, weights_files
+from .pipelines import (
+    EMBEDDED_GUIDANCE,
+    GENERATION,
+    INDEX,
+    MODELS,
+    SCHEDULER_FILE,
+    layout_of,
+    weights_files,
+)
+from .schedulers import few_steps, settings_of
 
 __all__ = ["DiffusersSource", "opened", "recognises"]
 
 # Buffers that old checkpoints store and every implementation computes.
 COMPUTED = re.compile(r"(^|\.)(position_ids|pos_embed\.pos_embed)$")
-# How Python writes the absent limit into a scheduler's JSON.
-NO_LIMIT = re.compile(rb'("lambda_min_clipped"\s*:\s*)-Infinity')
-SETTING = 200  # characters of a scheduler's text
 
 
 def opened(source: str | Path, *, ignore_remote_code: bool = False) -> Source:
@@ -87,13 +94,14 @@ class DiffusersSource:
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
         """Denoiser, text encoders, decoder and encoder, for the size the denoiser was made for."""
         classes, found = self.layout.classes, list[PlannedPart]()
-        config = self.configs["transformer"]
-        module = pictures.denoiser(self._class("transformer"), config)
-        with _told(faults, "transformer") as own:
+        denoiser = self.layout.pipeline.denoiser
+        config = self.configs[denoiser]
+        module = pictures.denoiser(self._class(denoiser), config)
+        with _told(faults, denoiser) as own:
             sizes = module.read(config, own)
             side = sizes.sample_size
             model = module.build(config, side, side, [])
-            found.append(_planned("denoiser", "denoiser", "transformer", model))
+            found.append(_planned("denoiser", "denoiser", denoiser, model))
         for name in self.layout.pipeline.tokenizers:
             with _told(faults, name) as own:
                 model = pictures.text_encoder(classes[name]).build(self._stated(name), own)
@@ -102,7 +110,7 @@ class DiffusersSource:
             latents, config = self.latents(own), self.configs["vae"]
             if latents.channels != sizes.in_channels:
                 own.append(
-                    f"latents have {latents.channels} channels, the transformer takes "
+                    f"latents have {latents.channels} channels, the {denoiser} takes "
                     f"{sizes.in_channels}"
                 )
             if side * latents.downscale > limits.PICTURE_SIDE:
@@ -141,10 +149,16 @@ class DiffusersSource:
         grid = graphs["denoiser"].inputs[0].shape[0]
         side = round(int(grid) ** 0.5) * latents.downscale
         labels, null = self._labels(graphs["denoiser"].index_bounds().get("label", set()), faults)
+        where = f"scheduler/{SCHEDULER_FILE}"
+        scheduler = settings_of(
+            self._bytes(where), self.path / where, self.layout.classes["scheduler"],
+            pipeline.scheduler, faults,
+        )  # fmt: skip
+        defaults = self._defaults(graphs["denoiser"], scheduler, faults)
         spec = ImageSpec(
-            scheduler=self._scheduler(faults),
+            scheduler=scheduler,
             tokenizers=names,
-            defaults={**self._defaults(faults), "width": side, "height": side},
+            defaults={**defaults, "width": side, "height": side},
             conditioning=pipeline.conditioning,
             captions=specs,
             labels=labels,
@@ -153,11 +167,19 @@ class DiffusersSource:
         )  # fmt: skip
         return Image(spec, files, rows)
 
-    def _defaults(self, faults: list[str]) -> dict[str, float | int]:
-        """Steps and guidance: the pipeline's, unless `generation_config.json` says otherwise, which
-        diffusers does not read and a model's maker may write."""
+    def _defaults(
+        self, graph: Graph, scheduler: Mapping[str, Any], faults: list[str]
+    ) -> dict[str, float | int]:
+        """Steps and guidance: the pipeline's, or those that the model was distilled for, unless
+        `generation_config.json` says otherwise, which diffusers does not read and a model's maker
+        may write."""
         pipeline = self.layout.pipeline
         found: dict[str, float | int] = {"steps": pipeline.steps, "guidance": pipeline.guidance}
+        few = few_steps(scheduler) if pipeline.denoiser == "unet" else None
+        if few is not None:
+            found = {"steps": few, "guidance": 1.0}
+        if any(value.name == GUIDANCE for value in graph.inputs):
+            found["guidance"] = EMBEDDED_GUIDANCE
         data = read_file(self.path / GENERATION, limits.CONFIG_BYTES)
         if data is None:
             return found
@@ -189,40 +211,6 @@ class DiffusersSource:
             raise refused([f"{INDEX}: 'id2label' has {len(out)} names, expected fewer or shorter"])
         return dict(sorted(out.items(), key=lambda item: (item[1], item[0]))), null
 
-    def _scheduler(self, faults: list[str]) -> dict[str, str | float | int | bool]:
-        """The settings that are not null; lists, and what no sampler follows, are faults."""
-        where, before = f"scheduler/{SCHEDULER_FILE}", len(faults)
-        data = self._bytes(where)
-        found = json_object(NO_LIMIT.sub(rb"\1null", data), self.path / where)
-        kept: dict[str, str | float | int | bool] = {}
-        for key, value in found.items():
-            if value is None or key in ("_name_or_path", "_use_default_values"):
-                continue
-            if not isinstance(value, (str, int, float, bool)) or len(str(value)) > SETTING:
-                faults.append(
-                    f"{where}: {key[:64]!r} is {str(value)[:60]!r}, expected a number, a short "
-                    "text, true or false"
-                )
-                continue
-            kept[key] = value
-        stated = kept.get("_class_name")
-        if stated != self.layout.classes["scheduler"]:
-            faults.append(
-                f"{where} is of {str(stated)[:64]!r}, {INDEX} says "
-                f"{self.layout.classes['scheduler']!r}"
-            )
-        elif len(faults) == before:
-            self._check_sampler(where, kept, faults)
-        return kept
-
-    def _check_sampler(self, where: str, settings: Mapping[str, Any], faults: list[str]) -> None:
-        """A fault for settings that no sampler follows."""
-        mu = 1.0 if settings.get("use_dynamic_shifting") else None  # it follows from a size
-        try:
-            sampler_of(settings, self.layout.pipeline.steps, mu=mu)
-        except (ConvertError, RequestError) as error:
-            faults.append(f"{where}: {error.message}")
-
     def _check_widths(self, parts: Sequence[PlannedPart], faults: list[str]) -> None:
         """A fault where the denoiser reads other caption rows than its encoder gives."""
         graphs = {part.name: part.graph for part in parts}
@@ -230,7 +218,10 @@ class DiffusersSource:
         given = {n: graphs[n].outputs[0].shape[-1] for n in self.layout.pipeline.tokenizers}
         for name, width in given.items():
             if wanted is not None and width != wanted:
-                faults.append(f"{name} gives rows of {width}, the transformer takes {wanted}")
+                faults.append(
+                    f"{name} gives rows of {width}, the {self.layout.pipeline.denoiser} takes "
+                    f"{wanted}"
+                )
 
     def _class(self, name: str) -> str:
         """A component's class, as its own config has it, which the pipeline's must be.

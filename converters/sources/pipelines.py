@@ -25,15 +25,16 @@ TOKENIZER_FILES = (
 SCHEDULER_FILE = "scheduler_config.json"
 # Folder name of a component -> name of its weights files without what follows.
 MODELS = {
-    "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
-    "text_encoder": "model", "text_encoder_2": "model",
+    "transformer": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """What a pipeline's class fixes. tokenizers: tokenizer by text encoder. max_tokens: of a
-    caption. steps, guidance: defaults."""
+    caption. steps, guidance: defaults, of models that were not distilled for fewer. denoiser: name
+    of the component. scheduler: settings that it has whatever the file says."""
 
     conditioning: str
     steps: int
@@ -41,20 +42,31 @@ class Pipeline:
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     max_tokens: int = 0
     lower: bool = False
+    denoiser: str = "transformer"
+    scheduler: Mapping[str, int | bool] = field(default_factory=dict)
 
     @property
     def components(self) -> tuple[str, ...]:
         """What must be there."""
         named = [name for pair in self.tokenizers.items() for name in pair]
-        return ("transformer", "vae", "scheduler", *named)
+        return (self.denoiser, "vae", "scheduler", *named)
 
 
-T5_CAPTIONS: Mapping[str, str] = {"text_encoder": "tokenizer"}
+ONE_ENCODER: Mapping[str, str] = {"text_encoder": "tokenizer"}
+EMBEDDED_GUIDANCE = 8.5  # default of models that are told the scale
 PIPELINES: Mapping[str, Pipeline] = {
     "DiTPipeline": Pipeline("labels", 50, 4.0),
-    "PixArtAlphaPipeline": Pipeline("captions", 20, 4.5, T5_CAPTIONS, 120, lower=True),
-    "PixArtSigmaPipeline": Pipeline("captions", 20, 4.5, T5_CAPTIONS, 300, lower=True),
-}
+    "LatentConsistencyModelPipeline": Pipeline(
+        "captions", 4, 1.0, ONE_ENCODER, 77, denoiser="unet"
+    ),
+    "PixArtAlphaPipeline": Pipeline("captions", 20, 4.5, ONE_ENCODER, 120, lower=True),
+    "PixArtSigmaPipeline": Pipeline("captions", 20, 4.5, ONE_ENCODER, 300, lower=True),
+    # its oldest files lack both, and diffusers mends them so
+    "StableDiffusionPipeline": Pipeline(
+        "captions", 20, 7.5, ONE_ENCODER, 77, denoiser="unet",
+        scheduler={"steps_offset": 1, "clip_sample": False},
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

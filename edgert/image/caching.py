@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
-from .loop import Caching
+from .loop import SHORTEST, Caching
 from .policies import AUTO, Fixed, NoCache, Policy, SenCache, policy_of
 from .tables import SensitivityTable, TableInfo
 
@@ -62,6 +62,8 @@ def plan(name: str, nfe: float | None, steps: int, table: SensitivityTable | Non
 def chosen(name: str, nfe: float | None, steps: int, table: SensitivityTable | None) -> Policy:
     """The policy of `plan`."""
     if name == AUTO:
+        if nfe is None and steps < SHORTEST:
+            return NoCache()
         if table is None:
             return policy_of("easycache") if nfe is None else Fixed(evaluations=nfe)
         name = SenCache.name

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RequestError
 from .schedules import Array
@@ -48,6 +49,11 @@ class Guidance:
         """The largest factor from an error of the branches to one of the guided output."""
         return self.scale + abs(1 - self.scale) if self.scale > 1 else 1.0
 
+    @property
+    def alone(self) -> Guidance:
+        """Without a second branch, for models that do not guide, or are told the scale."""
+        return replace(self, scale=1.0)
+
     def cut(self, y: Array) -> Array:
         """The channels that are kept of y [n, C or more, ...]."""
         return y if self.channels is None else y[:, : self.channels]
@@ -66,3 +72,13 @@ class Guidance:
         ratio = cond.std(axis=axes, keepdims=True) / np.where(spread > 0, spread, 1)
         factor: Array = self.rescale * ratio + (1 - self.rescale)
         return guided * factor.astype(cond.dtype)
+
+
+def scale_row(scale: float, width: int) -> NDArray[np.float32]:
+    """float32 [1, width] by which a distilled model knows the guidance scale (arXiv 2210.03142):
+    sines, then cosines, of 1000 (scale - 1)."""
+    half = width // 2
+    angles = 1000 * (scale - 1) * np.exp(np.arange(half) * (-math.log(10_000) / max(half - 1, 1)))
+    row = np.zeros((1, width), np.float32)
+    row[0, : 2 * half] = np.concatenate([np.sin(angles), np.cos(angles)])
+    return row

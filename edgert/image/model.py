@@ -18,7 +18,7 @@ from ..session.base import F32, Session
 from ..session.options import SessionOptions
 from . import caching, pieces
 from .captions import CaptionEncoder, label_of
-from .guidance import COND, UNCOND, Guidance
+from .guidance import COND, UNCOND, Guidance, scale_row
 from .loop import Sampled, sample
 from .network import Arrays, Network, to_grid, to_rows
 from .request import ImageOptions, Request, resolve
@@ -225,8 +225,8 @@ class ImageModel:
         """The denoiser for a request, and how its branches become one. policy: what it is for."""
         graph = self._graph("denoiser", self.denoiser, request.grid)
         guidance = Guidance(scale=request.cfg_scale, channels=self.latents.channels)
-        if not self.spec.conditioning:
-            guidance = Guidance(channels=self.latents.channels)  # nothing is asked: one branch
+        if not self.spec.conditioning or any(v.name == pieces.GUIDANCE for v in graph.inputs):
+            guidance = guidance.alone
         network = Network(self.denoiser, graph, request.grid, {}, check, policy=policy)
         network.conditions = self._conditions(request, guidance)
         return network, guidance
@@ -261,8 +261,11 @@ class ImageModel:
             pieces.HEIGHT: request.height, pieces.WIDTH: request.width,
             pieces.ASPECT: request.height / request.width,
         }  # fmt: skip
-        names = {value.name for value in self.denoiser.graph.inputs}
-        return {n: np.full((1, 1), v, np.float32) for n, v in asked.items() if n in names}
+        inputs = {value.name: value.shape for value in self.denoiser.graph.inputs}
+        found = {n: np.full((1, 1), v, np.float32) for n, v in asked.items() if n in inputs}
+        if shape := inputs.get(pieces.GUIDANCE):
+            found[pieces.GUIDANCE] = scale_row(request.cfg_scale, int(shape[1]))
+        return found
 
     def _graph(self, part: str, session: Session, grid: tuple[int, int]) -> Any:
         """A part's graph for another size, the same object for the same size."""

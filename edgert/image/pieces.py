@@ -9,6 +9,7 @@ A denoiser computes one picture of one grid: rows [H * W, C] of latents give row
 | `label` | int32 [1] | input of class-conditional models |
 | `caption` | ["M", D] | input of captioned models: the text encoder's rows of real tokens |
 | `height`, `width`, `aspect` | [1, 1] | inputs of some models: pixels, and height over width |
+| `guidance` | [1, G] | input of some distilled models: the guidance scale (`scale_row`) |
 | `embed.x` | [N, D] | rows of tokens before the first block |
 | `time` | [1, D] | what the head and the first block know of timestep and label |
 | `modulation` | [1, 6 * D] | what all blocks are modulated by, in models where they share it |
@@ -32,7 +33,7 @@ from ..errors import BundleError
 from ..graph import Graph
 
 X, TIMESTEP, LABEL, CAPTION = "x", "timestep", "label", "caption"
-HEIGHT, WIDTH, ASPECT = "height", "width", "aspect"
+HEIGHT, WIDTH, ASPECT, GUIDANCE = "height", "width", "aspect", "guidance"
 EMBEDDED, TIME, MODULATION, EMBEDDED_CAPTION = "embed.x", "time", "modulation", "embed.caption"
 FEATURE, FIRST, BODY, OUT = "feature", "first.x", "body.x", "out"
 AUXILIARY = (TIME, MODULATION, EMBEDDED_CAPTION)

@@ -51,6 +51,34 @@ DENOISERS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+UNET: dict[str, Any] = {
+    "sample_size": 8, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 24,
+    "attention_head_dim": 2,
+}  # fmt: skip
+# case -> config
+UNETS: dict[str, dict[str, Any]] = {
+    "sd1": UNET,
+    "sd2": {
+        **UNET, "use_linear_projection": True, "attention_head_dim": (2, 4), "layers_per_block": 2,
+        "upcast_attention": True, "freq_shift": 1, "norm_eps": 1e-3, "time_embedding_dim": 24,
+    },
+    "lcm": {**UNET, "time_cond_proj_dim": 12, "transformer_layers_per_block": 2},
+    "odd": {
+        **UNET, "block_out_channels": (8, 12, 12), "layers_per_block": (2, 1, 1),
+        "attention_head_dim": (1, 3, 2), "transformer_layers_per_block": (1, 3, 2),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    },
+    "wide": {**UNET, "block_out_channels": (64, 64)},  # whose matrices are worth codes
+    "middle-less": {**UNET, "mid_block_type": None, "block_out_channels": (16, 16)},
+    "one-level": {
+        **UNET, "block_out_channels": (8,), "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+    },
+}  # fmt: skip
+DENOISERS |= {case: ("UNet2DConditionModel", config) for case, config in UNETS.items()}
 T5: dict[str, dict[str, Any]] = {
     "t5-1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "t5-1.0": {"feed_forward_proj": "relu", "relative_attention_max_distance": 20},
@@ -161,15 +189,17 @@ def rows_of(picture: np.ndarray) -> np.ndarray:
 def inputs_of(case: str, size: tuple[int, int], captions: int = 5) -> dict[str, np.ndarray]:
     """Random inputs of a denoiser's graph."""
     rng = np.random.default_rng(7)
-    config = DENOISERS[case][1]
+    channels = DENOISERS[case][1].get("in_channels", 4)
+    width = UNET["cross_attention_dim"] if case in UNETS else 20
     return {
-        "x": rng.standard_normal((size[0] * size[1], config["in_channels"])).astype(np.float32),
+        "x": rng.standard_normal((size[0] * size[1], channels)).astype(np.float32),
         "timestep": np.array([[417.0]], np.float32),
         "label": np.array([3], np.int32),
-        "caption": rng.standard_normal((captions, 20)).astype(np.float32),
+        "caption": rng.standard_normal((captions, width)).astype(np.float32),
         "height": np.array([[640.0]], np.float32),
         "width": np.array([[512.0]], np.float32),
         "aspect": np.array([[1.25]], np.float32),
+        "guidance": rng.standard_normal((1, 12)).astype(np.float32),
     }
 
 
@@ -183,6 +213,12 @@ def expected(module: Any, inputs: Mapping[str, np.ndarray], size: tuple[int, int
         if type(module).__name__ == "DiTTransformer2DModel":
             label = torch.from_numpy(inputs["label"].astype(np.int64))
             y = module(x, timestep=t, class_labels=label).sample
+        elif type(module).__name__ == "UNet2DConditionModel":
+            told = torch.from_numpy(inputs["guidance"])
+            y = module(
+                x, t, torch.from_numpy(inputs["caption"])[None],
+                timestep_cond=told if module.config.time_cond_proj_dim else None,
+            ).sample  # fmt: skip
         else:
             sides = np.concatenate([inputs["height"], inputs["width"]], axis=1)
             size_of = {

@@ -52,6 +52,46 @@ def t5_tokenizer() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def clip_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer over letters and a word, of 64 tokens as the text encoder has them."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
+    tokens = ["!", *letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>"]
+    tokens += [f"<{n}>" for n in range(62 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]
+    write_json(folder / "vocab.json", {token: n for n, token in enumerate(tokens)})
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n", encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+TINY_VAE: dict[str, Any] = {
+    "encoder_block_out_channels": (4, 4, 4, 4), "decoder_block_out_channels": (4, 4, 4, 4),
+    "num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1),
+}  # fmt: skip
+KL_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (4, 4, 4, 4), "norm_num_groups": 2,
+}  # fmt: skip
+
+
+def write_sd(path: Path, case: str, scheduler: Any, *, kind: str = "StableDiffusionPipeline",
+             vae: tuple[str, dict[str, Any]] = ("AutoencoderTiny", TINY_VAE)) -> Any:  # fmt: skip
+    """A pipeline of Stable Diffusion around the UNet `case`, which diffusers writes; the same."""
+    import diffusers
+    import torch
+
+    torch.manual_seed(4)
+    pipe = getattr(diffusers, kind)(
+        vae=models.noisy(getattr(diffusers, vae[0])(**vae[1]), 4),
+        text_encoder=models.clip("clip"), tokenizer=clip_tokenizer(path.with_name("clip")),
+        unet=models.denoiser(case), scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(path)
+    return pipe
+
+
 def write_vae(folder: Path) -> dict[str, np.ndarray]:
     """A toy autoencoder's folder; its tensors."""
     rng = np.random.default_rng(5)

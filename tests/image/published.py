@@ -16,7 +16,38 @@ _PIXART: dict[str, Any] = {
     **_OLDER, "attention_type": "default", "caption_channels": 4096, "cross_attention_dim": 1152,
     "double_self_attention": False, "norm_eps": 1e-06, "norm_type": "ada_norm_single",
 }  # fmt: skip
-# name -> config of the transformer, its parameters
+_CROSS, _PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+_SD1: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
+    "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False, "cross_attention_dim": 768,
+    "down_block_types": [*[_CROSS.format("Down")] * 3, _PLAIN.format("Down")],
+    "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4,
+    "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
+    "out_channels": 4, "sample_size": 64,
+    "up_block_types": [_PLAIN.format("Up"), *[_CROSS.format("Up")] * 3],
+}  # fmt: skip
+_SD2: dict[str, Any] = {
+    **_SD1, "_diffusers_version": "0.10.0.dev0", "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024, "dual_cross_attention": False, "num_class_embeds": None,
+    "only_cross_attention": False, "sample_size": 96, "upcast_attention": True,
+    "use_linear_projection": True,
+}  # fmt: skip
+_TURBO: dict[str, Any] = {
+    **_SD2, "_diffusers_version": "0.24.0.dev0", "addition_embed_type": None,
+    "addition_embed_type_num_heads": 64, "addition_time_embed_dim": None,
+    "attention_type": "default", "class_embed_type": None, "class_embeddings_concat": False,
+    "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "dropout": 0.0,
+    "encoder_hid_dim": None, "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "num_attention_heads": None,
+    "projection_class_embeddings_input_dim": None, "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None, "sample_size": 64, "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None, "time_embedding_dim": None,
+    "time_embedding_type": "positional", "timestep_post_act": None,
+    "transformer_layers_per_block": 1, "upcast_attention": None,
+}  # fmt: skip
+# name -> config of the denoiser, its parameters
 DENOISERS: dict[str, tuple[dict[str, Any], int]] = {
     "facebook/DiT-XL-2-256": (
         {
@@ -37,6 +68,16 @@ DENOISERS: dict[str, tuple[dict[str, Any], int]] = {
             "interpolation_scale": 2, "sample_size": 128, "use_additional_conditions": False,
         },
         610_856_096,
+    ),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (_SD1, 859_520_964),
+    "stabilityai/stable-diffusion-2-1": (_SD2, 865_910_724),
+    "stabilityai/sd-turbo": (_TURBO, 865_910_724),
+    "SimianLuo/LCM_Dreamshaper_v7": (
+        {
+            **_TURBO, **_SD1, "_diffusers_version": "0.20.1", "time_cond_proj_dim": 256,
+            "upcast_attention": False, "use_linear_projection": False,
+        },
+        859_602_884,
     ),
 }  # fmt: skip
 T5_XXL: dict[str, Any] = {

@@ -39,7 +39,7 @@ class Case:
         return found
 
 
-@pytest.fixture(scope="session", params=sorted(models.DENOISERS))
+@pytest.fixture(scope="session", params=sorted(models.DENOISERS.keys() - models.UNETS))
 def case(request: pytest.FixtureRequest) -> Case:
     module = models.denoiser(request.param)
     config = {"_class_name": type(module).__name__, **module.config}

@@ -28,10 +28,14 @@ Spoil = Callable[[Path], Any]
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    import diffusers
+
     folder = tmp_path_factory.mktemp("sound")
     pipelines.write_dit(folder / "dit")
     pipelines.write_pixart(folder / "pixart")
-    return {"dit": folder / "dit", "pixart": folder / "pixart"}
+    scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
+    pipelines.write_sd(folder / "sd", "odd", scheduler)
+    return {name: folder / name for name in ("dit", "pixart", "sd")}
 
 
 def index(**changes: Any) -> Spoil:
@@ -238,6 +242,80 @@ CASES: dict[str, tuple[str, Spoil, str]] = {
     ),
     "scheduler of another class": (
         "dit", index(scheduler=["diffusers", "DDIMScheduler"]), "says 'DDIMScheduler'",
+    ),
+    "unet of another model": (
+        "sd", config("unet", addition_embed_type="text_time"), "Stable Diffusion XL is one",
+    ),
+    "unet of a mask": ("sd", config("unet", in_channels=9), "'out_channels' is 4, expected"),
+    "unet of other channels": (
+        "sd", config("unet", in_channels=5, out_channels=5), "latents have 4 channels, the unet",
+    ),
+    "unet without a size": ("sd", config("unet", sample_size=None), "'sample_size' is None"),
+    "unet of a size that is not halved": (
+        "sd", config("unet", sample_size=10), "multiple of 4, for 3 levels",
+    ),
+    "unet of no blocks": (
+        "sd", config("unet", block_out_channels=[]), "has 0 widths, expected 1 to 8",
+    ),
+    "unet of endless blocks": (
+        "sd", config("unet", block_out_channels=[8] * 99), "has 99 widths, expected 1 to 8",
+    ),
+    "unet of too few blocks": (
+        "sd", config("unet", down_block_types=["DownBlock2D"]), "has 1 entries, expected 3",
+    ),
+    "unet of too many heads": (
+        "sd", config("unet", attention_head_dim=[1, 1, 1, 1]), "has 4 entries, expected 3",
+    ),
+    "unet of unknown blocks": (
+        "sd", config("unet", up_block_types=["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]),
+        "has 'AttnUpBlock2D', expected 'UpBlock2D' or 'CrossAttnUpBlock2D'",
+    ),
+    "unet of an unknown middle": (
+        "sd", config("unet", mid_block_type="UNetMidBlock2D"), "has 'UNetMidBlock2D'",
+    ),
+    "unet that reads no captions": (
+        "sd",
+        config(
+            "unet", mid_block_type=None, down_block_types=["DownBlock2D"] * 3,
+            up_block_types=["UpBlock2D"] * 3,
+        ),
+        "no block reads captions",
+    ),
+    "unet of an unknown key": ("sd", config("unet", gate=1), "unet: config key 'gate'"),
+    "unet with labels": ("sd", config("unet", num_class_embeds=10), "'num_class_embeds' is 10"),
+    "unet of other time": (
+        "sd", config("unet", resnet_time_scale_shift="scale_shift"), "resnet_time_scale_shift",
+    ),
+    "unet of heads that do not divide": (
+        "sd", config("unet", attention_head_dim=5), "has 8, expected multiples",
+    ),
+    "unet of no heads": ("sd", config("unet", attention_head_dim=[1, 0, 1]), ">= 1"),
+    "unet of groups that do not divide": (
+        "sd", config("unet", norm_num_groups=3), "has 8, expected multiples",
+    ),
+    "unet of several captions": (
+        "sd", config("unet", cross_attention_dim=[24, 20, 24]), "expected one width",
+    ),
+    "unet of other captions": (
+        "sd", config("unet", cross_attention_dim=20), "text_encoder gives rows of 24, the unet",
+    ),
+    "unet of endless layers": (
+        "sd", config("unet", layers_per_block=10**9), "<= 1024",
+    ),
+    "unet of frequencies past their number": ("sd", config("unet", freq_shift=4), "freq_shift"),
+    "unet of another shape": (
+        "sd",
+        tensors(
+            lambda held: held.update({"conv_in.weight": np.zeros((8, 4, 1, 1), np.float32)}),
+            "unet/diffusion_pytorch_model.safetensors",
+        ),
+        "'unet/conv_in.weight' is .8, 4, 1, 1., expected .8, 4, 3, 3.",
+    ),
+    "transformer in place of a unet": (
+        "sd", index(transformer=["diffusers", "DiTTransformer2DModel"]), "which is no component",
+    ),
+    "image encoder": (
+        "sd", index(image_encoder=["transformers", "CLIPVisionModel"]), "which is no component",
     ),
     "scheduler with an unknown key": (
         "dit",
