@@ -22,6 +22,7 @@ from edgert.bundle import Bundle
 from edgert.cli.demo_checkpoint import write_checkpoint
 from edgert.errors import ResourceError
 from edgert.evaluation.verify import verify_bundle
+from edgert.image.pictures import read_settings
 from edgert.storage.cachedir import cache_root
 from edgert.storage.hash_cache import HashCache, cache_path
 from recipes.demo_text import sources
@@ -151,6 +152,7 @@ def test_the_shipped_bundle_chats() -> None:
     ("find", "name"),
     [
         (demo.demo_bundle, "NAME"),
+        (demo.image_bundle, "IMAGE_NAME"),
         (demo.demo_checkpoint, "CHECKPOINT"),
         (demo.quality, "QUALITY"),
     ],
@@ -179,16 +181,21 @@ def as_json(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run_in(folder: Path, *args: str) -> dict[str, Any]:
     (folder / "tmp").mkdir()
     with Bundle.open(demo.demo_bundle()) as shipped:
-        own = shipped.manifest.files["weights.safetensors"].sha256[:24]
+        own = {shipped.manifest.files["weights.safetensors"].sha256[:24]}
+    with Bundle.open(demo.image_bundle()) as shipped:
+        files = shipped.manifest.files
+        own |= {files[part.weights].sha256[:24] for part in shipped.manifest.parts.values()}
     packed, names = cache_root() / "packed", lambda: {path.name for path in packed.glob("*")}
     before = names()
-    done = run_demo(*args, env=os.environ | {"TMPDIR": str(folder / "tmp")})
+    picture = folder / "picture.png"
+    done = run_demo(*args, "-o", str(picture), env=os.environ | {"TMPDIR": str(folder / "tmp")})
     known = cache_path().read_text(encoding="utf-8") if cache_path().is_file() else ""
     return {
         "text": done.stdout,
         "errors": done.stderr,
         "left": list((folder / "tmp").iterdir()),
-        "packed": {name for name in names() - before if not name.startswith(own)},
+        "packed": {name for name in names() - before if not name.startswith(tuple(own))},
+        "picture": picture,
         "remembered": str(folder) in known,
     }
 
@@ -206,6 +213,7 @@ def test_the_verb_shows_size_quality_speed_an_answer_and_what_is_next(
         "\nAn answer",
         "<think>",
         "</think>",
+        "\nA picture: ",
         "\nType next\n  edgert chat ",
     ]
     places = [text.index(part) for part in parts]
@@ -226,8 +234,10 @@ def test_the_verb_leaves_nothing_behind(shown: dict[str, Any], as_json: dict[str
 
 def test_the_verb_as_json(as_json: dict[str, Any]) -> None:
     found = json.loads(as_json["text"])
-    assert set(found) == {"schema", "model", "conversion", "quality", "speed", "answer", "next"}
-    assert found["schema"] == 2
+    assert set(found) == {
+        "schema", "model", "conversion", "quality", "speed", "answer", "picture", "next",
+    }  # fmt: skip
+    assert found["schema"] == 3
     assert found["model"]["context"] == 2048
     done = found["conversion"]
     assert done["same_weights_as_shipped"]
@@ -238,6 +248,13 @@ def test_the_verb_as_json(as_json: dict[str, Any]) -> None:
     assert found["answer"]["text"].endswith("</think>\n\nTom has 8 apples.")
     assert found["answer"]["finish_reason"] == "stop"
     assert found["next"][0] == "edgert chat"
+
+
+def test_the_picture_stays_with_its_settings(shown: dict[str, Any]) -> None:
+    settings = read_settings(shown["picture"])
+    assert settings is not None
+    assert settings["model"] == demo.IMAGE_NAME
+    assert settings["evaluations"] < settings["steps"]
 
 
 def test_next_commands_are_commands(as_json: dict[str, Any]) -> None:

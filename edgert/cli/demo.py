@@ -57,7 +57,7 @@ def command(max_tokens: int, threads: int | None, output: Path, as_json: bool) -
         finally:
             HashCache().forget(Path(name))
     if as_json:
-        emit_json({"schema": 2, **found, "next": list(NEXT)})
+        emit_json({"schema": 3, **found, "next": list(NEXT)})
     elif not cut:
         width = max(map(len, NEXT))
         click.echo("\nType next")

@@ -6,7 +6,13 @@
     edgert convert demo_text_work/checkpoint -o edgert/demo/edgert-demo.edge --name edgert-demo
         --method rtn
 
-Its card is `README.md` in the bundle. `quality.json` holds what conversion cost it, written by
+`edgert-draw.edge` is the drawing model that `edgert image` uses when none is named, trained by
+`recipes/demo_image` and made by
+
+    edgert convert demo_image_work/checkpoint -o edgert/demo/edgert-draw.edge --name edgert-draw
+    edgert calibrate edgert/demo/edgert-draw.edge --prompts recipes/demo_image/calibration.txt
+
+Their cards are `README.md` in the bundles. `quality.json` holds what conversion cost it, written by
 `python -m benchmarks.quality_demo --write`.
 
 `stories260k` is a tiny checkpoint in the Hugging Face layout, for tests and measurements.
