@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .evaluate import COLUMNS, SHEET
 
+FEATURES = ("pixels", "latents")
+
 
 def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -35,6 +37,11 @@ def model_card(results: dict, notes: dict) -> str:
          _percent(t["retrieval"]))
         for t in results["tuning"]
     ]  # fmt: skip
+    steps = [
+        (s["steps"], *(_percent(s["retrieval"][f"top 5 by {kind}"]) for kind in FEATURES),
+         *(_percent(s[name]) for name in s if name not in ("steps", "retrieval")))
+        for s in notes.get("steps", [])
+    ]  # fmt: skip
     lines = [", ".join(SHEET[i : i + COLUMNS]) for i in range(0, len(SHEET), COLUMNS)]
     return CARD.format(
         denoiser=size["denoiser"], text=size["text encoder"], **sampling,
@@ -43,10 +50,21 @@ def model_card(results: dict, notes: dict) -> str:
             for name, value in found.items()]),
         scenes=_table(head, scenes),
         tuning=_table(("guidance", "shift", "emoji right", "shapes right", "retrieval"), tuning),
+        steps=_steps_section(notes.get("steps", []), steps),
+        remarks=notes.get("remarks", ""),
         run=_table(("of the run", "value"), list(notes.get("run", {}).items())),
         curve=_table(("step", "pictures seen", "single", "emoji scenes", "shapes"), curve),
         sheet="\n".join(f"{i + 1}. {line}" for i, line in enumerate(lines)),
     )  # fmt: skip
+
+
+def _steps_section(found: list[dict], rows: list[tuple[object, ...]]) -> str:
+    """The table of fewer steps, if there is one."""
+    if not found:
+        return ""
+    names = [name for name in found[0] if name not in ("steps", "retrieval")]
+    head = ("Euler steps", *(f"top 5 by {kind}" for kind in FEATURES), *names)
+    return f"Fewer steps, with the same guidance and shift:\n\n{_table(head, rows)}\n"
 
 
 CARD = """---
@@ -90,6 +108,7 @@ there exactly once. "Unseen pairs": no training scene shows the two together. Co
 told by colour and outline, emoji by the nearest sprite of either style. The last column is what
 the detector makes of the true picture after the autoencoder.
 
+{steps}
 {tuning}
 
 Tuning of guidance and shift, on other captions than those above (scenes of two objects, top 5 by
@@ -126,4 +145,4 @@ It knows the pictures of two emoji sets and little else: a caption of something 
 from words it knows, or mush. Relations are those of the recipe's sentences (left of, right of,
 above, below; two or three objects out of 60 subjects, or coloured shapes). It knows no numbers of
 things, no text, no photographs and no other language than English.
-"""
+{remarks}"""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .render import RING
-from .scenes import COLOURS, SHAPES, SIZE, Scene, Thing, relations
+from .scenes import COLOURS, OPPOSITE, SHAPES, SIZE, Scene, Thing, relations
 
 LEAST = 320  # pixels of a component
 SATURATION = 0.25  # of an object's pixel
@@ -155,6 +155,7 @@ class Verdict:
     objects: bool  # every named thing is there exactly once
     nothing_else: bool  # and there is no other
     relations: bool  # and every clause is true
+    axes: bool  # or true when the two things of a clause are swapped
 
     @property
     def right(self) -> bool:
@@ -168,7 +169,10 @@ def judge(scene: Scene, found: list[Thing]) -> Verdict:
     seen = [[t for t in found if t.name == name] for name in named]
     objects = all(len(some) == 1 for some in seen)
     true = objects and all(r in relations(seen[i][0], seen[j][0]) for i, r, j in scene.clauses)
-    return Verdict(objects, objects and len(found) == len(named), true)
+    axes = objects and all(
+        {r, OPPOSITE[r]} & relations(seen[i][0], seen[j][0]) for i, r, j in scene.clauses
+    )
+    return Verdict(objects, objects and len(found) == len(named), true, axes)
 
 
 def rates(verdicts: list[Verdict]) -> dict[str, float]:
@@ -181,5 +185,6 @@ def rates(verdicts: list[Verdict]) -> dict[str, float]:
         "objects": round(objects / n, 4),
         "nothing else": round(sum(v.nothing_else for v in verdicts) / n, 4),
         "relations given objects": round(right / max(1, objects), 4),
+        "axes given objects": round(sum(v.axes for v in verdicts) / max(1, objects), 4),
         "right": round(right / n, 4),
     }

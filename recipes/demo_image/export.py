@@ -15,7 +15,7 @@ from .autoencoder import CHANNELS, Autoencoder
 from .card import model_card
 from .denoiser import DenoiserConfig, transformer_config
 from .sample import scheduler_config
-from .text_encoder import TextConfig, text_config
+from .text_encoder import TextConfig, exported, imported, text_config
 from .tokenizer import save_tokenizer
 from .train import Model
 
@@ -66,7 +66,7 @@ def export(
     transformer = _rounded(model.denoiser.state_dict())
     _save(aside / "transformer" / WEIGHTS, transformer)
     _json(aside / "transformer" / "config.json", transformer_config(model.denoiser.config))
-    _save(aside / "text_encoder" / "model.safetensors", _rounded(model.text.state_dict()))
+    _save(aside / "text_encoder" / "model.safetensors", _rounded(exported(model.text)))
     _json(aside / "text_encoder" / "config.json", text_config(model.text.config))
     save_tokenizer(tokenizer, aside / "tokenizer")  # type: ignore[arg-type]
     shift = results["sampling"]["shift"]
@@ -101,7 +101,8 @@ def load_export(folder: Path) -> tuple[Model, Autoencoder]:
     )
     model = Model(text, denoiser)
     model.denoiser.load_state_dict(load_file(folder / "transformer" / WEIGHTS))
-    model.text.load_state_dict(load_file(folder / "text_encoder" / "model.safetensors"))
+    tensors = load_file(folder / "text_encoder" / "model.safetensors")
+    model.text.load_state_dict(imported(tensors, text))
     autoencoder = Autoencoder()
     autoencoder.load_state_dict(load_file(folder / "vae" / WEIGHTS))
     raw = json.loads((folder / "vae" / "config.json").read_text())

@@ -18,6 +18,7 @@ import torch
 
 from . import evaluate as judging
 from . import pool as pools
+from .bind import BindConfig
 from .denoiser import TINY_DENOISER, DenoiserConfig
 from .export import export
 from .text_encoder import TINY_TEXT, TextConfig
@@ -37,6 +38,7 @@ class Recipe:
     train: TrainConfig
     sample: pools.Sample
     sizes: judging.Sizes
+    bind: BindConfig
 
 
 FULL = Recipe(
@@ -45,6 +47,7 @@ FULL = Recipe(
     train=TrainConfig(seconds=1050.0),
     sample=pools.Sample(),
     sizes=judging.Sizes(),
+    bind=BindConfig(),
 )
 TINY = Recipe(
     text=TINY_TEXT,
@@ -61,6 +64,7 @@ TINY = Recipe(
     ),
     sample=pools.TINY,
     sizes=judging.TINY,
+    bind=BindConfig(steps=10, rows=16, scenes=50),
 )
 
 
@@ -83,6 +87,7 @@ def train(recipe: Recipe, data: Path, work: Path) -> Trainer:
     print(json.dumps({"pictures": made, "shift": pool.autoencoder.shift,
                       "scale": pool.autoencoder.scale}), flush=True)  # fmt: skip
     trainer = Trainer(recipe.text, recipe.denoiser, recipe.train, pool, work / "final")
+    trainer.bind(tokenizer, recipe.bind)
     trainer.run()
     return trainer
 
@@ -108,7 +113,7 @@ def run_notes(recipe: Recipe, lines: list[dict]) -> dict:
     speed = [line["rows_per_second"] for line in lines if "rows_per_second" in line]
     run = {
         "optimizer": f"AdamW, betas {config.betas}, weight decay {config.weight_decay} (matrices)",
-        "peak learning rate": config.lr,
+        "peak learning rate": f"{config.lr:g}, of the caption encoder {config.text_lr:g}",
         "schedule": f"warm-up {100 * config.warmup:g} %, straight line to zero over the last "
         f"{100 * config.decay:g} % of the run",
         "average of the weights": config.ema,

@@ -27,6 +27,7 @@ RELATIONS = {
     "below": ("below", "below", "under"),
 }
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 HELD_OUT = 5  # one pair of names in so many is never trained on
 # (most, least) side of an object by the number of objects
 SIDES = {

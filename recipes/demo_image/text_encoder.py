@@ -25,7 +25,7 @@ class TextConfig:
     ffn: int = 640
 
 
-TINY_TEXT = TextConfig(vocab=600, width=64, layers=1, heads=2, head_size=32, ffn=96)
+TINY_TEXT = TextConfig(vocab=600, width=64, layers=2, heads=4, head_size=16, ffn=96)
 
 
 class Norm(nn.Module):
@@ -42,7 +42,12 @@ class Norm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention without the usual 1/sqrt(head size); the first layer owns the relative bias."""
+    """Attention with a relative bias, which the first layer owns.
+
+    T5's has no 1/sqrt(head size): its query weights are that much smaller. Trained in that form,
+    every step of AdamW changes them by as many times more, and the attention saturates. So the
+    queries are scaled here, and `exported` folds the scale into the weights.
+    """
 
     def __init__(self, config: TextConfig, *, bias: bool) -> None:
         super().__init__()
@@ -61,7 +66,7 @@ class SelfAttention(nn.Module):
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.q, self.k, self.v)
         )
-        scores = (q @ k.transpose(-1, -2)).float() + bias
+        scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
         mixed = scores.softmax(-1).to(v.dtype) @ v
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
         return out
@@ -133,9 +138,7 @@ class TextEncoder(nn.Module):
             if p.ndim < 2:
                 continue
             scale = c.width**-0.5
-            if name.endswith("q.weight"):
-                scale = (c.width * c.head_size) ** -0.5
-            elif name.endswith((".o.weight", "wo.weight")):
+            if name.endswith((".o.weight", "wo.weight")):
                 scale = p.shape[1] ** -0.5
             elif name.startswith("shared"):
                 scale = 1.0
@@ -157,6 +160,24 @@ class TextEncoder(nn.Module):
             x = block(x, bias)
         out: Tensor = self.encoder["final_layer_norm"](x)
         return out
+
+
+def exported(encoder: TextEncoder) -> dict[str, Tensor]:
+    """The weights as T5EncoderModel wants them: the scale of the queries is in theirs."""
+    scale = encoder.config.head_size**-0.5
+    return {
+        name: tensor * scale if name.endswith(".q.weight") else tensor
+        for name, tensor in encoder.state_dict().items()
+    }
+
+
+def imported(tensors: dict[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
+    """The inverse of `exported`."""
+    scale = config.head_size**0.5
+    return {
+        name: tensor * scale if name.endswith(".q.weight") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def buckets(length: int, device: torch.device) -> Tensor:

@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from .bind import BindConfig, bind
 from .denoiser import Denoiser, DenoiserConfig
 from .pool import Pool
 from .text_encoder import TextConfig, TextEncoder
@@ -29,6 +31,7 @@ class TrainConfig:
     """One run. Exactly one of `steps`, `seconds` and `deadline` is set."""
 
     lr: float = 1e-3
+    text_lr: float = 2e-4  # of the caption encoder
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     warmup: float = 0.02  # of the run
@@ -113,15 +116,16 @@ class Trainer:
         self.log_file = out / "log.jsonl"
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay on matrices only."""
-        parameters = list(self.model.parameters())
-        groups = [
-            {
-                "params": [p for p in parameters if p.ndim >= 2],
-                "weight_decay": self.config.weight_decay,
-            },
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        """AdamW; weight decay on matrices only; each group has its share of the rate."""
+        config, groups = self.config, []
+        for network, share in (
+            (self.model.denoiser, 1.0),
+            (self.model.text, config.text_lr / config.lr),
+        ):
+            parameters = list(network.parameters())
+            for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+                some = [p for p in parameters if (p.ndim >= 2) == matrices]
+                groups.append({"params": some, "weight_decay": decay, "share": share})
         fused = self.device.type == "cuda"
         return torch.optim.AdamW(groups, lr=self.config.lr, betas=self.config.betas, fused=fused)
 
@@ -161,8 +165,9 @@ class Trainer:
 
     def step(self) -> Tensor:
         """One optimizer step; returns the losses of the parts [3], on the device."""
+        rate = self.rate(self.progress())
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.progress())
+            group["lr"] = rate * group["share"]
         with self.autocast():
             losses = flow_loss(self.model, *self.batch())
         losses.mean().backward()
@@ -208,6 +213,13 @@ class Trainer:
                 saved = time.time()
         self.log(**self.validate())
         self.save()
+
+    def bind(self, tokenizer: Tokenizer, config: BindConfig) -> None:
+        """Before the first step: teach the caption encoder which thing stands where."""
+        if config.steps and not self.checkpoint.exists():
+            told = bind(self.model.text, tokenizer, config)
+            self.average.text.load_state_dict(self.model.text.state_dict())
+            self.log(sides_told_rightly=round(told, 4))
 
     def _warm_up(self) -> None:
         """Compile outside the clock; the generator is put back."""
