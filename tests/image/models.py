@@ -3,11 +3,10 @@ answer; `session` opens what a family makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 from edgert.converters.families.recipe import FamilyModel
 from edgert.converters.stages.read import RecipeWeight
 from edgert.converters.weights import whole
@@ -100,17 +99,6 @@ CLIP_SIZES: dict[str, Any] = {
     "num_attention_heads": 3, "max_position_embeddings": 77, "bos_token_id": 62,
     "eos_token_id": 63, "pad_token_id": 63,
 }  # fmt: skip
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """torch on one thread: the threads of tiny products only wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Stored:

@@ -29,9 +29,7 @@ from tests.image import models, pipelines
 pytest.importorskip("diffusers")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.usefixtures("one_thread"),
 ]
-one_thread = models.one_thread
 
 SD: dict[str, Any] = {
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,

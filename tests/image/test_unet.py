@@ -16,9 +16,7 @@ from edgert.image.resize import resized
 from tests.closeness import assert_close
 from tests.image import models
 
-one_thread = models.one_thread
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.usefixtures("one_thread")
 RMS = 1e-4
 
 
