@@ -42,7 +42,7 @@ def model_card(results: dict, notes: dict) -> str:
          *(_percent(s[name]) for name in s if name not in ("steps", "retrieval")))
         for s in notes.get("steps", [])
     ]  # fmt: skip
-    lines = [", ".join(SHEET[i : i + COLUMNS]) for i in range(0, len(SHEET), COLUMNS)]
+    lines = ["; ".join(SHEET[i : i + COLUMNS]) for i in range(0, len(SHEET), COLUMNS)]
     return CARD.format(
         denoiser=size["denoiser"], text=size["text encoder"], **sampling,
         retrieval=_table(("retrieval", "share"), [
@@ -50,7 +50,7 @@ def model_card(results: dict, notes: dict) -> str:
             for name, value in found.items()]),
         scenes=_table(head, scenes),
         tuning=_table(("guidance", "shift", "emoji right", "shapes right", "retrieval"), tuning),
-        steps=_steps_section(notes.get("steps", []), steps),
+        fewer=_steps_section(notes.get("steps", []), steps),
         remarks=notes.get("remarks", ""),
         run=_table(("of the run", "value"), list(notes.get("run", {}).items())),
         curve=_table(("step", "pictures seen", "single", "emoji scenes", "shapes"), curve),
@@ -108,7 +108,7 @@ there exactly once. "Unseen pairs": no training scene shows the two together. Co
 told by colour and outline, emoji by the nearest sprite of either style. The last column is what
 the detector makes of the true picture after the autoencoder.
 
-{steps}
+{fewer}
 {tuning}
 
 Tuning of guidance and shift, on other captions than those above (scenes of two objects, top 5 by

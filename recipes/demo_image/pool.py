@@ -163,18 +163,19 @@ class Maker:
             begin += len(x)
         return out
 
-    def singles(self, moves: int, *, seed: int = 0) -> Part:
-        """Every picture of the sets at `moves` places."""
-        n, each = len(self.sets.emoji), self.sample.captions
+    def singles(self, moves: int, *, seed: int = 0, every: int = 1) -> Part:
+        """Every picture of the sets, or every n-th, at `moves` places."""
+        chosen, each = torch.arange(0, len(self.sets.emoji), every), self.sample.captions
+        n = len(chosen)
         images = torch.from_numpy(self.sets.images)
         where = places(n * moves, seed=seed).to(self.device)
-        owners = torch.arange(n).repeat_interleave(moves)
+        owners = chosen.repeat_interleave(moves)
         batches = (
             shifted(images[owners[i : i + BATCH]].to(self.device), where[i : i + BATCH])
             for i in range(0, n * moves, BATCH)
         )
         ids = encode(self.tokenizer, single_captions(self.sets, each))
-        tokens = torch.from_numpy(ids).view(n, each, -1).to(self.device)
+        tokens = torch.from_numpy(ids).view(len(self.sets.emoji), each, -1)[chosen].to(self.device)
         return Part(self.encode(batches, n * moves), tokens, moves)
 
     def scenes(self, scenes: list[Scene]) -> Part:
@@ -194,7 +195,8 @@ def build(
     maker = Maker(data, sample, tokenizer, device)
     parts = {"single": maker.singles(sample.moves)}
     parts |= {kind: maker.scenes(scenes) for kind, scenes in plans.items()}
-    held_out = {"single": maker.singles(1, seed=1)}
+    some = max(1, len(maker.sets.emoji) // sample.held_out)
+    held_out = {"single": maker.singles(1, seed=1, every=some)}
     for kind in KINDS:
         held_out[kind] = maker.scenes(make_scenes(kind, sample.held_out, HELD_OUT_SEED))
     model = maker.autoencoder.float()
