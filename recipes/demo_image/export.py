@@ -73,6 +73,11 @@ def export(
     _json(aside / "scheduler" / "scheduler_config.json", scheduler_config(shift))
     _save(aside / "vae" / WEIGHTS, autoencoder_tensors(data))
     _json(aside / "vae" / "config.json", autoencoder_config(latents))
+    advice = results["sampling"]
+    _json(
+        aside / "generation_config.json",
+        {"num_inference_steps": advice["steps"], "guidance_scale": advice["guidance"]},
+    )
     _json(aside / "model_index.json", INDEX)
     (aside / "README.md").write_text(model_card(results, notes or {}))
     shutil.rmtree(out, ignore_errors=True)
