@@ -125,7 +125,8 @@ def difference_table(o: Outcome) -> str:
                                      for own in (OURS, TUNED))]
             for other in sorted(others)
         ]  # fmt: skip
-        body.append([f"{target:g}", OURS, None, interval(o.difference(TUNED, OURS, target))])
+        if TUNED in o.at(target):
+            body.append([f"{target:g}", OURS, None, interval(o.difference(TUNED, OURS, target))])
     return f"**{o.model}**\n\n" + table(("evaluations", "other", OURS, TUNED), body)
 
 
@@ -185,7 +186,7 @@ def acceptance(o: Outcome) -> str:
     for target in o.targets:
         for own in (OURS, TUNED):
             adaptivity(o, own, target, judged)
-    if o.agreement:
+    if o.agreement and len(set(o.agreement["runs"])) == 2:
         few, many = o.agreement["runs"]
         for target, share in o.agreement["agreement"].items():
             judged(f"decisions by tables of {few} and {many} runs agree, at {target}",
