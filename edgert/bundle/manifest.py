@@ -157,6 +157,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def part_of(self, role: str) -> str:
         """Name of the part with a role; BundleError where there is none or several."""
+        if role == "text":
+            _ = self.text_spec  # says more of a model that draws
         names = [name for name, part in self.parts.items() if part.role == role]
         if len(names) != 1:
             found = {name: part.role for name, part in self.parts.items()}
@@ -174,7 +176,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BundleError(
                 f"{self.name} is of kind {self.kind!r}, expected a model that writes text",
                 code="bundle-kind",
-                hint="`edgert inspect` says what is in it",
+                hint="this model draws: `edgert image`"
+                if self.kind == "image"
+                else "`edgert inspect` says what is in it",
             )
         return self.text
 

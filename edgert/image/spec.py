@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 def spec_of(bundle: Bundle) -> tuple[ImageSpec, LatentSpec]:
     """How a bundle's pictures are made; BundleError where it does not say."""
     spec = bundle.manifest.image
+    if bundle.manifest.kind != "image":
+        raise BundleError(
+            f"{bundle.path} is of kind {bundle.manifest.kind!r}, expected 'image'",
+            code="bundle-kind",
+            hint="`edgert inspect` says what is in it; models that draw are made from pipelines",
+        )
     sizes = {"width", "height"} <= set(spec.defaults) if spec is not None else False
     if spec is None or spec.latents is None or not sizes or "_class_name" not in spec.scheduler:
         raise BundleError(

@@ -381,6 +381,7 @@ def test_the_command_draws_batches_as_json(
         (["--steps", "0"], "0"),
         (["--init", "none.png"], "no such file"),
         (["--nfe", "99"], "nfe is 99"),
+        (["--init", __file__], "unknown format"),
     ],
 )
 def test_the_command_says_what_is_wrong(
