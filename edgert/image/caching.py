@@ -57,7 +57,10 @@ def plan(name: str, nfe: float | None, steps: int, table: SensitivityTable | Non
     is a calibration; else, EasyCache, or evenly spaced steps for a wanted number. Raises
     RequestError for a policy that is unknown, lacks its calibration, or cannot be told a number.
     """
-    return Caching(policy=chosen(name, nfe, steps, table))
+    policy = chosen(name, nfe, steps, table)
+    # Each picture of a batch decides for itself, so that it is the one that its seed draws alone.
+    # Policies that keep blocks decide by the step's number.
+    return Caching(policy=policy, per_sample="blocks" not in policy.wants)
 
 
 def chosen(name: str, nfe: float | None, steps: int, table: SensitivityTable | None) -> Policy:

@@ -6,13 +6,16 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from edgert.converters.convert import convert
 
+import edgert
 from edgert import notices
 from edgert.cli import run
-from edgert.demo import demo_bundle
+from edgert.demo import demo_bundle, image_bundle
 from tests.image import pipelines
 
 pytest.importorskip("diffusers")
@@ -56,6 +59,16 @@ def test_calibration_says_what_is_wrong_before_it_measures(
     assert message in said
     assert "measuring" not in said
     assert not (tmp_path / "x.edge" / "calibration.npz").exists()
+
+
+@pytest.mark.parametrize("cache", ["sencache", "easycache", "seacache", "fora"])
+def test_a_picture_of_a_batch_is_that_of_its_seed_alone(cache: str) -> None:
+    options: dict[str, Any] = {"steps": 10, "width": 64, "height": 64, "cache": cache}
+    with edgert.load(image_bundle(), kind="image") as model:
+        batch = model("a rocket", seed=5, batch=4, **options)
+        for picture, seed in zip(batch, batch.seeds, strict=True):
+            alone = model("a rocket", seed=seed, **options)[0]
+            assert np.array_equal(np.asarray(picture), np.asarray(alone)), seed
 
 
 def test_every_picture_of_a_batch_has_a_place_before_one_is_drawn(

@@ -200,6 +200,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a policy without its table": ({"cache": "sencache"}, "calibration"),
     "a threshold that nobody knows": ({"cache": "teacache", "nfe": 5}, "threshold"),
     "no strength": ({"init": Image.new("RGB", (64, 64)), "strength": 0.0}, "strength"),
+    "a name for a picture": ({"init": "apple.png"}, "init is 'apple.png', expected a picture"),
     "an unknown option": ({"guidance": 3}, "no option 'guidance'"),
     "a prompt that is no text": ({"prompt": 3}, "prompt is '3'"),
 }
