@@ -29,6 +29,8 @@ _AGAIN = "the bundle is damaged or was made by another edgert; convert the model
 _SECTIONS = ("text", "image", "vision")
 _EXTENSIBLE = (*_SECTIONS, "provenance")
 CONDITIONINGS = ("", "labels", "captions")  # of image.conditioning; "": nothing
+LATENT_VALUE = 1e6  # largest number of image.latents; from its inverse on where one divides
+GUIDANCE = 1000  # largest default
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,6 +157,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def part_of(self, role: str) -> str:
         """Name of the part with a role; BundleError where there is none or several."""
+        if role == "text":
+            _ = self.text_spec  # says more of a model that draws
         names = [name for name, part in self.parts.items() if part.role == role]
         if len(names) != 1:
             found = {name: part.role for name, part in self.parts.items()}
@@ -172,7 +176,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BundleError(
                 f"{self.name} is of kind {self.kind!r}, expected a model that writes text",
                 code="bundle-kind",
-                hint="`edgert inspect` says what is in it",
+                hint="this model draws: `edgert image`"
+                if self.kind == "image"
+                else "`edgert inspect` says what is in it",
             )
         return self.text
 
@@ -360,8 +366,15 @@ def _image_faults(image: ImageSpec) -> Iterable[str]:
         held = image.latents
         numbers += [held.scaling, held.shift, held.low, held.high]
         sizes = 0 < held.channels < 1 << 16 and 0 < held.downscale <= 1 << 10
-        if not sizes or held.scaling == 0 or not held.low < held.high:
+        if not sizes or held.scaling <= 0 or not held.low < held.high:
             yield f"image.latents is {held}, expected sizes and a scaling above 0 and low < high"
+        spans = (held.scaling, held.high - held.low)
+        largest = max(map(abs, (held.scaling, held.shift, held.low, held.high)))
+        if min(spans) < 1 / LATENT_VALUE or largest > LATENT_VALUE:
+            yield (
+                f"image.latents is {held}, expected numbers up to {LATENT_VALUE:g}, and scaling "
+                f"and high - low from {1 / LATENT_VALUE:g} on"
+            )
     if not all(map(math.isfinite, numbers)):
         yield "image holds numbers that are not finite"
     for side in ("width", "height"):
@@ -370,6 +383,10 @@ def _image_faults(image: ImageSpec) -> Iterable[str]:
                 f"image.defaults.{side} is {image.defaults[side]}, expected 1 to "
                 f"{limits.PICTURE_SIDE}"
             )
+    for name, low, high in (("steps", 1, limits.IMAGE_STEPS), ("guidance", 0, GUIDANCE)):
+        value = image.defaults.get(name, 1)
+        if not low <= value <= high or (name == "steps" and value != int(value)):
+            yield f"image.defaults.{name} is {value}, expected {low} to {high}"
     bad = [n for n in (*image.labels.values(), image.null_label or 0) if n < 0]
     if bad:
         yield f"image.labels holds class {bad[0]}, expected 0 or more"

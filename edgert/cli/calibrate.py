@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from ..errors import RequestError
 from .inputs import read_file
 from .settings import Loader, emit_json, image_session_options, json_option, say
 
@@ -53,8 +54,10 @@ def command(
     """
     from ..image.calibration import calibrate_bundle
 
-    texts = [] if prompts is None else read_file(prompts).splitlines()
-    given: dict[str, Any] = {"prompts": [text for text in texts if text.strip()], "steps": steps}
+    given: dict[str, Any] = {"steps": steps}
+    if prompts is not None:
+        texts = [text for text in read_file(prompts).splitlines() if text.strip()]
+        given["prompts"] = _some(texts, prompts, "a prompt a line")
     if pictures is not None:
         given["pictures"] = _pictures(bundle, pictures)
 
@@ -88,4 +91,16 @@ def _pictures(bundle: Path, folder: Path) -> list[Any]:
         spec, _ = spec_of(opened)
     width, height = int(spec.defaults["width"]), int(spec.defaults["height"])
     names = sorted(path for path in folder.iterdir() if path.is_file())
-    return [load_picture(path, width, height) for path in names]
+    some = _some(names, folder, "pictures, one a prompt")
+    return [load_picture(path, width, height) for path in some]
+
+
+def _some(found: list[Any], source: object, expected: str) -> list[Any]:
+    """What a caller gave; nothing else is taken in place of an empty file or folder."""
+    if not found:
+        raise RequestError(
+            f"{source} is empty, expected {expected}",
+            code="calibration",
+            hint="leave it out to measure with the prompts that come with edgert",
+        )
+    return found

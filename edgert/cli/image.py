@@ -67,7 +67,7 @@ OUT = "out.png"
     show_default=True,
     metavar="POLICY",
     help="How steps are used again: auto, none, fixed, sencache, seacache, teacache, "
-    "magcache, easycache, taylor, fora.",
+    "magcache, easycache, taylor, fora, first-block.",
 )
 @click.option(
     "--nfe",
@@ -87,7 +87,7 @@ OUT = "out.png"
 @click.option(
     "--preview",
     is_flag=True,
-    help="Write what is there so far to the output every few steps, and show the picture "
+    help="Write what is there so far to the output every second, and show the picture "
     "in terminals that can.",
 )
 @image_session_options
@@ -102,10 +102,13 @@ def command(
     a step and exits with 130; no half file is left.
     """
     text = prompt_text(prompt, None)
-    check_output(output)
+    for file in files_of(output, options["batch"] or 1):
+        check_output(file)
     path = bundle if bundle is not None else _demo()
     with loader.load_image(path) as model:
         asked = {key: value for key, value in options.items() if value is not None}
+        if init is None and "strength" in asked:
+            say(f"--strength {asked['strength']:g} is not looked at: it belongs to --init")
         if init is not None:
             asked["init"] = _picture(model, init, asked)
         teller = _Teller(output if preview else None, shown=not as_json)
@@ -133,7 +136,8 @@ def check_output(output: Path) -> None:
     if output.suffix.lower() != ".png":
         raise click.UsageError(f"-o is {str(output)!r}, expected a name that ends in .png")
     folder = output.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
+    free = not output.exists() or output.is_file()  # no folder, pipe or device
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or not free:
         raise click.UsageError(f"-o is {str(output)!r}, expected a file in a folder to write to")
 
 
@@ -145,13 +149,18 @@ def _picture(model: ImageModel, path: Path, asked: Mapping[str, Any]) -> Any:
 
 
 def _written(made: Pictures, output: Path) -> list[Path]:
-    """The pictures' files: the output's name, and for more than one that with numbers."""
-    files = []
-    for index in range(len(made)):
-        name = output.stem if len(made) == 1 else f"{output.stem}-{index + 1}"
-        files.append(output.with_name(f"{name}{output.suffix}"))
-        made.save(index, files[-1])
+    """The pictures' files, written."""
+    files = files_of(output, len(made))
+    for index, file in enumerate(files):
+        made.save(index, file)
     return files
+
+
+def files_of(output: Path, count: int) -> list[Path]:
+    """Names of `count` pictures."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{n + 1}{output.suffix}") for n in range(count)]
 
 
 def _report(made: Pictures, files: list[Path], *, show: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
+from ..notices import notice
 from .loop import SHORTEST, Caching
 from .policies import AUTO, Fixed, NoCache, Policy, SenCache, policy_of
 from .tables import SensitivityTable, TableInfo
@@ -56,7 +57,10 @@ def plan(name: str, nfe: float | None, steps: int, table: SensitivityTable | Non
     is a calibration; else, EasyCache, or evenly spaced steps for a wanted number. Raises
     RequestError for a policy that is unknown, lacks its calibration, or cannot be told a number.
     """
-    return Caching(policy=chosen(name, nfe, steps, table))
+    policy = chosen(name, nfe, steps, table)
+    # Each picture of a batch decides for itself, so that it is the one that its seed draws alone.
+    # Policies that keep blocks decide by the step's number.
+    return Caching(policy=policy, per_sample="blocks" not in policy.wants)
 
 
 def chosen(name: str, nfe: float | None, steps: int, table: SensitivityTable | None) -> Policy:
@@ -70,6 +74,8 @@ def chosen(name: str, nfe: float | None, steps: int, table: SensitivityTable | N
     gammas = None if table is None or table.gammas is None else table.gammas.tolist()
     policy = policy_of(name, table=table, gammas=gammas, **polynomial(name, table))
     if isinstance(policy, NoCache):
+        if nfe is not None:
+            notice(f"--nfe {nfe:g} is not looked at: the cache policy {name} computes all steps")
         return policy
     if isinstance(policy, Fixed) and nfe is not None:
         return Fixed(evaluations=nfe)
@@ -81,7 +87,8 @@ def chosen(name: str, nfe: float | None, steps: int, table: SensitivityTable | N
             f"the cache policy {name} is to take {nfe:g} evaluations, and nothing says which "
             "threshold does that for this model",
             code="policy-nfe",
-            hint="`edgert calibrate BUNDLE` measures it; `--cache fixed` needs no calibration",
+            hint=f"`edgert calibrate BUNDLE --policy {name}` measures it for sencache, seacache, "
+            "teacache, magcache, easycache and first-block; `--cache fixed` needs no calibration",
             field="nfe",
         )
     return policy.with_threshold(threshold(curve, (nfe or SHARE * steps) / steps))

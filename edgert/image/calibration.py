@@ -20,6 +20,7 @@ from ..session.options import SessionOptions
 from ..storage.aside import remove_leftovers, replace_file
 from ..storage.lock import FileLock
 from . import caching
+from . import policies as known
 from .calibrate import Case, calibrate
 from .guidance import Guidance
 from .loop import Caching, sample
@@ -43,6 +44,9 @@ SEEDS = 2  # runs of each prompt that are measured
 HELD_OUT = 4  # runs, with other seeds, that thresholds are found on
 SHARES = (0.8, 0.65, 0.5, 0.42, 0.33)  # of computed steps, whose thresholds are kept
 POLICIES = ("sencache",)
+TUNED = tuple(
+    name for name, kind in known.POLICIES.items() if kind.tuned in ("epsilon", "delta", "tau")
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -98,6 +102,15 @@ def _measured(
     model: ImageModel, prompts: Sequence[str], steps: int | None, pictures: Sequence[Image],
     policies: Sequence[str], progress: Progress,
 ) -> tuple[SensitivityTable, int]:  # fmt: skip
+    for name in policies:
+        if name not in TUNED:
+            raise RequestError(
+                f"the cache policy is {name[:80]!r}, expected one with a threshold: "
+                f"{', '.join(TUNED)}",
+                code="policy",
+                hint="the others need no calibration",
+                field="policies",
+            )
     texts = list(prompts) or default_prompts(model)
     calls = [0]
 
@@ -125,9 +138,8 @@ def _measured(
     for done, name in enumerate(policies):
         progress(f"thresholds of {name}", done, len(policies))
         policy = caching.chosen(name, None, len(sampler), table)
-        if policy.tuned in ("epsilon", "delta", "tau"):
-            trials = [case_of(model, one, sampler, None, count, policy=name) for one in held]
-            found[name] = curve(policy, trials, sampler, guidance)
+        trials = [case_of(model, one, sampler, None, count, policy=name) for one in held]
+        found[name] = curve(policy, trials, sampler, guidance)
     info = msgspec.structs.replace(table.info, thresholds=found)
     return replace(table, info=info), calls[0]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..bundle.reader import Bundle
 
 KEPT = 32  # captions whose rows are remembered
+SHOWN = 64  # tokens that a notice shows of what was left out
 
 
 class CaptionEncoder:
@@ -67,7 +68,8 @@ class CaptionEncoder:
         front = [] if spec.start_id is None else [spec.start_id]
         room = spec.max_tokens - len(front) - 1
         if len(ids) > room:
-            lost = self.tokenizer.decode(ids[room:])
+            lost = self.tokenizer.decode(ids[room : room + SHOWN])
+            lost += " ..." if len(ids) > room + SHOWN else ""
             notice(f"the prompt has {len(ids)} tokens, the model reads {room}; left out: {lost!r}")
         ids = [*front, *ids[:room], spec.end_id]
         if spec.pad_id is not None:

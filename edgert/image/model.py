@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BundleError, DeviceError, RequestError
+from ..errors import DeviceError, RequestError
 from ..session.base import F32, Session
 from ..session.options import SessionOptions
 from . import caching, pieces
@@ -23,14 +23,14 @@ from .loop import Sampled, sample
 from .network import Arrays, Network, to_grid, to_rows
 from .request import ImageOptions, Request, resolve
 from .resize import resized
-from .schedules import KINDS, Array, Run, Sampler, first_step, flux_mu, sampler_of, start
+from .schedules import KINDS, Array, Run, Sampler, first_step, start
+from .spec import sampler_of_spec, spec_of
 from .tables import SensitivityTable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Unpack
 
-    from ..bundle.manifest import ImageSpec, LatentSpec
     from ..bundle.reader import Bundle
 
 
@@ -214,10 +214,7 @@ class ImageModel:
                 hint="leave it out for the model's own",
                 field="sampler",
             )
-        mu = None
-        if self.spec.scheduler.get("use_dynamic_shifting"):
-            mu = flux_mu(self.spec.scheduler, request.grid[0] * request.grid[1])
-        return sampler_of(self.spec.scheduler, request.steps, kind=kind, mu=mu)
+        return sampler_of_spec(self.spec, request.grid, request.steps, kind)
 
     def network(
         self, request: Request, check: Callable[[], None] = lambda: None, *, policy: str = ""
@@ -379,20 +376,6 @@ class ImageModel:
         rows = rows[:, : self.latents.channels]  # a mean; log variances may follow
         scaled = (rows - np.float32(self.latents.shift)) * np.float32(self.latents.scaling)
         return to_grid(scaled, request.grid)
-
-
-def spec_of(bundle: Bundle) -> tuple[ImageSpec, LatentSpec]:
-    """How a bundle's pictures are made; BundleError where it does not say."""
-    spec = bundle.manifest.image
-    sizes = {"width", "height"} <= set(spec.defaults) if spec is not None else False
-    if spec is None or spec.latents is None or not sizes or "_class_name" not in spec.scheduler:
-        raise BundleError(
-            f"{bundle.path}: the section `image` lacks latents, scheduler._class_name, or "
-            "defaults.width and height, expected all of them",
-            code="manifest",
-            hint="the bundle was made by another edgert; convert the model again",
-        )
-    return spec, spec.latents
 
 
 __all__ = ["ImageModel", "OnStep", "Pictures", "Step", "spec_of"]

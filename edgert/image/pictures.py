@@ -155,8 +155,12 @@ def _read(path: Path) -> bytes:
 
 
 def _damaged(path: Path, error: BaseException) -> RequestError:
+    from PIL import UnidentifiedImageError
+
+    # Pillow's own words name an object in memory there.
+    why = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
     return RequestError(
-        f"{path} is no picture that can be read ({type(error).__name__}: {error}), expected one "
+        f"{path} is no picture that can be read ({type(error).__name__}: {why}), expected one "
         f"of {', '.join(FORMATS)}",
         code="image-file",
     )

@@ -104,6 +104,8 @@ def resolve(spec: ImageSpec, latents: LatentSpec, prompt: str, given: dict[str, 
     nfe = _number(asked, "nfe", math.nan)
     if "nfe" in asked:
         between("nfe", nfe, 1, steps)
+    if (init := asked.get("init")) is not None and not hasattr(init, "convert"):
+        raise _mistyped("init", init, "a picture of Pillow, as PIL.Image.open gives")
     return Request(
         **text, steps=steps,
         cfg_scale=_number(asked, "cfg_scale", float(defaults.get("guidance", GUIDANCE))),

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from edgert.converters.convert import convert
 
+import edgert
 from edgert.bundle import Bundle
 from edgert.bundle.manifest import MANIFEST_NAME, Manifest
 from edgert.errors import BundleError
@@ -48,6 +49,15 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "channels": ("dit", latents(channels=3), "latents of 3 channels"),
     "no channels": ("dit", latents(channels=0), "expected sizes"),
     "no scaling": ("dit", latents(scaling=0.0), "scaling above 0"),
+    "scaling below 0": ("dit", latents(scaling=-1.0), "scaling above 0"),
+    "scaling that makes infinity": ("dit", latents(scaling=1e-45), "from 1e-06 on"),
+    "endless scaling": ("dit", latents(scaling=1e300), "numbers up to 1e\\+06"),
+    "endless shift": ("dit", latents(shift=-1e39), "numbers up to 1e\\+06"),
+    "endless white": ("dit", latents(high=1e300), "numbers up to 1e\\+06"),
+    "white a hair above black": ("dit", latents(low=0.0, high=1e-320), "from 1e-06 on"),
+    "no steps": ("dit", lambda image: image["defaults"].update(steps=0), "steps is 0"),
+    "half a step": ("dit", lambda image: image["defaults"].update(steps=2.5), "steps is 2.5"),
+    "endless guidance": ("dit", lambda image: image["defaults"].update(guidance=1e30), "to 1000"),
     "black is white": ("dit", latents(low=1.0, high=1.0), "low < high"),
     "downscale": ("dit", latents(downscale=16), "takes 64 latents"),
     "height": ("dit", lambda image: image["defaults"].update(height=72), "takes 64 latents"),
@@ -88,6 +98,27 @@ def test_a_picture_section_that_lies_is_refused(
     path.write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(BundleError, match=message):
         Bundle.open(tmp_path / "x.edge")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "Unheard"}, "the scheduler is 'Unheard'"),
+        ({"unheard": 1}, "unknown key 'unheard'"),
+        ({"num_train_timesteps": 1 << 40}, "num_train_timesteps is '1099511627776'"),
+        ({"num_train_timesteps": 3}, "expected from 1 to 3"),
+    ],
+)
+def test_a_schedule_that_cannot_be_sampled_is_refused_when_the_model_is_loaded(
+    changes: dict[str, Any], message: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(bundles["dit"], tmp_path / "x.edge")
+    path = tmp_path / "x.edge" / MANIFEST_NAME
+    manifest = msgspec.json.decode(path.read_bytes())
+    manifest["image"]["scheduler"].update(changes)
+    path.write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(BundleError, match=message):
+        edgert.load(tmp_path / "x.edge", kind="image").close()
 
 
 def test_a_picture_section_belongs_to_pictures(bundles: dict[str, Path]) -> None:

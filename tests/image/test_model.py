@@ -200,6 +200,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a policy without its table": ({"cache": "sencache"}, "calibration"),
     "a threshold that nobody knows": ({"cache": "teacache", "nfe": 5}, "threshold"),
     "no strength": ({"init": Image.new("RGB", (64, 64)), "strength": 0.0}, "strength"),
+    "a name for a picture": ({"init": "apple.png"}, "init is 'apple.png', expected a picture"),
     "an unknown option": ({"guidance": 3}, "no option 'guidance'"),
     "a prompt that is no text": ({"prompt": 3}, "prompt is '3'"),
 }
@@ -381,6 +382,7 @@ def test_the_command_draws_batches_as_json(
         (["--steps", "0"], "0"),
         (["--init", "none.png"], "no such file"),
         (["--nfe", "99"], "nfe is 99"),
+        (["--init", __file__], "unknown format"),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -378,3 +378,13 @@ def test_names_say_what_they_are() -> None:
                 assert Emission.of_file("unet.1", one.name) == one
     for name in ("denoiser.tail.onnx", "denoiser.0x8.onnx", "denoiser.onnx.bak", "decoder.onnx"):
         assert Emission.of_file("denoiser", name) is None
+
+
+@pytest.mark.parametrize("cache", ["teacache", "easycache", "seacache", "fixed", "taylor"])
+def test_a_batch_on_a_device_is_its_pictures_alone(cache: str, made: dict[str, Path]) -> None:
+    with edgert.load(made["pixart"], device="ort-cpu", kind="image", threads=1) as model:
+        options: dict[str, Any] = {"steps": 12, "cache": cache}
+        batch = model("a cat", seed=3, batch=3, **options)
+        for picture, seed in zip(batch, batch.seeds, strict=True):
+            alone = model("a cat", seed=seed, **options)[0]
+            assert np.array_equal(np.asarray(picture), np.asarray(alone)), seed
