@@ -38,7 +38,7 @@ _MODELS = {"text": ("text.model", "TextModel"), "image": ("image.model", "ImageM
 def load(
     path: str | PathLike[str], device: str = ..., threads: int | None = ...,
     ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
-    kv_memory: int | None = ..., *, kind: Literal["text"],
+    kv_memory: int | None = ..., *, kind: Literal["text"] | None = ...,
 ) -> TextModel: ...  # fmt: skip
 @overload
 def load(
@@ -46,12 +46,6 @@ def load(
     ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
     kv_memory: int | None = ..., *, kind: Literal["image"],
 ) -> ImageModel: ...  # fmt: skip
-@overload
-def load(
-    path: str | PathLike[str], device: str = ..., threads: int | None = ...,
-    ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
-    kv_memory: int | None = ..., *, kind: None = ...,
-) -> Any: ...  # fmt: skip
 def load(
     path: str | PathLike[str],
     device: str = "cpu",
@@ -72,8 +66,8 @@ def load(
     never. kv_bits: precision of keys and values, 32, 16 or 8; 0 lets the model decide. kv_memory:
     bytes that keys and values of all sequences may take; None means half of what is free, at most;
     a context that does not fit is shortened, with a notice. kind: "text" or "image" to have nothing
-    else opened, and the result's type known. Raises BundleError, DeviceError, RequestError,
-    ResourceError.
+    else opened; type checkers take the result for a `TextModel` unless it is "image". Raises
+    BundleError, DeviceError, RequestError, ResourceError.
     """
     options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory)
     return open_model(path, options, verify=verify, kind=kind)

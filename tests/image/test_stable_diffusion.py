@@ -74,7 +74,7 @@ class Made:
     model: ImageModel
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import diffusers
 

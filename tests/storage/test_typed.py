@@ -52,7 +52,7 @@ def test_nothing_is_built_once_modules_are_imported(tmp_path: Path) -> None:
     """What msgspec asks of a type, it asks by a Python function, which a profiler sees."""
     bundle = tiny_bundle(tmp_path / "tiny.edge")
     code = (
-        f"import sys, edgert, edgert.api, edgert.session.reference\n"
+        f"import sys, edgert, edgert.api, edgert.session.reference, edgert.text.model\n"
         f"built = []\n"
         f"def look(frame, event, arg):\n"
         f"    if event == 'call' and frame.f_code.co_name == 'get_class_annotations':\n"

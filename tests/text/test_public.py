@@ -22,8 +22,9 @@ def run(code: str) -> str:
 def test_public_names() -> None:
     assert set(edgert.__all__) == {
         "AsyncStream", "BundleError", "Conversation", "ConvertError", "DeviceError", "EdgertError",
-        "Generation", "RequestError", "ResourceError", "SamplingOptions", "SamplingParams",
-        "Stream", "TextModel", "Timings", "TokenLogprob", "Usage", "__version__", "load",
+        "Generation", "ImageModel", "ImageOptions", "Pictures", "RequestError", "ResourceError",
+        "SamplingOptions", "SamplingParams", "Step", "Stream", "TextModel", "Timings",
+        "TokenLogprob", "Usage", "__version__", "load",
     }  # fmt: skip
     assert len(edgert.__all__) < 25
     for name in edgert.__all__:
