@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from .conftest import ROOT
+from .test_checkout import DRAWING_BYTES
 
 PACKAGES = {"edgert": "edgert", "kernels": "edgert.kernels", "converters": "edgert.converters",
          "devices": "edgert.devices"}  # fmt: skip
-SOURCE_BYTES, WHEEL_BYTES = 42e6, 60e6  # without and with the kernels' libraries
+WHEEL_BYTES = 35e6 + DRAWING_BYTES
 
 tomllib = pytest.importorskip("tomllib") if sys.version_info >= (3, 11) else None
 
@@ -77,7 +78,7 @@ def test_a_wheel_stays_small() -> None:
     files |= {path for path in (ROOT / "edgert" / "demo").rglob("*") if path.is_file()}
     size = sum(path.stat().st_size for path in files)
     print(f"{len(files)} files, {size / 1e6:.1f} MB")
-    assert size < SOURCE_BYTES
+    assert size < WHEEL_BYTES
 
 
 # What a plain installation brings; the next test has nothing else.

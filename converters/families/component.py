@@ -16,8 +16,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from ... import limits
-from ...storage.typed import Reader
-from .config import refused
+from .config import refused, short, typed_values
 from .keys import says_nothing
 
 # Keys that diffusers writes into every config.
@@ -58,7 +57,7 @@ def read_component(
 
     neutral: says of other keys whether they mean nothing; `says_nothing` for transformers.
     """
-    fields = {f.name: f for f in msgspec.structs.fields(kind)}
+    fields = {field.name for field in msgspec.structs.fields(kind)}
     for key, value in raw.items():
         if key in fields or key in keys.ignored or neutral(key, raw):
             continue
@@ -67,19 +66,10 @@ def read_component(
         elif not any(type(value) is type(ok) and value == ok for ok in keys.fixed[key]):
             allowed = " or ".join(map(short, keys.fixed[key]))
             faults.append(f"config {key!r} is {short(value)}, expected {allowed}")
-    values, broken = {}, []
-    for name, spec in fields.items():
-        if name not in raw:
-            if spec.required:
-                broken.append(f"config key {name!r} is missing")
-            continue
-        try:
-            values[name] = Reader(spec.type).convert(raw[name])
-        except msgspec.ValidationError as error:
-            broken.append(f"config {name!r} is {short(raw[name])}: {error}")
-        else:
-            if type(values[name]) is float and not math.isfinite(values[name]):
-                broken.append(f"config {name!r} is {values[name]}, expected a finite number")
+    values, broken = typed_values(raw, kind)
+    for name, value in values.items():
+        if type(value) is float and not math.isfinite(value):
+            broken.append(f"config {name!r} is {value}, expected a finite number")
     if broken:
         raise refused([*broken, *faults])
     return kind(**values)
@@ -88,9 +78,3 @@ def read_component(
 def transformers_neutral(key: str, raw: Mapping[str, Any]) -> bool:
     """`says_nothing`, for configs of transformers."""
     return says_nothing(key, raw)
-
-
-def short(value: Any) -> str:
-    """A value for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

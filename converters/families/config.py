@@ -59,16 +59,7 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     for key in raw:
         if key not in fields and key not in schema.ignored and not _no_window(key, raw, fields):
             _check_key(key, raw, schema, faults)
-    values, broken = {}, []
-    for name, spec in fields.items():
-        if name not in raw:
-            if spec.required:
-                broken.append(f"config key {name!r} is missing")
-            continue
-        try:
-            values[name] = Reader(spec.type).convert(raw[name])
-        except msgspec.ValidationError as error:
-            broken.append(f"config {name!r} is {_short(raw[name])}: {error}")
+    values, broken = typed_values(raw, kind)
     if broken:
         raise refused([*broken, *faults])
     config = kind(**values)
@@ -78,6 +69,26 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     return config
 
 
+def typed_values(
+    raw: Mapping[str, Any], kind: type[msgspec.Struct]
+) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a struct as a config has them, and faults of those that are missing or of
+    another type."""
+    values: dict[str, Any] = {}
+    broken: list[str] = []
+    for spec in msgspec.structs.fields(kind):
+        name = spec.name
+        if name not in raw:
+            if spec.required:
+                broken.append(f"config key {name!r} is missing")
+            continue
+        try:
+            values[name] = Reader(spec.type).convert(raw[name])
+        except msgspec.ValidationError as error:
+            broken.append(f"config {name!r} is {short(raw[name])}: {error}")
+    return values, broken
+
+
 def _check_key(key: str, raw: Mapping[str, Any], schema: Schema, faults: list[str]) -> None:
     """A fault for a key that is no field, unless it says nothing."""
     value, fixed = raw[key], schema.fixed.get(key)
@@ -85,14 +96,14 @@ def _check_key(key: str, raw: Mapping[str, Any], schema: Schema, faults: list[st
         faults.append("the checkpoint is quantized already, expected its float original")
     elif fixed is None:
         if not says_nothing(key, raw):
-            allowed = " or ".join(map(_short, NEUTRAL.get(key, ())))
+            allowed = " or ".join(map(short, NEUTRAL.get(key, ())))
             but = f", but for {allowed}" if allowed else ""
-            faults.append(f"config key {key!r} (= {_short(value)}) is unknown{but}")
+            faults.append(f"config key {key!r} (= {short(value)}) is unknown{but}")
     elif not any(type(value) is type(ok) and value == ok for ok in fixed):
         if value is None and not any(isinstance(ok, str) for ok in fixed):
             return  # transformers does not read it, or takes its default
-        allowed = " or ".join(_short(ok) for ok in fixed)
-        faults.append(f"config {key!r} is {_short(value)}, expected {allowed}")
+        allowed = " or ".join(short(ok) for ok in fixed)
+        faults.append(f"config {key!r} is {short(value)}, expected {allowed}")
 
 
 def _no_window(key: str, raw: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
@@ -119,7 +130,7 @@ def _check_architecture(found: Any, schema: Schema, faults: list[str]) -> None:
     base = schema.architecture.replace("ForCausalLM", "Model")
     if found is not None and found not in ([schema.architecture], [base]):
         faults.append(
-            f"config 'architectures' is {_short(found)}, expected [{schema.architecture!r}]"
+            f"config 'architectures' is {short(found)}, expected [{schema.architecture!r}]"
         )
 
 
@@ -160,7 +171,8 @@ def _size_faults(config: Decoder) -> list[str]:
     return out
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -13,8 +13,8 @@ from ...errors import ConvertError
 from ...graph import Value
 from ...image import pieces
 from . import diffusion
-from .component import Eps, Heads, Keys, Layers, Side, Size, read_component, short
-from .config import refused
+from .component import Eps, Heads, Keys, Layers, Side, Size, read_component
+from .config import refused, short
 from .nodes import Nodes
 from .recipe import FamilyModel, Part, Recipe
 

@@ -105,7 +105,15 @@ def test_the_older_class_of_both_transformers_is_read(dit: Any, tmp_path: Path) 
         only_cross_attention=False, use_linear_projection=False, attention_type="default",
         caption_channels=None,
     )  # fmt: skip
-    convert(tmp_path / "pipe", tmp_path / "x.edge", quant="f16", progress=False)
+    hashes = []
+    for name, folder in (("new", source), ("old", tmp_path / "pipe")):
+        convert(folder, tmp_path / f"{name}.edge", quant="f16", progress=False)
+        with Bundle.open(tmp_path / f"{name}.edge") as bundle:
+            files = bundle.manifest.files
+            hashes.append(
+                [files[f"denoiser.{end}"] for end in ("weights.safetensors", "graph.json")]
+            )
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize("variant", ["fp16", "sharded", "sharded-fp16"])

@@ -135,14 +135,16 @@ def test_a_file_from_a_stranger_is_refused(name: str) -> None:
 
 
 def test_any_flipped_byte_is_a_table_or_an_error() -> None:
-    good, numbers = npz(), np.random.default_rng(0)
+    good, numbers, codes = npz(), np.random.default_rng(0), list[str]()
     for at in numbers.integers(0, len(good), 400).tolist():
         data = bytearray(good)
         data[at] ^= 1 << int(numbers.integers(8))
         try:
             SensitivityTable.from_bytes(bytes(data))
-        except BundleError:
-            pass
+        except BundleError as error:
+            codes.append(error.code)
+    assert set(codes) == {"cache-table"}
+    assert len(codes) > 300
 
 
 def test_an_old_table_stays_when_the_new_one_is_unsound(tmp_path: Path) -> None:
