@@ -101,6 +101,11 @@ def command(
     The settings are written into the PNG; `edgert inspect out.png` shows them. Ctrl-C stops within
     a step and exits with 130; no half file is left.
     """
+    if bundle is not None and prompt is None and not bundle.exists():
+        raise click.UsageError(
+            f"no bundle {str(bundle)[:80]!r}; a caption stands behind -p: edgert image -p "
+            f'"{str(bundle)[:80]}"'
+        )
     text = prompt_text(prompt, None)
     for file in files_of(output, options["batch"] or 1):
         check_output(file)

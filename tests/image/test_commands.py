@@ -124,3 +124,8 @@ def test_verbs_for_other_kinds_name_the_right_one(
     assert "this model draws: `edgert image`" in capsys.readouterr().err
     assert run(["calibrate", str(demo_bundle())]) == 2
     assert "is of kind 'text', expected 'image'" in capsys.readouterr().err
+
+
+def test_a_caption_in_place_of_a_bundle_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "a cat"]) == 2
+    assert "behind -p" in capsys.readouterr().err
