@@ -19,10 +19,10 @@ from .settings import emit_json, json_option, megabytes, show
 
 QUESTION = "Tom has 5 apples. He buys 7 more and gives 4 to Anna. How many apples does Tom have?"
 PROMPT, ANSWER, REPETITIONS = 256, 32, 3  # tokens of the speed test, and how often
-CAPTION, SEED, PICTURE = "a red apple left of a yellow star", 1, "edgert-demo.png"
+CAPTION, SEED, PICTURE = "a rocket, 3d style", 1, "edgert-demo.png"
 NEXT = {
     "edgert chat": "talk with this model",
-    'edgert image -p "a rocket"': "draw another picture",
+    'edgert image -p "a castle"': "draw another picture",
     "edgert convert HuggingFaceTB/SmolLM2-135M-Instruct -o smol.edge": "convert a larger one",
     "edgert chat smol.edge": "talk with that",
     "edgert bench smol.edge": "how fast it is here",
