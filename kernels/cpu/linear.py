@@ -55,10 +55,12 @@ from ..simd import (
     store_f32,
     to_f32,
 )
+from ..simd_code_tiles import WIDE
 from ..simd_pairs import PAIRED, pair_bytes, pair_nibbles
 from .activation import gate
 from .layout import INT4_BYTES, INT8_BYTES, TILE, TOKEN_BLOCK
 from .linear_pairs import paired_tile
+from .linear_wide import wide_tile
 from .vm import claim, kernel
 
 GRAIN = 8  # chunks a thread
@@ -261,7 +263,7 @@ def finish(acc: Any, y: int, bias: int, residual: int) -> None:
     store_f32(y, acc)
 
 
-def _quantized(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
+def _quantized(row_kernel: Any, tile_kernel: Any, wide_kernel: Any, group_bytes: int) -> Any:
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
         n = ld_i64(ld_i64(ins + COUNT))
@@ -279,25 +281,32 @@ def _quantized(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
             start, stop = claim(ctrl, groups, threads, GRAIN)
             if start >= groups:
                 return
-            for g in range(start, stop):
-                wg = w + g * blocks * group_bytes
-                bg = bias + 64 * g if bias != 0 else 0
-                if n == 1:
+            if n == 1:
+                for g in range(start, stop):
+                    wg = w + g * blocks * group_bytes
+                    bg = bias + 64 * g if bias != 0 else 0
                     rg = residual + 64 * g if residual != 0 else 0
                     finish(row_kernel(wg, blocks, x, past), y + 64 * g, bg, rg)
-                    continue
+                continue
+            for g in range(start, stop, WIDE):
+                wg, several = w + g * blocks * group_bytes, min(WIDE, stop - g)
                 for t0 in range(0, n, TILE):
-                    m = min(TILE, n - t0)
-                    tile_kernel(wg, blocks, x + t0 * blocks * TOKEN_BLOCK, m, scratch, past)
+                    m, xt = min(TILE, n - t0), x + t0 * blocks * TOKEN_BLOCK
+                    if several == WIDE:
+                        wide_kernel(wg, blocks, xt, m, scratch, past)
+                    else:
+                        tile_kernel(wg, blocks, xt, m, scratch, past)
                     for t in range(m):
-                        at = (t0 + t) * stride + 64 * g
-                        rt = residual + at if residual != 0 else 0
-                        finish(load_f32(scratch + 64 * t), y + at, bg, rt)
+                        for i in range(several):
+                            at = (t0 + t) * stride + 64 * (g + i)
+                            bt = bias + 64 * (g + i) if bias != 0 else 0
+                            rt = residual + at if residual != 0 else 0
+                            finish(load_f32(scratch + 64 * (TILE * i + t)), y + at, bt, rt)
 
     return run
 
 
-def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any:
+def _quantized_gated(row_kernel: Any, wide_kernel: Any, group_bytes: int) -> Any:
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
         n = ld_i64(ld_i64(ins + COUNT))
@@ -326,8 +335,7 @@ def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any
                 for t0 in range(0, n, TILE):
                     m = min(TILE, n - t0)
                     xt = x + t0 * blocks * TOKEN_BLOCK
-                    tile_kernel(wg, blocks, xt, m, scratch, past)
-                    tile_kernel(wu, blocks, xt, m, scratch + 64 * TILE, past)
+                    wide_kernel(wg, blocks, xt, m, scratch, past)
                     for t in range(m):
                         up = load_f32(scratch + 64 * (TILE + t))
                         out = gate(load_f32(scratch + 64 * t), up, act)
@@ -336,10 +344,12 @@ def _quantized_gated(row_kernel: Any, tile_kernel: Any, group_bytes: int) -> Any
     return run
 
 
-_int4 = _quantized(row_int4, tile_int4, INT4_BYTES)
-_int8 = _quantized(row_int8, tile_int8, INT8_BYTES)
-_int4_gated = _quantized_gated(row_int4, tile_int4, INT4_BYTES)
-_int8_gated = _quantized_gated(row_int8, tile_int8, INT8_BYTES)
+_wide_int4 = wide_tile(4, tile_int4, INT4_BYTES, FEW)
+_wide_int8 = wide_tile(8, tile_int8, INT8_BYTES, FEW)
+_int4 = _quantized(row_int4, tile_int4, _wide_int4, INT4_BYTES)
+_int8 = _quantized(row_int8, tile_int8, _wide_int8, INT8_BYTES)
+_int4_gated = _quantized_gated(row_int4, _wide_int4, INT4_BYTES)
+_int8_gated = _quantized_gated(row_int8, _wide_int8, INT8_BYTES)
 
 
 @kernel
