@@ -32,6 +32,7 @@ from .attention_lower import LOWER, axes_of
 from .attention_onnx import ONNX, PORTS
 from .norm import normalise
 from .quant import F32
+from .slot_rows import SlotRows
 
 
 @dataclass
@@ -90,7 +91,9 @@ def rotate(x: F32, position: NDArray[np.int64], inv_freq: F32, scale: float) -> 
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def rotated(x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
+def rotated(
+    x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows | SlotRows
+) -> F32:
     if "inv_freq" not in weights:
         return x
     position = kv.position[axes_of(attrs, len(weights["inv_freq"]))].T  # [T, half]

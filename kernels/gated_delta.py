@@ -122,9 +122,7 @@ def emit_gated_delta(ctx: EmitContext, call: Call) -> None:
     pairs, so_far, rest, whole = chunk_decays(ctx, rate, count, share)
     beta = heads_apart(ctx, beta, count, share, 1)  # [B, K, R, S, 1]
     turned = ctx.op("Transpose", [k], perm=turn)
-    past = ctx.op(
-        "Reshape", [f"past_matrix.{call.state}", ctx.ints(0, count, share, keys, size)]
-    )
+    past = ctx.op("Reshape", [f"past_matrix.{call.state}", ctx.ints(0, count, share, keys, size)])
     # change_i = beta_i (v_i - so_far_i k_i^T S - sum_{j < i} pairs_ij (k_i . k_j) change_j)
     below = ctx.op("Mul", [ctx.op("Mul", [ctx.op("MatMul", [k, turned]), pairs]), beta])
     known = ctx.op("Mul", [ctx.op("MatMul", [k, past]), so_far])

@@ -111,9 +111,7 @@ def folded(before: Sums, k: Array, v: Array, rate: Array, form: Form) -> Sums:
     )
 
 
-def chunk_rows(
-    before: Sums, q: Array, k: Array, v: Array, rate: Array, form: Form
-) -> Array:
+def chunk_rows(before: Sums, q: Array, k: Array, v: Array, rate: Array, form: Form) -> Array:
     """The rows of the queries, over S and z of what came before and explicit rows k, v, rate."""
     count = len(q)
     share = q.shape[1] // k.shape[1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from .op import Attr, Attrs, Dim, Infer, Op, OpError, Shape
 from .ops_image import IMAGE, POINTWISE
+from .ops_linear import LINEAR
 from .ops_recurrent import RECURRENT
 from .ops_text import ACTIVATIONS, TEXT
 
@@ -21,4 +22,4 @@ __all__ = [
     "Shape",
 ]  # fmt: skip
 
-CATALOGUE: dict[str, Op] = {op.name: op for op in (*TEXT, *IMAGE, *RECURRENT)}
+CATALOGUE: dict[str, Op] = {op.name: op for op in (*TEXT, *IMAGE, *RECURRENT, *LINEAR)}

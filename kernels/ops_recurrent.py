@@ -55,9 +55,7 @@ def _causal_conv(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape
     need(width in CONV_WIDTHS, f"causal_conv: width is {width}, expected 2 to {CONV_WIDTHS[-1]}")
     need(x[-1] == channels, f"causal_conv: rows of {x[-1]}, expected {channels} channels")
     wanted = (channels, width)
-    need(
-        weights["weight"] == wanted, f"causal_conv: weight {weights['weight']}, expected {wanted}"
-    )
+    need(weights["weight"] == wanted, f"causal_conv: weight {weights['weight']}, expected {wanted}")
     _vector("causal_conv", "bias", weights, channels)
     acts = ("identity", "silu")
     need(attrs["act"] in acts, f"causal_conv: act is {attrs['act']!r}, expected one of {acts}")

@@ -39,9 +39,7 @@ def rows_together(ctx: EmitContext, y: str, width: int, out: str) -> None:
         ctx.op("Reshape", [rows, ctx.ints(0, 0, width)], out)
 
 
-def chunk_decays(
-    ctx: EmitContext, rate: str, groups: int, share: int
-) -> tuple[str, str, str, str]:
+def chunk_decays(ctx: EmitContext, rate: str, groups: int, share: int) -> tuple[str, str, str, str]:
     """What rates [B, S, H], logarithms of decays, make of the chunk: from row j to row i
     [B, G, R, S, S], 0 where j > i; from before the chunk to row i [.., S, 1]; from row j to the end
     [.., S, 1]; over all of it [.., 1, 1]."""
@@ -80,5 +78,3 @@ def _corners(size: int) -> F32:
     block = np.arange(CHUNK) // size
     row, column = block[:, None], block[None, :]
     return ((row % 2 == 1) & (column == row - 1)).astype(np.float32)
-
-

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .lowering import NodeLike
 from .onnx_ports import Dialect, Memory, NodePorts, Port
@@ -23,11 +24,15 @@ CHUNK = 64  # rows that an emitted model takes at once: its products within a st
 class SlotRows:
     """The rows of one step and the state's content of each of its sequences (the reference's
     state). starts: first row of each sequence, and the end. content: what was committed; `made`
-    takes what is so behind the step."""
+    takes what is so behind the step. sequence: int [T], which sequence a row is of. position: int
+    [3, T], rotary axes. long_rope: bool a sequence."""
 
     starts: list[int]
     content: list[F32]
     made: list[F32]
+    sequence: NDArray[np.int64]
+    position: NDArray[np.int64]
+    long_rope: list[bool]
 
     def __iter__(self) -> Iterator[tuple[slice, F32]]:
         """Each sequence's rows and content."""

@@ -83,9 +83,7 @@ def _conv(b: blocks.Builder, layer: int, x: str, width: int, *, bias: bool) -> s
         for name, start in (("b", 0), ("c", size), ("x", 2 * size))
     )  # fmt: skip
     rows = recurrent.gate(b, rows, before, f"{at}.conv_in", "identity")
-    rows = recurrent.conv(
-        b, layer, rows, f"{tensor}.conv", size, width, bias=bias, tail=TAIL
-    )
+    rows = recurrent.conv(b, layer, rows, f"{tensor}.conv", size, width, bias=bias, tail=TAIL)
     rows = recurrent.gate(b, rows, behind, f"{at}.conv_out", "identity")
     out = Part(f"{tensor}.out_proj.weight", (size, size))
     return b.linear(rows, f"{at}.o", [out], bias=bias)

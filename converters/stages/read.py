@@ -176,9 +176,7 @@ class RecipeWeight:
                 found.append((name, tensor, low + begin, low + end, scale))
         return found
 
-    def _finite(
-        self, name: str, tensor: SourceTensor, start: int, stop: int, scale: float
-    ) -> F32:
+    def _finite(self, name: str, tensor: SourceTensor, start: int, stop: int, scale: float) -> F32:
         rows = tensor.rows(start, stop)
         if not math.isfinite(np.vdot(rows, rows)):
             check_finite(name, tensor)

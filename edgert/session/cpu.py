@@ -25,6 +25,7 @@ from .base import F32, Feed, Session, State, StepResult
 from .cores import performance_cores
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values
+from .folding import bind, folds_of
 from .longrope import Switching
 from .lowering import Lowering
 from .pages import PagePool
@@ -83,7 +84,9 @@ class CpuSession(Session):
             first = self._lower(graph, {"T": max_rows, "R": max_rows})
             self.paired = frozenset(first.paired)
             self.pool = PagePool(graph, plan.pages, self.kv_bytes)
-            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * plan.sequences, max_rows)
+            folds = folds_of(graph)
+            count = SEQUENCES_PER_CONTEXT * plan.sequences
+            self.slots = SlotPool(graph, count, max_rows, dict(folds))
             whole = self.slots.whole_steps
             self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
             self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)
@@ -91,6 +94,7 @@ class CpuSession(Session):
             code = _compiled(first.kernels)
             if graph.states or self.checker.tokens:
                 self._programs[frozenset[str]()] = self._bind(first, code)
+                bind(folds, self.program())
         except BaseException:
             self.close()
             raise

@@ -28,6 +28,8 @@ def _empty(spec: StateSpec) -> F32 | None:
     """What a recurrent state holds of no tokens; None for states of other kinds."""
     if isinstance(spec, ConvState):
         return np.zeros((spec.width - 1, spec.channels), np.float32)
+    if isinstance(spec, RecurrentState) and spec.tail:  # the rows of all tokens
+        return np.zeros((0, spec.tail_width), np.float32)
     if isinstance(spec, RecurrentState):
         return np.zeros((spec.heads, spec.key_dim, spec.value_dim), np.float32)
     return None
@@ -111,7 +113,7 @@ class ReferenceState(State):
                 code="snapshot",
             )
         slots = snapshot.get("slots", {})
-        wanted = {name: array.shape for name, array in self.empty.items()}
+        wanted = {n: a.shape if len(a) else (length, a.shape[1]) for n, a in self.empty.items()}
         if not isinstance(slots, Mapping) or not _arrays(slots, wanted):
             raise RequestError(
                 f"the snapshot's recurrent states are damaged, expected float32 {wanted}",
@@ -232,7 +234,14 @@ class ReferenceSession(Session):
         state = self.graph.states[node.state]
         if not isinstance(state, KVState | BorrowedState):
             own = [_own(feed.state) for feed in feeds]
-            slots = SlotRows(rows.starts, [other.slots[node.state] for other in own], [])
+            slots = SlotRows(
+                rows.starts,
+                [other.slots[node.state] for other in own],
+                [],
+                np.repeat(np.arange(len(feeds)), np.diff(rows.starts)),
+                rows.position.astype(np.int64),
+                [other.long_rope for other in own],
+            )
             out = op.reference(inputs, weights, attrs, slots)
             for other, made in zip(own, slots.made, strict=True):
                 other.made[node.state] = made

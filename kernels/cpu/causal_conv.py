@@ -24,7 +24,10 @@ def _group(ins: int, column: int, rest: int) -> None:
     """16 channels from byte `column` of a row on, of which `rest` are there."""
     x, y = ld_i64(ins + CAUSAL_CONV.x) + column, ld_i64(ins + CAUSAL_CONV.y) + column
     stride, width = ld_i64(ins + CAUSAL_CONV.stride), ld_i64(ins + CAUSAL_CONV.width)
-    weight, step = ld_i64(ins + CAUSAL_CONV.weight) + column, ld_i64(ins + CAUSAL_CONV.weight_stride)
+    weight, step = (
+        ld_i64(ins + CAUSAL_CONV.weight) + column,
+        ld_i64(ins + CAUSAL_CONV.weight_stride),
+    )
     bias, act = ld_i64(ins + CAUSAL_CONV.bias), ld_i64(ins + CAUSAL_CONV.act)
     state, sequences = ld_i64(ins + CAUSAL_CONV.state), ld_i64(ins + CAUSAL_CONV.sequences)
     start = load_f32(bias + column) if bias != 0 else splat(f32(0.0))

@@ -96,9 +96,7 @@ def _partial(ins: int, g: int, slab: int, row: int) -> int:
     _, share = _share(ins)
     slabs, total = ld_i64(ins + LINEAR_SUMS.slabs), ld_i64(ld_i64(ins + COUNT))
     step = 64 + 4 * ((ld_i64(ins + LINEAR_SUMS.size) + 15) // 16 * 16)
-    return ld_i64(ins + LINEAR_SUMS.partials) + (
-        ((g * slabs + slab) * total + row) * share * step
-    )
+    return ld_i64(ins + LINEAR_SUMS.partials) + (((g * slabs + slab) * total + row) * share * step)
 
 
 @njit(error_model="numpy")
@@ -244,9 +242,7 @@ def fold_tail(ins: int, rows: int, row: int, count: int, matrix: int, z: int, ro
     instruction `linear_state` of the state."""
     groups, slabs = ld_i64(ins + LINEAR_SUMS.kv_heads), ld_i64(ins + LINEAR_SUMS.slabs)
     for unit in range(groups * slabs):
-        fold_slab(
-            ins, unit // slabs, unit % slabs, rows, row, count, (matrix, matrix, z, z), room
-        )
+        fold_slab(ins, unit // slabs, unit % slabs, rows, row, count, (matrix, matrix, z, z), room)
 
 
 @njit(error_model="numpy")
@@ -288,9 +284,7 @@ def _weights(
         if t >= seen:
             store_f32(at, splat(f32(0.0)))
             continue
-        gap = add(
-            sub(high, load_f32(sums + 4 * t)), sub(low, load_f32(sums + 4 * (wide + t)))
-        )
+        gap = add(sub(high, load_f32(sums + 4 * t)), sub(low, load_f32(sums + 4 * (wide + t))))
         gap = where_less(lanes(), splat_i32(simd.i32(seen - t)), gap, hidden)
         x = load_f32(at)
         if mode == SQUARE:
@@ -362,9 +356,7 @@ def _rows(ins: int, index: int, i: int, end: int, g: int, room: int) -> None:
         _queries(ins, g, first + t, n, u)
         seen = length + t + n - point  # by the last of these
         across = (seen + 15) // 16
-        fresh_product(
-            u, 4 * (r + 16), n * share, keys, 64, 64 * r, across, r, scores, 4 * wide
-        )
+        fresh_product(u, 4 * (r + 16), n * share, keys, 64, 64 * r, across, r, scores, 4 * wide)
         for k in range(n * share):
             sees = length + t + k // share - point + 1
             to, line = out + 4 * k * padded, scores + 4 * k * wide

@@ -147,9 +147,7 @@ def _absorb(
                 total = add(total, load_f32(block + 4 * (p * wide + t)))
             before = f32(f32(keep) * ld_f32(z + 4 * p)) if source != 0 else f32(0.0)
             st_f32(z_target + 4 * p, f32(before + sum_f32(total)))
-    added_product(
-        block, 4 * wide, count, v, row, 64, padded // 16, tokens, target, 4 * padded
-    )
+    added_product(block, 4 * wide, count, v, row, 64, padded // 16, tokens, target, 4 * padded)
 
 
 @njit(error_model="numpy")

@@ -34,6 +34,7 @@ from edgert.session.reference import ReferenceSession
 from ..closeness import assert_close
 from ..onnx_model import ort_session
 from .cases_grid import cases as grid_cases
+from .cases_linear import CASES as LINEAR
 from .cases_recurrent import CASES as RECURRENT
 from .cases_rows import CASES as ROWS
 
@@ -175,6 +176,7 @@ CASES: dict[str, list[Case]] = {
 }  # fmt: skip
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in ROWS.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in RECURRENT.items()}
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in LINEAR.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
