@@ -30,6 +30,7 @@ import numpy as np
 
 from .attention import rotated
 from .linear_attention_lower import LOWER
+from .linear_attention_onnx import ONNX, PORTS
 from .linear_forms import Form, parallel
 from .norm import normalise
 from .ops_linear import padded, row_width
@@ -104,6 +105,16 @@ def linear_attention(
     return y.reshape(len(y), -1)
 
 
-__all__ = ["LOWER", "REFERENCE", "form_of", "linear_attention", "prepared", "row_width", "softplus"]
+__all__ = [
+    "LOWER",
+    "ONNX",
+    "PORTS",
+    "REFERENCE",
+    "form_of",
+    "linear_attention",
+    "prepared",
+    "row_width",
+    "softplus",
+]
 
 REFERENCE = {"linear_attention": linear_attention}

@@ -34,7 +34,9 @@ MICROSOFT_OPS = frozenset(
     "FusedMatMul GroupQueryAttention MatMulNBits MultiHeadAttention RotaryEmbedding "
     "SkipSimplifiedLayerNormalization".split()
 )
-FOLDED = frozenset("Cast Constant DequantizeLinear Exp Identity Reshape Slice Transpose".split())
+FOLDED = frozenset(
+    "Cast Constant DequantizeLinear Exp Identity Reshape Slice Softplus Transpose".split()
+)
 _EXTERNAL = 1
 _TAPS = "edgert.taps"
 
