@@ -1,4 +1,4 @@
-"""How linear attention becomes instructions: rows of the tail, sums over the state, sums over rows."""
+"""How linear attention becomes instructions: rows of the tail, what the state adds, the sums."""
 
 from __future__ import annotations
 

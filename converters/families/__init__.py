@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import ConvertError
+from . import linear, two_mamba
 from .config import refused
 from .keys import says_nothing
 from .recipe import FamilyModel, Part, Recipe
@@ -19,6 +20,7 @@ from .recipe import FamilyModel, Part, Recipe
 __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
 
 FAMILIES: Mapping[str, str] = {
+    "2mamba": "two_mamba",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
     "lfm2": "lfm2",
@@ -75,8 +77,11 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
             model_type=kind,
         )
     module = import_module(f".{FAMILIES[kind]}", __name__)
-    model: FamilyModel = module.build(config, faults)
-    return model
+    if linear.KEY not in config or module is two_mamba:
+        model: FamilyModel = module.build(config, faults)
+        return model
+    rest, layers, spec = linear.split(config, faults)
+    return linear.hybrid(module.build(rest, faults), layers, spec, faults)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
