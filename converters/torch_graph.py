@@ -27,6 +27,7 @@ from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
 from .torch_grid import GRIDS
+from .torch_recurrent import RECURRENT
 from .torch_rows import ROWS
 
 Slots = Mapping[str, Tensor]
@@ -157,6 +158,7 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "softcap": _softcap,
     **ROWS,
     **GRIDS,
+    **RECURRENT,
 }
 
 

@@ -21,6 +21,7 @@ __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "
 FAMILIES: Mapping[str, str] = {
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
+    "lfm2": "lfm2",
     "llama": "llama",
     "mistral": "mistral",
     "phi3": "phi3",

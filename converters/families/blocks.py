@@ -53,7 +53,10 @@ class Builder(Nodes):
         """Matrices [N, K] stacked by rows, with their biases where there are any."""
         weights = {"weight": self.weight(label, Recipe(tuple(parts)))}
         if bias:
-            rows = tuple(Part(_bias_of(part.name), part.shape[:1]) for part in parts)
+            rows = tuple(
+                part._replace(name=_bias_of(part.name), shape=part.shape[:1], alias="")
+                for part in parts
+            )
             weights["bias"] = self.weight(f"{label}_bias", Recipe(rows))
         return self.node("linear", [x], label, weights=weights)
 
@@ -187,8 +190,10 @@ def attention(
     softcap: float | None = None,
     qk_norm: bool = False,
     qk_offset: float = 0.0,
+    norms: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> str:
-    """Attention over a new state "kv<layer>" [T, H * D]. A window counts the token itself."""
+    """Attention over a new state "kv<layer>" [T, H * D]. A window counts the token itself. norms:
+    what the checkpoint calls them."""
     weights, own = dict(rope.slots), window or 0
     attrs: dict[str, Any] = {
         "heads": b.heads,
@@ -203,8 +208,8 @@ def attention(
         attrs["softcap"] = float(softcap)
     if qk_norm:
         attrs["qk_eps"] = b.eps
-        for key in ("q_norm", "k_norm"):
-            tensor = _at(layer, f"self_attn.{key}.weight")
+        for key, name in zip(("q_norm", "k_norm"), norms, strict=True):
+            tensor = _at(layer, f"self_attn.{name}.weight")
             weights[key] = b.vector(f"layers.{layer}.{key}", tensor, b.head_dim, offset=qk_offset)
     state = f"kv{layer}"
     b.states[state] = KVState(b.kv_heads, b.head_dim, own)
@@ -213,27 +218,41 @@ def attention(
     )
 
 
-def output_projection(b: Builder, layer: int, x: str, *, bias: bool = False) -> str:
+def output_projection(
+    b: Builder, layer: int, x: str, *, bias: bool = False, name: str = "o_proj"
+) -> str:
     """Attention output back to the model width."""
-    part = Part(_at(layer, "self_attn.o_proj.weight"), (b.width, b.heads * b.head_dim))
+    part = Part(_at(layer, f"self_attn.{name}.weight"), (b.width, b.heads * b.head_dim))
     return b.linear(x, f"layers.{layer}.o", [part], bias=bias)
 
 
-def mlp(b: Builder, layer: int, x: str, act: str, *, bias: bool = False) -> str:
-    """Gated feed-forward from separate gate and up projections."""
-    parts = [Part(_at(layer, f"mlp.{key}_proj.weight"), (b.ff, b.width)) for key in ("gate", "up")]
-    return _down(b, layer, b.linear(x, f"layers.{layer}.gate_up", parts, bias=bias), act, bias)
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def mlp(
+    b: Builder,
+    layer: int,
+    x: str,
+    act: str,
+    *,
+    bias: bool = False,
+    names: tuple[str, str, str] = MLP,
+) -> str:
+    """Gated feed-forward from separate gate and up projections; names: of gate, up and down."""
+    parts = [Part(_at(layer, f"{name}.weight"), (b.ff, b.width)) for name in names[:2]]
+    rows = b.linear(x, f"layers.{layer}.gate_up", parts, bias=bias)
+    return _down(b, layer, rows, act, bias, names[2])
 
 
 def fused_mlp(b: Builder, layer: int, x: str, act: str) -> str:
     """Gated feed-forward from one gate-and-up projection."""
     part = Part(_at(layer, "mlp.gate_up_proj.weight"), (2 * b.ff, b.width))
-    return _down(b, layer, b.linear(x, f"layers.{layer}.gate_up", [part]), act, False)
+    return _down(b, layer, b.linear(x, f"layers.{layer}.gate_up", [part]), act, False, MLP[2])
 
 
-def _down(b: Builder, layer: int, x: str, act: str, bias: bool) -> str:
+def _down(b: Builder, layer: int, x: str, act: str, bias: bool, name: str) -> str:
     gated = b.node("glu", [x], f"layers.{layer}.glu", attrs={"act": act})
-    part = Part(_at(layer, "mlp.down_proj.weight"), (b.width, b.ff))
+    part = Part(_at(layer, f"{name}.weight"), (b.width, b.ff))
     return b.linear(gated, f"layers.{layer}.down", [part], bias=bias)
 
 
@@ -245,11 +264,17 @@ def layer_norm(
 
 
 def head(
-    b: Builder, x: str, *, tied: bool, softcap: float | None = None, offset: float = 0.0
+    b: Builder,
+    x: str,
+    *,
+    tied: bool,
+    softcap: float | None = None,
+    offset: float = 0.0,
+    norm: str = "model.norm",
 ) -> FamilyModel:
     """Pick rows, final norm, logits; closes the graph."""
     picked = b.node("select", [x, "rows"], "select")
-    normed = b.norm(picked, "norm", "model.norm.weight", offset=offset)
+    normed = b.norm(picked, "norm", f"{norm}.weight", offset=offset)
     if tied:
         logits = b.node("linear", [normed], "head", weights={"weight": "embed"})
     else:

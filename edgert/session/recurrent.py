@@ -39,7 +39,9 @@ ALIGN = 64
 
 class _Slots:
     """One state in all slots: words int32 [slots, 16] and parts float32 [slots, ...] as views of
-    one reserved array. offsets: where each part starts in a slot, bytes."""
+    one reserved array. offsets: where each part starts in a slot, bytes. described: int64 words by
+    which kernels find all of it: address of the first slot, bytes of a slot, from its start to the
+    first part, and of one side or row of that part (`kernels/cpu/slots.py`)."""
 
     def __init__(self, slots: int, parts: Mapping[str, tuple[int, ...]]) -> None:
         self.offsets, end = dict[str, int](), 4 * WORDS
@@ -55,6 +57,10 @@ class _Slots:
             .reshape(slots, *parts[name])
             for name, start in self.offsets.items()
         }
+        name, first = next(iter(parts.items()))
+        row = 4 * int(np.prod(first[1:]))
+        where = self.raw.ctypes.data, end, self.offsets[name], row
+        self.described = np.array(where, np.int64)
 
 
 class RecurrentSlots(_Slots):

@@ -52,6 +52,10 @@ class SlotPool:
         """Whether the graph has such states at all."""
         return bool(self.memories)
 
+    def named(self) -> dict[str, int]:
+        """What kernels find the slots of a state by: `@state:<name>`, see `recurrent`."""
+        return {f"@state:{n}": m.described.ctypes.data for n, m in self.memories.items()}
+
     def take(self) -> int:
         """A cleared slot. Raises ResourceError where none is free."""
         taken = self.indices.take(1)

@@ -65,6 +65,8 @@ SILU, GELU, GELU_TANH, RELU, QUICK_GELU = range(5)
 ACTS = {
     "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "quick_gelu": QUICK_GELU,
 }  # fmt: skip
+IDENTITY, BY_SILU, BY_SIGMOID = range(3)
+GATES = {"identity": IDENTITY, "silu": BY_SILU, "sigmoid": BY_SIGMOID}
 
 
 def groups_of(n: int) -> int:

@@ -120,7 +120,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
-}
+    "lfm2": (
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention", "conv"], "pad_token_id": 0},
+    ),
+    "lfm2-bias": (
+        "Lfm2Config",
+        {
+            "layer_types": ["full_attention", "conv", "conv"], "conv_bias": True,
+            "conv_L_cache": 4, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False,
+            "pad_token_id": 0,
+        },
+    ),
+}  # fmt: skip
 
 
 def make_model(case: str) -> Any:

@@ -72,6 +72,18 @@ PHI3_MINI = {
     **PHI3, "_name_or_path": "Phi-3-mini-4k-instruct", "bos_token_id": 1, "eos_token_id": 32000,
     "pad_token_id": 32000, "tie_word_embeddings": False,
 }  # fmt: skip
+LFM2 = {
+    "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True,
+    "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0, "block_multiple_of": 256,
+    "block_norm_eps": 1e-05, "block_out_init_scale": 1.0, "block_use_swiglu": True,
+    "block_use_xavier_init": True, "bos_token_id": 1, "conv_L_cache": 3, "conv_bias": False,
+    "conv_use_xavier_init": True, "eos_token_id": 7, "initializer_range": 0.02,
+    "max_position_embeddings": 128000, "model_type": "lfm2", "norm_eps": 1e-05,
+    "num_hidden_layers": 16, "num_key_value_heads": 8, "pad_token_id": 0,
+    "rope_theta": 1000000.0, "torch_dtype": "bfloat16", "transformers_version": "4.54.0.dev0",
+    "use_cache": True, "use_pos_enc": True, "vocab_size": 65536,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+}  # fmt: skip
 SLOW = [round(1 + i / 9, 3) for i in range(48)]
 FAST = [round(1 + i / 96, 3) for i in range(48)]
 
@@ -223,6 +235,14 @@ CONFIGS: dict[str, Config] = {
         "original_max_position_embeddings": 16384, "rope_scaling": None, "rope_theta": 250000,
         "sliding_window": None, "tie_word_embeddings": False,
     },
+    "LFM2-350M": {
+        **LFM2, "block_dim": 1024, "block_ff_dim": 6656, "conv_dim": 1024, "conv_dim_out": 1024,
+        "hidden_size": 1024, "num_attention_heads": 16, "num_heads": 16,
+    },
+    "LFM2-1.2B": {
+        **LFM2, "block_dim": 2048, "block_ff_dim": 12288, "conv_dim": 2048, "conv_dim_out": 2048,
+        "hidden_size": 2048, "num_attention_heads": 32, "num_heads": 32,
+    },
     "SmolLM3-3B": {
         **sizes(2048, 11008, 36, 16, 4, 128256, 65536),
         "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -245,7 +265,7 @@ PARAMETERS = {  # millions, as published
     "gemma-2-2b": 2614.3, "gemma-2-2b-it": 2614.3, "gemma-2-9b": 9241.7, "gemma-3-270m": 268.1,
     "gemma-3-1b": 999.9, "Phi-3-mini-4k": 3821.1, "Phi-3-mini-128k": 3821.1,
     "Phi-3.5-mini": 3821.1, "Phi-4-mini": 3836.0,
-    "phi-4": 14659.5, "SmolLM3-3B": 3075.1,
+    "phi-4": 14659.5, "SmolLM3-3B": 3075.1, "LFM2-350M": 354.5, "LFM2-1.2B": 1170.3,
 }  # fmt: skip
 
 VOCAB, CONTEXT, WINDOW, ORIGINAL = 272, 512, 40, 128
@@ -265,6 +285,8 @@ def shrunk(name: str) -> Config:
         "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": WINDOW,
         "sliding_window_size": WINDOW, "original_max_position_embeddings": ORIGINAL,
         "max_window_layers": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+        "block_dim": 16 * heads, "conv_dim": 16 * heads, "conv_dim_out": 16 * heads,
+        "num_heads": heads, "block_ff_dim": 72, "block_multiple_of": 16, "full_attn_idxs": [1],
         "no_rope_layers": [1, 0, 1], "sliding_window_pattern": 2, "_sliding_window_pattern": 2,
     }  # fmt: skip
     config |= {key: value for key, value in small.items() if config.get(key) is not None}

@@ -55,7 +55,11 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         },
     },
     "smollm3": _COMMON | {"no_rope_layers": [1, 0], "no_rope_layer_interval": 2},
+    "lfm2": {key: value for key, value in _COMMON.items() if key != "rms_norm_eps"}
+    | {"norm_eps": 1e-5, "layer_types": ["conv", "full_attention"], "head_dim": None},
 }
+# Models with recurrent states: what no executor can take back, and QNN has no ops for.
+RECURRENT = ("lfm2",)
 
 
 def family_graph(name: str) -> tuple[Graph, dict[str, Matrix]]:
