@@ -19,6 +19,11 @@ Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
 
 
+def _apart(x: Tensor, heads: int, size: int) -> Tensor:
+    """x [B, T, heads * size] as [B, T, heads, size]."""
+    return x.reshape(*x.shape[:2], heads, size)
+
+
 def _gate(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     x, by = inputs
     if attrs["act"] == "silu":
@@ -28,7 +33,7 @@ def _gate(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
 
 def _head_norm(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     (x,), size = inputs, attrs["size"]
-    parts = x.unflatten(-1, (-1, size))
+    parts = x.reshape(*x.shape[:-1], -1, size)
     unit = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + attrs["eps"])
     rows: Tensor = (unit * w["weight"].view(-1, size)).flatten(-2)
     return rows
@@ -45,7 +50,8 @@ def _chunks(x: Tensor) -> Tensor:
     """x [B, T, ...] as [chunks, B, 64, ...], zeros behind the last token."""
     count = -(-x.shape[1] // CHUNK)
     padded = F.pad(x, (0,) * (2 * x.dim() - 4) + (0, count * CHUNK - x.shape[1]))
-    return padded.unflatten(1, (count, CHUNK)).transpose(0, 1)
+    chunks: Tensor = padded.reshape(len(x), count, CHUNK, *x.shape[2:]).transpose(0, 1)
+    return chunks
 
 
 def _decays(rate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,10 +68,12 @@ def _decays(rate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _ssd(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     heads, size, groups, keys = (attrs[k] for k in ("heads", "head_dim", "groups", "state"))
     rows, dt = (part.float() for part in inputs)
-    x, b, c = rows.split([heads * size, groups * keys, groups * keys], -1)
-    x = x.unflatten(-1, (heads, size))
-    share = heads // groups
-    b, c = (p.unflatten(-1, (groups, keys)).repeat_interleave(share, 2) for p in (b, c))
+    width, share = heads * size, heads // groups
+    x = _apart(rows[..., :width], heads, size)
+    b, c = (
+        _apart(part, groups, keys).repeat_interleave(share, 2)
+        for part in rows[..., width:].chunk(2, -1)
+    )
     step = F.softplus(dt + w["dt_bias"]).clamp(attrs["dt_min"], attrs["dt_max"])  # [B, T, H]
     state, found = x.new_zeros(len(x), heads, keys, size), []
     parts = (_chunks(part) for part in (x, b, c, step))
@@ -83,14 +91,15 @@ def _ssd(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
 def _gated_delta(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     heads, size, count, keys = (attrs[k] for k in ("heads", "head_dim", "key_heads", "key_dim"))
     rows, gates = (part.float() for part in inputs)
-    q, k, v = rows.split([count * keys, count * keys, heads * size], -1)
-    q, k = (p.unflatten(-1, (count, keys)) for p in (q, k))
+    width = 2 * count * keys
+    q, k = (_apart(part, count, keys) for part in rows[..., :width].chunk(2, -1))
+    v = _apart(rows[..., width:], heads, size)
     q, k = (p * torch.rsqrt(p.square().sum(-1, keepdim=True) + attrs["eps"]) for p in (q, k))
     q, k = (p.repeat_interleave(heads // count, 2) for p in (q * keys**-0.5, k))
     b, a = gates.chunk(2, -1)
     beta, rate = b.sigmoid(), -w["a_log"].exp() * F.softplus(a + w["dt_bias"])
     state, found = v.new_zeros(len(v), heads, keys, size), []
-    parts = (_chunks(part) for part in (q, k, v.unflatten(-1, (heads, size)), beta, rate))
+    parts = (_chunks(part) for part in (q, k, v, beta, rate))
     one = torch.eye(CHUNK, device=v.device)
     for qs, ks, vs, betas, rates in zip(*parts, strict=True):
         qs, ks, vs = (part.transpose(1, 2) for part in (qs, ks, vs))  # [B, H, 64, ...]

@@ -1,9 +1,10 @@
 """The op catalogue: every operation a graph may contain, and what it needs.
 
 This module is the contract between graphs and executors. It holds names, attributes and shape
-rules only (`ops_text.py`, `ops_image.py`, `ops_recurrent.py`), so that reading or checking a graph imports neither
-numba nor onnx. An op has four implementations: NumPy `reference` (reads like the formula), Numba
-kernel and ONNX emission in the module that `Op.module` names, and torch in the converters.
+rules only (`ops_text.py`, `ops_image.py`, `ops_recurrent.py`), so that reading or checking a graph
+imports neither numba nor onnx. An op has four implementations: NumPy `reference` (reads like the
+formula), Numba kernel and ONNX emission in the module that `Op.module` names, and torch in the
+converters.
 
 Shapes are written with these letters: T tokens of a step, R selected rows, N and M rows, H query
 heads, G key/value heads, D head size, C model width, F feed-forward width, V vocabulary.

@@ -77,4 +77,5 @@ def _corners(size: int) -> F32:
     [64, 64]."""
     block = np.arange(CHUNK) // size
     row, column = block[:, None], block[None, :]
-    return ((row % 2 == 1) & (column == row - 1)).astype(np.float32)
+    made: F32 = ((row % 2 == 1) & (column == row - 1)).astype(np.float32)
+    return made

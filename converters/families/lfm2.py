@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ... import limits
 from . import blocks, recurrent
 from .config import Decoder, Schema, read_config
 from .recipe import FamilyModel, Part
@@ -23,7 +24,7 @@ class Config(Decoder, frozen=True, kw_only=True):
     tie_word_embeddings: bool = True
     norm_eps: float = 1e-5
     conv_bias: bool = False
-    conv_L_cache: int = 3  # noqa: N815 (the checkpoint's name)
+    conv_L_cache: int = 3
     block_multiple_of: int = 256
     block_ffn_dim_multiplier: float | None = 1.0
     block_auto_adjust_ff_dim: bool = True
@@ -56,16 +57,16 @@ def _kinds(c: Config, faults: list[str]) -> list[str]:
 
 def _feed_forward(c: Config, faults: list[str]) -> int:
     """Width of the feed-forward layers, which the config may mean to be adjusted."""
-    size = c.intermediate_size
-    if c.block_auto_adjust_ff_dim:
+    size, factor, multiple = c.intermediate_size, c.block_ffn_dim_multiplier, c.block_multiple_of
+    known = 0 < multiple < 1 << 20 and (factor is None or 1e-3 < factor < 1e3)
+    if c.block_auto_adjust_ff_dim and known:
         size = int(2 * size / 3)
-        if c.block_ffn_dim_multiplier is not None and c.block_multiple_of > 0:
-            size = int(c.block_ffn_dim_multiplier * size)
-            size = -(-size // c.block_multiple_of) * c.block_multiple_of
-    if not 0 < size < 1 << 31 or c.block_multiple_of < 1:
+        if factor is not None:
+            size = -(-int(factor * size) // multiple) * multiple
+    if not (known and 0 < size < limits.TENSOR_DIM):
         faults.append(
-            f"config 'intermediate_size' is {c.intermediate_size}, adjusted {size} by multiples of "
-            f"{c.block_multiple_of}, expected positive numbers"
+            f"config 'intermediate_size' is {c.intermediate_size}, 'block_ffn_dim_multiplier' "
+            f"{factor}, 'block_multiple_of' {multiple}, expected sizes of a layer"
         )
         return 1
     return size
@@ -74,14 +75,12 @@ def _feed_forward(c: Config, faults: list[str]) -> int:
 def _conv(b: blocks.Builder, layer: int, x: str, width: int, *, bias: bool) -> str:
     """C * conv(B * x), of one projection's rows [B | C | x]."""
     at, tensor = f"layers.{layer}", f"model.layers.{layer}.conv"
-    size, shape = b.width, (3 * b.width, b.width)
+    size, name = b.width, f"{tensor}.in_proj.weight"
+    parts = [recurrent.span(name, (3 * size, size), i * size, size) for i in range(3)]
     before, behind, rows = (
-        b.linear(
-            x, f"{at}.conv_{name}", [recurrent.span(f"{tensor}.in_proj.weight", shape, start, size)],
-            bias=bias,
-        )
-        for name, start in (("b", 0), ("c", size), ("x", 2 * size))
-    )  # fmt: skip
+        b.linear(x, f"{at}.conv_{label}", [part], bias=bias)
+        for label, part in zip(("b", "c", "x"), parts, strict=True)
+    )
     rows = recurrent.gate(b, rows, before, f"{at}.conv_in", "identity")
     rows = recurrent.conv(b, layer, rows, f"{tensor}.conv", size, width, bias=bias, tail=TAIL)
     rows = recurrent.gate(b, rows, behind, f"{at}.conv_out", "identity")
@@ -106,7 +105,9 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     kinds = _kinds(c, faults)
     width = recurrent.conv_width(c.conv_L_cache, "conv_L_cache", faults)
     parameters = rope_parameters(c, theta=1_000_000.0)
-    turns = blocks.rotary(b, rope(parameters, b.head_dim, b.context, faults))
+    turns = blocks.NO_ROPE
+    if FULL in kinds:
+        turns = blocks.rotary(b, rope(parameters, b.head_dim, b.context, faults))
     x = blocks.embedding(b, tied=c.tie_word_embeddings)
     for layer, kind in enumerate(kinds):
         at = f"layers.{layer}"

@@ -43,9 +43,9 @@ class State(ABC):
     where they are not needed.
 
     Of recurrent states that take whole steps only (`replay`): settle, has them take in what they
-    are behind; behind, the newest committed rows, which they have not taken in, as feeds and rows of
-    these; offered, what was fed last; ahead, how many rows of `behind` its step had in front; held,
-    rows that are committed though `length` stands before them, while a step takes them in.
+    are behind; behind, the newest committed rows, which they have not taken in, as feeds and rows
+    of these; offered, what was fed last; ahead, how many rows of `behind` its step had in front;
+    held, rows that are committed though `length` stands before them, while a step takes them in.
     """
 
     def __init__(self, context: int) -> None:

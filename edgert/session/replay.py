@@ -1,7 +1,8 @@
-"""Recurrent states without a tail take a step's tokens all or not at all. Behind a commit of some of
-them (drafts of which a few were right) they stand still where they were, and the tokens that were
-kept are put in front of what the sequence is fed next: a few more rows of a step that is computed
-anyway, instead of a second one (checkpoint and run again, `specs/speculative_decoding.md` 4.3 A).
+"""Drafts for recurrent states, which without a tail take a step's tokens all or not at all.
+
+Behind a commit of some of them (drafts of which a few were right) they stand still where they were,
+and the tokens that were kept are put in front of what the sequence is fed next: a few more rows of
+a step that is computed anyway, not a second one (`specs/speculative_decoding.md` 4.3, strategy A).
 
 Rows do not depend on the steps they came in, so what the states then hold, and what a row gives, is
 bit for bit what it would be if the rejected tokens had never been fed. Callers see nothing of this:

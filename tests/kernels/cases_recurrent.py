@@ -1,4 +1,4 @@
-"""Cases of the ops of recurrent layers, for test_catalogue.py: each is the arguments of a `Case`."""
+"""Cases of the ops of recurrent layers, for test_catalogue.py. Each is a `Case`'s arguments."""
 
 from __future__ import annotations
 

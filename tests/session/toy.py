@@ -115,7 +115,8 @@ def recurrent() -> Made:
         "embed": Weight((VOCAB, WIDTH)), "in": Weight((rows, WIDTH)), "dt": Weight((heads, WIDTH)),
         "taps": Weight((rows, 4)), "a_log": Weight((heads,)), "dt_bias": Weight((heads,)),
         "d": Weight((heads,)), "o": Weight((WIDTH, heads * size)), "qkv": Weight((delta, WIDTH)),
-        "gates": Weight((2 * heads, WIDTH)), "attended": Weight(((HEADS + 2 * GROUPS) * SIZE, WIDTH)),
+        "gates": Weight((2 * heads, WIDTH)),
+        "attended": Weight(((HEADS + 2 * GROUPS) * SIZE, WIDTH)),
         "inv_freq": Weight((SIZE // 2,)), "o2": Weight((WIDTH, HEADS * SIZE)),
         "head": Weight((VOCAB, WIDTH)),
     }  # fmt: skip
