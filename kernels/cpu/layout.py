@@ -37,6 +37,12 @@ PAGE = 64  # tokens of one sequence in a page
 SEGMENT = 4  # pages whose softmax is one partial result
 TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 
+# Linear attention.
+SLABS = 4  # parts that a head's features of second order are summed in
+BLOCK_FEATURES = 256  # of queries that are made at a time
+BLOCK_QUERIES = 48  # that are worked on at a time
+FOLD_FEATURES = 48  # whose values are added to the state at a time
+
 # Control block of a program: int64 words, each on a cache line of its own.
 CTRL_WORK = 0  # next chunk of the running instruction
 CTRL_ARRIVED = 64  # threads at the barrier

@@ -1,4 +1,4 @@
-"""How kernels find recurrent states with a tail (`edgert/session/tailed.py`), and what they share."""
+"""How kernels find recurrent states with a tail (`edgert/session/tailed.py`), and what they do."""
 
 from __future__ import annotations
 
