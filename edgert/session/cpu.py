@@ -76,8 +76,7 @@ class CpuSession(Session):
         self.fingerprint = f"{key[:24]}-kv{8 * self.kv_bytes}"
         self.checker = FeedChecker(self)
         self._lock, self._closed = threading.Lock(), False
-        self._programs: dict[object, Program] = {}
-        self._row_input = row_input(graph)
+        self._programs, self._row_input = dict[object, Program](), row_input(graph)
         machine_code.use_cache(cache)
         self._team = team.join(self.threads)
         try:
@@ -85,8 +84,7 @@ class CpuSession(Session):
             self.paired = frozenset(first.paired)
             self.pool = PagePool(graph, plan.pages, self.kv_bytes)
             folds = folds_of(graph)
-            count = SEQUENCES_PER_CONTEXT * plan.sequences
-            self.slots = SlotPool(graph, count, max_rows, dict(folds))
+            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * plan.sequences, max_rows, folds)
             whole = self.slots.whole_steps
             self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
             self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)

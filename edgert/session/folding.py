@@ -7,6 +7,8 @@ the matrices of that state, so that the bits are those that a step would have ma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..graph import Graph
@@ -34,13 +36,13 @@ class TailFold:
         )  # fmt: skip
 
 
-def folds_of(graph: Graph) -> dict[str, TailFold]:
+def folds_of(graph: Graph) -> Mapping[str, TailFold]:
     """One for each state with a tail."""
     states = graph.states.items()
     return {name: TailFold() for name, s in states if isinstance(s, RecurrentState) and s.tail}
 
 
-def bind(folds: dict[str, TailFold], program: Program) -> None:
+def bind(folds: Mapping[str, TailFold], program: Program) -> None:
     """Find the instructions in a program that lives as long as the states."""
     room = np.zeros(program.lowering.scratch_bytes + 64, np.uint8)
     for index, step in enumerate(program.lowering.steps):

@@ -129,18 +129,20 @@ def _columns(rows: int, apart: int, count: int, r: int, wide: int, out: int) -> 
 @njit(error_model="numpy")
 def _absorb(
     block: int, count: int, wide: int, tokens: int, v: int, row: int, padded: int, keep: float,
-    source: int, target: int, z: int, z_target: int,
-) -> None:  # fmt: skip
+    at: tuple[int, int, int, int],
+) -> tuple[int, int, int, int]:  # fmt: skip
     """target = keep source + block v for `count` features, and their part of the normaliser.
 
-    block: float32 [count][wide]. source: 0 for zeros. z_target: 0 for none.
+    block: float32 [count][wide]. at: addresses of source (0 for zeros), target, and of their
+    normalisers (0 for none); returns those of the next features.
     """
+    source, target, z, z_target = at
     factor, zero = splat(f32(keep)), splat(f32(0.0))
     for p in range(count):
         for d in range(0, padded, 16):
-            at = 4 * (p * padded + d)
-            old = mul(factor, load_f32(source + at)) if source != 0 else zero
-            store_f32(target + at, old)
+            here = 4 * (p * padded + d)
+            old = mul(factor, load_f32(source + here)) if source != 0 else zero
+            store_f32(target + here, old)
         if z_target != 0:
             total = zero
             for t in range(0, wide, 16):
@@ -148,6 +150,33 @@ def _absorb(
             before = f32(f32(keep) * ld_f32(z + 4 * p)) if source != 0 else f32(0.0)
             st_f32(z_target + 4 * p, f32(before + sum_f32(total)))
     added_product(block, 4 * wide, count, v, row, 64, padded // 16, tokens, target, 4 * padded)
+    far = 4 * count * padded
+    return (
+        source + far if source != 0 else 0, target + far, z + 4 * count,
+        z_target + 4 * count if z_target != 0 else 0,
+    )  # fmt: skip
+
+
+@njit(error_model="numpy")
+def _fade(rate: int, row: int, tokens: int, wide: int, weights: int) -> float:
+    """What is left of each token at the end of its chunk, [wide], 0 behind the last one; returns
+    the logarithm of what is left of what came before."""
+    total, so_far = sum_of_rates(rate, row, tokens), 0.0
+    for t in range(wide):
+        so_far += types.float64(ld_f32(rate + t * row)) if t < tokens else 0.0
+        st_f32(weights + 4 * t, f32(total - so_far) if t < tokens else f32(-100.0))
+    for t in range(0, wide, 16):
+        store_f32(weights + 4 * t, simd.exp(load_f32(weights + 4 * t)))
+    return total
+
+
+@njit(error_model="numpy")
+def _times(x: int, y: int, factor: float, wide: int, out: int) -> None:
+    """factor x y for `wide` tokens; y: 0 for ones."""
+    c = splat(f32(factor))
+    for t in range(0, wide, 16):
+        v = mul(c, load_f32(x + 4 * t))
+        store_f32(out + 4 * t, mul(v, load_f32(y + 4 * t)) if y != 0 else v)
 
 
 @njit(error_model="numpy")
@@ -160,67 +189,42 @@ def fold_slab(
     source, target, z, z_target = matrices
     r, size = ld_i64(ins + LINEAR_SUMS.features), ld_i64(ins + LINEAR_SUMS.size)
     groups, bounds = ld_i64(ins + LINEAR_SUMS.kv_heads), ld_i64(ins + LINEAR_SUMS.bounds)
-    slabs, mode = ld_i64(ins + LINEAR_SUMS.slabs), ld_i64(ins + LINEAR_SUMS.mode)
-    padded, wide = (size + 15) // 16 * 16, (tokens + 15) // 16 * 16
-    first, p = ld_i32(bounds + 8 * slab), ld_i32(bounds + 8 * slab + 4)
-    last, features = ld_i32(bounds + 8 * slab + 8), head_features(r, mode)
-    k, v = rows + 4 * g * r, rows + 4 * (groups * r + g * padded)
-    rate = rows + 4 * (groups * (r + padded) + g)
+    mode, padded, wide = ld_i64(ins + LINEAR_SUMS.mode), (size + 15) // 16 * 16, tokens + 15
+    wide -= wide % 16
+    v = rows + 4 * (groups * r + g * padded)
     weights = room
     faded = weights + 4 * wide
     block = faded + 4 * r * wide
     plain = block + 4 * FOLD_FEATURES * wide
-    total, so_far = sum_of_rates(rate, row, tokens), 0.0
-    for t in range(wide):
-        so_far += types.float64(ld_f32(rate + t * row)) if t < tokens else 0.0
-        st_f32(weights + 4 * t, f32(total - so_far) if t < tokens else f32(-100.0))
-    for t in range(0, wide, 16):
-        store_f32(weights + 4 * t, simd.exp(load_f32(weights + 4 * t)))
-    _columns(k, row, tokens, r, wide, plain)
+    keep = exp1(f32(_fade(rows + 4 * (groups * (r + padded) + g), row, tokens, wide, weights)))
+    _columns(rows + 4 * g * r, row, tokens, r, wide, plain)
     for i in range(r):
-        for t in range(0, wide, 16):
-            at = 4 * (i * wide + t)
-            store_f32(faded + at, mul(load_f32(plain + at), load_f32(weights + 4 * t)))
-    keep, count = exp1(f32(total)), 0
-    at, z_at = 4 * (g * features + p) * padded, 4 * (g * features + p)
-    here, z_here = (source + at if source != 0 else 0), z + z_at
-    there, z_there = target + at, (z_target + z_at if z_target != 0 else 0)
-    for i in range(first, last):
+        _times(plain + 4 * i * wide, weights, f32(1.0), wide, faded + 4 * i * wide)
+    first = g * head_features(r, mode) + ld_i32(bounds + 8 * slab + 4)
+    far, z_far, count = 4 * first * padded, 4 * first, 0
+    at = (
+        source + far if source != 0 else 0, target + far, z + z_far,
+        z_target + z_far if z_target != 0 else 0,
+    )  # fmt: skip
+    for i in range(ld_i32(bounds + 8 * slab), ld_i32(bounds + 8 * slab + 8)):
         for j in range(i, r):
-            to, b = block + 4 * count * wide, plain + 4 * j * wide
-            factor = splat(f32(SQRT2)) if j > i else splat(f32(1.0))
-            for t in range(0, wide, 16):
-                left = mul(factor, load_f32(faded + 4 * (i * wide + t)))
-                store_f32(to + 4 * t, mul(left, load_f32(b + 4 * t)))
+            factor = f32(SQRT2) if j > i else f32(1.0)
+            x, y = faded + 4 * i * wide, plain + 4 * j * wide
+            _times(x, y, factor, wide, block + 4 * count * wide)
             count += 1
             if count == FOLD_FEATURES:
-                _absorb(
-                    block, count, wide, tokens, v, row, padded, keep, here, there, z_here, z_there
-                )
-                here += 4 * count * padded if here != 0 else 0
-                there, z_here = there + 4 * count * padded, z_here + 4 * count
-                z_there += 4 * count if z_there != 0 else 0
+                at = _absorb(block, count, wide, tokens, v, row, padded, keep, at)
                 count = 0
-    if slab == slabs - 1 and mode != SQUARE:
-        factor1, constant = coefficients(ins, g)
-        more = int(mode == SHIFTED)
-        for i in range(r + more):
-            to = block + 4 * count * wide
-            c = splat(f32(factor1)) if i < r else splat(f32(constant))
-            from_ = faded + 4 * i * wide if i < r else weights
-            for t in range(0, wide, 16):
-                store_f32(to + 4 * t, mul(c, load_f32(from_ + 4 * t)))
+    if slab == ld_i64(ins + LINEAR_SUMS.slabs) - 1 and mode != SQUARE:
+        factor, constant = coefficients(ins, g)
+        for i in range(r + int(mode == SHIFTED)):
+            x, c = (faded + 4 * i * wide, factor) if i < r else (weights, constant)
+            _times(x, 0, c, wide, block + 4 * count * wide)
             count += 1
             if count == FOLD_FEATURES:
-                _absorb(
-                    block, count, wide, tokens, v, row, padded, keep, here, there, z_here, z_there
-                )
-                here += 4 * count * padded if here != 0 else 0
-                there, z_here = there + 4 * count * padded, z_here + 4 * count
-                z_there += 4 * count if z_there != 0 else 0
+                at = _absorb(block, count, wide, tokens, v, row, padded, keep, at)
                 count = 0
-    if count > 0:
-        _absorb(block, count, wide, tokens, v, row, padded, keep, here, there, z_here, z_there)
+    _absorb(block, count, wide, tokens, v, row, padded, keep, at)
 
 
 @njit(error_model="numpy")
