@@ -19,10 +19,13 @@ from .recipe import FamilyModel, Part, Recipe
 __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
 
 FAMILIES: Mapping[str, str] = {
+    "falcon_h1": "falcon_h1",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
+    "granitemoehybrid": "granitemoehybrid",
     "lfm2": "lfm2",
     "llama": "llama",
+    "mamba2": "mamba2",
     "mistral": "mistral",
     "phi3": "phi3",
     "qwen2": "qwen2",

@@ -32,6 +32,10 @@ PACKED = re.compile(
     r"|SCB|weight\.absmax|weight\.quant_map|weight\.quant_state\.\w+)$"
 )
 OUTPUT = "self_attn.o_proj."
+# Names that a family's tensors had before, read by transformers.
+RENAMED: Mapping[str, tuple[str, str]] = {
+    "mamba2": ("backbone.embedding.", "backbone.embeddings."),
+}
 Tensors = dict[str, SourceTensor]
 
 
@@ -44,6 +48,9 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
         out = {_text_name(n): t for n, t in whole.items() if not OTHERS.match(n)}
         if others := len(tensors) - len(out):
             notice(f"{others} tensors of other parts than the text are left out")
+    if isinstance(kind, str) and kind in RENAMED:
+        old, new = RENAMED[kind]
+        out = {new + n.removeprefix(old) if n.startswith(old) else n: t for n, t in out.items()}
     if not any(name.startswith("model.") for name in out):
         out = {f"model.{n}" if BARE.match(n) else n: t for n, t in out.items()}
     return out
