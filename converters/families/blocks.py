@@ -194,9 +194,7 @@ def qkv(
     """Rows [q | k | v] from three projections, times `scales`."""
     widths = {"q": b.heads, "k": b.kv_heads, "v": b.kv_heads}
     parts = [
-        Part(
-            _at(layer, f"self_attn.{key}_proj.weight"), (heads * b.head_dim, b.width), scale=scale
-        )
+        Part(_at(layer, f"self_attn.{key}_proj.weight"), (heads * b.head_dim, b.width), scale=scale)
         for (key, heads), scale in zip(widths.items(), scales, strict=True)
     ]
     return b.linear(x, f"layers.{layer}.qkv", parts, bias=bias)
@@ -301,9 +299,7 @@ def fused_mlp(
     return _down(b, layer, rows, act, names[1], bias=False, scale=scale)
 
 
-def _down(
-    b: Builder, layer: int, x: str, act: str, name: str, *, bias: bool, scale: float
-) -> str:
+def _down(b: Builder, layer: int, x: str, act: str, name: str, *, bias: bool, scale: float) -> str:
     gated = b.node("glu", [x], f"layers.{layer}.glu", attrs={"act": act})
     part = Part(_at(layer, f"{name}.weight"), (b.width, b.ff), scale=scale)
     return b.linear(gated, f"layers.{layer}.down", [part], bias=bias)

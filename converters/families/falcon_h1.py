@@ -106,6 +106,4 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
         h = blocks.layer_norm(b, layer, x, "norm2", "pre_ff_layernorm")
         h = blocks.mlp(b, layer, h, "silu", names=FF, scales=(gated, 1.0, down))
         x = b.add(x, h, f"{at}.add2")
-    return blocks.head(
-        b, x, tied=c.tie_word_embeddings, norm="model.final_layernorm", scale=logits
-    )
+    return blocks.head(b, x, tied=c.tie_word_embeddings, norm="model.final_layernorm", scale=logits)

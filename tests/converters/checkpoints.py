@@ -198,6 +198,43 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "residual_multiplier": 0.5,
         },
     ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            "num_experts": 0, "head_dim": 32, "linear_key_head_dim": 16, "num_hidden_layers": 4,
+            "linear_value_head_dim": 24, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        },
+    ),
+    "qwen3_next-listed": (
+        "Qwen3NextConfig",
+        {
+            "mlp_only_layers": [0, 1, 2], "num_experts": 4, "head_dim": 16, "attention_bias": True,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2, "linear_conv_kernel_dim": 2,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_5": (
+        "Qwen3_5TextConfig",
+        {
+            "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 6, "num_hidden_layers": 4,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5,
+                "mrope_section": [3, 3, 2], "mrope_interleaved": True,
+            },
+        },
+    ),
+    "qwen3_5-tied": (
+        "Qwen3_5TextConfig",
+        {
+            "head_dim": 16, "linear_key_head_dim": 20, "linear_value_head_dim": 12,
+            "linear_num_key_heads": 3, "linear_num_value_heads": 3, "tie_word_embeddings": True,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "attention_bias": True,
+        },
+    ),
 }  # fmt: skip
 
 
