@@ -82,8 +82,7 @@ def _mixer(c: Config, inputs: float, out: float, faults: list[str]) -> recurrent
         steps=recurrent.step_limits(c.time_step_limit),
         scales=tuple(inputs * factor for factor in factors), out=out,
     )  # fmt: skip
-    faults += mixer.faults(inner)
-    return mixer
+    return mixer.checked(inner, faults)
 
 
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:

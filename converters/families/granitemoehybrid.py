@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ... import limits
 from . import blocks, recurrent
-from .config import Decoder, Schema, read_config
+from .config import Decoder, Schema, read_config, size_faults
 from .recipe import FamilyModel
 from .rope import rope, rope_parameters
 
@@ -74,8 +75,7 @@ def _mixer(c: Config, out: float, kinds: list[str], faults: list[str]) -> recurr
         conv_bias=c.mamba_conv_bias, bias=c.mamba_proj_bias,
         steps=recurrent.step_limits(c.time_step_limit), out=out,
     )  # fmt: skip
-    faults += mixer.faults(inner) if MIXER in kinds else []
-    return mixer
+    return mixer.checked(inner, faults) if MIXER in kinds else mixer
 
 
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
@@ -87,7 +87,9 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
             "experts yet, of this family it converts the dense models"
         )
     b = blocks.Builder(c)
-    b.ff = c.shared_intermediate_size
+    broken = size_faults(c, {"shared_intermediate_size": limits.TENSOR_DIM - 1})
+    faults += broken
+    b.ff = 1 if broken else c.shared_intermediate_size
     embed, logits, residual, scale = blocks.multipliers(c, FACTORS, faults)
     kinds = _kinds(c, faults)
     mixer = _mixer(c, residual, kinds, faults)

@@ -45,8 +45,9 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     mixer = recurrent.Mixer(
         c.num_heads, c.head_dim, c.n_groups, c.state_size, c.conv_kernel,
         conv_bias=c.use_conv_bias, bias=c.use_bias, steps=recurrent.step_limits(c.time_step_limit),
-    )  # fmt: skip
-    faults += mixer.faults(c.expand * c.hidden_size)
+    ).checked(c.expand * c.hidden_size, faults)  # fmt: skip
+    if not 0 < c.layer_norm_epsilon < 1:
+        faults.append(f"config 'layer_norm_epsilon' is {c.layer_norm_epsilon}, expected 0 to 1")
     b = blocks.Stacked(c, eps=c.layer_norm_epsilon, context=limits.CONTEXT_TOKENS)
     x = blocks.embedding(b, tied=c.tie_word_embeddings, table="backbone.embeddings.weight")
     for layer in range(b.layers):

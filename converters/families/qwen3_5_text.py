@@ -1,4 +1,4 @@
-"""qwen3_5_text: the text of Qwen 3.5, gated delta rule and gated attention in every fourth layer."""
+"""qwen3_5_text: the text of Qwen 3.5, gated delta rule with gated attention in each 4th layer."""
 
 from __future__ import annotations
 

@@ -91,8 +91,14 @@ class Mixer:
         """Width of what is convolved: x, B and C."""
         return self.inner + 2 * self.groups * self.state
 
-    def faults(self, expected: int) -> list[str]:
-        """What no mixer of a model with `expected` channels has."""
+    def checked(self, expected: int, faults: list[str]) -> Mixer:
+        """This mixer, or, where it is none of a model with `expected` channels, a fault and some
+        mixer that there could be."""
+        found = self._faults(expected)
+        faults += found
+        return Mixer(1, 1, 1, 1, CONV_WIDTHS[0]) if found else self
+
+    def _faults(self, expected: int) -> list[str]:
         sizes = {"heads": self.heads, "head size": self.head_dim, "groups": self.groups,
                  "state": self.state}  # fmt: skip
         caps = (limits.HEADS, limits.HEAD_DIM, limits.HEADS, limits.HEAD_DIM)
