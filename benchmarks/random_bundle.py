@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edgert.converters import families
 from edgert.converters.stages.emit import part_files
+from edgert.converters.stages.part_encodings import encodings_of
 from edgert.converters.stages.quantize import encoded, encodings_asked
 from edgert.kernels.encodings import ENCODINGS
 from numpy.typing import NDArray
@@ -32,11 +33,21 @@ LOGITS = 2.0  # deviation of the logits
 BLOCK = 4_000_037  # float values drawn; longer tensors repeat them
 
 
-def random_bundle(shape: str, out: Path, quant: str = "int4", *, seed: int = 0) -> Path:
-    """Write the bundle `out` of a shape of `make_checkpoint.SHAPES`; returns it."""
-    config = config_of(shape, "f16")
+def random_bundle(
+    shape: str,
+    out: Path,
+    quant: str = "int4",
+    *,
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the bundle `out` of a shape of `make_checkpoint.SHAPES`; returns it. changes: keys of
+    the config that are others."""
+    config = {**config_of(shape, "f16"), **(changes or {})}
     model = families.build(config)
-    graph = encoded(model.graph, *encodings_asked(quant, None))
+    matrices, table = encodings_asked(quant, None)
+    own = encodings_of("text", model.graph, matrices, table)
+    graph = encoded(model.graph, matrices, table, own)
     ends = {n.weights["weight"] for n in graph.nodes if n.op == "embed"}
     ends.add([n for n in graph.nodes if n.op == "linear"][-1].weights["weight"])
     specs = {t: s for n, w in graph.weights.items() for t, s in tensors_of(n, w).items()}

@@ -37,7 +37,8 @@ def family_table() -> str:
         said = (import_module(f"edgert.converters.families.{module}").__doc__ or "").split("\n\n")[
             0
         ]
-        text = " ".join(said.removeprefix(f"{module}:").split()).rstrip(".")
+        text = " ".join(said.removeprefix(f"{module}:").removeprefix(f"{kind}:").split())
+        text = text.rstrip(".")
         rows.append(f"| {kind} | {text} |")
     return "\n".join(rows)
 

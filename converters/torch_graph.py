@@ -11,6 +11,7 @@ Letters as in `kernels/ops.py`, and B sequences of T tokens each.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
 from .torch_grid import GRIDS
+from .torch_linear import linear_attention
+from .torch_recurrent import RECURRENT
 from .torch_rows import ROWS
 
 Slots = Mapping[str, Tensor]
@@ -157,6 +160,7 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "softcap": _softcap,
     **ROWS,
     **GRIDS,
+    **RECURRENT,
 }
 
 
@@ -246,6 +250,9 @@ class TorchGraph:
             elif isinstance(state, KVState):
                 made = _attention(reads[0], slots, attrs, positions)
                 values[node.output], caches[node.state] = made
+            elif node.op == "linear_attention":
+                turn = partial(_rotated, w=slots, attrs=attrs, positions=positions)
+                values[node.output] = linear_attention(reads, slots, attrs, turn)
             else:
                 values[node.output] = TORCH[node.op](reads, slots, attrs)
         return {value.name: values[value.name] for value in self.graph.outputs}

@@ -32,6 +32,7 @@ from .attention_lower import LOWER, axes_of
 from .attention_onnx import ONNX, PORTS
 from .norm import normalise
 from .quant import F32
+from .slot_rows import SlotRows
 
 
 @dataclass
@@ -90,7 +91,9 @@ def rotate(x: F32, position: NDArray[np.int64], inv_freq: F32, scale: float) -> 
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def _rotated(x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
+def rotated(
+    x: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows | SlotRows
+) -> F32:
     if "inv_freq" not in weights:
         return x
     position = kv.position[axes_of(attrs, len(weights["inv_freq"]))].T  # [T, half]
@@ -140,7 +143,7 @@ def attention(
     if "q_norm" in weights:
         q = normalise(q, weights["q_norm"], attrs["qk_eps"])
         k = normalise(k, weights["k_norm"], attrs["qk_eps"])
-    q, k = _rotated(q, weights, attrs, kv), _rotated(k, weights, attrs, kv)
+    q, k = rotated(q, weights, attrs, kv), rotated(k, weights, attrs, kv)
     kv.append(k, v)
     return _attended(q, attrs, kv)
 
@@ -152,7 +155,7 @@ def shared_attention(
     q = inputs[0].reshape(len(inputs[0]), attrs["heads"], attrs["head_dim"])
     if "q_norm" in weights:
         q = normalise(q, weights["q_norm"], attrs["qk_eps"])
-    return _attended(_rotated(q, weights, attrs, kv), attrs, kv)
+    return _attended(rotated(q, weights, attrs, kv), attrs, kv)
 
 
 __all__ = ["LOWER", "ONNX", "PORTS", "REFERENCE", "KVRows", "attend", "attention", "rotate"]

@@ -44,7 +44,7 @@ def axes_of(attrs: Mapping[str, Any], pairs: int) -> NDArray[np.int64]:
     return np.array([int(axis) for axis in attrs["rope_axes"] or "0" * pairs], np.int64)
 
 
-def _rope(b: Builder, node: Any, attrs: dict[str, Any]) -> tuple[str, int]:
+def rope_table(b: Builder, node: Any, attrs: dict[str, Any]) -> tuple[str, int]:
     """Name and half width of the rotary table for a node, made once for equal ones."""
     short, long = node.weights.get("inv_freq", ""), node.weights.get("inv_freq_long", "")
     if not short:
@@ -80,7 +80,7 @@ def _heads(b: Builder, node: Any, attrs: dict[str, Any], kv_heads: int) -> str:
         }  # fmt: skip
         b.step("copy_rows", COPY, packed, [node.inputs[0]], words, rows="T")
     queries = b.like(f"{packed}#{node.output}", packed)
-    rope, half = _rope(b, node, attrs)
+    rope, half = rope_table(b, node, attrs)
     words = {
         "qkv": packed, "stride": b.stride(packed), "heads": attrs["heads"], "kv_heads": kv_heads,
         "size": attrs["head_dim"], "rope": rope, "half": half,

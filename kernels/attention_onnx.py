@@ -72,7 +72,7 @@ def _rope(call: Call) -> str:
 def ports(call: Call, dialect: Dialect) -> NodePorts:
     """What an attention node adds to the model's interface."""
     how, sizes = _style(call, standard=dialect.standard), call.attrs
-    inputs = _turning_ports(call, dialect, apart=how != "gqa")
+    inputs = turning_ports(call, dialect, apart=how != "gqa")
     if how == "plain":
         inputs.append(_mask_port(call, dialect, "mask"))
     else:
@@ -95,14 +95,14 @@ def ports(call: Call, dialect: Dialect) -> NodePorts:
 def shared_ports(call: Call, dialect: Dialect) -> NodePorts:
     """What a shared_attention node adds: nothing that remembers."""
     mask = _mask_port(call, dialect, _shared_mask(call, standard=dialect.standard))
-    return NodePorts((*_turning_ports(call, dialect, apart=True), mask))
+    return NodePorts((*turning_ports(call, dialect, apart=True), mask))
 
 
 def _cache_port(name: str, rows: str, sizes: Mapping[str, Any], dialect: Dialect) -> Port:
     return Port(name, dialect.real, ("B", sizes["kv_heads"], rows, sizes["head_dim"]))
 
 
-def _turning_ports(call: Call, dialect: Dialect, *, apart: bool) -> list[Port]:
+def turning_ports(call: Call, dialect: Dialect, *, apart: bool) -> list[Port]:
     """Rotary inputs; apart: rotated outside GroupQueryAttention, which counts positions itself."""
     rope, pairs, real = _rope(call), _pairs(call), dialect.real
     if not rope:
@@ -215,7 +215,7 @@ def _turned(ctx: EmitContext, call: Call, x: str, tables: list[str]) -> str:
     return ctx.op("Concat", [rotated, still], axis=-1)
 
 
-def _tables(ctx: EmitContext, call: Call) -> list[str]:
+def rope_inputs(ctx: EmitContext, call: Call) -> list[str]:
     """cos and sin of the rows as [B, S, 1, R / 2], none without rotary."""
     rope = _rope(call)
     if not rope:
@@ -227,7 +227,9 @@ def _tables(ctx: EmitContext, call: Call) -> list[str]:
     return [ctx.op("Unsqueeze", [row, ctx.ints(2)]) for row in rows]
 
 
-def _apart(ctx: EmitContext, call: Call, x: str, heads: int, norm: str, tables: list[str]) -> str:
+def heads_apart(
+    ctx: EmitContext, call: Call, x: str, heads: int, norm: str, tables: list[str]
+) -> str:
     """x [B, S, heads * D] as [B, S, heads, D], normalised and rotated."""
     apart = ctx.op("Reshape", [x, ctx.ints(0, 0, heads, call.attrs["head_dim"])])
     if norm in call.weights:
@@ -238,9 +240,9 @@ def _apart(ctx: EmitContext, call: Call, x: str, heads: int, norm: str, tables: 
 def _plain(ctx: EmitContext, call: Call) -> None:
     groups, state = call.attrs["kv_heads"], call.state
     q, k, v = _split(ctx, call)
-    tables = _tables(ctx, call)
-    q = _apart(ctx, call, q, call.attrs["heads"], "q_norm", tables)
-    k = _apart(ctx, call, k, groups, "k_norm", tables)
+    tables = rope_inputs(ctx, call)
+    q = heads_apart(ctx, call, q, call.attrs["heads"], "q_norm", tables)
+    k = heads_apart(ctx, call, k, groups, "k_norm", tables)
     v = ctx.op("Reshape", [v, ctx.ints(0, 0, groups, call.attrs["head_dim"])])
     k = ctx.op("Transpose", [k], f"new_key.{state}", perm=[0, 2, 1, 3])
     v = ctx.op("Transpose", [v], f"new_value.{state}", perm=[0, 2, 1, 3])
@@ -252,7 +254,9 @@ def _plain(ctx: EmitContext, call: Call) -> None:
 
 def emit_shared_attention(ctx: EmitContext, call: Call) -> None:
     """Standard ops over what the owner of the state has written, its new rows included."""
-    q = _apart(ctx, call, call.inputs[0], call.attrs["heads"], "q_norm", _tables(ctx, call))
+    q = heads_apart(
+        ctx, call, call.inputs[0], call.attrs["heads"], "q_norm", rope_inputs(ctx, call)
+    )
     _attended(ctx, call, q, _shared_mask(call, standard=ctx.standard))
 
 

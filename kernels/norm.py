@@ -80,9 +80,13 @@ def _norm_body(body: Body) -> None:
 
 def emit_norm(ctx: EmitContext, x: str, weight: StoredWeight, eps: float, out: str | None) -> str:
     """Function RmsNorm over the last axis, with float32 statistics."""
+    return emit_norm_by(ctx, x, ctx.floats(weight.name), eps, out)
+
+
+def emit_norm_by(ctx: EmitContext, x: str, weight: str, eps: float, out: str | None) -> str:
+    """The same with a weight that is a value, which the shape of x stretches."""
     signature = (["x", "weight"], ["eps"])
-    inputs = [x, ctx.floats(weight.name)]
-    return ctx.call("RmsNorm", inputs, out, _norm_body, signature, eps=eps)
+    return ctx.call("RmsNorm", [x, weight], out, _norm_body, signature, eps=eps)
 
 
 def emit_rms_norm(ctx: EmitContext, call: Call) -> None:

@@ -32,12 +32,14 @@ class Memory:
 
     made: the output port. in_place: one buffer is `past` and `made` at once, and the node writes
     into it; otherwise `made` holds the new rows [B, heads, S, width], which the session copies in.
+    whole: both are all that the state holds, whatever the length, before and behind the step.
     """
 
     state: str
     past: Port
     made: Port
     in_place: bool
+    whole: bool = False
 
 
 @dataclass(frozen=True)

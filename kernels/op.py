@@ -37,7 +37,7 @@ class Op:
 
     inputs: names of the values it reads, float32 but for those in `integer`, which are int32.
     weights: slot name -> True when required. `matrix` names the slots that may be in any encoding,
-    the others are f32.
+    the others are f32. `columns`: slots of small matrices that CPU kernels read by columns.
     state_of: complete attributes -> the state that a node of this op owns, None for none. An op
     that `borrows` reads a state of that description which another node owns.
     infer: input shapes, weight shapes, attributes -> output shape; raises OpError.
@@ -51,6 +51,7 @@ class Op:
     matrix: tuple[str, ...] = ()
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     integer: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     state_of: Callable[[Attrs], StateSpec] | None = None
     borrows: bool = False
 

@@ -41,8 +41,9 @@ class RecurrentState(
 ):
     """A float32 matrix [heads, key_dim, value_dim], with `normaliser` a vector [heads, key_dim].
 
-    tail: how many tokens stay unfolded as float32 rows of `tail_width` values, so that speculative
-    tokens are taken back by shortening the tail.
+    tail: fewer tokens than this stay unfolded, as float32 rows of `tail_width` values, so that
+    speculative tokens are taken back by shortening the tail. Whenever there are as many, the oldest
+    `chunk` of them are folded.
     """
 
     heads: int
@@ -51,6 +52,11 @@ class RecurrentState(
     normaliser: bool = False
     tail: int = 0
     tail_width: int = 0
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that are folded at once."""
+        return max(1, self.tail // 2)
 
 
 class ConvState(
@@ -72,6 +78,14 @@ class BorrowedState(
 
     owner: str
     part: str = ""
+
+
+def folded(spec: RecurrentState, length: int) -> int:
+    """How many of a sequence's first `length` tokens are in its matrix: all without a tail, else
+    whole chunks, with less than `tail` left."""
+    if not spec.tail:
+        return length
+    return spec.chunk * max(0, (length - spec.tail) // spec.chunk + 1)
 
 
 StateSpec = KVState | BlockStatsState | RecurrentState | ConvState | BorrowedState

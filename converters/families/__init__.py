@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import ConvertError
+from . import linear, two_mamba
 from .config import refused
 from .keys import says_nothing
 from .recipe import FamilyModel, Part, Recipe
@@ -19,13 +20,20 @@ from .recipe import FamilyModel, Part, Recipe
 __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
 
 FAMILIES: Mapping[str, str] = {
+    "2mamba": "two_mamba",
+    "falcon_h1": "falcon_h1",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
+    "granitemoehybrid": "granitemoehybrid",
+    "lfm2": "lfm2",
     "llama": "llama",
+    "mamba2": "mamba2",
     "mistral": "mistral",
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "qwen3_5_text": "qwen3_5_text",
+    "qwen3_next": "qwen3_next",
     "smollm3": "smollm3",
 }
 # Models of several parts whose text part is a family: its name, and values of absent keys.
@@ -38,8 +46,19 @@ COMPOSITES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "max_position_embeddings": 131_072,
         },
     ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {
+            "vocab_size": 248_320, "hidden_size": 4096, "intermediate_size": 12_288,
+            "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4,
+            "max_position_embeddings": 32_768, "tie_word_embeddings": False,
+        },
+    ),
 }  # fmt: skip
-COMPOSITE_CLASSES = {"gemma3": "Gemma3ForConditionalGeneration"}
+COMPOSITE_CLASSES = {
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+}
 # Keys beside the parts of such a model that its text does not depend on.
 BESIDE = frozenset(
     """
@@ -74,8 +93,11 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
             model_type=kind,
         )
     module = import_module(f".{FAMILIES[kind]}", __name__)
-    model: FamilyModel = module.build(config, faults)
-    return model
+    if linear.KEY not in config or module is two_mamba:
+        model: FamilyModel = module.build(config, faults)
+        return model
+    rest, layers, spec = linear.split(config, faults)
+    return linear.hybrid(module.build(rest, faults), layers, spec, faults)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -87,7 +109,8 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     unknown = sorted(k for k in config if k not in BESIDE and not says_nothing(k, config))
     if unknown or inner.get("model_type", family) != family:
         _refuse_composite(kind, {"model_type": family}, unknown)
-    tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings", True))
+    own = inner.get("tie_word_embeddings", defaults.get("tie_word_embeddings", True))
+    tied = config.get("tie_word_embeddings", own)
     known = {key: value for key, value in inner.items() if key != "architectures"}
     return {**defaults, **known, "model_type": family, "tie_word_embeddings": tied}
 

@@ -12,7 +12,7 @@ from typing import Any
 from ... import limits
 from ...graph import Graph, Node, Value
 from ...kernels.states import KVState, StateSpec
-from .config import Decoder
+from .config import Decoder, Stack
 from .nodes import Nodes
 from .recipe import FamilyModel, Part, Recipe
 from .rope import Rope
@@ -33,36 +33,51 @@ class Rotary:
 NO_ROPE = Rotary({}, {})
 
 
-class Builder(Nodes):
-    """Nodes of a decoder. `width` C, `heads` H, `kv_heads` G, `head_dim` D."""
+class Stacked(Nodes):
+    """Nodes of a stack of layers of width C, `width`."""
 
-    def __init__(self, config: Decoder, *, head_dim: int | None = None) -> None:
+    def __init__(self, config: Stack, *, eps: float, context: int) -> None:
         super().__init__()
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
-        self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads
-        self.head_dim = head_dim or config.hidden_size // config.num_attention_heads
-        self.ff, self.vocab = config.intermediate_size, config.vocab_size
-        self.eps, self.context = config.rms_norm_eps, config.max_position_embeddings
+        self.vocab, self.eps, self.context = config.vocab_size, eps, context
         self.states: dict[str, StateSpec] = {}
 
-    def vector(self, name: str, tensor: str, size: int, *, offset: float = 0.0) -> str:
+    def vector(
+        self, name: str, tensor: str, size: int, *, offset: float = 0.0, scale: float = 1.0
+    ) -> str:
         """A one-dimensional weight of the checkpoint."""
-        return self.weight(name, Recipe((Part(tensor, (size,)),), offset))
+        return self.weight(name, Recipe((Part(tensor, (size,), scale=scale),), offset))
 
     def linear(self, x: str, label: str, parts: Sequence[Part], *, bias: bool = False) -> str:
         """Matrices [N, K] stacked by rows, with their biases where there are any."""
         weights = {"weight": self.weight(label, Recipe(tuple(parts)))}
         if bias:
-            rows = tuple(Part(_bias_of(part.name), part.shape[:1]) for part in parts)
+            rows = tuple(
+                part._replace(name=_bias_of(part.name), shape=part.shape[:1], alias="")
+                for part in parts
+            )
             weights["bias"] = self.weight(f"{label}_bias", Recipe(rows))
         return self.node("linear", [x], label, weights=weights)
 
-    def norm(self, x: str, label: str, tensor: str, *, offset: float = 0.0) -> str:
+    def norm(
+        self, x: str, label: str, tensor: str, *, offset: float = 0.0, scale: float = 1.0
+    ) -> str:
         """rms_norm over rows of C; `offset` 1 for families that store w - 1."""
-        weight = self.vector(label, tensor, self.width, offset=offset)
+        weight = self.vector(label, tensor, self.width, offset=offset, scale=scale)
         return self.node(
             "rms_norm", [x], label, weights={"weight": weight}, attrs={"eps": self.eps}
         )
+
+
+class Builder(Stacked):
+    """Nodes of a decoder. `heads` H, `kv_heads` G, `head_dim` D."""
+
+    def __init__(self, config: Decoder, *, head_dim: int | None = None) -> None:
+        context = config.max_position_embeddings
+        super().__init__(config, eps=config.rms_norm_eps, context=context)
+        self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads
+        self.head_dim = head_dim or config.hidden_size // config.num_attention_heads
+        self.ff = config.intermediate_size
 
 
 def _bias_of(tensor: str) -> str:
@@ -130,6 +145,15 @@ def attention_scale(scalar: float, faults: list[str]) -> float:
     return float(scalar**-0.5)
 
 
+def multipliers(config: Any, names: Sequence[str], faults: list[str]) -> list[float]:
+    """Configured factors, by name, of what parts of a layer give or take."""
+    found = {name: getattr(config, name) for name in names}
+    for name, value in found.items():
+        if not 1e-9 < value < 1e9:
+            faults.append(f"config {name!r} is {value}, expected a positive number")
+    return [float(value) if 1e-9 < value < 1e9 else 1.0 for value in found.values()]
+
+
 def softcap(value: float | None, name: str, faults: list[str]) -> float | None:
     """A configured soft cap of logits; null means none."""
     if value is not None and not 0 < value < 1e9:
@@ -138,11 +162,11 @@ def softcap(value: float | None, name: str, faults: list[str]) -> float | None:
     return value
 
 
-def embedding(b: Builder, *, tied: bool, scale: float = 1.0) -> str:
+def embedding(b: Stacked, *, tied: bool, scale: float = 1.0, table: str = EMBED) -> str:
     """Token rows [T, C]. A tied checkpoint may store the table under either name, or both."""
-    part = Part(EMBED, (b.vocab, b.width), HEAD if tied else "")
+    part = Part(table, (b.vocab, b.width), HEAD if tied else "")
     if tied:
-        b.tied[HEAD] = EMBED
+        b.tied[HEAD] = table
     weights = {"weight": b.weight("embed", Recipe((part,)))}
     attrs = {"scale": scale} if scale != 1.0 else {}
     return b.node("embed", ["tokens"], "embed", weights=weights, attrs=attrs)
@@ -159,12 +183,19 @@ def rotary(b: Builder, rope: Rope, name: str = "inv_freq") -> Rotary:
     return Rotary(slots, attrs)
 
 
-def qkv(b: Builder, layer: int, x: str, *, bias: bool = False) -> str:
-    """Rows [q | k | v] from three projections."""
+def qkv(
+    b: Builder,
+    layer: int,
+    x: str,
+    *,
+    bias: bool = False,
+    scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> str:
+    """Rows [q | k | v] from three projections, times `scales`."""
     widths = {"q": b.heads, "k": b.kv_heads, "v": b.kv_heads}
     parts = [
-        Part(_at(layer, f"self_attn.{key}_proj.weight"), (heads * b.head_dim, b.width))
-        for key, heads in widths.items()
+        Part(_at(layer, f"self_attn.{key}_proj.weight"), (heads * b.head_dim, b.width), scale=scale)
+        for (key, heads), scale in zip(widths.items(), scales, strict=True)
     ]
     return b.linear(x, f"layers.{layer}.qkv", parts, bias=bias)
 
@@ -187,8 +218,10 @@ def attention(
     softcap: float | None = None,
     qk_norm: bool = False,
     qk_offset: float = 0.0,
+    norms: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> str:
-    """Attention over a new state "kv<layer>" [T, H * D]. A window counts the token itself."""
+    """Attention over a new state "kv<layer>" [T, H * D]. A window counts the token itself. norms:
+    what the checkpoint calls them."""
     weights, own = dict(rope.slots), window or 0
     attrs: dict[str, Any] = {
         "heads": b.heads,
@@ -203,8 +236,8 @@ def attention(
         attrs["softcap"] = float(softcap)
     if qk_norm:
         attrs["qk_eps"] = b.eps
-        for key in ("q_norm", "k_norm"):
-            tensor = _at(layer, f"self_attn.{key}.weight")
+        for key, name in zip(("q_norm", "k_norm"), norms, strict=True):
+            tensor = _at(layer, f"self_attn.{name}.weight")
             weights[key] = b.vector(f"layers.{layer}.{key}", tensor, b.head_dim, offset=qk_offset)
     state = f"kv{layer}"
     b.states[state] = KVState(b.kv_heads, b.head_dim, own)
@@ -213,27 +246,62 @@ def attention(
     )
 
 
-def output_projection(b: Builder, layer: int, x: str, *, bias: bool = False) -> str:
+def output_projection(
+    b: Builder,
+    layer: int,
+    x: str,
+    *,
+    bias: bool = False,
+    name: str = "o_proj",
+    scale: float = 1.0,
+) -> str:
     """Attention output back to the model width."""
-    part = Part(_at(layer, "self_attn.o_proj.weight"), (b.width, b.heads * b.head_dim))
+    shape = (b.width, b.heads * b.head_dim)
+    part = Part(_at(layer, f"self_attn.{name}.weight"), shape, scale=scale)
     return b.linear(x, f"layers.{layer}.o", [part], bias=bias)
 
 
-def mlp(b: Builder, layer: int, x: str, act: str, *, bias: bool = False) -> str:
-    """Gated feed-forward from separate gate and up projections."""
-    parts = [Part(_at(layer, f"mlp.{key}_proj.weight"), (b.ff, b.width)) for key in ("gate", "up")]
-    return _down(b, layer, b.linear(x, f"layers.{layer}.gate_up", parts, bias=bias), act, bias)
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def fused_mlp(b: Builder, layer: int, x: str, act: str) -> str:
-    """Gated feed-forward from one gate-and-up projection."""
-    part = Part(_at(layer, "mlp.gate_up_proj.weight"), (2 * b.ff, b.width))
-    return _down(b, layer, b.linear(x, f"layers.{layer}.gate_up", [part]), act, False)
+def mlp(
+    b: Builder,
+    layer: int,
+    x: str,
+    act: str,
+    *,
+    bias: bool = False,
+    names: tuple[str, str, str] = MLP,
+    scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> str:
+    """Gated feed-forward from separate gate and up projections; names and scales: of gate, up and
+    down."""
+    parts = [
+        Part(_at(layer, f"{name}.weight"), (b.ff, b.width), scale=scale)
+        for name, scale in zip(names[:2], scales[:2], strict=True)
+    ]
+    rows = b.linear(x, f"layers.{layer}.gate_up", parts, bias=bias)
+    return _down(b, layer, rows, act, names[2], bias=bias, scale=scales[2])
 
 
-def _down(b: Builder, layer: int, x: str, act: str, bias: bool) -> str:
+def fused_mlp(
+    b: Builder,
+    layer: int,
+    x: str,
+    act: str,
+    *,
+    names: tuple[str, str] = ("mlp.gate_up_proj", "mlp.down_proj"),
+    scale: float = 1.0,
+) -> str:
+    """Gated feed-forward from one gate-and-up projection; scale: of what it gives."""
+    part = Part(_at(layer, f"{names[0]}.weight"), (2 * b.ff, b.width))
+    rows = b.linear(x, f"layers.{layer}.gate_up", [part])
+    return _down(b, layer, rows, act, names[1], bias=False, scale=scale)
+
+
+def _down(b: Builder, layer: int, x: str, act: str, name: str, *, bias: bool, scale: float) -> str:
     gated = b.node("glu", [x], f"layers.{layer}.glu", attrs={"act": act})
-    part = Part(_at(layer, "mlp.down_proj.weight"), (b.width, b.ff))
+    part = Part(_at(layer, f"{name}.weight"), (b.width, b.ff), scale=scale)
     return b.linear(gated, f"layers.{layer}.down", [part], bias=bias)
 
 
@@ -245,11 +313,18 @@ def layer_norm(
 
 
 def head(
-    b: Builder, x: str, *, tied: bool, softcap: float | None = None, offset: float = 0.0
+    b: Stacked,
+    x: str,
+    *,
+    tied: bool,
+    softcap: float | None = None,
+    offset: float = 0.0,
+    norm: str = "model.norm",
+    scale: float = 1.0,
 ) -> FamilyModel:
-    """Pick rows, final norm, logits; closes the graph."""
+    """Pick rows, final norm, logits; closes the graph. scale: of the logits, put into the norm."""
     picked = b.node("select", [x, "rows"], "select")
-    normed = b.norm(picked, "norm", "model.norm.weight", offset=offset)
+    normed = b.norm(picked, "norm", f"{norm}.weight", offset=offset, scale=scale)
     if tied:
         logits = b.node("linear", [normed], "head", weights={"weight": "embed"})
     else:

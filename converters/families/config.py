@@ -19,18 +19,23 @@ from ...storage.typed import Reader
 from .keys import NEUTRAL, says_nothing
 
 
-class Decoder(msgspec.Struct, frozen=True, kw_only=True):
-    """What every family's config has. Sizes in elements, context in tokens."""
+class Stack(msgspec.Struct, frozen=True, kw_only=True):
+    """What every language model's config has. Sizes in elements."""
 
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
     num_hidden_layers: int
+    tie_word_embeddings: bool = False
+
+
+class Decoder(Stack, frozen=True, kw_only=True):
+    """What a config of layers with attention has besides. Context in tokens."""
+
+    intermediate_size: int
     num_attention_heads: int
     max_position_embeddings: int
     num_key_value_heads: int | None = None
     rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
@@ -40,7 +45,7 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_key_value_heads or self.num_attention_heads
 
 
-T = TypeVar("T", bound=Decoder)
+T = TypeVar("T", bound=Stack)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     if broken:
         raise refused([*broken, *faults])
     config = kind(**values)
-    broken = list(_size_faults(config))
+    decoder = isinstance(config, Decoder)
+    broken = _decoder_faults(config) if decoder else size_faults(config, CAPS)
     if broken:
         raise refused([*broken, *faults])
     return config
@@ -134,17 +140,32 @@ def _check_architecture(found: Any, schema: Schema, faults: list[str]) -> None:
         )
 
 
-def _size_faults(config: Decoder) -> list[str]:
-    """Sizes that no model has; checked before anything is allocated from them."""
-    caps = {
-        "vocab_size": limits.TENSOR_DIM - 1,
-        "hidden_size": limits.TENSOR_DIM - 1,
-        "intermediate_size": limits.TENSOR_DIM - 1,
-        "num_hidden_layers": limits.LAYERS,
-        "num_attention_heads": limits.HEADS,
-        "max_position_embeddings": limits.CONTEXT_TOKENS,
-    }
-    sizes = {name: (getattr(config, name), cap) for name, cap in caps.items()}
+CAPS = {
+    "vocab_size": limits.TENSOR_DIM - 1,
+    "hidden_size": limits.TENSOR_DIM - 1,
+    "num_hidden_layers": limits.LAYERS,
+}
+DECODER_CAPS = CAPS | {
+    "intermediate_size": limits.TENSOR_DIM - 1,
+    "num_attention_heads": limits.HEADS,
+    "max_position_embeddings": limits.CONTEXT_TOKENS,
+}
+
+
+def size_faults(config: Any, caps: Mapping[str, int]) -> list[str]:
+    """Sizes that no model has, by the largest that each may be; checked before anything is
+    allocated from them."""
+    sizes = ((name, getattr(config, name), cap) for name, cap in caps.items())
+    return [
+        f"config {name!r} is {n}, expected 1 to {cap}"
+        for name, n, cap in sizes
+        if not 1 <= n <= cap
+    ]
+
+
+def _decoder_faults(config: Decoder) -> list[str]:
+    """The same of sizes that depend on each other."""
+    sizes = {name: (getattr(config, name), cap) for name, cap in DECODER_CAPS.items()}
     sizes["num_key_value_heads"] = (config.kv_heads, limits.HEADS)
     head_dim = getattr(config, "head_dim", None)
     if head_dim is None and sizes["num_attention_heads"][0] > 0:

@@ -17,13 +17,15 @@ F32 = NDArray[np.float32]
 
 
 class Part(NamedTuple):
-    """One checkpoint tensor: its name, the shape it must have, another name it may go by, and the
-    rows [start, stop) that are meant where not all of them are."""
+    """One checkpoint tensor: its name, the shape it must have, another name it may go by, the rows
+    [start, stop) that are meant where not all of them are, and what their values are multiplied
+    by (a config's multipliers that stand beside a product)."""
 
     name: str
     shape: tuple[int, ...]
     alias: str = ""
     rows: tuple[int, int] | None = None
+    scale: float = 1.0
 
     @property
     def span(self) -> tuple[int, int]:
@@ -33,8 +35,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A graph weight: checkpoint tensors stacked by rows, `offset` added to every value; or, for
-    weights that no checkpoint holds (rotary frequencies), the values themselves.
+    """A graph weight: checkpoint tensors stacked by rows, `offset` added to every value, times the
+    part's scale; or, for weights that no checkpoint holds (rotary frequencies), the values
+    themselves.
 
     flat: a row of more axes than one becomes a vector; that of a convolution [C, kh, kw] with its
     channels last, as the op `conv2d` reads it.

@@ -45,7 +45,7 @@ def read_file(path: Path, limit: int) -> bytes | None:
 def json_object(data: bytes, path: Path) -> dict[str, Any]:
     """The JSON object of a file's bytes; ConvertError for anything else."""
     try:
-        found = strict_json.parse(data, where=str(path), code="checkpoint-json")
+        found = strict_json.parse(data, where=str(path), code="checkpoint-json", infinity=True)
     except BundleError as error:
         raise as_convert_error(error) from None
     if not isinstance(found, dict):

@@ -25,13 +25,18 @@ from .checkpoint import FLOATS
 from .wrappers import BARE, without_sure_wrappers
 
 TEXT_PREFIXES = (("language_model.", ""), ("model.language_model.", "model."))
-OTHERS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+OTHERS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|visual)\.")
+DRAFTING = re.compile(r"mtp\.")  # layers that predict further tokens, of which nothing depends
 # What quantizers store instead of, or beside, a matrix.
 PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale|weight_scale_inv|weight_zero_point"
     r"|SCB|weight\.absmax|weight\.quant_map|weight\.quant_state\.\w+)$"
 )
 OUTPUT = "self_attn.o_proj."
+# Names that a family's tensors had before, read by transformers.
+RENAMED: Mapping[str, tuple[str, str]] = {
+    "mamba2": ("backbone.embedding.", "backbone.embeddings."),
+}
 Tensors = dict[str, SourceTensor]
 
 
@@ -44,8 +49,21 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
         out = {_text_name(n): t for n, t in whole.items() if not OTHERS.match(n)}
         if others := len(tensors) - len(out):
             notice(f"{others} tensors of other parts than the text are left out")
+    if isinstance(kind, str) and kind.startswith(("qwen3_next", "qwen3_5")):
+        out = _without_drafting(out)
+    if isinstance(kind, str) and kind in RENAMED:
+        old, new = RENAMED[kind]
+        out = {new + n.removeprefix(old) if n.startswith(old) else n: t for n, t in out.items()}
     if not any(name.startswith("model.") for name in out):
         out = {f"model.{n}" if BARE.match(n) else n: t for n, t in out.items()}
+    return out
+
+
+def _without_drafting(tensors: Tensors) -> Tensors:
+    """The tensors without those of layers for drafts, as transformers reads them."""
+    out = {name: t for name, t in tensors.items() if not DRAFTING.match(name)}
+    if others := len(tensors) - len(out):
+        notice(f"{others} tensors of layers that predict further tokens are left out")
     return out
 
 

@@ -21,7 +21,7 @@ from .base import SourceTensor
 INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 SURE = ("module.", "base_model.model.")  # no model calls a part of itself so
 OUTER = (*SURE, "model.", "transformer.", "language_model.", "text_model.", "llm.")
-BARE = re.compile(r"(embed_tokens|layers\.\d+|norm)\.")
+BARE = re.compile(r"(embed_tokens|layers\.\d+|norm|embedding_norm|final_layernorm)\.")
 Tensors = dict[str, SourceTensor]
 
 

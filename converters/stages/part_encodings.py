@@ -25,12 +25,27 @@ def matrices(graph: Graph) -> set[str]:
     return held - exact
 
 
+def _gates(graph: Graph) -> set[str]:
+    """Matrices of few rows whose products are decays and steps of recurrent layers: their errors
+    add up along a text."""
+    products = {node.output: node for node in graph.nodes if node.op == "linear"}
+    found = set()
+    for node in graph.nodes:
+        for slot, value in zip(CATALOGUE[node.op].inputs, node.inputs, strict=True):
+            if slot == "gates" and value in products:
+                found.add(products[value].weights["weight"])
+    return found
+
+
 def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[str, str]:
-    """Encodings of the weights of a part that is no language model, where they are others than
-    `quant`. Matrices that only single rows go through, of timesteps and labels, are stored as
-    embeddings are: they are read once a step."""
-    if role in STEPPED or quant == EXACT:
+    """Encodings of a part's weights where they are others than `quant`: of a language model those
+    of gates, stored as embeddings are; of other parts small matrices and all of autoencoders.
+    Matrices that only single rows go through, of timesteps and labels, are stored as embeddings
+    are: they are read once a step."""
+    if quant == EXACT or ENCODINGS[quant].grid is None:
         return {}
+    if role in STEPPED:
+        return dict.fromkeys(_gates(graph), embed_quant)
     chosen, held = dict[str, str](), matrices(graph)
     shapes, single = graph.shapes(), set(held)
     for node in graph.nodes:
@@ -39,8 +54,6 @@ def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[
     tables = {node.weights["weight"] for node in graph.nodes if node.op == "embed"}
     for name in held:
         shape = graph.weights[name].shape
-        if ENCODINGS[quant].grid is None:
-            continue
         if role in WHOLE or min(shape) < SMALL:
             chosen[name] = HALF
         else:

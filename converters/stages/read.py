@@ -134,20 +134,20 @@ class RecipeWeight:
 
     def __init__(self, recipe: Recipe, tensors: Mapping[str, SourceTensor]) -> None:
         self.recipe, self.shape = recipe, recipe.shape
-        # name, tensor, its rows [start, stop) that are meant, the first of them here
-        self.parts: list[tuple[str, SourceTensor, int, int, int]] = []
+        # name, tensor, its rows [start, stop) that are meant, the first of them here, their factor
+        self.parts: list[tuple[str, SourceTensor, int, int, int, float]] = []
         at = 0
         for part in recipe.parts:
             name = part.name if part.name in tensors else part.alias
             start, stop = part.span
-            self.parts.append((name, tensors[name], start, stop, at))
+            self.parts.append((name, tensors[name], start, stop, at, part.scale))
             at += stop - start
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Spans of each tensor in turn; computed values in one piece."""
         if self.recipe.values is not None:
             yield 0, self.shape[0]
-        for _, tensor, begin, end, first in self.parts:
+        for _, tensor, begin, end, first, _ in self.parts:
             for start, stop in spans_of((end - begin, *tensor.shape[1:])):
                 yield first + start, first + stop
 
@@ -155,8 +155,8 @@ class RecipeWeight:
         if self.recipe.values is not None:
             return self.recipe.values[start:stop]
         pieces = [
-            self._finite(name, tensor, begin, end)
-            for name, tensor, begin, end in self._tensors(start, stop)
+            self._finite(name, tensor, begin, end, scale)
+            for name, tensor, begin, end, scale in self._tensors(start, stop)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
@@ -165,23 +165,24 @@ class RecipeWeight:
 
     def where(self, start: int, stop: int) -> str:
         found = self._tensors(start, stop)
-        return ", ".join(f"tensor {name!r}, rows {a} to {b}" for name, _, a, b in found)
+        return ", ".join(f"tensor {name!r}, rows {a} to {b}" for name, _, a, b, _ in found)
 
-    def _tensors(self, start: int, stop: int) -> list[tuple[str, SourceTensor, int, int]]:
-        """Name, tensor and rows there of what makes up these rows."""
+    def _tensors(self, start: int, stop: int) -> list[tuple[str, SourceTensor, int, int, float]]:
+        """Name, tensor, rows there and factor of what makes up these rows."""
         found = []
-        for name, tensor, low, high, first in self.parts:
+        for name, tensor, low, high, first, scale in self.parts:
             begin, end = max(start - first, 0), min(stop - first, high - low)
             if begin < end:
-                found.append((name, tensor, low + begin, low + end))
+                found.append((name, tensor, low + begin, low + end, scale))
         return found
 
-    def _finite(self, name: str, tensor: SourceTensor, start: int, stop: int) -> F32:
+    def _finite(self, name: str, tensor: SourceTensor, start: int, stop: int, scale: float) -> F32:
         rows = tensor.rows(start, stop)
         if not math.isfinite(np.vdot(rows, rows)):
             check_finite(name, tensor)
         rows, offset = self.recipe.arranged(rows), self.recipe.offset
-        return rows + np.float32(offset) if offset else rows
+        rows = rows + np.float32(offset) if offset else rows
+        return rows * np.float32(scale) if scale != 1.0 else rows
 
 
 def check_finite(name: str, tensor: SourceTensor) -> None:

@@ -16,7 +16,7 @@ A graph without states is a function of arrays:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -41,6 +41,11 @@ class State(ABC):
     made with; expected, tokens that the sequence will hold before logits are wanted of it (a
     prompt's), forgotten by `rewind`; fed, the ids of the committed tokens, -1 for embeddings, None
     where they are not needed.
+
+    Of recurrent states that take whole steps only (`replay`): settle, has them take in what they
+    are behind; behind, the newest committed rows, which they have not taken in, as feeds and rows
+    of these; offered, what was fed last; ahead, how many rows of `behind` its step had in front;
+    held, rows that are committed though `length` stands before them, while a step takes them in.
     """
 
     def __init__(self, context: int) -> None:
@@ -51,6 +56,10 @@ class State(ABC):
         self.expected = 0
         self.fed: list[int] | None = None
         self.fed_pending: list[int] | None = None
+        self.settle: Callable[[State], None] | None = None
+        self.behind: list[tuple[Feed, list[int]]] = []
+        self.offered: Feed | None = None
+        self.ahead = self.held = 0
 
     def commit(self, path: int | Sequence[int]) -> None:
         """Keep pending tokens, forget the others: the first `path` of them, or the ones whose
@@ -64,6 +73,11 @@ class State(ABC):
                 code="commit-range",
             )
         self._keep(kept)
+        if self.partly(kept) and self.offered is not None:
+            self.behind.append((self.offered, list(kept)))
+        elif kept:
+            self.behind.clear()
+        self.ahead, self.offered = 0, None
         if self.fed is not None:
             given = self.fed_pending
             self.fed += [given[row] if given is not None else -1 for row in kept]
@@ -71,9 +85,30 @@ class State(ABC):
         self.pending = 0
         self._shrink()
 
+    @property
+    def late(self) -> int:
+        """Committed tokens that the recurrent states have not taken in."""
+        return sum(len(rows) for _, rows in self.behind)
+
+    def partly(self, kept: Sequence[int]) -> bool:
+        """Whether a commit is one of some tokens of states that take whole steps only."""
+        return self.settle is not None and 0 < len(kept) < self.pending
+
+    def take_in(self) -> None:
+        """The pending tokens are the first ones that the recurrent states were behind."""
+        self.behind.pop(0)
+        self._keep(range(self.pending))
+        self.length, self.held = self.length + self.pending, self.held - self.pending
+        self.pending = 0
+
+    def up_to_date(self) -> None:
+        """Before the content is copied: nothing is behind."""
+        if self.behind and self.settle is not None:
+            self.settle(self)
+
     def discard(self) -> None:
         """Forget every pending token."""
-        self.pending = 0
+        self.pending, self.ahead, self.offered = 0, 0, None
         self._shrink()
 
     def rewind(self, length: int) -> int:
@@ -84,10 +119,16 @@ class State(ABC):
             raise RequestError(
                 f"rewind to {length} tokens, the state holds {self.length}", code="rewind-range"
             )
-        self.pending = 0
+        self.pending, self.ahead, self.offered = 0, 0, None
         if length < self.length:
             self.expected = 0
-        self.length = self._reach(length)
+        while self.behind and length < self.length:  # what was not taken in is cut off first
+            feed, rows = self.behind.pop()
+            kept = max(0, length - (self.length - len(rows)))
+            self.behind += [(feed, rows[:kept])] if kept else []
+            self.length += kept - len(rows)
+        if not self.behind:
+            self.length = self._reach(length)
         if self.fed is not None:
             del self.fed[self.length :]
         self._shrink()

@@ -25,11 +25,13 @@ from .base import F32, Feed, Session, State, StepResult
 from .cores import performance_cores
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values
+from .folding import bind, folds_of
 from .longrope import Switching
 from .lowering import Lowering
 from .pages import PagePool
 from .plan import plan_pages
 from .program import SPLIT_ROWS, Program
+from .replay import Replaying
 from .sequence import CpuState
 from .slots import SlotPool
 
@@ -73,21 +75,24 @@ class CpuSession(Session):
         self.context = plan.context
         self.fingerprint = f"{key[:24]}-kv{8 * self.kv_bytes}"
         self.checker = FeedChecker(self)
-        self.switching = Switching(graph, self.checker, max_rows, self._step)
         self._lock, self._closed = threading.Lock(), False
-        self._programs: dict[object, Program] = {}
-        self._row_input = row_input(graph)
+        self._programs, self._row_input = dict[object, Program](), row_input(graph)
         machine_code.use_cache(cache)
         self._team = team.join(self.threads)
         try:
             first = self._lower(graph, {"T": max_rows, "R": max_rows})
             self.paired = frozenset(first.paired)
             self.pool = PagePool(graph, plan.pages, self.kv_bytes)
-            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * plan.sequences, max_rows)
+            folds = folds_of(graph)
+            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * plan.sequences, max_rows, folds)
+            whole = self.slots.whole_steps
+            self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
+            self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)
             self._pack(weights, list(packed_folders), key)
             code = _compiled(first.kernels)
             if graph.states or self.checker.tokens:
                 self._programs[frozenset[str]()] = self._bind(first, code)
+                bind(folds, self.program())
         except BaseException:
             self.close()
             raise
@@ -122,12 +127,17 @@ class CpuSession(Session):
         }
         for name, table in self._tables.items():
             self._addresses[f"@rows:{name}"] = table.ctypes.data
+        self._columns = {name: _padded(weights[name].T) for name in packed.by_columns(graph)}
+        for name, table in self._columns.items():
+            self._addresses[f"@columns:{name}"] = table.ctypes.data
         for name in self.pool.keys:
             self._addresses[f"@k:{name}"] = self.pool.keys[name].ctypes.data
             self._addresses[f"@v:{name}"] = self.pool.values[name].ctypes.data
+        self._addresses.update(self.slots.named())
 
     def _bind(self, lowering: Lowering, code: Mapping[str, int]) -> Program:
-        kept = self.packed_weights, self._vectors, self._tables, self.pool
+        arrays = self._vectors, self._tables, self._columns
+        kept = self.packed_weights, arrays, self.pool, self.slots
         return Program(lowering, self._addresses, code, self._team, context=self.context, kept=kept)
 
     def program(self) -> Program:
@@ -168,6 +178,7 @@ class CpuSession(Session):
         self._check_open()
         state = CpuState(self.pool, self.slots, self.context, self.fingerprint, long_rope=False)
         self.switching.begin(state, expected)
+        self.replaying.begin(state)
         return state
 
     def _check_open(self) -> None:
@@ -242,9 +253,12 @@ class CpuSession(Session):
         memory.visible[:total, 0] = -1 if rows.paths is None else rows.paths
         tiles = memory.tile_rows
         count = deepest = 0
-        for feed, start, stop in zip(feeds, rows.starts, rows.starts[1:], strict=False):
+        memory.sequences[0] = len(feeds)
+        spans = memory.sequences[1 : 1 + 3 * len(feeds)].reshape(-1, 3)
+        for at, feed, start, stop in zip(spans, feeds, rows.starts, rows.starts[1:], strict=False):
             state = _own(feed.state, self.pool)
             state.reserve(state.length + stop - start)
+            at[:] = start, stop - start, state.slot
             memory.tables[start:stop] = state.table_address
             memory.long_flags[start:stop] = state.long_rope
             memory.visible[start:stop, 1] = state.length

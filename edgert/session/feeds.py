@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceError, RequestError
 from ..graph import Graph
-from ..kernels.states import BorrowedState
+from ..kernels.states import BorrowedState, ConvState, RecurrentState
 from ..roles import step_faults, step_inputs, token_input
 from .base import F32, TREE_ROWS, Feed, Session
 
@@ -128,6 +128,9 @@ class FeedChecker:
         self.ids = min(limits, default=0)
         self.elsewhere = {name for name, shape in shapes.items() if shape[0] != "T"}
         self.faults = step_faults(graph)
+        self.chains = any(
+            isinstance(spec, RecurrentState | ConvState) for spec in graph.states.values()
+        )
 
     def check(self, feeds: Sequence[Feed]) -> None:
         """Raises RequestError for feeds that the session cannot take."""
@@ -240,6 +243,13 @@ class FeedChecker:
                     f"parents {parents.tolist()[:16]} of {count} rows, expected an earlier row or "
                     f"-1 for each of at most {TREE_ROWS}",
                     code="step-parents",
+                )
+            if self.chains and (parents != np.arange(-1, count - 1)).any():
+                raise RequestError(
+                    f"parents {parents.tolist()[:16]}: a tree for recurrent states, which go one "
+                    "way only, expected a chain",
+                    code="step-tree",
+                    hint="feed the branches one after the other, each from a fork of the state",
                 )
 
 

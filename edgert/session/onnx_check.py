@@ -25,15 +25,18 @@ from .onnx_file import Initializer, Model, Op, read_model, refusal
 from .onnx_io import Port, Variant, emitted_graph, interface
 
 STANDARD_OPS = frozenset(
-    "Abs Add Cast Concat Constant Conv Cos CumSum DequantizeLinear Div Floor Gather Gelu "
-    "GreaterOrEqual Identity LayerNormalization Less MatMul Mul Pow ReduceMean ReduceSum "
-    "Relu Reshape Resize Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose Unsqueeze".split()
+    "Abs Add Cast Clip Concat Constant Conv Cos CumSum DequantizeLinear Div Exp Floor Gather Gelu "
+    "GreaterOrEqual Identity LayerNormalization Less MatMul Mul Neg Pow ReduceMean ReduceSum Relu "
+    "Reshape Resize Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Sub Tanh Transpose "
+    "Unsqueeze".split()
 )
 MICROSOFT_OPS = frozenset(
     "FusedMatMul GroupQueryAttention MatMulNBits MultiHeadAttention RotaryEmbedding "
     "SkipSimplifiedLayerNormalization".split()
 )
-FOLDED = frozenset("Cast Constant DequantizeLinear Identity Reshape Slice Transpose".split())
+FOLDED = frozenset(
+    "Cast Constant DequantizeLinear Exp Identity Reshape Slice Softplus Transpose".split()
+)
 _EXTERNAL = 1
 _TAPS = "edgert.taps"
 

@@ -34,7 +34,8 @@ __all__ = ["PLAIN", "Memory", "Port", "Rope", "Variant", "emitted_graph", "inter
 _LETTERS = ("B", "S", "P", "K")
 # The order in which what the session makes is declared.
 _MADE = (
-    "seqlens_k", "total_sequence_length", "positions", "cos", "cos_at", "mask", "mask_present",
+    "seqlens_k", "total_sequence_length", "positions", "valid", "cos", "cos_at", "mask",
+    "mask_present",
 )  # fmt: skip
 
 

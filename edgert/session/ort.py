@@ -20,6 +20,8 @@ from ..errors import BundleError, DeviceError, RequestError
 from ..graph import Graph
 from ..kernels.encodings import ENCODINGS
 from ..kernels.ops import CATALOGUE
+from ..kernels.slot_rows import CHUNK
+from ..kernels.states import ConvState, RecurrentState
 from ..roles import FUNCTIONS, row_input
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
@@ -33,6 +35,7 @@ from .ort_graphs import Files, OrtGraphs, run_model
 from .ort_model import OrtModel
 from .ort_state import OrtState
 from .providers import Placement, Provider, find_provider, parse_device, placement
+from .replay import Replaying
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
@@ -99,7 +102,9 @@ class OrtSession(Session):
         context = context or graph.context
         self.context = min(context, variant.capacity or context)
         self.checker = FeedChecker(self)
-        self.switching = Switching(graph, self.checker, max_rows, self._step)
+        whole = any(isinstance(s, RecurrentState | ConvState) for s in graph.states.values())
+        self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
+        self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)
         self.rows = row_input(graph)
         self.lookup = _Lookup(graph, weights) if variant.embeddings else None
         self._lock = threading.Lock()
@@ -113,6 +118,7 @@ class OrtSession(Session):
         long = 0 < self.switching.switch < expected
         state = OrtState(self.model, self.context, expected, long_rope=long)
         self.switching.begin(state, expected)
+        self.replaying.begin(state)
         return state
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
@@ -226,7 +232,8 @@ class OrtSession(Session):
         state = self._own(feed.state)
         first, taps = self.graph.outputs[0].name, dict.fromkeys(feed.taps)
         parts: dict[str, list[F32]] = {name: [] for name in (first, *taps)}
-        for piece in pieces(rows, state.length, self.variant.rows):
+        most = CHUNK if self.replaying.whole else 0
+        for piece in pieces(rows, state.length, self.variant.rows, most):
             for name, part in self._run(feed, state, piece, rows, list(parts)).items():
                 parts[name].append(part)
         state.pending = feed.rows

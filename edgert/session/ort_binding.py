@@ -40,12 +40,15 @@ class Binding:
         self.made: dict[str, Port] = {}
         self.words: dict[str, NDArray[np.int32]] = {}
         self._bind_words()
+        self.whole = {m.past.name: m.made for m in model.memories if m.whole}
         for port in model.inputs:
-            if port.name not in self.words:
+            if port.name not in self.words and port.name not in self.whole:
                 self.io.bind_ortvalue_input(port.name, self._input(port))
         written = {memory.made.name: memory for memory in model.memories}
         for port in model.outputs:
             memory = written.get(port.name)
+            if memory is not None and memory.whole:
+                continue
             if memory is not None and memory.in_place:
                 self.io.bind_ortvalue_output(port.name, state.buffers[memory.past.name])
                 continue
@@ -100,16 +103,29 @@ class Binding:
         """One step. given: the graph's inputs, [n] or [n, C] each; wanted: names of outputs, which
         come as [n, C]."""
         self._feed(piece, given)
+        made = self._bind_whole(piece)
         try:
             with ort_mode.running(self.model.flushes):
                 self.model.runtime.run_with_iobinding(self.io, self.options)
         except Exception as error:  # onnxruntime raises its own types, which share no base
             raise failed(self.model.provider, f"a step of {piece.count} tokens", error) from error
+        self.state.made = made
         for memory in self.model.memories:
-            if not memory.in_place:
+            if not memory.in_place and not memory.whole:
                 fresh = self.values[memory.made.name].numpy()[0, :, : piece.count]
                 self.state.store(memory.past.name, fresh, piece.start)
         return {name: self._result(name, piece, given) for name in wanted}
+
+    def _bind_whole(self, piece: Piece) -> dict[str, Any]:
+        """Recurrent states as they stand before this piece of a feed, and fresh values for what
+        they will be behind it, by input name."""
+        before = self.state.made if piece.first else self.state.slots
+        made = {}
+        for name, port in self.whole.items():
+            made[name] = self.model.empty(self._shape(port), port.dtype)
+            self.io.bind_ortvalue_input(name, before[name])
+            self.io.bind_ortvalue_output(port.name, made[name])
+        return made
 
     def _result(self, name: str, piece: Piece, given: Mapping[str, NDArray[Any]]) -> F32:
         found: F32 = self.values[name].numpy()
@@ -162,6 +178,10 @@ def _positions(binding: Binding, piece: Piece, rest: str, dtype: str) -> NDArray
     return np.minimum(piece.position[:1], binding.state.capacity - 1).astype(dtype)
 
 
+def _valid(binding: Binding, piece: Piece, rest: str, dtype: str) -> NDArray[Any]:
+    return (np.arange(piece.size) < piece.count).astype(dtype)[None]
+
+
 def _turn(table: int) -> Callable[[Binding, Piece, str, str], NDArray[Any]]:
     def make(binding: Binding, piece: Piece, rest: str, dtype: str) -> NDArray[Any]:
         long = binding.state.long_rope
@@ -182,6 +202,7 @@ _MAKERS: dict[str, Callable[[Binding, Piece, str, str], NDArray[Any]]] = {
     "seqlens_k": _last,
     "total_sequence_length": _total,
     "positions": _positions,
+    "valid": _valid,
     "cos_at": _turn(0),
     "sin_at": _turn(1),
     "mask": _mask(present=False),

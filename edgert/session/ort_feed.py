@@ -56,11 +56,13 @@ class Piece:
         return found
 
 
-def pieces(rows: Rows, length: int, fixed: int) -> Iterator[Piece]:
-    """The rows of one feed as runs of `fixed` rows, padded; 0: as one run of all."""
-    size = fixed or rows.total
-    for first in range(0, rows.total, size):
-        stop = min(first + size, rows.total)
+def pieces(rows: Rows, length: int, fixed: int, most: int = 0) -> Iterator[Piece]:
+    """The rows of one feed as runs of `fixed` rows, padded; 0: as one run of all, or, where a model
+    takes fewer at once, of up to `most`."""
+    step = fixed or most or rows.total
+    for first in range(0, rows.total, step):
+        stop = min(first + step, rows.total)
+        size = fixed or stop - first
         place = np.arange(length, length + first + size)
         if rows.axes is None:  # a chain: every row stands at its place and sees all before it
             position = place[first:] + _THREE

@@ -52,6 +52,14 @@ class OrtModel:
         )  # fmt: skip
         self.graph = emitted_graph(graph, variant, self.taps)
         self.memories = memories(self.graph, variant)
+        self.whole = any(memory.whole for memory in self.memories)
+        if self.whole and cuda_graph:
+            raise DeviceError(
+                "captured steps keep the buffers that they were captured with, this model's "
+                "recurrent states change theirs",
+                code="device-options",
+                hint="leave the word graph out of the device",
+            )
         self.inputs, self.outputs = interface(self.graph, variant)
         ports = node_ports(self.graph, variant)
         self.takes_positions = all(node.positions for node in ports)
@@ -73,12 +81,12 @@ class OrtModel:
         where = "cpu" if host else self.provider.memory
         return OrtValue.ortvalue_from_numpy(array, where, self.provider.index)
 
-    def empty(self, shape: tuple[int, ...]) -> Any:
-        """Uninitialised float32 on the device."""
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+        """Uninitialised numbers on the device."""
         from onnxruntime import OrtValue
 
         place = self.provider.memory, self.provider.index
-        return OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *place)
+        return OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype).type, *place)
 
     def tables(self, name: str, rows: int, *, long: bool) -> tuple[Any, Any]:
         """cos and sin of rotary table `name` on the device, for at least `rows` positions."""

@@ -2,7 +2,8 @@
 
 Which buffers there are, the ops say (`onnx_ports.Memory`). Nodes write into those that are
 `in_place` themselves; into the others, which lie on the host, the session copies the new rows. P
-grows by doubling up to the context.
+grows by doubling up to the context. What is `whole` (recurrent states) has one size: a step reads
+what is committed and makes another value, which takes its place when all of the step is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, ResourceError
-from ..kernels.onnx_ports import Memory
+from ..kernels.onnx_ports import Memory, Port
 from .base import State
 
 _FIRST = 256  # rows of a new state's buffers, unless more are expected
@@ -88,7 +89,14 @@ class OrtState(State):
         self.buffers: dict[str, Any] = {}
         self.bindings: dict[tuple[int, int], Any] = {}
         self.capacity = host.fixed_capacity or self._rounded(max(expected, _FIRST))
+        self.rows = [memory for memory in host.memories if not memory.whole]
+        self.whole = [memory.past for memory in host.memories if memory.whole]
+        self.slots, self.made = self._empty_slots(), dict[str, Any]()
         self._allocate()
+
+    def _empty_slots(self) -> dict[str, Any]:
+        """What the recurrent states hold of no tokens, by input name."""
+        return {port.name: self.host.ortvalue(_zeros(port)) for port in self.whole}
 
     def _rounded(self, rows: int) -> int:
         """Where steps are captured, capacities are powers of two, so that buffers fit again."""
@@ -106,7 +114,7 @@ class OrtState(State):
         self.buffers, self.bindings = {}, {}
         sizes = {"B": 1, "P": self.capacity}
         try:
-            for memory in self.host.memories:
+            for memory in self.rows:
                 past = memory.past
                 shape = [dim if isinstance(dim, int) else sizes[dim] for dim in past.shape]
                 empty = np.zeros(shape, past.dtype)
@@ -144,7 +152,15 @@ class OrtState(State):
         """Rows [G, n, D] for a buffer on the host, at slot `start`."""
         self.buffers[name].numpy()[0, :, start : start + rows.shape[1]] = rows
 
+    def _reach(self, length: int) -> int:
+        if self.slots and length < self.length:
+            self.slots = self._empty_slots()
+            return 0
+        return length
+
     def _keep(self, rows: Sequence[int]) -> None:
+        if rows and not self.partly(rows):
+            self.slots = self.slots | self.made
         if list(rows) == list(range(len(rows))):
             return
         kept = slice(self.length, self.length + len(rows))
@@ -155,11 +171,13 @@ class OrtState(State):
 
     def fork(self) -> OrtState:
         self.check_open()
+        self.up_to_date()
         expected = max(self.length, self.capacity)
         other = OrtState(self.host, self.context, expected, long_rope=self.long_rope)
         other._write(self._read())
         other._remember(self.fed, long_rope=self.long_rope)
         other.expected, other.length = self.expected, self.length
+        other.settle, other.slots = self.settle, dict(self.slots)  # values that nobody writes into
         return other
 
     def check_open(self) -> None:
@@ -169,20 +187,23 @@ class OrtState(State):
 
     def snapshot(self) -> dict[str, Any]:
         self.check_open()
+        self.up_to_date()
         kept = self._read()
         kv = {
             state: tuple(kept[memory.past.name].transpose(1, 0, 2).copy() for memory in own)
             for state, own in self._by_state().items()
         }
-        return {"length": self.length, **self._remembered(), "kv": kv}
+        slots = {"slots": {n: v.numpy().copy() for n, v in self.slots.items()}}
+        kept_slots = slots if self.slots else {}
+        return {"length": self.length, **self._remembered(), "kv": kv, **kept_slots}
 
     def turn(self, *, long_rope: bool) -> None:
         if self.long_rope != long_rope:  # bound steps hold the tables of the other factors
             self.long_rope, self.bindings = long_rope, {}
 
     def _by_state(self) -> dict[str, list[Memory]]:
-        names = dict.fromkeys(memory.state for memory in self.host.memories)
-        return {name: [m for m in self.host.memories if m.state == name] for name in names}
+        names = dict.fromkeys(memory.state for memory in self.rows)
+        return {name: [m for m in self.rows if m.state == name] for name in names}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.check_open()
@@ -194,6 +215,9 @@ class OrtState(State):
             for memory, part in zip(own, snapshot["kv"][state], strict=True):
                 rows[memory.past.name] = part.transpose(1, 0, 2)
         self._write(rows)
+        self.behind.clear()
+        slots = snapshot.get("slots", {})
+        self.slots = {name: self.host.ortvalue(array) for name, array in slots.items()}
         self.length = snapshot["length"]
         self._remember(snapshot.get("fed"), long_rope=snapshot["long_rope"])
 
@@ -212,10 +236,20 @@ class OrtState(State):
                 code="snapshot",
                 hint="the snapshot belongs to another model",
             )
+        slots = snapshot.get("slots", {})
+        wanted = {port.name: (_zeros(port).shape, port.dtype) for port in self.whole}
+        made = {n: (np.shape(a), str(getattr(a, "dtype", ""))) for n, a in slots.items()}
+        if made != wanted:
+            raise RequestError(
+                f"a snapshot of recurrent states {made}, expected {wanted}",
+                code="snapshot",
+                hint="the snapshot belongs to another model",
+            )
 
     @property
     def nbytes(self) -> int:
-        return sum(value.tensor_size_in_bytes() for value in self.buffers.values())
+        values = [*self.buffers.values(), *self.slots.values()]
+        return sum(value.tensor_size_in_bytes() for value in values)
 
     def _give_back(self) -> None:
         if self.host.captures and self.buffers:
@@ -225,7 +259,15 @@ class OrtState(State):
 
     def close(self) -> None:
         self.closed = True
+        self.slots, self.made = {}, {}
+        self.behind.clear()
         self._give_back()
+
+
+def _zeros(port: Port) -> NDArray[Any]:
+    """What a recurrent state of one sequence holds of no tokens."""
+    shape = [dim if isinstance(dim, int) else 1 for dim in port.shape]
+    return np.zeros(shape, port.dtype)
 
 
 def _put_back(value: Any, changed: NDArray[Any]) -> None:

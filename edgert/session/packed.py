@@ -79,6 +79,12 @@ def in_slots(graph: Graph, *, matrix: bool) -> list[str]:
     return [name for name in graph.weights if name in found and len(graph.weights[name].shape) == 2]
 
 
+def by_columns(graph: Graph) -> list[str]:
+    """Small matrices of which kernels load a column of 16 rows at a time."""
+    slots = ((CATALOGUE[node.op].columns, node.weights) for node in graph.nodes)
+    return list(dict.fromkeys(weights[slot] for columns, weights in slots for slot in columns))
+
+
 def fill(
     graph: Graph, weights: Mapping[str, Matrix], slots: Mapping[str, Slot], out: NDArray[np.uint8]
 ) -> None:

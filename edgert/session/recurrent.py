@@ -4,14 +4,11 @@ A slot starts with int32 words that say how far it stands; its parts follow, eac
 64 bytes from the slot's start. Kernels read what is committed and append the rows of pending
 tokens behind it; they change nothing else.
 
-recurrent   words fold, rows, side
-            matrix      float32 [sides][heads][key_dim][value_dim]
-            normaliser  float32 [sides][heads][key_dim]
-            tail        float32 [capacity][tail_width]
-    The matrix holds the first `fold` tokens, the tail the next `rows`; pending token i goes to tail
-    row rows + i. A row must mean the same whatever stands before it, for rows of rejected tokens
-    are taken out. Without a tail there are two sides: kernels read matrix `side` and write the
-    other one, and a step's tokens are kept all or not at all.
+recurrent   words fold, 0, side
+            matrix      float32 [2][heads][key_dim][value_dim]
+            normaliser  float32 [2][heads][key_dim]
+    The matrix holds all `fold` tokens. Kernels read matrix `side` and write the other one, and a
+    step's tokens are kept all or not at all. With a tail: `tailed.TailedSlots`.
 
 conv        words rows, first
             inputs      float32 [capacity][channels]
@@ -21,7 +18,7 @@ conv        words rows, first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +28,6 @@ from ..kernels.states import ConvState, RecurrentState
 from .memory import is_whole, reserve
 
 F32 = NDArray[np.float32]
-Fold = Callable[[F32, "F32 | None", F32], None]
 Parts = dict[str, Any]
 WORDS = 16
 ALIGN = 64
@@ -39,7 +35,9 @@ ALIGN = 64
 
 class _Slots:
     """One state in all slots: words int32 [slots, 16] and parts float32 [slots, ...] as views of
-    one reserved array. offsets: where each part starts in a slot, bytes."""
+    one reserved array. offsets: where each part starts in a slot, bytes. described: int64 words by
+    which kernels find all of it: address of the first slot, bytes of a slot, from its start to the
+    first part, and of one side or row of that part (`kernels/cpu/slots.py`)."""
 
     def __init__(self, slots: int, parts: Mapping[str, tuple[int, ...]]) -> None:
         self.offsets, end = dict[str, int](), 4 * WORDS
@@ -55,95 +53,65 @@ class _Slots:
             .reshape(slots, *parts[name])
             for name, start in self.offsets.items()
         }
+        name, first = next(iter(parts.items()))
+        row = 4 * int(np.prod(first[1:]))
+        where = self.raw.ctypes.data, end, self.offsets[name], row
+        self.described = np.array(where, np.int64)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes that one sequence takes."""
+        return self.stride
 
 
 class RecurrentSlots(_Slots):
-    """The slots of one recurrent state. rows: how many tokens may be pending. fold(matrix,
-    normaliser, rows) lets the matrix [heads, key_dim, value_dim] absorb tail rows
-    [n, tail_width], in place; normaliser [heads, key_dim] or None.
+    """The slots of one recurrent state without a tail."""
 
-    Whenever more than `tail` committed tokens are unfolded, the oldest half of a tail is folded, so
-    that the folds of a sequence do not depend on how its tokens were grouped into steps.
-    """
-
-    def __init__(self, spec: RecurrentState, slots: int, rows: int, fold: Fold) -> None:
-        self.spec, self.fold = spec, fold
-        self.at_once = max(1, spec.tail // 2)
-        sides = 1 if spec.tail else 2
+    def __init__(self, spec: RecurrentState, slots: int) -> None:
+        self.spec = spec
         heads = (spec.heads, spec.key_dim)
-        parts: dict[str, tuple[int, ...]] = {"matrix": (sides, *heads, spec.value_dim)}
+        parts: dict[str, tuple[int, ...]] = {"matrix": (2, *heads, spec.value_dim)}
         if spec.normaliser:
-            parts["normaliser"] = (sides, *heads)
-        if spec.tail:
-            parts["tail"] = (spec.tail + rows, spec.tail_width)
+            parts["normaliser"] = (2, *heads)
         super().__init__(slots, parts)
 
     def clear(self, slot: int) -> None:
         self.words[slot] = 0
-        for name in self._sums:
-            self.parts[name][slot, 0] = 0
-
-    @property
-    def _sums(self) -> list[str]:
-        return ["matrix", "normaliser"] if self.spec.normaliser else ["matrix"]
+        for part in self.parts.values():
+            part[slot, 0] = 0
 
     def make_room(self, slot: int, length: int, rows: int) -> None:
-        """There is always room: at most `tail` rows are committed."""
+        """There is always room: nothing is kept of single tokens."""
 
     def keep(self, slot: int, length: int, kept: Sequence[int]) -> None:
         """Commit the pending tokens `kept`."""
         words = self.words[slot]
-        if not self.spec.tail:
-            words[0], words[2] = length + len(kept), 1 - words[2]
-            return
-        tail, rows = self.parts["tail"][slot], int(words[1])
-        _to_front(tail, rows, kept)
-        rows += len(kept)
-        sums = self.parts["normaliser"][slot, 0] if self.spec.normaliser else None
-        done = 0
-        while rows - done > self.spec.tail:
-            self.fold(self.parts["matrix"][slot, 0], sums, tail[done : done + self.at_once])
-            done += self.at_once
-        if done:
-            tail[: rows - done] = tail[done:rows]
-        words[0] += done
-        words[1] = rows - done
+        words[0], words[2] = length + len(kept), 1 - words[2]
 
     def lowest(self, slot: int) -> int:
         """The shortest length that `cut` can go back to."""
         return int(self.words[slot, 0])
 
     def cut(self, slot: int, length: int, target: int) -> None:
-        """Go back from `length` tokens to `target`."""
-        self.words[slot, 1] = target - self.words[slot, 0] if self.spec.tail else 0
+        """Go back from `length` tokens to `target`: there is nowhere to go."""
 
     def content(self, slot: int, length: int) -> Parts:
         """What is committed, as views."""
-        fold, rows, side = (int(word) for word in self.words[slot, :3])
-        parts: Parts = {name: self.parts[name][slot, side] for name in self._sums}
-        if self.spec.tail:
-            parts["tail"] = self.parts["tail"][slot, :rows]
-        return {"fold": fold, **parts}
+        fold, _, side = (int(word) for word in self.words[slot, :3])
+        return {"fold": fold, **{name: part[slot, side] for name, part in self.parts.items()}}
 
     def fault(self, parts: Parts, length: int) -> str:
         """What is wrong with content of `length` tokens, "" for nothing."""
-        fold, spec = parts.get("fold"), self.spec
-        if not is_whole(fold) or not max(0, length - spec.tail) <= fold <= length:
+        fold = parts.get("fold")
+        if not is_whole(fold) or fold != length:
             return f"fold is {fold!r} of {length} tokens"
-        shapes = {name: self.parts[name].shape[2:] for name in self._sums}
-        if spec.tail:
-            shapes["tail"] = (length - fold, spec.tail_width)
-        return _misshapen(parts, shapes, "fold")
+        return misshapen(parts, {n: part.shape[2:] for n, part in self.parts.items()}, "fold")
 
     def load(self, slot: int, parts: Parts, length: int) -> None:
         self.words[slot] = 0
         self.words[slot, 0] = parts["fold"]
-        for name in self._sums:
-            self.parts[name][slot, 0] = parts[name]
-        if self.spec.tail:
-            rows = length - parts["fold"]
-            self.parts["tail"][slot, :rows] = parts["tail"]
-            self.words[slot, 1] = rows
+        for name, part in self.parts.items():
+            part[slot, 0] = parts[name]
 
 
 class ConvSlots(_Slots):
@@ -172,7 +140,7 @@ class ConvSlots(_Slots):
     def keep(self, slot: int, length: int, kept: Sequence[int]) -> None:
         """Commit the pending tokens `kept`."""
         words = self.words[slot]
-        _to_front(self.inputs[slot], int(words[0]), kept)
+        to_front(self.inputs[slot], int(words[0]), kept)
         words[0] += len(kept)
         words[1] = max(words[1], length + len(kept) - self.promised)
 
@@ -195,7 +163,7 @@ class ConvSlots(_Slots):
         low = max(-before, length - self.promised)
         if not is_whole(first) or not low <= first <= length - before:
             return f"first is {first!r} of {length} tokens"
-        return _misshapen(parts, {"inputs": (length - first, self.spec.channels)}, "first")
+        return misshapen(parts, {"inputs": (length - first, self.spec.channels)}, "first")
 
     def load(self, slot: int, parts: Parts, length: int) -> None:
         count = length - parts["first"]
@@ -204,13 +172,13 @@ class ConvSlots(_Slots):
         self.words[slot, :2] = count, parts["first"]
 
 
-def _to_front(rows: F32, start: int, kept: Sequence[int]) -> None:
+def to_front(rows: F32, start: int, kept: Sequence[int]) -> None:
     """Move the rows start + kept, rising, to `start` and on."""
     if kept and kept[-1] != len(kept) - 1:
         rows[start : start + len(kept)] = rows[start + np.asarray(kept)]
 
 
-def _misshapen(parts: Parts, shapes: Mapping[str, tuple[int, ...]], number: str) -> str:
+def misshapen(parts: Parts, shapes: Mapping[str, tuple[int, ...]], number: str) -> str:
     """The first part that is not float32 of its shape, or a name that does not belong."""
     if set(parts) != {number, *shapes}:
         return f"it has {sorted(parts)}, expected {sorted({number, *shapes})}"

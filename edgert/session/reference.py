@@ -13,17 +13,31 @@ from ..graph import Graph, Node
 from ..kernels.attention import KVRows
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
-from ..kernels.states import BorrowedState, KVState
+from ..kernels.slot_rows import SlotRows
+from ..kernels.states import BorrowedState, ConvState, KVState, RecurrentState, StateSpec
 from ..roles import row_input
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values
 from .longrope import Switching
 from .memory import is_whole
+from .replay import Replaying
+
+
+def _empty(spec: StateSpec) -> F32 | None:
+    """What a recurrent state holds of no tokens; None for states of other kinds."""
+    if isinstance(spec, ConvState):
+        return np.zeros((spec.width - 1, spec.channels), np.float32)
+    if isinstance(spec, RecurrentState) and spec.tail:  # the rows of all tokens
+        return np.zeros((0, spec.tail_width), np.float32)
+    if isinstance(spec, RecurrentState):
+        return np.zeros((spec.heads, spec.key_dim, spec.value_dim), np.float32)
+    return None
 
 
 class ReferenceState(State):
-    """Keys and values as float32 arrays [n, G, D] a state name."""
+    """Keys and values as float32 arrays [n, G, D] a state name; `slots`, what recurrent states
+    hold, and `made`, what they will hold once all pending tokens are committed."""
 
     def __init__(self, graph: Graph, context: int, *, long_rope: bool) -> None:
         super().__init__(context)
@@ -33,33 +47,53 @@ class ReferenceState(State):
             for name, s in graph.states.items()
             if isinstance(s, KVState)
         }
+        found = {name: _empty(spec) for name, spec in graph.states.items()}
+        self.empty = {name: array for name, array in found.items() if array is not None}
+        self.slots, self.made = self.empty, dict[str, F32]()
 
     def _keep(self, rows: Sequence[int]) -> None:
+        if rows and not self.partly(rows):
+            self.slots = self.slots | self.made
         kept = [*range(self.length), *(self.length + row for row in rows)]
         self.kv = {name: tuple(a[kept] for a in pair) for name, pair in self.kv.items()}
 
+    def _reach(self, length: int) -> int:
+        if self.slots and length < self.length:
+            self.slots = self.empty
+            return 0
+        return length
+
     def _shrink(self) -> None:
-        self.kv = {name: tuple(a[: self.length] for a in pair) for name, pair in self.kv.items()}
+        end = self.length + self.held
+        self.kv = {name: tuple(a[:end] for a in pair) for name, pair in self.kv.items()}
 
     def fork(self) -> ReferenceState:
         self._check_open()
+        self.up_to_date()
         other = object.__new__(type(self))
         State.__init__(other, self.context)
         other._remember(self.fed, long_rope=self.long_rope)
         other.expected, other.length, other.closed = self.expected, self.length, False
         other.kv = {n: tuple(a[: self.length] for a in pair) for n, pair in self.kv.items()}
+        other.settle, other.empty = self.settle, self.empty
+        other.slots, other.made = self.slots, {}
         return other
 
     def snapshot(self) -> dict[str, Any]:
         self._check_open()
+        self.up_to_date()
         kv = {name: tuple(a[: self.length].copy() for a in pair) for name, pair in self.kv.items()}
-        return {"length": self.length, **self._remembered(), "kv": kv}
+        slots = {"slots": {n: a.copy() for n, a in self.slots.items()}} if self.slots else {}
+        return {"length": self.length, **self._remembered(), "kv": kv, **slots}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self._check_open()
         self._check(snapshot)
         self.kv = {name: tuple(a.copy() for a in pair) for name, pair in snapshot["kv"].items()}
-        self.length, self.pending = snapshot["length"], 0
+        self.slots = {name: array.copy() for name, array in snapshot.get("slots", {}).items()}
+        self.behind.clear()
+        self.length = snapshot["length"]
+        self.discard()
         self._remember(snapshot.get("fed"), long_rope=snapshot["long_rope"])
 
     def _check(self, snapshot: dict[str, Any]) -> None:
@@ -78,6 +112,13 @@ class ReferenceState(State):
                 f"expected pairs of float32 {shapes}",
                 code="snapshot",
             )
+        slots = snapshot.get("slots", {})
+        wanted = {n: a.shape if len(a) else (length, a.shape[1]) for n, a in self.empty.items()}
+        if not isinstance(slots, Mapping) or not _arrays(slots, wanted):
+            raise RequestError(
+                f"the snapshot's recurrent states are damaged, expected float32 {wanted}",
+                code="snapshot",
+            )
 
     def _check_open(self) -> None:
         if self.closed:
@@ -85,10 +126,12 @@ class ReferenceState(State):
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for pair in self.kv.values() for a in pair)
+        rows = sum(a.nbytes for pair in self.kv.values() for a in pair)
+        return rows + sum(array.nbytes for array in self.slots.values())
 
     def close(self) -> None:
-        self.kv, self.closed = {}, True
+        self.kv, self.slots, self.made, self.closed = {}, {}, {}, True
+        self.behind.clear()
         self.length = self.pending = 0
 
 
@@ -111,11 +154,14 @@ class ReferenceSession(Session):
         self.context = context or graph.context
         self.max_rows = max_rows
         self.checker = FeedChecker(self)
-        self.switching = Switching(graph, self.checker, max_rows, self._step)
+        whole = any(_empty(spec) is not None for spec in graph.states.values())
+        self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
+        self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)
 
     def new_state(self, expected: int = 0) -> ReferenceState:
         state = ReferenceState(self.graph, self.context, long_rope=False)
         self.switching.begin(state, expected)
+        self.replaying.begin(state)
         return state
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
@@ -186,6 +232,20 @@ class ReferenceSession(Session):
             out: F32 = op.reference(inputs, weights, attrs)
             return out
         state = self.graph.states[node.state]
+        if not isinstance(state, KVState | BorrowedState):
+            own = [_own(feed.state) for feed in feeds]
+            slots = SlotRows(
+                rows.starts,
+                [other.slots[node.state] for other in own],
+                [],
+                np.repeat(np.arange(len(feeds)), np.diff(rows.starts)),
+                rows.position.astype(np.int64),
+                [other.long_rope for other in own],
+            )
+            out = op.reference(inputs, weights, attrs, slots)
+            for other, made in zip(own, slots.made, strict=True):
+                other.made[node.state] = made
+            return out
         name = state.owner if isinstance(state, BorrowedState) else node.state
         kv = _cache(name, feeds, rows)
         out = op.reference(inputs, weights, attrs, kv)
@@ -213,6 +273,13 @@ def _pair(arrays: Any, shape: tuple[int, ...]) -> bool:
         isinstance(array, np.ndarray) and array.dtype == np.float32 and array.shape == shape
         for array in arrays
     )
+
+
+def _arrays(found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether there are float32 arrays of these names and shapes."""
+    return {
+        name: (np.shape(array), getattr(array, "dtype", None)) for name, array in found.items()
+    } == {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}
 
 
 def _cache(name: str, feeds: Sequence[Feed], rows: Rows) -> KVRows:

@@ -96,11 +96,11 @@ class CpuState(State):
             self.table[held:wanted] = fresh
 
     def _shrink(self) -> None:
-        count = self.pool.count(self.length)
+        count = self.pool.count(self.length + self.held)
         if count < len(self.pages):
             given, self.pages[count:] = self.pages[count:], []
             self.pool.give(given)
-        if self.length == 0:
+        if self.length + self.held == 0:
             self.checkpoints = ()
             given, self._slot[:] = self._slot[:], []
             self.slots.give(given)
@@ -115,7 +115,8 @@ class CpuState(State):
         if not rows:
             return
         count = len(rows)
-        if self.slots.whole_steps and count != self.pending:
+        late = self.partly(rows) and self.offered is not None
+        if self.slots.whole_steps and count != self.pending and not late:
             raise RequestError(
                 f"commit of {count} of {self.pending} tokens to a recurrent state without a tail, "
                 "expected all or none",
@@ -128,8 +129,10 @@ class CpuState(State):
             source = [self.length + row for row in rows[still:]]
             self.pool.move(self.table, source, start)
             self.pool.summarise(self.table, start, self.length + count)
-        if self._slot:
-            self.slots.keep(self.slot, self.length, rows)
+        if self._slot and not late:
+            ahead, start = self.ahead, self.length - self.ahead
+            taken = [*range(ahead), *(ahead + row for row in rows)] if ahead else rows
+            self.slots.keep(self.slot, start, taken)
 
     def _reach(self, length: int) -> int:
         earlier = [point for point in self.checkpoints if point.length <= length]
@@ -147,6 +150,7 @@ class CpuState(State):
         `limits.CHECKPOINTS` or `limits.CHECKPOINT_BYTES` of a sequence the oldest go; False where
         a single copy is over the limit. States without recurrent parts need none: True."""
         self._check_open()
+        self.up_to_date()
         if not self._slot or not self.length:
             return True
         size = content_bytes(self.slots.content(self.slot, self.length))
@@ -169,11 +173,12 @@ class CpuState(State):
         """A second sequence with the same committed tokens: the pages are shared until one of the
         two writes into them, the slot is copied. Raises ResourceError where no slot is free."""
         self._check_open()
+        self.up_to_date()
         other = type(self)(
             self.pool, self.slots, self.context, self.fingerprint, long_rope=self.long_rope
         )
         other._remember(self.fed, long_rope=self.long_rope)
-        other.expected = self.expected
+        other.expected, other.settle = self.expected, self.settle
         if not self.length:
             return other
         other._slot += other._take_slot()
@@ -189,6 +194,7 @@ class CpuState(State):
 
     def snapshot(self) -> dict[str, Any]:
         self._check_open()
+        self.up_to_date()
         pages = self.pages[: self.pool.count(self.length)]
         parts: dict[str, Any] = {
             part: {name: pool[pages] for name, pool in pools.items()}
@@ -231,7 +237,9 @@ class CpuState(State):
         self.pages[:] = kept
         self._slot += slot
         self.table[:wanted] = kept
-        self.length, self.pending, self.checkpoints = length, 0, ()
+        self.behind.clear()
+        self.pending, self.ahead, self.offered = 0, 0, None
+        self.length, self.checkpoints = length, ()
         self._shrink()
 
     def _check(self, snapshot: Mapping[str, Any]) -> None:
@@ -301,5 +309,6 @@ class CpuState(State):
                 self._give_back()
 
     def _give_back(self) -> None:
-        self.length = self.pending = 0
+        self.length = self.pending = self.held = 0
+        self.behind.clear()
         self._shrink()

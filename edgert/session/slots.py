@@ -13,7 +13,8 @@ from ..errors import DeviceError, ResourceError
 from ..graph import Graph
 from ..kernels.states import ConvState, RecurrentState
 from .memory import Indices
-from .recurrent import ConvSlots, Fold, Parts, RecurrentSlots
+from .recurrent import ConvSlots, Parts, RecurrentSlots
+from .tailed import Fold, TailedSlots
 
 SlotContent = dict[str, Parts]
 
@@ -30,27 +31,32 @@ class SlotPool:
         self, graph: Graph, count: int, rows: int, folds: Mapping[str, Fold] | None = None
     ) -> None:
         self.rows, self.indices = rows, Indices(count)
-        self.memories: dict[str, RecurrentSlots | ConvSlots] = {}
+        self.memories: dict[str, RecurrentSlots | TailedSlots | ConvSlots] = {}
         for name, spec in graph.states.items():
-            if isinstance(spec, RecurrentState):
-                fold = (folds or {}).get(name, _no_fold)
-                if spec.tail and fold is _no_fold:
+            if isinstance(spec, RecurrentState) and spec.tail:
+                fold = (folds or {}).get(name)
+                if fold is None:
                     raise DeviceError(
                         f"state {name!r} has a tail of {spec.tail} tokens and no function that "
                         "folds it, expected one",
                         code="state-kind",
                     )
-                self.memories[name] = RecurrentSlots(spec, count, rows, fold)
+                self.memories[name] = TailedSlots(spec, count, rows, fold)
+            elif isinstance(spec, RecurrentState):
+                self.memories[name] = RecurrentSlots(spec, count)
             elif isinstance(spec, ConvState):
                 self.memories[name] = ConvSlots(spec, count, rows)
         self.whole_steps = any(
-            isinstance(memory, RecurrentSlots) and not memory.spec.tail
-            for memory in self.memories.values()
+            isinstance(memory, RecurrentSlots) for memory in self.memories.values()
         )
 
     def __bool__(self) -> bool:
         """Whether the graph has such states at all."""
         return bool(self.memories)
+
+    def named(self) -> dict[str, int]:
+        """What kernels find the slots of a state by: `@state:<name>`, see `recurrent`."""
+        return {f"@state:{n}": m.described.ctypes.data for n, m in self.memories.items()}
 
     def take(self) -> int:
         """A cleared slot. Raises ResourceError where none is free."""
@@ -122,16 +128,12 @@ class SlotPool:
 
     @property
     def bytes_per_slot(self) -> int:
-        return sum(memory.stride for memory in self.memories.values())
+        return sum(memory.bytes_per_slot for memory in self.memories.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the slots that somebody holds."""
         return (self.indices.count - self.indices.free) * self.bytes_per_slot
-
-
-def _no_fold(matrix: Any, normaliser: Any, rows: Any) -> None:
-    """For states without a tail, which fold nothing."""
 
 
 def content_bytes(content: SlotContent) -> int:

@@ -54,7 +54,7 @@ def rope_table(ins: int, thread: int, threads: int) -> None:
 
 
 @njit(error_model="numpy")
-def _rotate(x: int, table: int, half: int) -> None:
+def rotate(x: int, table: int, half: int) -> None:
     whole = half - half % 16
     for i in range(0, whole, 16):
         cos, sin = load_f32(table + 4 * i), load_f32(table + 4 * (half + i))
@@ -139,7 +139,7 @@ def append(ins: int, thread: int, threads: int) -> None:
         if q_norm != 0:
             norm_row(x, q_norm if head < heads else k_norm, x, size, eps)
         if table != 0:
-            _rotate(x, table + t * half * 8, half)
+            rotate(x, table + t * half * 8, half)
         if head < heads:
             _scale_row(x, size, scale)
             continue

@@ -8,6 +8,7 @@ ENTRIES = {
     "lead": (4, True),
     "work": (3, True),
     "stream": (3, True),
+    "fold_tail": (7, False),
     "scatter_int4": (7, False),
     "scatter_int8": (7, False),
     "scatter_planes": (11, False),

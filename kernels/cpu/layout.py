@@ -37,6 +37,12 @@ PAGE = 64  # tokens of one sequence in a page
 SEGMENT = 4  # pages whose softmax is one partial result
 TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 
+# Linear attention.
+SLABS = 4  # parts that a head's features of second order are summed in
+BLOCK_FEATURES = 256  # of queries that are made at a time
+BLOCK_QUERIES = 48  # that are worked on at a time
+FOLD_FEATURES = 48  # whose values are added to the state at a time
+
 # Control block of a program: int64 words, each on a cache line of its own.
 CTRL_WORK = 0  # next chunk of the running instruction
 CTRL_ARRIVED = 64  # threads at the barrier
@@ -65,6 +71,8 @@ SILU, GELU, GELU_TANH, RELU, QUICK_GELU = range(5)
 ACTS = {
     "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "quick_gelu": QUICK_GELU,
 }  # fmt: skip
+IDENTITY, BY_SILU, BY_SIGMOID = range(3)
+GATES = {"identity": IDENTITY, "silu": BY_SILU, "sigmoid": BY_SIGMOID}
 
 
 def groups_of(n: int) -> int:

@@ -91,6 +91,19 @@ def exp64(x: float) -> float:
 
 
 @njit(error_model="numpy")
+def softplus64(x: float) -> float:
+    """log(1 + e ** x) for |x| < 700, relative error below 1e-12: the larger of x and 0, and
+    log(1 + u) = 2 artanh(u / (2 + u)) with u = e ** -|x| by its series."""
+    u = exp64(-abs(x))
+    s = u / (2.0 + u)
+    z = s * s
+    p = 1.0 / 25.0
+    for k in range(11, -1, -1):
+        p = p * z + 1.0 / (2.0 * k + 1.0)
+    return max(x, 0.0) + 2.0 * s * p
+
+
+@njit(error_model="numpy")
 def erfc64(x: float) -> float:
     """1 - erf(x), relative error below 1e-12 for x < 6.5, and 0 above."""
     a = abs(x)

@@ -36,7 +36,12 @@ LONG = {
     "long_factor": [1.0, 2.0, 4.0, 7.5],
 }
 
-# case -> (transformers' config class, changes to SIZES)
+NO_ATTENTION = dict.fromkeys(
+    ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+    ...,
+)
+
+# case -> (transformers' config class, changes to SIZES; ... for keys that it does not have)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-untied": ("LlamaConfig", {"num_key_value_heads": 4, "head_dim": 24}),
@@ -120,7 +125,117 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
-}
+    "lfm2": (
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention", "conv"], "pad_token_id": 0},
+    ),
+    "lfm2-bias": (
+        "Lfm2Config",
+        {
+            "layer_types": ["full_attention", "conv", "conv"], "conv_bias": True,
+            "conv_L_cache": 4, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False,
+            "pad_token_id": 0,
+        },
+    ),
+    "mamba2": (
+        "Mamba2Config",
+        {
+            **NO_ATTENTION, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2,
+            "pad_token_id": 0,
+        },
+    ),
+    "mamba2-tied": (
+        "Mamba2Config",
+        {
+            **NO_ATTENTION, "num_heads": 6, "head_dim": 20, "hidden_size": 60, "state_size": 24,
+            "n_groups": 1, "conv_kernel": 3, "use_bias": True, "use_conv_bias": False, "pad_token_id": 0,
+            "tie_word_embeddings": True, "time_step_limit": [0.2, 1.5],
+        },
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        {
+            "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16,
+            "mamba_n_groups": 2, "embedding_multiplier": 2.5, "lm_head_multiplier": 0.3,
+            "attention_in_multiplier": 1.5, "attention_out_multiplier": 0.9,
+            "key_multiplier": 0.6, "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.4,
+            "mlp_multipliers": [0.8, 0.6], "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
+            "pad_token_id": 0,
+        },
+    ),
+    "falcon_h1-norm": (
+        "FalconH1Config",
+        {
+            "mamba_d_ssm": None, "mamba_n_heads": 8, "mamba_d_state": 24, "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False, "mamba_conv_bias": False,
+            "tie_word_embeddings": True, "lm_head_multiplier": 0.7, "pad_token_id": 0,
+        },
+    ),
+    "falcon_h1-before": (
+        "FalconH1Config",
+        {
+            "mamba_d_ssm": 48, "mamba_n_heads": 3, "mamba_d_state": 8, "mamba_rms_norm": True,
+            "num_hidden_layers": 2, "pad_token_id": 0,
+        },
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        {
+            "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 96,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "mamba_n_heads": 8, "mamba_d_state": 16, "embedding_multiplier": 3.0,
+            "logits_scaling": 2.5, "residual_multiplier": 0.3, "attention_multiplier": 0.1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoehybrid-rope": (
+        "GraniteMoeHybridConfig",
+        {
+            "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 80,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_conv_bias": False,
+            "mamba_proj_bias": True, "attention_bias": True, "position_embedding_type": "rope",
+            "residual_multiplier": 0.5,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            "num_experts": 0, "head_dim": 32, "linear_key_head_dim": 16, "num_hidden_layers": 4,
+            "linear_value_head_dim": 24, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        },
+    ),
+    "qwen3_next-listed": (
+        "Qwen3NextConfig",
+        {
+            "mlp_only_layers": [0, 1, 2], "num_experts": 4, "head_dim": 16, "attention_bias": True,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2, "linear_conv_kernel_dim": 2,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_5": (
+        "Qwen3_5TextConfig",
+        {
+            "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 6, "num_hidden_layers": 4,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5,
+                "mrope_section": [3, 3, 2], "mrope_interleaved": True,
+            },
+        },
+    ),
+    "qwen3_5-tied": (
+        "Qwen3_5TextConfig",
+        {
+            "head_dim": 16, "linear_key_head_dim": 20, "linear_value_head_dim": 12,
+            "linear_num_key_heads": 3, "linear_num_value_heads": 3, "tie_word_embeddings": True,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "attention_bias": True,
+        },
+    ),
+}  # fmt: skip
 
 
 def make_model(case: str) -> Any:
@@ -130,7 +245,8 @@ def make_model(case: str) -> Any:
 
     torch.set_num_threads(1)
     kind, changes = CASES[case]
-    config = getattr(transformers, kind)(**{**SIZES, **changes})
+    sizes = {key: value for key, value in {**SIZES, **changes}.items() if value is not ...}
+    config = getattr(transformers, kind)(**sizes)
     torch.manual_seed(sum(map(ord, case)))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     scatter(model)

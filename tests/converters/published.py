@@ -4,6 +4,7 @@ them: the same keys, smaller numbers."""
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 Config = dict[str, Any]
@@ -71,6 +72,62 @@ PHI3 = {  # the auto_map of the older ones is asked about before a family sees t
 PHI3_MINI = {
     **PHI3, "_name_or_path": "Phi-3-mini-4k-instruct", "bos_token_id": 1, "eos_token_id": 32000,
     "pad_token_id": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
+LFM2 = {
+    "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True,
+    "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0, "block_multiple_of": 256,
+    "block_norm_eps": 1e-05, "block_out_init_scale": 1.0, "block_use_swiglu": True,
+    "block_use_xavier_init": True, "bos_token_id": 1, "conv_L_cache": 3, "conv_bias": False,
+    "conv_use_xavier_init": True, "eos_token_id": 7, "initializer_range": 0.02,
+    "max_position_embeddings": 128000, "model_type": "lfm2", "norm_eps": 1e-05,
+    "num_hidden_layers": 16, "num_key_value_heads": 8, "pad_token_id": 0,
+    "rope_theta": 1000000.0, "torch_dtype": "bfloat16", "transformers_version": "4.54.0.dev0",
+    "use_cache": True, "use_pos_enc": True, "vocab_size": 65536,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+}  # fmt: skip
+MAMBA2 = {
+    "architectures": ["Mamba2ForCausalLM"], "chunk_size": 256, "conv_kernel": 4, "expand": 2,
+    "head_dim": 64, "hidden_act": "silu", "initializer_range": 0.1, "layer_norm_epsilon": 1e-05,
+    "model_type": "mamba2", "norm_before_gate": True, "rescale_prenorm_residual": False,
+    "residual_in_fp32": True, "rms_norm": True, "state_size": 128, "time_step_floor": 0.0001,
+    "time_step_limit": [0.0, math.inf], "time_step_max": 0.1, "time_step_min": 0.001,
+    "time_step_rank": 256, "transformers_version": "4.43.0.dev0", "use_bias": False,
+    "use_cache": True, "use_conv_bias": True,
+}  # fmt: skip
+FALCON_H1 = {
+    "architectures": ["FalconH1ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attention_in_multiplier": 1.0, "attn_layer_indices": None, "bos_token_id": 1,
+    "embedding_multiplier": 5.656854249492381, "eos_token_id": 11, "hidden_act": "silu",
+    "mamba_conv_bias": True, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_norm_before_gate": False,
+    "mamba_proj_bias": False, "mamba_rms_norm": False, "mamba_use_mlp": True, "mlp_bias": False,
+    "mlp_expansion_factor": 8, "model_type": "falcon_h1", "num_logits_to_keep": 1,
+    "pad_token_id": 0, "projectors_bias": False, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "rope_theta": 100000000000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+GRANITE = {
+    "architectures": ["GraniteMoeHybridForCausalLM"], "attention_bias": False,
+    "attention_dropout": 0.0, "bos_token_id": 100257, "embedding_multiplier": 12,
+    "eos_token_id": 100257, "hidden_act": "silu", "init_method": "mup", "mamba_chunk_size": 256,
+    "mamba_conv_bias": True, "mamba_d_conv": 4, "mamba_d_state": 128, "mamba_expand": 2,
+    "mamba_n_groups": 1, "mamba_n_heads": 48, "mamba_proj_bias": False,
+    "model_type": "granitemoehybrid", "normalization_function": "rmsnorm",
+    "num_experts_per_tok": 0, "num_local_experts": 0, "output_router_logits": False,
+    "pad_token_id": 100256, "position_embedding_type": "nope", "rms_norm_eps": 1e-05,
+    "rope_scaling": None, "rope_theta": 10000, "router_aux_loss_coef": 0.01,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+}  # fmt: skip
+QWEN3_5 = {
+    "architectures": ["Qwen3_5ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_output_gate": True, "dtype": "bfloat16", "eos_token_id": 248044,
+    "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu",
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128, "mamba_ssm_dtype": "float32", "mlp_only_layers": [],
+    "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+    "mtp_use_dedicated_embeddings": False, "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000, "rope_type": "default",
+    },
 }  # fmt: skip
 SLOW = [round(1 + i / 9, 3) for i in range(48)]
 FAST = [round(1 + i / 96, 3) for i in range(48)]
@@ -223,6 +280,46 @@ CONFIGS: dict[str, Config] = {
         "original_max_position_embeddings": 16384, "rope_scaling": None, "rope_theta": 250000,
         "sliding_window": None, "tie_word_embeddings": False,
     },
+    "LFM2-350M": {
+        **LFM2, "block_dim": 1024, "block_ff_dim": 6656, "conv_dim": 1024, "conv_dim_out": 1024,
+        "hidden_size": 1024, "num_attention_heads": 16, "num_heads": 16,
+    },
+    "LFM2-1.2B": {
+        **LFM2, "block_dim": 2048, "block_ff_dim": 12288, "conv_dim": 2048, "conv_dim_out": 2048,
+        "hidden_size": 2048, "num_attention_heads": 32, "num_heads": 32,
+    },
+    "mamba2-130m": {
+        **MAMBA2, "bos_token_id": 0, "eos_token_id": 0, "hidden_size": 768, "n_groups": 1,
+        "num_heads": 24, "num_hidden_layers": 24, "pad_token_id": 0, "tie_word_embeddings": True,
+        "vocab_size": 50288,
+    },
+    "Mamba-Codestral-7B": {
+        **MAMBA2, "bos_token_id": 0, "eos_token_id": 0, "hidden_size": 4096, "n_groups": 8,
+        "num_heads": 128, "num_hidden_layers": 64, "pad_token_id": 0, "tie_word_embeddings": False,
+        "vocab_size": 32768,
+    },
+    "Falcon-H1-0.5B": {
+        **sizes(1024, 2048, 36, 8, 2, 32784, 16384), **FALCON_H1,
+        "attention_out_multiplier": 0.9375, "head_dim": 64, "key_multiplier": 0.390625,
+        "lm_head_multiplier": 0.0390625, "mamba_chunk_size": 128, "mamba_d_head": 64,
+        "mamba_d_ssm": 1536, "mamba_d_state": 128, "mamba_n_groups": 1, "mamba_n_heads": 24,
+        "mlp_multipliers": [0.8838834764831844, 0.5859375], "ssm_in_multiplier": 1.25,
+        "ssm_multipliers": [
+            0.3535533905932738, 0.25, 0.3535533905932738, 0.5, 0.3535533905932738,
+        ],
+        "ssm_out_multiplier": 0.23570226039551587,
+    },
+    "granite-4.0-h-1b": {
+        **sizes(1536, 4096, 40, 12, 4, 100352, 131072), **GRANITE,
+        "attention_multiplier": 0.0078125, "logits_scaling": 6, "mamba_d_head": 64,
+        "residual_multiplier": 0.22, "shared_intermediate_size": 4096,
+        "layer_types": ["attention" if i % 10 == 5 else "mamba" for i in range(40)],
+    },
+    "Qwen3.5-27B": {
+        **sizes(5120, 17408, 64, 24, 4, 248320, 262144), **QWEN3_5, "linear_num_value_heads": 48,
+        "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 16,
+        "tie_word_embeddings": False,
+    },
     "SmolLM3-3B": {
         **sizes(2048, 11008, 36, 16, 4, 128256, 65536),
         "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -245,7 +342,9 @@ PARAMETERS = {  # millions, as published
     "gemma-2-2b": 2614.3, "gemma-2-2b-it": 2614.3, "gemma-2-9b": 9241.7, "gemma-3-270m": 268.1,
     "gemma-3-1b": 999.9, "Phi-3-mini-4k": 3821.1, "Phi-3-mini-128k": 3821.1,
     "Phi-3.5-mini": 3821.1, "Phi-4-mini": 3836.0,
-    "phi-4": 14659.5, "SmolLM3-3B": 3075.1,
+    "phi-4": 14659.5, "SmolLM3-3B": 3075.1, "LFM2-350M": 354.5, "LFM2-1.2B": 1170.3,
+    "mamba2-130m": 129.0, "Mamba-Codestral-7B": 7285.4, "Falcon-H1-0.5B": 521.4,
+    "granite-4.0-h-1b": 1461.5, "Qwen3.5-27B": 26896.0,
 }  # fmt: skip
 
 VOCAB, CONTEXT, WINDOW, ORIGINAL = 272, 512, 40, 128
@@ -256,6 +355,7 @@ def shrunk(name: str) -> Config:
     prompt passes, and a context of CONTEXT tokens where ORIGINAL ones came first."""
     config = copy.deepcopy(CONFIGS[name])
     kv = config.get("num_key_value_heads")
+    mixers = {"mamba2": 6, "granitemoehybrid": 12}.get(config["model_type"], 6)
     groups = 1 if kv is None else config["num_attention_heads"] // kv
     heads, kv = {1: (3, 3), 3: (6, 2)}.get(groups, (4, 1 if kv == 1 else 2))
     small = {
@@ -265,8 +365,15 @@ def shrunk(name: str) -> Config:
         "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": WINDOW,
         "sliding_window_size": WINDOW, "original_max_position_embeddings": ORIGINAL,
         "max_window_layers": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+        "block_dim": 16 * heads, "conv_dim": 16 * heads, "conv_dim_out": 16 * heads,
+        "num_heads": mixers if "state_size" in config else heads, "state_size": 16, "mamba_d_ssm": 96,
+        "mamba_n_heads": mixers, "mamba_d_head": 16, "mamba_d_state": 16,
+        "shared_intermediate_size": 72, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 6, "block_ff_dim": 72, "block_multiple_of": 16, "full_attn_idxs": [1],
         "no_rope_layers": [1, 0, 1], "sliding_window_pattern": 2, "_sliding_window_pattern": 2,
     }  # fmt: skip
+    if config.get("n_groups", 1) > 1:
+        small["n_groups"] = 2
     config |= {key: value for key, value in small.items() if config.get(key) is not None}
     if config.get("layer_types"):
         config["layer_types"] = config["layer_types"][4:7]

@@ -34,6 +34,8 @@ from edgert.session.reference import ReferenceSession
 from ..closeness import assert_close
 from ..onnx_model import ort_session
 from .cases_grid import cases as grid_cases
+from .cases_linear import CASES as LINEAR
+from .cases_recurrent import CASES as RECURRENT
 from .cases_rows import CASES as ROWS
 
 CONTEXT = 1024
@@ -173,6 +175,8 @@ CASES: dict[str, list[Case]] = {
     ],
 }  # fmt: skip
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in ROWS.items()}
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in RECURRENT.items()}
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in LINEAR.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
@@ -292,10 +296,10 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     (compiled modules keep NumPy)."""
     from edgert.kernels import quant
 
-    from edgert.session import pages, program
+    from edgert.session import pages, program, recurrent
 
     monkeypatch.setattr(quant, "np", _Poisoned())
-    for module in (program, pages):
+    for module in (program, pages, recurrent):
         monkeypatch.setattr(module, "reserve", _poisoned_reserve)
 
 

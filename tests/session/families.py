@@ -33,6 +33,17 @@ _LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }  # fmt: skip
+_DELTA = {
+    "head_dim": 16, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+
+
+def _without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in _COMMON.items() if key not in keys}
+
+
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
     "llama-llama3-rope": _COMMON | {"model_type": "llama", "rope_scaling": _LLAMA3},
@@ -55,7 +66,42 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         },
     },
     "smollm3": _COMMON | {"no_rope_layers": [1, 0], "no_rope_layer_interval": 2},
+    "lfm2": _without("rms_norm_eps")
+    | {"norm_eps": 1e-5, "layer_types": ["conv", "full_attention"], "head_dim": None},
+    "mamba2": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "vocab_size": 120,
+        "num_heads": 8,
+        "head_dim": 16,
+        "state_size": 16,
+        "n_groups": 2,
+        "hidden_act": "silu",
+    },
+    "falcon_h1": _COMMON
+    | {
+        "mamba_d_ssm": 96,
+        "mamba_n_heads": 6,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_rms_norm": True,
+        "ssm_in_multiplier": 1.25,
+        "key_multiplier": 0.5,
+    },
+    "granitemoehybrid": _COMMON
+    | {
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+        "mamba_n_heads": 8,
+        "mamba_d_state": 16,
+        "layer_types": ["mamba", "attention"],
+        "attention_multiplier": 0.2,
+    },
+    "qwen3_next": _COMMON | _DELTA | {"num_experts": 0},
+    "qwen3_5_text": _COMMON | _DELTA,
 }
+# Families of layers with recurrent states, for which QNN has no ops.
+RECURRENT = ("lfm2", "mamba2", "falcon_h1", "granitemoehybrid", "qwen3_next", "qwen3_5_text")
 
 
 def family_graph(name: str) -> tuple[Graph, dict[str, Matrix]]:

@@ -17,6 +17,7 @@ from edgert.kernels.states import (
     KVState,
     RecurrentState,
     StateSpec,
+    folded,
 )
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ from edgert.session.recurrent import ConvSlots, RecurrentSlots
 from edgert.session.reference import ReferenceState
 from edgert.session.sequence import CpuState
 from edgert.session.slots import SlotPool
+from edgert.session.tailed import TailedSlots
 
 F32 = NDArray[np.float32]
 CONTEXT, ROWS, PAGES, SLOTS = 200, 70, 9, 4
@@ -162,17 +164,25 @@ class CpuMemory:
 
     @staticmethod
     def _feed_recurrent(
-        state: CpuState, slots: RecurrentSlots, before: Sequence[int], tokens: Sequence[int]
+        state: CpuState,
+        slots: RecurrentSlots | TailedSlots,
+        before: Sequence[int],
+        tokens: Sequence[int],
     ) -> None:
         words, spec = slots.words[state.slot], slots.spec
-        if spec.tail:
-            rows = slots.parts["tail"][state.slot]
-            rows[words[1] : words[1] + len(tokens)] = tail_rows(tokens, spec)
+        if isinstance(slots, RecurrentSlots):
+            after = sums((*before, *tokens), spec)
+            for part, rows in zip(slots.parts.values(), after, strict=False):
+                part[state.slot, 1 - words[2]] = rows
             return
-        after = sums((*before, *tokens), spec)
-        slots.parts["matrix"][state.slot, 1 - words[2]] = after[0]
-        if spec.normaliser:
-            slots.parts["normaliser"][state.slot, 1 - words[2]] = after[1]
+        rows = slots.parts["tail"][state.slot]
+        rows[words[1] : words[1] + len(tokens)] = tail_rows(tokens, spec)
+        spare = int(words[3])
+        assert (spare >= 0) == (folded(spec, len(before) + len(tokens)) > words[0])
+        if spare >= 0:
+            after = sums((*before, *tokens)[: words[4]], spec)
+            for array, part in zip(slots.sums.values(), after, strict=False):
+                array[spare] = part
 
     # --- reading back -----------------------------------------------------------------------
 
@@ -233,18 +243,21 @@ class CpuMemory:
 
     @staticmethod
     def _check_recurrent(
-        state: CpuState, slots: RecurrentSlots, text: Sequence[int], fold_at: int
+        state: CpuState, slots: RecurrentSlots | TailedSlots, text: Sequence[int], fold_at: int
     ) -> None:
-        folded, rows, side = (int(word) for word in slots.words[state.slot, :3])
-        assert folded == fold_at
-        assert rows == (len(text) - folded if slots.spec.tail else 0)
-        matrix, normaliser = sums(tuple(text[:folded]), slots.spec)
-        assert np.array_equal(slots.parts["matrix"][state.slot, side], matrix)
-        if slots.spec.normaliser:
-            assert np.array_equal(slots.parts["normaliser"][state.slot, side], normaliser)
-        if slots.spec.tail:
-            tail = slots.parts["tail"][state.slot, :rows]
-            assert np.array_equal(tail, tail_rows(text[folded:], slots.spec))
+        done, rows, at = (int(word) for word in slots.words[state.slot, :3])
+        assert done == fold_at
+        wanted = sums(tuple(text[:done]), slots.spec)
+        if isinstance(slots, RecurrentSlots):
+            for part, values in zip(slots.parts.values(), wanted, strict=False):
+                assert np.array_equal(part[state.slot, at], values)
+            return
+        assert rows == len(text) - done
+        assert (at >= 0) == (done > 0)
+        for array, values in zip(slots.sums.values(), wanted, strict=False):
+            assert not done or np.array_equal(array[at], values)
+        tail = slots.parts["tail"][state.slot, :rows]
+        assert np.array_equal(tail, tail_rows(text[done:], slots.spec))
 
     def accounts(self, states: Sequence[Any]) -> None:
         """Every page and slot is held by exactly the states that say so."""
@@ -253,6 +266,10 @@ class CpuMemory:
             assert self.pool.indices.holders(page) == holders[page]
         assert self.pool.indices.free == PAGES - len(holders)
         slots = [state.slot for state in states if state.slot >= 0]
+        for memory in self.slots.memories.values():
+            if isinstance(memory, TailedSlots):  # nobody shares a matrix, and none is lost
+                held = [int(at) for at in memory.words[:, 2:4].ravel() if at >= 0]
+                assert sorted([*held, *memory._free]) == list(range(2 * SLOTS))
         assert len(set(slots)) == len(slots)
         assert self.slots.indices.free == SLOTS - len(slots)
         for state in states:

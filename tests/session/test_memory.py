@@ -149,8 +149,9 @@ class World:
         actor.pending = []
         length = len(actor.text)
         for tail in self.tails:
-            while length - actor.fold > tail:
-                actor.fold = actor.fold + max(1, tail // 2) if tail else length
+            actor.fold = length if not tail else actor.fold
+            while tail and length - actor.fold >= tail:
+                actor.fold += max(1, tail // 2)
         for before, tail in self.convs:
             actor.first = max(actor.first, length - before - tail)
         self._forget(actor)
@@ -165,11 +166,18 @@ class World:
         length = max(0, len(actor.text) - b % 97) if b % 3 else b % (len(actor.text) + 1)
         wanted = length
         actor.points = [point for point in actor.points if point[0] <= length]
-        if length < max(actor.fold, actor.first + self.before):
+        if length < max(self._lowest(actor.fold), actor.first + self.before):
             wanted, actor.fold, actor.first = actor.points[-1] if actor.points else (0, 0, 0)
         assert actor.state.rewind(length) == wanted
         actor.text, actor.pending = actor.text[:wanted], []
         self._forget(actor)
+
+    def _lowest(self, fold: int) -> int:
+        """The shortest text of which as much is folded."""
+        return max(
+            (fold + tail - max(1, tail // 2) if tail and fold else fold for tail in self.tails),
+            default=0,
+        )
 
     def _forget(self, actor: Actor) -> None:
         if not actor.text:
@@ -300,14 +308,14 @@ def test_a_restored_state_leaves_what_it_shared() -> None:
 
 
 def test_checkpoints_of_text_that_was_taken_back_are_forgotten() -> None:
-    world, actor = grown("recurrent")
+    world, actor = grown("recurrent", 109)
     state, text = actor.state, actor.text
     assert state.checkpoint()
-    assert state.rewind(95) == 95
-    text = [*text[:95], *range(600, 640)]
-    world.memory.feed(state, text[:95], text[95:])
+    assert state.rewind(105) == 105
+    text = [*text[:105], *range(600, 640)]
+    world.memory.feed(state, text[:105], text[105:])
     state.commit(40)
-    assert state.rewind(101) == 0
+    assert state.rewind(111) == 0
 
 
 def test_the_table_stays_where_it_is() -> None:

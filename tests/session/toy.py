@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from edgert.kernels.quant import Matrix
-from edgert.kernels.states import BorrowedState, KVState
+from edgert.kernels.states import BorrowedState, ConvState, KVState, RecurrentState
 
 from edgert.graph import Graph, Node, Value, Weight
 
@@ -105,6 +105,57 @@ def turning(axes: str, *, embeddings: bool = False) -> Made:
         inputs = (Value("embeddings", ("T", WIDTH)), *graph.inputs[1:])
         graph = graph.replace(inputs=inputs, nodes=tuple(nodes[1:]), weights=weights)
     return _made(graph)
+
+
+def recurrent() -> Made:
+    """A convolution, a state space, a delta rule and attention in one text graph."""
+    heads, size, state = 3, 16, 8
+    rows, delta = heads * size + 2 * state, 2 * state + heads * size
+    weights = {
+        "embed": Weight((VOCAB, WIDTH)), "in": Weight((rows, WIDTH)), "dt": Weight((heads, WIDTH)),
+        "taps": Weight((rows, 4)), "a_log": Weight((heads,)), "dt_bias": Weight((heads,)),
+        "d": Weight((heads,)), "o": Weight((WIDTH, heads * size)), "qkv": Weight((delta, WIDTH)),
+        "gates": Weight((2 * heads, WIDTH)),
+        "attended": Weight(((HEADS + 2 * GROUPS) * SIZE, WIDTH)),
+        "inv_freq": Weight((SIZE // 2,)), "o2": Weight((WIDTH, HEADS * SIZE)),
+        "head": Weight((VOCAB, WIDTH)),
+    }  # fmt: skip
+    axes = {"heads": HEADS, "kv_heads": GROUPS, "head_dim": SIZE, "scale": 0.25}
+    own = {"a_log": "a_log", "dt_bias": "dt_bias"}
+    nodes = [
+        Node("embed", ("tokens",), "x0", {"weight": "embed"}),
+        Node("linear", ("x0",), "in0", {"weight": "in"}),
+        Node("linear", ("x0",), "dt0", {"weight": "dt"}),
+        Node(
+            "causal_conv", ("in0",), "c0", {"weight": "taps"},
+            {"channels": rows, "width": 4, "act": "silu"}, "conv",
+        ),
+        Node(
+            "ssd", ("c0", "dt0"), "s0", {**own, "d": "d"},
+            {"heads": heads, "head_dim": size, "groups": 1, "state": state}, "space",
+        ),
+        Node("linear", ("s0",), "o0", {"weight": "o"}),
+        Node("add", ("x0", "o0"), "x1"),
+        Node("linear", ("x1",), "qkv1", {"weight": "qkv"}),
+        Node("linear", ("x1",), "gates1", {"weight": "gates"}),
+        Node(
+            "gated_delta", ("qkv1", "gates1"), "d1", own,
+            {"heads": heads, "head_dim": size, "key_heads": 1, "key_dim": state}, "delta",
+        ),
+        Node("linear", ("d1",), "o1", {"weight": "o"}),
+        Node("add", ("x1", "o1"), "x2"),
+        Node("linear", ("x2",), "qkv2", {"weight": "attended"}),
+        Node("attention", ("qkv2",), "a2", {"inv_freq": "inv_freq"}, axes, "kv"),
+        Node("linear", ("a2",), "y2", {"weight": "o2"}),
+        Node("add", ("x2", "y2"), "x3"),
+        Node("select", ("x3", "rows"), "picked"),
+        Node("linear", ("picked",), "logits", {"weight": "head"}),
+    ]  # fmt: skip
+    states = {
+        "conv": ConvState(rows, 4), "space": RecurrentState(heads, state, size),
+        "delta": RecurrentState(heads, state, size), "kv": KVState(GROUPS, SIZE),
+    }  # fmt: skip
+    return _made(_text("recurrent", nodes, weights, states))
 
 
 def _text(

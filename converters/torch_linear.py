@@ -1,0 +1,92 @@
+"""linear_attention on torch, over whole sequences: all pairs of tokens, by blocks of rows.
+
+Differentiable in everything it reads. Decays are summed in double precision, weights are float32
+whatever the activations are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.linear_attention import LEAST_GAMMA, LEAST_RATE
+
+Slots = Mapping[str, Tensor]
+Attrs = Mapping[str, Any]
+ROWS = 1024  # of queries that are computed at once
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    unit: Tensor = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return unit * weight
+
+
+def _mapped(x: Tensor, table: Tensor | None, attrs: Attrs) -> Tensor:
+    """Heads [B, n, T, D] to their features [B, n, T, r]."""
+    x = x.float()
+    if table is not None:
+        maps = table.float().unflatten(0, (attrs["kv_heads"], -1))
+        x = x @ maps.repeat_interleave(x.shape[1] // attrs["kv_heads"], dim=0)
+    x = x * attrs["scale"] ** 0.5
+    return x.relu() if attrs["mode"] == "relu" else x
+
+
+def _weights(x: Tensor, w: Slots, attrs: Attrs) -> Tensor:
+    """f(x) of x [B, G, H / G, T, n]."""
+    if attrs["mode"] == "square":
+        return x.square()
+    if attrs["mode"] == "shifted":
+        beta, gamma = (
+            F.softplus(w[name].float())[:, None, None, None] for name in ("beta", "gamma")
+        )
+        return (x + beta).square() + (gamma + LEAST_GAMMA)
+    return x
+
+
+def linear_attention(
+    inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs, turn: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """qkv [B, T, (H + 2G) * D], gates [B, T, G or 2G] -> [B, T, H * D]. turn: rotates
+    [B, T, heads, D] and gives [B, heads, T, D]."""
+    qkv, gates = inputs
+    heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+    rows = qkv.unflatten(-1, (heads + 2 * groups, size))
+    q, k, v = rows.split([heads, groups, groups], dim=2)
+    if "q_norm" in w:
+        q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
+    q, k, v = turn(q), turn(k), v.transpose(1, 2).float()
+    if "key_mean" in w:
+        k = k - w["key_mean"][:, None]
+    if attrs["mode"] == "mamba2s":
+        v = F.softplus(gates[..., -groups:].float()).transpose(1, 2)[..., None] * v
+    q, k = _mapped(q, w.get("q_map"), attrs), _mapped(k, w.get("k_map"), attrs)
+    total = k.new_zeros(k.shape[:3], dtype=torch.float64)
+    if attrs["decay"]:
+        rate = (-F.softplus(gates[..., :groups].float())).clamp(min=LEAST_RATE)
+        total = rate.transpose(1, 2).double().cumsum(-1)  # [B, G, T]
+    q = q.unflatten(1, (groups, -1))
+    blocks = range(0, q.shape[3], ROWS)
+    parts = [_block(q[:, :, :, i : i + ROWS], i, (k, v, total), w, attrs) for i in blocks]
+    y = torch.cat(parts, dim=3).flatten(1, 2).transpose(1, 2).flatten(2)
+    return y.to(qkv.dtype)
+
+
+def _block(
+    q: Tensor, start: int, cache: tuple[Tensor, Tensor, Tensor], w: Slots, attrs: Attrs
+) -> Tensor:
+    """Queries [B, G, H / G, n, r] from row `start` on, over all rows up to them."""
+    end = start + q.shape[3]
+    k, v, total = (part[:, :, :end] for part in cache)
+    gap = total[:, :, start:, None] - total[:, :, None, :]  # [B, G, n, end]
+    seen = torch.ones(gap.shape[-2:], dtype=torch.bool, device=gap.device).tril(start)
+    fade = gap.masked_fill(~seen, -torch.inf).float().exp()[:, :, None]
+    weights = _weights(q @ k[:, :, None].transpose(-1, -2), w, attrs) * fade
+    y = weights @ v[:, :, None]
+    if attrs["mode"] == "mamba2s":
+        return y
+    out: Tensor = y / (weights.sum(-1, keepdim=True) + attrs["eps"])
+    return out

@@ -1,0 +1,97 @@
+"""What recurrent layers do to rows besides.
+
+gate        y = x act(gate)          act: identity | silu | sigmoid
+head_norm   y = x / sqrt(mean(x^2) + eps) * weight, over parts of `size` columns: heads, or the
+            groups of a gated norm (arXiv 2405.21060). One weight for all parts, or of all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .cpu.layout import GATES
+from .elementwise import activate
+from .lowering import Builder, Lower, weight
+from .norm import emit_norm_by, normalise
+from .onnx_tools import Call, EmitContext
+from .operands import operands
+from .quant import F32
+
+GATE = operands("x", "gate", "y", "stride", "act")
+HEAD_NORM = operands(
+    "x", "x_stride", "width", "size", "weight", "weight_step", "eps", "y", "y_stride"
+)
+
+
+def gate(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
+    """x and gate float32 [N, C] -> float32 [N, C]."""
+    x, by = inputs
+    if attrs["act"] == "silu":
+        return x * activate(by, "silu")
+    if attrs["act"] == "sigmoid":
+        with np.errstate(over="ignore"):
+            out: F32 = x / (1 + np.exp(-by))
+            return out
+    return x * by
+
+
+def head_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
+    """x float32 [N, C], weight float32 [size] or [C] -> float32 [N, C]."""
+    (x,), size = inputs, attrs["size"]
+    parts = x.reshape(*x.shape[:-1], -1, size)
+    return normalise(parts, weights["weight"].reshape(-1, size), attrs["eps"]).reshape(x.shape)
+
+
+def lower_gate(b: Builder, node: Any) -> None:
+    """gate, in place where nothing else reads x."""
+    (x, by), y = node.inputs, b.floats(node.output)
+    words = {
+        "x": x, "gate": by, "y": y, "stride": b.stride(y), "act": GATES[b.attrs(node)["act"]],
+    }  # fmt: skip
+    in_place = x if x != by and b.is_last_use(x, y) else ""
+    b.step("gate_rows", GATE, y, [x, by], words, in_place=in_place)
+
+
+def lower_head_norm(b: Builder, node: Any) -> None:
+    """head_norm by rows."""
+    x, y, attrs = node.inputs[0], b.floats(node.output), b.attrs(node)
+    (columns,) = b.weight_shape(node.weights["weight"])
+    words = {
+        "x": x, "x_stride": b.stride(x), "width": b.width(y), "size": attrs["size"],
+        "weight": weight(node, "weight"),
+        "weight_step": 4 * attrs["size"] if columns > attrs["size"] else 0,
+        "eps": attrs["eps"], "y": y, "y_stride": b.stride(y),
+    }  # fmt: skip
+    b.step("head_norm", HEAD_NORM, y, [x], words)
+
+
+LOWER: dict[str, Lower] = {"gate": lower_gate, "head_norm": lower_head_norm}
+REFERENCE = {"gate": gate, "head_norm": head_norm}
+
+
+def emit_gate(ctx: EmitContext, call: Call) -> None:
+    """Mul, with Sigmoid."""
+    x, by = call.inputs
+    act = call.attrs["act"]
+    if act != "identity":
+        share = ctx.op("Sigmoid", [by])
+        by = ctx.op("Mul", [by, share]) if act == "silu" else share
+    ctx.op("Mul", [x, by], call.output)
+
+
+def emit_head_norm(ctx: EmitContext, call: Call) -> None:
+    """RmsNorm over the last axis of [B, S, parts, size]."""
+    size, stored = call.attrs["size"], call.weights["weight"]
+    width = int(call.shapes[0][-1])
+    apart = ctx.op("Reshape", [call.inputs[0], ctx.ints(0, 0, width // size, size)])
+    dims = (width // size, size) if stored.shape == (width,) else (size,)
+    by_part = ctx.tensor(stored.name, dims=dims)
+    by_part = ctx.cast(by_part, ctx.placed(stored.name).dtype, ctx.float_type)
+    made = emit_norm_by(ctx, apart, by_part, call.attrs["eps"], None)
+    ctx.op("Reshape", [made, ctx.ints(0, 0, width)], call.output)
+
+
+ONNX = {"gate": emit_gate, "head_norm": emit_head_norm}
