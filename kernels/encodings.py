@@ -23,7 +23,8 @@ and by every tool that dequantizes. Each further field adds one thing:
     grid         quantizers that choose codes themselves (`converters/quantize/`)
     dense        computing with another row's kernels and ONNX, to which `densify` brings weights
 
-`sparse{b}-s{count}` has a row for every count, made when somebody asks for it (`sparse.py`).
+`sparse{b}-s{count}` has a row for every count, made when somebody asks for it (`sparse.py`), and so
+have the formats that GGUF files bring along (`gguf_blocks.py`), which nothing here makes.
 
 Not promised: names and fields in other versions. Stored names and bytes are: a bundle keeps loading
 as long as its format is read.
@@ -39,7 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import quant, sparse
+from . import gguf_blocks, quant, sparse
 from .cpu import layout
 from .grid import BITS, GROUPS, Grid
 from .quant import F32, Blocks, Matrix, Quantized, Tensors
@@ -104,6 +105,7 @@ class Encoding:
     dequantize: Callable[[Tensors, Shape], F32]
     quantize: Callable[[F32], Tensors] | None = None
     blocks: Callable[[Tensors], Blocks] | None = None
+    lows: Callable[[Tensors], F32] | None = None  # taken off each value of the groups of `blocks`
     cpu: Cpu | None = None
     onnx_bits: int = 0
     grid: Grid | None = None
@@ -239,23 +241,48 @@ _GRIDS = [Grid(b, g, symmetric) for b in BITS for symmetric in (True, False) for
 
 class _Table(dict[str, Encoding]):
     """The fixed rows, which are all that iteration gives, and one for every name of sparse codes
-    that is asked for."""
+    or of a kept format that is asked for."""
 
     def __missing__(self, name: str) -> Encoding:
-        found = _named_sparse(name)
+        found = _KEPT.get(name) or _named_sparse(name)
         if found is None:
             raise KeyError(name)
         return found
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (
-            isinstance(name, str) and sparse.parse(name) is not None
+            isinstance(name, str) and (name in _KEPT or sparse.parse(name) is not None)
         )
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default
 
 
+def _kept(form: gguf_blocks.Form) -> Encoding:
+    """The row of a format whose bytes are kept as another program wrote them."""
+    return Encoding(
+        form.name, form.bits,
+        (Tensor(gguf_blocks.KEY, "U8", lambda s: (s[0], form.row_bytes(s[1]))),),
+        form.dequantize, blocks=form.blocks, lows=form.lows if form.minima else None,
+        cpu=next((r.cpu for r in _ROWS if r.name == form.packed), None) or _superblocks(form),
+        offered=False, group=form.sub, whole=form.values, check=form.damage,
+    )  # fmt: skip
+
+
+def _superblocks(form: gguf_blocks.Form) -> Cpu:
+    """Kernels of kept formats (`cpu/linear_kept.py`); their activations' corrections are sums of
+    halves of a block where its halves have scales of their own."""
+    size, head, every = layout.kept_bytes(form.bits, form.sub, form.minima, form.scaled)
+    halves = form.sub < layout.GROUP
+    code = form.bits | every << 8 | halves << 16 | form.minima << 17 | form.middle << 24
+    offset = layout.HALVES if halves else 1 if form.minima else layout.INT8_OFFSET
+    return Cpu(
+        form.name, layout.CODE_KEPT + code,
+        lambda k: layout.blocks_of(k) // every * (head + every * size), offset, every,
+    )  # fmt: skip
+
+
+_KEPT = {form.name: _kept(form) for form in gguf_blocks.FORMS.values()}
 ENCODINGS = _Table({row.name: row for row in _ROWS})
 ENCODINGS.update({g.name: _in_groups(g) for g in _GRIDS if g.name not in ENCODINGS})
 
@@ -309,7 +336,7 @@ def _indexed(form: sparse.Sparse, base: Encoding) -> Cpu:
 def fault(name: str, shape: Shape) -> str:
     """Why a weight of this shape cannot be stored in the encoding called `name`, or ""."""
     if name not in ENCODINGS:
-        return f"has encoding {name[:80]!r}, expected one of {[*ENCODINGS, *sparse.FORMS]}"
+        return f"has encoding {name[:80]!r}, expected one of {[*ENCODINGS, *_KEPT, *sparse.FORMS]}"
     found = ENCODINGS[name].fault(shape)
     return found and f"has encoding {name!r} and {found}"
 
