@@ -27,7 +27,16 @@ from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
 from .quality import held_sequences, of_bundle, of_source
-from .recipes import Asked, Plan, check_types, for_pictures, is_auto, resolve
+from .recipes import (
+    Asked,
+    Plan,
+    check_types,
+    for_pictures,
+    is_auto,
+    is_kept,
+    resolve,
+    taken_over,
+)
 from .report import ConvertReport
 from .report_page import check_target, write_report
 from .sources.base import Source, open_source
@@ -87,6 +96,8 @@ def convert(
     ):
         if opened.kind == "image":
             wanted, plan = None, _picture_plan(asked, report)
+        elif is_kept(asked) and getattr(opened, "taken_over", False):
+            plan = taken_over(asked)
         options = Options(
             out, name or opened.name, plan,
             progress=progress and not follows, resume=resume and ranks == 1, golden=golden,

@@ -24,24 +24,14 @@ FLOATS = ("F32", "F16", "BF16")
 F32 = NDArray[np.float32]
 
 
-class Shard:
-    """One open safetensors file of `nbytes`; safe to read from several threads."""
+class RawFile:
+    """An open weights file of `nbytes`; safe to read from several threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
-        try:
-            fd = open_regular(path, follow=True)  # download caches are made of links
-        except BundleError as error:
-            raise as_convert_error(error) from None
         self._file = os.fdopen(fd, "rb", buffering=0)
         self.nbytes = os.fstat(fd).st_size
         self._lock = threading.Lock()
-        try:
-            self.tensors: Mapping[str, TensorInfo] = read_header(self._file.fileno())
-        except BundleError as error:
-            self._file.close()
-            message = error.message.replace(f"file descriptor {fd}", str(path), 1)
-            raise ConvertError(message, code=error.code, hint=error.hint) from None
 
     def read(self, offset: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bytes from `offset` on."""
@@ -75,6 +65,23 @@ class Shard:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Shard(RawFile):
+    """One open safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            fd = open_regular(path, follow=True)  # download caches are made of links
+        except BundleError as error:
+            raise as_convert_error(error) from None
+        super().__init__(path, fd)
+        try:
+            self.tensors: Mapping[str, TensorInfo] = read_header(fd)
+        except BundleError as error:
+            self.close()
+            message = error.message.replace(f"file descriptor {fd}", str(path), 1)
+            raise ConvertError(message, code=error.code, hint=error.hint) from None
 
 
 class Tensor(NamedTuple):

@@ -38,7 +38,7 @@ class ArraySpan(NamedTuple):
     """An array: the type of its entries, how many, and where the first is."""
 
     kind: int
-    count: int
+    size: int
     at: int
 
 
@@ -58,7 +58,7 @@ class Metadata:
         """A value for a message."""
         value = self._values.get(key)
         if isinstance(value, ArraySpan):
-            return f"an array of {value.count}"
+            return f"an array of {value.size}"
         if isinstance(value, TextSpan):
             raw = bytes(self._data[value.at : value.at + min(value.nbytes, 40)])
             return repr(raw.decode("utf-8", "replace"))
@@ -107,7 +107,7 @@ class Metadata:
         if not isinstance(value, ArraySpan) or value.kind not in SCALARS:
             raise self._fault(key, "an array of numbers")
         form = np.dtype(SCALARS[value.kind].format)
-        return np.frombuffer(self._data, form, value.count, value.at).copy()
+        return np.frombuffer(self._data, form, value.size, value.at).copy()
 
     def texts(self, key: str) -> list[str] | None:
         """An array of texts; None where the key is not there."""
@@ -117,7 +117,7 @@ class Metadata:
         if not isinstance(value, ArraySpan) or value.kind != STRING:
             raise self._fault(key, "an array of texts")
         found, at, unpack = [], value.at, SCALARS[10].unpack_from
-        for _ in range(value.count):
+        for _ in range(value.size):
             size = unpack(self._data, at)[0]
             found.append(self._decoded(at + 8, size, key))
             at += 8 + size
