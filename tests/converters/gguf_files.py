@@ -182,11 +182,11 @@ def letters() -> list[str]:
 
 
 def _vocabulary(writer: Any, count: int) -> None:
-    """256 letters, three special tokens and one merge; the rest is unused."""
+    """256 letters, three special tokens, one merge, some texts of no use; the rest is unused."""
     tokens = [*letters(), "<s>", "</s>", "<|im_end|>", "th"]
     types = [1] * 256 + [3] * 3 + [1]
     tokens += [f"[PAD{i}]" for i in range(len(tokens), count)]
-    types += [5] * (count - len(types))
+    types += [1 if count > 2000 else 5] * (count - len(types))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
