@@ -32,6 +32,8 @@ LLAMA3 = (
     rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
 )
 QWEN2 = rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+_MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+QWEN35 = rf"{_SHORT}|{_MARKED}|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_REST}"
 TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
@@ -72,13 +74,18 @@ class Cut(NamedTuple):
 _GPT2 = Cut((_level(regex=True),))
 _DIGITS: Step = {"type": "Digits", "individual_digits": True}
 CUTS: Mapping[str, Cut] = {
-    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "jina-en", "roberta-bpe"), _GPT2),
+    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jina-en", "roberta-bpe"), _GPT2),
     **dict.fromkeys(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"),
         Cut(_by(LLAMA3), whole=True, begins=True),
     ),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), Cut(_by(QWEN2), nfc=True)),
     **dict.fromkeys(("smollm", "starcoder", "refact"), Cut((_DIGITS, _level(regex=True)))),
+    "qwen35": Cut(_by(QWEN35)),
+    "deepseek-coder": Cut((
+        _split(r"[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"),
+        _split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"), _DIGITS, _level(regex=False),
+    )),
     "tekken": Cut(_by(TEKKEN), whole=True, begins=True),
     **dict.fromkeys(("gpt-4o", "llama4"), Cut(_by(GPT4O), whole=True)),
     **dict.fromkeys(("dbrx", "smaug-bpe"), Cut(_by(LLAMA3))),
