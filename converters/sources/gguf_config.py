@@ -95,7 +95,7 @@ class _Keys:
     def whole(self, key: str) -> int | None:
         """A whole number; where a file has one for each layer, they must be equal."""
         full = f"{self.name}.{key}"
-        if full in self.meta and self.meta.plain(full) is None:
+        if self.meta.is_array(full):
             each = self.meta.numbers(full)
             if each is None or not each.size or each.dtype.kind not in "iu" or np.ptp(each):
                 self.faults.append(f"key {full!r} differs between layers, expected one number")
@@ -197,8 +197,8 @@ def config_of(
     config: Config = {"model_type": row.model_type, "hidden_act": "silu"}
     for key, ours in SIZES.items():
         value = keys.whole(key)
-        if value is None:
-            faults.append(f"key '{name}.{key}' is missing")
+        if not value:
+            faults.append(f"key '{name}.{key}' is {'missing' if value is None else 'zero'}")
         else:
             config[ours] = value
     kv = keys.whole("attention.head_count_kv")
@@ -208,7 +208,7 @@ def config_of(
         faults.append(f"key '{name}.attention.layer_norm_rms_epsilon' is missing")
     else:
         config["rms_norm_eps"] = eps
-    if len(faults) == 0 and config["num_attention_heads"]:
+    if not faults:
         size = keys.whole("attention.key_length")
         config["head_dim"] = size or config["hidden_size"] // config["num_attention_heads"]
     table = shapes.get("token_embd.weight", ())

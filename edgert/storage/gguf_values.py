@@ -64,6 +64,10 @@ class Metadata:
             return repr(raw.decode("utf-8", "replace"))
         return str(value)
 
+    def is_array(self, key: str) -> bool:
+        """Whether a key is there and has an array."""
+        return isinstance(self._values.get(key), ArraySpan)
+
     def plain(self, key: str) -> Any:
         """A number or a truth value as it is stored; None for anything else."""
         value = self._values.get(key)

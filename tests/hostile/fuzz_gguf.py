@@ -1,11 +1,13 @@
 """Random GGUF files: each is read, or refused with a BundleError. Nothing else may happen.
 
     python -m tests.hostile.fuzz_gguf --files 1000000 --seed 0
+    python -m tests.hostile.fuzz_gguf --models 20000 --seed 0
 
 Files are good ones with damage that knows the format: numbers exchanged for extreme ones, bytes
 changed, pieces taken out, doubled or brought from another file, the end cut off. Everything that a
 header offers is then read. An address-space limit and a timer end a run that goes astray; of one
 file in a hundred the memory is measured, and must stay below three times the file and SLACK.
+With --models small models are damaged, and planned as a conversion would: graph, tokenizer, names.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, NamedTuple
 
-from edgert.errors import BundleError
+from edgert.converters.sources.base import open_source
+from edgert.converters.stages.read import read
+
+from edgert.errors import BundleError, EdgertError
 from edgert.storage.gguf_header import read_gguf
 from tests.gguf_bytes import ARRAY, TEXT, Made, Tensor, Typed, small
+from tests.hostile.gguf_models import model
 
 SLACK = 1 << 19  # bytes that reading any file may take: the piece that is read, and Python's own
 SPACE = 512 << 20  # bytes of address space beyond what the process has at the beginning
@@ -189,6 +196,35 @@ def look(files: int, seed: int, *, progress: bool = False) -> Outcome:
     return found
 
 
+def plan(files: int, seed: int) -> Outcome:
+    """Make so many damaged models and plan their conversion; whatever is no EdgertError is raised,
+    and the file is left."""
+    rng, good, found = random.Random(seed), [model().bytes()], Outcome()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.gguf"
+        for _ in range(files):
+            path.write_bytes(data := damaged(rng, good))
+            signal.alarm(SECONDS)
+            begin = time.perf_counter()
+            code = ""
+            try:
+                with open_source(path) as source:
+                    read(source, kept=True)
+            except EdgertError as error:
+                code = error.code
+            except BaseException:
+                Path("fuzz-failure.gguf").write_bytes(data)
+                raise
+            finally:
+                signal.alarm(0)
+            found.slowest = max(found.slowest, time.perf_counter() - begin)
+            found.files += 1
+            found.taken += not code
+            if code:
+                found.codes[code] = found.codes.get(code, 0) + 1
+    return found
+
+
 def _memory_file() -> IO[bytes]:
     return tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 
@@ -197,12 +233,16 @@ def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--models", type=int, default=0, help="instead of --files")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + SPACE, now + SPACE))
-    print(look(asked.files, asked.seed, progress=True))
+    if asked.models:
+        print(plan(asked.models, asked.seed))
+    else:
+        print(look(asked.files, asked.seed, progress=True))
 
 
 if __name__ == "__main__":
