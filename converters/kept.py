@@ -1,7 +1,8 @@
 """Weights that a source has in codes already, taken over as they are.
 
-A source's tensor says by `kept` in which encoding its codes are, and gives them by `stored`. Float
-tensors are taken over as floats: bfloat16 as float16. A product whose rows come from tensors in
+A source's tensor says by `kept` in which encoding its codes are, and gives them by `stored`; one
+whose codes no encoding has says by `instead` in which they are chosen anew. Float tensors are taken
+over as floats: bfloat16 as float16. A product whose rows come from tensors in
 different encodings becomes several products, one for each encoding, whose rows are put together.
 """
 
@@ -30,8 +31,14 @@ FLOATS = {"F32": "f32", "F16": "f16", "BF16": "f16"}
 def encoding_of(part: Part, tensors: Tensors) -> str:
     """The encoding in which a tensor is taken over."""
     tensor = tensors[part.name if part.name in tensors else part.alias]
-    found: str = getattr(tensor, "kept", "") or FLOATS[tensor.dtype]
-    return found
+    found: str = getattr(tensor, "kept", "") or getattr(tensor, "instead", "")
+    return found or FLOATS[tensor.dtype]
+
+
+def is_kept(recipe: Recipe, tensors: Tensors) -> bool:
+    """Whether all tensors of a recipe have codes that are taken over."""
+    found = [tensors[p.name if p.name in tensors else p.alias] for p in recipe.parts]
+    return bool(found) and all(getattr(tensor, "kept", "") for tensor in found)
 
 
 def encodings(part: PlannedPart, tensors: Tensors) -> dict[str, str]:

@@ -100,12 +100,20 @@ class Tensor(NamedTuple):
 
     def rows(self, start: int, stop: int) -> F32:
         """Rows [start, stop) of the first axis as float32."""
-        info, item = self.info, DTYPES[self.info.dtype].itemsize
-        width = int(np.prod(info.shape[1:], dtype=np.int64))
-        raw = np.empty((stop - start) * width * item, np.uint8)
-        self.shard.read(info.begin + start * width * item, raw)
-        values = raw.view(DTYPES[info.dtype]).reshape((stop - start, *info.shape[1:]))
-        return widened(values, info.dtype)
+        return widened(self.raw(start, stop), self.info.dtype)
+
+    def raw(self, start: int, stop: int) -> NDArray[Any]:
+        """The same rows as they are stored; of a scalar 0 to 1."""
+        info = self.info
+        width = int(np.prod(info.shape[1:], dtype=np.int64)) * DTYPES[info.dtype].itemsize
+        found = self.flat_bytes(start * width, stop * width).view(DTYPES[info.dtype])
+        return found.reshape((stop - start, *info.shape[1:]) if info.shape else ())
+
+    def flat_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes [start, stop) of the tensor."""
+        out = np.empty(stop - start, np.uint8)
+        self.shard.read(self.info.begin + start, out)
+        return out
 
 
 def widened(values: NDArray[Any], dtype: str) -> F32:

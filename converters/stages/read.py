@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ...errors import BundleError, ConvertError
 from ..families.config import refused
 from ..families.recipe import F32, Recipe
-from ..kept import FLOATS, encodings, split, stored_rows
+from ..kept import encodings, is_kept, split, stored_rows
 from ..match import match_tensors
 from ..sources.base import Image, Source, SourceTensor, Text
+from ..sources.packed_formats import check_order
 from ..weights import spans_of
 from .base import PartInProgress
 from .ends import ends_of
@@ -70,6 +71,7 @@ def read(source: Source, *, kept: bool = False, ends: str = "") -> Reading:
     parts: list[PartInProgress] = []
     for part in planned:
         if kept:
+            check_order(source.tensors)
             part = split(part, source.tensors)
         part.graph.shapes()
         weights = {name: RecipeWeight(part.weights[name], source.tensors) for name in part.weights}
@@ -81,7 +83,7 @@ def read(source: Source, *, kept: bool = False, ends: str = "") -> Reading:
             weights |= {
                 name: KeptWeight(part.weights[name], source.tensors, encoding)
                 for name, encoding in encodings(part, source.tensors).items()
-                if encoding not in FLOATS.values()
+                if is_kept(part.weights[name], source.tensors)
             }
         parts.append(PartInProgress(part.name, part.role, part.graph, weights, own, reports))
     return Reading(tuple(parts), text, tokenizer, source.hashes(), image)

@@ -65,10 +65,9 @@ def _digest(path: Path) -> str:
     """SHA-256 over the hashes of a file, or of all parts of a split one that are there."""
     part, paths = _SPLIT.fullmatch(path.name), [path]
     if part:
-        names = [f"{part[1]}{i:05}{part[2]}{part[3]}{part[4]}" for i in range(1, 1000)]
-        paths = [
-            other for name in names[: int(part[3])] if (other := path.with_name(name)).exists()
-        ]
+        numbers = range(1, min(int(part[3]), limits.GGUF_SPLITS) + 1)
+        names = [f"{part[1]}{i:05}{part[2]}{part[3]}{part[4]}" for i in numbers]
+        paths = [each for name in names if (each := path.with_name(name)).is_file()] or [path]
     whole, cache = hashlib.sha256(), HashCache()
     for each in paths:
         fd = open_regular(each, follow=True)
