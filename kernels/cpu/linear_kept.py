@@ -142,13 +142,9 @@ def _whole(form: Form) -> tuple[Any, Any]:
     return row, tile
 
 
-def _halves(form: Form) -> tuple[Any, Any]:
-    """Row and tile of formats with scales for 16 inputs."""
-    bits, middle, minima = form.bits, form.middle, form.minima
-    size, head, every = kept_bytes(bits, form.sub, minima, form.scaled)
-    total = _half_sum(bits)
-    c0, c1, c2, c3, c4, c5, c6, c7 = chunks(bits)
-    steps, skip, lines = _steps(form), 2 * ROWS * (1 + minima), bits + 1
+def _part(form: Form) -> Any:
+    """Adds the sum of 16 inputs to the sums of a row; sum_: of their activations."""
+    middle, minima = form.middle, form.minima
 
     @njit(error_model="numpy")
     def part(s: Any, ws: Any, wm: Any, xs: float, sum_: int, acc: Any) -> Any:
@@ -158,6 +154,17 @@ def _halves(form: Form) -> tuple[Any, Any]:
         if minima:
             acc = fma(wm, splat(f32(-xs * f32(sum_))), acc)
         return acc
+
+    return part
+
+
+def _halves_row(form: Form) -> Any:
+    """16 rows times one token, of formats with scales for 16 inputs."""
+    bits, minima, part = form.bits, form.minima, _part(form)
+    size, head, every = kept_bytes(bits, form.sub, minima, form.scaled)
+    total = _half_sum(bits)
+    c0, c1, c2, c3, c4, c5, c6, c7 = chunks(bits)
+    steps, skip, lines = _steps(form), 2 * ROWS * (1 + minima), bits + 1
 
     @njit(error_model="numpy")
     def row(w: int, blocks: int, _: int, x: int, past: int) -> Any:
@@ -181,6 +188,17 @@ def _halves(form: Form) -> tuple[Any, Any]:
                 acc = part(s, steps(d, w + ROWS), wn, xs, (both - low) >> 16, acc)
                 w += size
         return acc
+
+    return row
+
+
+def _halves_tile(form: Form) -> Any:
+    """16 rows times a tile of n tokens, of the same."""
+    bits, minima, part = form.bits, form.minima, _part(form)
+    size, head, every = kept_bytes(bits, form.sub, minima, form.scaled)
+    total = _half_sum(bits)
+    c0, c1, c2, c3, c4, c5, c6, c7 = chunks(bits)
+    steps, skip, lines = _steps(form), 2 * ROWS * (1 + minima), bits + 1
 
     @njit(error_model="numpy")
     def tile(w: int, blocks: int, _: int, x: int, n: int, acc: int, past: int) -> None:
@@ -212,7 +230,12 @@ def _halves(form: Form) -> tuple[Any, Any]:
                 scales += 4 * n
                 sums += 4 * n
 
-    return row, tile
+    return tile
+
+
+def _halves(form: Form) -> tuple[Any, Any]:
+    """Row and tile of formats with scales for 16 inputs."""
+    return _halves_row(form), _halves_tile(form)
 
 
 def _bytes(form: Form) -> tuple[Any, Any]:
