@@ -27,7 +27,16 @@ from .auto import best
 from .calibrate import Calibration
 from .pipeline import Options, Pipeline
 from .quality import held_sequences, of_bundle, of_source
-from .recipes import Asked, Plan, check_types, for_pictures, is_auto, resolve
+from .recipes import (
+    Asked,
+    Plan,
+    check_types,
+    for_pictures,
+    is_auto,
+    is_kept,
+    resolve,
+    taken_over,
+)
 from .report import ConvertReport
 from .report_page import check_target, write_report
 from .sources.base import Source, open_source
@@ -61,7 +70,8 @@ def convert(
 ) -> ConvertReport:
     """Convert a language model or diffusers' pipeline (a directory or hub id) into a bundle, `out`.
 
-    quant: f32, f16, or int2 to int8 for matrices (default int4-g32), or "mixed". embed_quant: for
+    quant: f32, f16, or int2 to int8 for matrices (default int4-g32, or as they are where a source
+    has them in codes), or "mixed". embed_quant: for
     the embedding and the head (default: int8-g32 where `quant` has codes, else `quant`). recipe: a
     name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes
     by what the model's products read on `calibration` (default: the sample that comes along).
@@ -73,9 +83,7 @@ def convert(
     ResourceError for a full disk or a bundle that another process is writing.
     """
     asked = Asked(recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration)
-    wanted = asked if is_auto(asked) else None
-    plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
-    plan = resolve(plain if wanted else asked)
+    wanted, plan = _planned(asked)
     _check(threads, workers, name, cluster, report)
     check_workers(workers, cluster)
     out = _free(Path(os.path.abspath(out)), force=force)
@@ -87,6 +95,8 @@ def convert(
     ):
         if opened.kind == "image":
             wanted, plan = None, _picture_plan(asked, report)
+        else:
+            plan = taken_over(asked) if _is_kept(opened, asked) else plan
         options = Options(
             out, name or opened.name, plan,
             progress=progress and not follows, resume=resume and ranks == 1, golden=golden,
@@ -96,6 +106,18 @@ def convert(
             if report is None or follows:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
+
+
+def _planned(asked: Asked) -> tuple[Asked | None, Plan]:
+    """What `auto` tries, if it is asked for, and the plan of a conversion without it."""
+    wanted = asked if is_auto(asked) else None
+    plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
+    return wanted, resolve(plain if wanted else asked)
+
+
+def _is_kept(source: Source, asked: Asked) -> bool:
+    """Whether what a source has in codes is taken over."""
+    return bool(getattr(source, "taken_over", False)) and is_kept(asked)
 
 
 def _picture_plan(asked: Asked, report: Any) -> Plan:

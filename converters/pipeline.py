@@ -107,7 +107,8 @@ class Pipeline:
         """Convert. Raises ConvertError, ResourceError, and OSError of the output's disk."""
         out = self.options.out
         with self.timed("read"):
-            self.reading: Reading = read(self.source)
+            plan = self.options.plan
+            self.reading: Reading = read(self.source, kept=plan.kept, ends=plan.ends)
             self.parts = list(self.reading.parts)
             self.stages = self.given or stages_for(self.options, other_bytes(self.reading))
             for stage in self.stages:
@@ -190,7 +191,7 @@ class Pipeline:
         for part in self.reading.parts:
             key = key_of(
                 sources=self.reading.hashes, format=FORMAT, edgert=own_version(),
-                graph=part.graph.to_json().decode(),
+                graph=part.graph.to_json().decode(), read=dict(part.reports.get("read", {})),
             )  # fmt: skip
             for stage in self.stages:
                 key = key_of(before=key, stage=stage.name, options=dict(stage.key()))
@@ -227,8 +228,8 @@ class Pipeline:
         errors = {note.name: float(f"{note.error:.4g}") for note in notes if note.error}
         plan = self.options.plan
         report: dict[str, Any] = {
-            "quant": plan.quant,
-            "embed_quant": plan.embed_quant,
+            "quant": plan.told[0],
+            "embed_quant": plan.told[1],
             "method": plan.method,
             **({"calibration": plan.calibration.key()} if plan.calibration else {}),
             "relative_rms": errors,
@@ -236,7 +237,7 @@ class Pipeline:
         others: dict[str, dict[str, Mapping[str, Any]]] = {}
         for part in self.parts:
             for stage, found in part.reports.items():
-                if stage not in ("quantize", "verify"):
+                if stage not in ("read", "quantize", "verify"):
                     found = {key: value for key, value in found.items() if key != "stored"}
                     others.setdefault(stage, {})[part.name] = found
         if others:
@@ -251,7 +252,7 @@ class Pipeline:
         for part in reversed(self.parts):
             for stage, report in part.reports.items():
                 kept = {k: v for k, v in report.items() if k not in ("stored", "golden")}
-                found |= {stage: kept} if stage != "verify" else {}
+                found |= {stage: kept} if stage not in ("read", "verify") else {}
         return found
 
     def command(self) -> str:
@@ -284,8 +285,8 @@ class Pipeline:
             path=str(asked.out),
             name=asked.name,
             family=self.source.family,
-            quant=asked.plan.quant,
-            embed_quant=asked.plan.embed_quant,
+            quant=asked.plan.told[0],
+            embed_quant=asked.plan.told[1],
             parameters=sum(math.prod(note.shape) for note in notes),
             source_bytes=self.source.nbytes,
             bundle_bytes=sum(f.stat().st_size for f in asked.out.rglob("*") if f.is_file()),

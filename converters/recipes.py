@@ -28,6 +28,7 @@ from .stages.quantize import encodings_asked
 RECIPES = ("int4", "int3", "mixed", "compot-int8", "compot-int4", "auto")
 RATIO = 0.2  # of COMPOT, where nothing else decides it
 MB = 1_000_000
+KEPT = "as the source"  # has it
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Asked:
 class Plan:
     """What the stages need. quant, embed_quant: canonical. budget: bytes of the bundle, 0 for none;
     what is to be found within it: `mixed` encodings or `factoring`'s ratio. calibration: None where
-    nothing needs one."""
+    nothing needs one. kept: every weight stays as the source has it, floats as floats, but the ends
+    where `ends` names an encoding for them."""
 
     quant: str
     embed_quant: str
@@ -58,12 +60,19 @@ class Plan:
     budget: int = 0
     heal: int = 0
     calibration: Calibration | None = None
+    kept: bool = False
+    ends: str = ""
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """How matrices, and embedding and head, are stored, in the words of a report."""
+        return (KEPT, self.ends or KEPT) if self.kept else (self.quant, self.embed_quant)
 
     @property
     def title(self) -> str:
         """What tells it from others."""
-        if self.mixed:
-            return "mixed"
+        if self.mixed or self.kept:
+            return KEPT if self.kept else "mixed"
         if self.factoring is not None:
             return f"COMPOT {self.quant}"
         return f"{self.quant} {self.method}"
@@ -71,6 +80,8 @@ class Plan:
     def options(self) -> list[str]:
         """As options of the command, which repeat it."""
         ends = ["--embed-quant", self.embed_quant]
+        if self.kept:
+            return ends if self.ends else []
         found = ["--quant", "mixed"] if self.mixed else ["--quant", self.quant, *ends]
         found += ["--method", self.method]
         if self.factoring is not None and self.factoring.ratio:
@@ -129,6 +140,25 @@ def resolve(asked: Asked) -> Plan:
             hint="use --method gptq, or leave --calibration and --sequences out",
         )
     return Plan(quant, embed, method, mixed, factoring, budget, asked.heal, calibration)
+
+
+def is_kept(asked: Asked) -> bool:
+    """Whether weights that a source has in codes are taken over: unless others are asked for."""
+    names = ("recipe", "quant", "method", "compot", "budget_mb")
+    return not asked.heal and all(getattr(asked, name) is None for name in names)
+
+
+def taken_over(asked: Asked) -> Plan:
+    """The plan that leaves a source's weights as they are. Raises ConvertError for a calibration,
+    which nothing reads."""
+    if asked.calibration is not None:
+        raise ConvertError(
+            "a calibration text, and a source whose weights are in codes already",
+            code="calibration",
+            hint="these are taken over as they are; with --quant they are chosen anew",
+        )
+    ends = "" if asked.embed_quant is None else encodings_asked(asked.embed_quant, None)[0]
+    return Plan("f16", ends or "f16", "rtn", kept=True, ends=ends)
 
 
 def _check_mixed(asked: Asked) -> None:

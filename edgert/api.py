@@ -21,6 +21,7 @@ from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from .bundle.converted import as_bundle
 from .bundle.reader import Bundle, Verify
 from .errors import BundleError
 from .session.options import SessionOptions, type_error
@@ -59,6 +60,8 @@ def load(
 ) -> Any:
     """Open a bundle and make it ready: a `TextModel`, or an `ImageModel` where it draws.
 
+    path: of a bundle, or of a GGUF file, which is converted into the cache the first time.
+
     device: "cpu", "reference" (NumPy), "auto" (CUDA where it can be used, else "cpu"), or an
     execution provider of onnxruntime, such as "cuda", with options after a colon. threads: None
     means one per performance core. ctx_size: tokens a sequence may hold, None means what the model
@@ -86,7 +89,7 @@ def open_model(
     if kind not in (None, *_MODELS):
         raise type_error("kind", kind, "'text', 'image' or None")
     start = time.perf_counter()
-    bundle = Bundle.open(path, verify=verify)
+    bundle = Bundle.open(as_bundle(path), verify=verify)
     try:
         found = bundle.manifest.kind
         if found not in _MODELS or kind not in (None, found):

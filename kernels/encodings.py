@@ -23,7 +23,8 @@ and by every tool that dequantizes. Each further field adds one thing:
     grid         quantizers that choose codes themselves (`converters/quantize/`)
     dense        computing with another row's kernels and ONNX, to which `densify` brings weights
 
-`sparse{b}-s{count}` has a row for every count, made when somebody asks for it (`sparse.py`).
+`sparse{b}-s{count}` has a row for every count, made when somebody asks for it (`sparse.py`), and so
+have the formats that GGUF files bring along (`gguf_blocks.py`), which nothing here makes.
 
 Not promised: names and fields in other versions. Stored names and bytes are: a bundle keeps loading
 as long as its format is read.
@@ -32,114 +33,23 @@ as long as its format is read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import quant, sparse
+from . import gguf_blocks, quant, sparse
 from .cpu import layout
+from .encoding import Cpu as Cpu
+from .encoding import Encoding as Encoding
+from .encoding import Shape
+from .encoding import Tensor as Tensor
 from .grid import BITS, GROUPS, Grid
 from .quant import F32, Blocks, Matrix, Quantized, Tensors
 
-Shape = tuple[int, ...]
 DEFAULT = "int4-g32"  # what a conversion stores, by default
 EXACT = "f32"  # how everything is stored that is no matrix: norms, biases, rotary tables
-
-
-class Tensor(NamedTuple):
-    """One stored tensor of a weight.
-
-    key: its part of the name, "" for the weight's own; "scales" for scales, whose values `verify`
-    looks at. dtype: as safetensors calls it. shape: from
-    the weight's logical shape. by_row: whether its first axis is the weight's.
-    """
-
-    key: str
-    dtype: str
-    shape: Callable[[Shape], Shape]
-    by_row: bool = True
-
-    @property
-    def suffix(self) -> str:
-        return f".{self.key}" if self.key else ""
-
-
-class Cpu(NamedTuple):
-    """What the CPU session needs to know of an encoding.
-
-    kernel: what its kernels are called after `linear_` and `gated_`. code: its number in the
-    operands of `embed`. group_bytes: bytes of 16 packed rows of K inputs. offset: what the
-    activation quantizer takes off again, None where products take float activations. every: blocks
-    of 32 inputs that share a scale. gated: whether there is a `gated_` kernel. kept: values of a
-    row that come with indices, 0 where all inputs have theirs. input_scratch: bytes of scratch
-    for each input.
-    """
-
-    kernel: str
-    code: int
-    group_bytes: Callable[[int], int]
-    offset: int | None = None
-    every: int = 1
-    gated: bool = True
-    kept: int = 0
-    input_scratch: int = 0
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One row of the table; fields without a comment are described above.
-
-    dequantize: stored tensors by key and the logical shape -> float32 of that shape. densify: the
-    same to the value in memory of the encoding `dense`. indexed: kernels that the CPU session takes
-    instead of `cpu` where they read less than half the bytes. check: what is wrong with stored
-    tensors of a shape that nothing may compute with, or "".
-    """
-
-    name: str
-    bits: int  # of a stored value, without scales
-    tensors: tuple[Tensor, ...]
-    dequantize: Callable[[Tensors, Shape], F32]
-    quantize: Callable[[F32], Tensors] | None = None
-    blocks: Callable[[Tensors], Blocks] | None = None
-    cpu: Cpu | None = None
-    onnx_bits: int = 0
-    grid: Grid | None = None
-    offered: bool = True  # whether a conversion may be asked for it by name
-    ranks: tuple[int, ...] = (2,)  # of weights that may be stored so
-    group: int = 0  # consecutive inputs that share a scale; 0: no scales
-    whole: int = 1  # K must be a multiple of this
-    plain: str = ""  # NumPy dtype, where the value in memory is the one tensor itself
-    alias: str = ""  # short name for `--quant`
-    ends: str = ""  # what the embedding and the head get with it, by default; "": the same
-    dense: str = ""
-    densify: Callable[[Tensors, Shape], Matrix] | None = None
-    indexed: Cpu | None = None
-    check: Callable[[Tensors, Shape], str] | None = None
-    unfit: Callable[[Shape], str] | None = None  # further reasons of `fault`
-
-    @property
-    def zeros(self) -> bool:
-        """Whether its groups have zero points of their own."""
-        return any(tensor.key == "zeros" for tensor in self.tensors)
-
-    def fault(self, shape: Shape) -> str:
-        """Why a weight of this shape cannot be stored so, or ""."""
-        if len(shape) not in self.ranks:
-            return f"is of rank {len(shape)}, expected one of {list(self.ranks)}"
-        if shape[-1] % self.whole:
-            return f"has rows of {shape[-1]}, expected a multiple of {self.whole}"
-        return self.unfit(shape) if self.unfit else ""
-
-    def specs(self, name: str, shape: Shape) -> dict[str, tuple[str, Shape]]:
-        """The tensors {name: (dtype, shape)} that store a weight."""
-        return {f"{name}{t.suffix}": (t.dtype, t.shape(shape)) for t in self.tensors}
-
-    def load(self, tensors: Tensors, shape: Shape) -> Matrix:
-        """The value in memory of stored tensors by key: the array itself, or a Quantized of it."""
-        return tensors[""] if self.plain else Quantized(self.name, shape, tensors)
 
 
 def _same(shape: Shape) -> Shape:
@@ -239,23 +149,48 @@ _GRIDS = [Grid(b, g, symmetric) for b in BITS for symmetric in (True, False) for
 
 class _Table(dict[str, Encoding]):
     """The fixed rows, which are all that iteration gives, and one for every name of sparse codes
-    that is asked for."""
+    or of a kept format that is asked for."""
 
     def __missing__(self, name: str) -> Encoding:
-        found = _named_sparse(name)
+        found = _KEPT.get(name) or _named_sparse(name)
         if found is None:
             raise KeyError(name)
         return found
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (
-            isinstance(name, str) and sparse.parse(name) is not None
+            isinstance(name, str) and (name in _KEPT or sparse.parse(name) is not None)
         )
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default
 
 
+def _kept(form: gguf_blocks.Form) -> Encoding:
+    """The row of a format whose bytes are kept as another program wrote them."""
+    return Encoding(
+        form.name, form.bits,
+        (Tensor(gguf_blocks.KEY, "U8", lambda s: (s[0], form.row_bytes(s[1]))),),
+        form.dequantize, blocks=form.blocks, lows=form.lows if form.minima else None,
+        cpu=next((r.cpu for r in _ROWS if r.name == form.packed), None) or _superblocks(form),
+        offered=False, group=form.sub, whole=form.values, check=form.damage,
+    )  # fmt: skip
+
+
+def _superblocks(form: gguf_blocks.Form) -> Cpu:
+    """Kernels of kept formats (`cpu/linear_kept.py`); their activations' corrections are sums of
+    halves of a block where its halves have scales of their own."""
+    size, head, every = layout.kept_bytes(form.bits, form.sub, form.minima, form.scaled)
+    halves = form.sub < layout.GROUP
+    code = form.bits | every << 8 | halves << 16 | form.minima << 17 | form.middle << 24
+    offset = layout.HALVES if halves else 1 if form.minima else layout.INT8_OFFSET
+    return Cpu(
+        form.name, layout.CODE_KEPT + code,
+        lambda k: layout.blocks_of(k) // every * (head + every * size), offset, every,
+    )  # fmt: skip
+
+
+_KEPT = {form.name: _kept(form) for form in gguf_blocks.FORMS.values()}
 ENCODINGS = _Table({row.name: row for row in _ROWS})
 ENCODINGS.update({g.name: _in_groups(g) for g in _GRIDS if g.name not in ENCODINGS})
 
@@ -309,7 +244,7 @@ def _indexed(form: sparse.Sparse, base: Encoding) -> Cpu:
 def fault(name: str, shape: Shape) -> str:
     """Why a weight of this shape cannot be stored in the encoding called `name`, or ""."""
     if name not in ENCODINGS:
-        return f"has encoding {name[:80]!r}, expected one of {[*ENCODINGS, *sparse.FORMS]}"
+        return f"has encoding {name[:80]!r}, expected one of {[*ENCODINGS, *_KEPT, *sparse.FORMS]}"
     found = ENCODINGS[name].fault(shape)
     return found and f"has encoding {name!r} and {found}"
 

@@ -6,7 +6,8 @@ With float weights (f32, f16) the product is a plain float one. With weights in 
 
     y[t, n] = sum_b  xs[t, b] * ws[n, b] * sum_i xq[t, b, i] * wq[n, b, i]
 
-with the inner sum exact in integers and the outer one in float32.
+with the inner sum exact in integers and the outer one in float32. A group of weights may be a part
+of such a block, and may have a minimum m, which takes m[n, b] * xs[t, b] * sum_i xq[t, b, i] off.
 """
 
 from __future__ import annotations
@@ -48,15 +49,20 @@ __all__ = ["LINEAR", "LOWER", "ONNX", "QUANTIZE", "REFERENCE", "linear", "produc
 
 def product(x: F32, w: Matrix) -> F32:
     """float32 [T, K] times a stored matrix [N, K] -> float32 [T, N], by the formula above."""
-    blocks = encoding_of(w).blocks
+    blocks, lows = encoding_of(w).blocks, encoding_of(w).lows
     if blocks is None:
         return x.astype(np.float32) @ dequantize(w).T
     xq, xs = quantize_rows(x)  # [T, KB, 32], [T, KB]
-    wq, ws = blocks(tensors_of(w))  # [N, KB, 32], [N, KB]
+    wq, ws = blocks(tensors_of(w))  # [N, KB, 32], [N, KB], or more and smaller ones
+    if wq.shape[2] < xq.shape[2]:
+        xs = xs.repeat(xq.shape[2] // wq.shape[2], axis=1)
+        xq = xq.reshape(len(xq), -1, wq.shape[2])
     y = np.zeros((x.shape[0], w.shape[0]), np.float32)
     for b in range(xs.shape[1]):
         dots = xq[:, b].astype(np.float32) @ wq[:, b].astype(np.float32).T  # exact: < 2^24
         y += dots * (xs[:, b, None] * ws[None, :, b])
+    if lows is not None:
+        y -= (xq.sum(axis=2, dtype=np.int32) * xs) @ lows(tensors_of(w)).T
     return y
 
 

@@ -72,3 +72,9 @@ def mul_i32(b: Any, x: Any, y: Any) -> Any:
 def load_u8(b: Any, p: Any) -> Any:
     """16 unsigned bytes at p."""
     return b.zext(_load(b, p, ir.VectorType(ir.IntType(8), 16)), i32x16.llvm)
+
+
+@emits(i32x16, i64)
+def load_s8(b: Any, p: Any) -> Any:
+    """16 signed bytes at p."""
+    return b.sext(_load(b, p, ir.VectorType(ir.IntType(8), 16)), i32x16.llvm)

@@ -17,7 +17,7 @@ from .config import refused
 from .keys import says_nothing
 from .recipe import FamilyModel, Part, Recipe
 
-__all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan"]
+__all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan", "refused"]
 
 FAMILIES: Mapping[str, str] = {
     "2mamba": "two_mamba",

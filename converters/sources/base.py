@@ -23,7 +23,7 @@ from ...graph import Graph
 from ..families.recipe import F32, Recipe
 
 # Modules tried in this order. The last one is not asked: it opens what is left, or says why not.
-SOURCES: tuple[str, ...] = (".diffusers", ".hf")
+SOURCES: tuple[str, ...] = (".diffusers", ".gguf", ".hf")
 
 
 class SourceTensor(Protocol):

@@ -24,24 +24,14 @@ FLOATS = ("F32", "F16", "BF16")
 F32 = NDArray[np.float32]
 
 
-class Shard:
-    """One open safetensors file of `nbytes`; safe to read from several threads."""
+class RawFile:
+    """An open weights file of `nbytes`; safe to read from several threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
-        try:
-            fd = open_regular(path, follow=True)  # download caches are made of links
-        except BundleError as error:
-            raise as_convert_error(error) from None
         self._file = os.fdopen(fd, "rb", buffering=0)
         self.nbytes = os.fstat(fd).st_size
         self._lock = threading.Lock()
-        try:
-            self.tensors: Mapping[str, TensorInfo] = read_header(self._file.fileno())
-        except BundleError as error:
-            self._file.close()
-            message = error.message.replace(f"file descriptor {fd}", str(path), 1)
-            raise ConvertError(message, code=error.code, hint=error.hint) from None
 
     def read(self, offset: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bytes from `offset` on."""
@@ -77,6 +67,23 @@ class Shard:
         self._file.close()
 
 
+class Shard(RawFile):
+    """One open safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            fd = open_regular(path, follow=True)  # download caches are made of links
+        except BundleError as error:
+            raise as_convert_error(error) from None
+        super().__init__(path, fd)
+        try:
+            self.tensors: Mapping[str, TensorInfo] = read_header(fd)
+        except BundleError as error:
+            self.close()
+            message = error.message.replace(f"file descriptor {fd}", str(path), 1)
+            raise ConvertError(message, code=error.code, hint=error.hint) from None
+
+
 class Tensor(NamedTuple):
     """Where a tensor lies."""
 
@@ -93,12 +100,20 @@ class Tensor(NamedTuple):
 
     def rows(self, start: int, stop: int) -> F32:
         """Rows [start, stop) of the first axis as float32."""
-        info, item = self.info, DTYPES[self.info.dtype].itemsize
-        width = int(np.prod(info.shape[1:], dtype=np.int64))
-        raw = np.empty((stop - start) * width * item, np.uint8)
-        self.shard.read(info.begin + start * width * item, raw)
-        values = raw.view(DTYPES[info.dtype]).reshape((stop - start, *info.shape[1:]))
-        return widened(values, info.dtype)
+        return widened(self.raw(start, stop), self.info.dtype)
+
+    def raw(self, start: int, stop: int) -> NDArray[Any]:
+        """The same rows as they are stored; of a scalar 0 to 1."""
+        info = self.info
+        width = int(np.prod(info.shape[1:], dtype=np.int64)) * DTYPES[info.dtype].itemsize
+        found = self.flat_bytes(start * width, stop * width).view(DTYPES[info.dtype])
+        return found.reshape((stop - start, *info.shape[1:]) if info.shape else ())
+
+    def flat_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes [start, stop) of the tensor."""
+        out = np.empty(stop - start, np.uint8)
+        self.shard.read(self.info.begin + start, out)
+        return out
 
 
 def widened(values: NDArray[Any], dtype: str) -> F32:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from ...errors import ConvertError
 from ...storage.safetensors_writer import TensorWriter, aligned_order
+from .gguf_tokenizer import tokenizer_json
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -38,8 +38,6 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
     "ffn_norm": "post_attention_layernorm",
 }
-NORMAL, CONTROL, BYTE = 1, 3, 6  # gguf token types
-SPACE = "\u2581"
 
 
 def gguf_to_hf(path: Path, out: Path, *, dtype: str = "f32", context: int = 0) -> Path:
@@ -158,85 +156,6 @@ def _write_weights(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: str) 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def tokenizer_json(
-    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, bos: int
-) -> dict[str, Any]:
-    """SentencePiece BPE as the `tokenizers` library writes Llama 2's.
-
-    SentencePiece merges the pair whose result has the best score; the merge list is every way to
-    join two pieces into a third, best result first.
-    """
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    special = [i for i, kind in enumerate(types) if kind not in (NORMAL, BYTE)]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added(i, pieces[i]) for i in special],
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "Prepend", "prepend": SPACE},
-                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-            ],
-        },
-        "pre_tokenizer": None,
-        "post_processor": _post_processor(pieces[bos], bos),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": pieces[0],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": merges(pieces, scores, types),
-        },
-    }
-
-
-def merges(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:
-    """Pairs of pieces that join into a piece, by falling score of the result."""
-    normal = {piece: i for i, piece in enumerate(pieces) if types[i] == NORMAL}
-    found = []
-    for piece, i in normal.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in normal and right in normal:
-                found.append((-float(scores[i]), i, normal[left], normal[right], left, right))
-    if any(not math.isfinite(entry[0]) for entry in found):
-        raise ConvertError("the vocabulary has scores that are no numbers", code="gguf")
-    return [[left, right] for *_, left, right in sorted(found)]
-
-
-def _added(token: int, text: str) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token, "content": text, **flags, "special": True}
-
-
-def _post_processor(text: str, token: int) -> dict[str, Any]:
-    begin = {"SpecialToken": {"id": text, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    again = {"SpecialToken": {"id": text, "type_id": 1}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, again, second],
-        "special_tokens": {text: {"id": text, "ids": [token], "tokens": [text]}},
-    }
 
 
 def main() -> None:

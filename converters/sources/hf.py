@@ -23,6 +23,7 @@ from .base import Image, PlannedPart, Source, Text
 from .checkpoint import Checkpoint
 from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
 from .hub import SIDECARS, local_folder, refuse_gguf
+from .packed_formats import unpacked
 from .templates import SOURCES as TEMPLATES
 from .wrappers import unwrapped
 
@@ -69,7 +70,13 @@ class HfSource:
         found = {name: self._read(name, limits.CONFIG_BYTES) for name in SIDECARS}
         self.sidecars = {name: data for name, data in found.items() if data is not None}
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)
-        self.tensors = layouts.named(self.config, self.checkpoint.tensors)
+        named = layouts.named(self.config, self.checkpoint.tensors)
+        try:
+            self.config, self.tensors = unpacked(str(self.path), self.config, named)
+        except BaseException:
+            self.close()
+            raise
+        self.taken_over = any(hasattr(t, "instead") for t in self.tensors.values())
         self.nbytes = sum(shard.nbytes for shard in self.checkpoint.shards)
         self.family = str(self.config.get("model_type"))
         self.faults += index_faults(self.path, self.index, self.checkpoint)

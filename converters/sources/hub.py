@@ -44,8 +44,7 @@ def refuse_gguf(path: Path) -> None:
             f"{path} is a model in the format GGUF ({names}), expected a Hugging Face checkpoint: "
             "config.json, tokenizer.json and model.safetensors",
             code="gguf",
-            hint="take the repository that it was made from (its model card names it) and convert "
-            "that: edgert quantizes by itself",
+            hint=f"name the file itself: edgert convert {found[0]} -o {found[0].stem}.edge",
         )
 
 

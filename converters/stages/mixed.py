@@ -18,7 +18,8 @@ from ..quantize.mixed import Candidate, choose
 from ..quantize.sensitivity import sensitivities
 from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
-from .quantize import encoded, ends_of
+from .ends import ends_of
+from .quantize import encoded
 
 MATRICES = (  # what block matrices may be stored as
     "uint2-g64", "uint2-g32", "uint3-g64", "uint3-g32", "uint4-g64", "int4-g32", "int5-g64",

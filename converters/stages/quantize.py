@@ -16,6 +16,7 @@ from ..quantize.rtn import encode_weight
 from ..report import relative
 from ..weights import WeightReader, stored_nbytes, whole
 from .base import Context, PartInProgress
+from .ends import ends_of
 from .part_encodings import encodings_of, matrices
 from .weight_cache import WeightCache
 
@@ -48,14 +49,6 @@ def encoded(
         fits = name in free and len(w.shape) in ENCODINGS[wanted].ranks
         weights[name] = Weight(w.shape, wanted if fits else EXACT)
     return graph.replace(weights=weights)
-
-
-def ends_of(graph: Graph) -> set[str]:
-    """Embeddings and, where there are some, the last linear's matrix: the head."""
-    ends = {n.weights["weight"] for n in graph.nodes if n.op == "embed"}
-    if ends:
-        ends |= {n.weights["weight"] for n in [n for n in graph.nodes if n.op == "linear"][-1:]}
-    return ends
 
 
 class Quantize:

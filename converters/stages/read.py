@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from ...errors import BundleError, ConvertError
 from ..families.config import refused
 from ..families.recipe import F32, Recipe
+from ..kept import encodings, is_kept, split, stored_rows
 from ..match import match_tensors
 from ..sources.base import Image, Source, SourceTensor, Text
+from ..sources.packed_formats import check_order
 from ..weights import spans_of
 from .base import PartInProgress
+from .ends import ends_of
 
 if TYPE_CHECKING:
     from ...text.template import ChatTemplate
@@ -46,8 +49,12 @@ class Reading(NamedTuple):
         )
 
 
-def read(source: Source) -> Reading:
-    """All parts of a source, none of their weights read yet. Raises ConvertError."""
+def read(source: Source, *, kept: bool = False, ends: str = "") -> Reading:
+    """All parts of a source, none of their weights read yet. Raises ConvertError.
+
+    kept: weights that the source has in codes stay in them; what the parts' reports say of `read`
+    are the encodings that all weights are to have. ends: another encoding for embedding and head.
+    """
     faults = list(source.faults)
     planned = source.parts(faults)
     text = source.text(planned, faults)
@@ -63,10 +70,22 @@ def read(source: Source) -> Reading:
     files = {**own_files, **source.sidecars}  # they come with the first part
     parts: list[PartInProgress] = []
     for part in planned:
+        if kept:
+            check_order(source.tensors)
+            part = split(part, source.tensors)
         part.graph.shapes()
         weights = {name: RecipeWeight(part.weights[name], source.tensors) for name in part.weights}
-        own = {} if parts else files
-        parts.append(PartInProgress(part.name, part.role, part.graph, weights, own))
+        own, reports = {} if parts else files, dict[str, Any]()
+        if kept:
+            chosen = encodings(part, source.tensors)
+            chosen |= dict.fromkeys(ends_of(part.graph), ends) if ends else {}
+            reports["read"] = {"encodings": chosen}
+            weights |= {
+                name: KeptWeight(part.weights[name], source.tensors, encoding)
+                for name, encoding in encodings(part, source.tensors).items()
+                if is_kept(part.weights[name], source.tensors)
+            }
+        parts.append(PartInProgress(part.name, part.role, part.graph, weights, own, reports))
     return Reading(tuple(parts), text, tokenizer, source.hashes(), image)
 
 
@@ -183,6 +202,17 @@ class RecipeWeight:
         rows, offset = self.recipe.arranged(rows), self.recipe.offset
         rows = rows + np.float32(offset) if offset else rows
         return rows * np.float32(scale) if scale != 1.0 else rows
+
+
+class KeptWeight(RecipeWeight):
+    """The same, of tensors that are in codes already, all in one encoding."""
+
+    def __init__(self, recipe: Recipe, tensors: Mapping[str, SourceTensor], encoding: str) -> None:
+        super().__init__(recipe, tensors)
+        self.encoding = encoding
+
+    def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        return stored_rows(self.encoding, self._tensors(start, stop))
 
 
 def check_finite(name: str, tensor: SourceTensor) -> None:

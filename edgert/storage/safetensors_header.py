@@ -20,7 +20,7 @@ from ..errors import BundleError
 from . import strict_json
 from .folder import open_regular
 
-# BF16 has no NumPy type: its bits come and go as uint16.
+# BF16 has no NumPy type: its bits come and go as uint16, those of F8 as uint8.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -31,6 +31,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "I16": np.dtype("<i2"),
     "I8": np.dtype("<i1"),
     "U8": np.dtype("<u1"),
+    "F8_E4M3": np.dtype("<u1"),
     "BOOL": np.dtype("?"),
 }
 _LENGTH = 8  # bytes of the header length field

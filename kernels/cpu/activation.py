@@ -33,6 +33,7 @@ from .layout import (
     CODE_F32,
     CODE_INDEXED,
     CODE_INT8,
+    CODE_KEPT,
     CODE_PLANES,
     GELU,
     GROUP,
@@ -185,6 +186,19 @@ def select(ins: int, thread: int, threads: int) -> None:
 
 
 @njit(error_model="numpy")
+def _plane_code(at: int, chunk: int, bits: int) -> int:
+    """A code of a block in planes; at: its byte in the first vector of the first plane."""
+    code, below = 0, 0
+    while below < bits:
+        rest = bits - below
+        plane = 4 if rest >= 4 else 2 if rest >= 2 else 1
+        byte = simd.ld_i8(at + 64 * (chunk * plane >> 3)) & 255
+        code |= (byte >> (chunk * plane & 7) & (1 << plane) - 1) << below
+        at, below = at + 64 * plane, below + plane
+    return code
+
+
+@njit(error_model="numpy")
 def _plane_entry(table: int, row: int, k: int, blocks: int, encoding: int) -> float:
     """As `_entry`, of codes in planes (`linear_planes.py`)."""
     bits, every, zeroed = encoding & 255, (encoding >> 16) & 255, encoding >> 24
@@ -197,14 +211,36 @@ def _plane_entry(table: int, row: int, k: int, blocks: int, encoding: int) -> fl
     if zeroed != 0:
         zero = simd.ld_i8(at + SCALE_BYTES + lane) & 255
     at += head + b % every * PLANE_BYTES * bits + 4 * lane + (k & 3)
-    code, below = 0, 0
-    while below < bits:
-        rest = bits - below
-        plane = 4 if rest >= 4 else 2 if rest >= 2 else 1
-        byte = simd.ld_i8(at + 64 * (chunk * plane >> 3)) & 255
-        code |= (byte >> (chunk * plane & 7) & (1 << plane) - 1) << below
-        at, below = at + 64 * plane, below + plane
-    return f32(f32(code - zero) * scale)
+    return f32(f32(_plane_code(at, chunk, bits) - zero) * scale)
+
+
+@njit(error_model="numpy")
+def _kept_entry(table: int, row: int, k: int, blocks: int, encoding: int) -> float:
+    """As `_entry`, of a kept format (`linear_kept.py`)."""
+    bits, every, middle = encoding & 255, (encoding >> 8) & 255, (encoding >> 24) & 255
+    halves, minima = (encoding >> 16) & 1, (encoding >> 17) & 1
+    lane, b, inside = row % ROWS, k // GROUP, k % GROUP
+    parts, head = 1 + halves, SCALE_BYTES * (1 + minima)
+    steps = ROWS * parts * (1 + minima) if every > 1 else 0
+    size = steps + PLANE_BYTES * bits
+    at = table + row // ROWS * (blocks // every * (head + every * size))
+    at += b // every * (head + every * size)
+    d, m = simd.ld_f16(at + 2 * lane), f32(0.0)
+    if minima != 0:
+        m = simd.ld_f16(at + SCALE_BYTES + 2 * lane)
+    at += head + b % every * size
+    if every > 1:
+        part = at + ROWS * (inside >> 4 if halves != 0 else 0) + lane
+        s = simd.ld_i8(part)
+        d = f32(d * f32(s))
+        m = f32(m * f32(simd.ld_i8(part + ROWS * parts))) if minima != 0 else m
+    at += steps + 4 * lane + (inside & 3)
+    chunk = inside >> 2
+    if bits == 8:
+        code = (simd.ld_i8(at + 64 * chunk) & 255) - 128
+    else:
+        code = _plane_code(at, chunk, bits) - middle
+    return f32(f32(d * f32(code)) - m)
 
 
 @njit(error_model="numpy")
@@ -216,6 +252,8 @@ def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
     if encoding == CODE_F16:
         return simd.ld_f16(table + ((group * width + k) * ROWS + lane) * 2)
     blocks = (width + GROUP - 1) // GROUP
+    if encoding >= CODE_KEPT:
+        return _kept_entry(table, row, k, blocks, encoding - CODE_KEPT)
     if encoding >= CODE_PLANES:
         return _plane_entry(table, row, k, blocks, encoding - CODE_PLANES)
     b, i = k // GROUP, k % GROUP
@@ -267,7 +305,7 @@ def embed(ins: int, thread: int, threads: int) -> None:
             for k in range(width):
                 st_f32(y + t * stride + 4 * k, ld_f32(given + t * given_stride + 4 * k))
             continue
-        if encoding >= CODE_INDEXED:
+        if CODE_INDEXED <= encoding < CODE_KEPT:
             _indexed_row(table, row, width, encoding, y + t * stride, scale)
             continue
         for k in range(width):

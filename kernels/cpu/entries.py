@@ -12,4 +12,5 @@ ENTRIES = {
     "scatter_int4": (7, False),
     "scatter_int8": (7, False),
     "scatter_planes": (11, False),
+    "scatter_kept": (15, False),
 }

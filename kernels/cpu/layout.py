@@ -19,6 +19,8 @@ INT8_BYTES = SCALE_BYTES + ROWS * GROUP
 CODE_F32, CODE_F16, CODE_INT8, CODE_INT4 = range(4)  # what the `embed` kernel calls them
 CODE_PLANES = 1 << 8  # plus bits, plus blocks of a group << 16, plus 1 << 24 with zero codes
 CODE_INDEXED = 1 << 32  # plus 1 for float16 values, plus the kept values of a row << 1
+CODE_KEPT = 1 << 40  # plus bits, plus blocks of a superblock << 8, flags and middle, see `_kept`
+HALVES = -1  # as an offset: corrections are the sums of a block's two halves, 16 bits each
 ATOMS = 64  # inputs of a row with indices that share a scale
 
 # Activations of quantized products.
@@ -73,6 +75,13 @@ ACTS = {
 }  # fmt: skip
 IDENTITY, BY_SILU, BY_SIGMOID = range(3)
 GATES = {"identity": IDENTITY, "silu": BY_SILU, "sigmoid": BY_SIGMOID}
+
+
+def kept_bytes(bits: int, sub: int, minima: bool, scaled: bool) -> tuple[int, int, int]:
+    """Bytes of a packed block and of a superblock's head, and blocks of a superblock, of a kept
+    format. sub: inputs of a scale within; scaled: whether there are such scales."""
+    steps = ROWS * (GROUP // sub) * (1 + minima) if scaled else 0
+    return PLANE_BYTES * bits + steps, SCALE_BYTES * (1 + minima), 8 if scaled else 1
 
 
 def groups_of(n: int) -> int:

@@ -153,8 +153,9 @@ def _tile(bits: int, zeroed: bool) -> Any:
     return tile
 
 
-def _product(bits: int, row: Any, tile: Any, *, zeroed: bool) -> Any:
-    size, head = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES
+def product(size: int, head: int, row: Any, tile: Any) -> Any:
+    """The linear kernel of rows and tiles. size: bytes of a block of 32 inputs; head: of what
+    stands before those that share a scale."""
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
@@ -192,8 +193,8 @@ def _product(bits: int, row: Any, tile: Any, *, zeroed: bool) -> Any:
     return run
 
 
-def _gated(bits: int, row: Any, tile: Any, *, zeroed: bool) -> Any:
-    size, head = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES
+def gated(size: int, head: int, row: Any, tile: Any) -> Any:
+    """The gated kernel of rows and tiles, as `product`."""
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
@@ -239,12 +240,14 @@ def _kernels() -> None:
     for bits in (2, 3, 4, 5, 6):
         for name, zeroed in (("planes", False), ("zeroed", True)):
             row, tile = _row(bits, zeroed), _tile(bits, zeroed)
-            plain = _product(bits, row, tile, zeroed=zeroed)
-            kernel(_entry(plain, f"linear_{name}{bits}"))
-            kernel(_entry(_gated(bits, row, tile, zeroed=zeroed), f"gated_{name}{bits}"))
+            size, head = PLANE_BYTES * bits, SCALE_BYTES + zeroed * ZERO_BYTES
+            kernel(named(product(size, head, row, tile), f"linear_{name}{bits}"))
+            kernel(named(gated(size, head, row, tile), f"gated_{name}{bits}"))
 
 
-def _entry(run: Any, name: str) -> Any:
+def named(run: Any, name: str) -> Any:
+    """A kernel of that name."""
+
     def entry(ins: int, thread: int, threads: int) -> None:
         run(ins, thread, threads)
 

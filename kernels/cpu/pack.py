@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from .. import sparse
 from ..encodings import encoding_of, on_cpu, packed_bytes, rows_of
+from ..gguf_blocks import FORMS
 from ..quant import Matrix, Quantized
 from .code import entry_point
-from .layout import ROWS, blocks_of, groups_of
+from .layout import GROUP, ROWS, blocks_of, groups_of, kept_bytes
+
+CHUNK = 1 << 20  # values of a kept format that are unpacked at once
 
 
 def _pack_half(w: Matrix, out: NDArray[np.uint8], first: int, every: int) -> None:
@@ -66,6 +69,9 @@ def _index(w: Quantized, groups: NDArray[np.uint8]) -> None:
 
 
 def _scatter(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> None:
+    if w.encoding in FORMS:
+        _scatter_kept(w, out, first, every)
+        return
     row, q, scales = encoding_of(w), np.ascontiguousarray(w.q), np.ascontiguousarray(w.scales)
     rows, held = scales.shape
     kernel = on_cpu(w.encoding, w.shape[1]).kernel
@@ -78,6 +84,26 @@ def _scatter(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> No
         q.ctypes.data, scales.ctypes.data, 0 if zeros is None else zeros.ctypes.data, rows, held,
         blocks_of(w.shape[1]), out.ctypes.data, first, every, row.bits, row.group,
     )  # fmt: skip
+
+
+def _scatter_kept(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> None:
+    """Rows of a kept format, some at a time: their fields take several times their bytes."""
+    form, (n, k) = FORMS[w.encoding], w.shape
+    if form.packed:
+        _scatter(form.widened(w.tensors, w.shape), out, first, every)
+        return
+    size, head, together = kept_bytes(form.bits, form.sub, form.minima, form.scaled)
+    step = max(1, CHUNK // k // ROWS) * ROWS
+    for start in range(0, n, step):
+        found = form.parts({key: t[start : start + step] for key, t in w.tensors.items()})
+        codes = found.codes if form.bits < 8 else found.codes.view(np.uint8) ^ np.uint8(128)
+        fields = (codes, found.d, found.m, found.s, found.t)
+        arrays = [None if part is None else np.ascontiguousarray(part) for part in fields]
+        entry_point("scatter_kept")(
+            *(0 if array is None else array.ctypes.data for array in arrays),
+            len(codes), k // GROUP, out.ctypes.data, first + start // ROWS * every, every,
+            form.bits, together, GROUP // form.sub, size, head,
+        )  # fmt: skip
 
 
 def _blank(out: NDArray[np.uint8], w: Matrix) -> None:

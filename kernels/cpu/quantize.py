@@ -29,14 +29,15 @@ from ..simd import (
     vmax,
 )
 from .activation import norm_row, share
-from .layout import BEFORE_ACTIVATION, BEFORE_LAYER, BEFORE_RMS, TILE, TOKEN_BLOCK
+from .layout import BEFORE_ACTIVATION, BEFORE_LAYER, BEFORE_RMS, HALVES, TILE, TOKEN_BLOCK
 from .rows import activated, affine, modulated_row, normed_row, padded_bytes
 from .vm import kernel
 
 
 @njit(error_model="numpy")
 def _quantize_block(a: Any, b: Any, q: int, s: int, c: int, offset: int) -> None:
-    """32 values to int8 codes at q, scale at s, correction -offset * sum(codes) at c."""
+    """32 values to int8 codes at q, scale at s, correction -offset * sum(codes) at c, or the sums
+    of both halves where the offset is HALVES."""
     peak = max_f32(vmax(vabs(a), vabs(b)))
     scale = f32(peak * f32(1.0 / 127.0))
     st_f32(s, scale)
@@ -44,7 +45,10 @@ def _quantize_block(a: Any, b: Any, q: int, s: int, c: int, offset: int) -> None
     qa, qb = to_i32(rint(mul(a, inverse))), to_i32(rint(mul(b, inverse)))
     store_i8(q, qa)
     store_i8(q + 16, qb)
-    st_i32(c, simd.i32(-offset * sum_i32(add_i32(qa, qb))))
+    if offset == HALVES:
+        st_i32(c, simd.i32((sum_i32(qb) << 16) + sum_i32(qa)))
+    else:
+        st_i32(c, simd.i32(-offset * sum_i32(add_i32(qa, qb))))
 
 
 @njit(error_model="numpy")

@@ -277,7 +277,7 @@ def eight_bits(tensors: Arrays) -> Arrays:
 @pytest.mark.parametrize(
     ("edit", "config"),
     [
-        (gptq, {"quant_method": "gptq", "bits": 4}),
+        (gptq, {"quant_method": "quip", "bits": 4}),
         (gptq, None),  # its settings then lie in another file
         (eight_bits, {"quant_method": "fbgemm_fp8"}),
     ],
@@ -320,18 +320,19 @@ def test_code_of_another_architecture_stays_an_error(tmp_path: Path, found: Any)
     assert refusal(tmp_path / "m").code == "remote-code"
 
 
-def test_a_gguf_file_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_gguf_file_beside_a_config_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     file = tmp_path / "m" / "model-Q4_K_M.gguf"
     file.write_bytes(b"GGUF")
-    for source in (tmp_path / "m", file):
-        with pytest.raises(ConvertError, match=r"in the format GGUF \(model-Q4_K_M.gguf\)") as info:
-            convert(source, tmp_path / "out.edge")
-        assert info.value.code == "gguf"
-        assert "repository that it was made from" in str(info.value.hint)
     (tmp_path / "m" / "config.json").write_text("{}", "utf-8")
-    with pytest.raises(ConvertError, match="in the format GGUF"):
+    with pytest.raises(ConvertError, match=r"in the format GGUF \(model-Q4_K_M.gguf\)") as info:
         convert(tmp_path / "m", tmp_path / "out.edge")
+    assert info.value.code == "gguf"
+    assert f"edgert convert {file} -o model-Q4_K_M.edge" in str(info.value.hint)
+    for source in (file, tmp_path / "m"):
+        (tmp_path / "m" / "config.json").unlink(missing_ok=True)
+        with pytest.raises(ConvertError, match="the file has 4 bytes, expected at least 24"):
+            convert(source, tmp_path / "out.edge")
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}

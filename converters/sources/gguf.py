@@ -1,0 +1,269 @@
+"""GGUF files as a source: one file, or all parts of a split one, given by any of them.
+
+What a file holds in blocks is taken over bit for bit unless other codes are asked for
+(`converters/kept.py`); the graph is that of the model's family, from a config that the metadata
+give (`gguf_config.py`). The tokenizer is rebuilt from the metadata too (`gguf_tokenizer.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ... import limits
+from ...errors import BundleError, ConvertError
+from ...roles import vocab_size
+from ...storage.gguf_header import MAGIC
+from ...storage.hash_cache import HashCache
+from .. import families
+from ..match import same_values
+from . import layouts
+from .base import Image, PlannedPart, SourceTensor, Text
+from .checkpoint import as_convert_error
+from .gguf_config import VECTORS, architecture_of, config_of, heads_of, hf_name
+from .gguf_tensors import READ, GgufFile, GgufTensor
+from .gguf_tokenizer import ROLES, endings_of, tokenizer_of, vocabulary_of
+from .hf_text import read_text
+
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+OTHERS = re.compile("mmproj|imatrix", re.IGNORECASE)  # files beside a model that are none
+
+
+def recognises(source: str | Path) -> bool:
+    """Whether it is a GGUF file, or a folder without a config.json that holds some."""
+    path = Path(source)
+    if path.is_dir():
+        return not (path / "config.json").exists() and bool(_inside(path))
+    return path.is_file() and (path.suffix.lower() == ".gguf" or _begins(path) == MAGIC)
+
+
+def opened(source: str | Path, *, ignore_remote_code: bool = False) -> GgufSource:
+    """The source of a file, of one part of a split file, or of a folder with one model."""
+    path = Path(source)
+    return GgufSource(_only(path) if path.is_dir() else path)
+
+
+def _begins(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC))
+    except OSError:
+        return b""
+
+
+def _inside(folder: Path) -> list[Path]:
+    """GGUF files of a folder that may be models; of a split one the first."""
+    found = sorted(folder.glob("*.[gG][gG][uU][fF]"))
+    parts = [(path, SPLIT.fullmatch(path.name)) for path in found if not OTHERS.search(path.name)]
+    return [path for path, part in parts if part is None or int(part[2]) == 1]
+
+
+def _only(folder: Path) -> Path:
+    found = _inside(folder)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:6]) + ", ..." * (len(found) > 6)
+        raise ConvertError(
+            f"{folder} holds {len(found)} GGUF models ({names}), expected one",
+            code="gguf",
+            hint=f"name the file: {found[0]}",
+        )
+    return found[0]
+
+
+class GgufSource:
+    """An open model, a `Source`, and what `read_text` reads of it as of a checkpoint's files."""
+
+    kind = "text"
+    taken_over = True  # in its own encodings, unless others are asked for
+    options: Sequence[str] = ()
+    sidecars: Mapping[str, bytes] = {}
+
+    def __init__(self, path: Path) -> None:
+        self.faults: list[str] = []
+        self.files = _files(path)
+        try:
+            self.path, self.meta = path, self.files[0].metadata
+            part = SPLIT.fullmatch(path.name)
+            self.name = part[1] if part else path.stem
+            self.label = path.name
+            self.nbytes = sum(file.nbytes for file in self.files)
+            self.architecture, self.row = architecture_of(self.meta)
+            self.family = self.row.model_type
+            self._plain = self._tensors()
+            self.config = self._config()
+            self.tensors: Mapping[str, SourceTensor] = self._named()
+        except BundleError as error:
+            self.close()
+            raise as_convert_error(error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _tensors(self) -> dict[str, GgufTensor]:
+        """By GGUF's names. Types that are not read are faults."""
+        found: dict[str, GgufTensor] = {}
+        for file in self.files:
+            for name, info in file.tensors.items():
+                if name in found:
+                    self.faults.append(f"tensor {name!r} is in two files")
+                elif info.kind not in READ:
+                    self.faults.append(
+                        f"tensor {name!r} is {info.kind}, expected one of {list(READ)}"
+                    )
+                else:
+                    found[name] = GgufTensor(file, info)
+        total = self.meta.whole("split.tensors.count")
+        if len(self.files) > 1 and total not in (None, len(found)) and not self.faults:
+            self.faults.append(f"the parts hold {len(found)} tensors, expected {total}")
+        return found
+
+    def _config(self) -> dict[str, Any]:
+        if self.faults:
+            raise families.refused(self.faults)
+        plain = self._plain
+        vectors = {
+            name: lambda name=name: [float(x) for x in plain[name].rows(0, plain[name].shape[0])]
+            for name in VECTORS
+            if name in plain and len(plain[name].shape) == 1
+            and plain[name].shape[0] <= limits.HEAD_DIM
+        }  # fmt: skip
+        config = config_of(
+            self.meta, {name: t.shape for name, t in plain.items()}, vectors, self.faults
+        )
+        if self.faults:
+            raise families.refused(self.faults)
+        table, head = plain["token_embd.weight"], plain.get("output.weight")
+        config["tie_word_embeddings"] = head is None or same_values(table, head)
+        return config
+
+    def _named(self) -> dict[str, SourceTensor]:
+        """By the family's names, rows of interleaved heads in halves."""
+        named: dict[str, SourceTensor] = {}
+        for name, tensor in self._plain.items():
+            if name in VECTORS:
+                continue
+            heads = heads_of(self.row, name, self.config)
+            named[hf_name(self.row, name)] = GgufTensor(tensor.file, tensor.info, heads)
+        return named
+
+    def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
+        """The one part of a causal language model."""
+        found: list[str] = []
+
+        def plan(config: Mapping[str, Any]) -> families.FamilyModel:
+            found.clear()
+            return families.plan(config, found)
+
+        model = layouts.as_stored(plan, self.config, self.tensors)
+        faults += found
+        weights = dict(model.tensors)
+        if self.row.shifted:
+            weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
+        return (PlannedPart("model", "text", model.graph, weights, model.tied),)
+
+    def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
+        """Tokenizer, template, special tokens and sampling defaults, from the metadata."""
+        try:
+            vocab = vocabulary_of(self.meta)
+            data = tokenizer_of(self.meta, vocab)
+            config = self._tokenizer_config(vocab.tokens, vocab.ids)
+        except BundleError as error:
+            raise as_convert_error(error) from None
+        self.tokenizer: dict[str, Any] = msgspec.json.decode(data)
+        self.tokenizer_config = config
+        self.texts: dict[str, bytes] = {
+            "tokenizer.json": data, "generation_config.json": b"",
+        }  # fmt: skip
+        self.generation: dict[str, Any] = {"eos_token_id": endings_of(vocab)}
+        if vocab.ids["bos"] is not None:
+            self.generation["bos_token_id"] = vocab.ids["bos"]
+        self.special_tokens: dict[str, Any] = {}
+        self.added_tokens: dict[str, Any] = {}
+        self.template_json: dict[str, Any] = {}
+        return read_text(self, vocab_size(parts[0].graph), faults)
+
+    def _tokenizer_config(
+        self, tokens: Sequence[str], ids: Mapping[str, int | None]
+    ) -> dict[str, Any]:
+        """tokenizer_config.json: the special tokens by their roles, and the templates."""
+        config: dict[str, Any] = {
+            role: tokens[i] for role, name in ROLES.items() if (i := ids[name]) is not None
+        }
+        templates = {"default": self.meta.text("tokenizer.chat_template")}
+        for name in self.meta.texts("tokenizer.chat_templates") or ():
+            templates[name] = self.meta.text(f"tokenizer.chat_template.{name}")
+        named = [{"name": n, "template": t} for n, t in templates.items() if t is not None]
+        if named:
+            config["chat_template"] = named
+        return config
+
+    def image(self, parts: Sequence[PlannedPart], faults: list[str]) -> Image | None:
+        return None
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file, by its name."""
+        cache = HashCache()
+        found = {file.path.name: file.sha256(cache) for file in self.files}
+        cache.save()
+        return dict(sorted(found.items()))
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+    def __enter__(self) -> GgufSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _files(path: Path) -> list[GgufFile]:
+    """All files of a model, in order. Raises ConvertError where parts are missing or differ."""
+    files = [GgufFile(path)]
+    try:
+        count = files[0].metadata.whole("split.count") or 1
+        if count == 1:
+            return files
+        part = SPLIT.fullmatch(path.name)
+        if part is None or int(part[3]) != count or not 1 < count <= limits.GGUF_SPLITS:
+            raise _parts_fault(
+                path, f"is one of {count} parts", f"a name -0000N-of-{count:05}.gguf"
+            )
+        names = [path.with_name(f"{part[1]}-{i:05}-of-{count:05}{path.suffix}")
+                 for i in range(1, count + 1)]  # fmt: skip
+        missing = [name.name for name in names if not os.path.isfile(name)]
+        if missing:
+            raise _parts_fault(path, f"is one of {count} parts", f"{missing[:4]} beside it")
+        files[0].close()
+        files = []
+        for index, name in enumerate(names):
+            files.append(GgufFile(name))
+            found = files[-1].metadata
+            if (found.whole("split.no"), found.whole("split.count")) != (index, count):
+                raise _parts_fault(
+                    name, f"is part {found.shown('split.no')} of {found.shown('split.count')}",
+                    f"part {index} of {count}",
+                )  # fmt: skip
+        return files
+    except BaseException as error:
+        for file in files:
+            file.close()
+        if isinstance(error, BundleError):
+            raise as_convert_error(error) from None
+        raise
+
+
+def _parts_fault(path: Path, found: str, expected: str) -> ConvertError:
+    return ConvertError(
+        f"{path} {found}, expected {expected}",
+        code="gguf-split",
+        hint="download all parts of the model into one folder, under their names",
+    )

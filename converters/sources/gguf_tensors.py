@@ -1,0 +1,119 @@
+"""Tensors of GGUF files by rows: as float32, or as the tensors of an encoding, bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BundleError, ConvertError
+from ...kernels import gguf_blocks
+from ...kernels.encodings import ENCODINGS
+from ...kernels.gguf_blocks import FORMS
+from ...storage.folder import open_regular
+from ...storage.gguf_header import KINDS, TensorInfo, parse_gguf
+from ...storage.safetensors import DTYPES
+from .checkpoint import F32, RawFile, as_convert_error, widened
+
+Stored = dict[str, NDArray[Any]]
+U8 = NDArray[np.uint8]
+FLOATS = ("F32", "F16", "BF16")
+
+
+class Kept(NamedTuple):
+    """How blocks are taken over: the encoding, and rows of bytes -> its tensors by key."""
+
+    encoding: str
+    tensors: Callable[[U8], Stored]
+
+
+def _whole(rows: U8) -> Stored:
+    return {gguf_blocks.KEY: rows}
+
+
+KEPT: Mapping[str, Kept] = {
+    "Q4_0": Kept("int4-g32", gguf_blocks.int4),
+    "Q5_0": Kept("int5-g32", gguf_blocks.int5),
+    "Q8_0": Kept("int8-g32", gguf_blocks.int8),
+    **{name.upper(): Kept(name, _whole) for name in FORMS},
+}
+READ = (*FLOATS, *KEPT)
+_BLOCKS = {kind.name: kind for kind in KINDS.values()}
+
+
+class GgufFile(RawFile):
+    """One open file: `metadata`, `tensors`; safe to read from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            fd = open_regular(path, follow=True)
+            try:
+                self.metadata, self.tensors = parse_gguf(fd, str(path))
+            except BaseException:
+                os.close(fd)
+                raise
+        except BundleError as error:
+            raise as_convert_error(error) from None
+        super().__init__(path, fd)
+
+
+class GgufTensor:
+    """A tensor by rows. heads: that stand in pairs and are read in halves, 0 for none.
+
+    dtype: of floats as safetensors calls it, F32 for blocks. kept: the encoding that its blocks are
+    taken over in, "" for floats.
+    """
+
+    def __init__(self, file: GgufFile, info: TensorInfo, heads: int = 0) -> None:
+        self.file, self.info, self.shape = file, info, info.shape
+        self.dtype = info.kind if info.kind in FLOATS else "F32"
+        self.kept = KEPT[info.kind].encoding if info.kind in KEPT and len(self.shape) == 2 else ""
+        block, width = _BLOCKS[info.kind], int(np.prod(info.shape[1:], dtype=np.int64))
+        self.vector = len(info.shape) == 1  # whose one axis is rows of one value
+        self.row_bytes = block.nbytes if self.vector else width // block.values * block.nbytes
+        self.head = info.shape[0] // heads if heads and not info.shape[0] % (2 * heads) else 0
+
+    def rows(self, start: int, stop: int) -> F32:
+        """Rows [start, stop) as float32."""
+        shape, kind = (stop - start, *self.shape[1:]), self.info.kind
+        if kind in FLOATS:
+            values = self._bytes(start, stop).reshape(-1).view(DTYPES[kind])
+            return widened(values.reshape(shape), kind)
+        if self.vector:
+            raise self._odd()
+        row = ENCODINGS[KEPT[kind].encoding]
+        flat = (int(np.prod(shape[:-1])), shape[-1])
+        raw = self._bytes(start, stop).reshape(flat[0], -1)
+        return row.dequantize(KEPT[kind].tensors(raw), flat).reshape(shape)
+
+    def stored(self, start: int, stop: int) -> Stored:
+        """The same rows as tensors of the encoding `kept`, by key."""
+        return KEPT[self.info.kind].tensors(self._bytes(start, stop))
+
+    def _bytes(self, start: int, stop: int) -> U8:
+        """Bytes [stop - start, row bytes] of rows in the family's order."""
+        if not self.head:
+            return self._read(start, stop)
+        size, half = self.head, self.head // 2
+        first = start // size * size
+        whole = self._read(first, -(-stop // size) * size)
+        wanted = np.arange(start, stop)
+        at = wanted % size
+        at = np.where(at < half, 2 * at, 2 * (at - half) + 1)
+        return np.ascontiguousarray(whole[wanted // size * size + at - first])
+
+    def _read(self, start: int, stop: int) -> U8:
+        out = np.empty((stop - start, self.row_bytes), np.uint8)
+        self.file.read(self.info.begin + start * self.row_bytes, out)
+        return out
+
+    def _odd(self) -> ConvertError:
+        return ConvertError(
+            f"{self.file.path}: a vector in blocks of {self.info.kind}, expected floats",
+            code="gguf-type",
+            hint="convert the model to GGUF again",
+        )

@@ -1,0 +1,298 @@
+"""tokenizer.json of a GGUF file's vocabulary, with the steps of the tokenizer it was made from.
+
+Two kinds are read, by `tokenizer.ggml.model`:
+
+    llama   SentencePiece's BPE: pieces with scores. The merge list is every way to join two pieces
+            into a third, best result first.
+    gpt2    byte-level BPE with its merges. `tokenizer.ggml.pre` names how text is cut first, a row
+            of CUTS each: the patterns of the tokenizers that llama.cpp knows by those names.
+
+A file says less than a tokenizer.json does: whether a special token swallows the space behind it is
+not told. Texts between special tokens are what is promised to be cut alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...errors import ConvertError
+from ...storage.gguf_values import Metadata
+
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf token types
+SPACE = "\u2581"
+Step = dict[str, Any]
+
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+)
+QWEN2 = rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+_MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+QWEN35 = rf"{_SHORT}|{_MARKED}|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_REST}"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
+)
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
+)
+
+
+def _level(*, regex: bool) -> Step:
+    return {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex
+    }  # fmt: skip
+
+
+def _split(pattern: str) -> Step:
+    return {
+        "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False
+    }  # fmt: skip
+
+
+def _by(pattern: str) -> tuple[Step, ...]:
+    return _split(pattern), _level(regex=False)
+
+
+class Cut(NamedTuple):
+    """How a text is cut. whole: a piece that is a token is not merged. nfc: it is composed first.
+    begins: BOS comes first where the file does not say."""
+
+    steps: tuple[Step, ...]
+    whole: bool = False
+    nfc: bool = False
+    begins: bool = False
+
+
+_GPT2 = Cut((_level(regex=True),))
+_DIGITS: Step = {"type": "Digits", "individual_digits": True}
+CUTS: Mapping[str, Cut] = {
+    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jina-en", "roberta-bpe"), _GPT2),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"),
+        Cut(_by(LLAMA3), whole=True, begins=True),
+    ),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), Cut(_by(QWEN2), nfc=True)),
+    **dict.fromkeys(("smollm", "starcoder", "refact"), Cut((_DIGITS, _level(regex=True)))),
+    "qwen35": Cut(_by(QWEN35)),
+    "deepseek-coder": Cut((
+        _split(r"[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"),
+        _split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"), _DIGITS, _level(regex=False),
+    )),
+    "tekken": Cut(_by(TEKKEN), whole=True, begins=True),
+    **dict.fromkeys(("gpt-4o", "llama4"), Cut(_by(GPT4O), whole=True)),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), Cut(_by(LLAMA3))),
+    "falcon": Cut((
+        {"type": "Punctuation", "behavior": "Contiguous"}, _level(regex=True),
+        {"type": "Digits", "individual_digits": False}, _split("[0-9][0-9][0-9]"),
+    )),
+}  # fmt: skip
+# Control tokens that end an answer in the formats of chats that use them, as llama.cpp has it.
+ENDINGS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
+    "<|end_of_text|>", "< EOT >", "_<EOT>", "<|return|>", "<|call|>",
+)  # fmt: skip
+
+
+class Vocabulary(NamedTuple):
+    """Tokens of a file by id, their types, and what it says of special ones (None: nothing)."""
+
+    tokens: Sequence[str]
+    types: Sequence[int]
+    ids: Mapping[str, int | None]
+
+    def special(self) -> list[int]:
+        """Tokens that are no ordinary text, and are part of the vocabulary."""
+        return [i for i, kind in enumerate(self.types) if kind in (UNKNOWN, CONTROL, USER)]
+
+
+ROLES = {
+    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
+    "sep_token": "seperator", "mask_token": "mask",
+}  # fmt: skip
+
+
+def vocabulary_of(meta: Metadata) -> Vocabulary:
+    """The vocabulary of a file. Raises ConvertError, BundleError for what is none."""
+    tokens = meta.texts("tokenizer.ggml.tokens")
+    if not tokens:
+        raise _fault(meta, "has no tokenizer.ggml.tokens")
+    types = meta.numbers("tokenizer.ggml.token_type")
+    if types is not None and len(types) != len(tokens):
+        raise _fault(meta, f"has {len(tokens)} tokens and {len(types)} token types")
+    if len(set(tokens)) < len(tokens):
+        twice = next(t for i, t in enumerate(tokens) if t in tokens[:i])
+        raise _fault(meta, f"has the token {twice[:40]!r} twice")
+    ids: dict[str, int | None] = {}
+    for name in (*ROLES.values(), "eot", "eom"):
+        found = meta.plain(f"tokenizer.ggml.{name}_token_id")
+        ids[name] = found if type(found) is int and 0 <= found < len(tokens) else None
+    kinds = [NORMAL] * len(tokens) if types is None else [int(kind) for kind in types]
+    return Vocabulary(tokens, kinds, ids)
+
+
+def tokenizer_of(meta: Metadata, vocab: Vocabulary) -> bytes:
+    """tokenizer.json of a file."""
+    kind = meta.text("tokenizer.ggml.model", 64)
+    if kind == "llama":
+        found = _sentencepiece(meta, vocab)
+    elif kind == "gpt2":
+        found = _byte_level(meta, vocab)
+    else:
+        raise _fault(meta, f"has a tokenizer of kind {kind!r}", "of the kinds 'llama' and 'gpt2'")
+    return json.dumps(found, ensure_ascii=False).encode("utf-8")
+
+
+def endings_of(vocab: Vocabulary) -> list[int]:
+    """Tokens that end an answer: what the file names, then those of ENDINGS."""
+    known = {vocab.tokens[i]: i for i in vocab.special()}
+    named = [vocab.ids[name] for name in ("eos", "eot", "eom")]
+    found = [i for i in (*named, *(known.get(text) for text in ENDINGS)) if i is not None]
+    return list(dict.fromkeys(found))
+
+
+def _begins(meta: Metadata, vocab: Vocabulary, default: bool) -> int | None:
+    """The token in front of every text; None for none."""
+    asked = meta.flag("tokenizer.ggml.add_bos_token")
+    return vocab.ids["bos"] if (default if asked is None else asked) else None
+
+
+def _sentencepiece(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
+    scores = meta.numbers("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(vocab.tokens):
+        raise _fault(meta, f"has {len(vocab.tokens)} tokens and no scores for them")
+    prefix = meta.flag("tokenizer.ggml.add_space_prefix") is not False
+    bos = _begins(meta, vocab, True)
+    return tokenizer_json(vocab.tokens, scores.tolist(), vocab.types, bos=bos, prefix=prefix)
+
+
+def _byte_level(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
+    name = meta.text("tokenizer.ggml.pre", 64)
+    cut = CUTS.get(name or "")
+    if cut is None:
+        raise _fault(meta, f"cuts texts by {name!r} (tokenizer.ggml.pre)", f"one of {sorted(CUTS)}")
+    pairs = [merge.split(" ", 1) for merge in meta.texts("tokenizer.ggml.merges") or ()]
+    odd = next((pair for pair in pairs if len(pair) != 2), None)
+    if odd is not None or not pairs:
+        raise _fault(meta, f"has the merge {str(odd)[:40]}", "two tokens and a space between")
+    ids = {token: i for i, token in enumerate(vocab.tokens) if vocab.types[i] != UNUSED}
+    bos = _begins(meta, vocab, cut.begins)
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": _listed(vocab.tokens, vocab.types),
+        "normalizer": {"type": "NFC"} if cut.nfc else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(cut.steps)},
+        "post_processor": _level(regex=False) if bos is None else _front(vocab.tokens[bos], bos),
+        "decoder": _level(regex=True),
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": cut.whole, "vocab": ids, "merges": pairs,
+        },
+    }  # fmt: skip
+
+
+def tokenizer_json(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    *,
+    bos: int | None,
+    prefix: bool = True,
+) -> dict[str, Any]:
+    """SentencePiece BPE as the `tokenizers` library writes Llama 2's.
+
+    SentencePiece merges the pair whose result has the best score; the merge list is every way to
+    join two pieces into a third, best result first. prefix: whether a space comes in front.
+    """
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    normalizers: list[Step] = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    strip: list[Step] = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _listed(pieces, types),
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                *normalizers,
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None if bos is None else _front(pieces[bos], bos),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                *strip,
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": pieces[0],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": merges(pieces, scores, types),
+        },
+    }
+
+
+def merges(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:
+    """Pairs of pieces that join into a piece, by falling score of the result."""
+    normal = {piece: i for i, piece in enumerate(pieces) if types[i] in (NORMAL, USER)}
+    found = []
+    for piece, i in normal.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in normal and right in normal:
+                found.append((-float(scores[i]), i, normal[left], normal[right], left, right))
+    if any(not math.isfinite(entry[0]) for entry in found):
+        raise ConvertError("the vocabulary has scores that are no numbers", code="gguf")
+    return [[left, right] for *_, left, right in sorted(found)]
+
+
+def _listed(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
+    """Added tokens: all that are matched in a text as a whole. Those of a user are plain text."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [
+        {"id": i, "content": tokens[i], **flags, "special": kind != USER}
+        for i, kind in enumerate(types)
+        if kind in (UNKNOWN, CONTROL, USER) and tokens[i]
+    ]
+
+
+def _front(text: str, token: int) -> dict[str, Any]:
+    """The step that puts a token in front of a text."""
+    begin = {"SpecialToken": {"id": text, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    again = {"SpecialToken": {"id": text, "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, again, second],
+        "special_tokens": {text: {"id": text, "ids": [token], "tokens": [text]}},
+    }
+
+
+def _fault(meta: Metadata, found: str, expected: str = "a tokenizer that is whole") -> ConvertError:
+    return ConvertError(
+        f"{meta.where} {found}, expected {expected}",
+        code="tokenizer",
+        hint="take another GGUF file of the model, or the repository that it was made from",
+    )

@@ -1,0 +1,197 @@
+"""GGUF files of transformers' models, by the `gguf` package, as llama.cpp's own script writes them.
+
+Names of tensors come from the package's own map. A matrix's type may be chosen; what the package
+cannot quantize is made of random blocks (`blocks_of`), with the values that the package reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgert.kernels.gguf_blocks import FORMS
+from numpy.typing import NDArray
+
+NAMES = {"gemma3_text": "gemma3", "mistral": "llama"}
+TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+    "Q6_K", "IQ4_NL", "IQ4_XS",
+)  # fmt: skip
+Chosen = Callable[[str, NDArray[np.float32]], str]
+
+
+def interleaved(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows of heads from halves (i, D/2 + i) to pairs (2i, 2i + 1), as the script permutes them."""
+    split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_model(
+    model: Any, path: Path, kinds: Chosen | str = "F32", *, keys: Mapping[str, Any] | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """A transformers model as a GGUF file with a byte-level vocabulary; gives the values that the
+    package reads of each tensor, by transformers' names and in its order. keys: more metadata."""
+    import gguf
+
+    config = model.config
+    name = NAMES.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(str(path), name)
+    _hyperparameters(writer, config)
+    _vocabulary(writer, config.vocab_size)
+    for key, value in (keys or {}).items():
+        writer.add_key_value(key, *value)
+    arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    read: dict[str, NDArray[np.float32]] = {}
+    tied = config.tie_word_embeddings
+    for key, tensor in model.state_dict().items():
+        if tied and key == "lm_head.weight":
+            continue
+        values = tensor.float().numpy()
+        if name.startswith("gemma") and key.endswith("norm.weight"):
+            values = values + np.float32(1)
+        pairs = _pairs(key, name, config)
+        rows = interleaved(values, pairs) if pairs else values
+        target = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        kind = "F32" if rows.ndim == 1 else kinds if isinstance(kinds, str) else kinds(key, rows)
+        data, back = encoded(rows, kind)
+        writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+        read[key] = halves(back, pairs) if pairs else back
+    for target, vector in _factors(config).items():
+        writer.add_tensor(target, vector)
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file"):
+        getattr(writer, step)()
+    writer.close()
+    return read
+
+
+def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """The other way round."""
+    split = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _pairs(key: str, name: str, config: Any) -> int:
+    """Heads of a tensor that the script permutes."""
+    if name not in ("llama", "smollm3"):
+        return 0
+    if ".q_proj." in key:
+        return int(config.num_attention_heads)
+    return int(config.num_key_value_heads) if ".k_proj." in key else 0
+
+
+def encoded(rows: NDArray[np.float32], kind: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """A matrix in a type, and the values that the package reads of it."""
+    import gguf
+
+    number = gguf.GGMLQuantizationType[kind]
+    try:
+        data = gguf.quantize(rows, number)
+    except NotImplementedError:
+        data = blocks_of(kind.lower(), rows)
+    return data, np.ascontiguousarray(gguf.dequantize(data, number), np.float32)
+
+
+def blocks_of(name: str, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Random blocks of about the size of the rows' values."""
+    form, rng = FORMS[name], np.random.default_rng(rows.shape[0])
+    n, k = rows.shape
+    blocks = rng.integers(0, 256, (n, k // form.values, form.nbytes)).astype(np.uint8)
+    places = {"q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
+    steps = {"q2_k": 15, "q3_k": 20, "q4_k": 40, "q5_k": 40, "q6_k": 74, "iq4_xs": 20}
+    size = {"iq4_nl": 70.0, "iq4_xs": 70.0 * 20}.get(name) or steps[name] * 2.0**form.bits / 4
+    for at in places.get(name, (0,)):
+        d = np.float32(rows.std()) / size * (0.7 + 0.6 * rng.random(blocks.shape[:2]))
+        if at == places.get(name, (0, 0))[-1] and form.minima:
+            d *= 2.0**form.bits / 2
+        blocks[..., at : at + 2] = d.astype("<f2")[..., None].view(np.uint8)
+    return blocks.reshape(n, -1)
+
+
+def _hyperparameters(writer: Any, config: Any) -> None:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_vocab_size(config.vocab_size)
+    turning = size
+    ropes = dict(config.rope_parameters or {})
+    if "full_attention" in ropes:
+        writer.add_rope_freq_base_swa(ropes["sliding_attention"]["rope_theta"])
+        ropes = ropes["full_attention"]
+    if config.model_type == "phi3":
+        turning = int(size * ropes.get("partial_rotary_factor", 1.0))
+    writer.add_rope_dimension_count(turning)
+    writer.add_rope_freq_base(float(ropes["rope_theta"]))
+    kind = ropes.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(_scaling_type(kind))
+        writer.add_rope_scaling_factor(ropes["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(ropes["original_max_position_embeddings"])
+    if kind == "longrope":
+        original = config.original_max_position_embeddings
+        stretch = config.max_position_embeddings / original
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(np.sqrt(1 + np.log(stretch) / np.log(original)))
+    if config.model_type in ("phi3", "gemma2", "gemma3_text"):
+        writer.add_sliding_window(config.sliding_window or 0)
+    if config.model_type in ("gemma2", "gemma3_text"):
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if getattr(config, cap, None):
+                getattr(writer, f"add_{cap}")(getattr(config, cap))
+
+
+def _scaling_type(kind: str) -> Any:
+    import gguf
+
+    return gguf.RopeScalingType.LINEAR if kind == "linear" else gguf.RopeScalingType.YARN
+
+
+def _factors(config: Any) -> dict[str, NDArray[np.float32]]:
+    """Factors of rotary frequencies, as tensors."""
+    ropes = dict(config.rope_parameters or {})
+    if ropes.get("rope_type") == "longrope":
+        return {
+            f"rope_factors_{which}.weight": np.array(ropes[f"{which}_factor"], np.float32)
+            for which in ("long", "short")
+        }
+    if ropes.get("rope_type") != "llama3":
+        return {}
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    freqs = 1.0 / ropes["rope_theta"] ** (np.arange(0, size, 2) / size)
+    low, high, factor = ropes["low_freq_factor"], ropes["high_freq_factor"], ropes["factor"]
+    waves, length = 2 * np.pi / freqs, ropes["original_max_position_embeddings"]
+    smooth = np.clip((length / waves - low) / (high - low), 0, 1)
+    return {"rope_freqs.weight": (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)}
+
+
+def letters() -> list[str]:
+    """The 256 bytes as byte-level tokenizers write them, in their order."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+def _vocabulary(writer: Any, count: int) -> None:
+    """256 letters, three special tokens, one merge, some texts of no use; the rest is unused."""
+    tokens = [*letters(), "<s>", "</s>", "<|im_end|>", "th"]
+    types = [1] * 256 + [3] * 3 + [1]
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), count)]
+    types += [1 if count > 2000 else 5] * (count - len(types))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_add_bos_token(True)

@@ -1,0 +1,129 @@
+"""GGUF files given to edgert directly, and the same files in llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from edgert.converters.convert import convert
+
+import edgert
+from edgert.bundle import Bundle
+from edgert.bundle.converted import as_bundle, is_gguf
+from edgert.cli import cli
+from edgert.errors import ConvertError, ResourceError
+from edgert.session import SessionOptions, open_session
+from edgert.session.base import Feed
+from tests.converters.gguf_files import write_model
+from tests.converters.test_gguf import Demo, mostly, prompt
+from tests.hostile.gguf_models import model
+
+TOKENS = 24
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGERT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "converted"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "m-Q8_0.gguf"
+    path.write_bytes(model().bytes())
+    return path
+
+
+def test_a_file_is_converted_once(
+    file: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with edgert.load(file) as opened:
+        first = opened.generate("ab", max_tokens=4, temperature=0).token_ids
+        assert opened.name == "m-Q8_0"
+    (made,) = cache.iterdir()
+    assert f"{file} is converted once, into {made}" in caplog.text
+    before = made.stat().st_mtime_ns
+    caplog.clear()
+    with edgert.load(str(file)) as opened:
+        assert opened.generate("ab", max_tokens=4, temperature=0).token_ids == first
+    assert "converted" not in caplog.text
+    assert [p.stat().st_mtime_ns for p in cache.iterdir()] == [before]
+    file.write_bytes(model({"llama.context_length": 32}).bytes())
+    with edgert.load(file) as opened:
+        assert opened.context == 32
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_the_command_line_takes_it(file: Path, cache: Path) -> None:
+    done = CliRunner().invoke(cli, ["generate", str(file), "-p", "ab", "-n", "3", "--json"])
+    assert done.exit_code == 0, done.output
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_what_is_no_gguf_file_is_left_alone(tmp_path: Path, cache: Path) -> None:
+    other = tmp_path / "m.gguf"
+    other.write_bytes(b"PK")
+    assert not is_gguf(other)
+    assert as_bundle(other) == other
+    assert as_bundle(tmp_path) == tmp_path
+    assert as_bundle(tmp_path / "no") == tmp_path / "no"
+    assert not cache.exists()
+
+
+def test_damage_leaves_nothing_behind(file: Path, cache: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConvertError, match="bytes are missing"):
+        edgert.load(file)
+    assert not [p for p in cache.iterdir() if p.suffix == ".edge"]
+
+
+def test_a_cache_that_cannot_be_written(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setenv("EDGERT_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(ResourceError, match="expected a place for the bundle of") as caught:
+        edgert.load(file)
+    assert "edgert convert m-Q8_0.gguf -o m-Q8_0.edge" in caught.value.hint
+
+
+def test_the_stories_are_the_published_ones(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "lm-stories260k"
+    published = (folder / "greedy_expected.txt").read_text("utf-8")
+    convert(folder / "stories260K.gguf", tmp_path / "s.edge", progress=False, golden=False)
+    with edgert.load(tmp_path / "s.edge") as opened:
+        text = opened.generate("", max_tokens=200, temperature=0).text
+    assert len(text) > 400
+    assert published.startswith(text.strip())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_NL"])
+def test_llama_cpp_goes_on_alike(kind: str, tmp_path: Path) -> None:
+    """The same greedy tokens; where one differs, its lead is below the difference of the logits."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    demo = Demo(12)
+    write_model(demo, tmp_path / "m.gguf", mostly(kind))
+    convert(tmp_path / "m.gguf", tmp_path / "m.edge", progress=False, golden=False)
+    ids = prompt(16, demo.config.vocab_size)
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "m.gguf"), n_ctx=128, logits_all=True, verbose=False, n_threads=1
+    )
+    with Bundle.open(tmp_path / "m.edge") as bundle:
+        session = open_session(bundle, SessionOptions("cpu", threads=1))
+        state, done = session.new_state(), 0
+        for _ in range(TOKENS):
+            theirs.reset()
+            theirs.eval(ids.tolist())
+            want = np.asarray(theirs.scores[len(ids) - 1])
+            got = session.step([Feed(state, ids[done:], "last")])[0].logits[-1]
+            state.commit(len(ids) - done)
+            done = len(ids)
+            lead = np.sort(want)[-1] - want[int(got.argmax())]
+            assert lead <= 2 * np.abs(got - want).max()
+            assert np.corrcoef(got, want)[0, 1] > 0.99
+            ids = np.append(ids, np.int32(want.argmax())).astype(np.int32)
+        session.close()
+    theirs.close()

@@ -1,0 +1,157 @@
+"""Hostile GGUF models: rows H03, H06 and H14 to H17 for metadata, tensors and parts of a file."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edgert.converters.convert import convert
+from edgert.converters.sources.base import open_source
+
+from edgert.errors import ConvertError
+from tests.gguf_bytes import ARRAY, I32, TEXT, Made, Tensor, Typed
+from tests.hostile.gguf_models import FF, KEYS, WIDTH, model, q8_0, tensors
+
+
+def refusal(made: Made | bytes, folder: Path) -> ConvertError:
+    """The error of a conversion, which leaves nothing behind."""
+    path = folder / "m.gguf"
+    path.write_bytes(made if isinstance(made, bytes) else made.bytes())
+    with pytest.raises(ConvertError) as caught:
+        convert(path, folder / "out.edge", progress=False)
+    assert sorted(p.name for p in folder.iterdir() if ".stage" not in p.name) == ["m.gguf"]
+    assert caught.value.hint
+    return caught.value
+
+
+def test_the_good_model_is_good(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(model().bytes())
+    report = convert(path, tmp_path / "out.edge", progress=False)
+    assert {w.encoding for w in report.weights} == {"f32", "int8-g32"}
+    assert max(w.error for w in report.weights) == 0
+    assert report.quant == "as the source"
+    with open_source(path) as source:
+        assert source.name == "m"
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "architecture": ({"general.architecture": "mamba"}, "architecture 'mamba', of GGUF files"),
+    "no-architecture": ({"general.architecture": None}, "no architecture"),
+    "projector": ({"general.architecture": "clip"}, "architecture 'clip'"),
+    "missing-size": ({"llama.block_count": None}, "'llama.block_count' is missing"),
+    "text-for-size": ({"llama.block_count": "1"}, "expected a whole number"),
+    "layers": ({"llama.block_count": 1 << 31}, "num_hidden_layers"),
+    "no-heads": ({"llama.attention.head_count": 0}, "head_count' is zero"),
+    "heads-by-layer": (
+        {"llama.attention.head_count": Typed(ARRAY, (I32, [2, 4]))}, "differs between layers",
+    ),
+    "unknown-key": ({"llama.no_such": 5}, "'llama.no_such' .= 5. is unknown"),
+    "experts": ({"llama.expert_count": 8}, "'llama.expert_count' .= 8. is unknown, but for 0"),
+    "scaling": ({"llama.rope.scaling.type": "su"}, "expected none, linear, yarn"),
+    "values": ({"llama.attention.value_length": 8}, "value_length is 8"),
+    "rotary": ({"llama.rope.dimension_count": 8}, "dimension_count is 8"),
+    "eps": ({"llama.attention.layer_norm_rms_epsilon": 2.0}, "rms_norm_eps"),
+    "tokens": ({"tokenizer.ggml.tokens": None}, "no tokenizer.ggml.tokens"),
+    "few-tokens": (
+        {"tokenizer.ggml.tokens": ["<s>"], "tokenizer.ggml.token_type": None}, "token",
+    ),
+    "no-end": (
+        {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF}, "no eos token",
+    ),
+    "template": ({"tokenizer.chat_template": "x" * 300_000}, "a text of at most 262144 bytes"),
+    "template-kind": ({"tokenizer.chat_template": 5}, "expected a text"),
+    "not-utf8": (
+        {"tokenizer.ggml.merges": Typed(ARRAY, (TEXT, [b"\xff \xfe"]))}, "expected UTF-8",
+    ),
+    "split": ({"split.count": 3}, "is one of 3 parts"),
+    "splits": ({"split.count": 1 << 30}, "is one of 1073741824 parts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_h16_metadata_that_no_model_has(name: str, tmp_path: Path) -> None:
+    changes, says = FAULTS[name]
+    with pytest.raises(ConvertError, match=says):
+        raise refusal(model(changes), tmp_path)
+
+
+def test_h15_tensors_that_do_not_fit(tmp_path: Path) -> None:
+    wide = Tensor("blk.0.ffn_up.weight", (WIDTH, FF - 1), 8, q8_0((FF - 1, WIDTH)))
+    made = model(blk_0_ffn_up_weight=wide, blk_0_attn_k_weight=None)
+    other = Tensor("blk.7.attn_k.weight", (WIDTH, 16), 8, q8_0((16, WIDTH)))
+    strange = Tensor("blk.0.attn_sinks.weight", (2,), 0, bytes(8))
+    error = refusal(replace(made, tensors=[*made.tensors, other, strange]), tmp_path)
+    for part in (
+        "4 faults found", "'model.layers.0.self_attn.k_proj.weight' [16, 32] is missing",
+        "is [63, 32], expected [64, 32]", "'model.layers.7.self_attn.k_proj.weight' [16, 32] is un",
+        "'blk.0.attn_sinks.weight' [2] is unexpected",
+    ):  # fmt: skip
+        assert part in error.message
+
+
+def test_h15_types_that_are_not_read(tmp_path: Path) -> None:
+    rows = Tensor("blk.0.ffn_up.weight", (WIDTH, FF), 24, bytes(FF * WIDTH))
+    error = refusal(model(blk_0_ffn_up_weight=rows), tmp_path)
+    assert "tensor 'blk.0.ffn_up.weight' is I8, expected one of ['F32', 'F16'" in error.message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_h17_scales_that_are_no_numbers(value: float, tmp_path: Path) -> None:
+    rows = Tensor("blk.0.ffn_up.weight", (WIDTH, FF), 8, q8_0((FF, WIDTH), value))
+    error = refusal(model(blk_0_ffn_up_weight=rows), tmp_path)
+    assert error.code == "weight-values"
+    assert "'model.layers.0.mlp.up_proj.weight'" in error.message
+    assert "64 of 64 scales are not finite" in error.message
+    vector = Tensor("output_norm.weight", (WIDTH,), 0, struct.pack("<f", value) * WIDTH)
+    assert refusal(model(output_norm_weight=vector), tmp_path).code == "weight-values"
+
+
+def parts(folder: Path, count: int = 3) -> list[Path]:
+    """The good model in several files."""
+    whole, paths = list(tensors().values()), []
+    for index in range(count):
+        more = {"split.no": index, "split.count": count, "split.tensors.count": len(whole)}
+        keys = {**KEYS, **more} if index == 0 else more
+        path = folder / f"m-{index + 1:05}-of-{count:05}.gguf"
+        path.write_bytes(Made(keys, whole[index::count]).bytes())
+        paths.append(path)
+    return paths
+
+
+def test_parts_of_a_file_are_one_model(tmp_path: Path) -> None:
+    paths = parts(tmp_path)
+    for source in (paths[0], paths[2], tmp_path):
+        report = convert(source, tmp_path / "out.edge", progress=False, golden=False, force=True)
+        assert report.name == "m"
+        assert len(report.weights) == 9
+
+
+def test_h15_parts_that_are_missing_or_foreign(tmp_path: Path) -> None:
+    paths = parts(tmp_path)
+    out, third = tmp_path / "out.edge", paths[2].read_bytes()
+    paths[2].unlink()
+    with pytest.raises(ConvertError, match=r"\['m-00003-of-00003.gguf'\] beside it") as caught:
+        convert(paths[0], out)
+    assert caught.value.code == "gguf-split"
+    paths[2].write_bytes(paths[1].read_bytes())
+    with pytest.raises(ConvertError, match="is part 1 of 3, expected part 2 of 3"):
+        convert(paths[0], out)
+    paths[2].write_bytes(third[:-40])
+    with pytest.raises(ConvertError, match="bytes are missing"):
+        convert(paths[0], out)
+    paths[2].unlink()
+    paths[2].symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConvertError, match="beside it"):
+        convert(paths[0], out)
+
+
+def test_h14_a_folder_of_several_models_is_not_guessed(tmp_path: Path) -> None:
+    for name in ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-m.gguf"):
+        (tmp_path / name).write_bytes(model().bytes())
+    with pytest.raises(ConvertError, match="holds 2 GGUF models") as caught:
+        convert(tmp_path, tmp_path / "out.edge")
+    assert "m-Q4_K_M.gguf" in caught.value.hint
