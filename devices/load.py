@@ -84,11 +84,9 @@ def _toml(data: bytes) -> Any:
     text = data.decode("utf-8")
     if sys.version_info >= (3, 11):
         import tomllib
-
-        return tomllib.loads(text)
-    import tomli
-
-    return tomli.loads(text)
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
 
 
 def _wrong(where: str, found: list[str]) -> DeviceError:

@@ -120,19 +120,21 @@ class Product(_Strict, frozen=True):
 class Rates(_Strict, frozen=True):
     """What a probe found for a number of threads.
 
-    step_s: a step before its first instruction. launch_s: an instruction of one row. rows_s:
-    float values a second of everything between products, for many rows. values_s: the same for
-    one row. read: (bytes, bytes a second) of streaming through a block of that size.
-    attend_bytes_s:
-    keys and values a second of one row that looks back; attend_ops_s: operations a second of many.
+    step_s: a step before its first instruction. launch_s: an instruction that all threads wait for.
+    row_s: each of many rows, an instruction. values_s, rows_s: float values a second of everything
+    between products, for one row and for many. read: (bytes, bytes a second) of streaming through
+    a block of that size. attend_bytes_s, attend_row_ops_s: keys and values that one row looks at,
+    and its operations on them; attend_ops_s: operations of many rows.
     """
 
     threads: int
     step_s: float
     launch_s: float
+    row_s: float
     values_s: float
     rows_s: float
     attend_bytes_s: float
+    attend_row_ops_s: float
     attend_ops_s: float
     read: tuple[tuple[float, float], ...]
     products: tuple[Product, ...]

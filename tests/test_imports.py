@@ -243,6 +243,7 @@ def test_importing_edgert_imports_nothing_heavy() -> None:
         "kernels.cpu.code",
         "kernels.cpu.pack",
         "kernels.bandwidth",
+        "forecast.latency",
         "session.cpu",
     ],
 )

@@ -38,6 +38,7 @@ VERBS: Mapping[str, str] = {
     "image": "Draw a picture.",
     "calibrate": "Measure a drawing model, so that steps can be used again.",
     "bench": "Measure speed.",
+    "devices": "List device profiles, or measure this machine.",
     "eval": "Measure quality: perplexity and zero-shot tasks.",
     "inspect": "Say what a checkpoint or bundle holds and needs.",
     "verify": "Check a bundle's files, tensors and answers.",

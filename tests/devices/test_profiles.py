@@ -26,7 +26,7 @@ def text_of(name: str) -> str:
 def measured(threads: int = 2) -> Measured:
     """What a probe might have found, for tests."""
     product = Product("int4", ((1e6, 4e10), (1e9, 1e10)), 2e11)
-    rates = Rates(threads, 2e-5, 1e-6, 1e9, 4e9, 1e10, 1e11, ((1e6, 5e10),), (product,))
+    rates = Rates(threads, 2e-5, 1e-6, 1e-9, 1e9, 4e9, 1e10, 1e11, 2e11, ((1e6, 5e10),), (product,))
     return Measured("2026-01-01", "0.1.0", "avx2", "a CPU", 0.1, 9e7, (rates,))
 
 
