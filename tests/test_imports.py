@@ -32,7 +32,7 @@ ANYWHERE = {
     "devices": {"msgspec", "psutil", "numpy"},
 }
 INSIDE = {
-    "edgert": {"onnxruntime", "PIL", "tomli"},
+    "edgert": {"onnxruntime", "PIL", "tomli", "pytest", "scipy", "matplotlib"},
     "kernels": {"onnx"},
     "converters": {
         "onnx", "gguf", "huggingface_hub", "onnxruntime", "psutil", "distributed", "matplotlib",

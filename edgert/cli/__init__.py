@@ -40,6 +40,7 @@ VERBS: Mapping[str, str] = {
     "bench": "Measure speed.",
     "test": "Test a bundle against a budget of times and memory on a device.",
     "devices": "List device profiles, or measure this machine.",
+    "frontier": "Fit attainable scores over training compute.",
     "eval": "Measure quality: perplexity and zero-shot tasks.",
     "inspect": "Say what a checkpoint or bundle holds and needs.",
     "verify": "Check a bundle's files, tensors and answers.",
