@@ -66,16 +66,7 @@ def _plugin(config: pytest.Config) -> Any:
             mark = item.get_closest_marker(MARK)
             if mark is None or MARK in getattr(item, "fixturenames", ()):
                 return
-            report = self.report_of(item)
-            if report.outcome == "pass":
-                return
-            from .budget.report import lines
-
-            text = "\n".join(lines(report))
-            strict = mark.kwargs.get("undecided", "skip") == "fail"
-            if report.outcome == "fail" or strict:
-                pytest.fail(text, pytrace=False)
-            pytest.skip(text)
+            _judge(self.report_of(item), mark.kwargs.get("undecided", "skip"))
 
         def report_of(self, item: Any) -> Report:
             """Run the budget of a test's mark. pytest.UsageError for a mark that says nothing
@@ -106,6 +97,20 @@ def _plugin(config: pytest.Config) -> Any:
                 terminalreporter.write_line(f"{report.outcome:9} {name}")
 
     return Budgets()
+
+
+def _judge(report: Report, undecided: str) -> None:
+    """Fails or skips the running test by a report."""
+    import pytest
+
+    from .budget.report import lines
+
+    if report.outcome == "pass":
+        return
+    text = "\n".join(lines(report))
+    if report.outcome == "fail" or undecided == "fail":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
 
 
 def _bundle(config: pytest.Config, asked: dict[str, Any]) -> str:

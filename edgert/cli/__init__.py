@@ -39,6 +39,7 @@ VERBS: Mapping[str, str] = {
     "calibrate": "Measure a drawing model, so that steps can be used again.",
     "bench": "Measure speed.",
     "test": "Test a bundle against a budget of times and memory on a device.",
+    "plan": "Choose model, bits and compression for a device, before converting.",
     "devices": "List device profiles, or measure this machine.",
     "frontier": "Fit attainable scores over training compute.",
     "eval": "Measure quality: perplexity and zero-shot tasks.",

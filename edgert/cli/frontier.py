@@ -21,7 +21,7 @@ def command() -> None:
 )
 @click.option("--tau", default=0.98, show_default=True, type=click.FloatRange(0.5, 0.999))
 @click.option("--preset", default="edgert", show_default=True,
-              type=click.Choice(("edgert", "paper")), help="Smoothing and penalty of the fit.")  # fmt: skip
+              type=click.Choice(("edgert", "paper")), help="Smoothing and penalty.")  # fmt: skip
 @click.option("--bootstrap", default=0, show_default=True, type=click.IntRange(0, 2000),
               help="Resamples of base models, for bands.")  # fmt: skip
 @click.option("--evaluate", is_flag=True, help="Also fit each period of release and test the next.")

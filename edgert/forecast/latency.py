@@ -40,9 +40,9 @@ def parts_of(
             continue
         one = count == 1
         if work.waits[0 if one else 1] or work.rows == "R":
-            parts["launches"] += rates.launch_s
+            parts["launches"] += work.launches * rates.launch_s
         parts["rest"] += count * work.values / (rates.values_s if one else rates.rows_s)
-        parts["rest"] += 0.0 if one else count * rates.row_s
+        parts["rest"] += 0.0 if one else count * work.launches * rates.row_s
         parts["rest"] += count * work.state / at_size(rates.read, size)
         if work.nbytes:
             parts["products"] += _product(work, rates, count, size)

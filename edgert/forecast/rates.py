@@ -61,7 +61,7 @@ def _nominal(profile: Profile, threads: int, cores: int, provider: str) -> Rates
     return Rates(
         threads=threads, step_s=roof.launch_s.value, launch_s=roof.launch_s.value,
         row_s=NOTHING, values_s=bandwidth / 4, rows_s=bandwidth / 4, attend_bytes_s=bandwidth,
-        attend_row_ops_s=flops, attend_ops_s=flops, read=flat,
+        attend_row_ops_s=1 / NOTHING, attend_ops_s=flops, read=flat,
         products=(Product("float", flat, flops), Product("codes", flat, ints)),
     )  # fmt: skip
 

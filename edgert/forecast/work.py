@@ -29,7 +29,7 @@ class Work(NamedTuple):
     ops: operations a row. values: floats read and written a row, outside of products. cache: bytes
     of keys and values for each token that a row looks back at. look_ops: operations for the same.
     window: the most tokens that it looks back at, 0 for all. state: bytes a row of a recurrent
-    state.
+    state. launches: how many instructions it stands for.
     """
 
     kernel: str
@@ -42,6 +42,7 @@ class Work(NamedTuple):
     look_ops: float = 0.0
     window: int = 0
     state: float = 0.0
+    launches: int = 1
 
 
 def lowered(graph: Graph, *, threads: int = 1, kv_bits: int = 0, rows: int = MAX_ROWS) -> Lowering:

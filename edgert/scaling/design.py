@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import RequestError
 from .bins import edges_of, index_of, midpoints
-from .frontier import Theta
-from .loss import F64, sigmoid
+from .frontier import Theta, jacobian
+from .loss import F64
 
 RIDGE = 1e-9
 BALANCE = 1e-3
@@ -27,15 +27,6 @@ class Design(msgspec.Struct, frozen=True):
     chosen: tuple[int, ...]
     cost: float
     budget: float
-
-
-def jacobian(theta: Theta | F64, z: F64) -> F64:
-    """Rows [1, s, L s (1 - s), L s (1 - s) z] of q = y0 + L sigmoid(a + beta z), [n, 4]."""
-    _, height, middle, log_b = theta
-    b = math.exp(log_b)
-    s = sigmoid(b * (z - middle))
-    g = height * s * (1 - s)
-    return np.stack([np.ones_like(s), s, g, g * z], axis=1)
 
 
 def nominal(z: F64) -> Theta:

@@ -82,6 +82,15 @@ def _clipped(q: F64) -> F64:
     return found
 
 
+def jacobian(theta: Theta | F64, z: F64) -> F64:
+    """Rows [1, s, L s (1 - s), L s (1 - s) z] of q = y0 + L sigmoid(a + beta z), [n, 4]."""
+    _, height, middle, log_b = theta
+    b = math.exp(log_b)
+    s = sigmoid(b * (z - middle))
+    g = height * s * (1 - s)
+    return np.stack([np.ones_like(s), s, g, g * z], axis=1)
+
+
 def objective(
     theta: F64, z: F64, y: F64, tau: float, kappa: float, penalty: float
 ) -> tuple[float, F64]:
@@ -289,8 +298,6 @@ def _bootstrap(
 
 def sandwich(frontier: Frontier, z: Any, y: Any, groups: int) -> F64:
     """Covariance [4, 4] of (y0, L, b (z - z*) as a + beta z): H^-1 S H^-1 / groups."""
-    from .design import jacobian
-
     z, y = np.asarray(z, np.float64), np.asarray(y, np.float64)
     rows, u = jacobian(frontier.theta, z), y - curve(frontier.theta, z)
     s = sigmoid(frontier.kappa * u)
