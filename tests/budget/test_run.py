@@ -206,6 +206,16 @@ def test_threads_are_kept_on_as_many_cores() -> None:
     assert os.sched_getaffinity(0) == before
 
 
+def test_inspect_says_what_a_test_would_predict(edgert: Edgert, bundle: Path) -> None:  # noqa: F811
+    ran = edgert("inspect", bundle, "--profile", "steam-deck", "--json")
+    found = {row["name"]: row["value"] for row in ran.json["expected"]}
+    limits = budget_of({"p50_token_ms": 1.0, "peak_mb": 1.0})
+    verdicts = run(bundle, limits, Ask(device="steam-deck", predict=True)).verdicts
+    assert found["token_ms at 0"] == verdicts[0].value
+    assert found["peak_mb"] == verdicts[1].value
+    assert "on steam-deck" in edgert("inspect", bundle, "--profile", "steam-deck").out
+
+
 def test_the_verb(edgert: Edgert, bundle: Path, tmp_path: Path) -> None:  # noqa: F811
     xml = tmp_path / "out.xml"
     args = ["--predict", "--device", "steam-deck", "--junit", xml]
