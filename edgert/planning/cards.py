@@ -138,7 +138,7 @@ def card_faults(card: Card) -> list[str]:
     out = [
         f"{card.name}: {name} is {value}, expected more than 0"
         for name, value in values.items()
-        if not (math.isfinite(value) and 0 < value <= LARGEST)
+        if not 0 < value <= LARGEST
     ]
     out += [
         f"{card.name}: probes has {b!r}, expected bits" for b in card.probes if not b.isdecimal()
