@@ -113,6 +113,19 @@ def judge(board: Jetson, root: Path, providers: Sequence[str] | None) -> list[Ad
     return found + _slow(board) + _devices(root)
 
 
+def watts(root: Path = Path("/")) -> float | None:
+    """Power that the whole board draws now, from its INA3221 sensor (the rail VDD_IN, which is
+    called SYS_IN on some boards); None where there is none."""
+    for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        for label in sorted(folder.glob("in*_label")):
+            if _text(label).strip() in ("VDD_IN", "SYS_IN"):
+                number = label.name.removeprefix("in").removesuffix("_label")
+                volts, amperes = (_number(folder / f"{n}{number}_input") for n in ("in", "curr"))
+                if volts is not None and amperes is not None:
+                    return volts * amperes / 1e6  # millivolts, milliamperes
+    return None
+
+
 def fastest(modes: Mapping[int, str]) -> int | None:
     """Number of the fastest power mode by its name (MAXN_SUPER, MAXN, else most watts): numbers
     differ between boards. None without modes."""

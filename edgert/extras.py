@@ -17,6 +17,7 @@ EXTRAS = {  # of README's table, by a package that each brings
     "onnxruntime": "ort",
     "onnxruntime-gpu": "ort-gpu",
     "onnxruntime-openvino": "openvino",
+    "scipy": "scaling",
     "torch": "convert",
 }
 

@@ -14,6 +14,7 @@ import pytest
 from edgert.converters.families import FAMILIES
 
 from edgert import cli
+from edgert.cli.test import UNDECIDED
 
 from .conftest import ROOT
 
@@ -67,7 +68,7 @@ def test_exit_codes_are_those_of_the_code() -> None:
     listed = set(
         map(int, re.findall(r"(?<![\d.])(\d+) [^0-9]", README.split("Exit codes:")[1][:200]))
     )
-    assert {0, 1, 2, cli.INTERRUPTED, cli.PIPE_CLOSED, cli.INTERNAL_ERROR} == listed
+    assert {0, 1, 2, UNDECIDED, cli.INTERRUPTED, cli.PIPE_CLOSED, cli.INTERNAL_ERROR} == listed
 
 
 def test_generated_sections_are_up_to_date() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..errors import RequestError
+from ..forecast.memory import BASE, footprint
 from ..graph import Graph, Weight
 from ..kernels.encodings import ENCODINGS, asked, on_cpu, packed_bytes
 from ..kernels.states import KVState
@@ -20,14 +21,12 @@ from ..storage.safetensors import nbytes_of
 from .check import tensors_of
 from .manifest import ImageSpec
 
-RUNTIME_BYTES = 160_000_000  # interpreter, NumPy, Numba, kernels: measured on x86-64 Linux
-
 
 class Description(msgspec.Struct, frozen=True):
     """What `inspect` tells. Sizes in bytes, context and cache in tokens.
 
     encodings: bytes of the weights by encoding (of a checkpoint: as stored there). cache_per_token:
-    at 16 bits. memory: weights, cache of a full context and the program, roughly. converted: of a
+    at 16 bits. memory: a process with a full context (`forecast.memory`). converted: of a
     checkpoint, what each --quant would make of the weights. packed: of sparse weights, bytes as the
     CPU session packs them, by kernel: in their dense form, or with indices. model: text or image;
     of an image model, layers, vocabulary, context and cache are 0, `parts` has bytes by part and
@@ -148,7 +147,7 @@ def _pictures(
         kind=kind, path=str(path), name=name, layers=0,
         parameters=sum(map(parameters, graphs.values())), vocabulary=0, context=0,
         encodings=dict(sorted(encodings.items())), weights=weights, cache_per_token=0,
-        memory=weights + RUNTIME_BYTES, model="image", parts=parts,
+        memory=weights + round(BASE), model="image", parts=parts,
         picture={
             **spec.defaults, "conditioning": spec.conditioning, "labels": len(spec.labels),
             "scheduler": spec.scheduler.get("_class_name", ""),
@@ -178,9 +177,17 @@ def _description(
         encodings=dict(sorted(encodings.items())),
         weights=weights,
         cache_per_token=cache,
-        memory=weights + cache * graph.context + RUNTIME_BYTES,
+        memory=_memory(graph, weights, cache * graph.context),
         **more,
     )
+
+
+def _memory(graph: Graph, weights: int, cache: int) -> int:
+    """Bytes of a process with a full context: as the CPU session lays it out where that has kernels
+    for the weights, else as they are stored."""
+    if any(ENCODINGS[weight.encoding].cpu is None for weight in graph.weights.values()):
+        return weights + cache + round(BASE)
+    return round(footprint(graph, tokens=graph.context).total)
 
 
 def stored_bytes(weight: Weight) -> int:

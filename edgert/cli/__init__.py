@@ -1,9 +1,9 @@
 """The `edgert` command: one module per verb, imported when it is called.
 
-Exit codes: 0 done, 1 a verification or check failed, 2 an error or wrong usage, 130 Ctrl-C,
-141 the reader of our output went away, 70 a fault of edgert itself. Errors are one line and a hint
-on stderr. With `--json`, stdout holds one JSON object and nothing else: the result, or
-{"error": {"type", "code", "message", "hint", "values"}}.
+Exit codes: 0 done, 1 a verification or check failed, 2 an error or wrong usage, 3 a test is not
+decided, 130 Ctrl-C, 141 the reader of our output went away, 70 a fault of edgert itself. Errors are
+one line and a hint on stderr. With `--json`, stdout holds one JSON object and nothing else: the
+result, or {"error": {"type", "code", "message", "hint", "values"}}.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ VERBS: Mapping[str, str] = {
     "image": "Draw a picture.",
     "calibrate": "Measure a drawing model, so that steps can be used again.",
     "bench": "Measure speed.",
+    "test": "Test a bundle against a budget of times and memory on a device.",
+    "plan": "Choose model, bits and compression for a device, before converting.",
+    "devices": "List device profiles, or measure this machine.",
+    "frontier": "Fit attainable scores over training compute.",
     "eval": "Measure quality: perplexity and zero-shot tasks.",
     "inspect": "Say what a checkpoint or bundle holds and needs.",
     "verify": "Check a bundle's files, tensors and answers.",

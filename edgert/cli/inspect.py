@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 @click.option(
     "--device", help="Also say on which provider each node of a bundle's ONNX model would run."
 )
+@click.option(
+    "--profile", metavar="NAME",
+    help="Also say what to expect of a bundle on a device: a profile, by name or file.",
+)  # fmt: skip
 @json_option
-def command(source: str, device: str | None, as_json: bool) -> int:
+def command(source: str, device: str | None, profile: str | None, as_json: bool) -> int:
     """Say what SOURCE holds and what it takes: a bundle, a checkpoint directory or a hub id; or the
     settings of a picture that edgert drew."""
     if source.lower().endswith(".png") and Path(source).is_file():
@@ -31,19 +35,40 @@ def command(source: str, device: str | None, as_json: bool) -> int:
 
     found = inspect(source)
     placed = _placement(Path(source), device) if device else []
+    expected = _expected(Path(source), profile) if profile else []
     if as_json:
         extra = {"placement": placed} if device else {}
+        extra |= {"expected": expected} if profile else {}
         emit_json({"schema": 1, **found.to_dict(), **extra})
         return 0
     lines = _pictures(found) if found.model == "image" else _text(found)
     for name, text in lines.items():
         click.echo(f"{name:11} {text}")
+    for row in expected:
+        click.echo(f"{'expected':11} {row['name']} {row['value']:.4g} {row['unit']}, 90 %: "
+                   f"{row['low']:.4g} to {row['high']:.4g}, on {row['device']}")  # fmt: skip
     for provider in sorted({node["provider"] for node in placed}):
         mine = [node for node in placed if node["provider"] == provider]
         counts = Counter(node["op"] for node in mine)
         ops = ", ".join(f"{count} {op}" for op, count in counts.most_common())
         click.echo(f"{'runs on':11} {provider}: {len(mine)} nodes ({ops})")
     return 0
+
+
+def _expected(bundle: Path, name: str) -> list[dict[str, Any]]:
+    """Times and memory on a device, as `edgert test --predict` finds them."""
+    from ..budget.limits import budget_of
+    from ..budget.predict import predict
+    from ..devices.load import load
+
+    profile = load(name)
+    limits = budget_of({"p50_token_ms": 1.0, "p50_ttft_ms": {512: 1.0}, "peak_mb": 1.0})
+    return [
+        {"name": v.label.removeprefix("p50_"), "value": v.value, "low": v.low, "high": v.high,
+         "unit": v.unit, "device": profile.label}
+        for v in predict(bundle, limits, profile)
+        if v.value is not None
+    ]  # fmt: skip
 
 
 def _text(found: Description) -> dict[str, str]:

@@ -133,6 +133,12 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(f"found {value!r}, expected bytes such as 512M or 2G") from None
 
 
+def size_option(name: str, **more: Any) -> Callable[[F], F]:
+    """An option that takes a number of bytes, such as 512M or 2G."""
+    option: Callable[[F], F] = click.option(name, callback=_size, metavar="SIZE", **more)
+    return option
+
+
 _skip_verify = click.option(
     "--skip-verify", is_flag=True, help="Do not compare the bundle's files with their hashes."
 )

@@ -141,12 +141,12 @@ def _rows(session: Session, plan: Plan, progress: Callable[[str], None]) -> list
     for depth in plan.depths:
         state = session.new_state(depth + longest)
         try:
-            _feed(session, state, _tokens(generator, depth, vocabulary))
+            feed(session, state, random_tokens(generator, depth, vocabulary))
             read = bytes_per_token(session.graph, state)
             for test, count in (("pp", plan.prompt), ("tg", plan.generate)):
                 if count:
                     progress(f"{test}{count} after {depth} tokens, {threads} threads")
-                    tokens = _tokens(generator, count, vocabulary)
+                    tokens = random_tokens(generator, count, vocabulary)
                     piece = count if test == "pp" else 1
                     spent = _repeat(session, state, tokens, piece, plan.repetitions)
                     rows.append(_row(test, count, depth, threads, spent, read))
@@ -155,11 +155,12 @@ def _rows(session: Session, plan: Plan, progress: Callable[[str], None]) -> list
     return rows
 
 
-def _tokens(generator: np.random.Generator, count: int, vocabulary: int) -> Ids:
+def random_tokens(generator: np.random.Generator, count: int, vocabulary: int) -> Ids:
+    """int32 [count]."""
     return generator.integers(0, vocabulary, count, dtype=np.int32)
 
 
-def _feed(session: Session, state: State, tokens: Ids) -> None:
+def feed(session: Session, state: State, tokens: Ids) -> None:
     """Put tokens into a state, no logits but the last row's."""
     for at in range(0, len(tokens), session.max_rows):
         piece = tokens[at : at + session.max_rows]
@@ -168,12 +169,12 @@ def _feed(session: Session, state: State, tokens: Ids) -> None:
         state.commit(len(piece))
 
 
-def _recurrent(session: Session) -> bool:
+def is_recurrent(session: Session) -> bool:
     """Whether a state of this session cannot go back to any length."""
     return any(not isinstance(s, KVState | BorrowedState) for s in session.graph.states.values())
 
 
-def _go_back(state: State, depth: int, kept: dict[str, Any] | None) -> None:
+def go_back(state: State, depth: int, kept: dict[str, Any] | None) -> None:
     """To `depth` tokens; by a snapshot of that length where there is one."""
     if kept is None:
         state.rewind(depth)
@@ -185,9 +186,9 @@ def _repeat(
     session: Session, state: State, tokens: Ids, piece: int, repetitions: int
 ) -> list[list[float]]:
     """Seconds of each piece of `tokens`, for each repetition, from the same depth each time."""
-    depth, kept = state.length, state.snapshot() if _recurrent(session) else None
-    _feed(session, state, tokens[: min(len(tokens), 4)])
-    _go_back(state, depth, kept)
+    depth, kept = state.length, state.snapshot() if is_recurrent(session) else None
+    feed(session, state, tokens[: min(len(tokens), 4)])
+    go_back(state, depth, kept)
     spent: list[list[float]] = []
     collecting = gc.isenabled()
     gc.disable()
@@ -196,9 +197,9 @@ def _repeat(
             times: list[float] = []
             for at in range(0, len(tokens), piece):
                 start = time.perf_counter()
-                _feed(session, state, tokens[at : at + piece])
+                feed(session, state, tokens[at : at + piece])
                 times.append(time.perf_counter() - start)
-            _go_back(state, depth, kept)
+            go_back(state, depth, kept)
             spent.append(times)
     finally:
         if collecting:

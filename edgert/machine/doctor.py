@@ -97,7 +97,7 @@ def _cpu(problems: list[Problem]) -> dict[str, Any]:
         problems.append(Problem(str(error), f"unset {isa.VARIABLE}, or choose one this CPU has"))
     known = sorted({feature for needs in isa.NEEDS.values() for feature in needs})
     return {
-        "model": _cpu_name(),
+        "model": cpu_name(),
         "instruction_set": chosen,
         "usable": list(isa.supported()),
         "features": [name for name in known if name in isa.cpu_features()],
@@ -106,7 +106,7 @@ def _cpu(problems: list[Problem]) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

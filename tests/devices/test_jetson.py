@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from edgert.devices.jetson import fastest, look
+from edgert.devices.jetson import fastest, look, watts
 
 CONF = """
 < PM_CONFIG DEFAULT=1 >
@@ -129,3 +129,14 @@ def test_files_that_make_no_sense(tmp_path: Path) -> None:
     )
     assert board is not None
     assert (board.l4t, board.power_mode, board.gpu_hz, board.temperature) == ("", None, None, None)
+
+
+def test_watts_are_those_of_the_board_s_rail(tmp_path: Path) -> None:
+    assert watts(tmp_path) is None
+    folder = tmp_path / "sys/class/hwmon/hwmon1"
+    folder.mkdir(parents=True)
+    for number, name, volts, amperes in ((1, "VDD_IN", 5000, 2400), (2, "VDD_CPU", 4000, 100)):
+        (folder / f"in{number}_label").write_text(f"{name}\n")
+        (folder / f"in{number}_input").write_text(f"{volts}\n")
+        (folder / f"curr{number}_input").write_text(f"{amperes}\n")
+    assert watts(tmp_path) == 12.0

@@ -1,0 +1,86 @@
+"""Does `edgert test` tell a slowed bundle from itself: the same test many times, in turns.
+
+    python -m benchmarks.budget_verdicts BUNDLE [--times 20] [--seconds 20]
+
+First the bundle's median token is measured as it is (all cores) and slowed (half of the threads,
+and a process that keeps their core busy); the limit stands at their geometric mean. Then both are
+tested in turns: every test as it is must pass, every slowed one fail. Results are appended to
+benchmarks/results/budget_verdicts.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import machine
+from edgert.budget.limits import budget_of
+from edgert.budget.run import Ask, run
+from edgert.session.cores import performance_cores
+
+RESULTS = Path(__file__).resolve().parent / "results" / "budget_verdicts.jsonl"
+BUSY = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+
+
+@contextlib.contextmanager
+def slowed(yes: bool) -> Iterator[int]:
+    """Threads to use, with a busy process on the first core where slowed."""
+    cores = performance_cores()
+    if not yes:
+        yield len(cores)
+        return
+    with subprocess.Popen([sys.executable, "-c", BUSY, str(cores[0])]) as process:
+        try:
+            yield max(1, len(cores) // 2)
+        finally:
+            process.kill()
+
+
+def tested(path: Path, limit_ms: float, seconds: float, *, slow: bool) -> tuple[str, float]:
+    """Verdict and median token, ms."""
+    limits = budget_of({"p50_token_ms": limit_ms})
+    with slowed(slow) as threads:
+        (found,) = run(path, limits, Ask(threads=threads, seconds=seconds)).verdicts
+    return found.outcome, found.value or 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if not hasattr(os, "sched_setaffinity"):
+        raise SystemExit("this system does not keep processes on cores")
+    watch = machine.Watch()
+    as_it_is, slow = (tested(args.bundle, 1e6, 3.0, slow=s)[1] for s in (False, True))
+    limit = (as_it_is * slow) ** 0.5
+    print(f"as it is {as_it_is:.3f} ms, slowed {slow:.3f} ms, limit {limit:.3f} ms")
+    counts = {False: Counter[str](), True: Counter[str]()}
+    for _ in range(args.times):
+        for how in (False, True):
+            outcome, value = tested(args.bundle, limit, args.seconds, slow=how)
+            counts[how][outcome] += 1
+            print(f"  {'slowed' if how else 'as it is':9} {outcome:9} {value:.3f} ms", flush=True)
+    line = {
+        "schema": 1, "kind": "budget_verdicts", "model": args.bundle.stem, "limit_ms": limit,
+        "as_it_is_ms": as_it_is, "slowed_ms": slow, "as_it_is": dict(counts[False]),
+        "slowed": dict(counts[True]), "machine": machine.describe(), "run": watch.summary(),
+    }  # fmt: skip
+    print(f"as it is {dict(counts[False])}, slowed {dict(counts[True])}; others kept "
+          f"{line['run']['other_cores']} cores busy")  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Measuring a bundle against limits, burst by burst, until every interval decides.
+
+Bursts of all that is measured take turns, so that what disturbs the machine for a while does not
+fall on one limit alone. A burst is 16 tokens, a prompt, a process from its start to its first
+token, or a picture. Tokens are random; tokenizing and sampling are not measured, but for cold
+starts, which are processes that answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EdgertError, RequestError
+from ..machine.bench import feed, go_back, is_recurrent, random_tokens
+from ..session.base import Session
+from ..session.options import SessionOptions
+from . import statistics
+from .children import Child
+from .limits import Limit
+from .report import Verdict, missing, verdict
+from .source import Source
+from .statistics import F64, Band
+
+BURST = 16  # tokens
+TURN = 0.5  # seconds of bursts of one kind, until the others have theirs
+Progress = Callable[[str], None]
+
+
+class Steps(Source):
+    """Tokens one by one after `depth` tokens, or whole prompts of `prompt` tokens; always from the
+    same place."""
+
+    def __init__(self, session: Session, *, depth: int = 0, prompt: int = 0) -> None:
+        self.session, self.count = session, prompt or BURST
+        self.prompt = prompt
+        self.name = f"prompt of {prompt}" if prompt else f"tokens after {depth}"
+        total = depth + self.count + 1
+        if total > session.context:
+            raise RequestError(
+                f"{self.name} need {total} tokens, the context holds {session.context}",
+                code="context", hint="ask for fewer tokens in the budget",
+            )  # fmt: skip
+        generator = np.random.default_rng(0)
+        self.tokens = random_tokens(generator, self.count, session.vocab_size)
+        self.state = session.new_state(total)
+        feed(session, self.state, random_tokens(generator, depth, session.vocab_size))
+        self.depth = depth
+        self.kept = self.state.snapshot() if is_recurrent(session) else None
+
+    def burst(self) -> Mapping[str, F64]:
+        feed(self.session, self.state, self.tokens[:1])  # wakes the threads
+        go_back(self.state, self.depth, self.kept)
+        piece = self.count if self.prompt else 1
+        times = []
+        for at in range(0, self.count, piece):
+            start = time.perf_counter()
+            feed(self.session, self.state, self.tokens[at : at + piece])
+            times.append(time.perf_counter() - start)
+        go_back(self.state, self.depth, self.kept)
+        found = np.array(times)
+        if self.prompt:
+            return {"prompt": found}
+        return {"token": found, "speed": np.array([self.count / found.sum()]), **_watts()}
+
+    def close(self) -> None:
+        self.state.close()
+
+
+def _watts() -> Mapping[str, F64]:
+    from ..devices.jetson import watts
+
+    now = watts()
+    return {} if now is None else {"power": np.array([now])}
+
+
+class Pictures(Source):
+    """Whole pictures, as the bundle's own defaults draw them."""
+
+    name = "pictures"
+
+    def __init__(self, bundle: Path, options: SessionOptions) -> None:
+        from ..api import open_model
+
+        self.model = open_model(bundle, options, kind="image")
+        asked: dict[str, Any] = {"captions": "a red apple", "labels": 0}
+        self.asked = asked.get(self.model.spec.conditioning)
+
+    def burst(self) -> Mapping[str, F64]:
+        start = time.perf_counter()
+        self.model(self.asked, seed=0)
+        return {"picture": np.array([time.perf_counter() - start])}
+
+    def close(self) -> None:
+        self.model.close()
+
+
+SAMPLES = {"tokens_per_s": "speed", "load_s": "load", "cold_start_s": "start", "peak_mb": "peak"}
+
+
+def sampled(limit: Limit) -> str:
+    """What a limit's samples are called in a burst."""
+    return SAMPLES.get(limit.name, limit.metric.kind)
+
+
+class Run:
+    """Limits that share a source, and what has been found for them."""
+
+    def __init__(self, source: Source, wanted: Sequence[Limit]) -> None:
+        self.source, self.wanted = source, list(wanted)
+        self.bursts: dict[str, list[F64]] = {}
+        self.count = 0
+        self.decided: dict[Limit, Verdict] = {}
+
+    @property
+    def done(self) -> bool:
+        return len(self.decided) == len(self.wanted)
+
+    def step(self) -> None:
+        """One more burst, and verdicts where a look is due."""
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for name, values in self.source.burst().items():
+                self.bursts.setdefault(name, []).append(values)
+        finally:
+            if collecting:
+                gc.enable()
+        self.count += 1
+        if look := statistics.is_look(self.count):
+            self._look(statistics.alpha_at(look))
+
+    def _look(self, alpha: float) -> None:
+        for limit in self.wanted:
+            if limit not in self.decided:
+                found = self.verdict(limit, alpha)
+                if found.outcome != "undecided" or not found.count:
+                    self.decided[limit] = found
+
+    def verdict(self, limit: Limit, alpha: float) -> Verdict:
+        """What can be said of a limit now."""
+        bursts = self.bursts.get(sampled(limit), [])
+        if not bursts:
+            why = f"this machine does not show {limit.metric.unit}" if self.count else "no time"
+            return missing(limit, "measured", why)
+        scale, quantile = limit.metric.scale, limit.metric.quantile
+        raw = statistics.quantile_band(bursts, quantile, alpha)
+        band = Band(*(value * scale for value in raw))
+        typical = [float(np.quantile(burst, quantile)) * scale for burst in bursts]
+        return verdict(limit, band, "measured", count=sum(map(len, bursts)), samples=typical[:200])
+
+
+def measure(
+    bundle: Path,
+    wanted: Sequence[Limit],
+    options: SessionOptions,
+    *,
+    seconds: float = 120.0,
+    limit_memory: int | None = None,
+    least_bursts: int = 0,
+    progress: Progress = lambda what: None,
+) -> list[Verdict]:
+    """Verdicts on all limits, in their order, after at most about `seconds`.
+
+    least_bursts: to take even where all is decided, for comparing with another run. limit_memory:
+    bytes that processes may take, see `children`. Raises what loading raises.
+    """
+    deadline = time.perf_counter() + seconds
+    runs, session = _runs(bundle, wanted, options, limit_memory)
+    try:
+        while time.perf_counter() < deadline:
+            left = [run for run in runs if not run.done or run.count < least_bursts]
+            if not left:
+                break
+            for run in left:
+                progress(f"{run.source.name}: burst {run.count + 1}")
+                _turn(run, least_bursts, min(deadline, time.perf_counter() + TURN))
+    finally:
+        for run in runs:
+            run.source.close()
+        if session is not None:
+            session.close()
+    found = {}
+    for run in runs:
+        for limit in run.wanted:
+            last = run.decided.get(limit) or run.verdict(limit, statistics.ALPHA / 100)
+            now = run.verdict(limit, statistics.ALPHA / 100)  # all samples, for a baseline
+            found[limit] = _with_samples(last, now)
+    return [found[limit] for limit in wanted]
+
+
+def _turn(run: Run, least_bursts: int, until: float) -> None:
+    """Bursts of one run, at least one: short ones get as much time as long ones."""
+    while True:
+        run.step()
+        if time.perf_counter() > until or (run.done and run.count >= least_bursts):
+            return
+
+
+def _with_samples(last: Verdict, now: Verdict) -> Verdict:
+    import msgspec
+
+    return msgspec.structs.replace(last, samples=now.samples)
+
+
+def _runs(
+    bundle: Path, wanted: Sequence[Limit], options: SessionOptions, limit_memory: int | None
+) -> tuple[list[Run], Session | None]:
+    groups: dict[tuple[str, int], list[Limit]] = {}
+    for limit in wanted:
+        kind = "token" if limit.metric.kind == "power" else str(limit.metric.kind)
+        groups.setdefault((kind, limit.tokens or 0), []).append(limit)
+    session, runs = None, list[Run]()
+    try:
+        for (kind, tokens), members in groups.items():
+            source: Source
+            if kind == "process":
+                source = Child(bundle, options, limit_memory)
+            elif kind == "picture":
+                source = Pictures(bundle, options)
+            else:
+                session = session or _open(bundle, options)
+                where = {"depth": tokens} if kind == "token" else {"prompt": tokens}
+                source = Steps(session, **where)
+            runs.append(Run(source, members))
+    except EdgertError:
+        for run in runs:
+            run.source.close()
+        if session is not None:
+            session.close()
+        raise
+    return runs, session
+
+
+def _open(path: Path, options: SessionOptions) -> Session:
+    from ..bundle.reader import Bundle
+    from ..session import open_session
+
+    with Bundle.open(path) as bundle:
+        return open_session(bundle, options)

@@ -1,0 +1,118 @@
+"""One run of `edgert test`: limits, a device, and how its verdicts are found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..devices.load import load
+from ..devices.profile import Profile
+from ..errors import DeviceError
+from ..session.cores import performance_cores
+from ..session.options import SessionOptions
+from .baseline import compare
+from .limits import Limit
+from .report import SCHEMA, Report
+
+HERE = "here"
+BASELINE_BURSTS = 12  # at least, where runs are compared
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """device: a profile's name or path, or "here" for whatever this machine is. predict: run
+    nothing. threads: of sessions, which are kept on as many cores. limit_memory: bytes."""
+
+    device: str = HERE
+    predict: bool = False
+    threads: int | None = None
+    limit_memory: int | None = None
+    seconds: float = 120.0
+    kv_bits: int = 0
+    compute: str = "cpu"
+    baseline: Report | None = None
+    save: bool = False  # take bursts enough to be a baseline
+
+
+def run(
+    bundle: Path, limits: Sequence[Limit], ask: Ask,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Report:  # fmt: skip
+    """Verdicts of a bundle. Raises DeviceError where the device is another one and nobody asked to
+    predict, and what loading raises."""
+    begun = time.perf_counter()
+    profile = None if ask.device == HERE else load(ask.device)
+    if ask.predict:
+        verdicts = _predicted(bundle, limits, ask, profile)
+        label = profile.label if profile else HERE
+        return Report(SCHEMA, str(bundle), label, tuple(verdicts), time.perf_counter() - begun)
+    if profile is not None:
+        _check_here(profile)
+    from ..machine.probe import Busy
+    from .children import how_limited
+    from .measure import measure
+
+    options = SessionOptions(device=ask.compute, threads=ask.threads, kv_bits=ask.kv_bits)
+    compared = ask.save or ask.baseline is not None
+    watch = Busy()
+    with on_cores(ask.threads):
+        found = measure(
+            bundle, limits, options, seconds=ask.seconds, limit_memory=ask.limit_memory,
+            least_bursts=BASELINE_BURSTS if compared else 0, progress=progress,
+        )  # fmt: skip
+    if ask.baseline is not None:
+        found += compare(found, ask.baseline)
+    conditions: dict[str, Any] = {"busy_cores": round(watch.others(), 2)}
+    if ask.threads:
+        conditions["threads"] = ask.threads
+    if ask.limit_memory:
+        conditions |= {"limit_memory": ask.limit_memory, "limited_by": how_limited()}
+    label = profile.label if profile else HERE
+    spent = time.perf_counter() - begun
+    return Report(SCHEMA, str(bundle), label, tuple(found), spent, conditions)
+
+
+def _predicted(bundle: Path, limits: Sequence[Limit], ask: Ask, profile: Profile | None) -> Any:
+    from .predict import predict
+
+    if profile is None:
+        raise DeviceError(
+            "a prediction needs a device", code="device-name",
+            hint="name one with --device, or measure this one: edgert devices probe -o here.toml",
+        )  # fmt: skip
+    return predict(
+        bundle, limits, profile, threads=ask.threads, kv_bits=ask.kv_bits, provider=ask.compute
+    )
+
+
+def _check_here(profile: Profile) -> None:
+    from ..machine.probe import is_here
+
+    if not is_here(profile):
+        raise DeviceError(
+            f"this machine is not {profile.name} ({profile.title}), so nothing can be measured",
+            code="device-elsewhere",
+            hint="--predict says what to expect there; --device here measures this machine",
+        )
+
+
+@contextlib.contextmanager
+def on_cores(threads: int | None) -> Iterator[None]:
+    """This process and its children on as many cores as `threads`, so that a machine of so many is
+    what they see; no change for None, or where the system cannot."""
+    if threads is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    cores = performance_cores()
+    wanted = cores[:threads] if len(cores) >= threads else sorted(before)[:threads]
+    os.sched_setaffinity(0, wanted)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

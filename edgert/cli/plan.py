@@ -1,0 +1,139 @@
+"""`edgert plan`: which model, bits and compression to choose, before converting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import RequestError
+from .settings import emit_json, json_option, say
+
+if TYPE_CHECKING:
+    from ..planning.cards import Card, Workload
+    from ..scaling.frontier import Frontier
+
+NOTHING = 1  # exit code where no candidate keeps the limits
+
+
+@click.command("plan")
+@click.option("--device", required=True, metavar="NAME", help="A device profile, by name or file.")
+@click.option("--workload", type=click.Path(path_type=Path), help="What is asked, in a TOML file.")
+@click.option("--prompt-tokens", type=click.IntRange(1), help="Length of prompts; default: 512.")
+@click.option(
+    "--max-tokens", "new_tokens", type=click.IntRange(1), help="Of answers; default: 128."
+)
+@click.option("-c", "--ctx-size", "context", type=click.IntRange(1), help="Default: 2048.")
+@click.option(
+    "--ttft", "ttft_budget_s", type=float, metavar="S", help="Seconds to the first token."
+)
+@click.option("--token", "tok_budget_s", type=float, metavar="S", help="Seconds of each token.")
+@click.option("--total", "total_budget_s", type=float, metavar="S", help="Seconds of an answer.")
+@click.option("--models", multiple=True, metavar="PATH",
+              help="Cards (.toml) or bundles; default: SmolLM2's sizes.")  # fmt: skip
+@click.option("--tokens", "trained", type=float, metavar="N",
+              help="Tokens that bundles were trained on.")  # fmt: skip
+@click.option("--frontier", type=click.Path(path_type=Path),
+              help="Fits of `edgert frontier fit -o`; default: a shape without data.")  # fmt: skip
+@click.option("--task", help="Which of the fits; default: the first.")
+@click.option("--bits", multiple=True, type=click.IntRange(2, 16), help="Only these.")
+@click.option("--ratio", "ratios", multiple=True, type=click.FloatRange(0, 0.9), help="Only these.")
+@click.option("--risk", default=0.5, show_default=True, type=click.FloatRange(0, 1),
+              help="0: by the mean, 1: by the worst 5 %.")  # fmt: skip
+@click.option("--allow-risky", is_flag=True, help="Also 2 and 3 bits without healing.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a Markdown page here.")
+@click.option("--picture", "drawn", type=click.Path(path_type=Path), help="Draw it here, as PNG.")
+@json_option
+def command(
+    device: str,
+    workload: Path | None,
+    models: tuple[str, ...],
+    trained: float | None,
+    frontier: Path | None,
+    task: str | None,
+    bits: tuple[int, ...],
+    ratios: tuple[float, ...],
+    risk: float,
+    allow_risky: bool,
+    report: Path | None,
+    drawn: Path | None,
+    as_json: bool,
+    **asked: Any,
+) -> int:
+    """Choose model, bits, compression and cache for a device and a workload.
+
+    Exits with 1 where nothing keeps the limits.
+    """
+    from ..devices.load import load
+    from ..planning import page
+    from ..planning.decide import prescribe
+
+    grid: dict[str, Any] = {"allow_risky": allow_risky}
+    grid |= {name: value for name, value in (("bits", bits), ("ratios", ratios)) if value}
+    plan = prescribe(
+        load(device), _workload(workload, asked), _cards(models, trained),
+        frontier=_frontier(frontier, task), risk=risk, **grid,
+    )  # fmt: skip
+    if report is not None:
+        report.write_text(page.markdown(plan), encoding="utf-8")
+    if drawn is not None:
+        page.picture(plan, drawn)
+    if as_json:
+        emit_json(plan.to_dict())
+    else:
+        click.echo(page.markdown(plan), nl=False)
+    if plan.choice is None:
+        say("nothing keeps the limits: relax one, or name smaller models")
+    return 0 if plan.choice else NOTHING
+
+
+def _workload(path: Path | None, asked: dict[str, Any]) -> Workload:
+    from ..budget.limits import read_toml
+    from ..planning.cards import workload_of
+
+    values = read_toml(path, "workload") if path else {}
+    values |= {name: value for name, value in asked.items() if value is not None}
+    return workload_of(values, str(path or "the workload"))
+
+
+def _cards(models: tuple[str, ...], trained: float | None) -> Sequence[Card]:
+    from ..bundle.reader import Bundle
+    from ..planning.cards import SMOLLM2, card_of, read_cards
+
+    found: list[Card] = []
+    for model in models:
+        path = Path(model)
+        if path.suffix == ".toml":
+            found += read_cards(path)
+            continue
+        if trained is None or not 1 <= trained <= 1e15:
+            raise RequestError(
+                f"{model}: how many tokens it was trained on is not known",
+                code="plan-tokens", hint="say it with --tokens, as in --tokens 6e9",
+            )  # fmt: skip
+        with Bundle.open(path) as bundle:
+            found.append(card_of(bundle.graph(), bundle.manifest.name, tokens=trained))
+    return found or SMOLLM2
+
+
+def _frontier(path: Path | None, task: str | None) -> Frontier | None:
+    if path is None:
+        return None
+    import msgspec
+
+    from .. import limits
+    from ..scaling.frontier import Frontier
+
+    try:
+        data = path.read_bytes()[: limits.TABLE_BYTES]
+        fits = msgspec.json.decode(data)["fits"]
+        found: Frontier = msgspec.convert(fits[task or next(iter(fits))], Frontier)
+        return found
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise RequestError(
+            f"{path}: {str(error)[:200]}, expected fits of `edgert frontier fit -o`"
+            + (f" with the task {task[:40]!r}" if task else ""),
+            code="plan-frontier", hint="edgert frontier fit TABLE.csv -o FILE",
+        ) from None  # fmt: skip

@@ -1,0 +1,112 @@
+"""Seconds of a step, of a token and of a prompt: the work of each instruction over the rates of a
+device.
+
+    t = step + sum_i ( launch_i + max(bytes_i / bandwidth, operations_i / compute) + looking back )
+
+Bandwidth is that of the product's kernel at the size of all weights that a step reads, for a model
+that fits a cache is read from there. One row looks back at keys and values by their bytes and its
+operations on them, many rows by operations alone, for they share what they read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+from ..devices.profile import Rates
+from .rates import at_size, product_of
+from .work import MAX_ROWS, Work, weight_bytes
+
+
+def step_seconds(
+    found: Sequence[Work], rates: Rates, *, rows: int = 1, depth: int = 0, logits: int = 1
+) -> float:
+    """Seconds of a step of `rows` tokens of one sequence that has `depth` before them, with logits
+    for the last `logits` of them."""
+    return sum(parts_of(found, rates, rows=rows, depth=depth, logits=logits).values())
+
+
+def parts_of(
+    found: Sequence[Work], rates: Rates, *, rows: int = 1, depth: int = 0, logits: int = 1
+) -> dict[str, float]:
+    """The same by what the time goes to: launches, products, attention and everything else."""
+    size = weight_bytes(list(found))
+    parts = {"launches": rates.step_s, "products": 0.0, "attention": 0.0, "rest": 0.0}
+    for work in found:
+        count = rows if work.rows == "T" else min(logits, rows)
+        if count == 0:
+            continue
+        one = count == 1
+        if work.waits[0 if one else 1] or work.rows == "R":
+            parts["launches"] += work.launches * rates.launch_s
+        parts["rest"] += count * work.values / (rates.values_s if one else rates.rows_s)
+        parts["rest"] += 0.0 if one else count * work.launches * rates.row_s
+        parts["rest"] += count * work.state / at_size(rates.read, size)
+        if work.nbytes:
+            parts["products"] += _product(work, rates, count, size)
+        if work.look_ops:
+            parts["attention"] += _looking_back(work, rates, count, depth)
+    return parts
+
+
+def _product(work: Work, rates: Rates, count: int, size: float) -> float:
+    product = product_of(rates, work.kernel)
+    reading = work.nbytes / at_size(product.decode, size)
+    return max(reading, count * work.ops / product.ops_s)
+
+
+def _looking_back(work: Work, rates: Rates, count: int, depth: int) -> float:
+    """Rows look back at `depth` tokens and at those before them in the step."""
+    if count == 1:
+        visible = min(depth + 1, work.window or depth + 1)
+        return visible * (
+            work.cache / rates.attend_bytes_s + work.look_ops / rates.attend_row_ops_s
+        )
+    seen = sum_seen(count, depth, work.window)
+    return seen * work.look_ops / rates.attend_ops_s
+
+
+def sum_seen(count: int, depth: int, window: int = 0) -> float:
+    """Pairs of a row and a token that it sees, for `count` rows after `depth` tokens."""
+    total = count * depth + count * (count + 1) / 2
+    if not window or depth + count <= window:
+        return total
+    growing = max(0, min(count, window - depth))  # rows that do not see a whole window yet
+    return growing * depth + growing * (growing + 1) / 2 + (count - growing) * window
+
+
+def prompt_seconds(
+    found: Sequence[Work], rates: Rates, tokens: int, *, depth: int = 0, chunk: int = MAX_ROWS
+) -> float:
+    """Seconds to read a prompt of `tokens` in steps of `chunk`, logits of its last token only."""
+    total = 0.0
+    for start in range(0, tokens, chunk):
+        count = min(chunk, tokens - start)
+        last = start + count == tokens
+        total += step_seconds(
+            found, rates, rows=count, depth=depth + start, logits=1 if last else 0
+        )
+    return total
+
+
+class Interval(NamedTuple):
+    """A predicted time and the band that holds it with 90 % probability, seconds."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+def interval(seconds: float, spread: float, share: float = 0.9) -> Interval:
+    """The band around a prediction whose error is lognormal with deviation `spread`."""
+    z = NormalDist().inv_cdf((1 + share) / 2)
+    return Interval(seconds, seconds * math.exp(-z * spread), seconds * math.exp(z * spread))
+
+
+def within(seconds: float, budget: float, spread: float, percentile: float = 0.95) -> float:
+    """How much of a budget a time takes, with the margin that its uncertainty asks for; at most 1
+    where it is kept with this probability."""
+    margin = NormalDist().inv_cdf(percentile) * spread
+    return seconds * math.exp(margin) / budget

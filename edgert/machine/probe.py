@@ -1,0 +1,289 @@
+"""Measuring this machine: a profile with rates, from which times of models are predicted.
+
+    profile = probe(progress=print)      # about three minutes
+    Path("here.toml").write_text(to_toml(profile))
+
+Streaming reads by number of threads, products by encoding and size, attention, launches and storage
+are timed; `probe_fit` turns that into rates. Some decoders are timed that the fit does not see: the
+deviation of their times from what is predicted is the profile's `spread`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import system_memory
+from ..devices.profile import (
+    Cpu,
+    Figure,
+    Match,
+    Measured,
+    Memory,
+    Profile,
+    Provider,
+    Rates,
+    Roofline,
+    Storage,
+)
+from ..errors import DeviceError
+from ..session.cores import performance_cores
+from .doctor import cpu_name
+from .probe_fit import errors, fit
+from .probe_runs import CODES, Clock, Run, Timed, runs, timed
+
+BITS = (2, 3, 4, 5, 6, 8, 16)
+STORAGE_BYTES = 256 << 20
+WARM_S = 120.0  # of load before the second look of `thermal`
+LEAST_SPREAD = 0.05
+Progress = Callable[[str, float], None]
+_BASE = """
+import sys
+import edgert
+from edgert.system_memory import peak_resident
+with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
+    model.generate("one two three", max_tokens=8, temperature=0)
+    print(peak_resident())
+"""
+
+
+class Options(NamedTuple):
+    """threads: numbers of threads to measure, () for one, half and all cores. encodings: whose
+    products are timed. seconds: for each timed step. thermal: whether to measure again after two
+    minutes of load. clock: of steps of one thread; None for the time that passes."""
+
+    threads: tuple[int, ...] = ()
+    encodings: tuple[str, ...] = CODES
+    seconds: float = 0.25
+    thermal: bool = False
+    quick: bool = False
+    clock: Clock | None = None
+
+
+def probe(
+    options: Options | None = None, *, name: str = "", progress: Progress = lambda what, share: None
+) -> Profile:
+    """Measure this machine. progress: called with what comes next and the share that is done.
+    Raises DeviceError where kernels do not run here."""
+    from ..kernels import isa
+    from ..session import has_kernels
+
+    options = options or Options()
+    if not has_kernels():
+        raise DeviceError(
+            "there are no kernels for this machine, expected compiled ones or Numba",
+            code="probe-kernels", hint="edgert doctor says what is missing",
+        )  # fmt: skip
+    threads = options.threads or default_threads()
+    watch = Busy()
+    rates, spread = _all_rates(threads, options, progress)
+    progress("memory of a process", 0.92)
+    base = base_bytes(max(threads))
+    progress("storage", 0.95)
+    reading = storage_read()
+    busy = watch.others()
+    drift = _drift(max(threads), options, progress) if options.thermal else None
+    from .. import __version__
+
+    measured = Measured(
+        at=datetime.now(timezone.utc).isoformat(timespec="seconds"), edgert=__version__,
+        isa=isa.chosen(), cpu=cpu_name(), spread=spread, base_bytes=base, rates=tuple(rates),
+        drift=drift, busy_cores=round(busy, 2),
+    )  # fmt: skip
+    return _profile(name or platform.node() or "this-machine", measured, reading)
+
+
+def default_threads() -> tuple[int, ...]:
+    """One, half and all of the performance cores."""
+    cores = len(performance_cores())
+    return tuple(sorted({1, max(1, cores // 2), cores}))
+
+
+def _all_rates(
+    threads: Sequence[int], options: Options, progress: Progress
+) -> tuple[list[Rates], float]:
+    """Rates for each number of threads, and the deviation of steps that no fit has seen."""
+    from ..kernels.bandwidth import read_gbps
+
+    wanted = runs(options.encodings, quick=options.quick)
+    rates, unseen = [], list[float]()
+    sizes = (8, 64) if options.quick else (8, 64, 512)
+    for index, count in enumerate(threads):
+        at, share = 0.9 * index / len(threads), 0.9 / len(threads)
+        progress(f"streaming reads, {count} threads", at)
+        read = [(float(mb << 20), read_gbps(count, megabytes=mb, passes=5) * 1e9) for mb in sizes]
+        found: list[Timed] = []
+        for number, run in enumerate(wanted):
+            progress(f"{run.name}, {count} threads", at + share * number / len(wanted))
+            found += _timed(run, count, options)
+        rates.append(fit(found, read))
+        seen = zip(found, errors(found, rates[-1]), strict=True)
+        unseen += [error for step, error in seen if not step.run.kept]
+    return rates, max(LEAST_SPREAD, float(np.sqrt(np.mean(np.square(unseen)))))
+
+
+def _timed(run: Run, threads: int, options: Options) -> list[Timed]:
+    clock = options.clock if options.clock is not None and threads == 1 else time.perf_counter
+    return list(timed(run, threads, seconds=options.seconds, clock=clock))
+
+
+def _drift(threads: int, options: Options, progress: Progress) -> float:
+    """Time of a step after two minutes of load over time before."""
+    run = next(run for run in runs(options.encodings) if run.kept and run.shape.layers > 10)
+    before = _timed(run, threads, options)[0].seconds
+    end = time.perf_counter() + WARM_S
+    while (left := end - time.perf_counter()) > 0:
+        progress(f"load, {left:.0f} s more", 0.97)
+        _timed(run, threads, options._replace(seconds=min(left, 5.0)))
+    return round(_timed(run, threads, options)[0].seconds / before, 4)
+
+
+def base_bytes(threads: int) -> float:
+    """Memory of a process that answers with the model in this package, less what is counted."""
+    from ..bundle.reader import Bundle
+    from ..demo import demo_bundle
+    from ..forecast.memory import BASE, TOKENIZER, footprint
+
+    path = demo_bundle()
+    command = [sys.executable, "-c", _BASE, str(path), str(threads)]
+    peaks = []
+    for _ in range(2):  # the first one may have to pack
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            peaks.append(float(done.stdout.split()[-1]))
+    if not peaks:
+        return BASE
+    with Bundle.open(path) as bundle:
+        counted = footprint(bundle.graph(), tokens=16, threads=threads, base=0.0)
+    tokenizer = TOKENIZER * (path / "tokenizer.json").stat().st_size
+    return max(0.0, peaks[-1] - counted.total - tokenizer)
+
+
+def storage_read() -> float:
+    """Sequential reading of a file in the cache folder that memory does not hold, bytes a second;
+    where the system cannot forget a file, what it reads from memory."""
+    from ..storage.cachedir import cache_root
+
+    folder = cache_root()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="probe-") as file:
+        block = os.urandom(1 << 20)
+        for _ in range(STORAGE_BYTES >> 20):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        with open(file.name, "rb", buffering=0) as reading:
+            while reading.read(1 << 22):
+                pass
+        return STORAGE_BYTES / (time.perf_counter() - start)
+
+
+def _profile(name: str, measured: Measured, reading: float) -> Profile:
+    """The measurements as a profile; what was not measured is an estimate and says so."""
+    best = max(measured.rates, key=lambda rates: rates.threads)
+    ops = max(product.ops_s for product in best.products)
+    floats = [p.ops_s for p in best.products if p.kernel in ("f16", "f32")]
+    sources = {
+        "probe": f"edgert devices probe, edgert {measured.edgert}, {measured.at}",
+        "system": "what the operating system says",
+        "fit": "already in the measured rates: peaks are those that kernels reached",
+    }
+    free = 0.9 * system_memory.free()
+
+    def figure(value: float, source: str = "probe") -> Figure:
+        return Figure(float(f"{value:.6g}"), source, "measured")
+
+    return Profile(
+        schema=1, name=_slug(name), title=f"{measured.cpu}, measured here", kind="desktop",
+        sources=sources,
+        cpu=Cpu(
+            name=measured.cpu, cores=figure(len(performance_cores()), "system"),
+            clock_hz=figure(_clock_hz(), "system"), flops=figure(max(floats, default=ops)),
+            int8_ops=figure(ops), isa=(measured.isa,),
+        ),
+        memory=Memory(
+            total=figure(system_memory.machine().total, "system"), usable=figure(free, "system"),
+            bandwidth=figure(best.read[-1][1]),
+        ),
+        storage=Storage(size=figure(_disk_free(), "system"), read=figure(reading)),
+        roofline=Roofline(
+            Figure(1.0, "fit", "measured"), Figure(1.0, "fit", "measured"), figure(best.launch_s)
+        ),
+        providers={"cpu": Provider(BITS, 16)},
+        match=Match(platform.machine(), (measured.cpu,)), measured=measured,
+    )  # fmt: skip
+
+
+def _slug(name: str) -> str:
+    kept = "".join(c if c.isalnum() else "-" for c in name.lower())
+    return kept.strip("-")[:60] or "this-machine"
+
+
+def _disk_free() -> float:
+    import shutil
+
+    from ..storage.cachedir import cache_root
+
+    return float(max(1, shutil.disk_usage(cache_root()).free))
+
+
+def _clock_hz() -> float:
+    """The clock that the system tells, else 1 GHz."""
+    with contextlib.suppress(Exception):
+        import psutil
+
+        found = psutil.cpu_freq()
+        if found and (found.max or found.current):
+            return float(found.max or found.current) * 1e6
+    return 1e9
+
+
+class Busy:
+    """How many cores other processes kept busy meanwhile."""
+
+    def __init__(self) -> None:
+        self._begin = self._read()
+
+    def others(self) -> float:
+        wall, busy = (b - a for a, b in zip(self._begin, self._read(), strict=True))
+        return max(0.0, busy / wall) if wall > 0 else 0.0
+
+    @staticmethod
+    def _read() -> tuple[float, float]:
+        import psutil
+
+        spent, own = psutil.cpu_times(), os.times()
+        guests = getattr(spent, "guest", 0.0) + getattr(spent, "guest_nice", 0.0)
+        busy = sum(spent) - spent.idle - getattr(spent, "iowait", 0.0) - guests
+        mine = own.user + own.system + own.children_user + own.children_system
+        return time.perf_counter(), busy - mine
+
+
+def is_here(profile: Profile) -> bool:
+    """Whether this machine is the device, as far as its name and processor tell."""
+    match = profile.match
+    if match.machine and match.machine.lower() != platform.machine().lower():
+        return False
+    if not match.names:
+        return not match.machine  # a class of machines, which no machine is known to be
+    model = Path("/proc/device-tree/model")
+    board = model.read_text("utf-8", "replace") if model.exists() else ""
+    said = f"{board} {cpu_name()}".lower()
+    return any(name.lower() in said for name in match.names)
+
+
+__all__ = ["Options", "base_bytes", "default_threads", "is_here", "probe", "storage_read"]

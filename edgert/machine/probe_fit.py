@@ -1,0 +1,129 @@
+"""From timed steps to the rates of a roofline: least squares over everything that costs time.
+
+Each timed step is one equation, step + launches + bytes / rates + operations / rates = seconds, in
+the same terms as `forecast.latency` adds them up; the unknowns are the costs. Equations are divided
+by their seconds, so that a microsecond step counts as much as a long one, and costs are not
+negative (`forecast.nnls`). Steps of one row read weights at a rate that depends on the size of all
+of them: each shape that was timed for its size has an unknown of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..devices.profile import Product, Rates
+from ..errors import DeviceError
+from ..forecast.latency import step_seconds, sum_seen
+from ..forecast.nnls import nnls
+from ..forecast.shapes import decoder
+from ..forecast.work import Work, lowered, weight_bytes, works
+from .probe_runs import Timed
+
+Equation = dict[str, float]
+FASTEST = 1e-18  # seconds a byte or operation where a fit says that it costs nothing
+NEAR = 1.6  # sizes closer than this factor share an unknown
+
+
+def fit(found: Sequence[Timed], read: Sequence[tuple[float, float]]) -> Rates:
+    """Rates of one number of threads. read: streaming rates by size. Raises DeviceError where the
+    steps do not determine them."""
+    kept = [timed for timed in found if timed.run.kept]
+    grid = _sizes(kept)
+    equations = [_equation(timed, grid) for timed in kept]
+    names = sorted({name for equation in equations for name in equation})
+    matrix = np.array([[equation.get(name, 0.0) for name in names] for equation in equations])
+    seconds = np.array([timed.seconds for timed in kept])
+    if len(kept) < 4 or not np.isfinite(seconds).all() or (seconds <= 0).any():
+        raise DeviceError(
+            f"{len(kept)} timed steps, expected some of each kind with positive times",
+            code="probe-fit", hint="run the probe again on a quiet machine",
+        )  # fmt: skip
+    costs = dict(zip(names, nnls(matrix / seconds[:, None], np.ones(len(kept))), strict=True))
+    return _rates(found[0].threads, costs, grid, read)
+
+
+def _work(timed: Timed) -> list[Work]:
+    return works(lowered(decoder(timed.run.shape), threads=timed.threads))
+
+
+def _kernel(timed: Timed) -> str:
+    """The kernel of the run's matrices."""
+    return next(work.kernel for work in _work(timed) if work.nbytes)
+
+
+def _sizes(found: Sequence[Timed]) -> dict[str, list[float]]:
+    """Kernel -> sizes of working sets at which its reading has an unknown, rising."""
+    grid: dict[str, list[float]] = {}
+    for timed in found:
+        sizes = grid.setdefault(_kernel(timed), [])
+        size = weight_bytes(_work(timed))
+        if timed.rows == 1 and size > 4e6 and all(not _near(size, s) for s in sizes):
+            sizes.append(size)
+    return {kernel: sorted(sizes) for kernel, sizes in grid.items() if sizes}
+
+
+def _near(a: float, b: float) -> bool:
+    return max(a, b) / min(a, b) < NEAR
+
+
+def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
+    """What a step costs, by the names of the unknowns."""
+    found = _work(timed)
+    size = weight_bytes(found)
+    out: Equation = {"step": 1.0}
+
+    def add(name: str, amount: float) -> None:
+        out[name] = out.get(name, 0.0) + amount
+
+    for work in found:
+        count = timed.rows if work.rows == "T" else 1
+        one = count == 1
+        if work.waits[0 if one else 1] or work.rows == "R":
+            add("launch", 1.0)
+        add("values" if one else "rows", count * work.values)
+        if not one:
+            add("row", count)
+        if work.nbytes and one:
+            sizes = grid.get(work.kernel) or [0.0]
+            index = int(np.argmin([abs(np.log(size / s)) if s else 0.0 for s in sizes]))
+            add(f"read:{work.kernel}:{index}", work.nbytes)
+        elif work.nbytes:
+            add(f"ops:{work.kernel}", count * work.ops)
+        if work.look_ops and one:
+            add("cache", (timed.depth + 1) * work.cache)
+            add("look", (timed.depth + 1) * work.look_ops)
+        elif work.look_ops:
+            add("looks", sum_seen(count, timed.depth) * work.look_ops)
+    return out
+
+
+def _rates(
+    threads: int, costs: dict[str, float], grid: dict[str, list[float]],
+    read: Sequence[tuple[float, float]],
+) -> Rates:  # fmt: skip
+    def rate(name: str) -> float:
+        return float(1 / max(costs.get(name, 0.0), FASTEST))
+
+    products = []
+    for kernel, sizes in sorted(grid.items()):
+        decode = tuple((s, rate(f"read:{kernel}:{i}")) for i, s in enumerate(sizes))
+        products.append(Product(kernel, decode, rate(f"ops:{kernel}")))
+    return Rates(
+        threads=threads, step_s=float(max(costs["step"], 1e-9)),
+        launch_s=float(max(costs["launch"], 1e-9)), row_s=float(max(costs.get("row", 0), 1e-15)),
+        values_s=rate("values"), rows_s=rate("rows"), attend_bytes_s=rate("cache"),
+        attend_row_ops_s=rate("look"), attend_ops_s=rate("looks"), read=tuple(read),
+        products=tuple(products),
+    )  # fmt: skip
+
+
+def errors(found: Sequence[Timed], rates: Rates) -> list[float]:
+    """ln(measured / predicted) of each step."""
+    return [float(np.log(timed.seconds / predicted(timed, rates))) for timed in found]
+
+
+def predicted(timed: Timed, rates: Rates) -> float:
+    """Seconds that the rates give a step."""
+    return step_seconds(_work(timed), rates, rows=timed.rows, depth=timed.depth)

@@ -1,0 +1,178 @@
+"""What a probe times: decoders of random weights, by the session that runs real models.
+
+A run is one shape with one number of threads: steps of one row and of many, at some depths. Shapes
+differ in one thing at a time (layers, encoding, size of all weights, heads, depth), so that a fit
+can tell what costs what.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import RequestError
+from ..forecast.shapes import Shape, decoder
+from ..graph import Graph
+from ..kernels.encodings import ENCODINGS, encoding_of
+from ..kernels.quant import Matrix
+from ..session.base import Feed
+from ..session.cpu import CpuSession
+from ..session.sequence import CpuState
+
+Clock = Callable[[], float]
+LAYER = Shape(1, 1024, 16, 4, 64, 2816)  # of the runs that find out about products
+CODES = ("int4-g32", "int8-g32", "f16")  # encodings that are timed
+SIZES = {"int4-g32": (1, 6, 30), "int8-g32": (1, 4, 18), "f16": (1, 2, 9)}  # layers
+ROWS = 256
+
+
+class Run(NamedTuple):
+    """A shape, and the steps of it that are timed: (rows, depth). kept: whether the fit sees it;
+    others tell how far off predictions are."""
+
+    name: str
+    shape: Shape
+    steps: tuple[tuple[int, int], ...]
+    kept: bool = True
+
+
+class Timed(NamedTuple):
+    """One timed step."""
+
+    run: Run
+    rows: int
+    depth: int
+    threads: int
+    seconds: float
+
+
+def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run]:
+    """All runs of a probe, the quickest first. quick: fewer sizes, for tests."""
+    both = ((1, 0), (ROWS, 0))
+    found = [
+        Run("small, few layers", Shape(4, 64, 4, 4, 16, 96), ((1, 0),)),
+        Run("small, many layers", Shape(32, 64, 4, 4, 16, 96), both),
+        Run("narrow", Shape(12, 256, 4, 4, 64, 512), both),
+    ]
+    depth = 512 if quick else 3072
+    found += [
+        Run("all heads", Shape(6, 256, 8, 8, 64, 256), ((1, 0), (1, depth), (ROWS, depth))),
+        Run("shared heads", Shape(6, 256, 8, 1, 64, 256), ((1, 0), (1, depth), (ROWS, depth))),
+    ]
+    for encoding in encodings:
+        for layers in SIZES.get(encoding, SIZES[CODES[0]])[: 1 if quick else 3]:
+            shape = LAYER._replace(layers=layers, encoding=encoding, ends=encoding)
+            found.append(
+                Run(f"{encoding}, {layers} layers", shape, both if layers == 1 else both[:1])
+            )
+    held = Shape(10, 576, 9, 3, 64, 1536, 16384, encodings[0], encodings[-1])
+    wide = Shape(4, 1536, 12, 2, 128, 6144, 8192, encodings[0], encodings[0])
+    steps = ((1, 0), (1, depth), (ROWS, 0))
+    found.append(Run("held out", held, steps, kept=False))
+    return found if quick else [*found, Run("held out, wide", wide, steps, kept=False)]
+
+
+def timed(
+    run: Run, threads: int, *, seconds: float = 0.25, clock: Clock = time.perf_counter
+) -> Iterator[Timed]:
+    """Each step of a run on so many threads: the median of its repetitions in about `seconds`.
+    clock: `time.thread_time` tells what one thread takes on a machine that is busy."""
+    graph = decoder(run.shape)
+    session = CpuSession(graph, random_weights(graph), threads=threads, context=4096)
+    state = session.new_state(4096)
+    try:
+        for rows, depth in run.steps:
+            _go_to(session, state, depth)
+            yield Timed(run, rows, depth, threads, _median(session, state, rows, seconds, clock))
+    finally:
+        state.close()
+        session.close()
+
+
+def _go_to(session: CpuSession, state: CpuState, depth: int) -> None:
+    if state.length > depth:
+        state.rewind(depth)
+    while state.length < depth:
+        _step(session, state, min(ROWS, depth - state.length), keep=True)
+
+
+def _step(session: CpuSession, state: CpuState, rows: int, *, keep: bool = False) -> None:
+    tokens = np.arange(rows, dtype=np.int32) % session.vocab_size
+    session.step([Feed(state, tokens, "last")])
+    if keep:
+        state.commit(rows)
+    else:
+        state.discard()
+
+
+def _median(session: CpuSession, state: CpuState, rows: int, seconds: float, clock: Clock) -> float:
+    """Seconds of a step that is not committed, so that each one is the same."""
+    for _ in range(3):
+        _step(session, state, rows)
+    times: list[float] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        until = time.perf_counter() + seconds
+        while len(times) < 5 or (time.perf_counter() < until and len(times) < 400):
+            start = clock()
+            _step(session, state, rows)
+            times.append(clock() - start)
+    finally:
+        if collecting:
+            gc.enable()
+    return float(np.median(times))
+
+
+def random_weights(graph: Graph) -> dict[str, Matrix]:
+    """Weights of random codes, such that activations keep their size; equal ones are one array."""
+    made: dict[tuple[tuple[int, ...], str], Matrix] = {}
+    rng = np.random.default_rng(0)
+    out: dict[str, Matrix] = {}
+    for name, weight in graph.weights.items():
+        key = weight.shape, weight.encoding
+        if len(weight.shape) == 1:
+            half = np.arange(weight.shape[0], dtype=np.float32) / weight.shape[0]
+            values = 10000.0**-half if name == "inv_freq" else np.ones(weight.shape)
+            out[name] = values.astype(np.float32)
+            continue
+        if key not in made:
+            made[key] = _random(weight.shape, weight.encoding, rng)
+        out[name] = made[key]
+    return out
+
+
+def _random(shape: tuple[int, ...], encoding: str, rng: np.random.Generator) -> Matrix:
+    row = ENCODINGS[encoding]
+    if row.plain:
+        values = rng.standard_normal((min(64, shape[0]), shape[1]), np.float32)
+        rows = np.resize(values * np.float32(shape[1] ** -0.5), shape)
+        return rows.astype(row.plain)
+    spread = np.float16((2.0**row.bits) ** -1 * 3.5 * shape[1] ** -0.5)
+    tensors = {}
+    for tensor in row.tensors:
+        dims = tensor.shape(shape)
+        if tensor.key == "scales":
+            tensors[tensor.key] = np.full(dims, spread, np.float16)
+        else:
+            tensors[tensor.key] = rng.integers(0, 256, dims, np.uint8)
+    made = row.load(tensors, shape)
+    if encoding_of(made).name != encoding:
+        raise TypeError(f"{encoding} became {encoding_of(made).name}")
+    return made
+
+
+def check_encodings(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names themselves, where a probe can time all of them; RequestError otherwise."""
+    known = [row.name for row in ENCODINGS.values() if row.cpu and not row.zeros]
+    if odd := [name for name in names if name not in known]:
+        raise RequestError(
+            f"encoding {odd[0][:60]!r} cannot be probed, expected some of {known}",
+            code="probe-encoding",
+            hint="leave it out for int4-g32, int8-g32 and f16",
+        )
+    return names

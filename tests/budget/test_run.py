@@ -1,0 +1,231 @@
+"""Runs of `edgert test`: measured and predicted, verdicts, reports, baselines."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+import numpy as np
+import pytest
+from edgert.devices.load import load, to_toml
+
+from edgert.budget import measure as measuring
+from edgert.budget.baseline import compare
+from edgert.budget.limits import Limit, budget_of
+from edgert.budget.report import Report, Verdict, decide, junit, lines, read_report
+from edgert.budget.run import Ask, on_cores, run
+from edgert.budget.source import Source
+from edgert.budget.statistics import F64, Band
+from edgert.errors import DeviceError, RequestError, ResourceError
+
+from ..cli.conftest import Edgert, edgert  # noqa: F401
+from ..devices.test_profiles import measured
+from ..tiny import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("budget") / "tiny.edge", quant="int4")
+
+
+class Known(Source):
+    """Bursts of a known distribution, one quick and one that is noise."""
+
+    name = "known"
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def burst(self) -> dict[str, F64]:
+        return {"token": 0.01 * np.exp(0.1 * self.rng.normal(size=16))}
+
+    def close(self) -> None:
+        pass
+
+
+def known(limit: float, seconds: float = 2.0) -> Verdict:
+    """The verdict on samples whose 90th percentile is 11.4 ms."""
+    wanted = Limit("p90_token_ms", limit, 0)
+    one = measuring.Run(Known(), [wanted])
+    until = time.perf_counter() + seconds
+    while not one.done and time.perf_counter() < until and one.count < 300:
+        one.step()
+    return one.decided.get(wanted) or one.verdict(wanted, 0.001)
+
+
+@pytest.mark.parametrize(("limit", "outcome"), [(15.0, "pass"), (12.5, "pass"), (10.0, "fail")])
+def test_samples_decide(limit: float, outcome: str) -> None:
+    found = known(limit)
+    assert found.outcome == outcome
+    assert found.value == pytest.approx(11.4, rel=0.1)
+    assert found.low is not None
+    assert found.low < 11.4
+
+
+def test_a_limit_on_the_value_itself_stays_undecided() -> None:
+    assert known(11.37).outcome == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("band", "outcome"),
+    [((5, 4, 6), "pass"), ((5, 4, 11), "undecided"), ((12, 11, 13), "fail"),
+     ((5, -np.inf, np.inf), "undecided")],
+)  # fmt: skip
+def test_the_whole_interval_decides(band: tuple[float, float, float], outcome: str) -> None:
+    assert decide(Limit("p90_token_ms", 10.0, 0), Band(*band)) == outcome
+    more = Limit("tokens_per_s", 10.0, 0)
+    mirrored = Band(20 - band[0], 20 - band[2], 20 - band[1])
+    assert decide(more, mirrored) == outcome
+
+
+def test_a_bundle_is_measured(bundle: Path) -> None:
+    limits = budget_of(
+        {"p90_token_ms": {0: 1e4, 64: 1e4}, "p50_ttft_ms": {100: 1e4}, "tokens_per_s": 0.01,
+         "watts": 10, "p50_token_ms": 1e-6}
+    )  # fmt: skip
+    report = run(bundle, limits, Ask(seconds=20, threads=1))
+    outcomes = {v.label: v.outcome for v in report.verdicts}
+    assert outcomes == {
+        "p90_token_ms at 0": "pass", "p90_token_ms at 64": "pass", "p50_ttft_ms at 100": "pass",
+        "tokens_per_s at 0": "pass", "watts at 0": "undecided", "p50_token_ms at 0": "fail",
+    }  # fmt: skip
+    assert report.outcome == "fail"
+    assert report.conditions["threads"] == 1
+    assert "does not show W" in {v.name: v for v in report.verdicts}["watts"].why
+
+
+def test_fresh_processes_are_measured(bundle: Path) -> None:
+    from edgert.budget.children import Child
+    from edgert.session.options import SessionOptions
+
+    found = Child(bundle, SessionOptions(threads=1)).burst()
+    assert 0 < found["load"][0] < found["start"][0]
+    assert 20e6 < found["peak"][0] < 200e6  # of that process, not of this one
+
+
+def test_a_process_that_does_not_get_its_memory_is_an_error(bundle: Path) -> None:
+    from edgert.budget.children import Child
+    from edgert.session.options import SessionOptions
+
+    with pytest.raises(ResourceError, match="did not come to its first token within 12 MB"):
+        Child(bundle, SessionOptions(threads=1), 12_000_000)
+
+
+def test_a_context_that_is_too_short_is_an_error(bundle: Path) -> None:
+    with pytest.raises(RequestError, match="need 517 tokens, the context holds 128"):
+        run(bundle, budget_of({"p90_token_ms": {500: 10}}), Ask(seconds=1))
+
+
+def test_a_board_elsewhere_is_predicted(bundle: Path, tmp_path: Path) -> None:
+    limits = budget_of({"p90_token_ms": 1e3, "p90_ttft_ms": {64: 1e-3}, "peak_mb": 500,
+                        "cold_start_s": 3})  # fmt: skip
+    with pytest.raises(DeviceError, match="this machine is not jetson-orin-nano-8gb"):
+        run(bundle, limits, Ask(device="jetson-orin-nano-8gb"))
+    with pytest.raises(DeviceError, match="a prediction needs a device"):
+        run(bundle, limits, Ask(predict=True))
+    report = run(bundle, limits, Ask(device="jetson-orin-nano-8gb", predict=True))
+    assert [v.outcome for v in report.verdicts] == ["pass", "fail", "pass", "undecided"]
+    assert {v.how for v in report.verdicts} == {"predicted"}
+    token = report.verdicts[0]
+    assert token.low
+    assert token.high
+    assert token.high / token.low == pytest.approx(np.exp(2 * 1.6449 * 0.35), rel=1e-3)
+    path = tmp_path / "probed.toml"
+    profile = msgspec.structs.replace(load("jetson-orin-nano-8gb"), measured=measured(2))
+    path.write_text(to_toml(profile), encoding="utf-8")
+    narrow = run(bundle, limits, Ask(device=str(path), predict=True)).verdicts[0]
+    assert narrow.low
+    assert narrow.high
+    assert narrow.high / narrow.low == pytest.approx(np.exp(2 * 1.6449 * 0.1), rel=1e-3)
+
+
+def report_of(*values: float, name: str = "p50_token_ms") -> Report:
+    found = Verdict(name, 10.0, "ms", "pass", "measured", 0, samples=values)
+    return Report(1, "b", "here", (found,), 1.0)
+
+
+def test_a_baseline_is_compared_by_bursts() -> None:
+    rng = np.random.default_rng(0)
+    draw = lambda scale: tuple(map(float, scale * np.exp(0.05 * rng.normal(size=24))))
+    then = report_of(*draw(5.0))
+    outcomes = [compare(report_of(*draw(x)).verdicts, then)[0].outcome for x in (4.0, 5.0, 6.5)]
+    assert outcomes[0] == "pass"
+    assert outcomes[1] != "fail"
+    assert outcomes[2] == "fail"
+    speeds = report_of(*(1 / x for x in draw(6.5)), name="tokens_per_s")
+    slow = compare(speeds.verdicts, report_of(*(1 / x for x in draw(5.0)), name="tokens_per_s"))
+    assert slow[0].outcome == "fail"
+    assert slow[0].name == "tokens_per_s vs baseline"
+
+
+def test_noise_is_no_regression() -> None:
+    rng, failed = np.random.default_rng(1), 0
+    for _ in range(200):
+        a, b = (tuple(map(float, np.exp(0.4 * rng.standard_t(3, size=16)))) for _ in range(2))
+        failed += compare(report_of(*a).verdicts, report_of(*b))[0].outcome == "fail"
+    assert failed <= 4
+
+
+def test_reports_are_told_in_three_ways(tmp_path: Path) -> None:
+    verdicts = (
+        Verdict("p90_token_ms", 10.0, "ms", "pass", "measured", 0, 5.0, 4.0, 6.0, 64),
+        Verdict("peak_mb", 10.0, "MB", "fail", "measured", None, 50.0, 40.0, 60.0, 6),
+        Verdict("watts", 10.0, "W", "undecided", "measured", 0, why="<none> & \x1b[31m"),
+    )
+    report = Report(1, "tiny.edge", "here", verdicts, 2.5)
+    text = lines(report)
+    assert len(text) == 5
+    assert text[-1] == "fail: tiny.edge on here, measured"
+    suite = ElementTree.fromstring(junit(report))[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+    assert [len(case) for case in suite] == [1, 2, 2]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report.to_dict()), encoding="utf-8")
+    assert read_report(path).verdicts == verdicts
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"schema": 9}', b"\xff", b"[" * 9999])
+def test_what_is_no_report_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(data)
+    with pytest.raises(RequestError, match="expected a report of `edgert test --json`"):
+        read_report(path)
+
+
+def test_threads_are_kept_on_as_many_cores() -> None:
+    import os
+
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not keep processes on cores")
+    before = os.sched_getaffinity(0)
+    with on_cores(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_inspect_says_what_a_test_would_predict(edgert: Edgert, bundle: Path) -> None:  # noqa: F811
+    ran = edgert("inspect", bundle, "--profile", "steam-deck", "--json")
+    found = {row["name"]: row["value"] for row in ran.json["expected"]}
+    limits = budget_of({"p50_token_ms": 1.0, "peak_mb": 1.0})
+    verdicts = run(bundle, limits, Ask(device="steam-deck", predict=True)).verdicts
+    assert found["token_ms at 0"] == verdicts[0].value
+    assert found["peak_mb"] == verdicts[1].value
+    assert "on steam-deck" in edgert("inspect", bundle, "--profile", "steam-deck").out
+
+
+def test_the_verb(edgert: Edgert, bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+    xml = tmp_path / "out.xml"
+    args = ["--predict", "--device", "steam-deck", "--junit", xml]
+    ran = edgert("test", bundle, "--limit", "p90_token_ms@64=100", *args)
+    assert (ran.code, "pass: " in ran.out) == (0, True)
+    assert ElementTree.parse(xml).getroot().tag == "testsuites"
+    ran = edgert("test", bundle, "--limit", "p90_token_ms=0.00001", *args, "--json")
+    assert (ran.code, ran.json["outcome"]) == (1, "fail")
+    assert edgert("test", bundle, "--limit", "watts=3", *args).code == 3
+    for wrong, said in (("watts", "expected NAME=VALUE"), ("wats=3", "did you mean 'watts'")):
+        ran = edgert("test", bundle, "--limit", wrong, *args)
+        assert (ran.code, said in ran.err) == (2, True)
+    assert "nothing to test" in edgert("test", bundle).err

@@ -1,0 +1,52 @@
+"""`edgert devices`: lists, shows and probes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from edgert.devices.load import load, names
+
+from edgert.machine import probe
+
+from ..devices.test_profiles import measured
+from .conftest import Edgert
+
+
+def test_all_profiles_are_listed(edgert: Edgert) -> None:
+    ran = edgert("devices", "list")
+    assert [line.split()[0] for line in ran.out.splitlines()] == names()
+    found = edgert("devices", "list", "--json").json
+    assert [row["name"] for row in found["devices"]] == names()
+
+
+def test_a_profile_is_shown_with_its_sources(edgert: Edgert) -> None:
+    ran = edgert("devices", "show", "jetson-orin-nano-8gb@25w")
+    assert "memory.bandwidth" in ran.out
+    assert "102.00 GB/s" in ran.out
+    assert all(text in ran.out for text in load("jetson-orin-nano-8gb").sources.values())
+    found = edgert("devices", "show", "steam-deck", "--json").json
+    assert found["profile"]["memory"]["bandwidth"]["value"] == 8.8e10
+
+
+def test_an_unknown_device_is_an_error(edgert: Edgert) -> None:
+    ran = edgert("devices", "show", "steam-dek", "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (2, "device-name")
+
+
+def test_probe_writes_what_show_reads(
+    edgert: Edgert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_all_rates", lambda *_: ([measured(1).rates[0]], 0.12))
+    monkeypatch.setattr(probe, "base_bytes", lambda threads: 8e7)
+    monkeypatch.setattr(probe, "storage_read", lambda: 1e9)
+    out = tmp_path / "here.toml"
+    ran = edgert("devices", "probe", "-o", out, "--name", "here", "--quick")
+    assert (ran.code, ran.out) == (0, "")
+    assert load(str(out)).spread == 0.12
+    assert "predictions deviate by 12%" in edgert("devices", "show", out).out
+
+
+def test_a_probe_of_an_unknown_encoding_is_refused(edgert: Edgert) -> None:
+    ran = edgert("devices", "probe", "--encoding", "int9")
+    assert (ran.code, "encoding 'int9' cannot be probed" in ran.err) == (2, True)

@@ -1,0 +1,185 @@
+"""What is predicted: work of a graph, rates of a device, seconds and bytes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from edgert.devices.load import load
+from edgert.devices.profile import Product, Profile
+
+from edgert.bundle.describe import inspect
+from edgert.errors import DeviceError
+from edgert.forecast.latency import (
+    interval,
+    parts_of,
+    prompt_seconds,
+    step_seconds,
+    sum_seen,
+    within,
+)
+from edgert.forecast.memory import cache_bytes, footprint
+from edgert.forecast.nnls import nnls
+from edgert.forecast.rates import at_size, product_of, rates_of, scaled
+from edgert.forecast.shapes import Shape, decoder
+from edgert.forecast.work import lowered, weight_bytes, works
+from edgert.session.cpu import CpuSession
+
+from ..devices.test_profiles import measured
+from ..tiny import tiny_bundle, tiny_graph, tiny_weights
+
+SHAPE = Shape(3, 128, 4, 2, 32, 256)
+
+
+def test_work_counts_every_weight_once_and_every_operation() -> None:
+    graph = decoder(SHAPE)
+    found = works(lowered(graph))
+    layer = 128 * (4 + 2 * 2) * 32 + 128 * 128 + 3 * 128 * 256
+    assert sum(w.ops for w in found) == 2 * (3 * layer + 512 * 128)
+    assert weight_bytes(found) == 3 * layer * 288 / 512 + 512 * 128 * 544 / 512
+    assert len([w for w in found if w.look_ops]) == 3
+    assert {w.cache for w in found if w.look_ops} == {2 * 2 * 32 * 2}  # keys, values, 16 bits
+
+
+def test_a_window_bounds_what_is_looked_at() -> None:
+    found = works(lowered(tiny_graph(window=16, quant="int4")))
+    assert [w.window for w in found if w.look_ops] == [0, 16]
+    rates = rates_of(load("steam-deck"))
+    wide = works(lowered(tiny_graph(quant="int4")))
+    assert (
+        parts_of(found, rates, depth=100)["attention"]
+        < parts_of(wide, rates, depth=100)["attention"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "depth", "window"), [(1, 0, 0), (5, 3, 0), (5, 3, 4), (8, 0, 3), (4, 10, 6)]
+)
+def test_pairs_that_are_seen(count: int, depth: int, window: int) -> None:
+    each = [min(depth + i + 1, window or 10**9) for i in range(count)]
+    assert sum_seen(count, depth, window) == sum(each)
+
+
+def test_a_prompt_is_its_chunks() -> None:
+    found, rates = works(lowered(decoder(SHAPE))), rates_of(load("laptop-avx2"))
+    chunks = step_seconds(found, rates, rows=256, logits=0) + step_seconds(
+        found, rates, rows=44, depth=256
+    )
+    assert prompt_seconds(found, rates, 300) == pytest.approx(chunks)
+
+
+@pytest.mark.parametrize("what", ["bandwidth", "compute"])
+def test_a_better_device_is_never_slower(what: str) -> None:
+    profile, found = load("raspberry-pi-5-8gb"), works(lowered(decoder(SHAPE)))
+    for device in (profile, msgspec.structs.replace(profile, measured=measured(4))):
+        better = scaled(device, **{what: 2.0})
+        for rows, depth in ((1, 0), (1, 4096), (256, 0)):
+            now, then = (
+                step_seconds(found, rates_of(d, 4), rows=rows, depth=depth)
+                for d in (device, better)
+            )
+            assert then <= now
+        assert any(
+            step_seconds(found, rates_of(better, 4), rows=r)
+            < step_seconds(found, rates_of(device, 4), rows=r)
+            for r in (1, 256)
+        )
+
+
+def test_more_threads_are_not_slower_on_a_data_sheet() -> None:
+    found = works(lowered(decoder(SHAPE)))
+    times = [step_seconds(found, rates_of(load("apple-m2"), n)) for n in (1, 2, 4)]
+    assert times == sorted(times, reverse=True)
+
+
+def test_rates_of_a_probed_device_are_the_probe_s() -> None:
+    profile = msgspec.structs.replace(load("steam-deck"), measured=measured(2))
+    assert profile.measured is not None
+    assert rates_of(profile, 2) == rates_of(profile, 8) == profile.measured.rates[0]
+    assert profile.spread == 0.1
+    with pytest.raises(DeviceError, match=r"has no provider 'cuda', expected one of \['cpu'\]"):
+        rates_of(profile, provider="cuda")
+
+
+def test_kernels_that_were_not_probed_take_their_kin() -> None:
+    rates = rates_of(msgspec.structs.replace(load("steam-deck"), measured=measured(2)))
+    assert product_of(rates, "planes3").kernel == "int4"
+    assert product_of(rates_of(load("steam-deck")), "f16").kernel == "float"
+    assert product_of(rates_of(load("steam-deck")), "int8").kernel == "codes"
+
+
+def test_rates_between_sizes_lie_on_a_line_of_logarithms() -> None:
+    pairs = ((1e6, 40.0), (1e8, 10.0))
+    assert [at_size(pairs, size) for size in (1e3, 1e6, 1e7, 1e8, 1e12)] == pytest.approx(
+        [40, 40, 20, 10, 10]
+    )
+
+
+def test_bands_and_margins() -> None:
+    band = interval(1.0, 0.2)
+    assert band.low * band.high == pytest.approx(1.0)
+    assert math.log(band.high) == pytest.approx(1.6449 * 0.2, rel=1e-4)
+    assert within(1.0, 2.0, 0.35) == pytest.approx(math.exp(1.6449 * 0.35) / 2, rel=1e-4)
+
+
+def test_memory_is_what_a_session_takes() -> None:
+    graph = decoder(SHAPE._replace(vocabulary=2048))
+    found = footprint(graph, tokens=256, base=0.0)
+    session = CpuSession(graph, tiny_weights(graph), threads=1, context=256)
+    try:
+        assert found.weights == pytest.approx(session.packed_weights.nbytes, rel=0.02)
+        page = session.pool.keys["kv0"].shape[1] + session.pool.values["kv0"].shape[1]
+        assert found.cache == 3 * 4 * page
+        assert found.arena >= session.program().nbytes
+    finally:
+        session.close()
+
+
+def test_memory_grows_with_what_is_remembered() -> None:
+    graph = decoder(SHAPE)
+    totals = [footprint(graph, tokens=n).total for n in (1, 64, 65, 4096)]
+    assert totals == sorted(totals)
+    assert cache_bytes(graph, 65, 1) < cache_bytes(graph, 65, 2)
+    rest = footprint(graph, tokens=1, tokenizer=1e6).rest - footprint(graph, tokens=1).rest
+    assert rest > 1e6
+
+
+def test_inspect_tells_the_same_memory(tmp_path: Path) -> None:
+    graph = tiny_graph(quant="int4")
+    path = tiny_bundle(tmp_path / "tiny.edge", graph=graph)
+    assert inspect(path).memory == round(footprint(graph, tokens=graph.context).total)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nnls_meets_its_conditions(seed: int) -> None:
+    """Karush-Kuhn-Tucker: no gradient points into the cone, none is left along it."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((30, 8)), rng.standard_normal(30)
+    x = nnls(a, b)
+    gradient = a.T @ (b - a @ x)
+    assert (x >= 0).all()
+    assert gradient.max() < 1e-8
+    assert np.abs(gradient[x > 0]).max(initial=0) < 1e-8
+    known = np.array([0.0, 2.0, 0.0, 3.0, 0.5, 0.0, 1.0, 4.0])
+    assert nnls(a, a @ known) == pytest.approx(known, abs=1e-8)
+
+
+def probed(profile: Profile, **rates: object) -> Profile:
+    """A profile with other measured rates."""
+    found = measured(2)
+    one = msgspec.structs.replace(found.rates[0], **rates)
+    return msgspec.structs.replace(profile, measured=msgspec.structs.replace(found, rates=(one,)))
+
+
+def test_products_are_bound_by_bytes_or_by_operations() -> None:
+    found = works(lowered(decoder(SHAPE)))
+    slow = (Product("int4", ((1.0, 1e6),), 1e15),)
+    rates = rates_of(probed(load("steam-deck"), products=slow))
+    assert parts_of(found, rates)["products"] == pytest.approx(weight_bytes(found) / 1e6)
+    slow = (Product("int4", ((1.0, 1e15),), 1e6),)
+    rates = rates_of(probed(load("steam-deck"), products=slow))
+    ops = sum(w.ops * (256 if w.rows == "T" else 1) for w in found)
+    assert parts_of(found, rates, rows=256)["products"] == pytest.approx(ops / 1e6)

@@ -1,0 +1,116 @@
+"""The probe: what it runs, what its fit finds, what it writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from edgert.devices.load import load, parse, to_toml
+from edgert.devices.profile import Rates
+
+from edgert.errors import DeviceError, RequestError
+from edgert.forecast.shapes import decoder
+from edgert.machine import probe as module
+from edgert.machine.probe_fit import errors, fit, predicted
+from edgert.machine.probe_runs import (
+    CODES,
+    Run,
+    Timed,
+    check_encodings,
+    random_weights,
+    runs,
+    timed,
+)
+
+from ..devices.test_profiles import measured
+
+READ = ((1e6, 5e10),)
+
+
+def simulated(rates: Rates, noise: float = 0.0) -> list[Timed]:
+    """Steps of all runs, as a machine with these rates would take them."""
+    rng = np.random.default_rng(0)
+    found = []
+    for run in runs():
+        for rows, depth in run.steps:
+            step = Timed(run, rows, depth, rates.threads, 1.0)
+            seconds = predicted(step, rates) * float(np.exp(noise * rng.standard_normal()))
+            found.append(step._replace(seconds=seconds))
+    return found
+
+
+def truth() -> Rates:
+    import msgspec
+
+    from ..devices.test_profiles import Product
+
+    products = tuple(
+        Product(kernel, ((5e6, 3e10 * f), (5e7, 2e10 * f), (2e8, 1e10 * f)), 3e11 * f)
+        for kernel, f in (("f16", 1.1), ("int4", 1.0), ("int8", 1.3))
+    )
+    return msgspec.structs.replace(measured(1).rates[0], products=products, read=READ)
+
+
+@pytest.mark.slow  # a lowering for each run
+def test_a_fit_finds_the_rates_that_made_the_times() -> None:
+    rates = truth()
+    found = fit(simulated(rates), READ)
+    off = errors(simulated(rates), found)
+    assert np.abs(off).max() < 0.15  # sizes between those that were timed lie on lines
+    assert found.launch_s == pytest.approx(rates.launch_s, rel=0.05)
+    assert found.attend_bytes_s == pytest.approx(rates.attend_bytes_s, rel=0.05)
+    assert found.products[1].ops_s == pytest.approx(rates.products[1].ops_s, rel=0.05)
+
+
+@pytest.mark.slow
+def test_noise_makes_predictions_as_wrong_as_it_is() -> None:
+    found = fit(simulated(truth(), noise=0.05), READ)
+    off = errors(simulated(truth()), found)
+    assert np.median(np.abs(off)) < 0.06
+
+
+def test_too_few_steps_are_no_machine() -> None:
+    run = runs()[0]
+    with pytest.raises(DeviceError, match="1 timed steps, expected some of each kind"):
+        fit([Timed(run, 1, 0, 1, 1e-3)], READ)
+
+
+def test_runs_hold_some_back() -> None:
+    assert [run.name for run in runs() if not run.kept] == ["held out", "held out, wide"]
+    assert {run.shape.encoding for run in runs()} == set(CODES)
+
+
+@pytest.mark.parametrize("encoding", CODES)
+def test_random_weights_are_of_their_encoding(encoding: str) -> None:
+    shape = runs()[0].shape._replace(layers=1, encoding=encoding)
+    graph = decoder(shape)
+    weights = random_weights(graph)
+    assert weights["l0.norm1"] is not None
+    run = Run("tiny", shape, ((1, 0), (1, 70), (5, 3)))
+    found = list(timed(run, 1, seconds=0.0))
+    assert [(step.rows, step.depth) for step in found] == [(1, 0), (1, 70), (5, 3)]
+    assert all(0 < step.seconds < 5 for step in found)
+
+
+def test_an_encoding_that_no_kernel_reads_is_refused() -> None:
+    assert check_encodings(("int4-g32",)) == ("int4-g32",)
+    with pytest.raises(RequestError, match="encoding 'int9' cannot be probed"):
+        check_encodings(("int9",))
+
+
+def test_a_probe_writes_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the timing replaced: the profile is whole, and is what is read again."""
+    monkeypatch.setattr(module, "_all_rates", lambda *_: ([measured(1).rates[0]], 0.12))
+    monkeypatch.setattr(module, "base_bytes", lambda threads: 8e7)
+    monkeypatch.setattr(module, "storage_read", lambda: 1e9)
+    told: list[str] = []
+    profile = module.probe(name="My Board!", progress=lambda what, share: told.append(what))
+    assert profile.name == "my-board"
+    assert parse(to_toml(profile).encode(), "here") == profile
+    assert profile.spread == 0.12
+    assert module.is_here(profile)
+    assert told == ["memory of a process", "storage"]
+
+
+def test_this_machine_is_none_of_the_boards() -> None:
+    assert not module.is_here(load("jetson-orin-nano-8gb"))
+    assert not module.is_here(load("laptop-avx2"))  # a class of machines
