@@ -41,7 +41,11 @@ class State(ABC):
     made with; expected, tokens that the sequence will hold before logits are wanted of it (a
     prompt's), forgotten by `rewind`; fed, the ids of the committed tokens, -1 for embeddings, None
     where they are not needed.
+
+    whole_steps: whether the tokens of a step can only be kept all or not at all.
     """
+
+    whole_steps = False
 
     def __init__(self, context: int) -> None:
         self.length = 0

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 
 from ..errors import RequestError, ResourceError
 from .base import Feed, Session, StepResult
+from .costs import StepCosts
 from .driving import Driving
 from .lanes import Lane, Parked, closed, interrupted
 
@@ -46,6 +48,7 @@ class Engine(Driving):
         self._parked: dict[int, weakref.ref[Parked]] = {}  # least recently parked first
         self._short = False  # of memory: nobody is admitted before somebody has ended
         self._turns = 0
+        self.costs = StepCosts()
         self._logit_rows = max(1, LOGIT_VALUES // session.vocab_size)
         self._thread: threading.Thread | None = None
         self._exiting = False
@@ -209,6 +212,7 @@ class Engine(Driving):
         fed: list[tuple[Lane, Feed]] = []
         generating = [x for x in lanes if x.generating][: min(self.lanes, rows, logits)]
         prompts = [x for x in lanes if not x.generating]
+        self._prepare([x for x in generating if x.drafting], rows, logits)
         for left, lane in zip(range(len(generating), 0, -1), generating, strict=True):
             if feed := self._feed(lane, min(PROMPT_ROWS, rows - left + 1), logits - left + 1):
                 fed.append((lane, feed))
@@ -223,6 +227,17 @@ class Engine(Driving):
                 rows -= feed.rows
                 logits -= {"all": feed.rows, "last": 1, "none": 0}[feed.logits]
         return fed
+
+    def _prepare(self, lanes: list[Lane], rows: int, logits: int) -> None:
+        """Have lanes that draft do so in common."""
+        if len(lanes) < 2:
+            return
+        try:
+            share = rows // len(lanes), logits // len(lanes)
+            lanes[0].prepare(lanes, *share)
+        except Exception as error:  # of a draft model: it is theirs
+            for lane in lanes:
+                self._fail(lane, error)
 
     def _feed(self, lane: Lane, rows: int, logits: int) -> Feed | None:
         try:
@@ -241,7 +256,7 @@ class Engine(Driving):
             return []
         before = [feed.state.length for _, feed in fed] if len(fed) > 1 else []
         try:
-            results = self.session.step([feed for _, feed in fed])
+            results = self._timed(fed) if self.costs.wanted else self.session.step(_feeds(fed))
             return [(*pair, result) for pair, result in zip(fed, results, strict=True)]
         except ResourceError as error:
             _discard(fed)
@@ -255,6 +270,15 @@ class Engine(Driving):
         pairs = zip(fed, before, strict=True)
         same = [pair for pair, length in pairs if pair[1].state.length == length]
         return [done for pair in same for done in self._step([pair])]
+
+    def _timed(self, fed: list[tuple[Lane, Feed]]) -> list[StepResult]:
+        """The step; what it cost is noted, unless it feeds a prompt."""
+        start = time.perf_counter()
+        results = self.session.step(_feeds(fed))
+        if all(lane.generating for lane, _ in fed):
+            rows = sum(feed.rows for _, feed in fed)
+            self.costs.note(rows, len(fed), time.perf_counter() - start)
+        return results
 
     def _make_room(self, fed: list[Lane], error: ResourceError) -> None:
         """Give up the memory that is missed least: parked memory, lanes that were not fed, then the
@@ -330,6 +354,10 @@ def _background(reference: weakref.ref[Engine]) -> None:
 
 def _by_service(lane: Lane) -> int:
     return lane.served
+
+
+def _feeds(fed: list[tuple[Lane, Feed]]) -> list[Feed]:
+    return [feed for _, feed in fed]
 
 
 def _discard(fed: list[tuple[Lane, Feed]]) -> None:

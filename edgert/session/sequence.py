@@ -37,6 +37,7 @@ class CpuState(State):
     ) -> None:
         super().__init__(context)
         self.pool, self.slots = pool, slots
+        self.whole_steps = slots.whole_steps
         self.fingerprint, self.long_rope = fingerprint, long_rope
         self.pages: list[int] = []  # these two are changed in place only: finalizers hold them
         self._slot: list[int] = []
