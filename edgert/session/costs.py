@@ -13,13 +13,9 @@ MOST_ROWS = 4096
 
 
 class StepCosts:
-    """Seconds of a step of so many rows.
-
-    wanted: set it to have steps timed. lanes: sequences in the last step.
-    """
+    """Seconds of a step of so many rows. lanes: sequences in the last step."""
 
     def __init__(self) -> None:
-        self.wanted = False
         self.lanes = 1
         self._seconds: dict[int, float] = {}
         self._counts: dict[int, int] = {}

@@ -256,7 +256,8 @@ class Engine(Driving):
             return []
         before = [feed.state.length for _, feed in fed] if len(fed) > 1 else []
         try:
-            results = self._timed(fed) if self.costs.wanted else self.session.step(_feeds(fed))
+            timed = any(lane.drafting for lane, _ in fed)
+            results = self._timed(fed) if timed else self.session.step(_feeds(fed))
             return [(*pair, result) for pair, result in zip(fed, results, strict=True)]
         except ResourceError as error:
             _discard(fed)

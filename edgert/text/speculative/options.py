@@ -144,7 +144,6 @@ class Drafting:
         controller = None
         if options.adapt:
             controller = Controller(self._costs, options.max_tokens, redo=redo)
-            self._costs.wanted = True
         proposers: list[Proposer] = []
         if "ngram" in sources:
             proposers.append(NGramProposer(OVERRIDE if len(sources) > 1 else 0))
