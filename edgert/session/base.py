@@ -230,6 +230,10 @@ class Session(ABC):
         missing, unknown or misshapen inputs, indices out of range and graphs that remember;
         DeviceError where the device has not been given that graph."""
 
+    def prefix_cache(self) -> Any:
+        """A new `prefixes.PrefixCache` of this session's states; None where they share nothing."""
+        return None
+
     def require(self, graph: Graph) -> None:  # noqa: B027 (most devices run any)
         """Raise DeviceError where the device has not been given a graph that `run` will be asked
         for: before minutes of work, not behind them."""

@@ -1,15 +1,33 @@
 """What steps cost by their rows, measured as they run: for whoever decides how many to ask for.
 
-Only steps of tokens that are being generated count; prompts are another matter.
+Only steps of tokens that are being generated count; prompts are another matter. Other work on the
+machine makes steps slower and never quicker, so a cost falls at once and rises slowly. Widths that
+nobody asked for in a while are forgotten: what was measured on a bad day must not stay true.
 """
 
 from __future__ import annotations
 
-WEIGHT = 0.1  # of a new measurement
-CLIP = 2.0  # a step that took longer than so many times the usual counts as that: others are busy
+FALL, RISE = 0.3, 0.03  # weight of a measurement below and above what is known
+CLIP = 2.0  # a step that took longer than so many times the usual counts as that
+SAMPLES = 3  # steps until a width is known, by the quickest of them
+AGE = 512  # steps until a width that was not seen again is forgotten
 SLOPE = 0.15  # cost of a further row, as a share of one row's, until it is measured
 REFRESH = 16  # steps after which ratios are worked out again
-MOST_ROWS = 4096
+
+
+class Cost:
+    """Seconds of something that is done again and again. count: how often; at: when last."""
+
+    def __init__(self) -> None:
+        self.seconds, self.count, self.at = float("inf"), 0, 0
+
+    def note(self, seconds: float) -> None:
+        self.count += 1
+        if self.count <= SAMPLES:
+            self.seconds = min(self.seconds, seconds)
+        else:
+            weight = FALL if seconds < self.seconds else RISE
+            self.seconds += weight * (min(seconds, CLIP * self.seconds) - self.seconds)
 
 
 class StepCosts:
@@ -17,36 +35,35 @@ class StepCosts:
 
     def __init__(self) -> None:
         self.lanes = 1
-        self._seconds: dict[int, float] = {}
-        self._counts: dict[int, int] = {}
+        self._widths: dict[int, Cost] = {}
         self._ratios: dict[int, list[float]] = {}
-        self._fresh = 0
+        self._steps = 0
 
     def note(self, rows: int, lanes: int, seconds: float) -> None:
         """A step of `rows` rows of `lanes` sequences took `seconds`."""
         self.lanes = lanes
-        known = self._seconds.get(rows)
-        if known is None and len(self._seconds) >= MOST_ROWS:
-            return
-        count = self._counts[rows] = self._counts.get(rows, 0) + 1
-        if known is None:
-            self._seconds[rows] = seconds
-        elif count == 2:  # the first of its kind may have compiled, or touched new memory
-            self._seconds[rows] = min(known, seconds)
-        else:
-            self._seconds[rows] += WEIGHT * (min(seconds, CLIP * known) - known)
-        self._fresh += 1
-        if count <= 2 or self._fresh >= REFRESH:
-            self._ratios, self._fresh = {}, 0
+        self._steps += 1
+        width = self._widths.setdefault(rows, Cost())
+        width.note(seconds)
+        width.at = self._steps
+        if width.count == SAMPLES or self._steps % REFRESH == 0:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self._ratios = {}
+        for rows in [n for n, width in self._widths.items() if width.at < self._steps - AGE]:
+            if rows != self.lanes:
+                del self._widths[rows]
 
     def count(self, rows: int) -> int:
         """How often steps of so many rows were timed."""
-        return self._counts.get(rows, 0)
+        width = self._widths.get(rows)
+        return 0 if width is None else width.count
 
     def seconds(self, rows: int) -> float:
         """A step's cost: measured, else between or past the nearest measured ones; 0 before any
         was."""
-        known = self._seconds
+        known = {n: w.seconds for n, w in self._widths.items() if w.count >= SAMPLES}
         if rows in known:
             return known[rows]
         below = max((n for n in known if n < rows), default=0)
@@ -54,11 +71,10 @@ class StepCosts:
         if below and above:
             share = (rows - below) / (above - below)
             return known[below] + share * (known[above] - known[below])
-        if below:
-            return known[below] * (1 + SLOPE * (rows - 1)) / (1 + SLOPE * (below - 1))
-        if above:
-            return known[above] * (1 + SLOPE * (rows - 1)) / (1 + SLOPE * (above - 1))
-        return 0.0
+        nearest = below or above
+        if not nearest:
+            return 0.0
+        return known[nearest] * (1 + SLOPE * (rows - 1)) / (1 + SLOPE * (nearest - 1))
 
     def ratios(self, most: int) -> list[float]:
         """v(1) .. v(most): what a step of m rows a sequence costs, of as many sequences as the last

@@ -29,12 +29,14 @@ from .longrope import Switching
 from .lowering import Lowering
 from .pages import PagePool
 from .plan import plan_pages
+from .prefixes import PrefixCache
 from .program import SPLIT_ROWS, Program
 from .sequence import CpuState
 from .slots import SlotPool
 
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
+SNAPSHOT_BYTES = 256 << 20  # of recurrent states that go on with known beginnings
 PROGRAMS = 8  # sets of taps, or graphs and sizes of `run`, whose programs are kept
 
 
@@ -169,6 +171,11 @@ class CpuSession(Session):
         state = CpuState(self.pool, self.slots, self.context, self.fingerprint, long_rope=False)
         self.switching.begin(state, expected)
         return state
+
+    def prefix_cache(self) -> PrefixCache:
+        """Up to half of the pool of pages may stay with beginnings that nobody uses."""
+        budget = max(SNAPSHOT_BYTES, self.pool.pages * self.pool.bytes_per_page // 2)
+        return PrefixCache(self.pool, self.slots, budget)
 
     def _check_open(self) -> None:
         if self._closed:

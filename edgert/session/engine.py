@@ -26,18 +26,23 @@ from .base import Feed, Session, StepResult
 from .costs import StepCosts
 from .driving import Driving
 from .lanes import Lane, Parked, closed, interrupted
+from .prefixes import PrefixCache
 
 LANES = 32  # sequences that take part in a step
 WAITING = 256  # requests that may wait for a lane, or for their readers
 PROMPT_ROWS = 128  # prompt tokens in a step beside tokens that are being generated
+FREED_PAGES = 16  # of beginnings that nobody uses, at a time, when memory is short
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
 
 
 class Engine(Driving):
     """The loop over one session, which the engine neither owns nor closes.
 
-    lanes: sequences that take part in a step. waiting: requests that may wait besides.
+    lanes: sequences that take part in a step. waiting: requests that may wait besides. prefixes:
+    beginnings of texts that its lanes share; None: nothing is shared.
     """
+
+    prefixes: PrefixCache | None = None
 
     def __init__(self, session: Session, *, lanes: int = LANES, waiting: int = WAITING) -> None:
         super().__init__()
@@ -282,8 +287,10 @@ class Engine(Driving):
         return results
 
     def _make_room(self, fed: list[Lane], error: ResourceError) -> None:
-        """Give up the memory that is missed least: parked memory, lanes that were not fed, then the
-        lane that came last."""
+        """Give up the memory that is missed least: beginnings that nobody uses, parked memory,
+        lanes that were not fed, then the lane that came last."""
+        if self.prefixes is not None and self.prefixes.free(FREED_PAGES):
+            return
         with self._lock:
             for key in list(self._parked):
                 parked = self._parked.pop(key, None)

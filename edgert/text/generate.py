@@ -19,6 +19,8 @@ import numpy as np
 from ..errors import RequestError
 from ..session.base import Feed, Session, State, StepResult
 from ..session.lanes import Lane
+from ..session.prefixes import WORTH, PrefixCache
+from ..session.sequence import CpuState
 from .logprobs import token_logprob
 from .params import Resolved
 from .results import FinishReason, Generation, Timings, TokenLogprob, Usage
@@ -53,6 +55,7 @@ class Run(Lane):
         start: Callable[[Run], State],
         keep: Callable[[Run, State | None], None] | None = None,
         speculation: Speculation | None = None,
+        prefixes: PrefixCache | None = None,
         progress: Progress | None = None,
         load_s: float = 0.0,
         joined: bool = False,
@@ -60,11 +63,11 @@ class Run(Lane):
     ) -> None:
         """context: tokens that the state may hold. start(run): gives the state. keep: is given the
         state at the end (None if its memory was needed elsewhere), else it is closed; not called
-        where the request never began. speculation: guesses the next tokens, None for plain
-        decoding. joined: the text goes on where the prompt's ended, with the
-        space that may lie between; otherwise it begins anew, as an answer does. shift: when the
-        context is full, forget the older half of it but for the first tokens. Raises RequestError
-        for prompts that are empty or leave no room (`check_room`)."""
+        where the request never began. speculation: guesses the next tokens, None for none.
+        prefixes: beginnings that requests share. joined: the text goes on where the prompt's ended,
+        with the space that may lie between; otherwise it begins anew, as an answer does. shift:
+        when the context is full, forget the older half of it but for the first tokens. Raises
+        RequestError for prompts that are empty or leave no room (`check_room`)."""
         super().__init__()
         tokenizer.check_ids(prompt)
         check_room(len(prompt), None if shift else params.max_tokens, context)
@@ -79,6 +82,7 @@ class Run(Lane):
         self.ahead = AHEAD
         self.result: Generation | None = None
         self._start, self._keep = start, keep
+        self._prefixes = None if self._taps else prefixes  # rows of taps are not kept with them
         self._room: float = float("inf") if shift else context - len(prompt)
         if params.max_tokens is not None:
             self._room = min(self._room, params.max_tokens)
@@ -114,9 +118,36 @@ class Run(Lane):
         return len(self.pieces) >= self.ahead
 
     def open(self, session: Session) -> None:
-        self.state = self._start(self)
+        self.state = self._begun(session, self._start(self))
         if not self._opened:  # else it comes back after its memory was needed elsewhere
             self._opened, self.cached = True, self.state.length
+
+    def _begun(self, session: Session, state: State) -> State:
+        """The state, or one that begins with more of the prompt."""
+        cache, prompt = self._prefixes, self.sequence[:-1]
+        if cache is None or not isinstance(state, CpuState):
+            return state
+        if cache.known(prompt, long_rope=state.long_rope) < state.length + WORTH:
+            return state
+        if state.length:
+            state.close()
+            state = session.new_state(self.prompt_tokens)
+        if isinstance(state, CpuState):
+            cache.resume(state, prompt)
+        return state
+
+    @property
+    def _split(self) -> bool:
+        """Whether the last token of a prompt is fed by itself: recurrent states only go on from
+        where they were kept, and a prompt that comes again is known up to that token."""
+        state = self.state
+        return self._prefixes is not None and isinstance(state, CpuState) and bool(state.slots)
+
+    def _remember(self, *, whole: bool = False) -> None:
+        """Share what the state holds with whoever begins the same way."""
+        state = self.state
+        if self._prefixes is not None and isinstance(state, CpuState) and state.length:
+            self._prefixes.keep(state, self.sequence[: state.length], whole=whole)
 
     def feed(self, rows: int, logits: int) -> Feed | None:
         state = self.state
@@ -126,8 +157,10 @@ class Run(Lane):
             self._forget(state)
         pending = len(self.sequence) - state.length
         self._drafted = ()
-        if pending > min(rows, PROMPT_CHUNK):
-            piece = self.sequence[state.length : state.length + min(rows, PROMPT_CHUNK)]
+        apart = pending > 1 and not self.generating and self._split
+        count = min(rows, PROMPT_CHUNK, pending - apart)
+        if count < pending:
+            piece = self.sequence[state.length : state.length + count]
             return Feed(state, np.asarray(piece, np.int32), "none", taps=self._taps)
         if pending == 1 and self.speculation is not None:
             self._drafted = self._drafts(self.speculation, self._limit(rows, logits))
@@ -148,6 +181,7 @@ class Run(Lane):
         state = feed.state
         if feed.logits == "none":
             self._commit(feed, result, feed.rows)
+            self._remember()
             if self.progress is not None and not self._prompt_end:
                 self.progress(state.length, self.prompt_tokens)
             return
@@ -157,6 +191,8 @@ class Run(Lane):
         picked = self._accept(result.logits)
         kept = self._cut(picked)
         self._commit(feed, result, feed.rows - len(drafts) + kept - 1)
+        if first and not self._split:  # else it was, a token ago
+            self._remember()
         if self.speculation is not None and not first:
             self.speculation.took(kept, len(picked) - 1)
         self.finished = self._reason is not None
@@ -168,11 +204,13 @@ class Run(Lane):
             self.speculation.release()
 
     def end(self, error: BaseException | None) -> None:
-        state, self.state = self.state, None
         if self.speculation is not None:
             self.speculation.release()
-        if state is not None:
-            state.discard()  # what was fed and not committed
+        if self.state is not None:
+            self.state.discard()  # what was fed and not committed
+            if error is None:
+                self._remember(whole=True)
+        state, self.state = self.state, None
         if error is None:
             self._show(self._rest())
             self.result = self._finish(self._reason or "cancelled")

@@ -107,6 +107,7 @@ class TextModel:
             draft=default,
             opened=lambda path: _small(path, options),
         )
+        model.engine.prefixes = model.session.prefix_cache()
         try:
             for source in default.sources:
                 if source not in WORDS:  # now, not at the first request
@@ -324,6 +325,7 @@ class TextModel:
             tokens,
             resolved,
             context=self.context,
+            prefixes=self.engine.prefixes,
             speculation=self.drafting.speculation(draft, resolved, proposer, redo=self._redo),
             start=start or (lambda run: self.session.new_state(len(run.sequence))),
             load_s=self.load_s,

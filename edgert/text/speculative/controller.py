@@ -11,7 +11,7 @@ taken; where none is worth it guessing rests, and is tried again after a while.
 
 from __future__ import annotations
 
-from ...session.costs import StepCosts
+from ...session.costs import SAMPLES, Cost, StepCosts
 
 LONGEST = 16  # guesses of one cycle
 FIRST = 3  # guesses to begin with
@@ -22,20 +22,20 @@ GAIN = 1.03  # what S must promise, and what another length must promise more
 REST = 128  # tokens until guesses that were not worth it are tried again; twice as many each time
 LONGEST_REST = 1024
 PROBE_LENGTH, PROBES = 2, 4
-PLAIN_STEPS = 2  # that are timed before anything is guessed
+PLAIN_STEPS = SAMPLES  # that are timed before anything is guessed
 
 
 class Estimate:
     """What is known of the guesses of one key.
 
-    accepted: share at each place. cost: seconds a guess. length: guesses of the present.
+    accepted: share at each place. cost: of a guess. length: guesses of the present.
     """
 
     def __init__(self, key: str, limit: int) -> None:
         self.accepted = [PRIORS.get(key, PRIOR)] * LONGEST
         self.first = PRIOR_COUNT
         self.counts = [PRIOR_COUNT] * LONGEST
-        self.cost = 0.0
+        self.cost = Cost()
         self.length = min(FIRST, limit)
         self.resting_until = 0
         self.rest, self.probes = REST, 0
@@ -136,10 +136,8 @@ class Controller:
 
     def spent(self, key: str, each: float) -> None:
         """Seconds that a guess took."""
-        guess = self.of(key)
-        weight = 0.1 if guess.cost else 1.0
-        guess.cost += weight * (min(each, 4 * guess.cost or each) - guess.cost)
+        self.of(key).cost.note(each)
 
     def _share(self, guess: Estimate) -> float:
         plain = self.costs.seconds(self.costs.lanes)
-        return guess.cost / plain if plain else 0.0
+        return guess.cost.seconds / plain if plain and guess.cost.count else 0.0

@@ -22,7 +22,7 @@ class Ask:
     """A wish of one request for guesses by a model, which several requests share.
 
     tokens: the request's; limit: guesses at most; draft: what came of it. seconds: that it took;
-    each: seconds a guess, 0 where they were not measured.
+    each: seconds a guess, 0 where they were not measured. tried: whether the model was asked.
     """
 
     def __init__(self, proposer: Shared, tokens: Sequence[int], limit: int, cycle: int) -> None:
@@ -30,6 +30,7 @@ class Ask:
         self.limit, self.cycle = limit, cycle
         self.draft = Draft()
         self.seconds = self.each = 0.0
+        self.tried = False
 
 
 class Maker(Protocol):
@@ -100,8 +101,12 @@ class Speculation:
         """What came of a wish."""
         self._draft = ask.draft
         self._counts.seconds += ask.seconds
-        if self.controller is not None and ask.each:
+        if self.controller is None:
+            return
+        if ask.each:
             self.controller.spent(ask.proposer.key, ask.each)
+        if ask.tried and not ask.draft.tokens:  # it cost a guess, and none was worth checking
+            self.controller.observe(ask.proposer.key, 1, 0)
 
     def draft(self, tokens: Sequence[int], limit: int) -> Sequence[int]:
         """Up to `limit` guesses; those that `ask` has brought already."""

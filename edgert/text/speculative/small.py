@@ -200,6 +200,7 @@ class _Work:
 
     def take(self, result: StepResult) -> bool:
         """Pick a guess; whether another one is to follow."""
+        self.ask.tried = True
         state, proposer = self._state(), self.proposer
         if self.spare is None:
             proposer.held += self.text[state.length :]

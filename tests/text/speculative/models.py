@@ -45,11 +45,13 @@ def text_model(session: Session, **options: Any) -> TextModel:
     return TextModel(session, tokens, template, **options)
 
 
-def cpu_session(folder: Path, *, seed: int = 0, kv_bits: int = 0, **sizes: Any) -> CpuSession:
+def cpu_session(
+    folder: Path, *, seed: int = 0, kv_bits: int = 0, kv_memory: int | None = None, **sizes: Any
+) -> CpuSession:
     sizes = {"quant": "int4", "context": CONTEXT} | sizes
     graph = tiny_graph(**sizes)
     weights = tiny_weights(graph, seed)
-    return CpuSession(graph, weights, threads=1, cache=folder, kv_bits=kv_bits)
+    return CpuSession(graph, weights, threads=1, cache=folder, kv_bits=kv_bits, kv_memory=kv_memory)
 
 
 class ToySession(Session):

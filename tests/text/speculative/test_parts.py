@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import edgert
 from edgert import notices
 from edgert.errors import BundleError, RequestError, ResourceError
-from edgert.session.costs import StepCosts
+from edgert.session.costs import AGE, REFRESH, SAMPLES, StepCosts
 from edgert.text.model import TextModel
 from edgert.text.sampling import process
 from edgert.text.speculative.controller import GAIN, PROBES, REST, Controller
@@ -140,11 +140,10 @@ def test_lengths_come_to_what_pays(
 def test_nothing_is_guessed_before_plain_steps_were_timed() -> None:
     fresh = StepCosts()
     controller = Controller(fresh, 8)
-    assert controller.length("draft", 0) == 0
-    fresh.note(1, 1, 0.01)
-    assert controller.length("draft", 1) == 0
-    fresh.note(1, 1, 0.01)
-    assert controller.length("draft", 2) > 0
+    for written in range(SAMPLES):
+        assert controller.length("draft", written) == 0
+        fresh.note(1, 1, 0.01)
+    assert controller.length("draft", SAMPLES) > 0
 
 
 def test_wrong_guesses_rest_and_are_tried_again() -> None:
@@ -181,20 +180,38 @@ def test_an_unlikely_next_guess_is_not_made() -> None:
     assert not controller.worth("draft", 1, 0.1)
 
 
+def noted(found: StepCosts, rows: int, seconds: float, times: int, lanes: int = 1) -> None:
+    for _ in range(times):
+        found.note(rows, lanes, seconds)
+
+
 def test_costs_between_and_past_what_was_measured() -> None:
     found = StepCosts()
     assert (found.seconds(3), found.ratios(4)[0]) == (0.0, 1.0)
     for rows, seconds in ((1, 1.0), (5, 2.0)):
-        found.note(rows, 1, seconds)
-        found.note(rows, 1, seconds)
+        noted(found, rows, seconds, SAMPLES)
     assert found.seconds(3) == pytest.approx(1.5)
     assert found.seconds(9) > 2.0
     assert found.ratios(5)[4] == pytest.approx(2.0)
-    found.note(1, 1, 100.0)  # somebody else had the core
-    assert found.seconds(1) < 1.2
-    for _ in range(3):
-        found.note(4, 4, 1.8)
+    noted(found, 4, 1.8, SAMPLES, lanes=4)
     assert found.ratios(2)[1] == pytest.approx(found.seconds(8) / found.seconds(4))
+
+
+def test_a_busy_machine_does_not_spoil_costs() -> None:
+    found = StepCosts()
+    noted(found, 1, 1.0, SAMPLES)
+    noted(found, 4, 9.0, 1)  # the first of its kind was unlucky
+    assert found.seconds(4) < 2.0, "one step is not enough to know"
+    noted(found, 4, 1.3, SAMPLES - 1)
+    assert found.seconds(4) == 1.3
+    noted(found, 4, 50.0, 1)
+    assert found.seconds(4) < 1.4
+    noted(found, 4, 1.0, 8)
+    assert found.seconds(4) == pytest.approx(1.0, abs=0.05)
+    noted(found, 8, 40.0, SAMPLES)
+    assert found.seconds(8) == 40.0
+    noted(found, 1, 1.0, AGE + REFRESH)
+    assert found.seconds(8) < 4.0, "what was measured once must not stay true for ever"
 
 
 # --- counters ------------------------------------------------------------------------------------
@@ -325,6 +342,18 @@ def test_a_small_model_without_memory_only_stops_guessing(
     assert got.token_ids == plain
     assert got.drafting is not None
     assert got.drafting.proposed == 0
+
+
+def test_guesses_that_are_never_worth_checking_end(model: TextModel, kernel_folder: Path) -> None:
+    """A small model that is sure of nothing costs a step each time, and gives no guess."""
+    options: dict[str, Any] = {"max_tokens": 120, "temperature": 1.0, "seed": 1, **NO_END}
+    with text_model(cpu_session(kernel_folder, layers=1, seed=9)) as unsure:
+        steps: list[int] = []
+        step = unsure.session.step
+        unsure.session.step = lambda feeds: (steps.append(1), step(feeds))[1]  # type: ignore
+        got = model.generate(PROMPT, draft=unsure, **options)
+    assert got.token_ids == model.generate(PROMPT, **options).token_ids
+    assert len(steps) < 40
 
 
 def test_a_small_context_ends_the_guesses(model: TextModel, kernel_folder: Path) -> None:
