@@ -43,15 +43,16 @@ class Told:
     """A session whose likeliest tokens are those of a text, at the cost of its real steps."""
 
     def __init__(self, model: TextModel, tokens: Sequence[int], start: int) -> None:
-        self.session, self.tokens, self.start = model.session, tokens, start
+        self.session: Any = model.session
+        self.tokens, self.start = tokens, start
         self.step = model.session.step
 
     def __enter__(self) -> Told:
-        self.session.step = self._told  # type: ignore[method-assign]
+        self.session.step = self._told
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self.session.step
+        self.session.step = self.step
 
     def _told(self, feeds: Sequence[Feed]) -> list[StepResult]:
         found = self.step(feeds)
@@ -119,31 +120,63 @@ def tokens_of(model: TextModel, prompt: Prompt) -> list[int]:
     return model.chat_ids([{"role": "user", "content": prompt.text}])
 
 
+class Widths:
+    """Rows of each step of a session, while it is entered."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.step, self.rows = session, session.step, list[int]()
+
+    def __enter__(self) -> list[int]:
+        self.session.step = self._noted
+        return self.rows
+
+    def __exit__(self, *_: object) -> None:
+        self.session.step = self.step
+
+    def _noted(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        self.rows.append(sum(feed.rows for feed in feeds))
+        return list(self.step(feeds))
+
+
+def counted(rows: Sequence[int], tokens: int, costs: dict[str, Any], guesses: int) -> float:
+    """Speed by what steps of so many rows cost on their own (`costs`), and guesses of the small
+    model: without the neighbours on the machine, and without what Python does."""
+    spent = sum(costs.get(f"v{n}", costs["v9"] * n / 9) for n in rows)
+    return tokens / (spent + guesses * costs.get("c", 0.0))
+
+
 def compared(
-    ask: Callable[[Any], tuple[float, Any]], drafts: dict[str, Any], rounds: int
-) -> dict[str, dict[str, Any]]:
+    model: TextModel, ask: Callable[[Any], tuple[float, Any]], drafts: dict[str, Any], rounds: int,
+    costs: dict[str, Any],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Each draft against plain decoding: medians of the ratios of answers one after the other."""
     found = {}
     for name, draft in drafts.items():
         ratios, answer = [], None
         for _ in range(rounds):
             plain, expected = ask("none")
-            seconds, answer = ask(draft)
+            with Widths(model.session) as rows:
+                seconds, answer = ask(draft)
             ratios.append(plain / max(seconds, 1e-9))
             if answer.token_ids != expected.token_ids:
                 raise SystemExit(f"{name}: another text than without drafts")
         assert answer is not None
-        stats = answer.drafting
+        stats, tokens = answer.drafting, len(answer.token_ids)
+        steps = rows[-stats.steps :]
+        guesses = 0 if name in ("ngram", "replayed") else stats.proposed
         found[name] = {
+            "counted": counted(steps, tokens - 1, costs, guesses),
             "speed": statistics.median(ratios), "tau": stats.tau, "alpha": stats.acceptance,
             "drafted": stats.proposed, "foretold": stats.predicted_speed,
             "draft_share": stats.draft_s / max(1e-9, answer.timings.generation_s),
-            "tokens": len(answer.token_ids),
+            "tokens": tokens,
         }  # fmt: skip
     return found
 
 
-def measure_prompts(model: TextModel, small: TextModel | None, args: Any) -> list[dict[str, Any]]:
+def measure_prompts(
+    model: TextModel, small: TextModel | None, costs: dict[str, Any], args: Any
+) -> list[dict[str, Any]]:
     """A line for each prompt, temperature and draft."""
     lines = []
     for prompt in PROMPTS:
@@ -161,9 +194,9 @@ def measure_prompts(model: TextModel, small: TextModel | None, args: Any) -> lis
 
             if prompt.answer:
                 with Told(model, model.tokenizer.encode(prompt.answer), len(tokens)):
-                    found = compared(ask, drafts, args.rounds)
+                    found = compared(model, ask, drafts, args.rounds, costs)
             else:
-                found = compared(ask, drafts, args.rounds)
+                found = compared(model, ask, drafts, args.rounds, costs)
             for name, values in found.items():
                 line = {
                     "what": "prompt", "kind": prompt.kind, "prompt": prompt.name,
@@ -208,7 +241,7 @@ def measure_replayed(model: TextModel, name: str, args: Any) -> list[dict[str, A
                 given = {"draft": draft} if draft == "none" else {"proposer": draft}
                 return written(model, prompt, **given, **options)
 
-            (found,) = compared(ask, {"replayed": proposer}, args.rounds).values()
+            (found,) = compared(model, ask, {"replayed": proposer}, args.rounds, costs).values()
             foretold = found["tau"] / (costs[f"v{gamma + 1}"] + costs["o"])
             line = {
                 "what": "replayed", "model": name, "share": share, "gamma": gamma,
@@ -234,8 +267,8 @@ def main() -> None:
     if args.target:
         small = edgert.load(args.small, threads=1, draft="none") if args.small else None
         with edgert.load(args.target, threads=1, draft="none") as model:
-            lines.append(measure_costs(model, args.target.stem, small))
-            lines += measure_prompts(model, small, args)
+            costs = measure_costs(model, args.target.stem, small)
+            lines += [costs, *measure_prompts(model, small, costs, args)]
     for shape in args.shapes:
         path = args.work / f"random-{shape}.edge"
         if not path.exists():

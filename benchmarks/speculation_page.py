@@ -10,6 +10,9 @@ from typing import Any
 
 Lines = Sequence[dict[str, Any]]
 
+HEAD = (
+    "kind", "temperature", "draft", "speed", "worst", "counted", "worst", "tau", "accepted",
+)  # fmt: skip
 PAGE = """# Speculative decoding
 
 Written by `python -m benchmarks.speculation --page` from `results/speculation.jsonl`; how it is
@@ -25,7 +28,8 @@ v(m) is a step of m rows in steps of one, c a guess of the small model, o what a
 
 Speed is the CPU seconds of plain decoding in those of the drafted answer, both behind their first
 piece; tau is tokens a step. The geometric mean and the worst of the prompts of a kind. Edit and
-copy write a text that they are told (`speculation.Told`).
+copy write a text that they are told (`speculation.Told`). Counted is the same by what steps of so
+many rows cost on their own, in the table above: neighbours on the machine do not move it.
 
 {prompts}
 
@@ -87,15 +91,13 @@ def _prompts(lines: Lines) -> str:
             x for x in lines
             if (x["kind"], x["temperature"], x["draft"]) == (kind, temperature, draft)
         ]  # fmt: skip
-        speeds = [x["speed"] for x in mine]
-        rows.append(
-            [
-                kind, str(temperature), draft, f"{geometric_mean(speeds):.2f}",
-                f"{min(speeds):.2f}", f"{sum(x['tau'] for x in mine) / len(mine):.2f}",
-                f"{sum(x['alpha'] for x in mine) / len(mine):.2f}",
-            ]
-        )  # fmt: skip
-    return table(["kind", "temperature", "draft", "speed", "worst", "tau", "accepted"], rows)
+        speeds, counted = ([x[name] for x in mine] for name in ("speed", "counted"))
+        means = [sum(x[name] for x in mine) / len(mine) for name in ("tau", "alpha")]
+        numbers = [
+            geometric_mean(speeds), min(speeds), geometric_mean(counted), min(counted), *means,
+        ]  # fmt: skip
+        rows.append([kind, str(temperature), draft, *(f"{value:.2f}" for value in numbers)])
+    return table(HEAD, rows)
 
 
 def _replayed(lines: Lines) -> str:
