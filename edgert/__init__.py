@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .text.conversation import Conversation
     from .text.model import TextModel
     from .text.params import SamplingOptions, SamplingParams
-    from .text.results import Generation, Timings, TokenLogprob, Usage
+    from .text.results import DraftStats, Generation, Timings, TokenLogprob, Usage
+    from .text.speculative.options import DraftOptions
     from .text.stream import AsyncStream, Stream
 
 __version__ = "0.1.0"
@@ -38,6 +39,8 @@ _HOMES = {
     "TextModel": "text.model",
     "AsyncStream": "text.stream",
     "Conversation": "text.conversation",
+    "DraftOptions": "text.speculative.options",
+    "DraftStats": "text.results",
     "Generation": "text.results",
     "ImageModel": "image.model",
     "ImageOptions": "image.request",
@@ -63,6 +66,8 @@ __all__ = [
     "Conversation",
     "ConvertError",
     "DeviceError",
+    "DraftOptions",
+    "DraftStats",
     "EdgertError",
     "Generation",
     "ImageModel",

@@ -29,6 +29,7 @@ from .session.options import SessionOptions, type_error
 if TYPE_CHECKING:
     from .image.model import ImageModel
     from .text.model import TextModel
+    from .text.speculative.options import Draft
 
 Kind = Literal["text", "image"]
 # By the kind that a manifest gives: the module and class of its model.
@@ -40,6 +41,7 @@ def load(
     path: str | PathLike[str], device: str = ..., threads: int | None = ...,
     ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
     kv_memory: int | None = ..., *, kind: Literal["text"] | None = ...,
+    draft: Draft | None = ...,
 ) -> TextModel: ...  # fmt: skip
 @overload
 def load(
@@ -57,6 +59,7 @@ def load(
     kv_memory: int | None = None,
     *,
     kind: Kind | None = None,
+    draft: Draft | None = None,
 ) -> Any:
     """Open a bundle and make it ready: a `TextModel`, or an `ImageModel` where it draws.
 
@@ -69,11 +72,13 @@ def load(
     never. kv_bits: precision of keys and values, 32, 16 or 8; 0 lets the model decide. kv_memory:
     bytes that keys and values of all sequences may take; None means half of what is free, at most;
     a context that does not fit is shortened, with a notice. kind: "text" or "image" to have nothing
-    else opened; type checkers take the result for a `TextModel` unless it is "image". Raises
-    BundleError, DeviceError, RequestError, ResourceError.
+    else opened; type checkers take the result for a `TextModel` unless it is "image". draft: what
+    answers are drafted with, which makes them quicker and does not change them: "ngram", a smaller
+    model of the same tokenizer (path or `TextModel`), several in a list, "none", or `DraftOptions`;
+    None means "auto", see there. Raises BundleError, DeviceError, RequestError, ResourceError.
     """
     options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory)
-    return open_model(path, options, verify=verify, kind=kind)
+    return open_model(path, options, verify=verify, kind=kind, draft=draft)
 
 
 def open_model(
@@ -82,6 +87,7 @@ def open_model(
     *,
     verify: Verify = "cached",
     kind: Kind | None = None,
+    draft: Draft | None = None,
 ) -> Any:
     """The model of a bundle, by the bundle's kind; arguments and errors as for `load`."""
     if verify not in ("cached", "full", "skip"):
@@ -101,12 +107,17 @@ def open_model(
             )
         module, name = _MODELS[found]
         opened = getattr(import_module(f".{module}", __package__), name)
-        model = opened.from_bundle(bundle, options)
+        more = _draft_of(draft) if found == "text" else {}
+        model = opened.from_bundle(bundle, options, **more)
     except BaseException:
         bundle.close()
         raise
     model.load_s = time.perf_counter() - start
     return model
+
+
+def _draft_of(draft: Draft | None) -> dict[str, Any]:
+    return {"draft": "auto" if draft is None else draft}
 
 
 _HINTS = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import EdgertError, RequestError
+from .drafts import draft_options
 from .faults import for_terminal
 from .generate import answer_object
 from .history import FILE, History
@@ -32,6 +33,7 @@ from .settings import (
 if TYPE_CHECKING:
     from ..text.model import TextModel
     from ..text.results import Generation
+    from ..text.speculative.options import DraftOptions
 
 HELP = """\
 /help           this list
@@ -80,6 +82,7 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @sampling_options
 @session_options
+@draft_options
 @context_shift_option
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed for later chats.")
 @click.option("--stats", is_flag=True, help="Say on stderr what each answer cost.")
@@ -90,6 +93,7 @@ def command(
     system: str | None,
     variables: dict[str, Any],
     loader: Loader,
+    draft: DraftOptions,
     context_shift: bool,
     no_history: bool,
     stats: bool,
@@ -109,7 +113,7 @@ def command(
 
     params = sampling_params(options, as_json=as_json)
     path = bundle_or_demo(bundle)
-    with loader.load(path) as model:
+    with loader.load(path, draft) as model:
         emit = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
         chat = Chat(model, system, variables, params, shift=context_shift, emit=emit, stats=stats)
         if prompt is not None:

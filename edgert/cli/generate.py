@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from .drafts import draft_options
 from .inputs import is_piped, read_file, read_stdin, stdin_waits
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
 from .settings import (
@@ -23,7 +24,8 @@ from .settings import (
 )
 
 if TYPE_CHECKING:
-    from ..text.results import TokenLogprob, TopLogprob
+    from ..text.results import DraftStats, TokenLogprob, TopLogprob
+    from ..text.speculative.options import DraftOptions
 
 
 @click.command("generate")
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 )
 @sampling_options
 @session_options
+@draft_options
 @context_shift_option
 @click.option("--stats", is_flag=True, help="Say on stderr what it cost.")
 @json_option
@@ -48,6 +51,7 @@ def command(
     prompt: str | None,
     source: str | None,
     loader: Loader,
+    draft: DraftOptions,
     context_shift: bool,
     stats: bool,
     as_json: bool,
@@ -69,7 +73,7 @@ def command(
     params = sampling_params(options, as_json=as_json)
 
     path = bundle_or_demo(bundle)
-    with loader.load(path) as model:
+    with loader.load(path, draft) as model:
         stream = model.stream(text, context_shift=context_shift, **params)
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:
@@ -95,7 +99,15 @@ def answer_object(path: Path, answer: Any) -> dict[str, Any]:
         "seed": answer.seed,
         "logprobs": logprobs_object(answer.logprobs),
         "timings": msgspec.to_builtins(answer.timings),
+        "drafting": drafting_object(answer.drafting),
     }
+
+
+def drafting_object(stats: DraftStats | None) -> dict[str, Any] | None:
+    """The `--json` form of what drafts did; null where none were asked for."""
+    if stats is None:
+        return None
+    return {**msgspec.to_builtins(stats), "tau": stats.tau, "acceptance": stats.acceptance}
 
 
 def logprobs_object(found: Sequence[TokenLogprob] | None) -> list[dict[str, Any]] | None:

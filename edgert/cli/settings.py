@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..image.model import ImageModel
     from ..session import Session, SessionOptions
     from ..text.model import TextModel
+    from ..text.speculative.options import Draft
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,11 +52,12 @@ class Loader:
     options: SessionOptions
     verify: Verify
 
-    def load(self, path: Path) -> TextModel:
-        """The bundle as a text model; close it."""
+    def load(self, path: Path, draft: Draft | None = None) -> TextModel:
+        """The bundle as a text model, which drafts as `edgert.load` says; close it."""
         from ..api import open_model
 
-        model: TextModel = open_model(path, self.options, verify=self.verify, kind="text")
+        options: dict[str, Any] = {"verify": self.verify, "kind": "text", "draft": draft}
+        model: TextModel = open_model(path, self.options, **options)
         logger.info("%s: loaded in %.2f s, computes on %s, context of %d tokens",
                     path, model.load_s, model.session.device, model.context)  # fmt: skip
         return model

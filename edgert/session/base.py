@@ -46,7 +46,11 @@ class State(ABC):
     are behind; behind, the newest committed rows, which they have not taken in, as feeds and rows
     of these; offered, what was fed last; ahead, how many rows of `behind` its step had in front;
     held, rows that are committed though `length` stands before them, while a step takes them in.
+    whole_steps: whether recurrent states take a step's tokens all or not at all; those of a commit
+    of a part are `behind`, and no rewind takes any back.
     """
+
+    whole_steps = False
 
     def __init__(self, context: int) -> None:
         self.length = 0
@@ -266,6 +270,10 @@ class Session(ABC):
         give the same object again to have what was made for it used again. Raises RequestError for
         missing, unknown or misshapen inputs, indices out of range and graphs that remember;
         DeviceError where the device has not been given that graph."""
+
+    def prefix_cache(self) -> Any:
+        """A new `prefixes.PrefixCache` of this session's states; None where they share nothing."""
+        return None
 
     def require(self, graph: Graph) -> None:  # noqa: B027 (most devices run any)
         """Raise DeviceError where the device has not been given a graph that `run` will be asked

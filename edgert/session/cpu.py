@@ -30,6 +30,7 @@ from .longrope import Switching
 from .lowering import Lowering
 from .pages import PagePool
 from .plan import plan_pages
+from .prefixes import PrefixCache
 from .program import SPLIT_ROWS, Program
 from .replay import Replaying
 from .sequence import CpuState
@@ -37,6 +38,7 @@ from .slots import SlotPool
 
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
+SNAPSHOT_BYTES = 256 << 20  # of recurrent states that go on with known beginnings
 PROGRAMS = 8  # sets of taps, or graphs and sizes of `run`, whose programs are kept
 
 
@@ -180,6 +182,11 @@ class CpuSession(Session):
         self.switching.begin(state, expected)
         self.replaying.begin(state)
         return state
+
+    def prefix_cache(self) -> PrefixCache:
+        """Up to half of the pool of pages may stay with beginnings that nobody uses."""
+        budget = max(SNAPSHOT_BYTES, self.pool.pages * self.pool.bytes_per_page // 2)
+        return PrefixCache(self.pool, self.slots, budget)
 
     def _check_open(self) -> None:
         if self._closed:

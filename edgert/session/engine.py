@@ -16,26 +16,33 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 
 from ..errors import RequestError, ResourceError
 from .base import Feed, Session, StepResult
+from .costs import StepCosts
 from .driving import Driving
 from .lanes import Lane, Parked, closed, interrupted
+from .prefixes import PrefixCache
 
 LANES = 32  # sequences that take part in a step
 WAITING = 256  # requests that may wait for a lane, or for their readers
 PROMPT_ROWS = 128  # prompt tokens in a step beside tokens that are being generated
+FREED_PAGES = 16  # of beginnings that nobody uses, at a time, when memory is short
 LOGIT_VALUES = 1 << 23  # float32 logits that one step may return (32 MB)
 
 
 class Engine(Driving):
     """The loop over one session, which the engine neither owns nor closes.
 
-    lanes: sequences that take part in a step. waiting: requests that may wait besides.
+    lanes: sequences that take part in a step. waiting: requests that may wait besides. prefixes:
+    beginnings of texts that its lanes share; None: nothing is shared.
     """
+
+    prefixes: PrefixCache | None = None
 
     def __init__(self, session: Session, *, lanes: int = LANES, waiting: int = WAITING) -> None:
         super().__init__()
@@ -46,6 +53,7 @@ class Engine(Driving):
         self._parked: dict[int, weakref.ref[Parked]] = {}  # least recently parked first
         self._short = False  # of memory: nobody is admitted before somebody has ended
         self._turns = 0
+        self.costs = StepCosts()
         self._logit_rows = max(1, LOGIT_VALUES // session.vocab_size)
         self._thread: threading.Thread | None = None
         self._exiting = False
@@ -209,6 +217,7 @@ class Engine(Driving):
         fed: list[tuple[Lane, Feed]] = []
         generating = [x for x in lanes if x.generating][: min(self.lanes, rows, logits)]
         prompts = [x for x in lanes if not x.generating]
+        self._prepare([x for x in generating if x.drafting], rows, logits)
         for left, lane in zip(range(len(generating), 0, -1), generating, strict=True):
             if feed := self._feed(lane, min(PROMPT_ROWS, rows - left + 1), logits - left + 1):
                 fed.append((lane, feed))
@@ -223,6 +232,17 @@ class Engine(Driving):
                 rows -= feed.rows
                 logits -= {"all": feed.rows, "last": 1, "none": 0}[feed.logits]
         return fed
+
+    def _prepare(self, lanes: list[Lane], rows: int, logits: int) -> None:
+        """Have lanes that draft do so in common."""
+        if len(lanes) < 2:
+            return
+        try:
+            share = rows // len(lanes), logits // len(lanes)
+            lanes[0].prepare(lanes, *share)
+        except Exception as error:  # of a draft model: it is theirs
+            for lane in lanes:
+                self._fail(lane, error)
 
     def _feed(self, lane: Lane, rows: int, logits: int) -> Feed | None:
         try:
@@ -241,7 +261,8 @@ class Engine(Driving):
             return []
         before = [feed.state.length for _, feed in fed] if len(fed) > 1 else []
         try:
-            results = self.session.step([feed for _, feed in fed])
+            timed = any(lane.drafting for lane, _ in fed)
+            results = self._timed(fed) if timed else self.session.step(_feeds(fed))
             return [(*pair, result) for pair, result in zip(fed, results, strict=True)]
         except ResourceError as error:
             _discard(fed)
@@ -256,9 +277,20 @@ class Engine(Driving):
         same = [pair for pair, length in pairs if pair[1].state.length == length]
         return [done for pair in same for done in self._step([pair])]
 
+    def _timed(self, fed: list[tuple[Lane, Feed]]) -> list[StepResult]:
+        """The step; what it cost is noted, unless it feeds a prompt."""
+        start = time.perf_counter()
+        results = self.session.step(_feeds(fed))
+        if all(lane.generating for lane, _ in fed):
+            rows = sum(feed.rows for _, feed in fed)
+            self.costs.note(rows, len(fed), time.perf_counter() - start)
+        return results
+
     def _make_room(self, fed: list[Lane], error: ResourceError) -> None:
-        """Give up the memory that is missed least: parked memory, lanes that were not fed, then the
-        lane that came last."""
+        """Give up the memory that is missed least: beginnings that nobody uses, parked memory,
+        lanes that were not fed, then the lane that came last."""
+        if self.prefixes is not None and self.prefixes.free(FREED_PAGES):
+            return
         with self._lock:
             for key in list(self._parked):
                 parked = self._parked.pop(key, None)
@@ -330,6 +362,10 @@ def _background(reference: weakref.ref[Engine]) -> None:
 
 def _by_service(lane: Lane) -> int:
     return lane.served
+
+
+def _feeds(fed: list[tuple[Lane, Feed]]) -> list[Feed]:
+    return [feed for _, feed in fed]
 
 
 def _discard(fed: list[tuple[Lane, Feed]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..errors import RequestError
@@ -16,8 +16,11 @@ class Lane(ABC):
 
     state: its memory, None until it is opened and after it ended. cancelled: set it to end the lane
     within a step. finished: it has nothing more to feed. done: it ended, with `error` if it failed.
-    generating: its prompt is fed. background: its reader cannot block.
+    generating: its prompt is fed. background: its reader cannot block. drafting: whether it feeds
+    drafts, so that it wants to know what steps cost.
     """
+
+    drafting = False
 
     def __init__(self) -> None:
         self.state: State | None = None
@@ -34,6 +37,10 @@ class Lane(ABC):
     def feed(self, rows: int, logits: int) -> Feed | None:
         """What to feed next: at most `rows` rows, `logits` of them with logits; None while it waits
         for its reader. Changes nothing that `take` does not expect: a feed may come to nothing."""
+
+    def prepare(self, lanes: Sequence[Lane], rows: int, logits: int) -> None:  # noqa: B027
+        """What several drafting lanes, this one among them, do in common before each is fed: at
+        most `rows` rows, `logits` of them with logits."""
 
     @abstractmethod
     def take(self, feed: Feed, result: StepResult) -> None:

@@ -2,7 +2,7 @@
 
 Behind a commit of some of them (drafts of which a few were right) they stand still where they were,
 and the tokens that were kept are put in front of what the sequence is fed next: a few more rows of
-a step that is computed anyway, not a second one (`specs/speculative_decoding.md` 4.3, strategy A).
+a step that is computed anyway, not a second one.
 
 Rows do not depend on the steps they came in, so what the states then hold, and what a row gives, is
 bit for bit what it would be if the rejected tokens had never been fed. Callers see nothing of this:
@@ -34,7 +34,7 @@ class Replaying:
 
     def begin(self, state: State) -> None:
         """A new state of the session."""
-        state.settle = self.settle if self.whole else None
+        state.whole_steps, state.settle = self.whole, self.settle if self.whole else None
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         """The feeds' results, once their states have taken in what they are behind."""

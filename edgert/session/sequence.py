@@ -167,6 +167,33 @@ class CpuState(State):
         self.checkpoints = tuple(points)
         return True
 
+    # --- pages of others ------------------------------------------------------------------------
+
+    def adopt(
+        self, pages: Sequence[int], tokens: Sequence[int], content: SlotContent | None
+    ) -> None:
+        """Begin with `tokens`, whose pages others hold too and whose recurrent states are a copy
+        of `content`. The state must be empty. Raises ResourceError where no slot is free."""
+        self._check_open()
+        slot = self._take_slot()
+        if content is not None:
+            self.slots.load(slot[0], content, len(tokens))
+        self.pool.share(pages)
+        self._slot += slot
+        self.pages += pages
+        self.table[: len(pages)] = pages
+        self.length = len(tokens)
+        if self.fed is not None:
+            self.fed = [int(token) for token in tokens]
+
+    def swap(self, index: int, page: int) -> None:
+        """Hold another page with the same content in place of its own."""
+        own = self.pages[index]
+        if own != page:
+            self.pool.share([page])
+            self.pages[index] = self.table[index] = page
+            self.pool.give([own])
+
     # --- copies -----------------------------------------------------------------------------
 
     def fork(self) -> CpuState:

@@ -11,9 +11,11 @@ from ..errors import RequestError
 from ..session.base import Session, State
 from ..session.engine import Engine
 from . import saved
-from .generate import Progress, Proposer, Run
+from .generate import Progress, Run
 from .params import SamplingOptions
 from .results import Generation
+from .speculative.options import Draft
+from .speculative.proposer import Proposer
 from .stream import AsyncStream, Stream, ended
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ class Conversation:
         self,
         text: str,
         *,
+        draft: Draft | None = None,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
         **params: Unpack[SamplingOptions],
@@ -129,12 +132,13 @@ class Conversation:
         engine.check()
         if (last := self._run) is not None and last.cancelled:
             engine.settle(last)
-        return Stream(engine, self._turn(text, params, proposer, progress))
+        return Stream(engine, self._turn(text, params, draft, proposer, progress))
 
     def astream(
         self,
         text: str,
         *,
+        draft: Draft | None = None,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
         **params: Unpack[SamplingOptions],
@@ -144,7 +148,7 @@ class Conversation:
         engine.check()
 
         def turn() -> Run:
-            return self._turn(text, params, proposer, progress)
+            return self._turn(text, params, draft, proposer, progress)
 
         if last is None or not last.cancelled or last.done:
             return AsyncStream(engine, turn())
@@ -164,6 +168,7 @@ class Conversation:
         self,
         text: str,
         params: SamplingOptions,
+        draft: Draft | None,
         proposer: Proposer | None,
         progress: Progress | None,
     ) -> Run:
@@ -176,6 +181,7 @@ class Conversation:
             params,
             start=lambda run: self._open(run, before),
             keep=lambda run, state: self._keep(run, state, messages, closed),
+            draft=draft,
             proposer=proposer,
             progress=progress,
             shift=self._shift,

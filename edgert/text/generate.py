@@ -5,7 +5,7 @@
 
 The anchor is the newest token: part of the text, not yet fed. Plain decoding is the same cycle with
 no drafts. Every pick is keyed by (seed, position, token), so neither drafts nor other lanes change
-the text, only the speed (`specs/speculative_decoding.md` 1.1, 1.3 "coupled", 1.5).
+the text, only the speed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from ..errors import RequestError
 from ..session.base import Feed, Session, State, StepResult
 from ..session.lanes import Lane
+from ..session.prefixes import WORTH, PrefixCache
+from ..session.sequence import CpuState
 from .logprobs import token_logprob
 from .params import Resolved
 from .results import FinishReason, Generation, Timings, TokenLogprob, Usage
 from .sampling import Sampler
+from .speculative.cycle import Ask, Speculation, together
 from .stopping import StopText
 from .tokenizer import Tokenizer
 
@@ -32,16 +34,6 @@ AHEAD = 64  # pieces that an answer may be ahead of its reader
 SINKS = 4  # tokens at the beginning that a context shift keeps (StreamingLLM, arXiv 2309.17453)
 
 Progress = Callable[[int, int], None]
-
-
-class Proposer(Protocol):
-    """Guesses the next tokens, deterministically. Wrong guesses cost time and nothing else."""
-
-    def propose(self, tokens: Sequence[int], limit: int) -> Sequence[int]:
-        """Up to `limit` ids that may follow `tokens`."""
-
-    def observe(self, proposed: int, accepted: int) -> None:
-        """What became of the last proposal."""
 
 
 class Run(Lane):
@@ -62,7 +54,8 @@ class Run(Lane):
         context: int,
         start: Callable[[Run], State],
         keep: Callable[[Run, State | None], None] | None = None,
-        proposer: Proposer | None = None,
+        speculation: Speculation | None = None,
+        prefixes: PrefixCache | None = None,
         progress: Progress | None = None,
         load_s: float = 0.0,
         joined: bool = False,
@@ -70,22 +63,26 @@ class Run(Lane):
     ) -> None:
         """context: tokens that the state may hold. start(run): gives the state. keep: is given the
         state at the end (None if its memory was needed elsewhere), else it is closed; not called
-        where the request never began. joined: the text goes on where the prompt's ended, with the
-        space that may lie between; otherwise it begins anew, as an answer does. shift: when the
-        context is full, forget the older half of it but for the first tokens. Raises RequestError
-        for prompts that are empty or leave no room (`check_room`)."""
+        where the request never began. speculation: guesses the next tokens, None for none.
+        prefixes: beginnings that requests share. joined: the text goes on where the prompt's ended,
+        with the space that may lie between; otherwise it begins anew, as an answer does. shift:
+        when the context is full, forget the older half of it but for the first tokens. Raises
+        RequestError for prompts that are empty or leave no room (`check_room`)."""
         super().__init__()
         tokenizer.check_ids(prompt)
         check_room(len(prompt), None if shift else params.max_tokens, context)
         self.tokenizer, self.context, self.shift = tokenizer, context, shift
         self.tokens, self.prompt_tokens = [int(token) for token in prompt], len(prompt)
         self.sequence = self.tokens  # what the model sees: another list after a shift
-        self.params, self.proposer, self.progress = params, proposer, progress
+        self.params, self.speculation, self.progress = params, speculation, progress
+        self.drafting = speculation is not None
+        self._taps = speculation.taps if speculation is not None else ()
         self.load_s, self.cached = load_s, 0
         self.pieces: deque[str] = deque()
         self.ahead = AHEAD
         self.result: Generation | None = None
         self._start, self._keep = start, keep
+        self._prefixes = None if self._taps else prefixes  # rows of taps are not kept with them
         self._room: float = float("inf") if shift else context - len(prompt)
         if params.max_tokens is not None:
             self._room = min(self._room, params.max_tokens)
@@ -96,7 +93,7 @@ class Run(Lane):
         self._stop = StopText(params.stop)
         self._text: list[str] = []
         self._reason: FinishReason | None = None
-        self._drafted: list[int] = []
+        self._drafted: Sequence[int] = ()
         self._opened = False
         self.on_piece: Callable[[], None] | None = None
         self.on_end: list[Callable[[], None]] = []
@@ -121,9 +118,36 @@ class Run(Lane):
         return len(self.pieces) >= self.ahead
 
     def open(self, session: Session) -> None:
-        self.state = self._start(self)
+        self.state = self._begun(session, self._start(self))
         if not self._opened:  # else it comes back after its memory was needed elsewhere
             self._opened, self.cached = True, self.state.length
+
+    def _begun(self, session: Session, state: State) -> State:
+        """The state, or one that begins with more of the prompt."""
+        cache, prompt = self._prefixes, self.sequence[:-1]
+        if cache is None or not isinstance(state, CpuState):
+            return state
+        if cache.known(prompt, long_rope=state.long_rope) < state.length + WORTH:
+            return state
+        if state.length:
+            state.close()
+            state = session.new_state(self.prompt_tokens)
+        if isinstance(state, CpuState):
+            cache.resume(state, prompt)
+        return state
+
+    @property
+    def _split(self) -> bool:
+        """Whether the last token of a prompt is fed by itself: recurrent states only go on from
+        where they were kept, and a prompt that comes again is known up to that token."""
+        state = self.state
+        return self._prefixes is not None and isinstance(state, CpuState) and bool(state.slots)
+
+    def _remember(self, *, whole: bool = False) -> None:
+        """Share what the state holds with whoever begins the same way."""
+        state = self.state
+        if self._prefixes is not None and isinstance(state, CpuState) and state.length:
+            self._prefixes.keep(state, self.sequence[: state.length], whole=whole)
 
     def feed(self, rows: int, logits: int) -> Feed | None:
         state = self.state
@@ -132,40 +156,61 @@ class Run(Lane):
         if self.shift and len(self.sequence) > self.context:
             self._forget(state)
         pending = len(self.sequence) - state.length
-        self._drafted = []
-        if pending > min(rows, PROMPT_CHUNK):
-            piece = self.sequence[state.length : state.length + min(rows, PROMPT_CHUNK)]
-            return Feed(state, np.asarray(piece, np.int32), "none")
-        if pending == 1 and self.proposer is not None:
-            self._drafted = self._drafts(self.proposer, min(rows, logits) - 1)
+        self._drafted = ()
+        apart = pending > 1 and not self.generating and self._split
+        count = min(rows, PROMPT_CHUNK, pending - apart)
+        if count < pending:
+            piece = self.sequence[state.length : state.length + count]
+            return Feed(state, np.asarray(piece, np.int32), "none", taps=self._taps)
+        if pending == 1 and self.speculation is not None:
+            self._drafted = self._drafts(self.speculation, self._limit(rows, logits))
         tokens = [*self.sequence[state.length :], *self._drafted]
-        return Feed(state, np.asarray(tokens, np.int32), "all" if self._drafted else "last")
+        wanted = "all" if self._drafted else "last"
+        return Feed(state, np.asarray(tokens, np.int32), wanted, taps=self._taps)
+
+    def prepare(self, lanes: Sequence[Lane], rows: int, logits: int) -> None:
+        asked: list[tuple[Speculation, Ask]] = []
+        for lane in lanes:
+            if isinstance(lane, Run) and lane.speculation is not None and lane._decoding:
+                ask = lane.speculation.ask(lane.tokens, lane._limit(rows, logits))
+                if ask is not None:
+                    asked.append((lane.speculation, ask))
+        together(asked)
 
     def take(self, feed: Feed, result: StepResult) -> None:
         state = feed.state
         if feed.logits == "none":
-            state.commit(feed.rows)
+            self._commit(feed, result, feed.rows)
+            self._remember()
             if self.progress is not None and not self._prompt_end:
                 self.progress(state.length, self.prompt_tokens)
             return
         self._prompt_end = self._prompt_end or time.perf_counter()
+        drafts, first = self._drafted, not self.generating
         self.generating = True
-        drafts = self._drafted
-        picked = self._accept(result.logits, drafts)
+        picked = self._accept(result.logits)
         kept = self._cut(picked)
-        state.commit(feed.rows - len(drafts) + kept - 1)
-        if drafts and self.proposer is not None:
-            self.proposer.observe(len(drafts), len(picked) - 1)
+        self._commit(feed, result, feed.rows - len(drafts) + kept - 1)
+        if first and not self._split:  # else it was, a token ago
+            self._remember()
+        if self.speculation is not None and not first:
+            self.speculation.took(kept, len(picked) - 1)
         self.finished = self._reason is not None
 
     def release(self) -> None:
         super().release()
         self.generating = False
+        if self.speculation is not None:
+            self.speculation.release()
 
     def end(self, error: BaseException | None) -> None:
+        if self.speculation is not None:
+            self.speculation.release()
+        if self.state is not None:
+            self.state.discard()  # what was fed and not committed
+            if error is None:
+                self._remember(whole=True)
         state, self.state = self.state, None
-        if state is not None:
-            state.discard()  # what was fed and not committed
         if error is None:
             self._show(self._rest())
             self.result = self._finish(self._reason or "cancelled")
@@ -186,33 +231,47 @@ class Run(Lane):
         state.rewind(min(SINKS, len(self.sequence) - 1, state.length))
         self.generating = False
 
-    def _drafts(self, proposer: Proposer, limit: int) -> list[int]:
-        """Drafts that fit the room (one cycle gives a token more than it has drafts) and the step,
-        cut before what can only be wrong: nothing follows an end token."""
+    def _limit(self, rows: int, logits: int) -> int:
+        """Drafts that fit the room (one cycle gives a token more than it has drafts) and a step of
+        so many rows."""
         left = min(self._room, self.context - len(self.sequence))
-        limit = int(min(limit, left - 1))
+        return int(min(rows, logits, left)) - 1
+
+    @property
+    def _decoding(self) -> bool:
+        """Whether the next feed is one token, and drafts."""
+        state = self.state
+        return state is not None and len(self.sequence) - state.length == 1 and not self.paused
+
+    def _drafts(self, speculation: Speculation, limit: int) -> Sequence[int]:
+        """Drafts, cut before what can only be wrong: nothing follows an end token."""
         if limit < 1:
-            return []
-        drafts = [int(token) for token in proposer.propose(self.tokens, limit)][:limit]
+            return ()
+        drafts = speculation.draft(self.tokens, limit)
         for index, token in enumerate(drafts):
-            if not 0 <= token < self.tokenizer.size:
-                return drafts[:index]
-            if token in self._ends:
-                return drafts[: index + 1]
+            if token in self._ends or not 0 <= token < self.tokenizer.size:
+                count = index + (token in self._ends)
+                speculation.cut(count)
+                return drafts[:count]
         return drafts
 
-    def _accept(self, rows: np.ndarray, drafts: Sequence[int]) -> list[int]:
+    def _accept(self, rows: np.ndarray) -> list[int]:
         """Tokens of this cycle: the accepted drafts and the one that follows them."""
-        history, picked = list(self.tokens) if drafts else self.tokens, list[int]()
-        for index in range(len(drafts) + 1):
-            token = self._sampler.pick(rows[index], history)
-            picked.append(token)
-            if (count := self.params.logprobs) is not None:
-                self._logprobs.append(token_logprob(rows[index], token, count, self.tokenizer))
-            if index == len(drafts) or token != drafts[index]:
-                break
-            history.append(token)
+        if self._drafted and self.speculation is not None:
+            picked = self.speculation.accept(rows, self._sampler, self.tokens)
+        else:
+            picked = [self._sampler.pick(rows[0], self.tokens)]
+        if (count := self.params.logprobs) is not None:
+            for row, token in zip(rows, picked, strict=False):
+                self._logprobs.append(token_logprob(row, token, count, self.tokenizer))
         return picked
+
+    def _commit(self, feed: Feed, result: StepResult, count: int) -> None:
+        """Keep the first rows of a step."""
+        state, start = feed.state, feed.state.length
+        state.commit(count)
+        if self._taps and self.speculation is not None:
+            self.speculation.see(start, {n: rows[:count] for n, rows in result.taps.items()})
 
     def _cut(self, picked: Sequence[int]) -> int:
         """Append tokens up to the first that ends the answer, and their text: how many."""
@@ -261,7 +320,8 @@ class Run(Lane):
         usage = Usage(self.prompt_tokens, self.cached, len(made))
         logprobs = None if self.params.logprobs is None else tuple(self._logprobs[: len(made)])
         text = "".join(self._text)
-        return Generation(text, made, reason, usage, timings, self.params.seed, logprobs)
+        drafting = None if self.speculation is None else self.speculation.stats
+        return Generation(text, made, reason, usage, timings, self.params.seed, logprobs, drafting)
 
 
 def check_room(prompt: int, max_tokens: int | None, context: int) -> None:

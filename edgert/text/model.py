@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +15,17 @@ from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import RequestError
+from ..kernels.states import RecurrentState
 from ..session.base import Session, State
 from ..session.engine import Engine
 from ..session.options import SessionOptions
 from .conversation import Conversation
-from .generate import Progress, Proposer, Run
+from .generate import Progress, Run
 from .logits import LogitsLane
 from .params import SamplingOptions, SamplingParams
 from .results import Generation
+from .speculative.options import WORDS, Draft, Drafting, DraftOptions
+from .speculative.proposer import Proposer
 from .stopping import with_stop_tokens
 from .stream import AsyncStream, Stream
 from .tokenizer import Tokenizer
@@ -55,19 +60,33 @@ class TextModel:
         advice: Mapping[str, Any] | None = None,
         fingerprint: str = "",
         bundle: Bundle | None = None,
+        draft: Any = "none",
+        opened: Callable[[Path], TextModel] | None = None,
     ) -> None:
-        """advice: sampling defaults of the bundle. The session and bundle are closed with it."""
+        """advice: sampling defaults of the bundle. draft: what requests draft with that do not say
+        it, as for `edgert.load`; opened(path) opens a small model for that. The session and bundle
+        are closed with it, and small models that were opened."""
         self.session, self.tokenizer, self.template = session, tokenizer, template
         self.name, self.advice, self.fingerprint = name, dict(advice or {}), fingerprint
         self.load_s = 0.0
         self._bundle, self._freed = bundle, False
         self.engine = Engine(session)
+        self.drafting = Drafting(
+            tokenizer, self.engine.costs, session.device, opened=opened or _not_opened
+        )
+        self.drafting.default = DraftOptions.of(draft, self.drafting.default)
+        self._redo = any(
+            isinstance(state, RecurrentState) and not state.tail
+            for state in session.graph.states.values()
+        )
         self._latest: weakref.ref[Run] | None = None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, options: SessionOptions) -> TextModel:
-        """The model of an open bundle, which is closed with it. Raises BundleError, DeviceError,
-        ResourceError; the bundle then stays open."""
+    def from_bundle(
+        cls, bundle: Bundle, options: SessionOptions, *, draft: Any = "none"
+    ) -> TextModel:
+        """The model of an open bundle, which is closed with it; draft as for `edgert.load`. Raises
+        BundleError, DeviceError, RequestError, ResourceError; the bundle then stays open."""
         from ..session import open_session
 
         tokenizer = Tokenizer.from_bundle(bundle)
@@ -76,7 +95,8 @@ class TextModel:
             from .template import ChatTemplate
 
             template = ChatTemplate.from_bundle(bundle, tokenizer)
-        return cls(
+        default = DraftOptions.of(draft, DraftOptions("none"))
+        model = cls(
             open_session(bundle, options),
             tokenizer,
             template,
@@ -84,7 +104,19 @@ class TextModel:
             advice=bundle.manifest.text_spec.generation,
             fingerprint=bundle.fingerprint,
             bundle=bundle,
+            draft=default,
+            opened=lambda path: _small(path, options),
         )
+        model.engine.prefixes = model.session.prefix_cache()
+        try:
+            for source in default.sources:
+                if source not in WORDS:  # now, not at the first request
+                    model.drafting.small(source)
+        except BaseException:
+            model._bundle = None
+            model.close()
+            raise
+        return model
 
     @property
     def context(self) -> int:
@@ -100,6 +132,7 @@ class TextModel:
         prompt: Prompt,
         *,
         special: bool = False,
+        draft: Draft | None = None,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
@@ -108,15 +141,17 @@ class TextModel:
         """Continue a text or token ids, piece by piece.
 
         params: the fields of `SamplingParams`. special: special-token texts in the prompt act as
-        such. progress(done, total): called between chunks of a long prompt. context_shift: go on
-        when the context is full, without the older half of it but for its first tokens. Parameters
-        and prompt are checked before this returns: RequestError.
+        such. draft: what to draft with, as for `edgert.load`; None for the model's own default.
+        proposer: drafts of your own instead. progress(done, total): called between chunks of a long
+        prompt. context_shift: go on when the context is full, without the older half of it but for
+        its first tokens. Parameters and prompt are checked before this returns: RequestError.
         """
         self.engine.check()
         tokens = self._prompt_ids(prompt, special=special)
         run = self.run(
-            tokens, params, proposer=proposer, progress=progress, joined=True, shift=context_shift
-        )
+            tokens, params, draft=draft, proposer=proposer, progress=progress, joined=True,
+            shift=context_shift,
+        )  # fmt: skip
         return Stream(self.engine, run)
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> Generation:
@@ -137,6 +172,7 @@ class TextModel:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
+        draft: Draft | None = None,
         proposer: Proposer | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
@@ -146,7 +182,9 @@ class TextModel:
         {"enable_thinking": False}; the others as for `stream`."""
         self.engine.check()
         tokens = self.chat_ids(messages, tools=tools, template=template)
-        run = self.run(tokens, params, proposer=proposer, progress=progress, shift=context_shift)
+        run = self.run(
+            tokens, params, draft=draft, proposer=proposer, progress=progress, shift=context_shift
+        )
         return Stream(self.engine, run)
 
     async def achat(
@@ -275,15 +313,20 @@ class TextModel:
         params: Mapping[str, Any],
         *,
         start: Callable[[Run], State] | None = None,
+        draft: Draft | None = None,
+        proposer: Proposer | None = None,
         **options: Any,
     ) -> Run:
         """A request as a lane, not submitted yet. start: gives its state, a new one by default;
         options as for `Run`. Raises RequestError."""
+        resolved = self.checked_params(params).resolved(self.advice)
         run = Run(
             self.tokenizer,
             tokens,
-            self.checked_params(params).resolved(self.advice),
+            resolved,
             context=self.context,
+            prefixes=self.engine.prefixes,
+            speculation=self.drafting.speculation(draft, resolved, proposer, redo=self._redo),
             start=start or (lambda run: self.session.new_state(len(run.sequence))),
             load_s=self.load_s,
             **options,
@@ -294,6 +337,7 @@ class TextModel:
     def _free(self) -> None:
         if not self._freed:
             self._freed = True
+            self.drafting.close()
             self.session.close()
             if self._bundle is not None:
                 self._bundle.close()
@@ -308,3 +352,24 @@ class TextModel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _small(path: Path, options: SessionOptions) -> TextModel:
+    """A small model to draft with: opened as the large one, with its own context."""
+    from ..bundle.reader import Bundle
+
+    bundle = Bundle.open(path)
+    try:
+        return TextModel.from_bundle(bundle, replace(options, ctx_size=None))
+    except BaseException:
+        bundle.close()
+        raise
+
+
+def _not_opened(path: Path) -> TextModel:
+    raise RequestError(
+        f"draft is {str(path)!r}, expected a loaded model, for this one was made by hand",
+        code="parameter-type",
+        hint="pass edgert.load(...) of the small model",
+        field="draft",
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .generate import Progress, Proposer
+from .generate import Progress
 from .params import SamplingOptions
+from .speculative.options import Draft
+from .speculative.proposer import Proposer
 
 
 class TurnOptions(SamplingOptions, total=False):
     """Of `Conversation.say`."""
 
+    draft: Draft | None
     proposer: Proposer | None
     progress: Progress | None
 

@@ -19,6 +19,7 @@ from .ranking import F32, Ids
 # First token of a sequence breaker -> what may follow it: () where it holds all of the breaker.
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 
+BACK = 32  # newest tokens that a history gives up, as of drafts, before it is made anew
 HEAVIEST = 1e30  # DRY's penalty; no token survives it, and it stays finite at any temperature
 
 
@@ -50,12 +51,14 @@ class History:
         return self._counts[: len(self._slots)]
 
     def follow(self, tokens: Sequence[int]) -> History:
-        """Become these tokens; quick where they begin with what it holds."""
+        """Become these tokens; quick where they begin with what it holds, but for a few."""
         tokens = tokens if isinstance(tokens, list) else [int(token) for token in tokens]
         known = len(self.tokens)
         if tokens[:known] != self.tokens:
-            self.__init__(tokens)  # type: ignore[misc]
-            return self
+            if not self._back(tokens):
+                self.__init__(tokens)  # type: ignore[misc]
+                return self
+            known = len(self.tokens)
         new = tokens[known:]
         self.tokens += new
         self._ids = _grown(self._ids, len(self.tokens))
@@ -68,6 +71,18 @@ class History:
             self._seen[slot] = token
             self._counts[slot] += 1
         return self
+
+    def _back(self, tokens: list[int]) -> bool:
+        """Forget the newest tokens that are not among `tokens`, if these are BACK at most."""
+        for _ in range(min(BACK, len(self.tokens))):
+            token = self.tokens.pop()
+            slot = self._slots[token]
+            self._counts[slot] -= 1
+            if not self._counts[slot]:  # the newest slot: tokens leave in the order they came in
+                del self._slots[token]
+            if tokens[: len(self.tokens)] == self.tokens:
+                return True
+        return False
 
 
 def adjusted(

@@ -32,6 +32,38 @@ class Timings(msgspec.Struct, frozen=True):
     generation_tps: float = 0.0
 
 
+class DraftStats(msgspec.Struct, frozen=True):
+    """What drafts did for an answer.
+
+    steps: steps of the model that gave tokens, drafted_steps of them with drafts. tokens: what came
+    of them; the first token, which the prompt's step gives, does not count. proposed, accepted:
+    drafted tokens. reached, right: of each place in a draft, how often it was checked and how often
+    it was right. draft_s: seconds that drafting took. predicted_speed: in plain decoding's, what
+    the present drafts should give by what was measured; 0 where nothing adapts.
+    """
+
+    steps: int = 0
+    drafted_steps: int = 0
+    tokens: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    reached: tuple[int, ...] = ()
+    right: tuple[int, ...] = ()
+    draft_s: float = 0.0
+    predicted_speed: float = 0.0
+
+    @property
+    def tau(self) -> float:
+        """Tokens a step, drafts or none."""
+        return self.tokens / self.steps if self.steps else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted of the drafted tokens that were checked."""
+        checked = sum(self.reached)
+        return self.accepted / checked if checked else 0.0
+
+
 class TopLogprob(msgspec.Struct, frozen=True):
     """A token and its log-probability (natural, of the model's own distribution: before bias,
     penalties, temperature and truncation). text: as in the middle of a text, special tokens shown,
@@ -56,7 +88,7 @@ class Generation(msgspec.Struct, frozen=True):
     id or stop text), "length" (max_tokens or a full context), "cancelled". seed: what it was drawn
     with. text: without special tokens, cut before a stop text; what `generate` continues and its
     text together are what all token ids decode to. logprobs: one for each of token_ids, where the
-    request asked for them.
+    request asked for them. drafting: what drafts did, where any were asked for.
     """
 
     text: str
@@ -66,6 +98,7 @@ class Generation(msgspec.Struct, frozen=True):
     timings: Timings
     seed: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    drafting: DraftStats | None = None
 
     @property
     def message(self) -> dict[str, str]:

@@ -168,17 +168,28 @@ class Sampler:
     def pick(self, logits: F32, history: Sequence[int]) -> int:
         """The token that follows `history`, from its logits float32 [V]. Quickest for a history
         that begins with the one before."""
-        past = history if self._history is None else self._history.follow(history)
-        given, params, position = logits[: self.allowed or len(logits)], self.params, len(history)
-        z = adjusted(given, params, past, self.holes, self.breakers, out=self._row)
-        if z is not given:
-            self._row = z
+        z, params, position = self._adjusted(logits, history), self.params, len(history)
         if params.greedy:
             return _best(z)
         ranked = _ranked(z)
         if params.whole and len(z) > RACE_DIRECT:
             return draw_from_all(z, ranked, temperature_of(z, params), params.seed, position)
         return draw(*_law(z, ranked, params, position), params.seed, position)
+
+    def law(self, logits: F32, history: Sequence[int]) -> tuple[Ids, F64]:
+        """What `pick` draws from: `process` of the same."""
+        z = self._adjusted(logits, history)
+        if self.params.greedy:
+            return np.array([_best(z)]), np.ones(1)
+        return _law(z, _ranked(z), self.params, len(history))
+
+    def _adjusted(self, logits: F32, history: Sequence[int]) -> F32:
+        past = history if self._history is None else self._history.follow(history)
+        given = logits[: self.allowed or len(logits)]
+        z = adjusted(given, self.params, past, self.holes, self.breakers, out=self._row)
+        if z is not given:
+            self._row = z
+        return z
 
 
 def _check_peak(peak: float) -> None:
@@ -199,7 +210,7 @@ def _check_peak(peak: float) -> None:
 
 
 def _key(seed: int, position: int) -> int:
-    return _mixed(_mixed(seed) ^ _mixed((position + 1) * GOLDEN & WORD)) + GOLDEN
+    return mixed(mixed(seed) ^ mixed((position + 1) * GOLDEN & WORD)) + GOLDEN
 
 
 def _begin(key: int, ids: Ids | range) -> NDArray[np.uint64]:
@@ -225,7 +236,7 @@ def _mix(
     return x
 
 
-def _mixed(x: int) -> int:
+def mixed(x: int) -> int:
     """The same of one whole number below 2^64."""
     for shift, factor in ROUNDS:
         x = (x ^ x >> shift) * factor & WORD

@@ -1,4 +1,4 @@
-"""Linear attention's forms agree: the oracles of `specs/linear_attention.md` 10, by their numbers.
+"""Linear attention's forms agree.
 
 All in float64 unless said: L = 333 tokens, r = P = 16, gates biased by -6, 0 and 3.
 """

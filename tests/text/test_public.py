@@ -21,7 +21,8 @@ def run(code: str) -> str:
 
 def test_public_names() -> None:
     assert set(edgert.__all__) == {
-        "AsyncStream", "BundleError", "Conversation", "ConvertError", "DeviceError", "EdgertError",
+        "AsyncStream", "BundleError", "Conversation", "ConvertError", "DeviceError",
+        "DraftOptions", "DraftStats", "EdgertError",
         "Generation", "ImageModel", "ImageOptions", "Pictures", "RequestError", "ResourceError",
         "SamplingOptions", "SamplingParams", "Step", "Stream", "TextModel", "Timings",
         "TokenLogprob", "Usage", "__version__", "load",

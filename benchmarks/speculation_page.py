@@ -1,0 +1,111 @@
+"""`benchmarks/SPECULATION.md`, from the results of `speculation.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+Lines = Sequence[dict[str, Any]]
+
+HEAD = (
+    "kind", "temperature", "draft", "speed", "worst", "counted", "worst", "tau", "accepted",
+)  # fmt: skip
+PAGE = """# Speculative decoding
+
+Written by `python -m benchmarks.speculation --page` from `results/speculation.jsonl`; how it is
+measured stands in `speculation.py`. {date}, {cpu}, one thread, load {load}.
+
+## What a step of m rows costs
+
+v(m) is a step of m rows in steps of one, c a guess of the small model, o what a cycle costs more.
+
+{costs}
+
+## Answers
+
+Speed is the CPU seconds of plain decoding in those of the drafted answer, both behind their first
+piece; tau is tokens a step. The geometric mean and the worst of the prompts of a kind. Edit and
+copy write a text that they are told (`speculation.Told`). Counted is the same by what steps of so
+many rows cost on their own, in the table above: neighbours on the machine do not move it.
+
+{prompts}
+
+## Drafts of known acceptance
+
+Random weights; tau / (v + o) beside what was measured, for fixed lengths.
+
+{replayed}
+"""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def write_page(results: Path) -> None:
+    """The page of the latest measurement of each model."""
+    runs = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    latest: dict[str, Lines] = {}
+    for run in runs:
+        lines = run["lines"]
+        prompts = [line for line in lines if line["what"] == "prompt"]
+        if prompts:
+            latest["prompts"] = prompts
+        for model in {line["model"] for line in lines if "model" in line}:
+            latest[model] = [line for line in lines if line.get("model") == model]
+    prompts = latest.pop("prompts", [])
+    rest = [line for lines in latest.values() for line in lines]
+    head = runs[-1]
+    page = PAGE.format(
+        date=head["time"],
+        cpu=head["machine"]["cpu"],
+        load=head["load"],
+        costs=_costs([line for line in rest if line["what"] == "costs"]),
+        prompts=_prompts(prompts),
+        replayed=_replayed([line for line in rest if line["what"] == "replayed"]),
+    )
+    (results.parent.parent / "SPECULATION.md").write_text(page, encoding="utf-8")
+
+
+def _costs(lines: Lines) -> str:
+    widths = [2, 3, 4, 5, 6, 7, 8, 9, 17]
+    rows = [
+        [
+            line["model"], f"{line['t1_ms']:.2f}", *(f"{line[f'v{m}']:.2f}" for m in widths),
+            f"{line['c']:.2f}" if "c" in line else "", f"{line['o']:.2f}",
+        ]
+        for line in lines
+    ]  # fmt: skip
+    return table(["model", "ms", *(f"v({m})" for m in widths), "c", "o"], rows)
+
+
+def _prompts(lines: Lines) -> str:
+    rows = []
+    keys = dict.fromkeys((x["kind"], x["temperature"], x["draft"]) for x in lines)
+    for kind, temperature, draft in keys:
+        mine = [
+            x for x in lines
+            if (x["kind"], x["temperature"], x["draft"]) == (kind, temperature, draft)
+        ]  # fmt: skip
+        speeds, counted = ([x[name] for x in mine] for name in ("speed", "counted"))
+        means = [sum(x[name] for x in mine) / len(mine) for name in ("tau", "alpha")]
+        numbers = [
+            geometric_mean(speeds), min(speeds), geometric_mean(counted), min(counted), *means,
+        ]  # fmt: skip
+        rows.append([kind, str(temperature), draft, *(f"{value:.2f}" for value in numbers)])
+    return table(HEAD, rows)
+
+
+def _replayed(lines: Lines) -> str:
+    rows = [
+        [
+            line["model"], f"{line['share']}", str(line["gamma"]), f"{line['tau']:.2f}",
+            f"{line['foretold']:.2f}", f"{line['speed']:.2f}",
+        ]
+        for line in lines
+    ]  # fmt: skip
+    return table(["shape", "right", "drafts", "tau", "foretold", "measured"], rows)

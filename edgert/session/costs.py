@@ -1,0 +1,89 @@
+"""What steps cost by their rows, measured as they run: for whoever decides how many to ask for.
+
+Only steps of tokens that are being generated count; prompts are another matter. Other work on the
+machine makes steps slower and never quicker, so a cost falls at once and rises slowly. Widths that
+nobody asked for in a while are forgotten: what was measured on a bad day must not stay true.
+"""
+
+from __future__ import annotations
+
+FALL, RISE = 0.3, 0.03  # weight of a measurement below and above what is known
+CLIP = 2.0  # a step that took longer than so many times the usual counts as that
+SAMPLES = 3  # steps until a width is known, by the quickest of them
+AGE = 512  # steps until a width that was not seen again is forgotten
+SLOPE = 0.15  # cost of a further row, as a share of one row's, until it is measured
+REFRESH = 16  # steps after which ratios are worked out again
+
+
+class Cost:
+    """Seconds of something that is done again and again. count: how often; at: when last."""
+
+    def __init__(self) -> None:
+        self.seconds, self.count, self.at = float("inf"), 0, 0
+
+    def note(self, seconds: float) -> None:
+        self.count += 1
+        if self.count <= SAMPLES:
+            self.seconds = min(self.seconds, seconds)
+        else:
+            weight = FALL if seconds < self.seconds else RISE
+            self.seconds += weight * (min(seconds, CLIP * self.seconds) - self.seconds)
+
+
+class StepCosts:
+    """Seconds of a step of so many rows. lanes: sequences in the last step."""
+
+    def __init__(self) -> None:
+        self.lanes = 1
+        self._widths: dict[int, Cost] = {}
+        self._ratios: dict[int, list[float]] = {}
+        self._steps = 0
+
+    def note(self, rows: int, lanes: int, seconds: float) -> None:
+        """A step of `rows` rows of `lanes` sequences took `seconds`."""
+        self.lanes = lanes
+        self._steps += 1
+        width = self._widths.setdefault(rows, Cost())
+        width.note(seconds)
+        width.at = self._steps
+        if width.count == SAMPLES or self._steps % REFRESH == 0:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self._ratios = {}
+        for rows in [n for n, width in self._widths.items() if width.at < self._steps - AGE]:
+            if rows != self.lanes:
+                del self._widths[rows]
+
+    def count(self, rows: int) -> int:
+        """How often steps of so many rows were timed."""
+        width = self._widths.get(rows)
+        return 0 if width is None else width.count
+
+    def seconds(self, rows: int) -> float:
+        """A step's cost: measured, else between or past the nearest measured ones; 0 before any
+        was."""
+        known = {n: w.seconds for n, w in self._widths.items() if w.count >= SAMPLES}
+        if rows in known:
+            return known[rows]
+        below = max((n for n in known if n < rows), default=0)
+        above = min((n for n in known if n > rows), default=0)
+        if below and above:
+            share = (rows - below) / (above - below)
+            return known[below] + share * (known[above] - known[below])
+        nearest = below or above
+        if not nearest:
+            return 0.0
+        return known[nearest] * (1 + SLOPE * (rows - 1)) / (1 + SLOPE * (nearest - 1))
+
+    def ratios(self, most: int) -> list[float]:
+        """v(1) .. v(most): what a step of m rows a sequence costs, of as many sequences as the last
+        one had, in steps of one row each."""
+        lanes = self.lanes
+        found = self._ratios.get(lanes, [])
+        if len(found) < most:
+            one = self.seconds(lanes)
+            rows = range(lanes, lanes * (most + 1), lanes)
+            found = [self.seconds(n) / one if one else 1 + SLOPE * (n / lanes - 1) for n in rows]
+            self._ratios[lanes] = found
+        return found

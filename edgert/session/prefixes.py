@@ -1,0 +1,242 @@
+"""Beginnings of texts that were computed once, for everybody who begins the same way.
+
+A radix tree over token ids, a node for each page of 64 tokens: the path from the root to a node is
+the text, and the node holds the page. States share pages with the tree by reference counts and copy
+the one they write into. Keys and values can be cut at any token; recurrent states only go on from
+where a copy of them was kept, which a node then holds as well.
+
+Only committed tokens come in. What nobody used for longest goes first, from the ends of texts, when
+the tree takes more than its budget or pages are needed elsewhere.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Sequence
+
+from .pages import PAGE_TOKENS, PagePool
+from .sequence import CpuState
+from .slots import SlotContent, SlotPool, content_bytes
+
+WORTH = 16  # tokens that must be known besides what a state holds for it to begin anew
+SNAPSHOTS = 4  # of recurrent states in one page's node; the latest stay
+
+
+class _Node:
+    """Up to 64 tokens behind the parent's text. page: -1 where the graph has no paged state.
+    snapshots: recurrent content by the tokens of this node that it has seen."""
+
+    def __init__(self, tokens: tuple[int, ...], page: int, parent: _Node | None) -> None:
+        self.tokens, self.page, self.parent = tokens, page, parent
+        self.children: dict[int, list[_Node]] = {}  # by first token
+        self.snapshots: dict[int, SlotContent] = {}
+        self.used = 0
+
+    def __lt__(self, other: _Node) -> bool:
+        return self.used < other.used
+
+
+class PrefixCache:
+    """The tree of one session. budget: bytes that it may take; what states share with it counts.
+
+    Any thread may call; states that are given must not be in a step.
+    """
+
+    def __init__(self, pool: PagePool, slots: SlotPool, budget: int) -> None:
+        self.pool, self.slots, self.budget = pool, slots, budget
+        self._lock = threading.RLock()
+        self._roots = {flag: _Node((), -1, None) for flag in (False, True)}  # by rotary factors
+        self._clock = 0
+        self._pages = self._bytes = self._nodes = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self._pages * self.pool.bytes_per_page + self._bytes
+
+    @property
+    def pages(self) -> int:
+        """Pages that the tree holds."""
+        return self._pages
+
+    # --- looking up -------------------------------------------------------------------------
+
+    def known(self, tokens: Sequence[int], *, long_rope: bool = False) -> int:
+        """How many of the tokens a state could begin with."""
+        with self._lock:
+            return self._resumable(*self._match(tokens, long_rope))[0]
+
+    def resume(self, state: CpuState, tokens: Sequence[int]) -> int:
+        """Let an empty state begin with what is known of the tokens: how many that is. Raises
+        ResourceError where no slot is free; then nothing has changed."""
+        with self._lock:
+            path, length = self._match(tokens, state.long_rope)
+            length, content = self._resumable(path, length)
+            if length:
+                count = self.pool.count(length)
+                state.adopt([node.page for node in path[:count]], tokens[:length], content)
+                self._touch(path)
+            return length
+
+    def _match(self, tokens: Sequence[int], long_rope: bool) -> tuple[list[_Node], int]:
+        """The nodes along the longest known beginning of the tokens, and its length."""
+        node, at, path = self._roots[long_rope], 0, list[_Node]()
+        while at < len(tokens):
+            best, same = None, 0
+            for child in node.children.get(tokens[at], ()):
+                agreed = _agreed(child.tokens, tokens, at)
+                if agreed > same:
+                    best, same = child, agreed
+            if best is None:
+                break
+            path.append(best)
+            at += same
+            if same < PAGE_TOKENS:
+                break
+            node = best
+        return path, at
+
+    def _resumable(self, path: list[_Node], length: int) -> tuple[int, SlotContent | None]:
+        """The length that a state can go on from, and its recurrent content there."""
+        if not self.slots:
+            return length, None
+        for index in range(len(path) - 1, -1, -1):
+            start = index * PAGE_TOKENS
+            kept = [n for n in path[index].snapshots if start + n <= length]
+            if kept:
+                return start + max(kept), path[index].snapshots[max(kept)]
+        return 0, None
+
+    def _touch(self, path: Sequence[_Node]) -> None:
+        """Parents are never older than what stands behind them."""
+        self._clock += 1
+        for node in path:
+            node.used = self._clock
+
+    # --- keeping ------------------------------------------------------------------------------
+
+    def keep(self, state: CpuState, tokens: Sequence[int], *, whole: bool = False) -> None:
+        """Remember what a state holds: `tokens`, all that it has committed. whole: with the page
+        that is not full, for states that will not write into it soon. Pages that are known already
+        the state takes over and gives its own back: the same text is held once."""
+        length, whole = state.length, whole or bool(self.slots)
+        if len(tokens) != length:
+            raise ValueError(f"{len(tokens)} tokens of a state that holds {length}")
+        ends = length if whole else length - length % PAGE_TOKENS
+        with self._lock:
+            node, path = self._roots[state.long_rope], list[_Node]()
+            for start in range(0, ends, PAGE_TOKENS):
+                block = tuple(tokens[start : min(ends, start + PAGE_TOKENS)])
+                found = self._child(node, block)
+                if found is None:
+                    found = self._add(node, block, state, start // PAGE_TOKENS)
+                elif len(block) == PAGE_TOKENS and found.page >= 0:
+                    state.swap(start // PAGE_TOKENS, found.page)
+                path.append(found)
+                node = found
+            self._touch(path)
+            if self.slots and path:
+                self._snapshot(path[-1], state, length - (len(path) - 1) * PAGE_TOKENS)
+            self._limit()
+
+    def _child(self, node: _Node, block: tuple[int, ...]) -> _Node | None:
+        """The child that holds all of a block, which it may go on from."""
+        for child in node.children.get(block[0], ()):
+            if child.tokens[: len(block)] == block:
+                return child
+        return None
+
+    def _add(self, node: _Node, block: tuple[int, ...], state: CpuState, index: int) -> _Node:
+        """A new child, or one that was shorter made longer."""
+        page = state.pages[index] if self.pool.count(1) else -1
+        if page >= 0:
+            self.pool.share([page])
+        for child in node.children.get(block[0], ()):
+            if block[: len(child.tokens)] == child.tokens:
+                if child.page >= 0:
+                    self.pool.give([child.page])
+                child.tokens, child.page = block, page
+                return child
+        child = _Node(block, page, node)
+        node.children.setdefault(block[0], []).append(child)
+        self._nodes += 1
+        self._pages += page >= 0
+        return child
+
+    def _snapshot(self, node: _Node, state: CpuState, seen: int) -> None:
+        if seen in node.snapshots or not 0 < seen <= len(node.tokens):
+            return
+        content = self.slots.copy(state.slot, state.length)
+        if content_bytes(content) > self.budget:
+            return
+        node.snapshots[seen] = content
+        self._bytes += content_bytes(content)
+        while len(node.snapshots) > SNAPSHOTS:
+            self._bytes -= content_bytes(node.snapshots.pop(min(node.snapshots)))
+
+    # --- giving back ----------------------------------------------------------------------------
+
+    def free(self, pages: int) -> int:
+        """Give back at least so many pages that nobody else holds, if there are as many: how many
+        it were."""
+        with self._lock:
+            return self._drop(pages, unshared=True)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._drop(self._nodes, unshared=False)
+
+    def _limit(self) -> None:
+        while self.nbytes > self.budget and self._nodes:
+            size = max(1, self.pool.bytes_per_page)
+            self._drop(max(1, (self.nbytes - self.budget) // size), unshared=False)
+
+    def _drop(self, count: int, *, unshared: bool) -> int:
+        """Drop ends of texts, least recently used first: how many. unshared: only those whose page
+        would be free then."""
+        ends = [node for node in self._all() if not node.children]
+        heapq.heapify(ends)
+        dropped = 0
+        while ends and dropped < count:
+            node = heapq.heappop(ends)
+            if unshared and (node.page < 0 or self.pool.shared(node.page)):
+                continue
+            self._remove(node)
+            dropped += 1
+            parent = node.parent
+            if parent is not None and parent.parent is not None and not parent.children:
+                heapq.heappush(ends, parent)
+        return dropped
+
+    def _all(self) -> list[_Node]:
+        found = [child for root in self._roots.values() for child in _children(root)]
+        for node in found:  # grows meanwhile
+            found += _children(node)
+        return found
+
+    def _remove(self, node: _Node) -> None:
+        parent = node.parent
+        if parent is None:
+            return
+        siblings = parent.children[node.tokens[0]]
+        siblings.remove(node)
+        if not siblings:
+            del parent.children[node.tokens[0]]
+        self._nodes -= 1
+        self._bytes -= sum(content_bytes(content) for content in node.snapshots.values())
+        if node.page >= 0:
+            self._pages -= 1
+            self.pool.give([node.page])
+
+
+def _children(node: _Node) -> list[_Node]:
+    return [child for children in node.children.values() for child in children]
+
+
+def _agreed(block: tuple[int, ...], tokens: Sequence[int], at: int) -> int:
+    """How many of a block's tokens stand at place `at`."""
+    count = min(len(block), len(tokens) - at)
+    if block[:count] == tuple(tokens[at : at + count]):
+        return count
+    return next(i for i in range(count) if block[i] != tokens[at + i])

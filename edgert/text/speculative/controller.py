@@ -1,0 +1,142 @@
+"""How many guesses are worth their time, from what was accepted and what steps cost.
+
+With a(k) the share of accepted guesses at place k, A(i) = a(1) .. a(i), v(m) the cost of a step
+of m rows and c that of a guess, both in plain steps, g guesses give
+
+    S(g) = (1 + A(1) + .. + A(g)) / (v(g + 1) + g c)
+
+tokens in the time of one, S(0) = 1 (arXiv 2211.17192, with steps that cost more by their rows).
+The largest S is taken; where none is worth it guessing rests, and is tried again after a while.
+"""
+
+from __future__ import annotations
+
+from ...session.costs import SAMPLES, Cost, StepCosts
+
+LONGEST = 16  # guesses of one cycle
+FIRST = 3  # guesses to begin with
+PRIOR, PRIOR_COUNT = 0.6, 2.0  # what is believed of a place before anything was seen, and how much
+PRIORS = {"ngram-2": 0.3, "ngram-3": 0.45, "ngram-8": 0.8}
+WEIGHT, PROBE_WEIGHT = 0.05, 0.25  # of a new observation; while resting ends
+GAIN = 1.03  # what S must promise, and what another length must promise more
+REST = 128  # tokens until guesses that were not worth it are tried again; twice as many each time
+LONGEST_REST = 1024
+PROBE_LENGTH, PROBES = 2, 4
+PLAIN_STEPS = SAMPLES  # that are timed before anything is guessed
+
+
+class Estimate:
+    """What is known of the guesses of one key.
+
+    accepted: share at each place. cost: of a guess. length: guesses of the present.
+    """
+
+    def __init__(self, key: str, limit: int) -> None:
+        self.accepted = [PRIORS.get(key, PRIOR)] * LONGEST
+        self.first = PRIOR_COUNT
+        self.counts = [PRIOR_COUNT] * LONGEST
+        self.cost = Cost()
+        self.length = min(FIRST, limit)
+        self.resting_until = 0
+        self.rest, self.probes = REST, 0
+        self.choice: tuple[int, float] | None = None  # the best length and its S
+
+    def see(self, proposed: int, accepted: int) -> None:
+        """Of `proposed` guesses the first `accepted` were right."""
+        self.choice = None
+        least = PROBE_WEIGHT if self.probes else WEIGHT
+        for place in range(min(proposed, accepted + 1, LONGEST)):
+            self.counts[place] += 1
+            weight = max(least, 1 / self.counts[place])
+            self.accepted[place] += weight * ((place < accepted) - self.accepted[place])
+        if self.counts[0] > self.counts[-1] + 8:  # places that were hardly seen follow the others
+            self._extend()
+
+    def _extend(self) -> None:
+        known = 0.0
+        for place in range(LONGEST):
+            if self.counts[place] > PRIOR_COUNT + 2:
+                known = self.accepted[place]
+            elif known:
+                self.accepted[place] = known
+
+
+class Controller:
+    """Lengths of one request's guesses. costs: of the model's steps, of all requests. limit: most
+    guesses of a cycle. redo: whether the kept part of a step is fed again with the next
+    one, as of recurrent states without a tail."""
+
+    def __init__(self, costs: StepCosts, limit: int, *, redo: bool = False) -> None:
+        self.costs, self.limit, self.redo = costs, min(limit, LONGEST), redo
+        self.known: dict[str, Estimate] = {}
+
+    def of(self, key: str) -> Estimate:
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = Estimate(key, self.limit)
+        return found
+
+    def length(self, key: str, written: int) -> int:
+        """How many guesses of a key to make after `written` tokens; 0: none."""
+        costs = self.costs
+        if costs.count(costs.lanes) < PLAIN_STEPS:
+            return 0
+        guess = self.of(key)
+        if guess.resting_until:
+            if written < guess.resting_until:
+                return 0
+            guess.resting_until, guess.probes = 0, PROBES
+        if guess.probes:
+            return min(PROBE_LENGTH, self.limit)
+        best, speed = self.best(guess)
+        if speed < GAIN:
+            guess.resting_until = written + guess.rest
+            guess.rest = min(2 * guess.rest, LONGEST_REST)
+            return 0
+        if guess.length == 0 or speed > GAIN * self.speed(guess, guess.length):
+            guess.length = best
+        return guess.length
+
+    def best(self, guess: Estimate) -> tuple[int, float]:
+        """The length with the largest S, and that."""
+        if guess.choice is None:
+            speeds = [self.speed(guess, length) for length in range(self.limit + 1)]
+            best = max(speeds)
+            guess.choice = speeds.index(best), best
+        return guess.choice
+
+    def speed(self, guess: Estimate, length: int) -> float:
+        """S of a length: tokens in the time of a plain step's one."""
+        ratios = self.costs.ratios(self.limit + 1)
+        tokens = reach = 1.0
+        for share in guess.accepted[:length]:
+            reach *= share
+            tokens += reach
+        time = ratios[length] + length * self._share(guess)
+        if self.redo and length:  # the kept tokens stand in front of the next step's rows
+            time += (1 - reach) * (ratios[length] - ratios[0])
+        return tokens / time
+
+    def worth(self, key: str, made: int, reach: float) -> bool:
+        """Whether a guess more pays, after `made` guesses of this cycle, when it is reached and
+        right with probability `reach` by its own account."""
+        guess, ratios = self.of(key), self.costs.ratios(self.limit + 1)
+        now = max(1.0, self.speed(guess, guess.length))
+        return reach >= now * (self._share(guess) + ratios[made + 1] - ratios[made])
+
+    def observe(self, key: str, proposed: int, accepted: int) -> None:
+        """What became of guesses."""
+        guess = self.of(key)
+        guess.see(proposed, accepted)
+        if guess.probes:
+            guess.probes -= 1
+            if self.best(guess)[1] >= GAIN:
+                guess.probes, guess.rest = 0, REST
+
+    def spent(self, key: str, each: float) -> None:
+        """Seconds that a guess took."""
+        self.of(key).cost.note(each)
+
+    def _share(self, guess: Estimate) -> float:
+        plain = self.costs.seconds(self.costs.lanes)
+        return guess.cost.seconds / plain if plain and guess.cost.count else 0.0
