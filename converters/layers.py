@@ -42,6 +42,7 @@ from .families.recipe import F32
 from .running import session_of
 from .segments import segments
 from .stages.base import PartInProgress
+from .stages.part_encodings import matrices
 from .weights import WeightReader, whole
 
 HELD = 8  # one of so many sequences is kept for checks
@@ -72,7 +73,10 @@ class _OnSession:
         self, graph: Graph, readers: Mapping[str, WeightReader], taps: Sequence[str], threads: int,
         length: int,
     ) -> None:  # fmt: skip
-        weights = {name: rounded(name, whole(readers[name])) for name in graph.weights}
+        free, weights = matrices(graph), dict[str, Matrix]()
+        for name in graph.weights:
+            array = whole(readers[name])
+            weights[name] = rounded(name, array) if name in free else array
         self.first = "" if token_input(graph) else graph.inputs[0].name
         self.taps = [name for name in taps if name != self.first]
         if not graph.states:
@@ -133,7 +137,7 @@ class _OnGpu:
 
 
 def rounded(name: str, array: F32) -> Matrix:
-    """A weight as the calibrating model has it. Raises ConvertError for values that do not fit."""
+    """A matrix as the calibrating model has it. Raises ConvertError for values that do not fit."""
     try:
         return quantize(array, ROUNDED if array.ndim == 2 else EXACT)
     except ValueError as error:

@@ -27,6 +27,7 @@ from ..kernels.encodings import ENCODINGS
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
+from ..kernels.slot_rows import CHUNK
 from ..session.onnx_check import check_model, metadata
 from ..session.onnx_io import (
     PLAIN,
@@ -36,6 +37,7 @@ from ..session.onnx_io import (
     dims,
     emitted_graph,
     interface,
+    memories,
     row_symbols,
 )  # fmt: skip
 from ..storage.aside import remove_leftovers, replace_file
@@ -118,6 +120,12 @@ def _check_symbols(graph: Graph, variant: Variant) -> None:
             "tokens T and selected rows R for fixed shapes",
             code="onnx-options",
             hint="export it without --rows and --capacity",
+        )
+    if variant.rows > CHUNK and any(memory.whole for memory in memories(graph, variant)):
+        raise ConvertError(
+            f"{variant.rows} rows of a graph with recurrent states, expected at most {CHUNK}",
+            code="onnx-options",
+            hint="export it with fewer --rows",
         )
     both = {value.name for value in graph.inputs} & {value.name for value in graph.outputs}
     if both:

@@ -26,6 +26,7 @@ from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration
 from .running import session_of
 from .stages.base import PartInProgress
+from .stages.part_encodings import matrices
 from .stages.read import Reading
 from .weights import whole
 
@@ -69,10 +70,10 @@ def of_bundle(
 
 def of_source(part: PartInProgress, held: Sequences, threads: int | None = None) -> float:
     """Nats a token of a part as it was read, matrices in float16."""
-    weights: dict[str, Matrix] = {}
+    weights, free = dict[str, Matrix](), matrices(part.graph)
     for name, reader in part.weights.items():
         array = whole(reader)
-        fits = array.ndim == 2 and float(np.abs(array).max(initial=0.0)) < HALF_MAX
+        fits = name in free and float(np.abs(array).max(initial=0.0)) < HALF_MAX
         weights[name] = quantize(array, "f16" if fits else EXACT)
     session = session_of(part.graph, weights, threads=threads, context=max(map(len, held)))
     try:

@@ -85,9 +85,9 @@ def emit_causal_conv(ctx: EmitContext, call: Call) -> None:
         ctx.op("Mul", [total, ctx.op("Sigmoid", [total])], call.output)
     else:
         ctx.op("Identity", [total], call.output)
-    start = _count(ctx)
-    end = ctx.op("Add", [start, ctx.ints(width - 1)])
-    ctx.op("Slice", [seen, start, end, ctx.ints(1)], f"new_conv.{call.state}")
+    # not Slice, whose bounds would have to come to the host
+    last = ctx.op("Add", [_count(ctx), ctx.ints(*range(width - 1))])
+    ctx.op("Gather", [seen, last], f"new_conv.{call.state}", axis=1)
 
 
 def _count(ctx: EmitContext) -> str:

@@ -68,8 +68,7 @@ def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: l
     if broken:
         raise refused([*broken, *faults])
     config = kind(**values)
-    decoder = isinstance(config, Decoder)
-    broken = _decoder_faults(config) if decoder else size_faults(config, CAPS)
+    broken = _decoder_faults(config) if isinstance(config, Decoder) else size_faults(config, CAPS)
     if broken:
         raise refused([*broken, *faults])
     return config

@@ -1,6 +1,6 @@
-"""granitemoehybrid: Granite 4.0, state space mixers with an attention layer here and there.
+"""granitemoehybrid: Granite 4.0's dense models, state space mixers with attention here and there.
 
-The dense models; experts are refused. Multipliers go into the weights that they stand beside.
+Experts are refused. Multipliers go into the weights that they stand beside.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""qwen3_next: gated delta rule with gated attention in every fourth layer. Its experts are refused:
-of this family edgert converts models whose layers are all dense."""
+"""qwen3_next: gated delta rule with gated attention in each 4th layer, where no layer has experts.
+
+Experts are refused: of this family edgert converts models whose layers are all dense.
+"""
 
 from __future__ import annotations
 

@@ -105,11 +105,12 @@ def as_stored(
 ) -> FamilyModel:
     """The plan of a config, as far as its tensors say what the config does not."""
     model = plan(config)
-    head, table = tensors.get(HEAD), tensors.get(EMBED)
+    head, table = tensors.get(HEAD), tensors.get(model.tied.get(HEAD, EMBED))
     if HEAD in model.tied and head is not None and table is not None and head.shape == table.shape:
         if {head.dtype, table.dtype} <= set(FLOATS) and not same_values(table, head):
             notice(
-                f"the config ties {HEAD} to {EMBED}, whose values differ: the stored head is used"
+                f"the config ties {HEAD} to {model.tied[HEAD]}, whose values differ: the stored "
+                "head is used"
             )
             model = plan({**config, "tie_word_embeddings": False})
     if any(f"{OUTPUT}bias" in name for name in tensors):

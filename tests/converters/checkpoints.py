@@ -148,8 +148,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mamba2Config",
         {
             **NO_ATTENTION, "num_heads": 6, "head_dim": 20, "hidden_size": 60, "state_size": 24,
-            "n_groups": 1, "conv_kernel": 3, "use_bias": True, "use_conv_bias": False, "pad_token_id": 0,
-            "tie_word_embeddings": True, "time_step_limit": [0.2, 1.5],
+            "n_groups": 1, "conv_kernel": 3, "use_bias": True, "use_conv_bias": False,
+            "pad_token_id": 0, "tie_word_embeddings": True, "time_step_limit": [0.2, 1.5],
         },
     ),
     "falcon_h1": (

@@ -366,10 +366,11 @@ def shrunk(name: str) -> Config:
         "sliding_window_size": WINDOW, "original_max_position_embeddings": ORIGINAL,
         "max_window_layers": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
         "block_dim": 16 * heads, "conv_dim": 16 * heads, "conv_dim_out": 16 * heads,
-        "num_heads": mixers if "state_size" in config else heads, "state_size": 16, "mamba_d_ssm": 96,
-        "mamba_n_heads": mixers, "mamba_d_head": 16, "mamba_d_state": 16,
+        "num_heads": mixers if "state_size" in config else heads, "state_size": 16,
+        "mamba_d_ssm": 96, "mamba_n_heads": mixers, "mamba_d_head": 16, "mamba_d_state": 16,
         "shared_intermediate_size": 72, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-        "linear_num_key_heads": 2, "linear_num_value_heads": 6, "block_ff_dim": 72, "block_multiple_of": 16, "full_attn_idxs": [1],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 6, "block_ff_dim": 72,
+        "block_multiple_of": 16, "full_attn_idxs": [1],
         "no_rope_layers": [1, 0, 1], "sliding_window_pattern": 2, "_sliding_window_pattern": 2,
     }  # fmt: skip
     if config.get("n_groups", 1) > 1:

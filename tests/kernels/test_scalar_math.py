@@ -27,6 +27,11 @@ def exp(x: float) -> float:
 
 
 @vectorize(["float64(float64)"])
+def softplus(x: float) -> float:
+    return scalar_math.softplus64(x)  # type: ignore[no-any-return]
+
+
+@vectorize(["float64(float64)"])
 def cosine(x: float) -> float:
     return scalar_math.cos_sin(x)[0]  # type: ignore[no-any-return]
 
@@ -45,6 +50,12 @@ def test_erfc() -> None:
     found, expected = erfc(xs), exact(math.erfc, xs)
     assert np.abs(found / expected - 1).max() < 1e-12
     assert list(erfc(np.array([6.6, 1e30, np.inf, -1e30]))) == [0, 0, 0, 2]
+
+
+def test_softplus() -> None:
+    xs = np.concatenate([np.linspace(-40, 40, 20011), [-690.0, 0.0, 690.0]])
+    expected = exact(lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))), xs)
+    assert np.abs(softplus(xs) / expected - 1).max() < 1e-12
 
 
 def test_the_polynomial_of_erfc_is_what_its_comment_says() -> None:
