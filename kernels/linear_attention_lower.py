@@ -51,7 +51,7 @@ def _scratch(attrs: Mapping[str, Any]) -> int:
     sums = 4 * BLOCK_QUERIES * (r + 16 + block + wide + 16)
     tail = 2 * chunk + 16
     read = 4 * (BLOCK_QUERIES * (r + 16 + tail + wide + 16) + tail * (r + 4))
-    return max(fold, sums, read, 12 * stride_of(attrs["head_dim"]) + 8 * r) + 4096
+    return int(max(fold, sums, read, 12 * stride_of(attrs["head_dim"]) + 8 * r)) + 4096
 
 
 def lower_linear_attention(b: Builder, node: Any) -> None:

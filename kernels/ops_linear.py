@@ -36,7 +36,7 @@ def gate_width(attrs: Attrs) -> int:
 def row_width(attrs: Attrs) -> int:
     """float32 values that a token leaves in the tail: keys [G, r], values [G, D padded to 16],
     logarithms of decays [G]."""
-    width = attrs["features"] + padded(attrs["head_dim"]) + 1
+    width = int(attrs["features"]) + padded(attrs["head_dim"]) + 1
     return int(attrs["kv_heads"]) * width
 
 

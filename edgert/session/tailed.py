@@ -44,6 +44,7 @@ class TailedSlots(_Slots):
         self.spec, self.fold = spec, fold
         super().__init__(slots, {"tail": (spec.tail + rows, spec.tail_width)})
         self.words[:, 2:4] = -1
+        shapes: dict[str, tuple[int, ...]]
         shapes = {"matrix": (spec.heads, spec.key_dim, spec.value_dim)}
         if spec.normaliser:
             shapes["normaliser"] = (spec.heads, spec.key_dim)
@@ -140,6 +141,7 @@ class TailedSlots(_Slots):
         fold, spec = parts.get("fold"), self.spec
         if not is_whole(fold) or fold != folded(spec, length):
             return f"fold is {fold!r} of {length} tokens, expected {folded(spec, length)}"
+        shapes: dict[str, tuple[int, ...]]
         shapes = {name: array.shape[1:] for name, array in self.sums.items() if fold}
         shapes["tail"] = (length - fold, spec.tail_width)
         return misshapen(parts, shapes, "fold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from edgert.errors import RequestError
 from edgert.graph import Graph, Node, Value, Weight
 from edgert.session.base import F32, Feed, State
 from edgert.session.cpu import CpuSession
+from edgert.session.onnx_io import Variant
 from edgert.session.reference import ReferenceSession
 from edgert.session.tailed import TailedSlots
 
 from ..closeness import assert_close
+from ..onnx_model import ort_session
 
 HEADS, GROUPS, SIZE, LENGTH, ROWS = 6, 2, 16, 333, 200
 WIDTH = (HEADS + 2 * GROUPS) * SIZE
@@ -210,6 +213,27 @@ def test_trees_are_refused(session: CpuSession) -> None:
     tree = Feed(state, inputs=feed.inputs, parents=np.array([-1, 0, 0], np.int32))
     with pytest.raises(RequestError, match="expected a chain"):
         session.step([tree])
+
+
+def test_oracle_7_padding_leaves_nothing(mode: str, tmp_path: Path) -> None:
+    """A model of 64 rows a step, most of them padding, against one that takes the rows alone."""
+    graph, weights = graph_of(mode, MODES[mode])
+    found = []
+    for variant in (Variant(), Variant(rows=64, capacity=256)):
+        session = ort_session(graph, weights, tmp_path, variant)
+        state = session.new_state()
+        state.gate_width = graph.inputs[1].shape[1]  # type: ignore[attr-defined]
+        rows = []
+        for count in (5, 40, 1):
+            part = slice(state.length, state.length + count)
+            rows.append(session.step([feed_of(state, part)])[0].logits)
+            state.commit(count)
+        found.append((np.concatenate(rows), state.snapshot()["slots"]))
+        session.close()
+    (one, held), (other, padded) = found
+    assert_close("rows", one, other, rms=2e-6)
+    assert list(held) == list(padded) == ["past_matrix.s"]
+    assert_close("state", held["past_matrix.s"], padded["past_matrix.s"], rms=2e-6)
 
 
 def test_oracle_12_bytes_of_a_state(session: CpuSession, mode: str) -> None:

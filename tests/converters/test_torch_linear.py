@@ -1,0 +1,116 @@
+"""Gradients of linear attention on torch: oracle 6 of `specs/linear_attention.md` 10."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edgert.converters import torch_linear
+from edgert.converters.torch_linear import linear_attention
+from torch import Tensor
+
+HEADS, GROUPS, SIZE = 4, 2, 8
+WIDTH = (HEADS + 2 * GROUPS) * SIZE
+MODES = ("square", "shifted", "mamba2s")
+
+
+def attrs_of(mode: str, eps: float = 0.0) -> dict[str, Any]:
+    return {
+        "heads": HEADS, "kv_heads": GROUPS, "head_dim": SIZE, "features": SIZE, "mode": mode,
+        "scale": SIZE**-0.5, "decay": True, "eps": eps, "qk_eps": 1e-6,
+    }  # fmt: skip
+
+
+def given(count: int, seed: int, mode: str) -> dict[str, Tensor]:
+    rng = np.random.default_rng(seed)
+    gates = GROUPS * (1 + (mode == "mamba2s"))
+    shapes = {"qkv": (1, count, WIDTH), "gates": (1, count, gates)}
+    if mode == "shifted":
+        shapes |= {"beta": (GROUPS,), "gamma": (GROUPS,)}  # type: ignore[dict-item]
+    return {
+        name: torch.from_numpy(rng.standard_normal(shape)).requires_grad_()
+        for name, shape in shapes.items()
+    }
+
+
+def computed(x: dict[str, Tensor], mode: str) -> Tensor:
+    weights = {name: x[name] for name in ("beta", "gamma") if name in x}
+    turn = lambda part: part.transpose(1, 2)
+    return linear_attention((x["qkv"], x["gates"]), weights, attrs_of(mode), turn)
+
+
+@pytest.fixture(autouse=True)
+def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything in float64, so that differences of gradients are seen."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+
+
+def by_hand(x: dict[str, Tensor], mode: str, gradient: Tensor) -> dict[str, Tensor]:
+    """The gradients of specification 4.4, for query, key and value heads that are as many."""
+    count, scale = x["qkv"].shape[1], SIZE**-0.5
+    rows = x["qkv"].detach()[0].view(count, HEADS + 2 * GROUPS, SIZE)
+    q, k, v = (part.transpose(0, 1) for part in rows.split([HEADS, GROUPS, GROUPS], 1))
+    share = HEADS // GROUPS
+    k, v = k.repeat_interleave(share, 0), v.repeat_interleave(share, 0)
+    gates = x["gates"].detach()[0].T
+    c = -torch.nn.functional.softplus(gates).cumsum(-1).repeat_interleave(share, 0)
+    fade = (c[:, :, None] - c[:, None, :]).masked_fill(
+        ~torch.ones(count, count).bool().tril(), -1e9
+    )
+    fade = fade.exp()
+    score = scale * q @ k.transpose(1, 2)
+    beta = gamma = torch.zeros(HEADS, 1, 1, dtype=torch.float64)
+    if mode == "shifted":
+        soft = (torch.nn.functional.softplus(x[n].detach()) for n in ("beta", "gamma"))
+        beta, gamma = (p.repeat_interleave(share)[:, None, None] for p in soft)
+        gamma = gamma + 1e-3
+    w = ((score + beta) ** 2 + gamma) * fade
+    n = w.sum(-1, keepdim=True)
+    p, o = w / n, w @ v / n
+    do = gradient[0].view(count, HEADS, SIZE).transpose(0, 1)
+    gm = do @ v.transpose(1, 2) - (o * do).sum(-1, keepdim=True)
+    dx = gm / n * 2 * (score + beta) * fade
+    dc = (p * gm).sum(-1) - (p * gm).sum(-2)
+    drate = dc.flip(-1).cumsum(-1).flip(-1).view(GROUPS, share, count).sum(1)
+    found = {
+        "q": scale * dx @ k, "k": (scale * dx.transpose(1, 2) @ q), "v": p.transpose(1, 2) @ do,
+        "gates": (-drate * gates.sigmoid()).T[None], "beta": dx.sum((1, 2)),
+        "gamma": (gm / n * fade).sum((1, 2)),
+    }  # fmt: skip
+    groups = (found[name].view(GROUPS, share, count, SIZE).sum(1) for name in "kv")
+    rows = torch.cat([found["q"], *groups]).transpose(0, 1).reshape(1, count, WIDTH)
+    made = {"qkv": rows, "gates": found["gates"]}
+    if mode == "shifted":
+        for name in ("beta", "gamma"):
+            made[name] = found[name].view(GROUPS, share).sum(1) * x[name].detach().sigmoid()
+    return made
+
+
+@pytest.mark.parametrize("mode", ["square", "shifted"])
+def test_oracle_6_gradients_are_those_of_the_formulas(mode: str) -> None:
+    x = given(60, 1, mode)
+    y = computed(x, mode)
+    gradient = torch.from_numpy(np.random.default_rng(2).standard_normal(y.shape))
+    y.backward(gradient)  # type: ignore[no-untyped-call]
+    for name, wanted in by_hand(x, mode, gradient).items():
+        found = x[name].grad
+        assert found is not None
+        assert (found - wanted).abs().max() < 1e-9 * max(1.0, float(wanted.abs().max())), name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_oracle_6_gradients_are_those_of_differences(mode: str) -> None:
+    x = given(12, 3, mode)
+    names = list(x)
+    assert torch.autograd.gradcheck(
+        lambda *parts: computed(dict(zip(names, parts, strict=True)), mode), tuple(x.values())
+    )
+
+
+def test_blocks_of_rows_are_one_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = given(50, 4, "shifted")
+    whole = computed(x, "shifted")
+    monkeypatch.setattr(torch_linear, "ROWS", 7)
+    assert (computed(x, "shifted") - whole).abs().max() < 1e-12
