@@ -70,13 +70,12 @@ def convert(
 ) -> ConvertReport:
     """Convert a language model or diffusers' pipeline (a directory or hub id) into a bundle, `out`.
 
-    quant: f32, f16, or int2 to int8 for matrices (default int4-g32, or as they are where a source
-    has them in codes), or "mixed". embed_quant: for
-    the embedding and the head (default: int8-g32 where `quant` has codes, else `quant`). recipe: a
-    name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes
-    by what the model's products read on `calibration` (default: the sample that comes along).
-    compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle. heal: tokens
-    of distillation. workers, cluster: processes, or a dask scheduler, for the work on matrices.
+    quant: f32, f16, or int2 to int8 for matrices, or "mixed" (default int4-g32; codes of a source
+    stay). embed_quant: for embedding and head (default: int8-g32 where `quant` has codes, else
+    `quant`). recipe: a name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq",
+    which chooses codes by what the products read on `calibration` (default: the sample that comes
+    along). compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle.
+    heal: tokens of distillation. workers, cluster: processes, or a dask scheduler, for matrices.
     force: replace an existing bundle. resume: go on from an earlier run's stage cache. golden:
     store answers to two prompts. Under torchrun with `heal` all ranks call it, nothing is resumed.
     Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
