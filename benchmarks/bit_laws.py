@@ -52,13 +52,14 @@ def held_out(points: list[tuple[float, float]]) -> list[float]:
 
 def main() -> None:
     every: list[float] = []
-    print("| model | quantiser | points | bits a factor of e | held out, median and worst factor |")
+    print("| model | quantiser | points | bits a factor of e | held out, median, worst factor |")
     print("|---|---|---|---|---|")
     for (model, method), points in sorted(measured().items()):
         law, errors = fit_bits(*zip(*points, strict=True)), np.abs(held_out(points))
         every += [float(e) for e in errors]
-        print(f"| {model} | {method} | {len(points)} | {law.gp:.3f} | "
-              f"{math.exp(float(np.median(errors))):.2f}, {math.exp(float(errors.max())):.2f} |")  # fmt: skip
+        middle, most = (math.exp(float(q)) for q in (np.median(errors), errors.max()))
+        row = (model, method, len(points), f"{law.gp:.3f}", f"{middle:.2f}, {most:.2f}")
+        print(f"| {' | '.join(map(str, row))} |")
     median, worst = (math.exp(float(q)) for q in (np.median(every), np.max(every)))
     print(f"all: median factor {median:.2f}, worst {worst:.2f}, of {len(every)} held out")
     print(f"the published law: {PTQ.gp:.3f} bits a factor of e")

@@ -26,6 +26,7 @@ from edgert.budget.run import Ask, run
 from edgert.session.cores import performance_cores
 
 RESULTS = Path(__file__).resolve().parent / "results" / "budget_verdicts.jsonl"
+APART = 1.3  # times that slowing must cost, for the question to mean something
 BUSY = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 
 
@@ -62,6 +63,10 @@ def main() -> None:
         raise SystemExit("this system does not keep processes on cores")
     watch = machine.Watch()
     as_it_is, slow = (tested(args.bundle, 1e6, 3.0, slow=s)[1] for s in (False, True))
+    if slow < APART * as_it_is:
+        raise SystemExit(
+            f"slowed {slow:.3f} ms is not {APART} times {as_it_is:.3f} ms: is this machine busy?"
+        )
     limit = (as_it_is * slow) ** 0.5
     print(f"as it is {as_it_is:.3f} ms, slowed {slow:.3f} ms, limit {limit:.3f} ms")
     counts = {False: Counter[str](), True: Counter[str]()}

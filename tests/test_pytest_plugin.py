@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -46,12 +45,11 @@ def test_has_nothing_to_do_with_it(): pass
 
 
 def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """pytest on the tests in a folder, with the plugin by its entry point where that is there."""
+    """pytest on the tests in a folder, with no plugin but ours."""
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    known = any(p.value == "edgert.pytest_plugin" for p in entry_points(group="pytest11"))
-    plugin = () if known else ("-p", "edgert.pytest_plugin")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *args]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)} if not known else dict(os.environ)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+               "edgert.pytest_plugin", *args]  # fmt: skip
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
 
 

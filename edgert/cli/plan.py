@@ -43,6 +43,7 @@ NOTHING = 1  # exit code where no candidate keeps the limits
 @click.option("--risk", default=0.5, show_default=True, type=click.FloatRange(0, 1),
               help="0: by the mean, 1: by the worst 5 %.")  # fmt: skip
 @click.option("--allow-risky", is_flag=True, help="Also 2 and 3 bits without healing.")
+@click.option("--drafts", is_flag=True, help="Also pairs with a smaller model that drafts.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a Markdown page here.")
 @click.option("--picture", "drawn", type=click.Path(path_type=Path), help="Draw it here, as PNG.")
 @json_option
@@ -57,6 +58,7 @@ def command(
     ratios: tuple[float, ...],
     risk: float,
     allow_risky: bool,
+    drafts: bool,
     report: Path | None,
     drawn: Path | None,
     as_json: bool,
@@ -70,7 +72,7 @@ def command(
     from ..planning import page
     from ..planning.decide import prescribe
 
-    grid: dict[str, Any] = {"allow_risky": allow_risky}
+    grid: dict[str, Any] = {"allow_risky": allow_risky, "drafts": drafts}
     grid |= {name: value for name, value in (("bits", bits), ("ratios", ratios)) if value}
     plan = prescribe(
         load(device), _workload(workload, asked), _cards(models, trained),

@@ -177,16 +177,17 @@ def storage_read() -> float:
 
     folder = cache_root()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="probe-") as file:
-        block = os.urandom(1 << 20)
-        for _ in range(STORAGE_BYTES >> 20):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as place:
+        path, block = Path(place) / "block", os.urandom(1 << 20)
+        with path.open("wb") as file:
+            for _ in range(STORAGE_BYTES >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = time.perf_counter()
-        with open(file.name, "rb", buffering=0) as reading:
+        with path.open("rb", buffering=0) as reading:
             while reading.read(1 << 22):
                 pass
         return STORAGE_BYTES / (time.perf_counter() - start)

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from ..devices.profile import Profile
+from ..devices.profile import Profile, Rates
 from ..forecast.latency import prompt_seconds, step_seconds, within
 from ..forecast.rates import rates_of
 from ..forecast.work import Work
-from .cards import Card, Workload
+from .cards import ACCEPTED, DRAFT_TOKENS, Card, Workload
 
 BITS = (2, 3, 4, 5, 6, 8, 16)
 GROUPS = (32, 64, 128)
@@ -33,7 +33,8 @@ MARGIN = 1.1
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A model and how it is stored and run."""
+    """A model and how it is stored and run. draft: the model that proposes tokens for it, at 4
+    bits; "" for none."""
 
     model: str
     bits: int
@@ -43,6 +44,7 @@ class Candidate(msgspec.Struct, frozen=True):
     provider: str = "cpu"
     healed: bool = False
     linear_attention: float = 0.0
+    draft: str = ""
 
     @property
     def label(self) -> str:
@@ -50,6 +52,7 @@ class Candidate(msgspec.Struct, frozen=True):
         parts = [self.model, f"int{self.bits}-g{self.group}" if self.bits < 16 else "f16"]
         parts += [f"r{self.ratio:g}"] if self.ratio else []
         parts += [f"linear{self.linear_attention:g}"] if self.linear_attention else []
+        parts += [f"draft {self.draft}"] if self.draft else []
         return " ".join([*parts, f"kv{self.kv_bits}", self.provider])
 
 
@@ -130,14 +133,33 @@ def memory_of(card: Card, one: Candidate, load: Workload) -> tuple[float, float]
     return stored + kv + state + live + RUNTIME, stored
 
 
-def costs_of(card: Card, one: Candidate, device: Profile, load: Workload) -> Costs:
-    """What a candidate takes on a device for a workload."""
+def drafting(card: Card, one: Candidate) -> Candidate:
+    """How a card that drafts for a candidate is stored and run."""
+    return Candidate(card.name, 4, GROUPS[0], 0.0, one.kv_bits, one.provider)
+
+
+def costs_of(
+    card: Card,
+    one: Candidate,
+    device: Profile,
+    load: Workload,
+    draft: Card | None = None,
+    *,
+    rates: Rates | None = None,
+) -> Costs:
+    """What a candidate takes on a device for a workload. draft: the card that its `draft` names.
+    rates: of the candidate's provider, where they are known already."""
     memory, stored = memory_of(card, one, load)
-    rates = rates_of(device, provider=one.provider)
+    if draft is not None:
+        more, files = memory_of(draft, drafting(draft, one), load)
+        memory, stored = memory + more - RUNTIME, stored + files
+    rates = rates or rates_of(device, provider=one.provider)
     found = works_of(card, one)
     ttft = prompt_seconds(found, rates, load.prompt)
     depth = min(load.context, load.prompt + load.new_tokens)
     token = load.batch * step_seconds(found, rates, depth=depth)
+    if draft is not None:
+        token, ttft = _drafted(card, draft, one, rates, load, ttft)
     total = ttft + load.new_tokens * token
     spread, sure = device.spread, load.percentile
     shares = {
@@ -155,13 +177,26 @@ def costs_of(card: Card, one: Candidate, device: Profile, load: Workload) -> Cos
     return Costs(memory, stored, token, ttft, total, shares[binding], binding)
 
 
+def _drafted(
+    card: Card, draft: Card, one: Candidate, rates: Rates, load: Workload, ttft: float
+) -> tuple[float, float]:
+    """Seconds of a token and to the first, where `draft` proposes: both read the prompt; a turn is
+    so many steps of the one and a step of all its tokens of the other (arXiv 2211.17192)."""
+    small = works_of(draft, drafting(draft, one))
+    depth, rows = min(load.context, load.prompt + load.new_tokens), DRAFT_TOKENS + 1
+    turn = DRAFT_TOKENS * step_seconds(small, rates, depth=depth)
+    turn += step_seconds(works_of(card, one), rates, rows=rows, depth=depth, logits=rows)
+    accepted = card.accepted.get(draft.name, ACCEPTED)
+    return load.batch * turn / (accepted + 1), ttft + prompt_seconds(small, rates, load.prompt)
+
+
 def candidates(
     cards: Sequence[Card], device: Profile, *, allow_risky: bool = False,
     bits: Sequence[int] = BITS, groups: Sequence[int] = GROUPS, ratios: Sequence[float] = RATIOS,
-    kv_bits: Sequence[int] = KV_BITS, load: Workload | None = None,
+    kv_bits: Sequence[int] = KV_BITS, load: Workload | None = None, drafts: bool = False,
 ) -> Iterator[tuple[Card, Candidate]]:  # fmt: skip
     """All that a device's providers can run of some models. A linear-attention twin of a model is a
-    card of its own."""
+    card of its own. drafts: also pairs with a model of a third of the size or less."""
     batch = load.batch if load else 1
     for card, name in itertools.product(cards, sorted(device.providers)):
         row = device.providers[name]
@@ -174,7 +209,15 @@ def candidates(
                 continue  # no groups
             if b < RISKY and not (card.healed or allow_risky):
                 continue
-            yield (
-                card,
-                Candidate(card.name, b, group, ratio, kv, name, card.healed, card.linear_attention),
-            )
+            for draft in ("", *(d.name for d in cards if drafts and _drafts_for(d, card))):
+                yield (
+                    card,
+                    Candidate(
+                        card.name, b, group, ratio, kv, name, card.healed, card.linear_attention,
+                        draft,
+                    ),
+                )  # fmt: skip
+
+
+def _drafts_for(draft: Card, card: Card) -> bool:
+    return 3 * draft.parameters <= card.parameters and draft.vocabulary == card.vocabulary

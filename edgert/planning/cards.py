@@ -13,12 +13,15 @@ from ..graph import Graph
 from ..kernels.states import KVState
 
 LARGEST = 1e15
+DRAFT_TOKENS = 4  # proposed a step by a model that drafts
+ACCEPTED = 1.8  # of them, where nobody measured: a prior
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A decoder. tokens: that it was trained on. loss: measured on held-out text, nats a token, at
     16 bits; score: measured at 16 bits on the frontier's task. probes: measured additions to the
-    loss by bits, as {"4": 0.02}; healed: whether conversion will train at the target precision."""
+    loss by bits, as {"4": 0.02}; healed: whether conversion will train at the target precision.
+    accepted: measured means of accepted tokens, by the name of the model that drafts."""
 
     name: str
     layers: int
@@ -34,6 +37,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score: float | None = None
     probes: dict[str, float] = {}
     healed: bool = False
+    accepted: dict[str, float] = {}
     linear_attention: float = 0.0
 
     @property
@@ -142,6 +146,11 @@ def card_faults(card: Card) -> list[str]:
     ]
     out += [
         f"{card.name}: probes has {b!r}, expected bits" for b in card.probes if not b.isdecimal()
+    ]
+    out += [
+        f"{card.name}: accepted.{name} is {value}, expected 0 to {DRAFT_TOKENS}"
+        for name, value in card.accepted.items()
+        if not 0 <= value <= DRAFT_TOKENS
     ]
     if card.score is not None and not 0 <= card.score <= 1:
         out.append(f"{card.name}: score is {card.score}, expected 0 to 1")

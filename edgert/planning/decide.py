@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from ..devices.profile import Profile
-from ..forecast.rates import scaled
+from ..forecast.rates import rates_of, scaled
 from ..scaling.frontier import PRIOR, Frontier
 from ..scaling.loss import F64
 from .candidates import Candidate, Costs, candidates, costs_of
@@ -92,7 +92,8 @@ def prescribe(
 
     laws, frontier: None for the papers' constants and a shape without data. risk: 0 takes the mean,
     1 the 5 %. measured: label -> score and items of a real evaluation, which replaces that
-    candidate's draws. grid: what `candidates` takes (bits, groups, ratios, kv_bits, allow_risky).
+    candidate's draws. grid: what `candidates` takes (bits, groups, ratios, kv_bits, allow_risky,
+    drafts).
     """
     laws, frontier = laws or Laws(), frontier or PRIOR
     draws = Draws(frontier, seed)
@@ -122,7 +123,7 @@ class _Scores:
         self.refused: dict[str, float] = {}
 
     def of(self, card: Card, one: Candidate) -> tuple[F64, Quality]:
-        key = msgspec.structs.replace(one, provider="")
+        key = msgspec.structs.replace(one, provider="", draft="")
         if one.label in self.measured:
             return self._measured(card, one)
         if key not in self.known:
@@ -151,9 +152,12 @@ def _options(
 ) -> tuple[list[Option], list[Refused], int]:  # fmt: skip
     """Options that keep all limits; the others by how little they break one; how many in all."""
     options, refused, count = list[Option](), list[tuple[float, Refused]](), 0
+    by_name = {card.name: card for card in models}
+    rates = {name: rates_of(device, provider=name) for name in device.providers}
     for card, one in candidates(models, device, load=load, **grid):
         count += 1
-        costs = costs_of(card, one, device, load)
+        draft = by_name.get(one.draft)
+        costs = costs_of(card, one, device, load, draft, rates=rates[one.provider])
         if costs.violation <= 1:
             options.append(scores.option(card, one, costs))
         else:
@@ -224,7 +228,7 @@ def _worth(ranked: Sequence[Option], scores: _Scores) -> tuple[Next, ...]:
     means = [option.quality.mean for option in top]
     for index, option in enumerate(top):
         others = max(mean for i, mean in enumerate(means) if i != index)
-        key = msgspec.structs.replace(option.candidate, provider="")
+        key = msgspec.structs.replace(option.candidate, provider="", draft="")
         drawn = scores.known.get(key)
         if drawn is None or option.label in scores.measured:
             continue
@@ -242,5 +246,6 @@ def _provenance(device: Profile, frontier: Frontier, laws: Laws, seed: int) -> d
         "frontier": {"preset": frontier.preset, "confidence": frontier.confidence,
                      "theta": list(frontier.theta), "z_unit": frontier.z_unit},
         "laws": laws.named(),
+        "drafts": "4 tokens a turn, 1.8 accepted where a card does not say: a prior",
         "kv": "priors: 0 at 16 bits, 0.002 nats at 8, 0.03 at 4",
     }  # fmt: skip

@@ -326,3 +326,23 @@ def test_a_linear_twin_looks_back_at_nothing() -> None:
     rates = rates_of(LAPTOP)
     near, far = (step_seconds(works_of(card, one), rates, depth=d) for d in (0, 100_000))
     assert near == pytest.approx(far)
+
+
+def test_a_draft_makes_tokens_quicker_and_takes_memory() -> None:
+    """Same score, more memory; it pays where many of its tokens are accepted."""
+    large, small = SMOLLM2[2], SMOLLM2[0]
+    alone = Candidate(large.name, 8, 128, 0.0, 16)
+    both, load_ = msgspec.structs.replace(alone, draft=small.name), Workload()
+    one, two = costs_of(large, alone, LAPTOP, load_), costs_of(large, both, LAPTOP, load_, small)
+    sure = msgspec.structs.replace(large, accepted={small.name: 4.0})
+    three = costs_of(sure, both, LAPTOP, load_, small)
+    assert three.token_s < one.token_s
+    assert three.token_s == pytest.approx(two.token_s * 2.8 / 5)
+    assert two.memory > one.memory
+    assert two.ttft_s > one.ttft_s
+    assert not {c.draft for _, c in candidates(SMOLLM2, LAPTOP)} - {""}
+    pairs = {(c.model, c.draft) for _, c in candidates(SMOLLM2, LAPTOP, drafts=True) if c.draft}
+    assert pairs == {("smollm2-1.7b", "smollm2-135m"), ("smollm2-1.7b", "smollm2-360m")}
+    found = plan(device(60e9, 60e12, 5e-6), tok=0.02, drafts=True, cards=(small, sure))
+    assert found.choice is not None
+    assert found.choice.candidate.draft == small.name
