@@ -36,9 +36,10 @@ def encoding_of(part: Part, tensors: Tensors) -> str:
 
 
 def is_kept(recipe: Recipe, tensors: Tensors) -> bool:
-    """Whether all tensors of a recipe have codes that are taken over."""
+    """Whether all tensors of a recipe have codes that are taken over, as they are."""
     found = [tensors[p.name if p.name in tensors else p.alias] for p in recipe.parts]
-    return bool(found) and all(getattr(tensor, "kept", "") for tensor in found)
+    exact = all(part.scale == 1.0 for part in recipe.parts)
+    return bool(found) and exact and all(getattr(tensor, "kept", "") for tensor in found)
 
 
 def encodings(part: PlannedPart, tensors: Tensors) -> dict[str, str]:

@@ -212,7 +212,8 @@ class KeptWeight(RecipeWeight):
         self.encoding = encoding
 
     def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        return stored_rows(self.encoding, self._tensors(start, stop))
+        rows = [found[:4] for found in self._tensors(start, stop)]
+        return stored_rows(self.encoding, rows)
 
 
 def check_finite(name: str, tensor: SourceTensor) -> None:

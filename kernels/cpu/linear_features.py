@@ -53,7 +53,7 @@ def shift(ins: int, g: int) -> tuple[float, float]:
 
 
 @njit(error_model="numpy")
-def coefficients(ins: int, g: int) -> tuple[float, float]:
+def coefficients(ins: int, g: int) -> tuple[Any, Any]:
     """What a head's values are multiplied by as features, and the constant feature."""
     beta, gamma = shift(ins, g)
     if ld_i64(ins + LINEAR_SUMS.mode) != SHIFTED:
@@ -171,7 +171,7 @@ def _fade(rate: int, row: int, tokens: int, wide: int, weights: int) -> float:
 
 
 @njit(error_model="numpy")
-def _times(x: int, y: int, factor: float, wide: int, out: int) -> None:
+def _times(x: int, y: int, factor: Any, wide: int, out: int) -> None:
     """factor x y for `wide` tokens; y: 0 for ones."""
     c = splat(f32(factor))
     for t in range(0, wide, 16):
