@@ -184,6 +184,9 @@ def measure_prompts(
         drafts: dict[str, Any] = {"ngram": "ngram"}
         if small is not None and not prompt.answer:
             drafts |= {"model": small, "both": ("ngram", small)}
+        drafts = {name: drafts[name] for name in drafts if name in args.drafts}
+        if not drafts or prompt.kind not in args.kinds:
+            continue
         for temperature in TEMPERATURES:
             options: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "seed": 7}
             if not prompt.answer:
@@ -259,6 +262,8 @@ def main() -> None:
     parser.add_argument("--small", type=Path, help="a bundle of the same tokenizer")
     parser.add_argument("--shapes", nargs="*", default=[], help="0.5b-llama, 1.1b, 4b")
     parser.add_argument("--work", type=Path, help="where random bundles are written")
+    parser.add_argument("--drafts", nargs="*", default=["ngram", "model", "both"])
+    parser.add_argument("--kinds", nargs="*", default=["chat", "story", "think", "edit", "copy"])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--page", action="store_true", help="write the page from all results")

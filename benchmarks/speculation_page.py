@@ -53,11 +53,13 @@ def write_page(results: Path) -> None:
     for run in runs:
         lines = run["lines"]
         prompts = [line for line in lines if line["what"] == "prompt"]
-        if prompts:
-            latest["prompts"] = prompts
+        for kind in {(line["kind"], line["draft"]) for line in prompts}:
+            mine = [line for line in prompts if (line["kind"], line["draft"]) == kind]
+            latest[f"prompt {kind}"] = mine
         for model in {line["model"] for line in lines if "model" in line}:
             latest[model] = [line for line in lines if line.get("model") == model]
-    prompts = latest.pop("prompts", [])
+    kinds = sorted(name for name in latest if name.startswith("prompt "))
+    prompts = [line for name in kinds for line in latest.pop(name)]
     rest = [line for lines in latest.values() for line in lines]
     head = runs[-1]
     page = PAGE.format(

@@ -84,6 +84,13 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @session_options
 @draft_options
 @context_shift_option
+@click.option(
+    "--relay",
+    type=click.Path(path_type=Path),
+    metavar="SMALL",
+    help="Let a small bundle of the same tokenizer write what is easy of a thinking "
+    "model's text, and its answers: quicker, and another text.",
+)
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed for later chats.")
 @click.option("--stats", is_flag=True, help="Say on stderr what each answer cost.")
 @json_option
@@ -95,6 +102,7 @@ def command(
     loader: Loader,
     draft: DraftOptions,
     context_shift: bool,
+    relay: Path | None,
     no_history: bool,
     stats: bool,
     as_json: bool,
@@ -114,6 +122,11 @@ def command(
     params = sampling_params(options, as_json=as_json)
     path = bundle_or_demo(bundle)
     with loader.load(path, draft) as model:
+        if relay is not None:
+            from ..text.relay import RelayOptions
+
+            params["relay"] = RelayOptions(relay)
+            model.drafting.small(relay)
         emit = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
         chat = Chat(model, system, variables, params, shift=context_shift, emit=emit, stats=stats)
         if prompt is not None:
@@ -161,7 +174,7 @@ class Chat:
         stats: bool,
     ) -> None:
         self.model, self.params, self.emit, self.stats = model, params, emit, stats
-        model.checked_params(params)
+        model.checked_params({name: params[name] for name in params if name != "relay"})
         self.begin = partial(model.conversation, template=variables, context_shift=shift)
         self.conversation = self.begin(system)
         probe = [*self.conversation.messages, {"role": "user", "content": "?"}]

@@ -145,7 +145,7 @@ class Engine(Driving):
         except BaseException:  # an interrupt: the others feed the same again
             _discard(fed)
             raise
-        return bool(fed) or ended or any(lane.cancelled for lane in lanes)
+        return bool(fed) or ended or any(lane.cancelled or lane.advanced for lane in lanes)
 
     def _take(self, lane: Lane, feed: Feed, result: StepResult) -> None:
         if lane.cancelled:

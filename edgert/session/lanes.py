@@ -21,6 +21,7 @@ class Lane(ABC):
     """
 
     drafting = False
+    advanced = False  # whether its last feed got on without feeding anything
 
     def __init__(self) -> None:
         self.state: State | None = None

@@ -13,6 +13,7 @@ from ..session.engine import Engine
 from . import saved
 from .generate import Progress, Run
 from .params import SamplingOptions
+from .relay import RelayOptions
 from .results import Generation
 from .speculative.options import Draft
 from .speculative.proposer import Proposer
@@ -124,6 +125,7 @@ class Conversation:
         *,
         draft: Draft | None = None,
         proposer: Proposer | None = None,
+        relay: RelayOptions | None = None,
         progress: Progress | None = None,
         **params: Unpack[SamplingOptions],
     ) -> Stream:
@@ -132,7 +134,9 @@ class Conversation:
         engine.check()
         if (last := self._run) is not None and last.cancelled:
             engine.settle(last)
-        return Stream(engine, self._turn(text, params, draft, proposer, progress))
+        return Stream(
+            engine, self._turn(text, params, progress, draft=draft, proposer=proposer, relay=relay)
+        )
 
     def astream(
         self,
@@ -140,6 +144,7 @@ class Conversation:
         *,
         draft: Draft | None = None,
         proposer: Proposer | None = None,
+        relay: RelayOptions | None = None,
         progress: Progress | None = None,
         **params: Unpack[SamplingOptions],
     ) -> AsyncStream:
@@ -148,7 +153,7 @@ class Conversation:
         engine.check()
 
         def turn() -> Run:
-            return self._turn(text, params, draft, proposer, progress)
+            return self._turn(text, params, progress, draft=draft, proposer=proposer, relay=relay)
 
         if last is None or not last.cancelled or last.done:
             return AsyncStream(engine, turn())
@@ -168,9 +173,8 @@ class Conversation:
         self,
         text: str,
         params: SamplingOptions,
-        draft: Draft | None,
-        proposer: Proposer | None,
         progress: Progress | None,
+        **by: Any,
     ) -> Run:
         before = list(self.messages)
         messages = [*before, {"role": "user", "content": text}]
@@ -181,10 +185,9 @@ class Conversation:
             params,
             start=lambda run: self._open(run, before),
             keep=lambda run, state: self._keep(run, state, messages, closed),
-            draft=draft,
-            proposer=proposer,
             progress=progress,
             shift=self._shift,
+            **by,
         )
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], max_tokens: object) -> list[int]:

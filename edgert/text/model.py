@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +23,12 @@ from ..session.options import SessionOptions
 from .conversation import Conversation
 from .generate import Progress, Run
 from .logits import LogitsLane
-from .params import SamplingOptions, SamplingParams
+from .params import Resolved, SamplingOptions, SamplingParams
+from .relay import Relay, RelayOptions, RelayRun
 from .results import Generation
 from .speculative.options import WORDS, Draft, Drafting, DraftOptions
 from .speculative.proposer import Proposer
+from .speculative.small import SmallProposer
 from .stopping import with_stop_tokens
 from .stream import AsyncStream, Stream
 from .tokenizer import Tokenizer
@@ -134,6 +137,7 @@ class TextModel:
         special: bool = False,
         draft: Draft | None = None,
         proposer: Proposer | None = None,
+        relay: RelayOptions | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
         **params: Unpack[SamplingOptions],
@@ -142,15 +146,16 @@ class TextModel:
 
         params: the fields of `SamplingParams`. special: special-token texts in the prompt act as
         such. draft: what to draft with, as for `edgert.load`; None for the model's own default.
-        proposer: drafts of your own instead. progress(done, total): called between chunks of a long
+        proposer: drafts of your own instead. relay: a small model writes a part, which changes the
+        text (`edgert.text.relay`). progress(done, total): called between chunks of a long
         prompt. context_shift: go on when the context is full, without the older half of it but for
         its first tokens. Parameters and prompt are checked before this returns: RequestError.
         """
         self.engine.check()
         tokens = self._prompt_ids(prompt, special=special)
         run = self.run(
-            tokens, params, draft=draft, proposer=proposer, progress=progress, joined=True,
-            shift=context_shift,
+            tokens, params, draft=draft, proposer=proposer, relay=relay, progress=progress,
+            joined=True, shift=context_shift,
         )  # fmt: skip
         return Stream(self.engine, run)
 
@@ -174,6 +179,7 @@ class TextModel:
         template: Mapping[str, Any] | None = None,
         draft: Draft | None = None,
         proposer: Proposer | None = None,
+        relay: RelayOptions | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
         **params: Unpack[SamplingOptions],
@@ -183,8 +189,9 @@ class TextModel:
         self.engine.check()
         tokens = self.chat_ids(messages, tools=tools, template=template)
         run = self.run(
-            tokens, params, draft=draft, proposer=proposer, progress=progress, shift=context_shift
-        )
+            tokens, params, draft=draft, proposer=proposer, relay=relay, progress=progress,
+            shift=context_shift,
+        )  # fmt: skip
         return Stream(self.engine, run)
 
     async def achat(
@@ -315,12 +322,16 @@ class TextModel:
         start: Callable[[Run], State] | None = None,
         draft: Draft | None = None,
         proposer: Proposer | None = None,
+        relay: RelayOptions | None = None,
         **options: Any,
     ) -> Run:
         """A request as a lane, not submitted yet. start: gives its state, a new one by default;
         options as for `Run`. Raises RequestError."""
         resolved = self.checked_params(params).resolved(self.advice)
-        run = Run(
+        make: Callable[..., Run] = Run
+        if relay is not None:
+            make = partial(RelayRun, relay=Relay(relay), small=self._relayed(relay, resolved))
+        run = make(
             self.tokenizer,
             tokens,
             resolved,
@@ -333,6 +344,10 @@ class TextModel:
         )
         self._latest = weakref.ref(run)
         return run
+
+    def _relayed(self, relay: RelayOptions, params: Resolved) -> SmallProposer:
+        small = self.drafting.small(relay.small)
+        return small.proposer(params, verify="coupled", controller=None)
 
     def _free(self) -> None:
         if not self._freed:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .generate import Progress
 from .params import SamplingOptions
+from .relay import RelayOptions
 from .speculative.options import Draft
 from .speculative.proposer import Proposer
 
@@ -16,6 +17,7 @@ class TurnOptions(SamplingOptions, total=False):
 
     draft: Draft | None
     proposer: Proposer | None
+    relay: RelayOptions | None
     progress: Progress | None
 
 

@@ -57,13 +57,14 @@ def cpu_session(
 class ToySession(Session):
     """Logits of a decaying sum of outer products of the tokens' rows, and of the last rows.
 
-    tail: tokens that its matrix can take back; 0: a step is kept all or not at all.
+    tail: tokens that its matrix can take back; 0: a step is kept all or not at all. noise: how much
+    it differs from the one without.
     """
 
     device, halves, max_rows, context = "cpu", False, 64, CONTEXT
     spec: RecurrentState
 
-    def __init__(self, tail: int, *, seed: int = 0, slots: int = 40) -> None:
+    def __init__(self, tail: int, *, noise: float = 0.0, slots: int = 40) -> None:
         self.spec = RecurrentState(
             2, 3, 4, normaliser=True, tail=tail, tail_width=14 if tail else 0
         )
@@ -75,10 +76,11 @@ class ToySession(Session):
         self.pool = PagePool(self.graph, 4, 4)
         folds = {"s": fold} if tail else {}
         self.slots = SlotPool(self.graph, slots, self.max_rows, folds)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         self.rows = rng.standard_normal((VOCAB, 14)).astype(np.float32)
         self.inputs = rng.standard_normal((VOCAB, 6)).astype(np.float32)
         self.head = (rng.standard_normal((VOCAB, 24 + 24)) * 1.5).astype(np.float32)
+        self.head += (noise * rng.standard_normal(self.head.shape)).astype(np.float32)
         self.steps = 0
 
     def new_state(self, expected: int = 0) -> CpuState:
@@ -127,7 +129,7 @@ class ToySession(Session):
 
 
 def sessions(folder: Path) -> dict[str, Callable[..., Session]]:
-    """Makers of a session for every kind of state, by name; `seed` chooses the weights."""
+    """Makers of a session for every kind of state, by name."""
     return {
         "kv": lambda **o: cpu_session(folder, **o),
         "kv8": lambda **o: cpu_session(folder, kv_bits=8, **o),
@@ -135,6 +137,11 @@ def sessions(folder: Path) -> dict[str, Callable[..., Session]]:
         "tail": lambda **o: ToySession(20, **o),
         "whole": lambda **o: ToySession(0, **o),
     }
+
+
+def unlike(session: Session) -> dict[str, Any]:
+    """Arguments for a maker of another model, which is right now and then."""
+    return {"noise": 0.4} if isinstance(session, ToySession) else {"layers": 1, "ff": 160}
 
 
 KINDS = ("kv", "kv8", "window", "tail", "whole")

@@ -13,7 +13,7 @@ import pytest
 from edgert.text.model import TextModel
 from edgert.text.speculative.options import DraftOptions
 
-from .models import KINDS, NO_END, Mad, Scripted, ToySession, sessions, text_model
+from .models import KINDS, NO_END, Mad, Scripted, sessions, text_model, unlike
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +31,7 @@ def models(
     request: pytest.FixtureRequest, kernel_folder: Path
 ) -> Iterator[tuple[TextModel, TextModel]]:
     make = sessions(kernel_folder)[request.param]
-    toy = isinstance(make(), ToySession)
-    with text_model(make()) as model, text_model(make(**({} if toy else {"layers": 1}))) as small:
+    with text_model(make()) as model, text_model(make(**unlike(model.session))) as small:
         yield model, small
 
 

@@ -40,7 +40,7 @@ def model(kernel_folder: Path) -> Iterator[TextModel]:
 
 @pytest.fixture(scope="module")
 def small(kernel_folder: Path) -> Iterator[TextModel]:
-    with text_model(cpu_session(kernel_folder, layers=1)) as small:
+    with text_model(cpu_session(kernel_folder, layers=1, ff=160)) as small:
         yield small
 
 
