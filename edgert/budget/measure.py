@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..errors import EdgertError, RequestError
@@ -203,8 +204,6 @@ def _turn(run: Run, least_bursts: int, until: float) -> None:
 
 
 def _with_samples(last: Verdict, now: Verdict) -> Verdict:
-    import msgspec
-
     return msgspec.structs.replace(last, samples=now.samples)
 
 

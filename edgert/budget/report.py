@@ -93,8 +93,7 @@ def missing(limit: Limit, how: Literal["measured", "predicted"], why: str) -> Ve
 
 def lines(report: Report) -> list[str]:
     """The table that a person reads."""
-    out = [f"{'limit':24} {'verdict':9} {'found':>10} {'90..95 % interval':>22} {'allowed':>14}"]
-    out[0] = out[0].replace("90..95 % interval", "interval")
+    out = [f"{'limit':24} {'verdict':9} {'found':>10} {'interval':>22} {'allowed':>14}"]
     for found in report.verdicts:
         sign = "≥" if _least(found) else "≤"
         band = f"{_short(found.low)} to {_short(found.high)}"

@@ -35,7 +35,7 @@ NOTHING = 1  # exit code where no candidate keeps the limits
               help="Cards (.toml) or bundles; default: SmolLM2's sizes.")  # fmt: skip
 @click.option("--tokens", "trained", type=float, metavar="N",
               help="Tokens that bundles were trained on.")  # fmt: skip
-@click.option("--frontier", type=click.Path(path_type=Path),
+@click.option("--fits", type=click.Path(path_type=Path),
               help="Fits of `edgert frontier fit -o`; default: a shape without data.")  # fmt: skip
 @click.option("--task", help="Which of the fits; default: the first.")
 @click.option("--bits", multiple=True, type=click.IntRange(2, 16), help="Only these.")
@@ -52,7 +52,7 @@ def command(
     workload: Path | None,
     models: tuple[str, ...],
     trained: float | None,
-    frontier: Path | None,
+    fits: Path | None,
     task: str | None,
     bits: tuple[int, ...],
     ratios: tuple[float, ...],
@@ -76,7 +76,7 @@ def command(
     grid |= {name: value for name, value in (("bits", bits), ("ratios", ratios)) if value}
     plan = prescribe(
         load(device), _workload(workload, asked), _cards(models, trained),
-        frontier=_frontier(frontier, task), risk=risk, **grid,
+        frontier=_frontier(fits, task), risk=risk, **grid,
     )  # fmt: skip
     if report is not None:
         report.write_text(page.markdown(plan), encoding="utf-8")
@@ -130,8 +130,8 @@ def _frontier(path: Path | None, task: str | None) -> Frontier | None:
 
     try:
         data = path.read_bytes()[: limits.TABLE_BYTES]
-        fits = msgspec.json.decode(data)["fits"]
-        found: Frontier = msgspec.convert(fits[task or next(iter(fits))], Frontier)
+        known = msgspec.json.decode(data)["fits"]
+        found: Frontier = msgspec.convert(known[task or next(iter(known))], Frontier)
         return found
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise RequestError(

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from ..graph import Graph, Node
 from ..kernels.encodings import ENCODINGS, packed_bytes
 from ..kernels.linear import LINEAR
-from ..kernels.ops import CATALOGUE
 from ..kernels.states import BorrowedState, KVState, RecurrentState
 from ..session.lowering import Lowering, Step
 from ..session.pages import PAGE_TOKENS, page_bytes
@@ -119,8 +118,3 @@ def _floats(program: Lowering, name: str) -> float:
 def weight_bytes(found: list[Work]) -> float:
     """Packed weights that a step reads, bytes."""
     return sum(work.nbytes for work in found)
-
-
-def is_stepped(graph: Graph) -> bool:
-    """Whether a graph remembers a sequence, so that it has tokens and prompts."""
-    return bool(graph.states) and any(CATALOGUE[node.op].state_of for node in graph.nodes)

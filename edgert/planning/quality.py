@@ -10,12 +10,10 @@ and 0.1 as measured, 0.05 of z. All candidates share the draws, so that near tie
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 import numpy as np
 
-from ..scaling.frontier import PRIOR_BAND, Frontier, curve, thetas
+from ..scaling.frontier import PRIOR_BAND, Frontier, thetas
 from ..scaling.laws import CHINCHILLA, PTQ, Base, Bits, Compression, fit_bits, healed_delta
 from ..scaling.loss import F64
 from .candidates import Candidate
@@ -113,9 +111,3 @@ def scores_of(card: Card, one: Candidate, laws: Laws, draws: Draws) -> tuple[F64
     loss = card.loss if card.loss is not None else base.loss(n, d)
     total = bits + ratio
     return score, Quality(float(score.mean()), low, high, loss + total, total, source)
-
-
-def median_score(card: Card, frontier: Frontier) -> float:
-    """The frontier's score of a model as it is."""
-    z = math.log10(6 * card.parameters * card.tokens)
-    return float(np.clip(curve(frontier.theta, np.array(z)), 0, 1))

@@ -80,7 +80,7 @@ def m_splines(z: F64, knots: F64) -> F64:
     return found
 
 
-def i_splines(z: F64, knots: F64, points: int = 64) -> F64:
+def i_splines(z: F64, knots: F64) -> F64:
     """Integrals of the M-splines from the left end, [n, count]: 0 left of the knots, 1 right of
     them, non-decreasing between. Gauss-Legendre on each span, exact for cubics."""
     nodes, weights = np.polynomial.legendre.leggauss(4)

@@ -313,7 +313,7 @@ def test_a_plan_takes_a_fitted_frontier(edgert: Edgert, tmp_path: Path) -> None:
     fit = msgspec.to_builtins(PRIOR) | {"loss": 0.0, "preset": "edgert", "draws": [PRIOR.theta] * 3}
     path = tmp_path / "fits.json"
     path.write_text(json.dumps({"fits": {"gpqa": fit}}), encoding="utf-8")
-    args = ["plan", "--device", "steam-deck", "--bits", "4", "--ratio", "0", "--frontier", path]
+    args = ["plan", "--device", "steam-deck", "--bits", "4", "--ratio", "0", "--fits", path]
     found = edgert(*args, "--json").json
     assert found["provenance"]["frontier"]["preset"] == "edgert"
     ran = edgert(*args, "--task", "maths")
