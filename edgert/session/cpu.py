@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +15,10 @@ from ..graph import Graph
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS
-from ..notices import NOTICE, logger, notice
-from ..process import give_back_code, give_back_heap
 from ..roles import row_input
-from ..storage.cachedir import VARIABLE, writable
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
+from .compiling import compiled
 from .cores import performance_cores
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values
@@ -91,7 +88,7 @@ class CpuSession(Session):
             self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
             self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)
             self._pack(weights, list(packed_folders), key)
-            code = _compiled(first.kernels)
+            code = compiled(first.kernels)
             if graph.states or self.checker.tokens:
                 self._programs[frozenset[str]()] = self._bind(first, code)
                 bind(folds, self.program())
@@ -157,7 +154,7 @@ class CpuSession(Session):
                     "a wanted value only exists inside a gated product, expected hidden rows",
                     code="step-taps",
                 )
-            program = self._bind(lowering, _compiled(lowering.kernels))
+            program = self._bind(lowering, compiled(lowering.kernels))
         self._programs[key] = program
         while len(self._programs) > PROGRAMS:
             oldest = next(k for k in self._programs if k != frozenset())
@@ -349,37 +346,6 @@ def _check_weights(graph: Graph) -> None:
             code="device-weights",
             hint="use --device reference, or convert the model with another --quant",
         )
-
-
-def _compiled(names: list[str]) -> dict[str, int]:
-    """Entry addresses of kernels, with a line on stderr while something has to be compiled, and a
-    progress bar where a person looks at it."""
-    missing = [name for name in names if not machine_code.is_ready(name)]
-    if missing:
-        from tqdm import tqdm
-
-        _say_compiling(len(missing), machine_code.cache_folder())
-        for name in tqdm(missing, unit="kernel", leave=False, disable=None):
-            logger.debug("compiling %s", name)
-            machine_code.address(name)
-    entries = {name: machine_code.address(name) for name in names}
-    give_back_heap()
-    if machine_code.shipped() is None:
-        give_back_code("libllvmlite")
-    return entries
-
-
-def _say_compiling(count: int, folder: Path | None) -> None:
-    """One line; `kernel_cache` has said so where there is no folder at all."""
-    if folder is None:
-        return
-    kept = writable(folder)
-    hint = "" if kept else f"; {folder} cannot be written, set {VARIABLE} to a folder that can"
-    notice(
-        f"compiling {count} kernels for this CPU, {'once' if kept else 'at every start'} "
-        f"(some seconds) ...{hint}",
-        NOTICE if kept else logging.WARNING,
-    )
 
 
 def _own(state: State, pool: PagePool) -> CpuState:
