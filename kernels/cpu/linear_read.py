@@ -6,6 +6,8 @@ these are, and why a row's bits depend on its place alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit, types
 
 from .. import simd
@@ -161,7 +163,7 @@ def _rows(ins: int, index: int, i: int, end: int, g: int, room: int) -> None:
         for k in range(n * share):
             sees = length + t + k // share - point + 1
             to, line = out + 4 * k * padded, scores + 4 * k * wide
-            norm = f32(0.0)
+            norm: Any = f32(0.0)
             if point > 0:
                 last = f64(ld_f32(sums + 4 * (sees - 1))) + f64(
                     ld_f32(sums + 4 * (wide + sees - 1))
