@@ -106,9 +106,10 @@ class Measured:
 
 
 def rounds(
-    engines: Sequence[Measured], depth: int, tokens: Ids, count: int, threads: int
+    engines: Sequence[Measured], depth: int, tokens: Ids, turns: tuple[int, int], threads: int
 ) -> list[Row]:
-    """Bursts of single tokens and pieces of a prompt, in turns."""
+    """Bursts of single tokens and pieces of a prompt, in turns: of how many the first have each."""
+    count, prompts = turns
     clock = time.process_time if threads == 1 else time.perf_counter
     for engine in engines:
         engine.decode, engine.prompt = [], []
@@ -121,7 +122,7 @@ def rounds(
                 engine.runner.step(tokens[at : at + 1])
                 engine.decode.append(clock() - begin)
             engine.back(depth)
-            if turn < 2:
+            if turn < prompts:
                 engine.go(depth, tokens)
                 begin = clock()
                 engine.runner.step(np.resize(tokens, PIECE))
@@ -131,7 +132,7 @@ def rounds(
 
 
 def _row(engine: Measured, depth: int, threads: int) -> Row:
-    decode, prompt = np.median(engine.decode), min(engine.prompt)
+    decode, prompt = np.median(engine.decode), min(engine.prompt, default=float("nan"))
     return {
         "engine": engine.name, "depth": depth, "threads": threads, "decode_ms": 1e3 * decode,
         "decode_best_ms": 1e3 * min(engine.decode), "prompt_ms": 1e3 * prompt,
@@ -162,7 +163,7 @@ def ratios(rows: Sequence[Row]) -> list[Row]:
             "decode": base[row["depth"]]["decode_ms"] / row["decode_ms"],
             "prompt": base[row["depth"]]["prompt_ms"] / row["prompt_ms"],
         }
-        for row in rows
+            for row in rows
         if row["depth"] in base
     ]  # fmt: skip
 
@@ -193,7 +194,7 @@ def run(shape: str, args: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for depth in args.depths:
         there = [e for e in engines if e.name != "llama.cpp" or depth <= args.llama_depth]
-        found = rounds(there, depth, tokens, args.rounds, args.threads)
+        found = rounds(there, depth, tokens, (args.rounds, args.prompts), args.threads)
         for row in found:
             print(json.dumps({k: _short(v) for k, v in row.items()}), flush=True)
         rows += found
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for random models")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=2, help="rounds that time prompts, too")
     parser.add_argument("--llama", action="store_true")
     parser.add_argument("--llama-depth", type=int, default=16384)
     args = parser.parse_args()

@@ -29,7 +29,7 @@ def _mapped(x: Tensor, table: Tensor | None, attrs: Attrs) -> Tensor:
     """Heads [B, n, T, D] to their features [B, n, T, r]."""
     x = x.float()
     if table is not None:
-        maps = table.float().reshape(attrs["kv_heads"], -1, table.shape[-1])
+        maps = table.float().view(attrs["kv_heads"], -1, table.shape[1])
         x = x @ maps.repeat_interleave(x.shape[1] // attrs["kv_heads"], dim=0)
     x = x * attrs["scale"] ** 0.5
     return x.relu() if attrs["mode"] == "relu" else x
@@ -54,8 +54,8 @@ def linear_attention(
     [B, T, heads, D] and gives [B, heads, T, D]."""
     qkv, gates = inputs
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
-    rows = qkv.reshape(*qkv.shape[:-1], heads + 2 * groups, size)
-    q, k, v = torch.split(rows, [heads, groups, groups], dim=2)
+    rows = qkv.view(*qkv.shape[:2], heads + 2 * groups, size)
+    q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
     if "q_norm" in w:
         q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
     q, k, v = turn(q), turn(k), v.transpose(1, 2).float()

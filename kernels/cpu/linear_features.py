@@ -128,7 +128,7 @@ def _columns(rows: int, apart: int, count: int, r: int, wide: int, out: int) -> 
 
 @njit(error_model="numpy")
 def _absorb(
-    block: int, count: int, wide: int, tokens: int, v: int, row: int, padded: int, keep: float,
+    block: int, count: int, wide: int, tokens: int, v: int, row: int, padded: int, keep: Any,
     at: tuple[int, int, int, int],
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """target = keep source + block v for `count` features, and their part of the normaliser.
@@ -196,7 +196,7 @@ def fold_slab(
     faded = weights + 4 * wide
     block = faded + 4 * r * wide
     plain = block + 4 * FOLD_FEATURES * wide
-    keep = exp1(f32(_fade(rows + 4 * (groups * (r + padded) + g), row, tokens, wide, weights)))
+    keep: Any = exp1(f32(_fade(rows + 4 * (groups * (r + padded) + g), row, tokens, wide, weights)))
     _columns(rows + 4 * g * r, row, tokens, r, wide, plain)
     for i in range(r):
         _times(plain + 4 * i * wide, weights, f32(1.0), wide, faded + 4 * i * wide)
@@ -208,9 +208,9 @@ def fold_slab(
     )  # fmt: skip
     for i in range(ld_i32(bounds + 8 * slab), ld_i32(bounds + 8 * slab + 8)):
         for j in range(i, r):
-            factor = f32(SQRT2) if j > i else f32(1.0)
+            times: Any = f32(SQRT2) if j > i else f32(1.0)
             x, y = faded + 4 * i * wide, plain + 4 * j * wide
-            _times(x, y, factor, wide, block + 4 * count * wide)
+            _times(x, y, times, wide, block + 4 * count * wide)
             count += 1
             if count == FOLD_FEATURES:
                 at = _absorb(block, count, wide, tokens, v, row, padded, keep, at)

@@ -64,7 +64,7 @@ def fold_point(place: int, chunk: int) -> int:
 
 
 @njit(error_model="numpy")
-def exp1(x: Any) -> float:
+def exp1(x: Any) -> Any:
     """The exponential as the vectors have it, for one value."""
     return max_f32(simd.exp(splat(f32(x))))
 
