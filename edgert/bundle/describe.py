@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from os import PathLike
@@ -15,7 +16,7 @@ from ..errors import RequestError
 from ..forecast.memory import BASE, footprint
 from ..graph import Graph, Weight
 from ..kernels.encodings import ENCODINGS, asked, on_cpu, packed_bytes
-from ..kernels.states import KVState
+from ..kernels.states import ConvState, KVState, RecurrentState
 from ..roles import vocab_size
 from ..storage.safetensors import nbytes_of
 from .check import tensors_of
@@ -26,7 +27,8 @@ class Description(msgspec.Struct, frozen=True):
     """What `inspect` tells. Sizes in bytes, context and cache in tokens.
 
     encodings: bytes of the weights by encoding (of a checkpoint: as stored there). cache_per_token:
-    at 16 bits. memory: a process with a full context (`forecast.memory`). converted: of a
+    at 16 bits. state_bytes: what recurrent states hold of a sequence, however long it is. memory: a
+    process with a full context (`forecast.memory`). converted: of a
     checkpoint, what each --quant would make of the weights. packed: of sparse weights, bytes as the
     CPU session packs them, by kernel: in their dense form, or with indices. model: text or image;
     of an image model, layers, vocabulary, context and cache are 0, `parts` has bytes by part and
@@ -50,6 +52,7 @@ class Description(msgspec.Struct, frozen=True):
     model: str = "text"
     parts: dict[str, int] = {}
     picture: dict[str, Any] = {}
+    state_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.to_builtins(self)
@@ -165,12 +168,12 @@ def _description(
     **more: Any,
 ) -> Description:
     weights = sum(encodings.values())
-    cache = cache_per_token(graph)
+    cache, states = cache_per_token(graph), state_bytes(graph)
     return Description(
         kind=kind,
         path=str(path),
         name=name,
-        layers=len(graph.states),
+        layers=layers(graph),
         parameters=parameters(graph),
         vocabulary=vocab_size(graph),
         context=graph.context,
@@ -178,6 +181,7 @@ def _description(
         weights=weights,
         cache_per_token=cache,
         memory=_memory(graph, weights, cache * graph.context),
+        state_bytes=states,
         **more,
     )
 
@@ -204,6 +208,23 @@ def parameters(graph: Graph) -> int:
         if slot.startswith("inv_freq")
     }
     return sum(math.prod(w.shape) for name, w in graph.weights.items() if name not in tables)
+
+
+def layers(graph: Graph) -> int:
+    """Layers that remember: states of one number are of one layer."""
+    return len({re.sub(r"^\D+(?=\d+$)", "", name) for name in graph.states})
+
+
+def state_bytes(graph: Graph) -> int:
+    """Bytes of a sequence's recurrent states, float32, whatever its length."""
+    values = 0
+    for spec in graph.states.values():
+        if isinstance(spec, RecurrentState):
+            columns = spec.value_dim + spec.normaliser
+            values += spec.heads * spec.key_dim * columns + spec.tail * spec.tail_width
+        elif isinstance(spec, ConvState):
+            values += (spec.width - 1 + spec.tail) * spec.channels
+    return 4 * values
 
 
 def cache_per_token(graph: Graph) -> int:

@@ -84,6 +84,8 @@ def _text(found: Description) -> dict[str, str]:
         "cache": f"{found.cache_per_token:,} bytes a token at 16 bits, "
         f"{megabytes(found.cache_per_token * found.context)} for a full context",
     }
+    if found.state_bytes:
+        lines["states"] = f"{megabytes(found.state_bytes)} a sequence, of any length"
     if found.converted:
         lines["converted"] = _listed(found.converted)
     else:

@@ -13,7 +13,7 @@ from edgert.converters.convert import convert
 from edgert.converters.families import build
 from edgert.kernels.ops import CATALOGUE
 
-from edgert.bundle import Bundle
+from edgert.bundle import Bundle, describe
 from edgert.errors import ConvertError
 from edgert.session import SessionOptions, open_session
 from tests.closeness import assert_close
@@ -122,6 +122,21 @@ def test_codes_are_chosen_by_a_calibration(tmp_path: Path, case: str) -> None:
     with Bundle.open(out) as bundle:
         found = {weight.encoding for weight in bundle.graph("model").weights.values()}
     assert found == {"f32", "int4-g32", "int8-g32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "held"),
+    [
+        ("mamba2-130m", 24, 24 * 4 * (24 * 64 * 128 + 3 * 1792)),
+        ("Falcon-H1-0.5B", 36, 36 * 4 * (24 * 64 * 128 + 3 * 1792)),
+        ("LFM2-350M", 16, 10 * 4 * (2 + 64) * 1024),
+        ("Qwen3.5-27B", 64, 48 * 4 * (48 * 128 * 128 + 3 * 10240)),
+    ],
+)
+def test_layers_and_what_their_states_hold(name: str, layers: int, held: int) -> None:
+    graph = build(CONFIGS[name]).graph
+    assert describe.layers(graph) == layers
+    assert describe.state_bytes(graph) == held
 
 
 NEXT = {
