@@ -123,7 +123,7 @@ class Drafting:
         self.default = DraftOptions("none")
         self._tokenizer, self._costs, self._device = tokenizer, costs, device
         self._opened = opened
-        self._small: dict[object, SmallModel] = {}
+        self._small: dict[object, tuple[Source, SmallModel]] = {}  # a kept source keeps its id
         self._lock = threading.Lock()
 
     def speculation(
@@ -161,10 +161,9 @@ class Drafting:
         loaded = hasattr(source, "session")
         key: object = id(source) if loaded else Path(fspath(source)).resolve()  # type: ignore[arg-type]
         with self._lock:
-            found = self._small.get(key)
-            if found is None:
-                found = self._small[key] = self._new(source, loaded=loaded)
-            return found
+            if key not in self._small:
+                self._small[key] = source, self._new(source, loaded=loaded)
+            return self._small[key][1]
 
     def _new(self, source: Any, *, loaded: bool) -> SmallModel:
         model: Loaded = source if loaded else self._opened(Path(fspath(source)))
@@ -182,5 +181,5 @@ class Drafting:
         """Close the small models that were opened here."""
         with self._lock:
             small, self._small = self._small, {}
-        for model in small.values():
+        for _, model in small.values():
             model.close()
