@@ -20,8 +20,8 @@ def rates_of(profile: Profile, threads: int | None = None, provider: str = "cpu"
     """Rates for a number of threads (None: all cores), of a provider.
 
     Of a probed device the measured ones for as many threads, else for the most of those that are
-    fewer; of others the peaks times the shares that kernels reach. Raises DeviceError for a provider that
-    the profile lacks.
+    fewer; of others the peaks times the shares that kernels reach. Raises DeviceError for a
+    provider that the profile lacks.
     """
     if provider not in profile.providers:
         raise DeviceError(
