@@ -19,9 +19,9 @@ SATURATING = 0.5  # share of the cores that together draw all of the memory's ba
 def rates_of(profile: Profile, threads: int | None = None, provider: str = "cpu") -> Rates:
     """Rates for a number of threads (None: all cores), of a provider.
 
-    Of a probed device the measured ones for as many threads, or nearest fewer scaled up by cores;
-    of others the peaks times the shares that kernels reach. Raises DeviceError for a provider that
-    the profile lacks.
+    Of a probed device the measured ones for as many threads, else for the most of those that are
+    fewer; of others the peaks times the shares that kernels reach. Raises DeviceError for a
+    provider that the profile lacks.
     """
     if provider not in profile.providers:
         raise DeviceError(
