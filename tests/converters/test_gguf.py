@@ -77,7 +77,16 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
     return np.random.default_rng(length).integers(0, vocab, length).astype(np.int32)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in UNTOLD])
+QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "phi3-longrope", "smollm3")
+
+
+def cases() -> list[Any]:
+    """One of each architecture, the others slow."""
+    told = [case for case in CASES if case not in UNTOLD]
+    return [pytest.param(c, marks=[] if c in QUICK else pytest.mark.slow) for c in told]
+
+
+@pytest.mark.parametrize("case", cases())
 def test_a_family_is_transformers(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

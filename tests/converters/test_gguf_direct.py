@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from edgert.converters.convert import convert
 
 import edgert
 from edgert.bundle import Bundle
 from edgert.bundle.converted import as_bundle, is_gguf
-from edgert.cli import cli
+from edgert.cli import run
 from edgert.errors import ConvertError, ResourceError
 from edgert.session import SessionOptions, open_session
 from edgert.session.base import Feed
@@ -56,9 +56,12 @@ def test_a_file_is_converted_once(
     assert len(list(cache.iterdir())) == 2
 
 
-def test_the_command_line_takes_it(file: Path, cache: Path) -> None:
-    done = CliRunner().invoke(cli, ["generate", str(file), "-p", "ab", "-n", "3", "--json"])
-    assert done.exit_code == 0, done.output
+def test_the_command_line_takes_it(
+    file: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(["generate", str(file), "-p", "ab", "-n", "3", "--temp", "0", "--json"])
+    assert code == 0
+    assert json.loads(capsys.readouterr().out)["completion_tokens"] == 3
     assert len(list(cache.iterdir())) == 1
 
 

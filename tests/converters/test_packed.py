@@ -61,7 +61,12 @@ def dense(bundle: Path, ids: np.ndarray) -> np.ndarray:
     return run(ReferenceSession(plain, {n: dequantize(w) for n, w in weights.items()}), ids)
 
 
-@pytest.mark.parametrize("name", METHODS)
+SLOW = ("gptq-v2", "gptq-3", "gptq-8", "gptq-whole", "compressed", "nf4-plain")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else []) for m in METHODS]
+)
 def test_logits_are_those_of_the_methods_own_values(name: str, plain: Path, tmp_path: Path) -> None:
     folder = copied(plain, tmp_path / "m")
     values = repack(folder, name)
