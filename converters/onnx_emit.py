@@ -28,6 +28,7 @@ from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.slot_rows import CHUNK
+from ..kernels.states import RecurrentState
 from ..session.onnx_check import check_model, metadata
 from ..session.onnx_io import (
     PLAIN,
@@ -37,7 +38,6 @@ from ..session.onnx_io import (
     dims,
     emitted_graph,
     interface,
-    memories,
     row_symbols,
 )  # fmt: skip
 from ..storage.aside import remove_leftovers, replace_file
@@ -121,7 +121,8 @@ def _check_symbols(graph: Graph, variant: Variant) -> None:
             code="onnx-options",
             hint="export it without --rows and --capacity",
         )
-    if variant.rows > CHUNK and any(memory.whole for memory in memories(graph, variant)):
+    chunked = any(isinstance(spec, RecurrentState) for spec in graph.states.values())
+    if variant.rows > CHUNK and chunked:
         raise ConvertError(
             f"{variant.rows} rows of a graph with recurrent states, expected at most {CHUNK}",
             code="onnx-options",

@@ -86,7 +86,7 @@ def emit_causal_conv(ctx: EmitContext, call: Call) -> None:
     else:
         ctx.op("Identity", [total], call.output)
     # not Slice, whose bounds would have to come to the host
-    last = ctx.op("Add", [_count(ctx), ctx.ints(*range(width - 1))])
+    last = ctx.op("Add", [_count(ctx), ctx.table(np.arange(width - 1, dtype=np.int64))])
     ctx.op("Gather", [seen, last], f"new_conv.{call.state}", axis=1)
 
 

@@ -102,7 +102,8 @@ class OrtSession(Session):
         context = context or graph.context
         self.context = min(context, variant.capacity or context)
         self.checker = FeedChecker(self)
-        whole = any(isinstance(s, RecurrentState | ConvState) for s in graph.states.values())
+        self.chunked = any(isinstance(s, RecurrentState) for s in graph.states.values())
+        whole = self.chunked or any(isinstance(s, ConvState) for s in graph.states.values())
         self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
         self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)
         self.rows = row_input(graph)
@@ -232,7 +233,7 @@ class OrtSession(Session):
         state = self._own(feed.state)
         first, taps = self.graph.outputs[0].name, dict.fromkeys(feed.taps)
         parts: dict[str, list[F32]] = {name: [] for name in (first, *taps)}
-        most = CHUNK if self.replaying.whole else 0
+        most = CHUNK if self.chunked else 0
         for piece in pieces(rows, state.length, self.variant.rows, most):
             for name, part in self._run(feed, state, piece, rows, list(parts)).items():
                 parts[name].append(part)

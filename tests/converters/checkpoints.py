@@ -147,6 +147,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2-tied": (
         "Mamba2Config",
         {
+            "num_hidden_layers": 2,
             **NO_ATTENTION, "num_heads": 6, "head_dim": 20, "hidden_size": 60, "state_size": 24,
             "n_groups": 1, "conv_kernel": 3, "use_bias": True, "use_conv_bias": False,
             "pad_token_id": 0, "tie_word_embeddings": True, "time_step_limit": [0.2, 1.5],
@@ -155,6 +156,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_h1": (
         "FalconH1Config",
         {
+            "num_hidden_layers": 2,
             "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16,
             "mamba_n_groups": 2, "embedding_multiplier": 2.5, "lm_head_multiplier": 0.3,
             "attention_in_multiplier": 1.5, "attention_out_multiplier": 0.9,
@@ -166,6 +168,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_h1-norm": (
         "FalconH1Config",
         {
+            "num_hidden_layers": 2,
             "mamba_d_ssm": None, "mamba_n_heads": 8, "mamba_d_state": 24, "mamba_rms_norm": True,
             "mamba_norm_before_gate": False, "mamba_conv_bias": False,
             "tie_word_embeddings": True, "lm_head_multiplier": 0.7, "pad_token_id": 0,

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgert.errors import ConvertError
 from edgert.session.base import Feed, Session
 from edgert.session.cpu import CpuSession
 from edgert.session.onnx_io import Variant
 
-from ..onnx_model import ort_session
+from ..onnx_model import emit_model, ort_session
 from .families import RECURRENT, family_graph
 
 PROMPT = np.random.default_rng(8).integers(0, 120, 70).astype(np.int32)
@@ -64,3 +65,14 @@ def test_greedy_text_is_the_same_everywhere(name: str, tmp_path: Path) -> None:
         assert greedy(ort)[0] == expected, variant.suffix
         assert greedy(ort, sometimes)[0] == expected, variant.suffix
         ort.close()
+
+
+def test_fixed_rows_are_no_more_than_a_chunk(tmp_path: Path) -> None:
+    """Of recurrences; convolutions alone take any number."""
+    graph, weights = family_graph("mamba2")
+    with pytest.raises(ConvertError, match="65 rows of a graph with recurrent states, expected at"):
+        emit_model(graph, weights, tmp_path, Variant(standard=True, rows=65, capacity=128))
+    graph, weights = family_graph("lfm2")
+    folder = tmp_path / "lfm2"
+    folder.mkdir()
+    emit_model(graph, weights, folder, Variant(standard=True, rows=65, capacity=128))
