@@ -11,6 +11,7 @@ from .states import RecurrentState, StateSpec
 # on the values, x of features that are not negative.
 MODES = ("square", "shifted", "mamba2s", "relu")
 CHUNKS = range(16, 257)
+FEATURES = 256  # r at most: what a head's state takes grows with its square
 SHARE = 48  # query heads of a key/value head that the kernels take
 
 
@@ -47,6 +48,7 @@ def _infer(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attr
     )
     name, mode = "linear_attention", attrs["mode"]
     need(min(heads, groups, size, features) > 0, f"{name}: heads {heads}/{groups}, size {size}")
+    need(features <= FEATURES, f"{name}: {features} features, expected at most {FEATURES}")
     need(heads % groups == 0, f"{name}: {heads} heads are no multiple of {groups} kv heads")
     need(heads // groups <= SHARE, f"{name}: {heads // groups} heads share a key, at most {SHARE}")
     width = (heads + 2 * groups) * size

@@ -6,7 +6,7 @@ sequence takes it; what is in it is described in `recurrent`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DeviceError, ResourceError
@@ -17,6 +17,7 @@ from .recurrent import ConvSlots, Parts, RecurrentSlots
 from .tailed import Fold, TailedSlots
 
 SlotContent = dict[str, Parts]
+Memory = RecurrentSlots | TailedSlots | ConvSlots
 
 
 class SlotPool:
@@ -31,7 +32,7 @@ class SlotPool:
         self, graph: Graph, count: int, rows: int, folds: Mapping[str, Fold] | None = None
     ) -> None:
         self.rows, self.indices = rows, Indices(count)
-        self.memories: dict[str, RecurrentSlots | TailedSlots | ConvSlots] = {}
+        self.memories: dict[str, Memory] = {}
         for name, spec in graph.states.items():
             if isinstance(spec, RecurrentState) and spec.tail:
                 fold = (folds or {}).get(name)
@@ -41,14 +42,26 @@ class SlotPool:
                         "folds it, expected one",
                         code="state-kind",
                     )
-                self.memories[name] = TailedSlots(spec, count, rows, fold)
+                self.memories[name] = self._reserved(name, TailedSlots, spec, count, rows, fold)
             elif isinstance(spec, RecurrentState):
-                self.memories[name] = RecurrentSlots(spec, count)
+                self.memories[name] = self._reserved(name, RecurrentSlots, spec, count)
             elif isinstance(spec, ConvState):
-                self.memories[name] = ConvSlots(spec, count, rows)
+                self.memories[name] = self._reserved(name, ConvSlots, spec, count, rows)
         self.whole_steps = any(
             isinstance(memory, RecurrentSlots) for memory in self.memories.values()
         )
+
+    @staticmethod
+    def _reserved(name: str, kind: Callable[..., Memory], *arguments: Any) -> Memory:
+        """The slots of a state. Raises ResourceError where there are no addresses for them."""
+        try:
+            return kind(*arguments)
+        except (OSError, OverflowError, ValueError, MemoryError) as error:
+            raise ResourceError(
+                f"no addresses for {arguments[1]} slots of state {name!r}, {arguments[0]}: {error}",
+                code="state-slots",
+                hint="no model has so large states; get the bundle again from where it came from",
+            ) from None
 
     def __bool__(self) -> bool:
         """Whether the graph has such states at all."""
