@@ -7,12 +7,22 @@ nobody asked for in a while are forgotten: what was measured on a bad day must n
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 FALL, RISE = 0.3, 0.03  # weight of a measurement below and above what is known
 CLIP = 2.0  # a step that took longer than so many times the usual counts as that
 SAMPLES = 3  # steps until a width is known, by the quickest of them
 AGE = 512  # steps until a width that was not seen again is forgotten
 SLOPE = 0.15  # cost of a further row, as a share of one row's, until it is measured
 REFRESH = 16  # steps after which ratios are worked out again
+
+
+def clock_for(device: str) -> Callable[[], float]:
+    """Seconds by which steps on a device are compared: the processor's own on the CPU, where a busy
+    machine interrupts long steps more often than short ones; elsewhere the wall's."""
+    exact = time.get_clock_info("thread_time").resolution <= 1e-6
+    return time.thread_time if device == "cpu" and exact else time.perf_counter
 
 
 class Cost:

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 
 from ..errors import RequestError, ResourceError
 from .base import Feed, Session, StepResult
-from .costs import StepCosts
+from .costs import StepCosts, clock_for
 from .driving import Driving
 from .lanes import Lane, Parked, closed, interrupted
 from .prefixes import PrefixCache
@@ -53,7 +52,7 @@ class Engine(Driving):
         self._parked: dict[int, weakref.ref[Parked]] = {}  # least recently parked first
         self._short = False  # of memory: nobody is admitted before somebody has ended
         self._turns = 0
-        self.costs = StepCosts()
+        self.costs, self._clock = StepCosts(), clock_for(session.device)
         self._logit_rows = max(1, LOGIT_VALUES // session.vocab_size)
         self._thread: threading.Thread | None = None
         self._exiting = False
@@ -280,11 +279,11 @@ class Engine(Driving):
 
     def _timed(self, fed: list[tuple[Lane, Feed]]) -> list[StepResult]:
         """The step; what it cost is noted, unless it feeds a prompt."""
-        start = time.perf_counter()
+        start = self._clock()
         results = self.session.step(_feeds(fed))
         if all(lane.generating for lane, _ in fed):
             rows = sum(feed.rows for _, feed in fed)
-            self.costs.note(rows, len(fed), time.perf_counter() - start)
+            self.costs.note(rows, len(fed), self._clock() - start)
         return results
 
     def _make_room(self, fed: list[Lane], error: ResourceError) -> None:

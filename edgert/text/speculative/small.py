@@ -11,13 +11,13 @@ the text went on differently it is taken back to where both agree.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ...errors import RequestError, ResourceError
 from ...session.base import Feed, Session, State, StepResult
+from ...session.costs import clock_for
 from ..params import Resolved
 from ..ranking import F32
 from ..sampling import Sampler, draw
@@ -49,7 +49,7 @@ class SmallModel:
     ) -> None:
         check_same(tokenizer, target, name)
         self.session, self.name, self._close = session, name, close
-        self.tokenizer = target
+        self.tokenizer, self._clock = target, clock_for(session.device)
 
     def proposer(
         self, params: Resolved, *, verify: Verify, controller: Controller | None
@@ -59,14 +59,15 @@ class SmallModel:
 
     def make(self, asks: Sequence[Ask]) -> None:
         """Fill the drafts of wishes; where memory is short they stay empty."""
-        start, each = time.perf_counter(), [_Work(ask) for ask in asks]
+        clock, each = self._clock, [_Work(ask) for ask in asks]
+        start = clock()
         live = [work for work in each if work.begin()]
         last, steps, guesses = start, 0.0, 0
         while live:
             feeds = [(work, work.feed()) for work in live]
             fed = self._step(feeds)
             live = [work for work, result in fed if work.take(result)]
-            now = time.perf_counter()
+            now = clock()
             if all(feed.rows <= USUAL for _, feed in feeds):  # else a text is caught up with
                 steps, guesses = steps + now - last, guesses + len(fed)
             last = now
