@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -53,6 +54,11 @@ def run(
         return Report(SCHEMA, str(bundle), label, tuple(verdicts), time.perf_counter() - begun)
     if profile is not None:
         _check_here(profile)
+    if ask.limit_memory and sys.platform != "linux":
+        raise DeviceError(
+            f"a limit on memory needs Linux, this is {sys.platform}", code="test-memory",
+            hint="leave --limit-memory out; peak_mb in the budget is measured everywhere",
+        )  # fmt: skip
     from ..machine.probe import Busy
     from .children import how_limited
     from .measure import measure
