@@ -25,6 +25,7 @@ from ..extras import require
 from ..storage.aside import FULL
 from .auto import best
 from .calibrate import Calibration
+from .linearize import LinearizeOptions
 from .pipeline import Options, Pipeline
 from .quality import held_sequences, of_bundle, of_source
 from .recipes import (
@@ -64,6 +65,7 @@ def convert(
     compot: float | None = None,
     budget_mb: float | None = None,
     heal: int = 0,
+    linearize: LinearizeOptions | None = None,
     workers: int = 1,
     cluster: str | None = None,
     report: str | os.PathLike[str] | None = None,
@@ -75,18 +77,21 @@ def convert(
     `quant`). recipe: a name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq",
     which chooses codes by what the products read on `calibration` (default: the sample that comes
     along). compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle.
-    heal: tokens of distillation. workers, cluster: processes, or a dask scheduler, for matrices.
-    force: replace an existing bundle. resume: go on from an earlier run's stage cache. golden:
-    store answers to two prompts. Under torchrun with `heal` all ranks call it, nothing is resumed.
+    heal: tokens of distillation. linearize: linear attention in place of softmax, see `linearize/`.
+    workers, cluster: processes, or a dask scheduler, for matrices. force: replace an existing
+    bundle. resume: go on from an earlier run's stage cache. golden: store answers to two prompts.
+    Under torchrun with `heal` or `linearize` all ranks call it, nothing is resumed.
     Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
     ResourceError for a full disk or a bundle that another process is writing.
     """
-    asked = Asked(recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration)
+    asked = Asked(
+        recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize
+    )
     wanted, plan = _planned(asked)
     _check(threads, workers, name, cluster, report)
     check_workers(workers, cluster)
     out = _free(Path(os.path.abspath(out)), force=force)
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if heal else 1
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if heal or linearize else 1
     follows = ranks > 1 and int(os.environ.get("RANK", "0")) > 0
     with (
         open_source(source, ignore_remote_code=ignore_remote_code) as opened,

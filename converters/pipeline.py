@@ -34,6 +34,7 @@ from .stages.cache import StageCache, allocated, disk_full, key_of
 from .stages.compot import Compot
 from .stages.emit import Emit, part_files
 from .stages.heal import Heal
+from .stages.linearize import Linearize
 from .stages.mixed import Mixed
 from .stages.quantize import Quantize, encoded
 from .stages.read import Reading, read
@@ -67,6 +68,8 @@ def stages_for(options: Options, files: int = 0) -> tuple[Stage, ...]:
     weights."""
     plan, found = options.plan, list[Stage]()
     room = plan.budget - files
+    if plan.linearize is not None and plan.calibration is not None:
+        found.append(Linearize(plan.linearize, plan.calibration))
     if plan.budget and room <= 0:
         raise ConvertError(
             f"a budget of {plan.budget} bytes, of which tokenizer and graph take {files}",
@@ -95,6 +98,7 @@ class Pipeline:
         self.source, self.options = source, options
         self.given = stages
         self.seconds = {"read": 0.0}
+        self.turned: dict[str, PartInProgress] = {}
         self.start = time.perf_counter()
 
     @contextmanager
@@ -112,7 +116,7 @@ class Pipeline:
             self.parts = list(self.reading.parts)
             self.stages = self.given or stages_for(self.options, other_bytes(self.reading))
             for stage in self.stages:
-                if isinstance(stage, Heal):
+                if isinstance(stage, Heal | Linearize):
                     stage.check(self.reading)
             self.manifest()  # what no manifest can describe is refused before the work
         with BundleWriter(out) as writer:
@@ -148,7 +152,7 @@ class Pipeline:
                 for name in result.graph.weights
             }
             after = part.replace(graph=result.graph, weights=weights)
-            return after.reported(stage.name, **result.report)
+            return self.noted(stage, after.reported(stage.name, **result.report))
         threads = self.options.threads or min(4, os.cpu_count() or 1)
         context = Context(
             part.name,
@@ -162,12 +166,19 @@ class Pipeline:
             workers=lambda: open_workers(self.options.workers, self.options.cluster, local=threads),
             threads=threads,
             progress=self.options.progress,
+            turned=self.turned.get(part.name),
         )  # fmt: skip
         after = stage.run(part, context)
         if set(after.weights) != set(after.graph.weights):
             raise ValueError(f"stage {stage.name!r}: weights are not those of the graph")
         if context.opened is not None:
             keep(stage, part, after, context.opened)
+        return self.noted(stage, after)
+
+    def noted(self, stage: Stage, after: PartInProgress) -> PartInProgress:
+        """A part after a stage, remembered where that made another model of it."""
+        if isinstance(stage, Linearize):
+            self.turned[after.name] = after
         return after
 
     def bytes_needed(self) -> int:

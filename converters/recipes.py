@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import ConvertError
 from ..kernels.encodings import DEFAULT, ENCODINGS
 from .calibrate import SAMPLE_NAME, Calibration
+from .linearize.options import LinearizeOptions
 from .quantize.job import FEW_BITS, METHODS
 from .stages.compot import VALUE_BITS, Factoring
 from .stages.quantize import encodings_asked
@@ -43,6 +44,7 @@ class Asked:
     budget_mb: float | None = None
     heal: int = 0
     calibration: Calibration | None = None
+    linearize: LinearizeOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Plan:
     calibration: Calibration | None = None
     kept: bool = False
     ends: str = ""
+    linearize: LinearizeOptions | None = None
 
     @property
     def told(self) -> tuple[str, str]:
@@ -91,6 +94,8 @@ class Plan:
             found += ["--recipe", f"compot-int{kind}"]
         if self.budget:
             found += ["--budget-mb", f"{self.budget / MB:.6f}".rstrip("0").rstrip(".")]
+        if self.linearize is not None:
+            found += linearize_options(self.linearize)
         if self.heal:
             found += ["--heal", str(self.heal)]
         if self.calibration is not None:
@@ -98,6 +103,14 @@ class Plan:
                 found += ["--calibration", "TEXT"]
             found += ["--sequences", str(self.calibration.sequences)]
         return found
+
+
+def linearize_options(asked: LinearizeOptions) -> list[str]:
+    """As options of the command."""
+    found = ["--linearize", str(asked.layers), "--tokens", str(asked.tokens)]
+    found += ["--features", str(asked.features)] if asked.features else []
+    found += ["--serve", str(asked.serve)] if asked.serve else []
+    return found + (["--anyway"] if asked.anyway else [])
 
 
 def resolve(asked: Asked) -> Plan:
@@ -130,6 +143,7 @@ def resolve(asked: Asked) -> Plan:
         )
     method = asked.method or default_method(quant)
     needs = method == "gptq" or mixed or factoring is not None or asked.heal > 0
+    needs = needs or asked.linearize is not None
     calibration = asked.calibration
     if needs and calibration is None:
         calibration = Calibration.sample()
@@ -139,12 +153,22 @@ def resolve(asked: Asked) -> Plan:
             code="calibration",
             hint="use --method gptq, or leave --calibration and --sequences out",
         )
-    return Plan(quant, embed, method, mixed, factoring, budget, asked.heal, calibration)
+    return Plan(
+        quant,
+        embed,
+        method,
+        mixed,
+        factoring,
+        budget,
+        asked.heal,
+        calibration,
+        linearize=asked.linearize,
+    )
 
 
 def is_kept(asked: Asked) -> bool:
     """Whether weights that a source has in codes are taken over: unless others are asked for."""
-    names = ("recipe", "quant", "method", "compot", "budget_mb")
+    names = ("recipe", "quant", "method", "compot", "budget_mb", "linearize")
     return not asked.heal and all(getattr(asked, name) is None for name in names)
 
 
@@ -193,6 +217,7 @@ def is_auto(asked: Asked) -> bool:
     _check(asked)
     others = {
         "--compot": asked.compot,
+        "--linearize": asked.linearize and asked.linearize.layers,
         "--quant": asked.quant if asked.quant == "mixed" or asked.budget_mb is not None else None,
     }
     for option, value in others.items():
@@ -217,6 +242,7 @@ def for_pictures(asked: Asked) -> Asked:
         "--compot": asked.compot,
         "--budget-mb": asked.budget_mb,
         "--heal": asked.heal or None,
+        "--linearize": asked.linearize and asked.linearize.layers,
         "--calibration": asked.calibration and asked.calibration.name,
     }
     for option, value in needing.items():
@@ -254,6 +280,7 @@ def _check(asked: Asked) -> None:
         compot=(asked.compot, (int, float), "a ratio"),
         budget_mb=(asked.budget_mb, (int, float), "a number of megabytes"),
         heal=(asked.heal, int, "a number of tokens"),
+        linearize=(asked.linearize, LinearizeOptions, "LinearizeOptions"),
         calibration=(asked.calibration, Calibration, "a Calibration: Calibration.read(path)"),
     )
     if asked.recipe is not None and asked.recipe not in RECIPES:

@@ -128,15 +128,24 @@ def _attend(q: Tensor, cache: Cache, attrs: Attrs) -> Tensor:
     return out
 
 
-def _attention(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> tuple[Tensor, Cache]:
-    """Rows [q | k | v] -> attended rows and the cache they make."""
+def heads_of(
+    x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [q | k | v] -> queries [B, H, T, D], keys and values [B, G, T, D], normed and rotated
+    as an attention node has them."""
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
     rows = x.view(*x.shape[:2], heads + 2 * groups, size)
     q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
     if "q_norm" in w:
         q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
     q, k = (_rotated(part, w, attrs, positions) for part in (q, k))
-    cache = Cache(k, v.transpose(1, 2))
+    return q, k, v.transpose(1, 2)
+
+
+def _attention(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> tuple[Tensor, Cache]:
+    """Rows [q | k | v] -> attended rows and the cache they make."""
+    q, k, v = heads_of(x, w, attrs, positions)
+    cache = Cache(k, v)
     return _attend(q, cache, attrs), cache
 
 

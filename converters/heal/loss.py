@@ -92,9 +92,11 @@ def divergence(target: Tensor, guess: Tensor) -> Tensor:
 
 
 def differentiate(
-    student: TwoPieces, weights: Dense, teacher: TwoPieces, tokens: Tensor, scale: float
-) -> Tensor:
-    """Add the gradient of `scale` times the summed KL to the leaves `weights`; the sum."""
+    student: TwoPieces, weights: Dense, teacher: TwoPieces, tokens: Tensor, scale: float,
+    *, next_token: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Add the gradient of `scale` times the summed KL to the leaves `weights`; the sum. next_token:
+    weight of the student's own loss in predicting the next token, which the sum leaves out."""
     with torch.no_grad():
         wanted = teacher.hidden(tokens)
     rows = student.hidden(tokens, weights)
@@ -103,9 +105,14 @@ def differentiate(
     for some in chunks(tokens, student.vocabulary):
         with torch.no_grad():
             target = teacher.odds(wanted, some)
-        loss = divergence(target, student.odds(cut, some, weights))
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        guess = student.odds(cut, some, weights)
+        loss = divergence(target, guess)
         total += loss.detach()
+        if next_token:
+            known = some[some < tokens.shape[1] - 1]
+            own = guess[:, : len(known)].gather(-1, tokens[:, known + 1][..., None])
+            loss = loss - next_token * own.sum()
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
     rows.backward(cut.grad)  # type: ignore[no-untyped-call]
     return total
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -60,7 +61,7 @@ class Context:
     source: the part as it was read, before all stages. threads: for work on weights. progress:
     whether a bar may be shown. preview: opens the bundle as it stands once its files are written.
     tokenizer, template: of models with text. workers: opens what jobs over single matrices go
-    through.
+    through. turned: the part as a stage made another model of it, which later ones calibrate on.
     """
 
     part: str
@@ -75,6 +76,7 @@ class Context:
     threads: int
     progress: bool
     opened: WeightCache | None = None
+    turned: PartInProgress | None = None
 
     def cache(self, weights: Mapping[str, Weight]) -> WeightCache:
         """Where this stage's new weights go, as its new graph declares them; call it once.
@@ -83,6 +85,15 @@ class Context:
         """
         self.opened = self.caches.open(self.part, self.stage, weights)
         return self.opened
+
+    @property
+    def fitted(self) -> PartInProgress:
+        """The uncompressed model that compression is fitted to."""
+        return self.turned or self.source
+
+    def work(self) -> Path:
+        """A folder for what a stage keeps besides weights, while it is under way."""
+        return self.caches.work(self.part, self.stage)
 
     def sequences(self, calibration: Calibration) -> list[NDArray[np.int32]]:
         """The calibration's tokens, in pieces that the model's context holds."""

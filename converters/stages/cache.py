@@ -22,6 +22,7 @@ from ...graph import Weight
 from ...storage.replace import remove_folder
 from .weight_cache import JOURNAL, KEY, RESULT, RESULTS, Result, WeightCache
 
+WORK = "work"
 _BLOCKS = hasattr(os.stat_result, "st_blocks")
 
 
@@ -62,6 +63,15 @@ class StageCache:
         self.open_caches[part, stage] = cache
         return cache
 
+    def work(self, part: str, stage: str) -> Path:
+        """A folder that a stage keeps other files in until its cache is opened."""
+        folder = self._folder(part, stage)
+        if not self._is_current(part, stage):
+            remove_folder(folder)
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
+        (folder / KEY).write_text(self.keys[part, stage], "ascii")
+        return folder / WORK
+
     def finished(self, part: str, stage: str) -> tuple[Result, WeightCache] | None:
         """The result of a stage that an earlier run finished, if all its bytes are still right."""
         try:
@@ -89,7 +99,8 @@ class StageCache:
         """After a conversion that failed: keep what the next one can take over. full: the disk
         is, so that nothing stays there."""
         self.close()
-        if full or not any(path.stat().st_size for path in self.root.glob(f"*/*/{JOURNAL}")):
+        kept = (*self.root.glob(f"*/*/{JOURNAL}"), *self.root.glob(f"*/*/{WORK}/*"))
+        if full or not any(path.stat().st_size for path in kept):
             remove_folder(self.root)
 
     def remove(self) -> None:

@@ -121,7 +121,7 @@ class Compot:
     ) -> Layers:  # fmt: skip
         """The pass over the calibration. Raises ResourceError for too little memory."""
         return Layers(
-            context.source,
+            context.fitted,
             context.sequences(self.calibration),
             list(targets.values()),
             done=done,

@@ -76,7 +76,7 @@ class Mixed:
         names = [n for n in names if n in ends or n in products]
         few = replace(self.calibration, sequences=min(self.calibration.sequences, 4))
         found = sensitivities(
-            context.source, context.sequences(few), names, threads=context.threads,
+            context.fitted, context.sequences(few), names, threads=context.threads,
             progress=context.progress,
         )  # fmt: skip
         tables = {}

@@ -156,7 +156,7 @@ class Quantize:
         if self.calibration is None or not matrices:
             return None
         return Layers(
-            context.source,
+            context.fitted,
             context.sequences(self.calibration),
             sorted(every),
             done=every - set(matrices.values()),

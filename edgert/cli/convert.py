@@ -80,6 +80,35 @@ PRESETS = {"quick": 16, "full": 256}
     "original does; needs torch.",
 )
 @click.option(
+    "--linearize",
+    metavar="all|auto|N",
+    callback=lambda _context, _option, value: layers_asked(value),
+    help="Linear attention, whose memory does not grow, in all layers, in N of them, or in as many "
+    "as pass the gate; trained on the calibration text, needs torch.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of --linearize: tokens of training for each attempt; default 5000000.",
+)
+@click.option(
+    "--features",
+    type=click.IntRange(1, 256),
+    metavar="R",
+    help="Of --linearize: values that a head's features are made of; default its size up to 64, "
+    "else 32.",
+)
+@click.option(
+    "--serve",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="Of --linearize: the context that the model is for; default its own.",
+)
+@click.option(
+    "--anyway", is_flag=True, help="Linearize even where that takes more memory than it saves."
+)
+@click.option(
     "--workers",
     default=1,
     type=click.IntRange(1),
@@ -121,6 +150,11 @@ def command(
     no_golden: bool,
     onnx: tuple[str, ...],
     as_json: bool,
+    linearize: str | int | None,
+    tokens: int | None,
+    features: int | None,
+    serve: int | None,
+    anyway: bool,
     **asked: Any,
 ) -> int:
     """Make a bundle from SOURCE, a checkpoint or diffusers directory or a Hugging Face hub id.
@@ -138,6 +172,7 @@ def command(
         text = Calibration.read(calibration, sequences)
     elif sequences != PRESETS["quick"]:
         text = Calibration.sample(sequences)
+    linear = linear_asked(linearize, tokens, features, serve, anyway=anyway, quiet=as_json)
     folder = Path(source)
     report = convert(
         folder if folder.exists() else source,
@@ -147,9 +182,10 @@ def command(
         golden=not no_golden,
         calibration=text,
         report=report_folder,
+        linearize=linear,
         **asked,
     )
-    if not Path(report.path).exists():  # a rank that only took part in healing
+    if not Path(report.path).exists():  # a rank that only took part in training
         return 0
     if onnx:
         from ..converters.onnx_emit import export
@@ -161,6 +197,31 @@ def command(
     else:
         click.echo(f"{report.summary()}\nwritten: {report.path}")
     return 0
+
+
+def layers_asked(value: str | None) -> str | int | None:
+    """Which layers --linearize names."""
+    if value in (None, "all", "auto"):
+        return value
+    if value.isascii() and value.isdecimal() and 0 < int(value) < 1 << 20:
+        return int(value)
+    raise click.BadParameter(f"{value!r}, expected all, auto or a number of layers")
+
+
+def linear_asked(
+    layers: str | int | None, tokens: int | None, features: int | None, serve: int | None,
+    *, anyway: bool, quiet: bool,
+) -> Any:  # fmt: skip
+    """The options of --linearize, None without it."""
+    given = {"tokens": tokens, "features": features, "serve": serve, "anyway": anyway}
+    given = {name: value for name, value in given.items() if value}
+    if layers is None:
+        if given:
+            raise click.UsageError(f"--{next(iter(given))} belongs to --linearize")
+        return None
+    from ..converters.linearize import LinearizeOptions
+
+    return LinearizeOptions(layers, progress=not quiet, **given)
 
 
 def sequences_asked(value: str) -> int:
