@@ -166,6 +166,7 @@ class PrefixCache:
     def _snapshot(self, node: _Node, state: CpuState, seen: int) -> None:
         if seen in node.snapshots or not 0 < seen <= len(node.tokens):
             return
+        state.up_to_date()
         content = self.slots.copy(state.slot, state.length)
         if content_bytes(content) > self.budget:
             return
