@@ -91,16 +91,15 @@ def convert(
     _check(threads, workers, name, cluster, report)
     check_workers(workers, cluster)
     out = _free(Path(os.path.abspath(out)), force=force)
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if heal or linearize else 1
-    follows = ranks > 1 and int(os.environ.get("RANK", "0")) > 0
+    ranks, follows = _ranks() if heal or linearize else (1, False)
     with (
         open_source(source, ignore_remote_code=ignore_remote_code) as opened,
         place(out, aside=follows) as out,
     ):
         if opened.kind == "image":
             wanted, plan = None, _picture_plan(asked, report)
-        else:
-            plan = taken_over(asked) if _is_kept(opened, asked) else plan
+        elif _is_kept(opened, asked):
+            plan = taken_over(asked)
         options = Options(
             out, name or opened.name, plan,
             progress=progress and not follows, resume=resume and ranks == 1, golden=golden,
@@ -110,6 +109,12 @@ def convert(
             if report is None or follows:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
+
+
+def _ranks() -> tuple[int, bool]:
+    """How many processes torchrun started, and whether this one follows the first."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return count, count > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def _planned(asked: Asked) -> tuple[Asked | None, Plan]:
