@@ -73,16 +73,15 @@ def convert(
     """Convert a language model or diffusers' pipeline (a directory or hub id) into a bundle, `out`.
 
     quant: f32, f16, or int2 to int8 for matrices, or "mixed" (default int4-g32; codes of a source
-    stay). embed_quant: for embedding and head (default: int8-g32 where `quant` has codes, else
-    `quant`). recipe: a name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq",
-    which chooses codes by what the products read on `calibration` (default: the sample that comes
-    along). compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle.
-    heal: tokens of distillation. linearize: linear attention in place of softmax, see `linearize/`.
-    workers, cluster: processes, or a dask scheduler, for matrices. force: replace an existing
-    bundle. resume: go on from an earlier run's stage cache. golden: store answers to two prompts.
-    Under torchrun with `heal` or `linearize` all ranks call it, nothing is resumed.
-    Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
-    ResourceError for a full disk or a bundle that another process is writing.
+    stay). embed_quant: for embedding and head (default: int8-g32 beside codes). recipe: a name for
+    several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes by what
+    products read on `calibration` (default: the sample that comes along). compot: a ratio. heal:
+    tokens of distillation. linearize: see `linearize/`. budget_mb: megabytes of the bundle.
+    workers, cluster: processes, or a dask scheduler, for matrices. force: replace a bundle. resume:
+    go on from an earlier run's stage cache. golden: store answers to two prompts. Under torchrun
+    with `heal` or `linearize` all ranks call it, nothing is resumed.
+    Raises ConvertError for what cannot be converted (one error lists all faults), ResourceError
+    for a full disk or a bundle that another process is writing.
     """
     asked = Asked(
         recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize
