@@ -19,7 +19,7 @@ _OPTIONS = (
                  "a small bundle of the same tokenizer, by ngram (from the text itself; the "
                  "default on the cpu), by both, or not at all (none)."),
     click.option("--draft-max", type=click.IntRange(1, 16), metavar="N",
-                 help="Tokens guessed at a time at most; default: 8."),
+                 help="Tokens guessed at a time at most; default: 7."),
     click.option("--draft-verify", type=click.Choice(("coupled", "rejection")),
                  help="coupled: the text of the seed, whatever is guessed (the default); "
                  "rejection: texts of the same law."),

@@ -36,7 +36,7 @@ class Loaded(Protocol):
 
 Source = Union[str, "PathLike[str]", Loaded]
 Draft = Union[Source, Sequence[Source], "DraftOptions"]  # what a caller may give as `draft`
-MAX_TOKENS = 8  # drafted in one step, unless told otherwise
+MAX_TOKENS = 7  # drafted in one step, unless told otherwise: with the anchor a tile of 8 rows
 OVERRIDE = 4  # tokens that must agree before the text's own continuation goes before a model's
 WORDS = ("auto", "none", "ngram")
 
