@@ -78,17 +78,15 @@ def convert(
     products read on `calibration` (default: the sample that comes along). compot: a ratio. heal:
     tokens of distillation. linearize: see `linearize/`. budget_mb: megabytes of the bundle.
     workers, cluster: processes, or a dask scheduler, for matrices. force: replace a bundle. resume:
-    go on from an earlier run's stage cache. golden: store answers to two prompts. Under torchrun
-    with `heal` or `linearize` all ranks call it, nothing is resumed.
-    Raises ConvertError for what cannot be converted (one error lists all faults), ResourceError
-    for a full disk or a bundle that another process is writing.
+    go on from an earlier run's stage cache. golden: store two answers. Under torchrun with `heal`
+    or `linearize` all ranks call it, nothing is resumed. Raises ConvertError that lists all faults,
+    ResourceError for a full disk or a bundle that another process is writing.
     """
     asked = Asked(
         recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize
     )
     wanted, plan = _planned(asked)
     _check(threads, workers, name, cluster, report)
-    check_workers(workers, cluster)
     out = _free(Path(os.path.abspath(out)), force=force)
     ranks, follows = _ranks() if heal or linearize else (1, False)
     with (
@@ -162,6 +160,7 @@ def _free(out: Path, *, force: bool) -> Path:
 
 def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> None:
     """Raise ConvertError for options of wrong types, and numbers that are none."""
+    check_workers(workers, cluster)
     check_types(
         threads=(threads, int, "a number"), workers=(workers, int, "a number"),
         name=(name, str, "a text"), cluster=(cluster, str, "an address"),
