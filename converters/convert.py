@@ -160,7 +160,6 @@ def _free(out: Path, *, force: bool) -> Path:
 
 def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> None:
     """Raise ConvertError for options of wrong types, and numbers that are none."""
-    check_workers(workers, cluster)
     check_types(
         threads=(threads, int, "a number"), workers=(workers, int, "a number"),
         name=(name, str, "a text"), cluster=(cluster, str, "an address"),
@@ -169,6 +168,7 @@ def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> 
     for what, count in (("threads", threads), ("workers", workers)):
         if count is not None and count < 1:
             raise ConvertError(f"{what} is {count}, expected 1 or more", code=what)
+    check_workers(workers, cluster)
 
 
 def made(source: Source, options: Options, automatic: Asked | None) -> ConvertReport:
