@@ -28,6 +28,7 @@ LAYER = Shape(1, 1024, 16, 4, 64, 2816)  # of the runs that find out about produ
 CODES = ("int4-g32", "int8-g32", "f16")  # encodings that are timed
 SIZES = {"int4-g32": (1, 6, 30), "int8-g32": (1, 4, 18), "f16": (1, 2, 9)}  # layers
 ROWS = 256
+SECOND = 6  # layers of shapes of which many rows are timed as well
 TYPICAL = 0.25  # quantile of a step's times
 
 
@@ -68,7 +69,7 @@ def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run
         for layers in SIZES.get(encoding, SIZES[CODES[0]])[: 1 if quick else 3]:
             shape = LAYER._replace(layers=layers, encoding=encoding, ends=encoding)
             found.append(
-                Run(f"{encoding}, {layers} layers", shape, both if layers == 1 else both[:1])
+                Run(f"{encoding}, {layers} layers", shape, both if layers <= SECOND else both[:1])
             )
     held = Shape(10, 576, 9, 3, 64, 1536, 16384, encodings[0], encodings[-1])
     wide = Shape(4, 1536, 12, 2, 128, 6144, 8192, encodings[0], encodings[0])
