@@ -16,7 +16,8 @@ HEAD = (
 PAGE = """# Speculative decoding
 
 Written by `python -m benchmarks.speculation --page` from `results/speculation.jsonl`; how it is
-measured stands in `speculation.py`. {date}, {cpu}, one thread, load {load}.
+measured stands in `speculation.py`. {date}, {cpu}, one thread, load {load}
+on two cores: measured speeds of a row move by a tenth and more with the neighbours.
 
 ## What a step of m rows costs
 
@@ -33,11 +34,12 @@ many rows cost on their own, in the table above: neighbours on the machine do no
 
 {prompts}
 
+{replayed}"""
+REPLAYED = """
 ## Drafts of known acceptance
 
 Random weights; tau / (v + o) beside what was measured, for fixed lengths.
 
-{replayed}
 """
 
 
@@ -110,4 +112,8 @@ def _replayed(lines: Lines) -> str:
         ]
         for line in lines
     ]  # fmt: skip
-    return table(["shape", "right", "drafts", "tau", "foretold", "measured"], rows)
+    if not rows:
+        return ""
+    return (
+        REPLAYED + table(["shape", "right", "drafts", "tau", "foretold", "measured"], rows) + "\n"
+    )
