@@ -59,7 +59,9 @@ def write_page(results: Path) -> None:
             mine = [line for line in prompts if (line["kind"], line["draft"]) == kind]
             latest[f"prompt {kind}"] = mine
         for model in {line["model"] for line in lines if "model" in line}:
-            latest[model] = [line for line in lines if line.get("model") == model]
+            mine = [line for line in lines if line.get("model") == model]
+            if "c" in mine[0] or model not in latest:  # a run with the small model says more
+                latest[model] = mine
     kinds = sorted(name for name in latest if name.startswith("prompt "))
     prompts = [line for name in kinds for line in latest.pop(name)]
     rest = [line for lines in latest.values() for line in lines]
