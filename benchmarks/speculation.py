@@ -216,7 +216,7 @@ def measure_costs(model: TextModel, name: str, small: TextModel | None) -> dict[
     if small is not None:
         found["c"] = widths(small)["t1_ms"] / found["t1_ms"]
     prompt = list(range(5, 69))
-    options: dict[str, Any] = {"max_tokens": 128, "logit_bias": LONG}
+    options: dict[str, Any] = {"max_tokens": 128, "temperature": 0.0, "logit_bias": LONG}
     plain = model.generate(prompt, draft="none", **options)
     gamma, times = 3, []
     proposer = Replayed([*prompt, *plain.token_ids], 1.0, gamma, model.tokenizer.size)
@@ -232,7 +232,7 @@ def measure_costs(model: TextModel, name: str, small: TextModel | None) -> dict[
 def measure_replayed(model: TextModel, name: str, args: Any) -> list[dict[str, Any]]:
     """Fixed lengths with a known share of right drafts: foretold by tau / (v + o) and measured."""
     costs = measure_costs(model, name, None)
-    options: dict[str, Any] = {"max_tokens": args.tokens, "logit_bias": LONG}
+    options: dict[str, Any] = {"max_tokens": args.tokens, "temperature": 0.0, "logit_bias": LONG}
     prompt, lines = list(range(5, 69)), [costs]
     plain = model.generate(prompt, draft="none", **options).token_ids
     text = [*prompt, *plain]
