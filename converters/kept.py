@@ -26,20 +26,24 @@ from .sources.base import PlannedPart, SourceTensor
 
 Tensors = Mapping[str, SourceTensor]
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "f16"}
+ANEW = "int8-g32"  # of codes that cannot stay, since their rows are wanted otherwise
 
 
 def encoding_of(part: Part, tensors: Tensors) -> str:
     """The encoding in which a tensor is taken over."""
     tensor = tensors[part.name if part.name in tensors else part.alias]
-    found: str = getattr(tensor, "kept", "") or getattr(tensor, "instead", "")
-    return found or FLOATS[tensor.dtype]
+    kept: str = getattr(tensor, "kept", "")
+    if kept and part.plain:
+        return kept
+    instead: str = getattr(tensor, "instead", "") or (ANEW if kept else "")
+    return instead or FLOATS[tensor.dtype]
 
 
 def is_kept(recipe: Recipe, tensors: Tensors) -> bool:
     """Whether all tensors of a recipe have codes that are taken over, as they are."""
     found = [tensors[p.name if p.name in tensors else p.alias] for p in recipe.parts]
-    exact = all(part.scale == 1.0 for part in recipe.parts)
-    return bool(found) and exact and all(getattr(tensor, "kept", "") for tensor in found)
+    plain = all(part.plain for part in recipe.parts)
+    return bool(found) and plain and all(getattr(tensor, "kept", "") for tensor in found)
 
 
 def encodings(part: PlannedPart, tensors: Tensors) -> dict[str, str]:

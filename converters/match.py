@@ -13,7 +13,10 @@ from .sources.checkpoint import FLOATS
 from .weights import spans_of
 
 # Buffers that old checkpoints store and every implementation computes.
-COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias)$")
+COMPUTED = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias"
+    r"|layers\.\d+\.attention\.bias)$"  # GPT-NeoX's causal mask
+)
 
 
 def match_tensors(parts: Sequence[PlannedPart], tensors: Mapping[str, SourceTensor]) -> list[str]:

@@ -13,59 +13,45 @@ from typing import Any
 
 from ...errors import ConvertError
 from . import linear, two_mamba
-from .config import refused
-from .keys import says_nothing
+from .composites import COMPOSITES, text_of
+from .config import Schema, refused
 from .recipe import FamilyModel, Part, Recipe
 
 __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan", "refused"]
 
 FAMILIES: Mapping[str, str] = {
     "2mamba": "two_mamba",
+    "cohere2": "cohere2",
+    "ernie4_5": "ernie4_5",
+    "exaone4": "exaone4",
     "falcon_h1": "falcon_h1",
+    "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
+    "glm4": "glm4",
+    "gpt_neox": "gpt_neox",
+    "granite": "granite",
     "granitemoehybrid": "granitemoehybrid",
+    "helium": "helium",
+    "internlm3": "internlm3",
     "lfm2": "lfm2",
     "llama": "llama",
     "mamba2": "mamba2",
+    "ministral": "ministral",
+    "ministral3": "ministral3",
     "mistral": "mistral",
+    "olmo2": "olmo2",
+    "olmo3": "olmo3",
+    "phi": "phi",
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3_5_text": "qwen3_5_text",
     "qwen3_next": "qwen3_next",
     "smollm3": "smollm3",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
 }
-# Models of several parts whose text part is a family: its name, and values of absent keys.
-COMPOSITES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "gemma3": (
-        "gemma3_text",
-        {
-            "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
-            "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-            "max_position_embeddings": 131_072,
-        },
-    ),
-    "qwen3_5": (
-        "qwen3_5_text",
-        {
-            "vocab_size": 248_320, "hidden_size": 4096, "intermediate_size": 12_288,
-            "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4,
-            "max_position_embeddings": 32_768, "tie_word_embeddings": False,
-        },
-    ),
-}  # fmt: skip
-COMPOSITE_CLASSES = {
-    "gemma3": "Gemma3ForConditionalGeneration",
-    "qwen3_5": "Qwen3_5ForConditionalGeneration",
-}
-# Keys beside the parts of such a model that its text does not depend on.
-BESIDE = frozenset(
-    """
-    text_config vision_config mm_tokens_per_image tie_word_embeddings
-    image_token_index boi_token_index eoi_token_index image_token_id boi_token_id eoi_token_id
-    """.split()
-)
 
 
 def build(config: Mapping[str, Any]) -> FamilyModel:
@@ -102,17 +88,16 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the text part, of the models in COMPOSITES; others as they are."""
-    kind, inner = config.get("model_type"), config.get("text_config")
-    if not isinstance(kind, str) or kind not in COMPOSITES or not isinstance(inner, dict):
+    found = text_of(config)
+    if found is None:
         return config
-    family, defaults = COMPOSITES[kind]
-    unknown = sorted(k for k in config if k not in BESIDE and not says_nothing(k, config))
-    if unknown or inner.get("model_type", family) != family:
-        _refuse_composite(kind, {"model_type": family}, unknown)
-    own = inner.get("tie_word_embeddings", defaults.get("tie_word_embeddings", True))
-    tied = config.get("tie_word_embeddings", own)
-    known = {key: value for key, value in inner.items() if key != "architectures"}
-    return {**defaults, **known, "model_type": family, "tie_word_embeddings": tied}
+    family, text, unknown = found
+    if unknown or not family:
+        inner = config.get("text_config")
+        said = inner.get("model_type") if isinstance(inner, dict) else None
+        _refuse_composite(config["model_type"], {"model_type": family or said}, unknown)
+        return config
+    return text
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
@@ -122,9 +107,9 @@ def is_native(config: Mapping[str, Any]) -> bool:
     if not isinstance(kind, str):
         return False
     if kind not in FAMILIES:
-        return kind in COMPOSITE_CLASSES and found == [COMPOSITE_CLASSES[kind]]
-    own: str = import_module(f".{FAMILIES[kind]}", __name__).SCHEMA.architecture
-    return found in ([own], [own.replace("ForCausalLM", "Model")])
+        return kind in COMPOSITES and found == [COMPOSITES[kind].architecture]
+    schema: Schema = import_module(f".{FAMILIES[kind]}", __name__).SCHEMA
+    return found in schema.classes
 
 
 def _refuse_composite(kind: Any, inner: Any, unknown: Sequence[str] = ()) -> None:

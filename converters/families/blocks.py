@@ -5,8 +5,9 @@ Value names end in ".y", weight names do not, so that the two never meet in one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ... import limits
@@ -19,7 +20,6 @@ from .rope import Rope
 
 EMBED = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-FULL, SLIDING = KINDS = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,26 @@ NO_ROPE = Rotary({}, {})
 
 
 class Stacked(Nodes):
-    """Nodes of a stack of layers of width C, `width`."""
+    """Nodes of a stack of layers of width C, `width`.
+
+    prefix: of the checkpoint's layers. names: what it calls their parts, by Llama's names. affine:
+    "" for rms_norm, "weight" or "bias" for layer_norm with weights, or with biases too.
+    """
+
+    prefix = "model.layers"
+    names: Mapping[str, str] = MappingProxyType({})
+    affine = ""
 
     def __init__(self, config: Stack, *, eps: float, context: int) -> None:
         super().__init__()
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
         self.vocab, self.eps, self.context = config.vocab_size, eps, context
         self.states: dict[str, StateSpec] = {}
+
+    def at(self, layer: int, rest: str) -> str:
+        """The checkpoint's name of a tensor of a layer, by Llama's name."""
+        stem, _, leaf = rest.rpartition(".")
+        return f"{self.prefix}.{layer}.{self.names.get(stem, stem)}.{leaf}"
 
     def vector(
         self, name: str, tensor: str, size: int, *, offset: float = 0.0, scale: float = 1.0
@@ -53,7 +66,9 @@ class Stacked(Nodes):
         weights = {"weight": self.weight(label, Recipe(tuple(parts)))}
         if bias:
             rows = tuple(
-                part._replace(name=_bias_of(part.name), shape=part.shape[:1], alias="")
+                part._replace(
+                    name=_bias_of(part.name), shape=part.meant[:1], alias="", transposed=False
+                )
                 for part in parts
             )
             weights["bias"] = self.weight(f"{label}_bias", Recipe(rows))
@@ -62,11 +77,13 @@ class Stacked(Nodes):
     def norm(
         self, x: str, label: str, tensor: str, *, offset: float = 0.0, scale: float = 1.0
     ) -> str:
-        """rms_norm over rows of C; `offset` 1 for families that store w - 1."""
-        weight = self.vector(label, tensor, self.width, offset=offset, scale=scale)
-        return self.node(
-            "rms_norm", [x], label, weights={"weight": weight}, attrs={"eps": self.eps}
-        )
+        """The family's kind of norm over rows of C; `offset` 1 for families that store w - 1."""
+        weights = {"weight": self.vector(label, tensor, self.width, offset=offset, scale=scale)}
+        if self.affine == "bias":
+            name = _bias_of(tensor)
+            weights["bias"] = self.vector(f"{label}_bias", name, self.width, scale=scale)
+        op = "layer_norm" if self.affine else "rms_norm"
+        return self.node(op, [x], label, weights=weights, attrs={"eps": self.eps})
 
 
 class Builder(Stacked):
@@ -82,59 +99,6 @@ class Builder(Stacked):
 
 def _bias_of(tensor: str) -> str:
     return f"{tensor.removesuffix('.weight')}.bias"
-
-
-def _at(layer: int, rest: str) -> str:
-    return f"model.layers.{layer}.{rest}"
-
-
-def pattern(every: int, layers: int, faults: list[str]) -> list[str]:
-    """Sliding layers with a full one at every `every`-th."""
-    if every < 1:
-        faults.append(f"config 'sliding_window_pattern' is {every}, expected 1 or more")
-        return [FULL] * layers
-    return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
-
-
-def kind_of(window: int) -> str:
-    """Layer type of a window size (0: none)."""
-    return SLIDING if window else FULL
-
-
-def window_of(window: int | None, faults: list[str]) -> int:
-    """A configured window in tokens; null means none (0)."""
-    if window is not None and not 0 < window < 1 << 31:
-        faults.append(f"config 'sliding_window' is {window}, expected 1 or more, or null")
-        return 0
-    return window or 0
-
-
-def typed_windows(
-    kinds: Sequence[str], window: int | None, layers: int, faults: list[str]
-) -> list[int]:
-    """Window of each layer (0: none) from its type."""
-    if len(kinds) != layers or set(kinds) - set(KINDS):
-        faults.append(
-            f"config 'layer_types' has {len(kinds)} entries of {sorted(set(kinds))[:8]}, expected "
-            f"{layers} of {list(KINDS)}"
-        )
-        return [0] * layers
-    if SLIDING in kinds and window is None:
-        faults.append("config 'sliding_window' is null, expected a size: some layers slide")
-        return [0] * layers
-    size = window_of(window, faults)
-    return [size if kind == SLIDING else 0 for kind in kinds]
-
-
-def upper_windows(config: Any, faults: list[str]) -> list[int]:
-    """Qwen's rule: layers from max_window_layers on slide, where use_sliding_window says so."""
-    layers = config.num_hidden_layers
-    window = config.sliding_window if config.use_sliding_window else None
-    kinds = config.layer_types or [
-        SLIDING if window is not None and i >= config.max_window_layers else FULL
-        for i in range(layers)
-    ]
-    return typed_windows(kinds, window, layers, faults)
 
 
 def attention_scale(scalar: float, faults: list[str]) -> float:
@@ -162,6 +126,22 @@ def softcap(value: float | None, name: str, faults: list[str]) -> float | None:
     return value
 
 
+def epsilon(value: float, name: str, faults: list[str]) -> float:
+    """A configured epsilon of norms."""
+    if not 0 < value < 1:
+        faults.append(f"config {name!r} is {value}, expected 0 to 1")
+        return 1e-5
+    return value
+
+
+def act_of(name: str, known: Mapping[str, str], faults: list[str]) -> str:
+    """What a configured activation is called here."""
+    if name not in known:
+        faults.append(f"config 'hidden_act' is {name[:40]!r}, expected one of {sorted(known)}")
+        return next(iter(known.values()))
+    return known[name]
+
+
 def embedding(b: Stacked, *, tied: bool, scale: float = 1.0, table: str = EMBED) -> str:
     """Token rows [T, C]. A tied checkpoint may store the table under either name, or both."""
     part = Part(table, (b.vocab, b.width), HEAD if tied else "")
@@ -183,6 +163,11 @@ def rotary(b: Builder, rope: Rope, name: str = "inv_freq") -> Rotary:
     return Rotary(slots, attrs)
 
 
+def turned_channels(b: Builder, rope: Rotary) -> int:
+    """How many channels of a head turn."""
+    return 2 * b.weights[rope.slots["inv_freq"]].shape[0]
+
+
 def qkv(
     b: Builder,
     layer: int,
@@ -190,20 +175,25 @@ def qkv(
     *,
     bias: bool = False,
     scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    pairs: int = 0,
 ) -> str:
-    """Rows [q | k | v] from three projections, times `scales`."""
+    """Rows [q | k | v] from three projections, times `scales`. pairs: rotary channels of a head
+    whose pairs are neighbours (0: none, they are half a head apart)."""
     widths = {"q": b.heads, "k": b.kv_heads, "v": b.kv_heads}
     parts = [
-        Part(_at(layer, f"self_attn.{key}_proj.weight"), (heads * b.head_dim, b.width), scale=scale)
+        Part(
+            b.at(layer, f"self_attn.{key}_proj.weight"), (heads * b.head_dim, b.width), scale=scale,
+            pairs=(b.head_dim, pairs) if pairs and key != "v" else None,
+        )
         for (key, heads), scale in zip(widths.items(), scales, strict=True)
-    ]
+    ]  # fmt: skip
     return b.linear(x, f"layers.{layer}.qkv", parts, bias=bias)
 
 
 def fused_qkv(b: Builder, layer: int, x: str) -> str:
     """Rows [q | k | v] from one projection."""
     rows = (b.heads + 2 * b.kv_heads) * b.head_dim
-    part = Part(_at(layer, "self_attn.qkv_proj.weight"), (rows, b.width))
+    part = Part(b.at(layer, "self_attn.qkv_proj.weight"), (rows, b.width))
     return b.linear(x, f"layers.{layer}.qkv", [part])
 
 
@@ -237,7 +227,7 @@ def attention(
     if qk_norm:
         attrs["qk_eps"] = b.eps
         for key, name in zip(("q_norm", "k_norm"), norms, strict=True):
-            tensor = _at(layer, f"self_attn.{name}.weight")
+            tensor = b.at(layer, f"self_attn.{name}.weight")
             weights[key] = b.vector(f"layers.{layer}.{key}", tensor, b.head_dim, offset=qk_offset)
     state = f"kv{layer}"
     b.states[state] = KVState(b.kv_heads, b.head_dim, own)
@@ -257,8 +247,33 @@ def output_projection(
 ) -> str:
     """Attention output back to the model width."""
     shape = (b.width, b.heads * b.head_dim)
-    part = Part(_at(layer, f"self_attn.{name}.weight"), shape, scale=scale)
+    part = Part(b.at(layer, f"self_attn.{name}.weight"), shape, scale=scale)
     return b.linear(x, f"layers.{layer}.o", [part], bias=bias)
+
+
+def qkv_by_head(b: Builder, layer: int, x: str, *, bias: bool = False) -> str:
+    """Rows [q | k | v] from one projection that gives q, k and v of each head in turn."""
+    size, name = b.head_dim, b.at(layer, "self_attn.qkv_proj.weight")
+    shape = (3 * b.heads * size, b.width)
+    starts = [(3 * head + kind) * size for kind in range(3) for head in range(b.heads)]
+    parts = [Part(name, shape, rows=(start, start + size)) for start in starts]
+    return b.linear(x, f"layers.{layer}.qkv", parts, bias=bias)
+
+
+def normed_qkv(b: Builder, layer: int, x: str) -> str:
+    """Rows [q | k | v], q and k normalised over all of their heads at once (OLMo 2)."""
+    at, rows = f"layers.{layer}", ""
+    for key, heads in (("q", b.heads), ("k", b.kv_heads), ("v", b.kv_heads)):
+        width, tensor = heads * b.head_dim, b.at(layer, f"self_attn.{key}_proj.weight")
+        part = b.linear(x, f"{at}.{key}", [Part(tensor, (width, b.width))])
+        if key != "v":
+            name = b.at(layer, f"self_attn.{key}_norm.weight")
+            weights = {"weight": b.vector(f"{at}.{key}_norm", name, width)}
+            part = b.node(
+                "rms_norm", [part], f"{at}.{key}_normed", weights=weights, attrs={"eps": b.eps}
+            )
+        rows = b.node("concat", [rows, part], f"{at}.q{key}") if rows else part
+    return rows
 
 
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -277,7 +292,7 @@ def mlp(
     """Gated feed-forward from separate gate and up projections; names and scales: of gate, up and
     down."""
     parts = [
-        Part(_at(layer, f"{name}.weight"), (b.ff, b.width), scale=scale)
+        Part(b.at(layer, f"{name}.weight"), (b.ff, b.width), scale=scale)
         for name, scale in zip(names[:2], scales[:2], strict=True)
     ]
     rows = b.linear(x, f"layers.{layer}.gate_up", parts, bias=bias)
@@ -294,14 +309,34 @@ def fused_mlp(
     scale: float = 1.0,
 ) -> str:
     """Gated feed-forward from one gate-and-up projection; scale: of what it gives."""
-    part = Part(_at(layer, f"{names[0]}.weight"), (2 * b.ff, b.width))
+    part = Part(b.at(layer, f"{names[0]}.weight"), (2 * b.ff, b.width))
     rows = b.linear(x, f"layers.{layer}.gate_up", [part])
     return _down(b, layer, rows, act, names[1], bias=False, scale=scale)
 
 
+def plain_mlp(
+    b: Builder,
+    layer: int,
+    x: str,
+    act: str,
+    *,
+    bias: bool = False,
+    names: tuple[str, str] = MLP[1:],
+) -> str:
+    """Feed-forward without a gate; names: of up and down."""
+    at = f"layers.{layer}"
+    parts = [
+        Part(b.at(layer, f"{name}.weight"), shape)
+        for name, shape in zip(names, ((b.ff, b.width), (b.width, b.ff)), strict=True)
+    ]
+    rows = b.linear(x, f"{at}.up", parts[:1], bias=bias)
+    rows = b.activation(rows, f"{at}.act", act)
+    return b.linear(rows, f"{at}.down", parts[1:], bias=bias)
+
+
 def _down(b: Builder, layer: int, x: str, act: str, name: str, *, bias: bool, scale: float) -> str:
     gated = b.node("glu", [x], f"layers.{layer}.glu", attrs={"act": act})
-    part = Part(_at(layer, f"{name}.weight"), (b.width, b.ff), scale=scale)
+    part = Part(b.at(layer, f"{name}.weight"), (b.width, b.ff), scale=scale)
     return b.linear(gated, f"layers.{layer}.down", [part], bias=bias)
 
 
@@ -309,7 +344,7 @@ def layer_norm(
     b: Builder, layer: int, x: str, name: str, tensor: str, *, offset: float = 0.0
 ) -> str:
     """A norm inside a layer, by the checkpoint's name for it."""
-    return b.norm(x, f"layers.{layer}.{name}", _at(layer, f"{tensor}.weight"), offset=offset)
+    return b.norm(x, f"layers.{layer}.{name}", b.at(layer, f"{tensor}.weight"), offset=offset)
 
 
 def head(
@@ -321,14 +356,17 @@ def head(
     offset: float = 0.0,
     norm: str = "model.norm",
     scale: float = 1.0,
+    bias: bool = False,
+    alias: str = "",
 ) -> FamilyModel:
-    """Pick rows, final norm, logits; closes the graph. scale: of the logits, put into the norm."""
+    """Pick rows, final norm, logits; closes the graph. scale: of the logits, put into the norm.
+    bias: of a head of its own. alias: another name of that head."""
     picked = b.node("select", [x, "rows"], "select")
     normed = b.norm(picked, "norm", f"{norm}.weight", offset=offset, scale=scale)
     if tied:
         logits = b.node("linear", [normed], "head", weights={"weight": "embed"})
     else:
-        logits = b.linear(normed, "head", [Part(HEAD, (b.vocab, b.width))])
+        logits = b.linear(normed, "head", [Part(HEAD, (b.vocab, b.width), alias)], bias=bias)
     if softcap:
         logits = b.node("softcap", [logits], "softcap", attrs={"cap": float(softcap)})
     b.nodes[-1] = _renamed(b.nodes[-1], "logits")
@@ -346,43 +384,3 @@ def head(
 
 def _renamed(node: Node, output: str) -> Node:
     return Node(node.op, node.inputs, output, node.weights, node.attrs, node.state)
-
-
-def pre_norm_layer(
-    b: Builder,
-    layer: int,
-    x: str,
-    rope: Rotary,
-    *,
-    act: str,
-    qkv_bias: bool = False,
-    o_bias: bool = False,
-    mlp_bias: bool = False,
-    fused: bool = False,
-    **options: Any,
-) -> str:
-    """x + attention(norm(x)), then x + mlp(norm(x)): the Llama layer. options go to `attention`."""
-    at = f"layers.{layer}"
-    h = layer_norm(b, layer, x, "norm1", "input_layernorm")
-    rows = fused_qkv(b, layer, h) if fused else qkv(b, layer, h, bias=qkv_bias)
-    h = attention(b, layer, rows, rope, **options)
-    x = b.add(x, output_projection(b, layer, h, bias=o_bias), f"{at}.add1")
-    h = layer_norm(b, layer, x, "norm2", "post_attention_layernorm")
-    h = fused_mlp(b, layer, h, act) if fused else mlp(b, layer, h, act, bias=mlp_bias)
-    return b.add(x, h, f"{at}.add2")
-
-
-def sandwich_layer(
-    b: Builder, layer: int, x: str, rope: Rotary, *, act: str, **options: Any
-) -> str:
-    """Gemma's layer: norms before and after each half, all stored as w - 1."""
-    at = f"layers.{layer}"
-    h = layer_norm(b, layer, x, "norm1", "input_layernorm", offset=1.0)
-    h = attention(b, layer, qkv(b, layer, h), rope, **options)
-    h = output_projection(b, layer, h)
-    h = layer_norm(b, layer, h, "norm1_after", "post_attention_layernorm", offset=1.0)
-    x = b.add(x, h, f"{at}.add1")
-    h = layer_norm(b, layer, x, "norm2", "pre_feedforward_layernorm", offset=1.0)
-    h = mlp(b, layer, h, act)
-    h = layer_norm(b, layer, h, "norm2_after", "post_feedforward_layernorm", offset=1.0)
-    return b.add(x, h, f"{at}.add2")

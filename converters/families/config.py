@@ -50,11 +50,19 @@ T = TypeVar("T", bound=Stack)
 
 @dataclass(frozen=True)
 class Schema:
-    """What a family accepts. architecture: the class name in `architectures`."""
+    """What a family accepts. architecture: the class name in `architectures`; also: others that
+    mean the same."""
 
     architecture: str
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    also: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> list[list[str]]:
+        """Values of `architectures` that the family reads."""
+        base = self.architecture.replace("ForCausalLM", "Model")
+        return [[name] for name in (self.architecture, base, *self.also)]
 
 
 def read_config(raw: Mapping[str, Any], kind: type[T], schema: Schema, faults: list[str]) -> T:
@@ -132,8 +140,7 @@ def _no_window(key: str, raw: Mapping[str, Any], fields: Mapping[str, Any]) -> b
 
 
 def _check_architecture(found: Any, schema: Schema, faults: list[str]) -> None:
-    base = schema.architecture.replace("ForCausalLM", "Model")
-    if found is not None and found not in ([schema.architecture], [base]):
+    if found is not None and found not in schema.classes:
         faults.append(
             f"config 'architectures' is {short(found)}, expected [{schema.architecture!r}]"
         )

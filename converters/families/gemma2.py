@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import blocks
+from . import blocks, layers, sliding
 from .config import Decoder, Schema, read_config
 from .recipe import FamilyModel
 from .rope import rope, rope_parameters
@@ -40,15 +40,15 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
     b = blocks.Builder(c, head_dim=c.head_dim)
-    kinds = c.layer_types or blocks.pattern(2, b.layers, faults)
-    windows = blocks.typed_windows(kinds, c.sliding_window, b.layers, faults)
+    kinds = c.layer_types or sliding.pattern(2, b.layers, faults)
+    windows = sliding.typed_windows(kinds, c.sliding_window, b.layers, faults)
     scale = blocks.attention_scale(c.query_pre_attn_scalar, faults)
     turns = blocks.rotary(b, rope(rope_parameters(c), b.head_dim, b.context, faults))
     cap = blocks.softcap(c.attn_logit_softcapping, "attn_logit_softcapping", faults)
     last = blocks.softcap(c.final_logit_softcapping, "final_logit_softcapping", faults)
     x = blocks.embedding(b, tied=c.tie_word_embeddings, scale=b.width**0.5)
     for layer in range(b.layers):
-        x = blocks.sandwich_layer(
+        x = layers.sandwich_layer(
             b, layer, x, turns, act="gelu_tanh", window=windows[layer], scale=scale,
             softcap=cap,
         )  # fmt: skip

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import blocks
+from . import blocks, layers, sliding
 from .config import Decoder, Schema, read_config
 from .recipe import FamilyModel
-from .rope import Rope, rope
 
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
 
@@ -44,39 +43,19 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
     b = blocks.Builder(c, head_dim=c.head_dim)
-    kinds = c.layer_types or blocks.pattern(c.sliding_window_pattern, b.layers, faults)
-    windows = blocks.typed_windows(kinds, c.sliding_window, b.layers, faults)
+    kinds = c.layer_types or sliding.pattern(c.sliding_window_pattern, b.layers, faults)
+    windows = sliding.typed_windows(kinds, c.sliding_window, b.layers, faults)
     scale = blocks.attention_scale(c.query_pre_attn_scalar, faults)
-    turns = {
-        kind: blocks.rotary(b, _rope(c, kind, b, faults), f"inv_freq_{kind.split('_')[0]}")
-        for kind in sorted({blocks.kind_of(window) for window in windows})
-    }
+    wide, local = (
+        own if own is not None else default
+        for own, default in ((c.rope_theta, GLOBAL_THETA), (c.rope_local_base_freq, LOCAL_THETA))
+    )
+    turns = layers.typed_turning(b, c, windows, faults, theta=(wide, local))
     last = blocks.softcap(c.final_logit_softcapping, "final_logit_softcapping", faults)
     x = blocks.embedding(b, tied=c.tie_word_embeddings, scale=b.width**0.5)
     for layer in range(b.layers):
-        x = blocks.sandwich_layer(
-            b, layer, x, turns[blocks.kind_of(windows[layer])], act="gelu_tanh",
+        x = layers.sandwich_layer(
+            b, layer, x, turns[sliding.kind_of(windows[layer])], act="gelu_tanh",
             window=windows[layer], scale=scale, qk_norm=True, qk_offset=1.0,
         )  # fmt: skip
     return blocks.head(b, x, tied=c.tie_word_embeddings, softcap=last, offset=1.0)
-
-
-def _rope(c: Config, kind: str, b: blocks.Builder, faults: list[str]) -> Rope:
-    """Local layers turn by their own base; scaling (rope_scaling) is the global layers' alone."""
-    slides = kind == blocks.SLIDING
-    if c.rope_parameters is not None:
-        found = c.rope_parameters.get(kind) or {}
-        if not isinstance(found, dict) or set(c.rope_parameters) - set(blocks.KINDS):
-            faults.append(
-                f"config 'rope_parameters' has {sorted(c.rope_parameters)[:8]}, expected one set "
-                f"for each of {list(blocks.KINDS)}"
-            )
-            found = {}
-        params = dict(found)
-    else:
-        params = {} if slides else dict(c.rope_scaling or {})
-    old = params.pop("type", "default")
-    params.setdefault("rope_type", old)
-    own, default = (c.rope_local_base_freq, LOCAL_THETA) if slides else (c.rope_theta, GLOBAL_THETA)
-    params.setdefault("rope_theta", own if own is not None else default)
-    return rope(params, b.head_dim, b.context, faults)

@@ -95,7 +95,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
         use_moe use_mrope use_mtp use_mup use_o_bias use_parallel_residual use_post_norm
         use_qk_layernorm use_qk_norm use_qkv_bias use_residual_scaling use_sandwich_norm
         use_scaled_rope use_sink use_sinks use_sliding_window_layers use_sparse_attention
-        use_unpadded_lm_head use_v_norm v_norm vocab_pad
+        qk_layer_norms use_resampler use_unpadded_lm_head use_v_norm v_norm vocab_pad
         """,
     ),
     **_table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import blocks
+from . import blocks, layers
 from .config import Decoder, Schema, read_config
 from .recipe import FamilyModel
 from .rope import rope, rope_parameters
@@ -33,7 +33,7 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     turns = blocks.rotary(b, rope(rope_parameters(c), b.head_dim, b.context, faults))
     x = blocks.embedding(b, tied=c.tie_word_embeddings)
     for layer in range(b.layers):
-        x = blocks.pre_norm_layer(
+        x = layers.pre_norm_layer(
             b, layer, x, turns, act="silu",
             qkv_bias=c.attention_bias, o_bias=c.attention_bias, mlp_bias=c.mlp_bias,
         )  # fmt: skip

@@ -14,23 +14,59 @@ from numpy.typing import NDArray
 from ...graph import Graph
 
 F32 = NDArray[np.float32]
+Rows = Callable[[int, int], F32]
 
 
 class Part(NamedTuple):
     """One checkpoint tensor: its name, the shape it must have, another name it may go by, the rows
     [start, stop) that are meant where not all of them are, and what their values are multiplied
-    by (a config's multipliers that stand beside a product)."""
+    by (a config's multipliers that stand beside a product).
+
+    pairs: (head size, rotary channels) of heads whose rotary pairs are neighbours: the rows of each
+    head are taken in another order, the first of all pairs before the second ones, which is the one
+    that the op `attention` turns. transposed: the tensor is [K, N] and means [N, K].
+    """
 
     name: str
     shape: tuple[int, ...]
     alias: str = ""
     rows: tuple[int, int] | None = None
     scale: float = 1.0
+    pairs: tuple[int, int] | None = None
+    transposed: bool = False
+
+    @property
+    def meant(self) -> tuple[int, ...]:
+        """The shape of all rows, as the graph has them."""
+        return self.shape[::-1] if self.transposed else self.shape
 
     @property
     def span(self) -> tuple[int, int]:
         """First row and the one after the last."""
-        return self.rows or (0, self.shape[0])
+        return self.rows or (0, self.meant[0])
+
+    @property
+    def plain(self) -> bool:
+        """Whether rows of the tensor are rows of the weight, as they are."""
+        return self.scale == 1.0 and self.pairs is None and not self.transposed
+
+    def read(self, rows: Rows, start: int, stop: int) -> F32:
+        """Rows [start, stop) as the graph has them, of a reader of the tensor's rows."""
+        if self.transposed:
+            step = max(1, (1 << 19) // max(1, self.shape[1]))
+            pieces = [
+                rows(at, min(at + step, self.shape[0]))[:, start:stop]
+                for at in range(0, self.shape[0], step)
+            ]
+            return np.ascontiguousarray(np.concatenate(pieces).T)
+        if self.pairs is None:
+            return rows(start, stop)
+        size, turning = self.pairs
+        low, high = start // size * size, -(-stop // size) * size
+        inner = self.shape[1:]
+        heads = rows(low, high).reshape(-1, size, *inner)
+        order = [*range(0, turning, 2), *range(1, turning, 2), *range(turning, size)]
+        return heads[:, order].reshape(-1, *inner)[start - low : stop - low]
 
 
 @dataclass(frozen=True)
@@ -54,7 +90,7 @@ class Recipe:
         if self.values is not None:
             return tuple(self.values.shape)
         rows = sum(stop - start for start, stop in (part.span for part in self.parts))
-        inner = self.parts[0].shape[1:]
+        inner = self.parts[0].meant[1:]
         return (rows, math.prod(inner)) if self.flat and inner else (rows, *inner)
 
     def arranged(self, rows: F32) -> F32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import blocks
+from . import blocks, layers, sliding
 from .config import Decoder, Schema, read_config
 from .recipe import FamilyModel
 from .rope import rope, rope_parameters
@@ -45,7 +45,7 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
         turns = blocks.rotary(b, rope(params, b.head_dim, b.context, faults))
     x = blocks.embedding(b, tied=c.tie_word_embeddings)
     for layer in range(b.layers):
-        x = blocks.pre_norm_layer(
+        x = layers.pre_norm_layer(
             b, layer, x, turns if turning[layer] else blocks.NO_ROPE, act="silu",
             window=windows[layer], qkv_bias=c.attention_bias, o_bias=c.attention_bias,
             mlp_bias=c.mlp_bias,
@@ -70,6 +70,5 @@ def _turning(c: Config, faults: list[str]) -> list[bool]:
 def _windows(c: Config, turning: list[bool], faults: list[str]) -> list[int]:
     """Window of each layer; without layer_types, the layers without rotary positions slide."""
     window = c.sliding_window if c.use_sliding_window else None
-    sliding = [not turns and window is not None for turns in turning]
-    kinds = c.layer_types or [blocks.SLIDING if slides else blocks.FULL for slides in sliding]
-    return blocks.typed_windows(kinds, window, c.num_hidden_layers, faults)
+    kinds = c.layer_types or [sliding.kind_of(0 if turns else window or 0) for turns in turning]
+    return sliding.typed_windows(kinds, window, c.num_hidden_layers, faults)

@@ -24,8 +24,14 @@ from .base import SourceTensor
 from .checkpoint import FLOATS
 from .wrappers import BARE, without_sure_wrappers
 
-TEXT_PREFIXES = (("language_model.", ""), ("model.language_model.", "model."))
-OTHERS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|visual)\.")
+TEXT_PREFIXES = (
+    ("language_model.", ""),
+    ("model.language_model.", "model."),
+    ("model.text_model.", "model."),
+)
+OTHERS = re.compile(
+    r"(model\.)?(vision_tower|vision_model|multi_modal_projector|connector|visual)\."
+)
 DRAFTING = re.compile(r"mtp\.")  # layers that predict further tokens, of which nothing depends
 # What quantizers store instead of, or beside, a matrix.
 PACKED = re.compile(

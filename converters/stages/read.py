@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import BundleError, ConvertError
 from ..families.config import refused
-from ..families.recipe import F32, Recipe
+from ..families.recipe import F32, Part, Recipe
 from ..kept import encodings, is_kept, split, stored_rows
 from ..match import match_tensors
 from ..sources.base import Image, Source, SourceTensor, Text
@@ -153,29 +153,30 @@ class RecipeWeight:
 
     def __init__(self, recipe: Recipe, tensors: Mapping[str, SourceTensor]) -> None:
         self.recipe, self.shape = recipe, recipe.shape
-        # name, tensor, its rows [start, stop) that are meant, the first of them here, their factor
-        self.parts: list[tuple[str, SourceTensor, int, int, int, float]] = []
+        # part under its name here, its tensor, the first of its rows in this weight
+        self.parts: list[tuple[Part, SourceTensor, int]] = []
         at = 0
         for part in recipe.parts:
             name = part.name if part.name in tensors else part.alias
             start, stop = part.span
-            self.parts.append((name, tensors[name], start, stop, at, part.scale))
+            self.parts.append((part._replace(name=name), tensors[name], at))
             at += stop - start
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Spans of each tensor in turn; computed values in one piece."""
         if self.recipe.values is not None:
             yield 0, self.shape[0]
-        for _, tensor, begin, end, first, _ in self.parts:
-            for start, stop in spans_of((end - begin, *tensor.shape[1:])):
+        for part, _, first in self.parts:
+            begin, end = part.span
+            for start, stop in spans_of((end - begin, *part.meant[1:])):
                 yield first + start, first + stop
 
     def rows(self, start: int, stop: int) -> F32:
         if self.recipe.values is not None:
             return self.recipe.values[start:stop]
         pieces = [
-            self._finite(name, tensor, begin, end, scale)
-            for name, tensor, begin, end, scale in self._tensors(start, stop)
+            self._finite(part, tensor, begin, end)
+            for part, tensor, begin, end in self._tensors(start, stop)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
@@ -184,21 +185,22 @@ class RecipeWeight:
 
     def where(self, start: int, stop: int) -> str:
         found = self._tensors(start, stop)
-        return ", ".join(f"tensor {name!r}, rows {a} to {b}" for name, _, a, b, _ in found)
+        return ", ".join(f"tensor {part.name!r}, rows {a} to {b}" for part, _, a, b in found)
 
-    def _tensors(self, start: int, stop: int) -> list[tuple[str, SourceTensor, int, int, float]]:
-        """Name, tensor, rows there and factor of what makes up these rows."""
+    def _tensors(self, start: int, stop: int) -> list[tuple[Part, SourceTensor, int, int]]:
+        """Part, tensor and rows there of what makes up these rows."""
         found = []
-        for name, tensor, low, high, first, scale in self.parts:
+        for part, tensor, first in self.parts:
+            low, high = part.span
             begin, end = max(start - first, 0), min(stop - first, high - low)
             if begin < end:
-                found.append((name, tensor, low + begin, low + end, scale))
+                found.append((part, tensor, low + begin, low + end))
         return found
 
-    def _finite(self, name: str, tensor: SourceTensor, start: int, stop: int, scale: float) -> F32:
-        rows = tensor.rows(start, stop)
+    def _finite(self, part: Part, tensor: SourceTensor, start: int, stop: int) -> F32:
+        rows, scale = part.read(tensor.rows, start, stop), part.scale
         if not math.isfinite(np.vdot(rows, rows)):
-            check_finite(name, tensor)
+            check_finite(part.name, tensor)
         rows, offset = self.recipe.arranged(rows), self.recipe.offset
         rows = rows + np.float32(offset) if offset else rows
         return rows * np.float32(scale) if scale != 1.0 else rows
@@ -212,8 +214,8 @@ class KeptWeight(RecipeWeight):
         self.encoding = encoding
 
     def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        rows = [found[:4] for found in self._tensors(start, stop)]
-        return stored_rows(self.encoding, rows)
+        found = self._tensors(start, stop)
+        return stored_rows(self.encoding, [(part.name, *rows) for part, *rows in found])
 
 
 def check_finite(name: str, tensor: SourceTensor) -> None:

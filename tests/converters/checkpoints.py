@@ -125,6 +125,97 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "gemma": ("GemmaConfig", {"head_dim": 32, "num_key_value_heads": 1}),
+    "ministral": (
+        "MinistralConfig",
+        {
+            "sliding_window": 40, "head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "ministral3": (
+        "Ministral3Config",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0, "beta_fast": 32.0,
+                "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 512, "llama_4_scaling_beta": 0.1,
+            },
+        },
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 3.0, "logits_scaling": 2.5, "residual_multiplier": 0.3,
+            "attention_multiplier": 0.1, "attention_bias": True, "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "internlm3": (
+        "InternLM3Config",
+        {
+            "head_dim": None, "attention_bias": True, "mlp_bias": True,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 6.0, "rope_theta": 5e7},
+        },
+    ),
+    "olmo2": ("Olmo2Config", {"num_key_value_heads": 2}),
+    "olmo3": (
+        "Olmo3Config",
+        {
+            "sliding_window": 40, "num_hidden_layers": 4,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn", "factor": 4.0, "rope_theta": 5e5, "beta_fast": 32,
+                    "beta_slow": 1, "attention_factor": 1.1386294361119891,
+                    "original_max_position_embeddings": 128,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        },
+    ),
+    "exaone4": (
+        "Exaone4Config",
+        {"sliding_window": 40, "sliding_window_pattern": 2, "tie_word_embeddings": True},
+    ),
+    "exaone4-full": (
+        "Exaone4Config",
+        {
+            "sliding_window": None, "layer_types": ["full_attention"] * 3,
+            "rope_parameters": LLAMA3,
+        },
+    ),
+    "ernie4_5": ("Ernie4_5Config", {"head_dim": 24, "use_bias": True}),
+    "helium": ("HeliumConfig", {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
+    "glm4": ("Glm4Config", {"head_dim": 32, "attention_bias": True}),
+    "cohere2": (
+        "Cohere2Config",
+        {"sliding_window": 40, "logit_scale": 0.25, "num_hidden_layers": 4, "pad_token_id": 0},
+    ),
+    "cohere2-bias": (
+        "Cohere2Config",
+        {
+            "sliding_window": 33, "attention_bias": True, "tie_word_embeddings": False,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "stablelm": (
+        "StableLmConfig",
+        {"use_qkv_bias": True, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    "stablelm-parallel": ("StableLmConfig", {"use_parallel_residual": True}),
+    "phi": ("PhiConfig", {}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": 40}),
+    "starcoder2-untied": ("Starcoder2Config", {"use_bias": False, "tie_word_embeddings": False}),
+    "gpt_neox": ("GPTNeoXConfig", {"num_key_value_heads": ...}),
+    "gpt_neox-serial": (
+        "GPTNeoXConfig",
+        {
+            "num_key_value_heads": ..., "use_parallel_residual": False, "attention_bias": False,
+            "hidden_act": "gelu_new", "tie_word_embeddings": True,
+        },
+    ),
     "lfm2": (
         "Lfm2Config",
         {"layer_types": ["conv", "full_attention", "conv"], "pad_token_id": 0},

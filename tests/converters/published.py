@@ -73,6 +73,15 @@ PHI3_MINI = {
     **PHI3, "_name_or_path": "Phi-3-mini-4k-instruct", "bos_token_id": 1, "eos_token_id": 32000,
     "pad_token_id": 32000, "tie_word_embeddings": False,
 }  # fmt: skip
+EXAONE4 = {
+    "architectures": ["Exaone4ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
+    "eos_token_id": 361, "hidden_act": "silu", "model_type": "exaone4", "pad_token_id": 0,
+    "rms_norm_eps": 1e-05, "rope_theta": 1000000, "torch_dtype": "bfloat16",
+    "rope_scaling": {
+        "factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3",
+    },
+}  # fmt: skip
 LFM2 = {
     "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True,
     "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0, "block_multiple_of": 256,
@@ -280,6 +289,131 @@ CONFIGS: dict[str, Config] = {
         "original_max_position_embeddings": 16384, "rope_scaling": None, "rope_theta": 250000,
         "sliding_window": None, "tie_word_embeddings": False,
     },
+    "gemma-2b": {  # its first revision
+        **sizes(2048, 16384, 18, 8, 1, 256000, 8192), "architectures": ["GemmaForCausalLM"],
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2, "eos_token_id": 1,
+        "head_dim": 256, "hidden_act": "gelu", "model_type": "gemma", "pad_token_id": 0,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000.0,
+        "torch_dtype": "bfloat16",
+    },
+    "Ministral-8B": {
+        **sizes(4096, 12288, 36, 32, 8, 131072, 32768), "architectures": ["MinistralForCausalLM"],
+        "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 128,
+        "hidden_act": "silu", "layer_types": (["full_attention"] + ["sliding_attention"] * 3) * 9,
+        "model_type": "ministral", "rms_norm_eps": 1e-05, "rope_theta": 100000000.0,
+        "sliding_window": 32768, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    },
+    "granite-3.3-2b": {
+        **sizes(2048, 8192, 40, 32, 8, 49159, 131072), "architectures": ["GraniteForCausalLM"],
+        "attention_bias": False, "attention_dropout": 0.0, "attention_multiplier": 0.015625,
+        "bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0, "hidden_act": "silu",
+        "logits_scaling": 8.0, "mlp_bias": False, "model_type": "granite", "pad_token_id": 0,
+        "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None,
+        "rope_theta": 10000000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    },
+    "internlm3-8b": {
+        **sizes(4096, 10240, 48, 32, 2, 128512, 32768), "architectures": ["InternLM3ForCausalLM"],
+        "attention_dropout": 0.0, "bias": False, "bos_token_id": 1, "eos_token_id": 2,
+        "head_dim": 128, "hidden_act": "silu", "model_type": "internlm3", "pad_token_id": 2,
+        "qkv_bias": False, "rms_norm_eps": 1e-05, "rope_theta": 50000000,
+        "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"}, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+    "OLMo-2-1B": {
+        **sizes(2048, 8192, 16, 16, 16, 100352, 4096), "architectures": ["Olmo2ForCausalLM"],
+        "attention_bias": False, "attention_dropout": 0.0, "eos_token_id": 100257,
+        "hidden_act": "silu", "model_type": "olmo2", "pad_token_id": 100277,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 500000,
+        "tie_word_embeddings": False, "torch_dtype": "float32",
+    },
+    "Olmo-3-7B": {
+        **sizes(4096, 11008, 32, 32, 32, 100278, 65536), "architectures": ["Olmo3ForCausalLM"],
+        "attention_bias": False, "attention_dropout": 0.0, "eos_token_id": 100257,
+        "hidden_act": "silu", "model_type": "olmo3", "pad_token_id": 100277,
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8,
+        "rms_norm_eps": 1e-06, "rope_theta": 500000, "sliding_window": 4096,
+        "rope_scaling": {
+            "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0,
+            "factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "yarn",
+        },
+        "tie_word_embeddings": False, "dtype": "bfloat16",
+    },
+    "EXAONE-4.0-1.2B": {
+        **sizes(2048, 4096, 30, 32, 8, 102400, 65536), **EXAONE4, "head_dim": 64,
+        "layer_types": ["full_attention"] * 30, "sliding_window": None,
+        "sliding_window_pattern": None, "tie_word_embeddings": True,
+    },
+    "EXAONE-4.0-32B": {
+        **sizes(5120, 27392, 64, 40, 8, 102400, 131072), **EXAONE4, "head_dim": 128,
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16,
+        "sliding_window": 4096, "sliding_window_pattern": "LLLG", "tie_word_embeddings": False,
+    },
+    "ERNIE-4.5-0.3B": {
+        **sizes(1024, 3072, 18, 16, 2, 103424, 131072), "architectures": ["Ernie4_5ForCausalLM"],
+        "bos_token_id": 1, "eos_token_id": 2, "head_dim": 128, "hidden_act": "silu",
+        "model_type": "ernie4_5", "pad_token_id": 0, "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "use_bias": False,
+    },
+    "helium-1-2b": {
+        **sizes(2048, 8192, 28, 16, 8, 64000, 4096), "architectures": ["HeliumForCausalLM"],
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "head_dim": 128, "hidden_act": "silu", "mlp_bias": False, "model_type": "helium",
+        "pad_token_id": 3, "rms_norm_eps": 1e-08, "rope_theta": 20000.0,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    },
+    "GLM-4-9B-0414": {
+        **sizes(4096, 13696, 40, 32, 2, 151552, 32768), "architectures": ["Glm4ForCausalLM"],
+        "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": [151329, 151336, 151338],
+        "head_dim": 128, "hidden_act": "silu", "model_type": "glm4", "pad_token_id": 151329,
+        "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    },
+    "command-r7b": {
+        **sizes(4096, 14336, 32, 32, 8, 256000, 132096), "architectures": ["Cohere2ForCausalLM"],
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 5,
+        "cache_implementation": "hybrid", "eos_token_id": 255001, "head_dim": 128,
+        "hidden_act": "silu", "layer_norm_eps": 1e-05, "layer_switch": 4, "logit_scale": 0.25,
+        "model_type": "cohere2", "order_of_interleaved_layers": "local_attn_first",
+        "pad_token_id": 0, "position_embedding_type": "rope_gptj", "rope_scaling": None,
+        "rope_theta": 50000, "rotary_pct": 1.0, "sliding_window": 4096,
+        "sliding_window_pattern": 4, "torch_dtype": "bfloat16", "use_embedding_sharing": True,
+        "use_gated_activation": True, "use_parallel_block": True, "use_parallel_embedding": True,
+    },
+    "stablelm-2-1.6b": {
+        **sizes(2048, 5632, 24, 32, 32, 100352, 4096), "architectures": ["StableLmForCausalLM"],
+        "attention_dropout": 0.0, "bos_token_id": 100257, "eos_token_id": 100257,
+        "hidden_act": "silu", "hidden_dropout": 0.0, "layer_norm_eps": 1e-05,
+        "model_type": "stablelm", "partial_rotary_factor": 0.25, "rope_scaling": None,
+        "rope_theta": 10000, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "use_qkv_bias": True,
+    },
+    "phi-2": {
+        **sizes(2560, 10240, 32, 32, 32, 51200, 2048), "architectures": ["PhiForCausalLM"],
+        "attention_dropout": 0.0, "bos_token_id": 50256, "embd_pdrop": 0.0, "eos_token_id": 50256,
+        "hidden_act": "gelu_new", "layer_norm_eps": 1e-05, "model_type": "phi",
+        "partial_rotary_factor": 0.4, "qk_layernorm": False, "resid_pdrop": 0.1,
+        "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+    },
+    "starcoder2-3b": {
+        **sizes(3072, 12288, 30, 24, 2, 49152, 16384), "architectures": ["Starcoder2ForCausalLM"],
+        "activation_function": "gelu_pytorch_tanh", "attention_dropout": 0.1,
+        "attention_softmax_in_fp32": True, "bos_token_id": 0, "embedding_dropout": 0.1,
+        "eos_token_id": 0, "hidden_act": "gelu_pytorch_tanh", "layer_norm_epsilon": 1e-05,
+        "mlp_type": "default", "model_type": "starcoder2", "norm_epsilon": 1e-05,
+        "norm_type": "layer_norm", "residual_dropout": 0.1, "rope_theta": 999999.4420358813,
+        "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True,
+        "sliding_window": 4096, "use_bias": True,
+    },
+    "pythia-160m": {
+        **{k: v for k, v in sizes(768, 3072, 12, 12, 12, 50304, 2048).items()
+           if k != "num_key_value_heads"},
+        "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0,
+        "hidden_act": "gelu", "layer_norm_eps": 1e-05, "model_type": "gpt_neox",
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+        "torch_dtype": "float16", "use_parallel_residual": True,
+    },
     "LFM2-350M": {
         **LFM2, "block_dim": 1024, "block_ff_dim": 6656, "conv_dim": 1024, "conv_dim_out": 1024,
         "hidden_size": 1024, "num_attention_heads": 16, "num_heads": 16,
@@ -345,6 +479,11 @@ PARAMETERS = {  # millions, as published
     "phi-4": 14659.5, "SmolLM3-3B": 3075.1, "LFM2-350M": 354.5, "LFM2-1.2B": 1170.3,
     "mamba2-130m": 129.0, "Mamba-Codestral-7B": 7285.4, "Falcon-H1-0.5B": 521.4,
     "granite-4.0-h-1b": 1461.5, "Qwen3.5-27B": 26896.0,
+    "gemma-2b": 2506.2, "Ministral-8B": 8019.8, "granite-3.3-2b": 2533.5, "internlm3-8b": 8804.2,
+    "OLMo-2-1B": 1484.9, "Olmo-3-7B": 7298.0, "EXAONE-4.0-1.2B": 1279.4,
+    "EXAONE-4.0-32B": 32003.2, "ERNIE-4.5-0.3B": 360.7, "helium-1-2b": 2023.9,
+    "GLM-4-9B-0414": 9400.3, "command-r7b": 8028.0, "stablelm-2-1.6b": 1644.5, "phi-2": 2779.7,
+    "starcoder2-3b": 3030.4, "pythia-160m": 162.3,
 }  # fmt: skip
 
 VOCAB, CONTEXT, WINDOW, ORIGINAL = 272, 512, 40, 128
@@ -376,8 +515,10 @@ def shrunk(name: str) -> Config:
     if config.get("n_groups", 1) > 1:
         small["n_groups"] = 2
     config |= {key: value for key, value in small.items() if config.get(key) is not None}
-    if config.get("layer_types"):
-        config["layer_types"] = config["layer_types"][4:7]
+    if kinds := config.get("layer_types"):
+        config["layer_types"] = next(
+            found for start in (4, 2) if set(found := kinds[start : start + 3]) == set(kinds)
+        )
     scaling = config.get("rope_scaling")
     if scaling:
         pairs = int(16 * config.get("partial_rotary_factor", 1)) // 2

@@ -44,6 +44,12 @@ def _without(*keys: str) -> dict[str, Any]:
     return {key: value for key, value in _COMMON.items() if key not in keys}
 
 
+_LAYER_NORM = _without("rms_norm_eps") | {"layer_norm_eps": 1e-5}
+# Dense families whose greedy text is compared on all executors.
+DENSE = (
+    "gemma", "ministral", "ministral3", "granite", "internlm3", "olmo2", "olmo3", "exaone4",
+    "ernie4_5", "helium", "glm4", "cohere2", "stablelm", "phi", "starcoder2", "gpt_neox",
+)  # fmt: skip
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
     "llama-llama3-rope": _COMMON | {"model_type": "llama", "rope_scaling": _LLAMA3},
@@ -66,6 +72,27 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         },
     },
     "smollm3": _COMMON | {"no_rope_layers": [1, 0], "no_rope_layer_interval": 2},
+    "gemma": _without("hidden_act") | {"head_dim": 16, "hidden_act": "gelu"},
+    "ministral": _COMMON
+    | {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral3": _without("rope_theta") | {"head_dim": 16},
+    "granite": _COMMON
+    | {"residual_multiplier": 0.4, "logits_scaling": 1.5, "attention_multiplier": 0.2},
+    "internlm3": _COMMON | {"head_dim": 16, "qkv_bias": True, "bias": True},
+    "olmo2": _COMMON,
+    "olmo3": _COMMON
+    | {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+    "exaone4": _COMMON | {"sliding_window": 40, "sliding_window_pattern": "LG"},
+    "ernie4_5": _COMMON | {"head_dim": 16, "use_bias": True},
+    "helium": _COMMON | {"head_dim": 16},
+    "glm4": _COMMON | {"head_dim": 32},
+    "cohere2": _LAYER_NORM | {"sliding_window": 40, "sliding_window_pattern": 2},
+    "stablelm": _LAYER_NORM | {"use_parallel_residual": True},
+    "phi": _LAYER_NORM | {"hidden_act": "gelu_new", "tie_word_embeddings": False},
+    "starcoder2": _without("rms_norm_eps", "hidden_act")
+    | {"hidden_act": "gelu_pytorch_tanh", "sliding_window": 40},
+    "gpt_neox": _LAYER_NORM
+    | {"hidden_act": "gelu", "tie_word_embeddings": False, "num_key_value_heads": None},
     "lfm2": _without("rms_norm_eps")
     | {"norm_eps": 1e-5, "layer_types": ["conv", "full_attention"], "head_dim": None},
     "mamba2": {
@@ -104,18 +131,20 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
 RECURRENT = ("lfm2", "mamba2", "falcon_h1", "granitemoehybrid", "qwen3_next", "qwen3_5_text")
 
 
-def family_graph(name: str) -> tuple[Graph, dict[str, Matrix]]:
-    """The f32 graph of a config above, with random weights."""
-    config = {"model_type": name, **CONFIGS[name]}
+def family_graph(name: str, **changes: Any) -> tuple[Graph, dict[str, Matrix]]:
+    """The f32 graph of a config above, with `changes`, and random weights."""
+    config = {"model_type": name, **CONFIGS[name], **changes}
     model = families.build(config)
     rng = np.random.default_rng(3)
     weights: dict[str, Matrix] = {}
+    biases = {node.weights.get("bias", "") for node in model.graph.nodes}
     for weight, recipe in model.tensors.items():
         shape = model.graph.weights[weight].shape
         if recipe.values is not None:
             weights[weight] = np.asarray(recipe.values, np.float32)
         elif len(shape) == 1:
-            weights[weight] = (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+            centre = 0 if weight in biases else 1
+            weights[weight] = (centre + 0.2 * rng.standard_normal(shape)).astype(np.float32)
         else:
             dense = rng.standard_normal(shape) / np.sqrt(shape[1])
             weights[weight] = dense.astype(np.float32)
