@@ -215,7 +215,7 @@ class KeptWeight(RecipeWeight):
 
     def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         found = self._tensors(start, stop)
-        return stored_rows(self.encoding, [(part.name, *rows) for part, *rows in found])
+        return stored_rows(self.encoding, [(p.name, t, a, b) for p, t, a, b in found])
 
 
 def check_finite(name: str, tensor: SourceTensor) -> None:
