@@ -87,6 +87,14 @@ def test_tensors_of_the_base_model(tmp_path: Path, case: str) -> None:
     compare(tmp_path / case)
 
 
+def test_masks_that_old_checkpoints_store_are_left_out(tmp_path: Path) -> None:
+    at = "gpt_neox.layers.0.attention."
+    masks = {f"{at}bias": np.ones((1, 1, 4, 4), np.bool_), f"{at}masked_bias": np.float32([-1e9])}
+    write_checkpoint("gpt_neox", tmp_path / "m")
+    change(tmp_path / "m", lambda tensors: {**tensors, **masks})
+    compare(tmp_path / "m")
+
+
 def test_a_base_model_without_its_head_is_not_enough(tmp_path: Path) -> None:
     write_checkpoint("llama-untied", tmp_path / "m")
     change(tmp_path / "m", lambda t: {k: v for k, v in bare(t).items() if k != "lm_head.weight"})

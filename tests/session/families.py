@@ -87,7 +87,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "helium": _COMMON | {"head_dim": 16},
     "glm4": _COMMON | {"head_dim": 32},
     "cohere2": _LAYER_NORM | {"sliding_window": 40, "sliding_window_pattern": 2},
-    "stablelm": _LAYER_NORM | {"use_parallel_residual": True},
+    "stablelm": _LAYER_NORM | {"partial_rotary_factor": 0.5, "use_parallel_residual": True},
     "phi": _LAYER_NORM | {"hidden_act": "gelu_new", "tie_word_embeddings": False},
     "starcoder2": _without("rms_norm_eps", "hidden_act")
     | {"hidden_act": "gelu_pytorch_tanh", "sliding_window": 40},
