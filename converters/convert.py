@@ -68,24 +68,20 @@ def convert(
     name for several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes
     by what the model's products read on `calibration` (default: the sample that comes along).
     compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle. heal: tokens
-    of distillation. linearize: linear attention in place of softmax, see `linearize/`. workers,
-    cluster: processes, or a dask scheduler, for the work on matrices. force: replace an existing
-    bundle. resume: go on from an earlier run's stage cache. golden: store answers to two prompts.
-    Under torchrun with `heal` or `linearize` all ranks call it, and nothing is resumed.
-    Raises ConvertError for checkpoints that cannot be converted (one error lists all faults),
-    ResourceError for a full disk or a bundle that another process is writing.
+    of distillation. linearize: see `linearize/`. workers, cluster: processes, or a dask scheduler,
+    for the work on matrices. force: replace a bundle. resume: go on from a stage cache. golden:
+    store answers to two prompts. Under torchrun with `heal` or `linearize` all ranks call it. Raises
+    ConvertError (all faults in one), ResourceError for a full disk or a bundle being written.
     """
-    asked = Asked(
-        recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize
-    )
+    given = (recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize)
+    asked = Asked(*given)
     wanted = asked if is_auto(asked) else None
     plain = replace(asked, recipe=None, budget_mb=None, calibration=None)
     plan = resolve(plain if wanted else asked)
     _check(threads, workers, name, cluster, report)
     check_workers(workers, cluster)
     out = _free(Path(os.path.abspath(out)), force=force)
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if heal or linearize else 1
-    follows = ranks > 1 and int(os.environ.get("RANK", "0")) > 0
+    ranks, follows = _ranks() if heal or linearize else (1, False)
     with (
         open_source(source, ignore_remote_code=ignore_remote_code) as opened,
         place(out, aside=follows) as out,
@@ -101,6 +97,12 @@ def convert(
             if report is None or follows:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
+
+
+def _ranks() -> tuple[int, bool]:
+    """How many processes torchrun started, and whether this one only takes part."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return ranks, ranks > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def _picture_plan(asked: Asked, report: Any) -> Plan:
