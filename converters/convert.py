@@ -70,8 +70,8 @@ def convert(
     compot: a ratio, for COMPOT factors in `quant`. budget_mb: megabytes of the bundle. heal: tokens
     of distillation. linearize: see `linearize/`. workers, cluster: processes, or a dask scheduler,
     for the work on matrices. force: replace a bundle. resume: go on from a stage cache. golden:
-    store answers to two prompts. Under torchrun with `heal` or `linearize` all ranks call it. Raises
-    ConvertError (all faults in one), ResourceError for a full disk or a bundle being written.
+    store answers to two prompts. Under torchrun with `heal` or `linearize` all ranks call it.
+    Raises ConvertError (all faults in one), ResourceError (a full disk, a bundle being written).
     """
     given = (recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize)
     asked = Asked(*given)

@@ -76,7 +76,7 @@ def prepared(
     qkv, gates = inputs
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
     rows = qkv.reshape(*qkv.shape[:2], heads + 2 * groups, size)
-    q, k, v = rows.split([heads, groups, groups], dim=2)
+    q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
     if "q_norm" in w:
         q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
     q, k, v = turn(q), turn(k), v.transpose(1, 2).float()

@@ -61,7 +61,8 @@ def agreement(student: TwoPieces, teacher: TwoPieces, held: Ids, device: str) ->
     prompts = prompts[:: max(1, len(prompts) // PROMPTS)][:PROMPTS]
     wanted = np.stack(continuations(teacher, list(prompts), size, device))
     tokens = torch.from_numpy(np.concatenate([prompts, wanted], axis=1)).long().to(device)
-    own = torch.cat([choices(student, part) for part in tokens.split(64)])[:, size - 1 : -1]
+    parts = [choices(student, tokens[i : i + 64]) for i in range(0, len(tokens), 64)]
+    own = torch.cat(parts)[:, size - 1 : -1]
     return float((own == tokens[:, size:]).double().mean())
 
 

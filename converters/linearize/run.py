@@ -219,7 +219,7 @@ class Run:
         made = {name: weight.detach() for name, weight in weights.items()}
         measured = TwoPieces(graph, made, self.device, half=False)
         told = judged(measured, self.exact, self.text, self.held, self.ranks, self.device)
-        arrays = {name: np.asarray(weight.cpu().numpy()) for name, weight in made.items()}
+        arrays: dict[str, Matrix] = {n: np.asarray(w.cpu().numpy()) for n, w in made.items()}
         return graph, arrays, told
 
 

@@ -213,7 +213,12 @@ def linear_asked(
     *, anyway: bool, quiet: bool,
 ) -> Any:  # fmt: skip
     """The options of --linearize, None without it."""
-    given = {"tokens": tokens, "features": features, "serve": serve, "anyway": anyway}
+    given: dict[str, Any] = {
+        "tokens": tokens,
+        "features": features,
+        "serve": serve,
+        "anyway": anyway,
+    }
     given = {name: value for name, value in given.items() if value}
     if layers is None:
         if given:
