@@ -192,6 +192,9 @@ class TorchGraph:
     ) -> None:
         graph.shapes()
         self.graph = graph
+        # decays are differences of large sums: autocast must not round what they are made of
+        linear = (node for node in graph.nodes if node.op == "linear_attention")
+        self.exact = {node.inputs[1] for node in linear}
         self.weights: dict[str, Tensor] = {}
         for name, spec in graph.weights.items():
             if name not in weights:
@@ -262,6 +265,10 @@ class TorchGraph:
             elif node.op == "linear_attention":
                 turn = partial(_rotated, w=slots, attrs=attrs, positions=positions)
                 values[node.output] = linear_attention(reads, slots, attrs, turn)
+            elif node.output in self.exact and node.op == "linear":
+                with torch.autocast(reads[0].device.type, enabled=False):
+                    wide = {slot: weight.float() for slot, weight in slots.items()}
+                    values[node.output] = _linear((reads[0].float(),), wide, attrs)
             else:
                 values[node.output] = TORCH[node.op](reads, slots, attrs)
         return {value.name: values[value.name] for value in self.graph.outputs}

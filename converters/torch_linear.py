@@ -31,7 +31,7 @@ def _mapped(x: Tensor, table: Tensor | None, attrs: Attrs) -> Tensor:
     """Heads [B, n, T, D] to their features [B, n, T, r]."""
     x = x.float()
     if table is not None:
-        maps = table.float().view(attrs["kv_heads"], -1, table.shape[1])
+        maps = table.float().reshape(attrs["kv_heads"], -1, table.shape[-1])
         x = x @ maps.repeat_interleave(x.shape[1] // attrs["kv_heads"], dim=0)
     x = x * attrs["scale"] ** 0.5
     return x.relu() if attrs["mode"] == "relu" else x
@@ -75,7 +75,7 @@ def prepared(
     """What the weights are computed from; arguments as of `linear_attention`."""
     qkv, gates = inputs
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
-    rows = qkv.view(*qkv.shape[:2], heads + 2 * groups, size)
+    rows = qkv.reshape(*qkv.shape[:2], heads + 2 * groups, size)
     q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
     if "q_norm" in w:
         q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
@@ -89,7 +89,8 @@ def prepared(
     if attrs["decay"]:
         rate = (-F.softplus(gates[..., :groups].float())).clamp(min=LEAST_RATE)
         total = rate.transpose(1, 2).double().cumsum(-1)
-    return Prepared(q.reshape(len(q), groups, -1, *q.shape[2:]), k, v, total)
+    batch, _, length, wide = q.shape
+    return Prepared(q.reshape(batch, groups, -1, length, wide), k, v, total)
 
 
 def _heads(
@@ -100,7 +101,9 @@ def _heads(
     for start in range(0, q.shape[3], ROWS):
         rows, cache = q[:, :, :, start : start + ROWS], (k, v, total)
         if torch.is_grad_enabled():
-            part = checkpoint(_block, rows, start, cache, w, attrs, use_reentrant=False)
+            part = checkpoint(
+                _block, rows, start, cache, w, attrs, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             part = _block(rows, start, cache, w, attrs)
         parts.append(part)

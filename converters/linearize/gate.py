@@ -25,6 +25,7 @@ AGREEMENT = 0.95  # of greedy tokens
 FOUND = 0.9  # of the teacher's passkeys
 SHARE = 0.15  # of the weights, behind the tail
 PROMPTS, PROMPT = 200, 32  # continuations that are compared, tokens of their prompts and of them
+TOGETHER = 8  # sequences that are computed at once
 LOOKED = 4  # sequences that weights are looked at in
 
 
@@ -33,8 +34,10 @@ def divergence(
 ) -> tuple[float, float, float]:
     """KL, own loss and the teacher's own loss, nats a token, on sequences [n, T]."""
     total = torch.zeros(3, dtype=torch.float64, device=device)
-    for ids in held[ranks.slice]:
-        total += losses(student, teacher, torch.from_numpy(ids[None]).long().to(device))
+    own_rows = held[ranks.slice]
+    for start in range(0, len(own_rows), TOGETHER):
+        some = torch.from_numpy(own_rows[start : start + TOGETHER]).long().to(device)
+        total += losses(student, teacher, some)
     ranks.add_up([total])
     kl, own, source = total.tolist()
     predicted = held.size - len(held)
@@ -58,7 +61,8 @@ def agreement(student: TwoPieces, teacher: TwoPieces, held: Ids, device: str) ->
     prompts = prompts[:: max(1, len(prompts) // PROMPTS)][:PROMPTS]
     wanted = np.stack(continuations(teacher, list(prompts), size, device))
     tokens = torch.from_numpy(np.concatenate([prompts, wanted], axis=1)).long().to(device)
-    own = torch.cat([choices(student, part) for part in torch.split(tokens, 64)])[:, size - 1 : -1]
+    parts = [choices(student, tokens[i : i + 64]) for i in range(0, len(tokens), 64)]
+    own = torch.cat(parts)[:, size - 1 : -1]
     return float((own == tokens[:, size:]).double().mean())
 
 

@@ -48,7 +48,8 @@ class Moments:
     def add(self, q: Tensor, k: Tensor) -> None:
         """Queries [B, H, T, P] and keys [B, G, T, P]."""
         groups = k.shape[1]
-        q, k = q.double().reshape(len(q), groups, -1, *q.shape[2:]), k.double()
+        batch, _, length, size = q.shape
+        q, k = q.double().reshape(batch, groups, -1, length, size), k.double()
         share = q.shape[2]
         self.queries = self.queries + torch.einsum("bgstc,bgstd->gcd", q, q) / share
         self.keys = self.keys + torch.einsum("bgtc,bgtd->gcd", k, k)
@@ -58,7 +59,7 @@ class Moments:
     def add_pairs(self, q: Tensor, k: Tensor, scale: float) -> None:
         """Look-back and low logits of one sequence: queries [H, T, P], keys [G, T, P]."""
         groups, length = k.shape[:2]
-        q = q.float().reshape(groups, -1, *q.shape[1:])
+        q = q.float().reshape(groups, -1, length, q.shape[-1])
         k = k.float() - (self.mean / self.count).to(k.device, torch.float32)[:, None]
         x = scale * (q @ k[:, None].transpose(-1, -2))  # [G, H / G, T, T]
         t = torch.arange(length, device=x.device)

@@ -109,7 +109,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % asked.log == 0:
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             print(f"{kind.label} step {step + 1} loss {losses[-1]:.4f}", flush=True)
     return model, losses
 
