@@ -15,8 +15,11 @@ import msgspec
 
 from edgert.errors import DeviceError
 from edgert.limits import PROFILE_BYTES
+from edgert.storage.typed import Reader
 
 from .profile import Profile, faults
+
+PROFILE = Reader(Profile)
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -72,7 +75,7 @@ def parse(data: bytes, where: str) -> Profile:
     if len(data) > PROFILE_BYTES:
         raise _wrong(where, [f"more than {PROFILE_BYTES} bytes"])
     try:
-        profile = msgspec.convert(_toml(data), Profile)
+        profile = PROFILE.convert(_toml(data))
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and msgspec's own
         raise _wrong(where, [str(error)[:400]]) from None
     if found := faults(profile):

@@ -46,7 +46,7 @@ OWN = {
     "kernels": ("edgert.kernels",),
     "converters": ("edgert",),
     # a profile is a user's file: its faults are users' errors, its size is a limit of the runtime
-    "devices": ("edgert.devices", "edgert.errors", "edgert.limits"),
+    "devices": ("edgert.devices", "edgert.errors", "edgert.limits", "edgert.storage.typed"),
 }
 
 

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ...storage.typed import Reader
 from ..families.recipe import F32
 from .checkpoint import Tensor, widened
 from .packed import Entries, Float, whole
@@ -86,13 +87,16 @@ class _State(msgspec.Struct):
     nested_offset: float = 0.0
 
 
+STATE = Reader(_State)
+
+
 def _by_table(stem: str, end: str, entries: Entries) -> None:
     name = f"{stem}.weight"
     raw = entries.take(f"{stem}{end}", "U8", rank=1)
     if raw.shape[0] > 1 << 16:
         raise entries.fault(f"tensor {stem + end!r} has {raw.shape[0]} bytes")
     try:
-        state = msgspec.json.decode(whole(raw).tobytes(), type=_State)
+        state = STATE.decode(whole(raw).tobytes())
     except msgspec.DecodeError as error:
         raise entries.fault(f"tensor {stem + end!r}: {error}") from None
     (n, k), size = state.shape, state.blocksize

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import msgspec
 
 from ..errors import RequestError, printable
+from ..storage.typed import Reader
 from .limits import Limit
 from .statistics import Band
 
@@ -60,6 +61,9 @@ class Report(msgspec.Struct, frozen=True):
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.to_builtins(self)
         return {**found, "outcome": self.outcome}
+
+
+REPORT = Reader(Report)
 
 
 def decide(limit: Limit, band: Band) -> Outcome:
@@ -154,7 +158,7 @@ def read_report(path: Path) -> Report:
             data = file.read(limits.PROFILE_BYTES + 1)
         if len(data) > limits.PROFILE_BYTES:
             raise ValueError(f"more than {limits.PROFILE_BYTES} bytes")
-        found: Report = msgspec.json.decode(data, type=Report)
+        found = REPORT.decode(data)
         if found.schema != SCHEMA:
             raise ValueError(f"schema {found.schema}, expected {SCHEMA}")
         return found

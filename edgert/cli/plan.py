@@ -126,13 +126,12 @@ def _frontier(path: Path | None, task: str | None) -> Frontier | None:
     import msgspec
 
     from .. import limits
-    from ..scaling.frontier import Frontier
+    from ..scaling.frontier import FRONTIER
 
     try:
         data = path.read_bytes()[: limits.TABLE_BYTES]
         known = msgspec.json.decode(data)["fits"]
-        found: Frontier = msgspec.convert(known[task or next(iter(known))], Frontier)
-        return found
+        return FRONTIER.convert(known[task or next(iter(known))])
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise RequestError(
             f"{path}: {str(error)[:200]}, expected fits of `edgert frontier fit -o`"

@@ -11,6 +11,7 @@ import msgspec
 from ..errors import RequestError
 from ..graph import Graph
 from ..kernels.states import KVState
+from ..storage.typed import Reader
 
 LARGEST = 1e15
 DRAFT_TOKENS = 4  # proposed a step by a model that drafts
@@ -92,6 +93,10 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.prompt_tokens + self.image_tokens
 
 
+CARDS: Reader[tuple[Card, ...]] = Reader(tuple[Card, ...])
+WORKLOAD = Reader(Workload)
+
+
 def card_of(graph: Graph, name: str, *, tokens: float, **more: Any) -> Card:
     """The card of a decoder's graph, as of a bundle. Raises RequestError for other graphs."""
     states = [s for s in graph.states.values() if isinstance(s, KVState)]
@@ -120,7 +125,7 @@ def read_cards(path: Path) -> tuple[Card, ...]:
 
     found = read_toml(path, "plan-models").get("model")
     try:
-        cards = msgspec.convert(found, tuple[Card, ...])
+        cards = CARDS.convert(found)
         faults = [fault for card in cards for fault in card_faults(card)]
     except msgspec.ValidationError as error:
         faults = [str(error)[:300]]
@@ -162,7 +167,7 @@ def card_faults(card: Card) -> list[str]:
 def workload_of(values: dict[str, Any], where: str = "the workload") -> Workload:
     """A workload by name. Raises RequestError."""
     try:
-        found = msgspec.convert(values, Workload)
+        found = WORKLOAD.convert(values)
         faults = [
             f"{name} is {value}, expected {'0' if name == 'image_tokens' else '1'} or more"
             for name in ("prompt_tokens", "image_tokens", "new_tokens", "context", "batch")

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import RequestError
 from ..extras import require
+from ..storage.typed import Reader
 from .loss import F64, pinball, pinball_slope, sigmoid
 
 B_LOW, B_HIGH = 0.05, 50.0
@@ -68,6 +69,9 @@ PRIOR = Frontier(
     confidence="low: a shape without data",
 )  # fmt: skip
 PRIOR_BAND = 0.1
+
+
+FRONTIER = Reader(Frontier)
 
 
 def curve(theta: Theta | F64, z: F64) -> F64:

@@ -15,6 +15,7 @@ acc = fma(m * t, -xs * sum(codes), acc), parts in order.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba import njit
@@ -142,9 +143,9 @@ def _whole(form: Form) -> tuple[Any, Any]:
     return row, tile
 
 
-def _part(form: Form) -> Any:
+@cache
+def _part(middle: int, minima: bool) -> Any:
     """Adds the sum of 16 inputs to the sums of a row; sum_: of their activations."""
-    middle, minima = form.middle, form.minima
 
     @njit(error_model="numpy")
     def part(s: Any, ws: Any, wm: Any, xs: float, sum_: int, acc: Any) -> Any:
@@ -160,7 +161,7 @@ def _part(form: Form) -> Any:
 
 def _halves_row(form: Form) -> Any:
     """16 rows times one token, of formats with scales for 16 inputs."""
-    bits, minima, part = form.bits, form.minima, _part(form)
+    bits, minima, part = form.bits, form.minima, _part(form.middle, form.minima)
     size, head, every = kept_bytes(bits, form.sub, minima, form.scaled)
     total = _half_sum(bits)
     c0, c1, c2, c3, c4, c5, c6, c7 = chunks(bits)
@@ -194,7 +195,7 @@ def _halves_row(form: Form) -> Any:
 
 def _halves_tile(form: Form) -> Any:
     """16 rows times a tile of n tokens, of the same."""
-    bits, minima, part = form.bits, form.minima, _part(form)
+    bits, minima, part = form.bits, form.minima, _part(form.middle, form.minima)
     size, head, every = kept_bytes(bits, form.sub, minima, form.scaled)
     total = _half_sum(bits)
     c0, c1, c2, c3, c4, c5, c6, c7 = chunks(bits)

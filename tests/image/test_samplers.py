@@ -155,9 +155,12 @@ def test_samplers_do_what_those_of_diffusers_do(
             read = theirs.scale_model_input(other, t).numpy()
             np.testing.assert_allclose(ours.scale_input(x, k), read, rtol=2e-5, atol=1e-5)
         output = numbers.standard_normal(x.shape, np.float32)
+        before = float(np.sqrt(np.mean(x**2)))
         other = theirs.step(torch.from_numpy(output), t, other).prev_sample
         x = ours.step(output, k, x, run)
-        assert_close(f"step {k}", other.numpy(), x, rms=1e-5)
+        # where sigma is 4096 theirs rounds float32 numbers of that size before they cancel
+        lost = 2e-7 * before / float(np.sqrt(np.mean(x**2)))
+        assert_close(f"step {k}", other.numpy(), x, rms=max(1e-5, lost))
         assert x.dtype == np.float32
         x = other.numpy().copy()
 

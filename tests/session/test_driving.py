@@ -60,7 +60,7 @@ class Unfed(Count):
 class Steps:
     """A session that computes nothing, and keeps the turns."""
 
-    max_rows = 64
+    max_rows, device = 64, "cpu"
 
     def __init__(self, vocab_size: int = 4) -> None:
         self.vocab_size, self.turns = vocab_size, list[int]()

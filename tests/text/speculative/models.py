@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from edgert.graph import Graph, Value
 from edgert.session.base import Feed, Session, StepResult
 from edgert.session.cpu import CpuSession
+from edgert.session.feeds import FeedChecker
 from edgert.session.pages import PagePool
-from edgert.session.recurrent import ConvSlots
+from edgert.session.recurrent import ConvSlots, RecurrentSlots
+from edgert.session.replay import Replaying
 from edgert.session.sequence import CpuState
 from edgert.session.slots import SlotPool
+from edgert.session.tailed import TailedSlots
 from edgert.text.model import TextModel
 from edgert.text.speculative.proposer import Draft
 from edgert.text.template import ChatTemplate
@@ -54,6 +57,16 @@ def cpu_session(
     return CpuSession(graph, weights, threads=1, cache=folder, kv_bits=kv_bits, kv_memory=kv_memory)
 
 
+class Unchecked(FeedChecker):
+    """The toy has no nodes that could be checked."""
+
+    def __init__(self) -> None:
+        pass
+
+    def check(self, feeds: Sequence[Feed]) -> None:
+        pass
+
+
 class ToySession(Session):
     """Logits of a decaying sum of outer products of the tokens' rows, and of the last rows.
 
@@ -76,6 +89,8 @@ class ToySession(Session):
         self.pool = PagePool(self.graph, 4, 4)
         folds = {"s": fold} if tail else {}
         self.slots = SlotPool(self.graph, slots, self.max_rows, folds)
+        whole = self.slots.whole_steps
+        self.replaying = Replaying(Unchecked(), self.max_rows, self._step, whole=whole)
         rng = np.random.default_rng(0)
         self.rows = rng.standard_normal((VOCAB, 14)).astype(np.float32)
         self.inputs = rng.standard_normal((VOCAB, 6)).astype(np.float32)
@@ -84,9 +99,14 @@ class ToySession(Session):
         self.steps = 0
 
     def new_state(self, expected: int = 0) -> CpuState:
-        return CpuState(self.pool, self.slots, self.context, "toy", long_rope=False)
+        state = CpuState(self.pool, self.slots, self.context, "toy", long_rope=False)
+        self.replaying.begin(state)
+        return state
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+        return self.replaying.step(feeds)
+
+    def _step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         self.steps += 1
         return [self._feed(feed) for feed in feeds]
 
@@ -98,14 +118,8 @@ class ToySession(Session):
         state.reserve(state.length + len(tokens))
         memory, conv = self.slots.memories["s"], self.slots.memories["c"]
         assert isinstance(conv, ConvSlots)
-        words, slot = memory.words[state.slot], state.slot
-        side = int(words[2])
-        matrix = memory.parts["matrix"][slot, side].copy()
-        sums = memory.parts["normaliser"][slot, side].copy()
-        if self.spec.tail:
-            held = memory.parts["tail"][slot]
-            fold(matrix, sums, held[: words[1]])
-            held[words[1] : words[1] + len(tokens)] = self.rows[tokens]
+        slot = state.slot
+        matrix, sums = self._recalled(memory, slot, tokens)
         end = int(conv.words[slot, 0])
         conv.inputs[slot, end : end + len(tokens)] = self.inputs[tokens]
         out = []
@@ -114,12 +128,38 @@ class ToySession(Session):
             seen = conv.inputs[slot, end + index - 3 : end + index + 1]
             scaled = matrix / (1 + np.abs(sums).sum())
             out.append(np.concatenate([np.tanh(scaled).ravel() * 3, seen.ravel()]) @ self.head.T)
-        if not self.spec.tail:
-            memory.parts["matrix"][slot, 1 - side] = matrix
-            memory.parts["normaliser"][slot, 1 - side] = sums
+        if isinstance(memory, RecurrentSlots):
+            side = 1 - int(memory.words[slot, 2])
+            memory.parts["matrix"][slot, side] = matrix
+            memory.parts["normaliser"][slot, side] = sums
         state.pending = len(tokens)
         wanted = {"all": out, "last": out[-1:], "none": out[:0]}[feed.logits]
         return StepResult(np.array(wanted, np.float32).reshape(len(wanted), VOCAB))
+
+    def _recalled(self, memory: Any, slot: int, tokens: Any) -> tuple[F32, F32]:
+        """The sums of all committed tokens. Pending rows go into the tail, and what they complete
+        into the spare matrix."""
+        words = memory.words[slot]
+        if isinstance(memory, RecurrentSlots):
+            side = int(words[2])
+            return memory.parts["matrix"][slot, side].copy(), memory.parts["normaliser"][
+                slot, side
+            ].copy()
+        assert isinstance(memory, TailedSlots)
+        held, count = memory.parts["tail"][slot], int(words[1])
+        held[count : count + len(tokens)] = self.rows[tokens]
+        if words[3] >= 0:
+            done = self._folded(memory, slot)
+            fold(*done, held[: words[4] - words[0]])
+            memory.sums["matrix"][words[3]], memory.sums["normaliser"][words[3]] = done
+        made = self._folded(memory, slot)
+        fold(*made, held[:count])
+        return made
+
+    def _folded(self, memory: TailedSlots, slot: int) -> tuple[F32, F32]:
+        at = int(memory.words[slot, 2])
+        found = [np.zeros_like(array[0]) if at < 0 else array[at] for array in memory.sums.values()]
+        return found[0].copy(), found[1].copy()
 
     def run(self, arrays: Mapping[str, Any], graph: Graph | None = None) -> dict[str, F32]:
         raise NotImplementedError

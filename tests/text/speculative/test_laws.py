@@ -328,7 +328,7 @@ def test_10_2_tokens_a_cycle_are_what_acceptance_says() -> None:
     rng = np.random.default_rng(2)
     p, q = rng.dirichlet(np.full(8, 1.0), 2)
     model, drafter = np.tile(p, (8, 1)), np.tile(q, (8, 1))
-    gamma, count = 4, 2_500
+    gamma, count = 4, 10_000
     made, _, _ = cycles(count, model, drafter, gamma, mode="rejection")
     lengths = np.array([len(tokens) for tokens in made])
     alpha = float(np.minimum(p, q).sum())
