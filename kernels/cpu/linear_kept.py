@@ -50,6 +50,15 @@ from .linear_planes import _avx2_sum, _dot_sum, gated, named, product
 from .vm import kernel
 
 
+@njit(error_model="numpy")
+def _half_dot(a0: Any, a1: Any, a2: Any, a3: Any, p: int) -> Any:
+    s = dot_nibbles(splat_i32(0), a0, bcast_i8x4(p))
+    s = dot_nibbles(s, a1, bcast_i8x4(p + 4))
+    s = dot_nibbles(s, a2, bcast_i8x4(p + 8))
+    return dot_nibbles(s, a3, bcast_i8x4(p + 12))
+
+
+@cache
 def _half_sum(bits: int) -> Any:
     """Exact sum of 16 inputs of codes below 2^bits; two pairs of 6 bits fit 16-bit sums."""
 
@@ -61,29 +70,26 @@ def _half_sum(bits: int) -> Any:
             return pair_sums(add_i16(v, u))
         return add_i32(pair_sums(v), pair_sums(u))
 
-    @njit(error_model="numpy")
-    def dot(a0: Any, a1: Any, a2: Any, a3: Any, p: int) -> Any:
-        s = dot_nibbles(splat_i32(0), a0, bcast_i8x4(p))
-        s = dot_nibbles(s, a1, bcast_i8x4(p + 4))
-        s = dot_nibbles(s, a2, bcast_i8x4(p + 8))
-        return dot_nibbles(s, a3, bcast_i8x4(p + 12))
-
-    return avx2 if simd.ISA == "avx2" else dot
+    return avx2 if simd.ISA == "avx2" else _half_dot
 
 
 def _steps(form: Form) -> Any:
     """(d or m, address of a part's 16 bytes) -> float32x16 scales or minima of the part."""
-    signed = form.name in ("q3_k", "q6_k", "iq4_xs")
+    return _stepped(form.name in ("q3_k", "q6_k", "iq4_xs")) if form.scaled else _plain
 
+
+@njit(error_model="numpy")
+def _plain(d: Any, p: int) -> Any:
+    return d
+
+
+@cache
+def _stepped(signed: bool) -> Any:
     @njit(error_model="numpy")
     def scaled(d: Any, p: int) -> Any:
         return mul(d, to_f32(load_s8(p) if signed else load_u8(p)))
 
-    @njit(error_model="numpy")
-    def plain(d: Any, p: int) -> Any:
-        return d
-
-    return scaled if form.scaled else plain
+    return scaled
 
 
 def _whole(form: Form) -> tuple[Any, Any]:
