@@ -2,10 +2,9 @@
 
 While the large model thinks, certain words begin sentences that a small one can finish (as
 "Therefore"): at such a cue the small model goes on until the sentence ends, and the large one comes
-back. The answer behind the thinking is the small model's. The method of RelayGen (its repository,
-as `specs/speculative_decoding.md` section 7 describes it), with these differences: cues begin at a
-word's beginning, a point ends a sentence only if white space follows, tokens are handed on by id,
-and the large model may end its text within its first five tokens.
+back. The answer behind the thinking is the small model's. The method of RelayGen, with these
+differences: cues begin at a word's beginning, a point ends a sentence only if white space follows,
+tokens are handed on by id, and the large model may end its text within its first five tokens.
 
 Not lossless: the text is neither model's own. Drafts may speed up what the large model writes; the
 text then is the one without them.

@@ -1,4 +1,4 @@
-"""Gradients of linear attention on torch: oracle 6 of `specs/linear_attention.md` 10."""
+"""Gradients of linear attention on torch."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...errors import RequestError, ResourceError
+from ...kernels.states import RecurrentState
 from ...session.base import Feed, Session, State, StepResult
 from ...session.costs import clock_for
 from ..params import Resolved
@@ -50,6 +51,11 @@ class SmallModel:
         check_same(tokenizer, target, name)
         self.session, self.name, self._close = session, name, close
         self.tokenizer, self._clock = target, clock_for(session.device)
+
+    @property
+    def one_way(self) -> bool:
+        """Whether its states do not go back to any length: then a copy guesses."""
+        return any(isinstance(s, RecurrentState) for s in self.session.graph.states.values())
 
     def proposer(
         self, params: Resolved, *, verify: Verify, controller: Controller | None
@@ -173,7 +179,7 @@ class _Work:
             if behind > limit:
                 self._catch_up(state, limit)
                 return False
-            if state.whole_steps:
+            if proposer.maker.one_way:
                 if behind > 1:
                     self._catch_up(state, behind - 1)
                 self.spare = state.fork()
