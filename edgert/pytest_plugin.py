@@ -50,10 +50,11 @@ def _plugin(config: pytest.Config) -> Any:
     import pytest
 
     class Budgets:
-        """Runs marked tests' budgets, each once, and keeps their reports."""
+        """Runs marked tests' budgets, each once, and keeps their reports: of this process, and in
+        the one that pytest-xdist's workers report to, of theirs."""
 
         def __init__(self) -> None:
-            self.reports: list[tuple[str, Report]] = []
+            self.reports: list[dict[str, Any]] = []
 
         @pytest.fixture(name=MARK)
         def fixture(self, request: pytest.FixtureRequest) -> Report:
@@ -80,21 +81,28 @@ def _plugin(config: pytest.Config) -> Any:
                 report = _run(mark.args, mark.kwargs, _bundle(config, mark.kwargs))
             except EdgertError as error:
                 pytest.fail(f"{MARK}: {error}", pytrace=False)
-            self.reports.append((item.nodeid, report))
+            self.reports.append({"test": item.nodeid, **report.to_dict()})
             return report
+
+        @pytest.hookimpl(optionalhook=True)
+        def pytest_testnodedown(self, node: Any) -> None:
+            """Takes over the reports of a worker that is done."""
+            self.reports += getattr(node, "workeroutput", {}).get(MARK, [])
 
         def pytest_sessionfinish(self) -> None:
             """Writes what was collected."""
             path = config.getoption("--edgert-report")
-            if path and not hasattr(config, "workerinput"):
+            if hasattr(config, "workeroutput"):
+                config.workeroutput[MARK] = self.reports
+            elif path:
                 _write(path, self.reports)
 
         def pytest_terminal_summary(self, terminalreporter: Any) -> None:
             """A line a budget, where there was one."""
             if self.reports:
                 terminalreporter.section("edgert budgets")
-            for name, report in self.reports:
-                terminalreporter.write_line(f"{report.outcome:9} {name}")
+            for report in self.reports:
+                terminalreporter.write_line(f"{report['outcome']:9} {report['test']}")
 
     return Budgets()
 
@@ -145,10 +153,9 @@ def _run(args: tuple[Any, ...], asked: dict[str, Any], bundle: str) -> Report:
     return run(Path(bundle), budget_of(limits, "the mark"), Ask(**known))
 
 
-def _write(path: str, reports: list[tuple[str, Report]]) -> None:
+def _write(path: str, reports: list[dict[str, Any]]) -> None:
     import json
     from pathlib import Path
 
-    found = [{"test": name, **report.to_dict()} for name, report in reports]
-    text = json.dumps({"schema": 1, "reports": found}, indent=1)
+    text = json.dumps({"schema": 1, "reports": reports}, indent=1)
     Path(path).write_text(text + "\n", encoding="utf-8")

@@ -78,6 +78,24 @@ def test_marked_tests_pass_fail_and_are_skipped(tmp_path: Path) -> None:
     assert found[0]["test"] == "test_app.py::test_kept"
 
 
+def test_reports_of_many_processes_are_one(tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    bundle = tiny_bundle(tmp_path / "tiny.edge", quant="int4")
+    for name in ("one", "two"):
+        (tmp_path / f"test_{name}.py").write_text(TESTS, encoding="utf-8")
+    out = tmp_path / "report.json"
+    chosen = ("-k", "kept or strictly", "-p", "xdist", "-n", "2", "--dist", "loadfile")
+    done = run(tmp_path, *chosen, f"--edgert-bundle={bundle}", f"--edgert-report={out}")
+    assert "2 failed, 2 passed" in done.stdout
+    found = json.loads(out.read_text(encoding="utf-8"))["reports"]
+    assert sorted((r["test"], r["outcome"]) for r in found) == [
+        (f"test_{name}.py::test_{test}", outcome)
+        for name in ("one", "two")
+        for test, outcome in (("kept", "pass"), ("undecided_strictly", "undecided"))
+    ]
+    assert done.stdout.count("undecided test_") == 2  # in the section at the end
+
+
 def test_a_bundle_that_nobody_names_is_an_error(tmp_path: Path) -> None:
     text = "import pytest\n@pytest.mark.edgert_budget(peak_mb=4)\ndef test_it(): pass\n"
     (tmp_path / "test_app.py").write_text(text, encoding="utf-8")
