@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import ConvertError
-from . import linear, two_mamba
+from . import linear, sharing, two_mamba
 from .composites import COMPOSITES, text_of
 from .config import Schema, refused
 from .recipe import FamilyModel, Part, Recipe
@@ -78,12 +78,16 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
             "in converters/families",
             model_type=kind,
         )
+    kv_map: list[int] = []
+    if sharing.KEY in config:
+        config, kv_map = sharing.split(config, faults)
     module = import_module(f".{FAMILIES[kind]}", __name__)
     if linear.KEY not in config or module is two_mamba:
         model: FamilyModel = module.build(config, faults)
-        return model
-    rest, layers, spec = linear.split(config, faults)
-    return linear.hybrid(module.build(rest, faults), layers, spec, faults)
+    else:
+        rest, layers, spec = linear.split(config, faults)
+        model = linear.hybrid(module.build(rest, faults), layers, spec, faults)
+    return sharing.shared(model, kv_map, faults)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

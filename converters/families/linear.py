@@ -32,7 +32,7 @@ from ...kernels.op import OpError
 from ...kernels.ops import CATALOGUE
 from ...kernels.ops_linear import MODES
 from ...kernels.ops_recurrent import CONV_WIDTHS
-from ...kernels.states import ConvState, StateSpec
+from ...kernels.states import BorrowedState, ConvState, StateSpec
 from .config import short, typed_values
 from .recipe import FamilyModel, Part, Recipe
 
@@ -177,13 +177,18 @@ class _Layer:
 def hybrid(
     model: FamilyModel, layers: Sequence[int], c: LinearAttention, faults: list[str]
 ) -> FamilyModel:
-    """A model with linear attention in place of the attention of some layers (states "kv<N>")."""
+    """A model with linear attention in place of the attention of some layers (states "kv<N>"),
+    whose keys and values no other layer reads."""
     graph, recipes = model.graph, dict(model.tensors)
     states, nodes = dict(graph.states), list[Node]()
-    wanted, borrowed = {f"kv{layer}": layer for layer in layers}, set[str]()
+    wanted = {f"kv{layer}": layer for layer in layers}
+    lent = {s.owner: name for name, s in states.items() if isinstance(s, BorrowedState)}
+    shared = sorted(set(wanted) & ({*lent, *lent.values()}))
+    if shared:
+        faults.append(f"{KEY}: layers {[wanted[name] for name in shared]} share keys and values")
+        return model
     for node in graph.nodes:
         if node.op != "attention" or node.state not in wanted:
-            borrowed |= {node.state} if node.op == "shared_attention" else set()
             nodes.append(node)
             continue
         layer = _Layer(graph, node, wanted[node.state], c)
@@ -192,8 +197,6 @@ def hybrid(
         recipes |= layer.recipes
         del states[node.state]
         states |= layer.states
-    if borrowed:
-        faults.append("layers read the keys and values of others, expected each to have its own")
     used = {name for node in nodes for name in node.weights.values()}
     recipes = {name: recipe for name, recipe in recipes.items() if name in used}
     weights = {name: Weight(recipe.shape) for name, recipe in recipes.items()}

@@ -126,7 +126,7 @@ def memory_of(card: Card, one: Candidate, load: Workload) -> tuple[float, float]
         matrix_bytes(m, n, one.bits, one.group, one.ratio) for n, m in card.matrices
     )
     stored = weights + card.embedding * _ends(one.bits) / 8
-    softmax = card.layers * (1 - one.linear_attention)
+    softmax = (card.kv_layers or card.layers) * (1 - one.linear_attention)
     kv = 2 * softmax * load.context * card.kv_heads * card.head_dim * one.kv_bits / 8 * load.batch
     state = card.layers * one.linear_attention * card.heads * card.head_dim**2 * 4 * load.batch
     live = CHUNK * (2 * card.width + 2 * card.ff) * 4

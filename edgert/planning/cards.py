@@ -22,7 +22,8 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A decoder. tokens: that it was trained on. loss: measured on held-out text, nats a token, at
     16 bits; score: measured at 16 bits on the frontier's task. probes: measured additions to the
     loss by bits, as {"4": 0.02}; healed: whether conversion will train at the target precision.
-    accepted: measured means of accepted tokens, by the name of the model that drafts."""
+    accepted: measured means of accepted tokens, by the name of the model that drafts. kv_layers:
+    those with keys and values of their own, 0 for all."""
 
     name: str
     layers: int
@@ -40,6 +41,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     healed: bool = False
     accepted: dict[str, float] = {}
     linear_attention: float = 0.0
+    kv_layers: int = 0
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
@@ -100,7 +102,7 @@ WORKLOAD = Reader(Workload)
 def card_of(graph: Graph, name: str, *, tokens: float, **more: Any) -> Card:
     """The card of a decoder's graph, as of a bundle. Raises RequestError for other graphs."""
     states = [s for s in graph.states.values() if isinstance(s, KVState)]
-    nodes = [n for n in graph.nodes if n.op == "attention"]
+    nodes = [n for n in graph.nodes if n.op in ("attention", "shared_attention")]
     embeds = [n.weights["weight"] for n in graph.nodes if n.op == "embed"]
     gates = [n for n in graph.nodes if n.op == "glu"]
     if not states or not nodes or not embeds or len(gates) != len(nodes):
@@ -115,7 +117,7 @@ def card_of(graph: Graph, name: str, *, tokens: float, **more: Any) -> Card:
     return Card(
         name, len(nodes), width, int(attrs["heads"]), int(attrs["kv_heads"]),
         int(attrs["head_dim"]), int(shapes[gates[0].output][-1]), vocabulary, tokens,
-        head in embeds, **more,
+        head in embeds, kv_layers=len(states), **more,
     )  # fmt: skip
 
 
@@ -161,6 +163,8 @@ def card_faults(card: Card) -> list[str]:
         out.append(f"{card.name}: score is {card.score}, expected 0 to 1")
     if not 0 <= card.linear_attention <= 1:
         out.append(f"{card.name}: linear_attention is {card.linear_attention}, expected a share")
+    if not 0 <= card.kv_layers <= card.layers:
+        out.append(f"{card.name}: kv_layers is {card.kv_layers}, expected 0 to {card.layers}")
     return out
 
 

@@ -251,6 +251,37 @@ def a_function_that_remembers(bundle: Path) -> None:
     edit_json(bundle, MANIFEST, change)
 
 
+def _lend(bundle: Path, states: dict[str, Any], reads: str, *, first: bool = False) -> None:
+    """A node that reads the keys and values of a borrowed state of the graph itself."""
+
+    def change(graph: dict[str, Any]) -> None:
+        attention = node(graph, "attention")
+        size = attention["attrs"]["heads"] * attention["attrs"]["head_dim"]
+        graph["states"] |= states
+        graph["inputs"].append({"name": "q", "shape": ["T", size]})
+        late = {"op": "shared_attention", "inputs": ["q"], "output": "late", "state": reads,
+                "attrs": attention["attrs"]}  # fmt: skip
+        graph["nodes"].insert(0 if first else len(graph["nodes"]), late)
+
+    edit_json(bundle, GRAPH, change)
+
+
+@spoils("H12", "graph", "state 'lent'", "owner 'kv9' is no kv state of this graph")
+def a_cache_out_of_range(bundle: Path) -> None:
+    _lend(bundle, {"lent": {"kind": "borrowed", "owner": "kv9"}}, "lent")
+
+
+@spoils("H12", "graph", "state 'lent'", "owner 'middle' is no kv state of this graph")
+def a_cache_by_a_chain(bundle: Path) -> None:
+    middle = {"kind": "borrowed", "owner": "kv0"}
+    _lend(bundle, {"middle": middle, "lent": {"kind": "borrowed", "owner": "middle"}}, "lent")
+
+
+@spoils("H12", "graph", "state 'lent'", "is read before 'kv0' is written")
+def a_cache_that_comes_later(bundle: Path) -> None:
+    _lend(bundle, {"lent": {"kind": "borrowed", "owner": "kv0"}}, "lent", first=True)
+
+
 @spoils("H12", "graph-interface", "borrows state 'kv9' of part 'other'", "found None")
 def a_cache_of_nobody(bundle: Path) -> None:
     def change(graph: dict[str, Any]) -> None:
