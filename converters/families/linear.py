@@ -186,6 +186,8 @@ def hybrid(
             borrowed |= {node.state} if node.op == "shared_attention" else set()
             nodes.append(node)
             continue
+        if node.attrs.get("norm_last"):
+            faults.append("attention norms behind the rotation, expected before it or none")
         layer = _Layer(graph, node, wanted[node.state], c)
         layer.attention(layer.conv(node.inputs[0]), layer.gates())
         nodes += layer.nodes
