@@ -15,7 +15,7 @@ from .weights import spans_of
 # Buffers that old checkpoints store and every implementation computes.
 COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias"
-    r"|layers\.\d+\.attention\.bias)$"  # GPT-NeoX's causal mask
+    r"|layers\.\d+\.attention\.bias|h\.\d+\.attn\.bias)$"  # GPT-NeoX's and GPT-2's masks
 )
 
 

@@ -136,10 +136,17 @@ def heads_of(
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
     rows = x.view(*x.shape[:2], heads + 2 * groups, size)
     q, k, v = rows[:, :, :heads], rows[:, :, heads:-groups], rows[:, :, -groups:]
-    if "q_norm" in w:
-        q, k = _rms(q, w["q_norm"], attrs["qk_eps"]), _rms(k, w["k_norm"], attrs["qk_eps"])
-    q, k = (_rotated(part, w, attrs, positions) for part in (q, k))
+    q, k = (_prepared(x, f"{n}_norm", w, attrs, positions) for x, n in ((q, "q"), (k, "k")))
     return q, k, v.transpose(1, 2)
+
+
+def _prepared(x: Tensor, norm: str, w: Slots, attrs: Attrs, positions: Tensor | None) -> Tensor:
+    """x [B, T, heads, D] -> [B, heads, T, D], normed and rotated in the order that the node has."""
+    if norm not in w:
+        return _rotated(x, w, attrs, positions)
+    if attrs["norm_last"]:
+        return _rms(_rotated(x, w, attrs, positions), w[norm], attrs["qk_eps"])
+    return _rotated(_rms(x, w[norm], attrs["qk_eps"]), w, attrs, positions)
 
 
 def _attention(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> tuple[Tensor, Cache]:
@@ -154,9 +161,17 @@ def _shared_attention(
 ) -> Tensor:
     """Rows of queries over another node's cache."""
     q = x.view(*x.shape[:2], attrs["heads"], attrs["head_dim"])
-    if "q_norm" in w:
-        q = _rms(q, w["q_norm"], attrs["qk_eps"])
-    return _attend(_rotated(q, w, attrs, positions), cache, attrs)
+    return _attend(_prepared(q, "q_norm", w, attrs, positions), cache, attrs)
+
+
+def _add_learned_positions(x: Tensor, w: Slots, attrs: Attrs, p: Tensor) -> Tensor:
+    return x + w["weight"][p]
+
+
+def _scale_by_position(x: Tensor, w: Slots, attrs: Attrs, p: Tensor) -> Tensor:
+    width = attrs["width"]
+    factors = w["weight"][p // attrs["every"]]
+    return torch.cat([x[..., :width] * factors[:, None], x[..., width:]], dim=-1)
 
 
 TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
@@ -170,6 +185,13 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     **ROWS,
     **GRIDS,
     **RECURRENT,
+}
+
+
+# Ops that read where rows stand: the last argument, int [T].
+PLACED: dict[str, Callable[[Tensor, Slots, Attrs, Tensor], Tensor]] = {
+    "add_learned_positions": _add_learned_positions,
+    "scale_by_position": _scale_by_position,
 }
 
 
@@ -262,6 +284,10 @@ class TorchGraph:
             elif isinstance(state, KVState):
                 made = _attention(reads[0], slots, attrs, positions)
                 values[node.output], caches[node.state] = made
+            elif node.op in PLACED:
+                p = torch.arange(reads[0].shape[1], device=reads[0].device)
+                p = p if positions is None else positions[0]
+                values[node.output] = PLACED[node.op](reads[0], slots, attrs, p)
             elif node.op == "linear_attention":
                 turn = partial(_rotated, w=slots, attrs=attrs, positions=positions)
                 values[node.output] = linear_attention(reads, slots, attrs, turn)

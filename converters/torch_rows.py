@@ -32,11 +32,21 @@ def _activation(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
     x, act = inputs[0], attrs["act"]
     if act == "relu":
         return F.relu(x)
+    if act == "relu2":
+        return F.relu(x).square()
     if act == "silu":
         return F.silu(x)
     if act == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if act == "gelu_tanh" else "none")
+
+
+def _xielu(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
+    x, (first, second, beta, eps) = inputs[0], w["weight"]
+    rise, fall = F.softplus(first), beta + F.softplus(second)
+    below = fall * (torch.expm1(torch.minimum(x, eps)) - x)
+    bent = torch.where(x > 0, rise * F.relu(x).square(), below)
+    return bent + x * beta
 
 
 def _chunk(m: Tensor, w: Slots, index: int, width: int) -> Tensor:
@@ -116,6 +126,7 @@ def _concat(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
 ROWS: dict[str, Callable[[Rows, Slots, Attrs], Tensor]] = {
     "layer_norm": _layer_norm,
     "activation": _activation,
+    "xielu": _xielu,
     "modulate": _modulate,
     "gated_add": _gated_add,
     "add_row": _add_row,

@@ -120,6 +120,15 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     bounds[value].add(rows)
         return bounds
 
+    def reach(self) -> int:
+        """How many positions its nodes know, 0 where any will do."""
+        found = []
+        for node in self.nodes:
+            if (of := CATALOGUE[node.op].reach) is not None:
+                shapes = {slot: self.weights[name].shape for slot, name in node.weights.items()}
+                found.append(of(shapes, CATALOGUE[node.op].check_attrs(node.attrs)))
+        return min(found, default=0)
+
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1)
 
@@ -307,6 +316,11 @@ class _Checker:
         elif node.state:
             raise OpError(f"{node.op} has no state, found {node.state!r}")
         made = op.infer([self.values[n] for n in node.inputs], shapes, attrs)
+        if op.reach is not None and op.reach(shapes, attrs) < self.graph.context:
+            raise OpError(
+                f"{node.op} knows {op.reach(shapes, attrs)} positions, expected as many as the "
+                f"context of {self.graph.context} tokens has"
+            )
         if any(isinstance(n, int) and not 0 < n < limits.TENSOR_DIM for n in made):
             raise OpError(
                 f"{node.op} makes rows of shape {made}, expected sizes of 1 to {limits.TENSOR_DIM}"

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from .graph import Graph, Value
+from .kernels.ops import CATALOGUE
 
 STEPPED = ("text", "draft")
 FUNCTIONS = (
@@ -64,6 +65,8 @@ def step_faults(graph: Graph) -> list[str]:
                 f"node {node.output!r} selects {node.inputs[1]!r} of {shapes[node.inputs[0]][0]} "
                 f"rows, expected {rows!r} of T rows"
             )
+        if not graph.states and CATALOGUE[node.op].reach is not None:
+            faults.append(f"node {node.output!r} reads positions, of a graph that remembers none")
         if node.op == "embed" and node.inputs[0] != tokens:
             faults.append(f"node {node.output!r} embeds {node.inputs[0]!r}, not the tokens")
     if tokens and tokens == rows:

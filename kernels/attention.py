@@ -2,7 +2,7 @@
 
 Input rows are [q | k | v] of widths H*D, G*D, G*D. For a token at position p of its sequence:
 
-    q, k  <- rms_norm per head (where q_norm/k_norm are given)
+    q, k  <- rms_norm per head (where q_norm/k_norm are given; behind the rotation: norm_last)
     q, k  <- rotate(., p)                      first 2*len(inv_freq) channels, half-split pairs
     append k, v to the sequence's cache
     s_j    = scale * q . k_j ;  s_j <- softcap * tanh(s_j / softcap) where softcap > 0
@@ -105,6 +105,17 @@ def rotated(
     return out
 
 
+def _prepared(
+    x: F32, norm: str, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows
+) -> F32:
+    """Queries or keys [T, heads, D] normed and rotated, in the order that the node has."""
+    if norm not in weights:
+        return rotated(x, weights, attrs, kv)
+    if attrs["norm_last"]:
+        return normalise(rotated(x, weights, attrs, kv), weights[norm], attrs["qk_eps"])
+    return rotated(normalise(x, weights[norm], attrs["qk_eps"]), weights, attrs, kv)
+
+
 def attend(
     q: F32, keys: F32, values: F32, seen: NDArray[np.bool_], attrs: Mapping[str, Any]
 ) -> F32:
@@ -140,10 +151,7 @@ def attention(
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
     rows = inputs[0].reshape(len(inputs[0]), heads + 2 * groups, size)
     q, k, v = np.split(rows, [heads, heads + groups], axis=1)
-    if "q_norm" in weights:
-        q = normalise(q, weights["q_norm"], attrs["qk_eps"])
-        k = normalise(k, weights["k_norm"], attrs["qk_eps"])
-    q, k = rotated(q, weights, attrs, kv), rotated(k, weights, attrs, kv)
+    q, k = _prepared(q, "q_norm", weights, attrs, kv), _prepared(k, "k_norm", weights, attrs, kv)
     kv.append(k, v)
     return _attended(q, attrs, kv)
 
@@ -153,9 +161,7 @@ def shared_attention(
 ) -> F32:
     """q float32 [T, H * D] -> float32 [T, H * D], over what the owner of `kv` has appended."""
     q = inputs[0].reshape(len(inputs[0]), attrs["heads"], attrs["head_dim"])
-    if "q_norm" in weights:
-        q = normalise(q, weights["q_norm"], attrs["qk_eps"])
-    return _attended(rotated(q, weights, attrs, kv), attrs, kv)
+    return _attended(_prepared(q, "q_norm", weights, attrs, kv), attrs, kv)
 
 
 __all__ = ["LOWER", "ONNX", "PORTS", "REFERENCE", "KVRows", "attend", "attention", "rotate"]

@@ -19,11 +19,12 @@ ROPE_TABLE = operands(
     "positions", "axis_stride", "axes", "inv_freq", "inv_freq_long", "half", "long_flags",
     "table", "scale", "long_scale",
 )  # fmt: skip
-# kv_heads: 0 where only queries are prepared. slots: int32 a row, where its key goes. tables: int64
+# kv_heads: 0 where only queries are prepared. norm_last: whether norms come behind the rotation.
+# slots: int32 a row, where its key goes. tables: int64
 # a row, address of its sequence's page table. k_page, v_page: bytes of a page.
 APPEND = operands(
     "qkv", "stride", "heads", "kv_heads", "size", "rope", "half", "q_norm", "k_norm", "eps",
-    "scale", "slots", "tables", "keys", "values", "k_page", "v_page", "element_bytes",
+    "norm_last", "scale", "slots", "tables", "keys", "values", "k_page", "v_page", "element_bytes",
 )  # fmt: skip
 # places: int32 a row, how many tokens it continues. visible: int64 a row, the pending rows of its
 # feed that it sees as bits, -1 for all before it. tiles: address of the tile count and of how many
@@ -85,7 +86,8 @@ def _heads(b: Builder, node: Any, attrs: dict[str, Any], kv_heads: int) -> str:
         "qkv": packed, "stride": b.stride(packed), "heads": attrs["heads"], "kv_heads": kv_heads,
         "size": attrs["head_dim"], "rope": rope, "half": half,
         "q_norm": weight(node, "q_norm"), "k_norm": weight(node, "k_norm"),
-        "eps": attrs["qk_eps"], "scale": attrs["scale"], "slots": "@slots", "tables": "@tables",
+        "eps": attrs["qk_eps"], "norm_last": int(attrs["norm_last"]), "scale": attrs["scale"],
+        "slots": "@slots", "tables": "@tables",
         "keys": pages.keys, "values": pages.values, "k_page": pages.key_bytes,
         "v_page": pages.value_bytes, "element_bytes": pages.element_bytes,
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 Three styles, decided a node (`style`):
 
-    gqa     GroupQueryAttention over the packed rows, rotary inside
+    gqa     GroupQueryAttention over the packed rows, rotary inside (norms come before it)
     rotary  RotaryEmbedding on q and k, then GroupQueryAttention (head sizes and rotary widths that
             the rotary of GroupQueryAttention refuses)
     plain   standard ops: the standard dialect, head sizes that are no multiple of 8, rotary axes,
@@ -40,7 +40,8 @@ def style(attrs: Mapping[str, Any], pairs: int, *, standard: bool) -> str:
     size = attrs["head_dim"]
     if standard or size % 8 or attrs["rope_axes"]:
         return "plain"
-    return "gqa" if not pairs or (size % 16 == 0 and pairs % 8 == 0) else "rotary"
+    inside = size % 16 == 0 and pairs % 8 == 0 and not attrs["norm_last"]
+    return "gqa" if not pairs or inside else "rotary"
 
 
 def _pairs(call: Call) -> int:
@@ -142,11 +143,12 @@ def _grouped(ctx: EmitContext, call: Call, rope: str, pairs: int, *, inside: boo
     tables = [f"cos.{rope}", f"sin.{rope}"] if rope else []
     if "q_norm" in call.weights or not inside:
         q, k, v = _split(ctx, call)
-        if "q_norm" in call.weights:
-            q = _headwise_norm(ctx, call, q, "q_norm", attrs["heads"])
-            k = _headwise_norm(ctx, call, k, "k_norm", attrs["kv_heads"])
+        if not attrs["norm_last"]:
+            q, k = _headwise_norms(ctx, call, q, k)
         if not inside:
             q, k = (_rotary(ctx, call, x, n, tables, pairs) for x, n in _with_heads(call, q, k))
+        if attrs["norm_last"]:
+            q, k = _headwise_norms(ctx, call, q, k)
         rows = [q, k, v]
     else:
         rows = [call.inputs[0], "", ""]
@@ -178,7 +180,16 @@ def _split(ctx: EmitContext, call: Call) -> list[str]:
     return ctx.ops("Split", [call.inputs[0], widths], [None, None, None], axis=-1)
 
 
+def _headwise_norms(ctx: EmitContext, call: Call, q: str, k: str) -> tuple[str, str]:
+    return (
+        _headwise_norm(ctx, call, q, "q_norm", call.attrs["heads"]),
+        _headwise_norm(ctx, call, k, "k_norm", call.attrs["kv_heads"]),
+    )
+
+
 def _headwise_norm(ctx: EmitContext, call: Call, x: str, slot: str, heads: int) -> str:
+    if slot not in call.weights:
+        return x
     size = call.attrs["head_dim"]
     apart = ctx.op("Reshape", [x, ctx.ints(0, 0, heads, size)])
     unit = emit_norm(ctx, apart, call.weights[slot], call.attrs["qk_eps"], None)
@@ -232,9 +243,12 @@ def heads_apart(
 ) -> str:
     """x [B, S, heads * D] as [B, S, heads, D], normalised and rotated."""
     apart = ctx.op("Reshape", [x, ctx.ints(0, 0, heads, call.attrs["head_dim"])])
-    if norm in call.weights:
-        apart = emit_norm(ctx, apart, call.weights[norm], call.attrs["qk_eps"], None)
-    return _turned(ctx, call, apart, tables)
+    if norm not in call.weights:
+        return _turned(ctx, call, apart, tables)
+    last = call.attrs.get("norm_last", False)
+    apart = _turned(ctx, call, apart, tables) if last else apart
+    apart = emit_norm(ctx, apart, call.weights[norm], call.attrs["qk_eps"], None)
+    return apart if last else _turned(ctx, call, apart, tables)
 
 
 def _plain(ctx: EmitContext, call: Call) -> None:

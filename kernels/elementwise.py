@@ -1,7 +1,11 @@
-"""Small ops: glu (gated activations), activation, add, select (rows), softcap.
+"""Small ops: glu (gated activations), activation, xielu, add, select (rows), softcap.
 
 glu         y = act(x[:, :F]) * x[:, F:]       act: silu | gelu | gelu_tanh (arXiv 2002.05202)
 activation  y = act(x)                         besides: relu | quick_gelu, x sigmoid(1.702 x)
+                                               | relu2, relu(x)^2 (arXiv 2109.08668)
+xielu       y = a x^2 + beta x                       for x > 0                (arXiv 2411.13010)
+                b (expm1(min(x, eps)) - x) + beta x  otherwise
+            with a = softplus(w_0), b = beta + softplus(w_1); w, beta, eps are the weight [4]
 add         y = a + b
 select      y[r] = x[rows[r]]
 softcap     y = cap * tanh(x / cap)            (Gemma 2, arXiv 2408.00118)
@@ -16,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from .cpu.layout import ACTS
-from .lowering import Builder, Lower, Word, only_quantized
-from .onnx_tools import Body, Call, EmitContext, NodeList
+from .lowering import Builder, Lower, Word, only_quantized, weight
+from .onnx_tools import Body, Call, EmitContext, NodeList, Signature
 from .operands import operands
 from .quant import F32
 
 GLU = operands("x", "x_stride", "width", "act", "y", "y_stride", "scratch", "scratch_bytes")
 ACTIVATION = operands("x", "y", "stride", "act")
+XIELU = operands("x", "y", "stride", "weight")
 ADD = operands("a", "b", "y", "stride", "width")
 COPY = operands("x", "x_stride", "y", "y_stride", "width")
 SELECT = operands("x", "stride", "rows", "y", "row_bytes")
@@ -35,6 +40,8 @@ def activate(x: F32, act: str) -> F32:
     """One of `ops.POINTWISE`, elementwise float32."""
     if act == "relu":
         return np.maximum(x, np.float32(0))
+    if act == "relu2":
+        return np.square(np.maximum(x, np.float32(0)))
     if act in ("silu", "quick_gelu"):
         slope = np.float32(1.702 if act == "quick_gelu" else 1.0)
         with np.errstate(over="ignore"):
@@ -57,6 +64,16 @@ def glu(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, A
 def activation(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
     """x float32 of any shape."""
     return activate(inputs[0], attrs["act"])
+
+
+def xielu(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
+    """x float32 of any shape, weight float32 [4] -> the same shape."""
+    (x,), (first, second, beta, eps) = inputs, np.asarray(weights["weight"], np.float32)
+    zero = np.float32(0)
+    rise, fall = np.logaddexp(zero, first), beta + np.logaddexp(zero, second)
+    below = fall * (np.expm1(np.minimum(x, eps)) - x)
+    out: F32 = np.where(x > 0, rise * np.square(np.maximum(x, zero)), below) + beta * x
+    return out
 
 
 def add(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
@@ -100,6 +117,14 @@ def lower_activation(b: Builder, node: Any) -> None:
     b.step("activation", ACTIVATION, y, [x], words, in_place=in_place)
 
 
+def lower_xielu(b: Builder, node: Any) -> None:
+    """xielu, in place where nothing else reads its input."""
+    x, y = node.inputs[0], b.floats(node.output)
+    words = {"x": x, "y": y, "stride": b.stride(y), "weight": weight(node, "weight")}
+    in_place = x if b.is_last_use(x, y) else ""
+    b.step("xielu", XIELU, y, [x], words, in_place=in_place)
+
+
 def lower_add(b: Builder, node: Any) -> None:
     """add_rows: both summands have the sum's stride."""
     (left, right), y = node.inputs, b.floats(node.output)
@@ -126,11 +151,12 @@ def lower_softcap(b: Builder, node: Any) -> None:
 
 
 LOWER: dict[str, Lower] = {
-    "glu": lower_glu, "activation": lower_activation, "add": lower_add,
+    "glu": lower_glu, "activation": lower_activation, "xielu": lower_xielu, "add": lower_add,
     "select": lower_select, "softcap": lower_softcap,
 }  # fmt: skip
 REFERENCE = {
-    "glu": glu, "activation": activation, "add": add, "select": select, "softcap": softcap,
+    "glu": glu, "activation": activation, "xielu": xielu, "add": add, "select": select,
+    "softcap": softcap,
 }  # fmt: skip
 
 
@@ -138,6 +164,9 @@ def _active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None 
     """act(x) in standard ops; slope: the scalar 1.702, for quick_gelu."""
     if act == "relu":
         return nodes.op("Relu", [x], out)
+    if act == "relu2":
+        above = nodes.op("Relu", [x])
+        return nodes.op("Mul", [above, above], out)
     if act in ("silu", "quick_gelu"):
         inner = nodes.op("Mul", [x, slope]) if slope else x
         return nodes.op("Mul", [x, nodes.op("Sigmoid", [inner])], out)
@@ -153,10 +182,33 @@ def _glu_body(act: str) -> Callable[[Body], None]:
 
 
 def emit_activation(ctx: EmitContext, call: Call) -> None:
-    """Relu, Gelu, or Sigmoid and Mul."""
+    """Relu (and its square), Gelu, or Sigmoid and Mul."""
     act = call.attrs["act"]
     slope = ctx.scalar(1.702) if act == "quick_gelu" else ""
     _active(ctx, call.inputs[0], act, slope, call.output)
+
+
+def _xielu_body(body: Body) -> None:
+    """x of any shape, weight [4], both in the activations' dtype."""
+    first, second, beta, eps = (
+        body.op("Slice", ["weight", body.const([at]), body.const([at + 1])]) for at in range(4)
+    )
+    low = body.op("Exp", [body.op("Min", ["x", eps])])
+    low = body.op("Sub", [body.op("Sub", [low, body.activation(body.const(1.0))]), "x"])
+    above = body.op("Relu", ["x"])
+    high = body.op("Mul", [body.op("Softplus", [first]), body.op("Mul", [above, above])])
+    over = body.op("Greater", ["x", body.activation(body.const(0.0))])
+    fall = body.op("Mul", [body.op("Softplus", [second]), low])
+    fall = body.op("Add", [fall, body.op("Mul", [beta, low])])
+    bent = body.op("Where", [over, high, fall])
+    body.op("Add", [bent, body.op("Mul", [beta, "x"])], "y")
+
+
+def emit_xielu(ctx: EmitContext, call: Call) -> None:
+    """Function Xielu."""
+    weight = ctx.floats(call.weights["weight"].name)
+    signature: Signature = (["x", "weight"], [])
+    ctx.call("Xielu", [call.inputs[0], weight], call.output, _xielu_body, signature)
 
 
 def emit_glu(ctx: EmitContext, call: Call) -> None:
@@ -190,6 +242,6 @@ def emit_softcap(ctx: EmitContext, call: Call) -> None:
 
 
 ONNX = {
-    "glu": emit_glu, "activation": emit_activation, "add": emit_add, "select": emit_select,
-    "softcap": emit_softcap,
+    "glu": emit_glu, "activation": emit_activation, "xielu": emit_xielu, "add": emit_add,
+    "select": emit_select, "softcap": emit_softcap,
 }  # fmt: skip

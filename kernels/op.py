@@ -38,6 +38,8 @@ class Op:
     inputs: names of the values it reads, float32 but for those in `integer`, which are int32.
     weights: slot name -> True when required. `matrix` names the slots that may be in any encoding,
     the others are f32. `columns`: slots of small matrices that CPU kernels read by columns.
+    reach: of an op that reads where rows stand: shapes of its weights and complete attributes ->
+    how many positions it knows.
     state_of: complete attributes -> the state that a node of this op owns, None for none. An op
     that `borrows` reads a state of that description which another node owns.
     infer: input shapes, weight shapes, attributes -> output shape; raises OpError.
@@ -52,12 +54,14 @@ class Op:
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     integer: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    reach: Callable[[Mapping[str, tuple[int, ...]], Attrs], int] | None = None
     state_of: Callable[[Attrs], StateSpec] | None = None
     borrows: bool = False
 
     @property
     def reference(self) -> Callable[..., Any]:
-        """The NumPy face: `reference(inputs, weights, attrs, state) -> array` (float32)."""
+        """The NumPy face: `reference(inputs, weights, attrs, state) -> array` (float32); the last
+        argument of an op with a `reach` is the rows' positions, int [T]."""
         faces: dict[str, Callable[..., Any]]
         faces = import_module(f"{__package__}.{self.module}").REFERENCE
         return faces[self.name]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from .op import Attr, Attrs, Op, Shape, need
 from .ops_text import ACTIVATIONS
 
-POINTWISE = (*ACTIVATIONS, "relu", "quick_gelu")  # what `activation` computes
+POINTWISE = (*ACTIVATIONS, "relu", "relu2", "quick_gelu")  # what `activation` computes
 SIDE = 1 << 15  # pixels that a side of a grid may have
 
 Sizes = Mapping[str, tuple[int, ...]]
@@ -53,6 +53,11 @@ def _group_norm(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
 def _activation(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
     act = attrs["act"]
     need(act in POINTWISE, f"activation: act is {act!r}, expected one of {POINTWISE}")
+    return tuple(inputs[0])
+
+
+def _xielu(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
+    need(weights["weight"] == (4,), f"xielu: weight {weights['weight']}, expected (4,)")
     return tuple(inputs[0])
 
 
@@ -213,6 +218,7 @@ IMAGE: tuple[Op, ...] = (
         weights={"weight": True, "bias": True}, attrs={"groups": Attr(int), "eps": Attr(float)},
     ),
     Op("activation", "elementwise", ("x",), _activation, attrs={"act": Attr(str)}),
+    Op("xielu", "elementwise", ("x",), _xielu, weights={"weight": True}),
     Op(
         "modulate", "modulation", ("x", "m"), _modulate,
         weights={"table": False}, attrs={"shift": Attr(int), "scale": Attr(int)},

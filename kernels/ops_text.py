@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from .op import Attr, Attrs, Op, Shape, need
 from .states import KVState, StateSpec
 
+Sizes = Mapping[str, tuple[int, ...]]
+
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # of gates
 
 
@@ -59,6 +61,10 @@ def _attended(x: Shape, packed: int, weights: Mapping[str, tuple[int, ...]], att
     for slot in ("q_norm", "k_norm"):
         if slot in weights:
             need(weights[slot] == (size,), f"attention: {slot} {weights[slot]}, expected ({size},)")
+    need(
+        "q_norm" in weights or not attrs["norm_last"],
+        "attention: norm_last without the norms that it is about",
+    )
     both = packed > heads
     alone = both and ("q_norm" in weights) != ("k_norm" in weights)
     need(not alone, "attention: only one of q_norm, k_norm")
@@ -116,12 +122,40 @@ def _softcap(
     return tuple(inputs[0])
 
 
+def _placed(op: str, x: Shape) -> int:
+    """Width of rows that stand somewhere in a sequence."""
+    need(len(x) == 2 and x[0] == "T", f"{op}: rows {x}, expected [T, C], the tokens of a step")
+    return int(x[1])
+
+
+def _add_learned_positions(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
+    (x,), table = inputs, weights["weight"]
+    width = _placed("add_learned_positions", x)
+    need(
+        len(table) == 2 and table[1] == width,
+        f"add_learned_positions: weight {table}, expected [positions, {width}]",
+    )
+    return x
+
+
+def _scale_by_position(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
+    (x,), factors = inputs, weights["weight"]
+    width = _placed("scale_by_position", x)
+    need(len(factors) == 1, f"scale_by_position: weight {factors}, expected [factors]")
+    need(attrs["every"] > 0, f"scale_by_position: every is {attrs['every']}, expected > 0")
+    need(
+        0 < attrs["width"] <= width,
+        f"scale_by_position: width is {attrs['width']}, expected 1 to {width}",
+    )
+    return x
+
+
 _ATTENTION_ATTRS = {
     "heads": Attr(int), "kv_heads": Attr(int), "head_dim": Attr(int),
     "scale": Attr(float), "window": Attr(int, 0), "softcap": Attr(float, 0.0),
     "qk_eps": Attr(float, 1e-6), "rope_scale": Attr(float, 1.0),
     "rope_long_scale": Attr(float, 1.0), "rope_switch": Attr(int, 0),
-    "rope_axes": Attr(str, ""),
+    "rope_axes": Attr(str, ""), "norm_last": Attr(bool, False),
 }  # fmt: skip
 
 TEXT: tuple[Op, ...] = (
@@ -150,6 +184,15 @@ TEXT: tuple[Op, ...] = (
         attrs=_ATTENTION_ATTRS,
         state_of=_kv_state,
         borrows=True,
+    ),
+    Op(
+        "add_learned_positions", "positions", ("x",), _add_learned_positions,
+        weights={"weight": True}, reach=lambda weights, attrs: weights["weight"][0],
+    ),
+    Op(
+        "scale_by_position", "positions", ("x",), _scale_by_position,
+        weights={"weight": True}, attrs={"every": Attr(int), "width": Attr(int)},
+        reach=lambda weights, attrs: weights["weight"][0] * int(attrs["every"]),
     ),
     Op("glu", "elementwise", ("x",), _glu, attrs={"act": Attr(str)}),
     Op("add", "elementwise", ("a", "b"), _add),

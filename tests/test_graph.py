@@ -150,6 +150,23 @@ COMPLAINTS: dict[str, tuple[Change, str]] = {
     "only q_norm": (plus_weight([16], "attention", "q_norm"), "only one of q_norm, k_norm"),
     "inv_freq": (weight("inv_freq", shape=[9]), r"inv_freq \(9,\), head 16"),
     "long rope": (plus_weight([8], "attention", "inv_freq_long"), "needs inv_freq and rope_switch"),
+    "norm_last": (attr("attention", norm_last=True), "norm_last without the norms"),
+    "few positions": (
+        lambda g: (
+            g["weights"].update(new={"shape": [127, 64]}),
+            g["nodes"].append({"op": "add_learned_positions", "inputs": ["x0"], "output": "new",
+                               "weights": {"weight": "new"}}),
+        ),
+        "knows 127 positions, expected as many as the context of 128",
+    ),
+    "few factors": (
+        lambda g: (
+            g["weights"].update(new={"shape": [4]}),
+            g["nodes"].append({"op": "scale_by_position", "inputs": ["x0"], "output": "new",
+                               "weights": {"weight": "new"}, "attrs": {"every": 31, "width": 8}}),
+        ),
+        "knows 124 positions, expected as many as the context of 128",
+    ),
     "glu width": (weight("l0.gate_up", shape=[191, 64]), "rows of 191, expected an even width"),
     "act": (attr("glu", act="relu"), "act is 'relu', expected one of"),
     "add": (plus_node("add", "x0", "l0.gu"), r"add: shapes \('T', 64\) and \('T', 192\) differ"),

@@ -21,6 +21,8 @@ __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "
 
 FAMILIES: Mapping[str, str] = {
     "2mamba": "two_mamba",
+    "apertus": "apertus",
+    "arcee": "arcee",
     "cohere2": "cohere2",
     "ernie4_5": "ernie4_5",
     "exaone4": "exaone4",
@@ -29,10 +31,12 @@ FAMILIES: Mapping[str, str] = {
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
     "glm4": "glm4",
+    "gpt2": "gpt2",
     "gpt_neox": "gpt_neox",
     "granite": "granite",
     "granitemoehybrid": "granitemoehybrid",
     "helium": "helium",
+    "hunyuan_v1_dense": "hunyuan_v1_dense",
     "internlm3": "internlm3",
     "lfm2": "lfm2",
     "llama": "llama",

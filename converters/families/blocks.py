@@ -37,12 +37,14 @@ class Stacked(Nodes):
     """Nodes of a stack of layers of width C, `width`.
 
     prefix: of the checkpoint's layers. names: what it calls their parts, by Llama's names. affine:
-    "" for rms_norm, "weight" or "bias" for layer_norm with weights, or with biases too.
+    "" for rms_norm, "weight" or "bias" for layer_norm with weights, or with biases too. transposed:
+    whether it has the layers' matrices as [K, N].
     """
 
     prefix = "model.layers"
     names: Mapping[str, str] = MappingProxyType({})
     affine = ""
+    transposed = False
 
     def __init__(self, config: Stack, *, eps: float, context: int) -> None:
         super().__init__()
@@ -54,6 +56,11 @@ class Stacked(Nodes):
         """The checkpoint's name of a tensor of a layer, by Llama's name."""
         stem, _, leaf = rest.rpartition(".")
         return f"{self.prefix}.{layer}.{self.names.get(stem, stem)}.{leaf}"
+
+    def matrix(self, layer: int, rest: str, n: int, k: int, **fields: Any) -> Part:
+        """A layer's matrix [N, K], by Llama's name; fields: of `Part`."""
+        shape = (k, n) if self.transposed else (n, k)
+        return Part(self.at(layer, rest), shape, transposed=self.transposed, **fields)
 
     def vector(
         self, name: str, tensor: str, size: int, *, offset: float = 0.0, scale: float = 1.0
@@ -181,8 +188,8 @@ def qkv(
     whose pairs are neighbours (0: none, they are half a head apart)."""
     widths = {"q": b.heads, "k": b.kv_heads, "v": b.kv_heads}
     parts = [
-        Part(
-            b.at(layer, f"self_attn.{key}_proj.weight"), (heads * b.head_dim, b.width), scale=scale,
+        b.matrix(
+            layer, f"self_attn.{key}_proj.weight", heads * b.head_dim, b.width, scale=scale,
             pairs=(b.head_dim, pairs) if pairs and key != "v" else None,
         )
         for (key, heads), scale in zip(widths.items(), scales, strict=True)
@@ -190,11 +197,11 @@ def qkv(
     return b.linear(x, f"layers.{layer}.qkv", parts, bias=bias)
 
 
-def fused_qkv(b: Builder, layer: int, x: str) -> str:
+def fused_qkv(b: Builder, layer: int, x: str, *, bias: bool = False) -> str:
     """Rows [q | k | v] from one projection."""
     rows = (b.heads + 2 * b.kv_heads) * b.head_dim
-    part = Part(b.at(layer, "self_attn.qkv_proj.weight"), (rows, b.width))
-    return b.linear(x, f"layers.{layer}.qkv", [part])
+    part = b.matrix(layer, "self_attn.qkv_proj.weight", rows, b.width)
+    return b.linear(x, f"layers.{layer}.qkv", [part], bias=bias)
 
 
 def attention(
@@ -209,9 +216,10 @@ def attention(
     qk_norm: bool = False,
     qk_offset: float = 0.0,
     norms: tuple[str, str] = ("q_norm", "k_norm"),
+    norm_last: bool = False,
 ) -> str:
     """Attention over a new state "kv<layer>" [T, H * D]. A window counts the token itself. norms:
-    what the checkpoint calls them."""
+    what the checkpoint calls them. norm_last: whether they come behind the rotation."""
     weights, own = dict(rope.slots), window or 0
     attrs: dict[str, Any] = {
         "heads": b.heads,
@@ -225,7 +233,7 @@ def attention(
     if softcap:
         attrs["softcap"] = float(softcap)
     if qk_norm:
-        attrs["qk_eps"] = b.eps
+        attrs |= {"qk_eps": b.eps, **({"norm_last": True} if norm_last else {})}
         for key, name in zip(("q_norm", "k_norm"), norms, strict=True):
             tensor = b.at(layer, f"self_attn.{name}.weight")
             weights[key] = b.vector(f"layers.{layer}.{key}", tensor, b.head_dim, offset=qk_offset)
@@ -246,8 +254,8 @@ def output_projection(
     scale: float = 1.0,
 ) -> str:
     """Attention output back to the model width."""
-    shape = (b.width, b.heads * b.head_dim)
-    part = Part(b.at(layer, f"self_attn.{name}.weight"), shape, scale=scale)
+    inner = b.heads * b.head_dim
+    part = b.matrix(layer, f"self_attn.{name}.weight", b.width, inner, scale=scale)
     return b.linear(x, f"layers.{layer}.o", [part], bias=bias)
 
 
@@ -292,7 +300,7 @@ def mlp(
     """Gated feed-forward from separate gate and up projections; names and scales: of gate, up and
     down."""
     parts = [
-        Part(b.at(layer, f"{name}.weight"), (b.ff, b.width), scale=scale)
+        b.matrix(layer, f"{name}.weight", b.ff, b.width, scale=scale)
         for name, scale in zip(names[:2], scales[:2], strict=True)
     ]
     rows = b.linear(x, f"layers.{layer}.gate_up", parts, bias=bias)
@@ -309,34 +317,14 @@ def fused_mlp(
     scale: float = 1.0,
 ) -> str:
     """Gated feed-forward from one gate-and-up projection; scale: of what it gives."""
-    part = Part(b.at(layer, f"{names[0]}.weight"), (2 * b.ff, b.width))
+    part = b.matrix(layer, f"{names[0]}.weight", 2 * b.ff, b.width)
     rows = b.linear(x, f"layers.{layer}.gate_up", [part])
     return _down(b, layer, rows, act, names[1], bias=False, scale=scale)
 
 
-def plain_mlp(
-    b: Builder,
-    layer: int,
-    x: str,
-    act: str,
-    *,
-    bias: bool = False,
-    names: tuple[str, str] = MLP[1:],
-) -> str:
-    """Feed-forward without a gate; names: of up and down."""
-    at = f"layers.{layer}"
-    parts = [
-        Part(b.at(layer, f"{name}.weight"), shape)
-        for name, shape in zip(names, ((b.ff, b.width), (b.width, b.ff)), strict=True)
-    ]
-    rows = b.linear(x, f"{at}.up", parts[:1], bias=bias)
-    rows = b.activation(rows, f"{at}.act", act)
-    return b.linear(rows, f"{at}.down", parts[1:], bias=bias)
-
-
 def _down(b: Builder, layer: int, x: str, act: str, name: str, *, bias: bool, scale: float) -> str:
     gated = b.node("glu", [x], f"layers.{layer}.glu", attrs={"act": act})
-    part = Part(b.at(layer, f"{name}.weight"), (b.width, b.ff), scale=scale)
+    part = b.matrix(layer, f"{name}.weight", b.width, b.ff, scale=scale)
     return b.linear(gated, f"layers.{layer}.down", [part], bias=bias)
 
 

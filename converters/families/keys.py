@@ -197,7 +197,9 @@ COMPUTED: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
         lambda raw: _head_dim(raw) ** -0.5,
     ),
     "query_pre_attn_scalar": _head_dim,
-    **dict.fromkeys(("head_size", "kv_channels", "head_dim", "rotary_dim"), _head_dim),
+    **dict.fromkeys(
+        ("head_size", "attention_head_dim", "kv_channels", "head_dim", "rotary_dim"), _head_dim
+    ),
     # MiniCPM: layers are scaled by scale_depth / sqrt(layers), the head's input by the other two
     "scale_depth": lambda raw: math.sqrt(raw["num_hidden_layers"]),
     "dim_model_base": lambda raw: float(raw["hidden_size"]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import blocks, sliding
+from . import blocks, plain, positions, sliding
 from .blocks import Builder, Rotary
 from .config import Decoder
 from .recipe import FamilyModel
@@ -77,11 +77,14 @@ def decoder(
     scale: float = 1.0,
     scale_logits: float = 1.0,
     table: str = blocks.EMBED,
+    table_of_positions: str = "",
     **options: Any,
 ) -> FamilyModel:
     """Layers between an embedding, times `scale`, and a head whose logits are times `scale_logits`;
-    options go to `blocks.head`."""
+    table_of_positions: a learned one; options go to `blocks.head`."""
     x = blocks.embedding(b, tied=c.tie_word_embeddings, scale=scale, table=table)
+    if table_of_positions:
+        x = positions.learned_positions(b, x, table_of_positions)
     for index in range(b.layers):
         x = layer(index, x)
     return blocks.head(b, x, tied=c.tie_word_embeddings, scale=scale_logits, **options)
@@ -99,23 +102,27 @@ def attended(
     by_head: bool = False,
     row_norm: bool = False,
     pairs: int = 0,
+    factors: tuple[str, int] | None = None,
     residual: float = 1.0,
     **options: Any,
 ) -> str:
     """Attention from rows of C to rows of C.
 
     fused: one projection; by_head: one that gives q, k and v of each head in turn. row_norm: q and
-    k are normalised over all heads. pairs: as `blocks.qkv` has it. residual: factor of what it
-    gives. options go to `blocks.attention`.
+    k are normalised over all heads. pairs: as `blocks.qkv` has it. factors: of queries, as
+    `positions.scaled_queries` has them. residual: factor of what it gives. options go to
+    `blocks.attention`.
     """
     if row_norm:
         rows = blocks.normed_qkv(b, layer, x)
     elif fused:
-        rows = blocks.fused_qkv(b, layer, x)
+        rows = blocks.fused_qkv(b, layer, x, bias=qkv_bias)
     elif by_head:
         rows = blocks.qkv_by_head(b, layer, x, bias=qkv_bias)
     else:
         rows = blocks.qkv(b, layer, x, bias=qkv_bias, pairs=pairs)
+    if factors:
+        rows = positions.scaled_queries(b, layer, rows, factors)
     rows = blocks.attention(b, layer, rows, rope, **options)
     return blocks.output_projection(b, layer, rows, bias=o_bias, scale=residual)
 
@@ -133,7 +140,7 @@ def fed(
     """Feed-forward from rows of C to rows of C; kind: gated, fused (gated, one projection) or
     plain."""
     if kind == "plain":
-        return blocks.plain_mlp(b, layer, x, act, bias=bias)
+        return plain.plain_mlp(b, layer, x, act, bias=bias)
     if kind == "fused":
         return blocks.fused_mlp(b, layer, x, act, scale=residual)
     return blocks.mlp(b, layer, x, act, bias=bias, scales=(1.0, 1.0, residual))
@@ -160,7 +167,7 @@ def pre_norm_layer(
     h = attended(b, layer, h, rope, fused=fused, residual=residual, **options)
     x = b.add(x, h, f"{at}.add1")
     h = blocks.layer_norm(b, layer, x, "norm2", "post_attention_layernorm", offset=offset)
-    kind = "fused" if fused else mlp
+    kind = "fused" if fused and mlp == "gated" else mlp
     return b.add(
         x, fed(b, layer, h, act, kind=kind, bias=mlp_bias, residual=residual), f"{at}.add2"
     )

@@ -191,6 +191,8 @@ def hybrid(
         if node.op != "attention" or node.state not in wanted:
             nodes.append(node)
             continue
+        if node.attrs.get("norm_last"):
+            faults.append("attention norms behind the rotation, expected before it or none")
         layer = _Layer(graph, node, wanted[node.state], c)
         layer.attention(layer.conv(node.inputs[0]), layer.gates())
         nodes += layer.nodes

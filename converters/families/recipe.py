@@ -24,7 +24,8 @@ class Part(NamedTuple):
 
     pairs: (head size, rotary channels) of heads whose rotary pairs are neighbours: the rows of each
     head are taken in another order, the first of all pairs before the second ones, which is the one
-    that the op `attention` turns. transposed: the tensor is [K, N] and means [N, K].
+    that the op `attention` turns. transposed: the tensor is [K, N] and means [N, K]. A tensor of
+    shape () means a vector of one value.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Part(NamedTuple):
     @property
     def meant(self) -> tuple[int, ...]:
         """The shape of all rows, as the graph has them."""
-        return self.shape[::-1] if self.transposed else self.shape
+        return self.shape[::-1] if self.transposed else self.shape or (1,)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -52,6 +53,8 @@ class Part(NamedTuple):
 
     def read(self, rows: Rows, start: int, stop: int) -> F32:
         """Rows [start, stop) as the graph has them, of a reader of the tensor's rows."""
+        if not self.shape:
+            return rows(start, stop).reshape(1)
         if self.transposed:
             step = max(1, (1 << 19) // max(1, self.shape[1]))
             pieces = [

@@ -5,6 +5,7 @@
     llama3     default, slow waves / factor, smooth in between      (Llama 3.1)
     yarn       a ramp between default and default / factor          (arXiv 2309.00071)
     longrope   default / short_factor or / long_factor, by length   (arXiv 2402.13753; "su")
+    ntk_alpha  default with theta alpha^(d/(d-2))                   (HunYuan calls it dynamic)
     dynamic    default up to max_position_embeddings, which is the context of the bundle
 
 Frequencies are computed in float64 and rounded once.
@@ -46,12 +47,14 @@ TYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("short_factor", "long_factor"),
         ("original_max_position_embeddings", "attention_factor", "factor"),
     ),
+    "ntk_alpha": (("alpha",), ("factor",)),
 }  # fmt: skip
-
+COMMON = tuple(kind for kind in TYPES if kind != "ntk_alpha")  # of most families
 
 # Keys that other programs wrote, or read, and transformers does not.
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "yarn": ("attn_factor", "extrapolation_factor", "finetuned"),
+    "ntk_alpha": ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 }
 
 
@@ -83,7 +86,7 @@ def rope(
     context: int,
     faults: list[str],
     *,
-    types: tuple[str, ...] = tuple(TYPES),
+    types: tuple[str, ...] = COMMON,
     partial: bool = False,
 ) -> Rope:
     """Frequencies of one set of parameters; what is unknown or impossible goes into `faults`.
@@ -222,6 +225,11 @@ def _longrope(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
     return Rope(short, float(scale), long, length)
 
 
+def _ntk_alpha(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
+    stretch = float(p["alpha"]) ** (-np.arange(0, dim, 2, dtype=np.float64) / max(dim - 2, 1))
+    return Rope((base * stretch).astype(np.float32))
+
+
 _MAKERS: Mapping[str, Callable[[F64, Mapping[str, Any], int], Rope]] = {
     "default": _default,
     "linear": _linear,
@@ -229,4 +237,5 @@ _MAKERS: Mapping[str, Callable[[F64, Mapping[str, Any], int], Rope]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "ntk_alpha": _ntk_alpha,
 }

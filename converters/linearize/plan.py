@@ -45,6 +45,8 @@ def turnable(graph: Graph, options: LinearizeOptions) -> list[Turn]:
         number = node.state.removeprefix("kv")
         if node.state in lent or attrs["softcap"] or maker is None or not number.isdecimal():
             continue
+        if attrs["norm_last"] or maker.op == "scale_by_position":
+            continue
         size = attrs["head_dim"]
         features = options.features or (size if size <= WIDE else FEW)
         heads, groups = attrs["heads"], attrs["kv_heads"]
@@ -54,7 +56,8 @@ def turnable(graph: Graph, options: LinearizeOptions) -> list[Turn]:
         kinds = sorted({node.op for node in graph.nodes if node.state})
         raise ConvertError(
             f"no layer can be linearized among those with {kinds}, expected attention over the "
-            "whole context, without a soft cap, whose keys no other layer reads",
+            "whole context, without a soft cap or norms behind the rotation, whose queries have "
+            "no factors and whose keys no other layer reads",
             code="linearize-layers",
             hint="layers with a window remember little as they are",
         )

@@ -40,8 +40,9 @@ PACKED = re.compile(
 )
 OUTPUT = "self_attn.o_proj."
 # Names that a family's tensors had before, read by transformers.
-RENAMED: Mapping[str, tuple[str, str]] = {
-    "mamba2": ("backbone.embedding.", "backbone.embeddings."),
+RENAMED: Mapping[str, tuple[re.Pattern[str], str]] = {
+    "gpt2": (re.compile(r"^(?=(h|wte|wpe|ln_f)\.)"), "transformer."),  # of the base model
+    "mamba2": (re.compile(r"^backbone\.embedding\."), "backbone.embeddings."),
 }
 Tensors = dict[str, SourceTensor]
 
@@ -59,7 +60,7 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
         out = _without_drafting(out)
     if isinstance(kind, str) and kind in RENAMED:
         old, new = RENAMED[kind]
-        out = {new + n.removeprefix(old) if n.startswith(old) else n: t for n, t in out.items()}
+        out = {old.sub(new, n): t for n, t in out.items()}
     if not any(name.startswith("model.") for name in out):
         out = {f"model.{n}" if BARE.match(n) else n: t for n, t in out.items()}
     return out

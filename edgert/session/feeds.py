@@ -128,6 +128,7 @@ class FeedChecker:
         self.ids = min(limits, default=0)
         self.elsewhere = {name for name, shape in shapes.items() if shape[0] != "T"}
         self.faults = step_faults(graph)
+        self.reach = graph.reach() or POSITION_LIMIT
         self.chains = any(
             isinstance(spec, RecurrentState | ConvState) for spec in graph.states.values()
         )
@@ -161,9 +162,10 @@ class FeedChecker:
                 f"{state.pending} tokens are pending, commit or discard before the next step",
                 code="step-pending",
             )
-        if state.length + count > state.context:
+        context = min(state.context, self.reach)
+        if state.length + count > context:
             raise RequestError(
-                f"{state.length} tokens and {count} more do not fit the context of {state.context}",
+                f"{state.length} tokens and {count} more do not fit the context of {context}",
                 code="context",
                 hint="shorten the prompt, or load with a larger ctx_size if the model allows it",
             )
@@ -230,9 +232,9 @@ class FeedChecker:
             shapes = [(count,), (3, count)]
             _require("positions", feed.positions, shapes, "iu", "step-positions")
             low, high = int(np.min(feed.positions)), int(np.max(feed.positions))
-            if low < 0 or high >= POSITION_LIMIT:
+            if low < 0 or high >= self.reach:
                 raise RequestError(
-                    f"positions from {low} to {high}, expected 0 to {POSITION_LIMIT - 1}",
+                    f"positions from {low} to {high}, expected 0 to {self.reach - 1}",
                     code="step-positions",
                 )
         if feed.parents is not None:
@@ -273,6 +275,12 @@ def check_arrays(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> dict[str, 
         raise RequestError(
             f"graph {graph.name!r} remembers ({sorted(graph.states)[:4]}), expected one without "
             "states",
+            code="run-states",
+            hint="use step with a state for it",
+        )
+    if graph.reach():
+        raise RequestError(
+            f"graph {graph.name!r} reads where rows stand, expected one without positions",
             code="run-states",
             hint="use step with a state for it",
         )

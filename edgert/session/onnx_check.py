@@ -26,9 +26,9 @@ from .onnx_io import Port, Variant, emitted_graph, interface
 
 STANDARD_OPS = frozenset(
     "Abs Add Cast Clip Concat Constant Conv Cos CumSum DequantizeLinear Div Exp Floor Gather Gelu "
-    "GreaterOrEqual Identity LayerNormalization Less MatMul Mul Neg Pow ReduceMean ReduceSum Relu "
-    "Reshape Resize Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Sub Tanh Transpose "
-    "Unsqueeze".split()
+    "Greater GreaterOrEqual Identity LayerNormalization Less MatMul Min Mul Neg Pow ReduceMean "
+    "ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Sub Tanh "
+    "Transpose Unsqueeze Where".split()
 )
 MICROSOFT_OPS = frozenset(
     "FusedMatMul GroupQueryAttention MatMulNBits MultiHeadAttention RotaryEmbedding "

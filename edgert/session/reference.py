@@ -228,6 +228,9 @@ class ReferenceSession(Session):
         inputs = [values[name] for name in node.inputs]
         weights = {slot: self.weights[name] for slot, name in node.weights.items()}
         attrs = op.check_attrs(node.attrs)
+        if op.reach is not None and rows is not None:
+            placed: F32 = op.reference(inputs, weights, attrs, rows.position[0])
+            return placed
         if op.state_of is None or rows is None:
             out: F32 = op.reference(inputs, weights, attrs)
             return out

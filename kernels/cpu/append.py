@@ -128,6 +128,7 @@ def append(ins: int, thread: int, threads: int) -> None:
     table, half = ld_i64(ins + APPEND.rope), ld_i64(ins + APPEND.half)
     q_norm, k_norm = ld_i64(ins + APPEND.q_norm), ld_i64(ins + APPEND.k_norm)
     eps, scale = ld_f32(ins + APPEND.eps), ld_f32(ins + APPEND.scale)
+    last = ld_i64(ins + APPEND.norm_last) != 0
     slots, tables = ld_i64(ins + APPEND.slots), ld_i64(ins + APPEND.tables)
     k_pool, v_pool = ld_i64(ins + APPEND.keys), ld_i64(ins + APPEND.values)
     k_page, v_page = ld_i64(ins + APPEND.k_page), ld_i64(ins + APPEND.v_page)
@@ -136,10 +137,13 @@ def append(ins: int, thread: int, threads: int) -> None:
     for unit in range(units * thread // threads, units * (thread + 1) // threads):
         t, head = unit // (heads + groups), unit % (heads + groups)
         x = qkv + t * stride + head * size * 4
-        if q_norm != 0:
-            norm_row(x, q_norm if head < heads else k_norm, x, size, eps)
+        norm = q_norm if head < heads else k_norm
+        if q_norm != 0 and not last:
+            norm_row(x, norm, x, size, eps)
         if table != 0:
             rotate(x, table + t * half * 8, half)
+        if last:
+            norm_row(x, norm, x, size, eps)
         if head < heads:
             _scale_row(x, size, scale)
             continue

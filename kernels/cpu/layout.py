@@ -69,9 +69,10 @@ BOX_BYTES = 64
 # a modulation alone, an activation.
 BEFORE_RMS, BEFORE_LAYER, BEFORE_MODULATION, BEFORE_ACTIVATION = range(1, 5)
 
-SILU, GELU, GELU_TANH, RELU, QUICK_GELU = range(5)
+SILU, GELU, GELU_TANH, RELU, QUICK_GELU, RELU2 = range(6)
 ACTS = {
     "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "quick_gelu": QUICK_GELU,
+    "relu2": RELU2,
 }  # fmt: skip
 IDENTITY, BY_SILU, BY_SIGMOID = range(3)
 GATES = {"identity": IDENTITY, "silu": BY_SILU, "sigmoid": BY_SIGMOID}

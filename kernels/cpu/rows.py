@@ -14,11 +14,12 @@ from typing import Any
 from numba import njit
 
 from .. import simd
-from ..elementwise import ACTIVATION
+from ..elementwise import ACTIVATION, XIELU
 from ..modulation import ADD_ROW, AFFINE, GATED_ADD, TIMESTEP
 from ..operands import COUNT
 from ..simd import (
     add,
+    exp,
     f32,
     fma,
     lanes,
@@ -36,8 +37,8 @@ from ..simd import (
     where_less,
 )
 from .activation import share
-from .layout import GELU, GELU_TANH, QUICK_GELU, RELU
-from .scalar_math import LOG2_E, cos_sin, sqrt
+from .layout import GELU, GELU_TANH, QUICK_GELU, RELU, RELU2
+from .scalar_math import LOG2_E, cos_sin, softplus64, sqrt
 from .vector_math import gated, gelu
 from .vm import kernel
 
@@ -206,6 +207,9 @@ def activated(x: Any, act: int) -> Any:
         return gelu(x)
     if act == RELU:
         return where_below(x, zero, zero, x)
+    if act == RELU2:
+        above = where_below(x, zero, zero, x)
+        return mul(above, above)
     if act == GELU_TANH:
         cubic = fma(mul(mul(x, x), x), splat(f32(0.044715)), x)
         return gated(x, mul(cubic, splat(f32(-1.5957691216057308 * LOG2_E))))
@@ -222,3 +226,27 @@ def activation(ins: int, thread: int, threads: int) -> None:
     start, stop = share(n, thread, threads)
     for at in range(start * stride, stop * stride, 64):
         store_f32(y + at, activated(load_f32(x + at), act))
+
+
+@njit(error_model="numpy")
+def _bent(x: Any, rise: Any, fall: Any, beta: Any, eps: Any) -> Any:
+    """xielu by lane."""
+    zero, one = splat(f32(0.0)), splat(f32(1.0))
+    low = sub(sub(exp(where_below(x, eps, x, eps)), one), x)
+    bent = where_below(zero, x, mul(rise, mul(x, x)), mul(fall, low))
+    return fma(beta, x, bent)
+
+
+@kernel
+def xielu(ins: int, thread: int, threads: int) -> None:
+    """y = xielu(x), rows shared out."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, y = ld_i64(ins + XIELU.x), ld_i64(ins + XIELU.y)
+    stride, weight = ld_i64(ins + XIELU.stride), ld_i64(ins + XIELU.weight)
+    b = ld_f32(weight + 8)
+    rise = splat(f32(softplus64(float(ld_f32(weight)))))
+    fall = splat(f32(b + f32(softplus64(float(ld_f32(weight + 4))))))
+    beta, eps = splat(b), splat(ld_f32(weight + 12))
+    start, stop = share(n, thread, threads)
+    for at in range(start * stride, stop * stride, 64):
+        store_f32(y + at, _bent(load_f32(x + at), rise, fall, beta, eps))

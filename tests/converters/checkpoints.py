@@ -41,6 +41,15 @@ NO_ATTENTION = dict.fromkeys(
     ...,
 )
 
+# What GPT-2's config calls sizes.
+GPT2: dict[str, Any] = {
+    **dict.fromkeys(("intermediate_size", "num_key_value_heads", "pad_token_id"), ...),
+    **dict.fromkeys(
+        ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"), ...
+    ),
+    "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT,
+}  # fmt: skip
+
 # case -> (transformers' config class, changes to SIZES; ... for keys that it does not have)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
@@ -214,6 +223,36 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "num_key_value_heads": ..., "use_parallel_residual": False, "attention_bias": False,
             "hidden_act": "gelu_new", "tie_word_embeddings": True,
+        },
+    ),
+    "arcee": ("ArceeConfig", {}),
+    "arcee-bias": (
+        "ArceeConfig",
+        {
+            "attention_bias": True, "mlp_bias": True, "head_dim": 24, "tie_word_embeddings": True,
+            "rope_parameters": LLAMA3,
+        },
+    ),
+    "apertus": ("ApertusConfig", {"rope_parameters": LLAMA3}),
+    "apertus-bias": ("ApertusConfig", {"attention_bias": True, "tie_word_embeddings": True}),
+    "hunyuan": (
+        "HunYuanDenseV1Config",
+        {
+            "head_dim": 32, "tie_word_embeddings": True, "pad_token_id": 0,
+            "rope_parameters": {
+                "rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0,
+            },
+        },
+    ),
+    "hunyuan-bias": (
+        "HunYuanDenseV1Config", {"head_dim": 16, "attention_bias": True, "pad_token_id": 0}
+    ),
+    "gpt2": ("GPT2Config", GPT2),
+    "gpt2-untied": (
+        "GPT2Config",
+        {
+            **GPT2, "tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True,
+            "activation_function": "relu", "n_inner": 80,
         },
     ),
     "lfm2": (

@@ -95,6 +95,20 @@ def test_masks_that_old_checkpoints_store_are_left_out(tmp_path: Path) -> None:
     compare(tmp_path / "m")
 
 
+def test_gpt2_as_it_was_published(tmp_path: Path) -> None:
+    """Names of the base model, and each layer's mask."""
+    masks = {
+        f"h.0.attn.{name}": np.ones(shape, np.bool_)
+        for name, shape in (("bias", (1, 1, 4, 4)), ("masked_bias", ()))
+    }
+    write_checkpoint("gpt2", tmp_path / "m")
+    change(
+        tmp_path / "m",
+        lambda ts: {**{n.removeprefix("transformer."): t for n, t in ts.items()}, **masks},
+    )
+    compare(tmp_path / "m")
+
+
 def test_a_base_model_without_its_head_is_not_enough(tmp_path: Path) -> None:
     write_checkpoint("llama-untied", tmp_path / "m")
     change(tmp_path / "m", lambda t: {k: v for k, v in bare(t).items() if k != "lm_head.weight"})

@@ -78,6 +78,10 @@ CASES: dict[str, list[Spec]] = {
         for act in POINTWISE
         for width, rows in ((1, 5), (63, 63), (500, 1), (1000, 7))
     ],
+    "xielu": [
+        {"width": width, "rows": rows, "weights": {"weight": ((4,), "f32")}}
+        for width, rows in ((1, 5), (63, 63), (500, 1), (1000, 7))
+    ],
     "modulate": [
         _modulated(63, 63, 6, "six", shift=0, scale=1),
         _modulated(500, 1, 6, "last", shift=4, scale=5),

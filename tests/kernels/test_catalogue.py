@@ -21,7 +21,7 @@ from edgert.kernels.cpu.layout import GROUP
 from edgert.kernels.encodings import ENCODINGS, quantize
 from edgert.kernels.ops import ACTIVATIONS, CATALOGUE
 from edgert.kernels.quant import Matrix
-from edgert.kernels.states import BorrowedState
+from edgert.kernels.states import BorrowedState, KVState
 from numpy.typing import NDArray
 
 from edgert.errors import ConvertError
@@ -145,6 +145,8 @@ CASES: dict[str, list[Case]] = {
         _attention(4, 2, 32, 8, 63, "partial-rotary-8"),
         _attention(4, 2, 16, 0, 63, "no-rotary"),
         _attention(4, 2, 16, 8, 63, "norms", norm=True, qk_eps=1e-5),
+        _attention(4, 2, 16, 8, 63, "norms-last", norm=True, norm_last=True),
+        _attention(4, 2, 24, 10, 63, "norms-last-partial", norm=True, norm_last=True),
         _attention(4, 2, 16, 8, 63, "softcap", softcap=2.0),
         _attention(4, 2, 16, 8, 63, "window-1", window=1),
         _attention(4, 2, 24, 12, 63, "all", norm=True, softcap=3.0, window=17, rope_scale=1.3),
@@ -161,7 +163,21 @@ CASES: dict[str, list[Case]] = {
         _shared(4, 2, 16, 8, 63, "plain"),
         _shared(4, 1, 64, 32, 500, "window", window=63, softcap=2.0),
         _shared(3, 1, 20, 10, 63, "odd-head", norm=True),
+        _shared(4, 2, 16, 8, 63, "norms-last", norm=True, norm_last=True),
         _shared(4, 2, 16, 0, 1, "one-row"),
+    ],
+    "add_learned_positions": [
+        Case("add_learned_positions", c, rows, {"weight": ((CONTEXT, c), "f32")})
+        for c, rows in ((1, 5), (63, 63), (500, 1000), (64, 1))
+    ],
+    "scale_by_position": [
+        Case(
+            "scale_by_position", c, rows, {"weight": ((-(-CONTEXT // every),), "f32")},
+            {"every": every, "width": width}, f"{every}-{width}",
+        )
+        for c, rows, every, width in (
+            (1, 5, 1, 1), (63, 63, 16, 63), (500, 500, 100, 37), (96, 1000, 1000, 64),
+        )
     ],
     "glu": [
         Case("glu", 2 * f, rows, attrs={"act": act}, label=act)
@@ -218,16 +234,23 @@ def build(case: Case) -> tuple[Graph, dict[str, Matrix]]:
     if op.state_of is not None:
         nodes = [Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs, "kv")]
         states["kv"] = op.state_of(attrs)
+    if op.reach is not None:  # rows stand in a sequence where something remembers it
+        inputs.append(Value("qkv", ("T", 48)))
+        size = {"heads": 1, "kv_heads": 1, "head_dim": 16, "scale": 0.25}
+        nodes.append(Node("attention", ("qkv",), "owned", {}, size, "kv"))
+        states["kv"] = KVState(1, 16)
     if op.borrows:
         width = (attrs["heads"] + 2 * attrs["kv_heads"]) * attrs["head_dim"]
         inputs.insert(0, Value("qkv", ("T", width)))
         rotary = {s: s for s in weights if s.startswith("inv_freq")}
-        owner = Node("attention", ("qkv",), "owned", rotary, case.attrs, "kv")
+        plain = {key: value for key, value in case.attrs.items() if key != "norm_last"}
+        owner = Node("attention", ("qkv",), "owned", rotary, plain, "kv")
         nodes = [owner, Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs, "lent")]
         states["lent"] = BorrowedState("kv")
     context = CONTEXT if states else 0
     graph = Graph("op", tuple(inputs), (), tuple(nodes), weights, states, context)
-    outputs = tuple(Value(node.output, graph.shapes()[node.output]) for node in nodes[::-1])
+    shapes = graph.shapes()
+    outputs = tuple(Value(n, shapes[n]) for n in sorted(n.output for n in nodes)[::-1])
     return graph.replace(outputs=outputs), stored
 
 

@@ -49,6 +49,7 @@ _LAYER_NORM = _without("rms_norm_eps") | {"layer_norm_eps": 1e-5}
 DENSE = (
     "gemma", "ministral", "ministral3", "granite", "internlm3", "olmo2", "olmo3", "exaone4",
     "ernie4_5", "helium", "glm4", "cohere2", "stablelm", "phi", "starcoder2", "gpt_neox",
+    "arcee", "apertus", "hunyuan_v1_dense", "gpt2",
 )  # fmt: skip
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
@@ -93,6 +94,18 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     | {"hidden_act": "gelu_pytorch_tanh", "sliding_window": 40},
     "gpt_neox": _LAYER_NORM
     | {"hidden_act": "gelu", "tie_word_embeddings": False, "num_key_value_heads": None},
+    "arcee": _without("hidden_act") | {"hidden_act": "relu2"},
+    "apertus": _without("hidden_act") | {"hidden_act": "xielu"},
+    "hunyuan_v1_dense": _COMMON
+    | {"head_dim": 16, "rope_scaling": {"type": "dynamic", "alpha": 30.0, "factor": 1.0}},
+    "gpt2": {
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 1024,
+        "vocab_size": 120,
+        "tie_word_embeddings": True,
+    },
     "lfm2": _without("rms_norm_eps")
     | {"norm_eps": 1e-5, "layer_types": ["conv", "full_attention"], "head_dim": None},
     "mamba2": {

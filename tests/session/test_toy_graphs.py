@@ -299,6 +299,26 @@ def test_rotary_axes(opener: Opener, axes: str) -> None:
     assert_close(axes, rows[1], rows[0], rms=EXACT)
 
 
+def test_where_rows_stand(opener: Opener) -> None:
+    """Learned positions and factors by position: in pieces, in a tree, at given positions."""
+    graph, weights = toy.placed()
+    session, reference = opener(graph, weights), ReferenceSession(graph, weights)
+    assert_close(
+        "pieces", feed(reference, [60]).logits, feed(session, [7, 30, 23]).logits, rms=EXACT
+    )
+    moved = np.array([3, 250, 255, 9, 0, 17, 99, 100], np.int32)
+    for given in ({"parents": TREE}, {"positions": moved}, {"positions": moved, "parents": TREE}):
+        got, want = (
+            s.step([Feed(s.new_state(), TOKENS[:8], "all", **given)])[0].logits
+            for s in (session, reference)
+        )
+        assert_close(f"{sorted(given)}", want, got, rms=EXACT)
+    with pytest.raises(RequestError, match="positions from 0 to 256, expected 0 to 255"):
+        session.step([Feed(session.new_state(), TOKENS[:2], positions=np.array([0, 256]))])
+    with pytest.raises(RequestError, match="reads where rows stand"):
+        session.run({"x0": toy.rows(2, toy.WIDTH)}, graph.cut(["x0"], ["x1"]))
+
+
 def test_a_tree_of_pictures(opener: Opener) -> None:
     """Rotary axes and parents in one feed."""
     graph, weights = toy.turning("01201201")

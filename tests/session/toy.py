@@ -81,6 +81,32 @@ def shared(*, window: int = 0, head: int = SIZE, norm: bool = True, reads: int =
     return _made(_text("shared", nodes, weights, states))
 
 
+def placed(every: int = 10) -> Made:
+    """A learned table of positions, and queries with a factor for each `every` of them."""
+    size = 20
+    weights = {
+        "embed": Weight((VOCAB, WIDTH)),
+        "table": Weight((CONTEXT, WIDTH)),
+        "qkv": Weight(((HEADS + 2 * GROUPS) * size, WIDTH)),
+        "factors": Weight((-(-CONTEXT // every),)),
+        "o": Weight((VOCAB, HEADS * size)),
+    }
+    attrs = {"heads": HEADS, "kv_heads": GROUPS, "head_dim": size, "scale": 0.25}
+    scaled = {"every": every, "width": HEADS * size}
+    nodes = [
+        Node("embed", ("tokens",), "x0", {"weight": "embed"}),
+        Node("add_learned_positions", ("x0",), "x1", {"weight": "table"}),
+        Node("linear", ("x1",), "rows0", {"weight": "qkv"}),
+        Node("scale_by_position", ("rows0",), "qkv0", {"weight": "factors"}, scaled),
+        Node("attention", ("qkv0",), "a0", {}, attrs, "kv"),
+        Node("select", ("a0", "rows"), "picked"),
+        Node("linear", ("picked",), "logits", {"weight": "o"}),
+    ]
+    graph, held = _made(_text("placed", nodes, weights, {"kv": KVState(GROUPS, size)}))
+    held["factors"] = np.linspace(0.5, 3.0, weights["factors"].shape[0], dtype=np.float32)
+    return graph, held
+
+
 def turning(axes: str, *, embeddings: bool = False) -> Made:
     """One attention whose frequencies turn by three axes; tokens or rows "embeddings" in."""
     weights = {
