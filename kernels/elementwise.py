@@ -134,7 +134,7 @@ REFERENCE = {
 }  # fmt: skip
 
 
-def _active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None = None) -> str:
+def active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None = None) -> str:
     """act(x) in standard ops; slope: the scalar 1.702, for quick_gelu."""
     if act == "relu":
         return nodes.op("Relu", [x], out)
@@ -147,7 +147,7 @@ def _active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None 
 def _glu_body(act: str) -> Callable[[Body], None]:
     def define(body: Body) -> None:
         gate, up = body.ops("Split", ["x"], [None, None], axis=-1, num_outputs=2)
-        body.op("Mul", [_active(body, gate, act), up], "y")
+        body.op("Mul", [active(body, gate, act), up], "y")
 
     return define
 
@@ -156,7 +156,7 @@ def emit_activation(ctx: EmitContext, call: Call) -> None:
     """Relu, Gelu, or Sigmoid and Mul."""
     act = call.attrs["act"]
     slope = ctx.scalar(1.702) if act == "quick_gelu" else ""
-    _active(ctx, call.inputs[0], act, slope, call.output)
+    active(ctx, call.inputs[0], act, slope, call.output)
 
 
 def emit_glu(ctx: EmitContext, call: Call) -> None:

@@ -7,6 +7,8 @@ import copy
 import math
 from typing import Any
 
+from tests.converters import expert_cases
+
 Config = dict[str, Any]
 
 COMMON = {"initializer_range": 0.02, "use_cache": True, "transformers_version": "4.47.0"}
@@ -486,6 +488,9 @@ PARAMETERS = {  # millions, as published
     "starcoder2-3b": 3030.4, "pythia-160m": 162.3,
 }  # fmt: skip
 
+CONFIGS |= expert_cases.CONFIGS
+PARAMETERS |= expert_cases.PARAMETERS
+
 VOCAB, CONTEXT, WINDOW, ORIGINAL = 272, 512, 40, 128
 
 
@@ -515,6 +520,9 @@ def shrunk(name: str) -> Config:
     if config.get("n_groups", 1) > 1:
         small["n_groups"] = 2
     config |= {key: value for key, value in small.items() if config.get(key) is not None}
+    config |= {key: value for key, value in expert_cases.SMALL.items() if config.get(key)}
+    if config.get("num_local_experts"):
+        config["intermediate_size"] = 80  # of an expert
     if kinds := config.get("layer_types"):
         config["layer_types"] = next(
             found for start in (4, 2) if set(found := kinds[start : start + 3]) == set(kinds)
