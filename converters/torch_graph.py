@@ -27,6 +27,7 @@ from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import row_input, token_input
+from .torch_experts import EXPERTS
 from .torch_grid import GRIDS
 from .torch_linear import linear_attention
 from .torch_recurrent import RECURRENT
@@ -185,6 +186,7 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     **ROWS,
     **GRIDS,
     **RECURRENT,
+    **EXPERTS,
 }
 
 

@@ -160,7 +160,7 @@ REFERENCE = {
 }  # fmt: skip
 
 
-def _active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None = None) -> str:
+def active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None = None) -> str:
     """act(x) in standard ops; slope: the scalar 1.702, for quick_gelu."""
     if act == "relu":
         return nodes.op("Relu", [x], out)
@@ -176,7 +176,7 @@ def _active(nodes: NodeList, x: str, act: str, slope: str = "", out: str | None 
 def _glu_body(act: str) -> Callable[[Body], None]:
     def define(body: Body) -> None:
         gate, up = body.ops("Split", ["x"], [None, None], axis=-1, num_outputs=2)
-        body.op("Mul", [_active(body, gate, act), up], "y")
+        body.op("Mul", [active(body, gate, act), up], "y")
 
     return define
 
@@ -185,7 +185,7 @@ def emit_activation(ctx: EmitContext, call: Call) -> None:
     """Relu (and its square), Gelu, or Sigmoid and Mul."""
     act = call.attrs["act"]
     slope = ctx.scalar(1.702) if act == "quick_gelu" else ""
-    _active(ctx, call.inputs[0], act, slope, call.output)
+    active(ctx, call.inputs[0], act, slope, call.output)
 
 
 def _xielu_body(body: Body) -> None:

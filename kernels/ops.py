@@ -1,7 +1,7 @@
 """The op catalogue: every operation a graph may contain, and what it needs.
 
 This module is the contract between graphs and executors. It holds names, attributes and shape
-rules only (`ops_text.py`, `ops_image.py`, `ops_recurrent.py`), so that reading or checking a graph
+rules only (`ops_text.py`, `ops_image.py` and so on), so that reading or checking a graph
 imports neither numba nor onnx. An op has four implementations: NumPy `reference` (reads like the
 formula), Numba kernel and ONNX emission in the module that `Op.module` names, and torch in the
 converters.
@@ -13,6 +13,7 @@ heads, G key/value heads, D head size, C model width, F feed-forward width, V vo
 from __future__ import annotations
 
 from .op import Attr, Attrs, Dim, Infer, Op, OpError, Shape
+from .ops_experts import EXPERT
 from .ops_image import IMAGE, POINTWISE
 from .ops_linear import LINEAR
 from .ops_recurrent import RECURRENT
@@ -23,4 +24,4 @@ __all__ = [
     "Shape",
 ]  # fmt: skip
 
-CATALOGUE: dict[str, Op] = {op.name: op for op in (*TEXT, *IMAGE, *RECURRENT, *LINEAR)}
+CATALOGUE: dict[str, Op] = {op.name: op for op in (*TEXT, *IMAGE, *RECURRENT, *LINEAR, *EXPERT)}

@@ -158,15 +158,18 @@ def pre_norm_layer(
     mlp: str = "gated",
     offset: float = 0.0,
     residual: float = 1.0,
+    feed: Layer | None = None,
     **options: Any,
 ) -> str:
-    """The Llama layer. mlp: as `fed` has it. residual: factor of what the halves give. options go
-    to `attended`."""
+    """The Llama layer. mlp: as `fed` has it. residual: factor of what the halves give. feed: what
+    stands in for its feed-forward, `residual` included. options go to `attended`."""
     at = f"layers.{layer}"
     h = blocks.layer_norm(b, layer, x, "norm1", "input_layernorm", offset=offset)
     h = attended(b, layer, h, rope, fused=fused, residual=residual, **options)
     x = b.add(x, h, f"{at}.add1")
     h = blocks.layer_norm(b, layer, x, "norm2", "post_attention_layernorm", offset=offset)
+    if feed is not None:
+        return b.add(x, feed(layer, h), f"{at}.add2")
     kind = "fused" if fused and mlp == "gated" else mlp
     return b.add(
         x, fed(b, layer, h, act, kind=kind, bias=mlp_bias, residual=residual), f"{at}.add2"

@@ -19,6 +19,7 @@ from ..quantize.sensitivity import sensitivities
 from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
 from .ends import ends_of
+from .part_encodings import experts_of
 from .quantize import encoded
 
 MATRICES = (  # what block matrices may be stored as
@@ -47,6 +48,13 @@ class Mixed:
         if part.role != "text":
             raise ConvertError(
                 f"part {part.name!r} is a {part.role}, expected a text part to measure",
+                code="mixed",
+                hint="give the same --quant to all matrices",
+            )
+        if experts_of(part.graph):
+            raise ConvertError(
+                f"part {part.name!r} has experts, expected a model without: nothing measures yet "
+                "what codes of single experts lose",
                 code="mixed",
                 hint="give the same --quant to all matrices",
             )

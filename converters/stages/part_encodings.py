@@ -1,4 +1,5 @@
-"""Which weights of a part are not stored as asked for: small matrices, and all of autoencoders.
+"""Which weights of a part are not stored as asked for: small matrices, routers of experts, and all
+of autoencoders.
 
 A picture's parts have no calibration, so nothing measures what codes lose there; these rules keep
 in 16 bits what is small and known to be sensitive.
@@ -6,8 +7,9 @@ in 16 bits what is small and known to be sensitive.
 
 from __future__ import annotations
 
+from ...errors import ConvertError
 from ...graph import Graph
-from ...kernels.encodings import ENCODINGS, EXACT
+from ...kernels.encodings import ENCODINGS, EXACT, on_cpu
 from ...kernels.ops import CATALOGUE
 from ...roles import STEPPED
 
@@ -25,27 +27,49 @@ def matrices(graph: Graph) -> set[str]:
     return held - exact
 
 
-def _gates(graph: Graph) -> set[str]:
-    """Matrices of few rows whose products are decays and steps of recurrent layers: their errors
-    add up along a text."""
+def _made_for(graph: Graph, wanted: str) -> set[str]:
+    """Matrices of few rows by what their products are: `gates`, decays and steps of recurrent
+    layers, whose errors add up along a text; `logits`, by which experts are picked."""
     products = {node.output: node for node in graph.nodes if node.op == "linear"}
     found = set()
     for node in graph.nodes:
         for slot, value in zip(CATALOGUE[node.op].inputs, node.inputs, strict=True):
-            if slot == "gates" and value in products:
+            if slot == wanted and value in products:
                 found.add(products[value].weights["weight"])
     return found
 
 
+def experts_of(graph: Graph) -> set[str]:
+    """Matrices of stacked experts."""
+    stacked = [node for node in graph.nodes if node.op == "experts"]
+    return {node.weights[slot] for node in stacked for slot in CATALOGUE["experts"].matrix}
+
+
+def check_experts(graph: Graph) -> None:
+    """Experts are in encodings that the CPU session has kernels of experts for. Raises
+    ConvertError."""
+    for name in sorted(experts_of(graph)):
+        weight = graph.weights[name]
+        row = ENCODINGS[weight.encoding]
+        if row.cpu is None or not on_cpu(row.name, weight.shape[-1]).experts:
+            known = sorted(r.name for r in ENCODINGS.values() if r.cpu and r.cpu.experts)
+            raise ConvertError(
+                f"experts ({name!r}) would be stored in {row.name}, expected one of {known}",
+                code="quant",
+                hint="convert this model with --quant int4, int8 or f16",
+            )
+
+
 def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[str, str]:
     """Encodings of a part's weights where they are others than `quant`: of a language model those
-    of gates, stored as embeddings are; of other parts small matrices and all of autoencoders.
-    Matrices that only single rows go through, of timesteps and labels, are stored as embeddings
-    are: they are read once a step."""
+    of gates, stored as embeddings are, and of routers, in 16 bits; of other parts small matrices
+    and all of autoencoders. Matrices that only single rows go through, of timesteps and labels,
+    are stored as embeddings are: they are read once a step."""
     if quant == EXACT or ENCODINGS[quant].grid is None:
         return {}
     if role in STEPPED:
-        return dict.fromkeys(_gates(graph), embed_quant)
+        gates = dict.fromkeys(_made_for(graph, "gates"), embed_quant)
+        return gates | dict.fromkeys(_made_for(graph, "logits"), HALF)
     chosen, held = dict[str, str](), matrices(graph)
     shapes, single = graph.shapes(), set(held)
     for node in graph.nodes:

@@ -9,6 +9,7 @@ from typing import Any
 from ...errors import ConvertError
 from ...graph import Graph, Weight
 from ...kernels.encodings import DEFAULT, ENCODINGS, EXACT, asked
+from ...notices import notice
 from ..calibrate import Calibration, inputs_of, tell_zeros
 from ..layers import Layers, passed_nbytes
 from ..quantize.job import METHODS, Encoded, Job, encode_matrix
@@ -17,7 +18,7 @@ from ..report import relative
 from ..weights import WeightReader, stored_nbytes, whole
 from .base import Context, PartInProgress
 from .ends import ends_of
-from .part_encodings import encodings_of, matrices
+from .part_encodings import check_experts, encodings_of, experts_of, matrices
 from .weight_cache import WeightCache
 
 
@@ -92,7 +93,9 @@ class Quantize:
     def _encoded(self, part: PartInProgress, chosen: Mapping[str, str]) -> Graph:
         """The part's graph with all encodings."""
         own = encodings_of(part.role, part.graph, self.quant, self.embed_quant)
-        return encoded(part.graph, self.quant, self.embed_quant, {**own, **chosen})
+        graph = encoded(part.graph, self.quant, self.embed_quant, {**own, **chosen})
+        check_experts(graph)
+        return graph
 
     def run(self, part: PartInProgress, context: Context) -> PartInProgress:
         from tqdm import tqdm
@@ -141,6 +144,8 @@ class Quantize:
         """Matrices that are encoded whole, and the values that their products read."""
         if self.method == "rtn":
             return {}
+        if experts_of(graph):
+            notice(f"{self.method} chooses no codes of experts yet: theirs are rounded to nearest")
         rows = {name: ENCODINGS[weight.encoding] for name, weight in graph.weights.items()}
         return {
             name: value

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..graph import Graph, Node
 from ..kernels.encodings import ENCODINGS, packed_bytes
+from ..kernels.experts import EXPERTS
 from ..kernels.linear import LINEAR
 from ..kernels.states import BorrowedState, KVState, RecurrentState
 from ..session.lowering import Lowering, Step
@@ -69,6 +70,8 @@ def _work(program: Lowering, step: Step, nodes: Mapping[str, Node]) -> Work:
     waits = (step.barrier == 1, step.barrier > 0)
     if step.operands is LINEAR:
         return _product(program, step, waits)
+    if step.operands is EXPERTS:
+        return _experts(program, step, waits, nodes)
     if step.kernel.startswith("attend_"):
         return _attention(program, step, waits, nodes)
     values = sum(_floats(program, name) for name in (*step.reads, step.writes))
@@ -83,6 +86,17 @@ def _product(program: Lowering, step: Step, waits: tuple[bool, bool]) -> Work:
     kernel = step.kernel.partition("_")[2]
     values = sum(_floats(program, value) for value in step.reads[1:])  # a residual that is added
     return Work(kernel, step.rows, waits, nbytes=size, ops=2.0 * n * k, values=values)
+
+
+def _experts(
+    program: Lowering, step: Step, waits: tuple[bool, bool], nodes: Mapping[str, Node]
+) -> Work:
+    """Those that one row picks; several rows pick others, so steps of many read more bytes."""
+    attrs = program.attrs(nodes[step.writes.partition("#")[0]])
+    share = attrs["active"] / attrs["experts"]
+    found = _product(program, step, waits)
+    kernel = step.kernel.rpartition("_")[2]
+    return found._replace(kernel=kernel, nbytes=share * found.nbytes, ops=share * found.ops)
 
 
 def _attention(

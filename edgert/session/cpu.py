@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeviceError, EdgertError, RequestError, ResourceError
-from ..graph import Graph
+from ..graph import Graph, Node
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
-from ..kernels.encodings import ENCODINGS
+from ..kernels.encodings import ENCODINGS, on_cpu
+from ..kernels.ops import CATALOGUE
 from ..roles import row_input
 from . import packed, team
 from .base import F32, Feed, Session, State, StepResult
@@ -346,6 +347,30 @@ def _check_weights(graph: Graph) -> None:
             code="device-weights",
             hint="use --device reference, or convert the model with another --quant",
         )
+    for node in graph.nodes:
+        if node.op == "experts":
+            _check_experts(graph, node)
+
+
+def _check_experts(graph: Graph, node: Node) -> None:
+    """Stacked experts are in encodings that have kernels for them, and nobody else's."""
+    for slot in CATALOGUE[node.op].matrix:
+        name = node.weights[slot]
+        encoding, shape = graph.weights[name].encoding, graph.weights[name].shape
+        if not on_cpu(encoding, shape[-1]).experts:
+            known = sorted(r.name for r in ENCODINGS.values() if r.cpu and r.cpu.experts)
+            raise DeviceError(
+                f"the CPU session has no kernels for experts ({name!r}) in {encoding}, expected "
+                f"one of {known}",
+                code="device-weights",
+                hint="use --device reference, or convert the model with another --quant",
+            )
+        if sum(name in other.weights.values() for other in graph.nodes) > 1:
+            raise DeviceError(
+                f"weight {name!r} of experts is read by other nodes too, expected one of its own",
+                code="device-weights",
+                hint="convert the model again",
+            )
 
 
 def _own(state: State, pool: PagePool) -> CpuState:

@@ -344,12 +344,12 @@ def _quantized_gated(row_kernel: Any, wide_kernel: Any, group_bytes: int) -> Any
     return run
 
 
-_wide_int4 = wide_tile(4, tile_int4, INT4_BYTES, FEW)
-_wide_int8 = wide_tile(8, tile_int8, INT8_BYTES, FEW)
-_int4 = _quantized(row_int4, tile_int4, _wide_int4, INT4_BYTES)
-_int8 = _quantized(row_int8, tile_int8, _wide_int8, INT8_BYTES)
-_int4_gated = _quantized_gated(row_int4, _wide_int4, INT4_BYTES)
-_int8_gated = _quantized_gated(row_int8, _wide_int8, INT8_BYTES)
+wide_int4 = wide_tile(4, tile_int4, INT4_BYTES, FEW)
+wide_int8 = wide_tile(8, tile_int8, INT8_BYTES, FEW)
+_int4 = _quantized(row_int4, tile_int4, wide_int4, INT4_BYTES)
+_int8 = _quantized(row_int8, tile_int8, wide_int8, INT8_BYTES)
+_int4_gated = _quantized_gated(row_int4, wide_int4, INT4_BYTES)
+_int8_gated = _quantized_gated(row_int8, wide_int8, INT8_BYTES)
 
 
 @kernel

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.converters.expert_cases import CASES as EXPERTS
 from tests.tiny import BOS, EOS, SPECIAL, TEMPLATE, tiny_tokenizer
 
 VOCAB, CONTEXT = 272, 512
@@ -369,6 +370,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+
+CASES |= EXPERTS
 
 
 def make_model(case: str) -> Any:

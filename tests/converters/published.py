@@ -7,6 +7,8 @@ import copy
 import math
 from typing import Any
 
+from tests.converters import expert_cases
+
 Config = dict[str, Any]
 
 COMMON = {"initializer_range": 0.02, "use_cache": True, "transformers_version": "4.47.0"}
@@ -538,6 +540,9 @@ PARAMETERS = {  # millions, as published
     "Apertus-8B-2509": 8053.3, "Hunyuan-1.8B-Instruct": 1791.1, "gpt2": 124.4, "AFM-4.5B": 4619.2,
 }  # fmt: skip
 
+CONFIGS |= expert_cases.CONFIGS
+PARAMETERS |= expert_cases.PARAMETERS
+
 VOCAB, CONTEXT, WINDOW, ORIGINAL = 272, 512, 40, 128
 
 
@@ -569,6 +574,9 @@ def shrunk(name: str) -> Config:
     if config.get("n_groups", 1) > 1:
         small["n_groups"] = 2
     config |= {key: value for key, value in small.items() if config.get(key) is not None}
+    config |= {key: value for key, value in expert_cases.SMALL.items() if config.get(key)}
+    if config.get("num_local_experts"):
+        config["intermediate_size"] = 80  # of an expert
     if kinds := config.get("layer_types"):
         config["layer_types"] = next(
             found for start in (4, 2) if set(found := kinds[start : start + 3]) == set(kinds)

@@ -33,6 +33,7 @@ from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
 from ..onnx_model import ort_session
+from .cases_experts import CASES as EXPERTS
 from .cases_grid import cases as grid_cases
 from .cases_linear import CASES as LINEAR
 from .cases_recurrent import CASES as RECURRENT
@@ -44,7 +45,7 @@ CODES = 2e-3  # ... with activations quantized: a value on the edge may take the
 FLOATS = 2e-2  # float activations against quantized ones
 HALF = 4e-3  # float16 activations
 F32 = NDArray[np.float32]
-PRODUCTS = ("linear", "conv2d")
+PRODUCTS = {"linear": "weight", "conv2d": "weight", "experts": "down"}
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,8 @@ class Case:
 
     @property
     def quantized(self) -> bool:
-        return (
-            "weight" in self.weights
-            and self.op in PRODUCTS
-            and ENCODINGS[self.weights["weight"][1]].blocks is not None
-        )
+        slot = PRODUCTS.get(self.op)
+        return slot is not None and ENCODINGS[self.weights[slot][1]].blocks is not None
 
 
 def _linear(encoding: str, n: int, k: int, rows: int, *, bias: bool = False) -> Case:
@@ -193,6 +191,7 @@ CASES: dict[str, list[Case]] = {
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in ROWS.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in RECURRENT.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in LINEAR.items()}
+CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in EXPERTS.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
@@ -381,7 +380,8 @@ def test_every_op_has_cases_and_faces() -> None:
         assert callable(op.onnx), op.name
         encodings = {c.weights[slot][1] for c in CASES[op.name] for slot in op.matrix}
         fixed = {name for name in encodings if not sparse.parse(name)}
-        assert not op.matrix or fixed == set(STORED)
+        every = EVERYWHERE if op.name == "experts" else STORED
+        assert not op.matrix or fixed == set(every)
     assert {case.rows for case in ALL} >= set(SIZES)
     assert {case.width for case in ALL} >= set(SIZES)
 
@@ -412,8 +412,8 @@ def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> Non
         quantized = (
             FLOATS  # MatMulNBits rounds activations in blocks as large as the weights' groups
         )
-    if executor == "onnx" and case.op == "conv2d":
-        quantized = FLOATS  # its weights are dequantized, its activations stay float
+    if executor == "onnx" and case.op in ("conv2d", "experts"):
+        quantized = FLOATS  # weights are dequantized, activations stay float
     limit = quantized if case.quantized else plain
     assert_close(f"{case.name} {executor}", expected, got, rms=limit)
 

@@ -45,11 +45,12 @@ def _without(*keys: str) -> dict[str, Any]:
 
 
 _LAYER_NORM = _without("rms_norm_eps") | {"layer_norm_eps": 1e-5}
-# Dense families whose greedy text is compared on all executors.
+# Families without recurrent states whose greedy text is compared on all executors.
 DENSE = (
     "gemma", "ministral", "ministral3", "granite", "internlm3", "olmo2", "olmo3", "exaone4",
     "ernie4_5", "helium", "glm4", "cohere2", "stablelm", "phi", "starcoder2", "gpt_neox",
     "arcee", "apertus", "hunyuan_v1_dense", "gpt2",
+    "qwen3_moe", "granitemoe",
 )  # fmt: skip
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
@@ -106,6 +107,16 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "vocab_size": 120,
         "tie_word_embeddings": True,
     },
+    "qwen3_moe": _COMMON
+    | {
+        "head_dim": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+    },
+    "granitemoe": _COMMON
+    | {"num_local_experts": 6, "num_experts_per_tok": 2, "residual_multiplier": 0.4},
     "lfm2": _without("rms_norm_eps")
     | {"norm_eps": 1e-5, "layer_types": ["conv", "full_attention"], "head_dim": None},
     "mamba2": {

@@ -103,9 +103,10 @@ def _all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 # operators"; Reshape is not in that table but has a builder there. Identity, constants and what is
 # made of them alone vanish.
 QNN_OPS = {
-    "Add", "Cast", "Concat", "Div", "Exp", "Gather", "Gelu", "Greater", "LayerNormalization",
-    "MatMul", "Min", "Mul", "Pow", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Softmax", "Split",
-    "Sqrt", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "Add", "Cast", "Concat", "Div", "Equal", "Exp", "Gather", "Gelu", "Greater",
+    "LayerNormalization", "MatMul", "Min", "Mul", "Pow", "ReduceMean", "ReduceSum", "Relu",
+    "Reshape", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh", "TopK", "Transpose",
+    "Unsqueeze", "Where",
 }  # fmt: skip
 
 

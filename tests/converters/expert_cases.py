@@ -1,0 +1,80 @@
+"""Tiny random checkpoints of families with experts, as rows of `checkpoints.CASES`, and published
+configs of them, as rows of `published.CONFIGS`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48, "norm_topk_prob": True,
+        },
+    ),
+    "qwen3_moe-shares": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 16, "attention_bias": True, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "norm_topk_prob": False, "mlp_only_layers": [1],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_moe-step": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 16, "num_experts": 3, "num_experts_per_tok": 1, "decoder_sparse_step": 2,
+            "moe_intermediate_size": 16, "norm_topk_prob": True,
+        },
+    ),
+    "granitemoe": (
+        "GraniteMoeConfig",
+        {
+            "num_local_experts": 8, "num_experts_per_tok": 4, "intermediate_size": 32,
+            "embedding_multiplier": 3.0, "logits_scaling": 2.5, "residual_multiplier": 0.3,
+            "attention_multiplier": 0.1, "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoe-bias": (
+        "GraniteMoeConfig",
+        {"num_local_experts": 3, "num_experts_per_tok": 3, "attention_bias": True},
+    ),
+}  # fmt: skip
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen3-30B-A3B": {
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False,
+        "attention_dropout": 0.0, "bos_token_id": 151643, "decoder_sparse_step": 1,
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+        "initializer_range": 0.02, "intermediate_size": 6144, "max_position_embeddings": 40960,
+        "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32,
+        "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+        "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-06,
+        "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "granite-3.1-1b-a400m": {
+        "architectures": ["GraniteMoeForCausalLM"], "attention_bias": False,
+        "attention_dropout": 0.1, "attention_multiplier": 0.015625, "bos_token_id": 0,
+        "embedding_multiplier": 12.0, "eos_token_id": 0, "hidden_act": "silu",
+        "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 512,
+        "logits_scaling": 6.0, "max_position_embeddings": 131072, "model_type": "granitemoe",
+        "num_attention_heads": 16, "num_experts_per_tok": 8, "num_hidden_layers": 24,
+        "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": False,
+        "pad_token_id": 0, "residual_multiplier": 0.22, "rms_norm_eps": 1e-06,
+        "rope_scaling": None, "rope_theta": 1500000.0, "router_aux_loss_coef": 0.0,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "transformers_version": "4.47.0.dev0", "use_cache": True, "vocab_size": 49155,
+    },
+}  # fmt: skip
+PARAMETERS = {"Qwen3-30B-A3B": 30532.1, "granite-3.1-1b-a400m": 1334.6}  # millions
+
+# What stands in for the numbers of experts where `published.shrunk` makes a config small.
+SMALL = {
+    "num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+}  # fmt: skip

@@ -1,0 +1,135 @@
+"""Checkpoints with experts: what their matrices are stored as, and what of them is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgert.converters.calibrate import Calibration
+from edgert.converters.convert import convert
+from edgert.converters.families import build
+from edgert.converters.families.recipe import Part
+from edgert.converters.sources.base import open_source
+from edgert.converters.stages.mixed import Mixed
+from edgert.converters.stages.quantize import Quantize
+from edgert.converters.stages.read import read
+from safetensors.numpy import load_file, save_file
+
+from edgert import notices
+from edgert.bundle import Bundle
+from edgert.errors import ConvertError
+from edgert.session import SessionOptions, open_session
+from tests.closeness import assert_close
+from tests.converters.checkpoints import prompt, write_checkpoint
+from tests.converters.expert_cases import CONFIGS
+from tests.converters.test_families import run
+
+QWEN, GRANITE = CONFIGS["Qwen3-30B-A3B"], CONFIGS["granite-3.1-1b-a400m"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moe")
+    write_checkpoint("granitemoe", folder)
+    return folder
+
+
+def test_experts_are_stored_in_codes_and_routers_in_16_bits(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    convert(checkpoint, tmp_path / "out.edge", quant="int4", method="rtn", golden=False,
+            progress=False)  # fmt: skip
+    with Bundle.open(tmp_path / "out.edge") as bundle:
+        weights = bundle.graph().weights
+        assert weights["layers.0.experts_gate_up"].encoding == "int4-g32"
+        assert weights["layers.2.experts_down"].encoding == "int4-g32"
+        assert weights["layers.1.router"].encoding == "f16"
+        answers = [
+            run(open_session(bundle, SessionOptions(device, threads=1)), prompt(40))
+            for device in ("reference", "cpu")
+        ]
+    assert_close("int4 experts", *answers, rms=2e-2)
+
+
+def test_methods_that_need_inputs_say_that_experts_are_rounded(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(notices, "_shown", set())
+    convert(checkpoint, tmp_path / "out.edge", quant="int4", method="hqq", golden=False,
+            progress=False)  # fmt: skip
+    assert "hqq chooses no codes of experts yet: theirs are rounded to nearest" in caplog.text
+
+
+def test_encodings_without_kernels_of_experts_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match=r"would be stored in int5-g64, expected one of"):
+        convert(checkpoint, tmp_path / "out.edge", quant="int5", method="rtn", progress=False)
+    assert not (tmp_path / "out.edge").exists()
+
+
+def test_mixed_encodings_are_refused(checkpoint: Path) -> None:
+    with open_source(checkpoint) as source:
+        (part,) = read(source).parts
+        stage = Mixed(1 << 30, Calibration("text", sequences=1, length=8))
+        with pytest.raises(ConvertError, match="has experts, expected a model without"):
+            stage.run(part, None)  # type: ignore[arg-type]
+        assert Quantize("int4-g32", "int8-g32").nbytes(part) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t[:-1], r"is \[7, 64, 64\], expected \[8, 64, 64\]"),
+        (lambda t: t.reshape(-1, 64), r"is \[512, 64\], expected \[8, 64, 64\]"),
+        (lambda t: t.transpose(0, 2, 1)[:, :32].copy(), r"is \[8, 32, 64\], expected"),
+    ],
+)
+def test_stacked_tensors_of_other_sizes_are_refused(
+    checkpoint: Path, tmp_path: Path, change: Any, says: str
+) -> None:
+    spoiled = tmp_path / "spoiled"
+    spoiled.mkdir()
+    for path in checkpoint.iterdir():
+        (spoiled / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(spoiled / "model.safetensors")
+    name = "model.layers.1.block_sparse_moe.input_linear.weight"
+    tensors[name] = np.ascontiguousarray(change(tensors[name]))
+    save_file(tensors, spoiled / "model.safetensors")
+    with pytest.raises(ConvertError, match=says):
+        convert(spoiled, tmp_path / "out.edge", quant="f32", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({**QWEN, "num_experts_per_tok": 129}, "'num_experts_per_tok' is 129, expected 1 to 64"),
+        ({**QWEN, "num_experts": 4}, "'num_experts_per_tok' is 8, expected 1 to 4"),
+        ({**QWEN, "num_experts_per_tok": 0}, "'num_experts_per_tok' is 0"),
+        ({**QWEN, "num_experts": 1 << 20}, "'num_experts' is 1048576, expected 1 to 1024"),
+        ({**QWEN, "num_local_experts": 64}, "'num_local_experts' is 64, expected 'num_experts'"),
+        ({k: v for k, v in QWEN.items() if k != "num_experts"}, "'num_experts' is missing"),
+        ({**QWEN, "moe_intermediate_size": 770}, "is 770, expected a multiple of 16"),
+        ({**QWEN, "moe_intermediate_size": 0}, "is 0, expected a multiple of 16"),
+        ({**QWEN, "decoder_sparse_step": 0}, "'decoder_sparse_step' is 0, expected 1 or more"),
+        ({**QWEN, "use_sliding_window": True}, "'use_sliding_window' is True, expected False"),
+        ({**QWEN, "shared_expert_intermediate_size": 768}, "'shared_expert_intermediate_size'"),
+        ({**QWEN, "norm_topk_prob": "yes"}, "'norm_topk_prob' is 'yes'"),
+        ({**GRANITE, "num_local_experts": -1}, "'num_local_experts' is -1, expected 1 to 1024"),
+        ({**GRANITE, "intermediate_size": 500}, "is 500, expected a multiple of 16"),
+    ],
+)
+def test_configs_that_no_model_has_are_refused(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConvertError, match=says):
+        build(config)
+
+
+def test_rows_of_stacked_tensors() -> None:
+    values = np.arange(4 * 6 * 5, dtype=np.float32).reshape(4, 6, 5)
+    part = Part("t", (4, 6, 5), stacked=True)
+    assert part.meant == (24, 5)
+    flat = values.reshape(24, 5)
+    for start, stop in ((0, 24), (0, 1), (5, 7), (6, 12), (11, 24)):
+        got = part.read(lambda a, b: values[a:b], start, stop)
+        assert np.array_equal(got, flat[start:stop])

@@ -1,0 +1,50 @@
+"""Cases of the op `experts`, for test_catalogue.py. Each is a `Case`'s arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Spec = dict[str, Any]
+STORED = ("f32", "f16", "int8-g32", "int4-g32")  # those with kernels
+
+
+def _experts(
+    encoding: str, rows: int, sizes: tuple[int, int, int, int], label: str = "", **more: Any
+) -> Spec:
+    """sizes: C, F, experts, active. more: attributes, and `bias`."""
+    width, inner, count, active = sizes
+    weights: dict[str, Any] = {
+        "gate_up": ((2 * count * inner, width), encoding),
+        "down": ((count * width, inner), encoding),
+    }
+    if more.pop("bias", False):
+        weights["gate_up_bias"] = ((2 * count * inner,), "f32")
+        weights["down_bias"] = ((count * width,), "f32")
+    return {
+        "width": width, "rows": rows, "weights": weights,
+        "attrs": {"experts": count, "active": active, "act": "silu", **more},
+        "inputs": {"logits": ("T", count)}, "label": f"{encoding}-{count}x{inner}{label}",
+    }  # fmt: skip
+
+
+CASES: dict[str, list[Spec]] = {
+    "experts": [
+        *(
+            _experts(encoding, rows, (64, 48, 8, 2))
+            for encoding in STORED
+            for rows in (1, 63, 500)
+        ),
+        *(_experts(encoding, 17, (80, 160, 3, 3)) for encoding in STORED),
+        _experts("int4-g32", 1000, (32, 16, 5, 1), normalised=False),
+        _experts("f32", 63, (48, 32, 16, 4), "-shares", normalised=False, scale=2.5),
+        _experts("f32", 63, (48, 32, 4, 2), "-gelu", act="gelu"),
+        _experts("f16", 63, (48, 32, 4, 2), "-tanh", act="gelu_tanh"),
+        _experts(
+            "int8-g32", 63, (64, 96, 4, 2), "-clamped",
+            act="quick_gelu", limit=0.5, shift=1.0, bias=True,
+        ),
+        _experts(
+            "f32", 63, (64, 96, 4, 2), "-clamped", act="quick_gelu", limit=0.5, shift=1.0, bias=True
+        ),
+    ]
+}  # fmt: skip
