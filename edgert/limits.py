@@ -20,6 +20,7 @@ GGUF_TENSORS = 1 << 14
 GGUF_ALIGNMENT = 1 << 16
 GGUF_SPLITS = 1024
 ADAPTER_RANK = 4096  # of a LoRA adapter
+ADAPTERS = 64  # beside one model
 CONFIG_BYTES = 4 << 20
 PROFILE_BYTES = 1 << 20  # of a device profile, a budget, a workload or a baseline
 TABLE_BYTES = 64 << 20  # of a table of scores

@@ -11,17 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...bundle.peft import Adapter, LowRank
+from ...bundle.peft import Adapter, LowRank, names_in_checkpoint
 from ...errors import BundleError, ConvertError
 from ..families.recipe import F32
 from .base import SourceTensor
 
 Tensors = dict[str, SourceTensor]
-# What models of several parts, and base models, call the parts that a checkpoint names otherwise.
-INSIDE = (
-    ("", ""), ("model.language_model.", "model."), ("language_model.", ""),
-    ("model.text_model.", "model."), ("", "model."),
-)  # fmt: skip
 
 
 class Changed:
@@ -115,11 +110,7 @@ def _touched(adapter: Adapter, names: set[str]) -> set[str]:
 
 def _named(name: str, tensors: Mapping[str, object] | set[str]) -> str:
     """What the checkpoint calls a tensor of the model; "" where it has none."""
-    for prefix, instead in INSIDE:
-        other = instead + name.removeprefix(prefix)
-        if name.startswith(prefix) and other in tensors:
-            return other
-    return ""
+    return next((other for other in names_in_checkpoint(name) if other in tensors), "")
 
 
 def _misfit(adapter: Adapter, name: str, shape: tuple[int, ...], found: SourceTensor | None) -> str:

@@ -47,6 +47,11 @@ _SILENT = frozenset({
     "base_model_name_or_path", "eva_config", "loftq_config", "corda_config", "megatron_core",
     "qalora_group_size", "bias", "runtime_config", "lora_ga_config", "monteclora_config",
 })  # fmt: skip
+# What models of several parts, and base models, call the parts that a checkpoint names otherwise.
+_INSIDE = (
+    ("", ""), ("model.language_model.", "model."), ("language_model.", ""),
+    ("model.text_model.", "model."), ("", "model."),
+)  # fmt: skip
 # Beginnings of training that leave the model's own weights as they are.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -181,9 +186,9 @@ class Adapter:
         self.file.close()
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether this is a folder with an adapter's config."""
-    return (path / CONFIG).is_file()
+def names_in_checkpoint(name: str) -> list[str]:
+    """What a checkpoint may call a tensor of the model, likeliest first."""
+    return [instead + name.removeprefix(p) for p, instead in _INSIDE if name.startswith(p)]
 
 
 def _plain_name(name: str) -> str:

@@ -47,7 +47,7 @@ def span_of(*, half: bool) -> Any:
 
 
 @cache
-def _lone_of(*, half: bool) -> Any:
+def lone_of(*, half: bool) -> Any:
     """As `span_of` for one row; sums: float32 [count][16]."""
     wide, narrow = float_tile(1, SPAN, half=half), float_tile(1, 1, half=half)
 
@@ -79,7 +79,7 @@ def _finish(
 
 
 def _float(element: int, *, gated: bool) -> Any:
-    span, lone = span_of(half=element == 2), _lone_of(half=element == 2)
+    span, lone = span_of(half=element == 2), lone_of(half=element == 2)
     made = 32 if gated else 64  # bytes of a row's outputs for each group
 
     @njit(error_model="numpy")
