@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +58,7 @@ def convert(
     resume: bool = True,
     golden: bool = True,
     ignore_remote_code: bool = False,
+    adapters: Sequence[str | os.PathLike[str]] = (),
     threads: int | None = None,
     recipe: str | None = None,
     method: str | None = None,
@@ -77,10 +78,10 @@ def convert(
     several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes by what
     products read on `calibration` (default: the sample that comes along). compot: a ratio. heal:
     tokens of distillation. linearize: see `linearize/`. budget_mb: megabytes of the bundle.
-    workers, cluster: processes, or a dask scheduler, for matrices. force: replace a bundle. resume:
-    go on from an earlier run's stage cache. golden: store two answers. Under torchrun with `heal`
-    or `linearize` all ranks call it, nothing is resumed. Raises ConvertError that lists all faults,
-    ResourceError for a full disk or a bundle that another process is writing.
+    adapters: folders of LoRA adapters, merged. workers, cluster: processes, or a dask scheduler.
+    force: replace a bundle. resume: go on from an earlier run. golden: store two answers. Under
+    torchrun with `heal` or `linearize` all ranks call it, nothing is resumed. Raises ConvertError
+    that lists all faults, ResourceError for a full disk or a locked bundle.
     """
     asked = Asked(
         recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize
@@ -89,10 +90,8 @@ def convert(
     _check(threads, workers, name, cluster, report)
     out = _free(Path(os.path.abspath(out)), force=force)
     ranks, follows = _ranks() if heal or linearize else (1, False)
-    with (
-        open_source(source, ignore_remote_code=ignore_remote_code) as opened,
-        place(out, aside=follows) as out,
-    ):
+    opened = open_source(source, ignore_remote_code=ignore_remote_code, adapters=adapters)
+    with opened, place(out, aside=follows) as out:
         if opened.kind == "image":
             wanted, plan = None, _picture_plan(asked, report)
         elif _is_kept(opened, asked):

@@ -22,6 +22,7 @@ from .before import work_before
 from .cpu.layout import ACTS, CHUNK, GROUP, ROWS, SPAN, TILE, TOKEN_BLOCK, blocks_of, groups_of
 from .encodings import dequantize, encoding_of, tensors_of
 from .linear_onnx import ONNX
+from .low_rank import lower_down, lower_up
 from .lowering import Builder, Lower, Word, stride_of, weight
 from .modulation import PARTS
 from .operands import operands
@@ -73,18 +74,27 @@ def linear(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str
 
 
 def lower_linear(b: Builder, node: Any) -> None:
-    """linear; a gate or a residual sum right after it becomes part of the same instruction."""
-    reader = b.only_reader(node.output)
+    """linear; a gate or a residual sum right after it becomes part of the same instruction, and
+    what adapters add is added to that."""
+    reader, lent = b.only_reader(node.output), b.low_rank(node.weights["weight"])
+    h = lower_down(b, node, lent) if lent.rank else ""
     if reader is not None and reader.op == "glu" and _gates(b, node, reader):
         b.pair(node.weights["weight"])
-        _product(b, node, reader.output, gated=str(b.attrs(reader)["act"]))
+        if h:  # the gate comes after what is added
+            b.skip(reader.output)
+            _product(b, node, node.output)
+            lower_up(b, node, lent, h, node.output, gate=reader)
+        else:
+            _product(b, node, reader.output, gated=str(b.attrs(reader)["act"]))
         return
+    y, residual = node.output, ""
     if reader is not None and reader.op == "add":
         other = next((name for name in reader.inputs if name != node.output), "")
         if b.exists(other) and b.stride(other) == stride_of(b.width(node.output)):
-            _product(b, node, reader.output, residual=other)
-            return
-    _product(b, node, node.output)
+            y, residual = reader.output, other
+    _product(b, node, y, residual=residual)
+    if h:
+        lower_up(b, node, lent, h, y)
 
 
 def _gates(b: Builder, node: Any, reader: Any) -> bool:

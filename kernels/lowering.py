@@ -47,6 +47,14 @@ class Pages(NamedTuple):
     element_bytes: int
 
 
+class Lent(NamedTuple):
+    """What adapters may add to a weight (`low_rank.py`). rank: of the largest, in whole groups of
+    16; 0 where none does. kernels: how these are called, f16 or f32."""
+
+    rank: int = 0
+    kernels: str = "f32"
+
+
 class Builder(Protocol):
     """A program in the making, for one graph."""
 
@@ -57,6 +65,9 @@ class Builder(Protocol):
 
     def encoding(self, weight: str) -> Cpu:
         """What kernels need to know of how a weight is stored."""
+
+    def low_rank(self, weight: str) -> Lent:
+        """What adapters may add to products with a weight."""
 
     def weight_shape(self, weight: str) -> tuple[int, ...]:
         """Logical shape of a weight."""
@@ -162,10 +173,13 @@ def rows_of(node: NodeLike, slot: str) -> str:
 
 def only_quantized(b: Builder, value: str) -> bool:
     """Whether every reader of a value is a product that quantizes its rows first, and can do on
-    the way what makes them (`before.py`)."""
+    the way what makes them (`before.py`); adapters read the rows themselves."""
     readers = b.readers(value)
     inside = all(
-        r.op == "linear" and b.encoding(r.weights["weight"]).offset is not None for r in readers
+        r.op == "linear"
+        and b.encoding(r.weights["weight"]).offset is not None
+        and not b.low_rank(r.weights["weight"]).rank
+        for r in readers
     )
     return bool(readers) and inside and not b.is_output(value)
 

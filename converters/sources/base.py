@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ...bundle.manifest import ImageSpec, TextSpec
+from ...errors import ConvertError
 from ...graph import Graph
 from ..families.recipe import F32, Recipe
 
@@ -125,16 +126,24 @@ class Source(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-def open_source(source: str | Path, **options: Any) -> Source:
+def open_source(source: str | Path, *, adapters: Sequence[Any] = (), **options: Any) -> Source:
     """Open a checkpoint directory or hub id by the first kind of source that recognises it.
 
-    options: those of the kinds, such as `ignore_remote_code`. Raises ConvertError (source,
-    download, checkpoint-file, ... with what was found).
+    adapters: folders of LoRA adapters to merge, in order. options: those of the kinds, such as
+    `ignore_remote_code`. Raises ConvertError (source, download, checkpoint-file, ... with what was
+    found).
     """
     *others, last = (import_module(name, __package__) for name in SOURCES)
     for module in others:
         if module.recognises(source):
+            if adapters:
+                raise ConvertError(
+                    f"adapters {[str(path) for path in adapters][:4]} for {source}, expected a "
+                    "Hugging Face checkpoint, whose tensors they name",
+                    code="adapter",
+                    hint="give the checkpoint that the adapter was trained on",
+                )
             found: Source = module.opened(source, **options)
             return found
-    found = last.opened(source, **options)
+    found = last.opened(source, adapters=adapters, **options)
     return found

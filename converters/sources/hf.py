@@ -19,6 +19,7 @@ from ...roles import vocab_size
 from ...storage.hash_cache import HashCache
 from .. import families
 from . import layouts
+from .adapted import merged, opened_adapters
 from .base import Image, PlannedPart, Source, Text
 from .checkpoint import Checkpoint
 from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
@@ -30,9 +31,12 @@ from .wrappers import unwrapped
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def opened(source: str | Path, *, ignore_remote_code: bool = False) -> Source:
-    """The source for a directory or hub id; ConvertError for what is neither."""
-    return HfSource(source, ignore_remote_code=ignore_remote_code)
+def opened(
+    source: str | Path, *, ignore_remote_code: bool = False, adapters: Sequence[Any] = ()
+) -> Source:
+    """The source for a directory or hub id; ConvertError for what is neither. adapters: folders of
+    LoRA adapters, merged in order."""
+    return HfSource(source, ignore_remote_code=ignore_remote_code, adapters=adapters)
 
 
 class HfSource:
@@ -42,12 +46,18 @@ class HfSource:
     ignore_remote_code: accept a config with `auto_map` that names another architecture than its
     model_type's own, using edgert's implementation instead of its code (never run either way).
     `label` is a hub id whole, or a folder without its place. `faults` holds what is wrong with the
-    set of weights files, for the caller's one error.
+    set of weights files, for the caller's one error. adapters: see `opened`.
     """
 
     kind = "text"
 
-    def __init__(self, source: str | Path, *, ignore_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        ignore_remote_code: bool = False,
+        adapters: Sequence[Any] = (),
+    ) -> None:
         self.path = local_folder(source)
         if self.path == Path(source):
             self.name = self.label = Path(os.path.abspath(self.path)).name
@@ -69,6 +79,8 @@ class HfSource:
             self._text(name, limits.TEMPLATE_BYTES)
         found = {name: self._read(name, limits.CONFIG_BYTES) for name in SIDECARS}
         self.sidecars = {name: data for name, data in found.items() if data is not None}
+        self.adapters = opened_adapters(adapters)
+        self.options = (*self.options, *(x for a in self.adapters for x in ("--adapter", a.name)))
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)
         named = layouts.named(self.config, self.checkpoint.tensors)
         try:
@@ -76,7 +88,8 @@ class HfSource:
         except BaseException:
             self.close()
             raise
-        self.taken_over = any(hasattr(t, "instead") for t in self.tensors.values())
+        packed = any(hasattr(t, "instead") for t in self.tensors.values())
+        self.taken_over = packed and not self.adapters
         self.nbytes = sum(shard.nbytes for shard in self.checkpoint.shards)
         self.family = str(self.config.get("model_type"))
         self.faults += index_faults(self.path, self.index, self.checkpoint)
@@ -90,9 +103,12 @@ class HfSource:
             found.clear()
             return families.plan(config, found)
 
-        self.tensors = unwrapped(str(self.path), plan(config), self.tensors)
+        bare = plan(config)
+        self.tensors = unwrapped(str(self.path), bare, self.tensors)
+        misfits: list[str] = []
+        self.tensors = merged(self.adapters, self.tensors, bare.tied, misfits)
         model = layouts.as_stored(plan, config, self.tensors)
-        faults += found
+        faults += [*found, *misfits]
         return (PlannedPart("model", "text", model.graph, model.tensors, model.tied),)
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
@@ -106,6 +122,8 @@ class HfSource:
 
     def close(self) -> None:
         self.checkpoint.close()
+        for adapter in self.adapters:
+            adapter.close()
 
     def __enter__(self) -> HfSource:
         return self
@@ -121,6 +139,7 @@ class HfSource:
         out = {name: hashlib.sha256(data).hexdigest() for name, data in self.texts.items()}
         out |= {shard.path.name: shard.sha256(cache) for shard in self.checkpoint.shards}
         cache.save()
+        out |= {f"{i}:{a.name}": a.key for i, a in enumerate(self.adapters, 1)}
         return dict(sorted(out.items()))
 
     def _text(self, name: str, limit: int) -> bytes | None:

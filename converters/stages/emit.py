@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...bundle.origins import Origin, Origins, origins_file, to_json
 from ...storage.safetensors_writer import TensorWriter
+from ..families.recipe import Part
 from ..weights import specs_of
 from .base import Context, PartInProgress
+from .read import RecipeWeight
 from .weight_cache import CachedWeight, WeightCache
 
 
@@ -33,6 +36,8 @@ class Emit:
     def run(self, part: PartInProgress, context: Context) -> PartInProgress:
         graph_file, weights_file = map(context.writer.file, part_files(part.name))
         graph_file.write_bytes(part.graph.to_json())
+        if part.role == "text" and (found := origins(part, context.source)):
+            context.writer.file(origins_file(part.name)).write_bytes(to_json(found))
         for file, data in part.files.items():
             context.writer.file(file).write_bytes(data)
         cache = cache_of(part)
@@ -41,6 +46,24 @@ class Emit:
         else:
             cache.deliver(weights_file)
         return part
+
+
+def origins(part: PartInProgress, source: PartInProgress) -> Origins:
+    """The checkpoint tensors of the matrices that are still what they were when they were read."""
+    found = {}
+    products = {node.weights["weight"] for node in part.graph.nodes if node.op == "linear"}
+    for name in sorted(products):
+        read = source.weights.get(name)
+        if isinstance(read, RecipeWeight) and read.shape == part.graph.weights[name].shape:
+            found[name] = tuple(_origin(each) for each in read.recipe.parts)
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def _origin(part: Part) -> Origin:
+    rows, inputs = part.meant
+    return Origin(
+        part.name, (rows, inputs), part.span, part.alias, part.scale, part.pairs or (0, 0)
+    )
 
 
 def cache_of(part: PartInProgress) -> WeightCache | None:

@@ -21,6 +21,7 @@ from .lines import QUOTES, Message, next_message
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
 from .settings import (
     Loader,
+    adapter_option,
     bundle_or_demo,
     context_shift_option,
     emit_json,
@@ -84,6 +85,7 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @session_options
 @draft_options
 @context_shift_option
+@adapter_option
 @click.option(
     "--relay",
     type=click.Path(path_type=Path),
@@ -102,6 +104,7 @@ def command(
     loader: Loader,
     draft: DraftOptions,
     context_shift: bool,
+    adapter: Path | None,
     relay: Path | None,
     no_history: bool,
     stats: bool,
@@ -128,7 +131,10 @@ def command(
             params["relay"] = RelayOptions(relay)
             model.drafting.small(relay)
         emit = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
-        chat = Chat(model, system, variables, params, shift=context_shift, emit=emit, stats=stats)
+        chat = Chat(
+            model, system, variables, params,
+            shift=context_shift, adapter=adapter, emit=emit, stats=stats,
+        )  # fmt: skip
         if prompt is not None:
             return 130 if chat.answer(prompt) else 0
         if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
@@ -157,7 +163,8 @@ def _history_file() -> Path:
 class Chat:
     """One conversation and the commands around it.
 
-    variables: for the chat template. shift: whether the oldest turns may be left out. emit: called
+    variables: for the chat template. shift: whether the oldest turns may be left out. adapter: of
+    all answers. emit: called
     with each whole answer, which is then not shown piece by piece. stats: print each answer's cost.
     Raises RequestError for a model that does not chat and for impossible parameters.
     """
@@ -170,12 +177,15 @@ class Chat:
         params: Mapping[str, Any],
         *,
         shift: bool,
+        adapter: Path | None,
         emit: Callable[[Generation], None] | None,
         stats: bool,
     ) -> None:
         self.model, self.params, self.emit, self.stats = model, params, emit, stats
         model.checked_params({name: params[name] for name in params if name != "relay"})
-        self.begin = partial(model.conversation, template=variables, context_shift=shift)
+        self.begin = partial(
+            model.conversation, template=variables, context_shift=shift, adapter=adapter
+        )
         self.conversation = self.begin(system)
         probe = [*self.conversation.messages, {"role": "user", "content": "?"}]
         model.chat_ids(probe, template=variables)

@@ -133,6 +133,14 @@ PRESETS = {"quick": 16, "full": 256}
     help="Accept a checkpoint that names its own code, which is never run.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Merge a LoRA adapter (a folder of PEFT) into the weights; may be repeated.",
+)
+@click.option(
     "--onnx",
     multiple=True,
     type=click.Choice(("f32", "f16")),

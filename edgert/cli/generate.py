@@ -14,6 +14,7 @@ from .inputs import is_piped, read_file, read_stdin, stdin_waits
 from .sampling import read_answer, sampling_options, sampling_params, stats_line
 from .settings import (
     Loader,
+    adapter_option,
     bundle_or_demo,
     context_shift_option,
     emit_json,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @session_options
 @draft_options
 @context_shift_option
+@adapter_option
 @click.option("--stats", is_flag=True, help="Say on stderr what it cost.")
 @json_option
 def command(
@@ -53,6 +55,7 @@ def command(
     loader: Loader,
     draft: DraftOptions,
     context_shift: bool,
+    adapter: Path | None,
     stats: bool,
     as_json: bool,
     **options: Any,
@@ -74,7 +77,7 @@ def command(
 
     path = bundle_or_demo(bundle)
     with loader.load(path, draft) as model:
-        stream = model.stream(text, context_shift=context_shift, **params)
+        stream = model.stream(text, context_shift=context_shift, adapter=adapter, **params)
         answer, cut = read_answer(model, stream, (lambda piece: None) if as_json else show)
         if as_json:
             emit_json(answer_object(path, answer))

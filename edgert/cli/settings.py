@@ -193,6 +193,12 @@ context_shift_option = click.option(
 )  # fmt: skip
 
 
+adapter_option = click.option(
+    "--adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+    help="A LoRA adapter (a folder of PEFT) to answer with, beside the model's own weights.",
+)  # fmt: skip
+
+
 def emit_json(value: Any) -> None:
     """Print one JSON object on stdout, in UTF-8 whatever the locale or PYTHONIOENCODING say."""
     if hasattr(sys.stdout, "reconfigure"):  # lone surrogates become JSON's own escapes

@@ -19,14 +19,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError
+from ..errors import DeviceError, RequestError
 from ..graph import Graph
 from ..roles import vocab_size
+
+if TYPE_CHECKING:
+    from .adapters import Fitted
 
 F32 = NDArray[np.float32]
 TREE_ROWS = 63  # rows of a feed with parents: a row's ancestors are the bits of one word
@@ -46,11 +49,13 @@ class State(ABC):
     are behind; behind, the newest committed rows, which they have not taken in, as feeds and rows
     of these; offered, what was fed last; ahead, how many rows of `behind` its step had in front;
     held, rows that are committed though `length` stands before them, while a step takes them in.
+    adapter: key of the adapter that all its rows are computed with (`adapters`), "" for none.
     whole_steps: whether recurrent states take a step's tokens all or not at all; those of a commit
     of a part are `behind`, and no rewind takes any back.
     """
 
     whole_steps = False
+    adapter = ""
 
     def __init__(self, context: int) -> None:
         self.length = 0
@@ -151,12 +156,20 @@ class State(ABC):
     def _remembered(self) -> dict[str, Any]:
         """What `_remember` takes, for a snapshot."""
         kept: dict[str, Any] = {"long_rope": self.long_rope}
+        if self.adapter:
+            kept["adapter"] = self.adapter
         return kept if self.fed is None else kept | {"fed": np.asarray(self.fed, np.int32)}
 
     def _check_remembered(self, snapshot: Mapping[str, Any]) -> None:
         """Raises RequestError where a snapshot does not tell that."""
         if not isinstance(snapshot.get("long_rope"), bool):
             raise RequestError("the snapshot does not tell its rotary factors", code="snapshot")
+        if snapshot.get("adapter", "") != self.adapter:
+            raise RequestError(
+                f"the snapshot was made with adapter {str(snapshot.get('adapter', ''))[:16]!r}, "
+                f"this state has {self.adapter[:16]!r}",
+                code="snapshot",
+            )
         text = snapshot.get("fed")
         known = isinstance(text, np.ndarray) and text.dtype == np.int32 and text.ndim == 1
         if (text is None) != (self.fed is None) or not (text is None or known):
@@ -255,6 +268,23 @@ class Session(ABC):
         """An empty sequence. `expected` is how many tokens it will hold before logits are wanted of
         it, a prompt's length (0: unknown). Models with two sets of rotary factors then take the
         right one from the first token on, instead of computing the prompt twice."""
+
+    def attach(self, fitted: Fitted) -> None:
+        """Take in an adapter, for states to choose. Raises DeviceError where the device keeps none
+        apart, ResourceError for too many."""
+        raise DeviceError(
+            f"adapter {fitted.name!r} apart from the weights on {self.device!r}, expected the "
+            "device cpu or reference for that",
+            code="adapter-device",
+            hint="merge it into the weights, which every device runs: edgert convert CHECKPOINT "
+            "--adapter DIR -o OUT.edge",
+        )
+
+    def choose(self, state: State, adapter: str) -> None:
+        """Have all rows of an empty state computed with an adapter, by its key; "" for none. Raises
+        RequestError for one that was not attached and for a state that holds something."""
+        if adapter:
+            raise RequestError(f"adapter {adapter[:16]!r} is not attached", code="adapter-unknown")
 
     @abstractmethod
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import DeviceError
+
 
 def available_cores() -> list[int]:
     """CPU indices this process may use."""
@@ -75,3 +77,13 @@ def performance_cores() -> list[int]:
         cores = [core for core in cores if speed[core] >= 0.9 * fastest]
     limit = cpu_quota()
     return cores if limit >= len(cores) else cores[: max(1, int(limit))]
+
+
+def thread_count(wanted: int | None) -> int:
+    """Threads of a session: one per performance core, or as many as are wanted. Raises
+    DeviceError for numbers that are none."""
+    if wanted is None:
+        return len(performance_cores())
+    if not 1 <= wanted <= 256:
+        raise DeviceError(f"threads is {wanted}, expected 1 to 256", code="threads")
+    return wanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,19 @@ from ..graph import Graph, Node
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS, on_cpu
+from ..kernels.lowering import Lent
 from ..kernels.ops import CATALOGUE
 from ..roles import row_input
 from . import packed, team
+from .adapters import AdapterPool, Fitted
 from .base import F32, Feed, Session, State, StepResult
 from .compiling import compiled
-from .cores import performance_cores
+from .cores import thread_count
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values
 from .folding import bind, folds_of
 from .longrope import Switching
-from .lowering import Lowering
+from .lowering import Lowering, symbols
 from .pages import PagePool
 from .plan import plan_pages
 from .prefixes import PrefixCache
@@ -69,12 +71,12 @@ class CpuSession(Session):
         check_borrowed(graph)
         check_values(graph, {})
         self.graph, self.max_rows = graph, max_rows
-        self.threads = _thread_count(threads)
+        self.threads = thread_count(threads)
         self.kv_bytes = self._kv_bits(kv_bits) // 8
         plan = plan_pages(graph, self.kv_bytes, context or graph.context, kv_memory)
         self.context = plan.context
         self.fingerprint = f"{key[:24]}-kv{8 * self.kv_bytes}"
-        self.checker = FeedChecker(self)
+        self.checker, self.adapters = FeedChecker(self), AdapterPool(graph)
         self._lock, self._closed = threading.Lock(), False
         self._programs, self._row_input = dict[object, Program](), row_input(graph)
         machine_code.use_cache(cache)
@@ -105,9 +107,13 @@ class CpuSession(Session):
 
     # --- building ---------------------------------------------------------------------------
 
-    def _lower(self, graph: Graph, limits: Mapping[str, int]) -> Lowering:
-        limits = {**dict.fromkeys(_symbols(graph), 1), **limits}
-        return Lowering(graph, limits=limits, threads=self.threads, kv_bytes=self.kv_bytes)
+    def _lower(
+        self, graph: Graph, limits: Mapping[str, int], lent: Mapping[str, Lent] | None = None
+    ) -> Lowering:
+        limits = {**dict.fromkeys(symbols(graph), 1), **limits}
+        return Lowering(
+            graph, limits=limits, threads=self.threads, kv_bytes=self.kv_bytes, lent=lent
+        )
 
     def _pack(self, weights: Mapping[str, Any], folders: list[Path], key: str) -> None:
         """Matrices packed for the kernels, vectors padded; addresses of both."""
@@ -119,15 +125,17 @@ class CpuSession(Session):
         self.packed_weights = held
         self._addresses = {f"${name}": held.address(name) for name in held.slots}
         self._vectors = {
-            name: _padded(weights[name]) for name, w in graph.weights.items() if len(w.shape) == 1
+            name: packed.padded(weights[name])
+            for name, w in graph.weights.items()
+            if len(w.shape) == 1
         }
         self._addresses.update({f"${name}": a.ctypes.data for name, a in self._vectors.items()})
         self._tables = {
-            name: _padded(weights[name]) for name in packed.in_slots(graph, matrix=False)
+            name: packed.padded(weights[name]) for name in packed.in_slots(graph, matrix=False)
         }
         for name, table in self._tables.items():
             self._addresses[f"@rows:{name}"] = table.ctypes.data
-        self._columns = {name: _padded(weights[name].T) for name in packed.by_columns(graph)}
+        self._columns = {name: packed.padded(weights[name].T) for name in packed.by_columns(graph)}
         for name, table in self._columns.items():
             self._addresses[f"@columns:{name}"] = table.ctypes.data
         for name in self.pool.keys:
@@ -136,20 +144,29 @@ class CpuSession(Session):
         self._addresses.update(self.slots.named())
 
     def _bind(self, lowering: Lowering, code: Mapping[str, int]) -> Program:
-        arrays = self._vectors, self._tables, self._columns
+        arrays = self._vectors, self._tables, self._columns, dict(self.adapters.tables)
         kept = self.packed_weights, arrays, self.pool, self.slots
-        return Program(lowering, self._addresses, code, self._team, context=self.context, kept=kept)
+        lent = {f"@low:{name}": t.ctypes.data for name, t in self.adapters.tables.items()}
+        return Program(
+            lowering, self._addresses | lent, code, self._team, context=self.context, kept=kept
+        )
 
     def program(self) -> Program:
         """The program that steps without taps run, for profiling."""
         return self._programs[frozenset()]
 
-    def _program(self, key: object, graph: Graph, limits: Mapping[str, int]) -> Program:
+    def _program(
+        self,
+        key: object,
+        graph: Graph,
+        limits: Mapping[str, int],
+        lent: Mapping[str, Lent] | None = None,
+    ) -> Program:
         """The program of a graph over the same weights, made when it is first asked for."""
         program = self._programs.pop(key, None)
         if program is None:
             self._check_graph(graph)
-            lowering = self._lower(graph, limits)
+            lowering = self._lower(graph, limits, lent)
             if frozenset(lowering.paired) != self.paired & set(graph.weights):
                 raise RequestError(
                     "a wanted value only exists inside a gated product, expected hidden rows",
@@ -181,6 +198,14 @@ class CpuSession(Session):
         self.replaying.begin(state)
         return state
 
+    def attach(self, fitted: Fitted) -> None:
+        with self._lock:
+            self._check_open()
+            self.adapters.attach(fitted)
+
+    def choose(self, state: State, adapter: str) -> None:
+        self.adapters.choose(state, adapter)
+
     def prefix_cache(self) -> PrefixCache:
         """Up to half of the pool of pages may stay with beginnings that nobody uses."""
         budget = max(SNAPSHOT_BYTES, self.pool.pages * self.pool.bytes_per_page // 2)
@@ -201,7 +226,7 @@ class CpuSession(Session):
             rows = lay_out(feeds)
             taps = frozenset(name for feed in feeds for name in feed.taps)
             graph = self.graph.with_outputs(sorted(taps)) if taps else self.graph
-            program = self._program(taps, graph, {"T": self.max_rows, "R": self.max_rows})
+            program = self._stepping(taps, graph, feeds)
             states = [_own(feed.state, self.pool) for feed in feeds]
             try:
                 for state in states:
@@ -218,6 +243,17 @@ class CpuSession(Session):
             finally:
                 for state in states:
                     state.end_step()
+
+    def _stepping(self, taps: frozenset[str], graph: Graph, feeds: Sequence[Feed]) -> Program:
+        """The program of a step: without adapters the plain one, whose rows have the same bits."""
+        sizes = {"T": self.max_rows, "R": self.max_rows}
+        if not any(feed.state.adapter for feed in feeds):
+            return self._program(taps, graph, sizes)
+        for key in [k for k in self._programs if isinstance(k, _Adapted)]:
+            if key.version != self.adapters.version:
+                self._programs.pop(key).close()
+        key = _Adapted(taps, self.adapters.version)
+        return self._program(key, graph, sizes, self.adapters.lent)
 
     def run(self, arrays: Mapping[str, NDArray[Any]], graph: Graph | None = None) -> dict[str, F32]:
         graph = graph or self.graph
@@ -273,6 +309,8 @@ class CpuSession(Session):
             last = state.length + stop - start - 1
             deepest = max(deepest, last // (PAGE * SEGMENT) + 1)
         memory.tiles[:2] = count, deepest if total <= SPLIT_ROWS else 1
+        if program.lowering.lent:
+            self.adapters.fill(memory, feeds, rows)
 
     def _fill_inputs(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
         checker = self.checker
@@ -316,7 +354,8 @@ class CpuSession(Session):
     def nbytes(self) -> int:
         """Bytes of packed weights, arenas and KV in use."""
         arenas = sum(program.nbytes for program in self._programs.values())
-        return self.packed_weights.nbytes + arenas + self.pool.nbytes
+        held = self.packed_weights.nbytes + self.adapters.nbytes
+        return held + arenas + self.pool.nbytes
 
     def close(self) -> None:
         if not self._team.is_ours:  # the lock may have been held at the fork; nothing runs here
@@ -332,9 +371,11 @@ class CpuSession(Session):
             team.leave(self._team)
 
 
-def _symbols(graph: Graph) -> set[str]:
-    values = (*graph.inputs, *graph.outputs)
-    return {n for value in values for n in value.shape if isinstance(n, str)}
+class _Adapted(NamedTuple):
+    """What a program with adapters is kept by."""
+
+    taps: frozenset[str]
+    version: int
 
 
 def _check_weights(graph: Graph) -> None:
@@ -380,19 +421,3 @@ def _own(state: State, pool: PagePool) -> CpuState:
             hint="make states with this session's new_state()",
         )  # fmt: skip
     return state
-
-
-def _thread_count(wanted: int | None) -> int:
-    if wanted is None:
-        return len(performance_cores())
-    if not 1 <= wanted <= 256:
-        raise DeviceError(f"threads is {wanted}, expected 1 to 256", code="threads")
-    return wanted
-
-
-def _padded(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A float32 copy with zeros up to the next 16 columns, which vector loads may touch."""
-    *rows, width = array.shape
-    out = np.zeros((*rows, -(-width // 16) * 16), np.float32)
-    out[..., :width] = array
-    return out

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from ..graph import Graph, Node
 from ..kernels.encodings import Cpu, on_cpu
-from ..kernels.lowering import Pages, Word, stride_of
+from ..kernels.lowering import Lent, Pages, Word, stride_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.states import BorrowedState, KVState
 from .pages import page_bytes
+
+NOTHING = Lent()  # of adapters
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,20 @@ class Lowering:
     """The steps of a graph, and the sizes of everything they touch (`kernels.lowering.Builder`).
 
     limits: the most rows each symbol may have. kv_bytes: bytes of a cached element.
+    lent: what adapters may add to products, by weight.
     """
 
     def __init__(
-        self, graph: Graph, *, limits: Mapping[str, int], threads: int, kv_bytes: int
+        self,
+        graph: Graph,
+        *,
+        limits: Mapping[str, int],
+        threads: int,
+        kv_bytes: int,
+        lent: Mapping[str, Lent] | None = None,
     ) -> None:
         self.graph, self.limits = graph, dict(limits)
-        self.threads, self.kv_bytes = threads, kv_bytes
+        self.threads, self.kv_bytes, self.lent = threads, kv_bytes, lent or {}
         self.shapes = graph.shapes()
         self.outputs = {value.name for value in graph.outputs}
         self.steps: list[Step] = []
@@ -91,6 +100,9 @@ class Lowering:
     def encoding(self, weight: str) -> Cpu:
         stored = self.graph.weights[weight]
         return on_cpu(stored.encoding, stored.shape[-1])
+
+    def low_rank(self, weight: str) -> Lent:
+        return self.lent.get(weight, NOTHING)
 
     def weight_shape(self, weight: str) -> tuple[int, ...]:
         return self.graph.weights[weight].shape
@@ -217,3 +229,9 @@ class Lowering:
             if step.in_place in read:
                 self.steps[index] = replace(step, in_place="")
             read.update(step.reads)
+
+
+def symbols(graph: Graph) -> set[str]:
+    """Symbols that inputs and outputs have sizes by."""
+    values = (*graph.inputs, *graph.outputs)
+    return {n for value in values for n in value.shape if isinstance(n, str)}

@@ -79,6 +79,14 @@ def in_slots(graph: Graph, *, matrix: bool) -> list[str]:
     return [name for name in graph.weights if name in found and len(graph.weights[name].shape) == 2]
 
 
+def padded(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A float32 copy with zeros up to the next 16 columns, which vector loads may touch."""
+    *rows, width = array.shape
+    out = np.zeros((*rows, -(-width // 16) * 16), np.float32)
+    out[..., :width] = array
+    return out
+
+
 def by_columns(graph: Graph) -> list[str]:
     """Small matrices of which kernels load a column of 16 rows at a time."""
     slots = ((CATALOGUE[node.op].columns, node.weights) for node in graph.nodes)

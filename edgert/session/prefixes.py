@@ -3,7 +3,8 @@
 A radix tree over token ids, a node for each page of 64 tokens: the path from the root to a node is
 the text, and the node holds the page. States share pages with the tree by reference counts and copy
 the one they write into. Keys and values can be cut at any token; recurrent states only go on from
-where a copy of them was kept, which a node then holds as well.
+where a copy of them was kept, which a node then holds as well. Texts of one adapter, and with one
+set of rotary factors, have a root of their own: others' keys and values are never theirs.
 
 Only committed tokens come in. What nobody used for longest goes first, from the ends of texts, when
 the tree takes more than its budget or pages are needed elsewhere.
@@ -46,7 +47,7 @@ class PrefixCache:
     def __init__(self, pool: PagePool, slots: SlotPool, budget: int) -> None:
         self.pool, self.slots, self.budget = pool, slots, budget
         self._lock = threading.RLock()
-        self._roots = {flag: _Node((), -1, None) for flag in (False, True)}  # by rotary factors
+        self._roots: dict[tuple[str, bool], _Node] = {}  # by adapter and rotary factors
         self._clock = 0
         self._pages = self._bytes = self._nodes = 0
 
@@ -61,16 +62,19 @@ class PrefixCache:
 
     # --- looking up -------------------------------------------------------------------------
 
-    def known(self, tokens: Sequence[int], *, long_rope: bool = False) -> int:
-        """How many of the tokens a state could begin with."""
+    def known(self, tokens: Sequence[int], *, long_rope: bool = False, adapter: str = "") -> int:
+        """How many of the tokens a state with this adapter could begin with."""
         with self._lock:
-            return self._resumable(*self._match(tokens, long_rope))[0]
+            return self._resumable(*self._match(tokens, (adapter, long_rope)))[0]
+
+    def _root(self, kind: tuple[str, bool]) -> _Node:
+        return self._roots.setdefault(kind, _Node((), -1, None))
 
     def resume(self, state: CpuState, tokens: Sequence[int]) -> int:
         """Let an empty state begin with what is known of the tokens: how many that is. Raises
         ResourceError where no slot is free; then nothing has changed."""
         with self._lock:
-            path, length = self._match(tokens, state.long_rope)
+            path, length = self._match(tokens, (state.adapter, state.long_rope))
             length, content = self._resumable(path, length)
             if length:
                 count = self.pool.count(length)
@@ -78,9 +82,9 @@ class PrefixCache:
                 self._touch(path)
             return length
 
-    def _match(self, tokens: Sequence[int], long_rope: bool) -> tuple[list[_Node], int]:
+    def _match(self, tokens: Sequence[int], kind: tuple[str, bool]) -> tuple[list[_Node], int]:
         """The nodes along the longest known beginning of the tokens, and its length."""
-        node, at, path = self._roots[long_rope], 0, list[_Node]()
+        node, at, path = self._root(kind), 0, list[_Node]()
         while at < len(tokens):
             best, same = None, 0
             for child in node.children.get(tokens[at], ()):
@@ -124,7 +128,7 @@ class PrefixCache:
             raise ValueError(f"{len(tokens)} tokens of a state that holds {length}")
         ends = length if whole else length - length % PAGE_TOKENS
         with self._lock:
-            node, path = self._roots[state.long_rope], list[_Node]()
+            node, path = self._root((state.adapter, state.long_rope)), list[_Node]()
             for start in range(0, ends, PAGE_TOKENS):
                 block = tuple(tokens[start : min(ends, start + PAGE_TOKENS)])
                 found = self._child(node, block)

@@ -181,6 +181,8 @@ class StepMemory:
         self.tiles = np.zeros(2 + rows, np.int64)  # one tile a row at worst
         self.tile_rows = self.tiles[2:].view(np.int32).reshape(-1, 2)
         self.sequences = np.zeros(1 + 3 * rows, np.int64)  # how many, then first row, rows, slot
+        self.runs_t, self.order_t = np.zeros(1 + 3 * rows, np.int64), np.zeros(rows, np.int32)
+        self.runs_r, self.order_r = self.runs_t.copy(), self.order_t.copy()  # see `low_rank`
         self.counters = np.zeros(rows * groups, np.int64)
         self.partials = reserve(SPLIT_ROWS * segments * lowering.partial_bytes + 64)
 

@@ -16,6 +16,7 @@ from ..kernels.quant import Matrix
 from ..kernels.slot_rows import SlotRows
 from ..kernels.states import BorrowedState, ConvState, KVState, RecurrentState, StateSpec
 from ..roles import row_input
+from .adapters import AdapterSet, Fitted, row_keys
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values
@@ -75,7 +76,7 @@ class ReferenceState(State):
         other._remember(self.fed, long_rope=self.long_rope)
         other.expected, other.length, other.closed = self.expected, self.length, False
         other.kv = {n: tuple(a[: self.length] for a in pair) for n, pair in self.kv.items()}
-        other.settle, other.empty = self.settle, self.empty
+        other.settle, other.empty, other.adapter = self.settle, self.empty, self.adapter
         other.slots, other.made = self.slots, {}
         return other
 
@@ -153,7 +154,7 @@ class ReferenceSession(Session):
         self.graph, self.weights = graph, weights
         self.context = context or graph.context
         self.max_rows = max_rows
-        self.checker = FeedChecker(self)
+        self.checker, self.adapters = FeedChecker(self), AdapterSet()
         whole = any(_empty(spec) is not None for spec in graph.states.values())
         self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
         self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)
@@ -163,6 +164,12 @@ class ReferenceSession(Session):
         self.switching.begin(state, expected)
         self.replaying.begin(state)
         return state
+
+    def attach(self, fitted: Fitted) -> None:
+        self.adapters.attach(fitted)
+
+    def choose(self, state: State, adapter: str) -> None:
+        self.adapters.choose(state, adapter)
 
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         return self.switching.step(feeds)
@@ -233,6 +240,8 @@ class ReferenceSession(Session):
             return placed
         if op.state_of is None or rows is None:
             out: F32 = op.reference(inputs, weights, attrs)
+            if node.op == "linear" and rows is not None and self.adapters.fitted:
+                out = out + self._added(node, inputs[0], out.shape[1], feeds, rows)
             return out
         state = self.graph.states[node.state]
         if not isinstance(state, KVState | BorrowedState):
@@ -255,6 +264,12 @@ class ReferenceSession(Session):
         for index, feed in enumerate(feeds):
             _own(feed.state).kv[name] = (kv.keys[index], kv.values[index])
         return out
+
+    def _added(self, node: Node, x: F32, width: int, feeds: Sequence[Feed], rows: Rows) -> F32:
+        """What the feeds' adapters add to a product of all rows, or of those with logits."""
+        cuts = rows.starts if len(x) == rows.total else [0, *rows.cuts, len(rows.picked)]
+        keys = row_keys(feeds, cuts)
+        return self.adapters.added(node.weights["weight"], x, keys, width)
 
     def close(self) -> None:
         self.weights = {}

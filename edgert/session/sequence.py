@@ -205,7 +205,7 @@ class CpuState(State):
             self.pool, self.slots, self.context, self.fingerprint, long_rope=self.long_rope
         )
         other._remember(self.fed, long_rope=self.long_rope)
-        other.expected, other.settle = self.expected, self.settle
+        other.expected, other.settle, other.adapter = self.expected, self.settle, self.adapter
         if not self.length:
             return other
         other._slot += other._take_slot()

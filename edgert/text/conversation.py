@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -11,6 +12,7 @@ from ..errors import RequestError
 from ..session.base import Session, State
 from ..session.engine import Engine
 from . import saved
+from .adapters import AdapterPath, Adapters
 from .generate import Progress, Run
 from .params import SamplingOptions
 from .relay import RelayOptions
@@ -34,6 +36,8 @@ class ChatModel(Protocol):
     def engine(self) -> Engine: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def adapters(self) -> Adapters: ...
 
     def chat_ids(
         self,
@@ -100,8 +104,10 @@ class Conversation:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
         shift: bool = False,
+        adapter: AdapterPath | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._adapter = model, model.adapters.key(adapter)
+        self._adapter_path = None if adapter is None else os.path.abspath(adapter)
         self._tools, self._template, self._shift = tools, template, shift
         self.messages: list[dict[str, Any]] = []
         if system is not None:
@@ -221,7 +227,7 @@ class Conversation:
         self._model.engine.unpark(self._memory)
         content = self._memory.take()
         if content is None:
-            return self._model.session.new_state(run.prompt_tokens)
+            return self._model.adapters.begin(run.prompt_tokens, self._adapter)
         state, fed = content
         state.rewind(common_prefix(fed, run.sequence[:-1]))
         state.expected = run.prompt_tokens
@@ -293,6 +299,7 @@ class Conversation:
             "template": self._template,
             "shift": self._shift,
             "left_out": self._left_out,
+            "adapter": [self._adapter_path, self._adapter],
             "fed": fed,
             "snapshot": snapshot,
         }
@@ -303,17 +310,25 @@ class Conversation:
         """What `save` wrote, for the same bundle and device; anything else raises RequestError."""
         model.engine.check()
         content = saved.read(path, owner(model))
+        adapter, key = content.get("adapter", (None, ""))
         self = cls(
             model,
             tools=content["tools"],
             template=content["template"],
             shift=content.get("shift", False),
+            adapter=adapter,
         )
+        if self._adapter != key:
+            raise RequestError(
+                f"{os.fspath(path)} was made with another adapter than {adapter} is now",
+                code="state-foreign",
+                hint="bring the adapter back as it was, or start a new conversation",
+            )
         self.messages, fed = content["messages"], content["fed"]
         self._left_out = content.get("left_out", 0)
         if content["snapshot"] is None:
             return self
-        state = model.session.new_state()
+        state = model.adapters.begin(0, self._adapter)
         try:
             state.restore(content["snapshot"])
             if state.length != len(fed):

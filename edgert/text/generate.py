@@ -127,11 +127,14 @@ class Run(Lane):
         cache, prompt = self._prefixes, self.sequence[:-1]
         if cache is None or not isinstance(state, CpuState):
             return state
-        if cache.known(prompt, long_rope=state.long_rope) < state.length + WORTH:
+        adapter = state.adapter
+        known = cache.known(prompt, long_rope=state.long_rope, adapter=adapter)
+        if known < state.length + WORTH:
             return state
         if state.length:
             state.close()
             state = session.new_state(self.prompt_tokens)
+            session.choose(state, adapter)
         if isinstance(state, CpuState):
             cache.resume(state, prompt)
         return state

@@ -20,6 +20,7 @@ from ..kernels.states import RecurrentState
 from ..session.base import Session, State
 from ..session.engine import Engine
 from ..session.options import SessionOptions
+from .adapters import AdapterPath, Adapters
 from .conversation import Conversation
 from .generate import Progress, Run
 from .logits import LogitsLane
@@ -73,6 +74,7 @@ class TextModel:
         self.name, self.advice, self.fingerprint = name, dict(advice or {}), fingerprint
         self.load_s = 0.0
         self._bundle, self._freed = bundle, False
+        self.adapters = Adapters(session, bundle)
         self.engine = Engine(session)
         self.drafting = Drafting(
             tokenizer, self.engine.costs, session.device, opened=opened or _not_opened
@@ -140,6 +142,7 @@ class TextModel:
         relay: RelayOptions | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
+        adapter: AdapterPath | None = None,
         **params: Unpack[SamplingOptions],
     ) -> Stream:
         """Continue a text or token ids, piece by piece.
@@ -149,13 +152,14 @@ class TextModel:
         proposer: drafts of your own instead. relay: a small model writes a part, which changes the
         text (`edgert.text.relay`). progress(done, total): called between chunks of a long
         prompt. context_shift: go on when the context is full, without the older half of it but for
-        its first tokens. Parameters and prompt are checked before this returns: RequestError.
+        its first tokens. adapter: the folder of a LoRA adapter to compute it with. Parameters and
+        prompt are checked before this returns: RequestError.
         """
         self.engine.check()
         tokens = self._prompt_ids(prompt, special=special)
         run = self.run(
             tokens, params, draft=draft, proposer=proposer, relay=relay, progress=progress,
-            joined=True, shift=context_shift,
+            joined=True, shift=context_shift, adapter=adapter,
         )  # fmt: skip
         return Stream(self.engine, run)
 
@@ -182,6 +186,7 @@ class TextModel:
         relay: RelayOptions | None = None,
         progress: Progress | None = None,
         context_shift: bool = False,
+        adapter: AdapterPath | None = None,
         **params: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer messages, piece by piece. template: variables for the chat template, such as
@@ -190,7 +195,7 @@ class TextModel:
         tokens = self.chat_ids(messages, tools=tools, template=template)
         run = self.run(
             tokens, params, draft=draft, proposer=proposer, relay=relay, progress=progress,
-            shift=context_shift,
+            shift=context_shift, adapter=adapter,
         )  # fmt: skip
         return Stream(self.engine, run)
 
@@ -246,11 +251,14 @@ class TextModel:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
         context_shift: bool = False,
+        adapter: AdapterPath | None = None,
     ) -> Conversation:
         """A chat that remembers: messages, and the work done on them. context_shift: leave out the
-        oldest turns, and then the older half of an answer, where the context is full."""
+        oldest turns, and then the older half of an answer, where it is full. adapter: of all."""
         self.engine.check()
-        return Conversation(self, system, tools=tools, template=template, shift=context_shift)
+        return Conversation(
+            self, system, tools=tools, template=template, shift=context_shift, adapter=adapter
+        )
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 [T, V] after each of T tokens, each from 0 to V - 1: also one of the ids
@@ -323,11 +331,13 @@ class TextModel:
         draft: Draft | None = None,
         proposer: Proposer | None = None,
         relay: RelayOptions | None = None,
+        adapter: AdapterPath | None = None,
         **options: Any,
     ) -> Run:
-        """A request as a lane, not submitted yet. start: gives its state, a new one by default;
-        options as for `Run`. Raises RequestError."""
+        """A request as a lane, not submitted yet. start: gives its state, by default a new one with
+        the adapter; options as for `Run`. Raises RequestError."""
         resolved = self.checked_params(params).resolved(self.advice)
+        key = self.adapters.key(adapter)
         make: Callable[..., Run] = Run
         if relay is not None:
             make = partial(RelayRun, relay=Relay(relay), small=self._relayed(relay, resolved))
@@ -338,7 +348,7 @@ class TextModel:
             context=self.context,
             prefixes=self.engine.prefixes,
             speculation=self.drafting.speculation(draft, resolved, proposer, redo=self._redo),
-            start=start or (lambda run: self.session.new_state(len(run.sequence))),
+            start=start or (lambda run: self.adapters.begin(len(run.sequence), key)),
             load_s=self.load_s,
             **options,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .adapters import AdapterPath
 from .generate import Progress
 from .params import SamplingOptions
 from .relay import RelayOptions
@@ -26,6 +27,7 @@ class PromptOptions(TurnOptions, total=False):
 
     special: bool
     context_shift: bool
+    adapter: AdapterPath | None
 
 
 class ChatOptions(TurnOptions, total=False):
@@ -34,3 +36,4 @@ class ChatOptions(TurnOptions, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     template: Mapping[str, Any] | None
     context_shift: bool
+    adapter: AdapterPath | None
