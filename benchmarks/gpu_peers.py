@@ -37,7 +37,7 @@ from benchmarks.make_checkpoint import make_checkpoint
 from benchmarks.random_bundle import random_bundle
 from edgert.bundle import Bundle
 from edgert.session import SessionOptions, open_session
-from edgert.session.ort import emitted
+from edgert.session.ort_choice import emitted
 
 FPA = "ep.cuda.fpa_intb_gemm=1"  # the weight-only kernels of onnxruntime that repack at load
 PEER_SECONDS = 20.0  # for measuring a prepared peer

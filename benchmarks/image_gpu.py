@@ -5,7 +5,9 @@
 
 Golden pictures are the CPU session's, without caches. On the device they are drawn through
 onnxruntime in f32 and in f16 (each from its own copy of the bundle, whose weights are linked) and
-compared by PSNR; then batches are timed: seconds of steps and decoding, captions left out. The same
+compared by PSNR; then batches are timed: seconds of steps and decoding, captions left out. "batch"
+computes a batch and both branches of guidance in one call, "fused" in fewer nodes, "graph" replays
+captured CUDA graphs; a batch's pictures are compared with the same drawn alone. The same
 batches on torch, in float16 and compiled: the checkpoint in diffusers where `--checkpoint` names
 it, else the bundle's own graphs (`image_torch.Twin`). Rows go to `--out` as JSON lines.
 """
@@ -19,7 +21,7 @@ import shutil
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +48,31 @@ CAPTIONS = (
     "mountains at dawn, oil on canvas",
 )  # fmt: skip
 BATCHES, REPEATS = (1, 8), 3
-# By run: precision of the emission, options of the CUDA provider, and dB to the CPU's pictures that
-# are expected. By default CUDA multiplies float32 in TF32, which has float16's digits.
-RUNS = {"f32": ("f32", "use_tf32=0", 40.0), "tf32": ("f32", "", 25.0), "f16": ("f16", "", 25.0)}
+
+
+@dataclass(frozen=True)
+class How:
+    """One run. precision, batch, fused: of the emission. options: of the CUDA provider. limit: dB
+    to the CPU's pictures that are expected."""
+
+    precision: str
+    options: str = ""
+    limit: float = 25.0
+    batch: bool = False
+    fused: bool = False
+
+
+# By default CUDA multiplies float32 in TF32, which has float16's digits.
+RUNS = {
+    "f32": How("f32", "use_tf32=0", 40.0), "tf32": How("f32"), "f16": How("f16"),
+    "f32 batch": How("f32", "use_tf32=0", 40.0, batch=True),
+    "f16 batch": How("f16", batch=True),
+    "f32 batch fused": How("f32", "use_tf32=0", 40.0, batch=True, fused=True),
+    "f16 batch fused": How("f16", batch=True, fused=True),
+    "f32 batch fused graph": How("f32", "graph,use_tf32=0", 40.0, batch=True, fused=True),
+    "f16 batch graph": How("f16", "graph", batch=True),
+    "f16 batch fused graph": How("f16", "graph", batch=True, fused=True),
+}  # fmt: skip
 CODED = 15.0  # of quantized bundles, whose activations the CPU session rounds to 8 bits
 Note = Callable[..., None]
 
@@ -97,8 +121,8 @@ def prompts_of(path: Path, given: list[str], count: int) -> list[str]:
 
 
 @contextmanager
-def emitted(path: Path, precision: str) -> Iterator[Path]:
-    """A copy of a bundle with the emission in one precision alone; large files are linked."""
+def emitted(path: Path, how: How) -> Iterator[Path]:
+    """A copy of a bundle with one emission alone; large files are linked."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         copy = Path(folder) / path.name
 
@@ -110,7 +134,7 @@ def emitted(path: Path, precision: str) -> Iterator[Path]:
         manifest = json.loads((copy / MANIFEST_NAME).read_text(encoding="utf-8"))
         manifest["files"] = {k: v for k, v in manifest["files"].items() if not k.endswith(".onnx")}
         (copy / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
-        export(copy, precision=precision)
+        export(copy, precision=how.precision, batch=how.batch, fused=how.fused)
         yield copy
 
 
@@ -146,35 +170,62 @@ def rate(draw: Callable[[], float], batch: int) -> float:
     return batch / statistics.median(seconds)
 
 
-def edgert_draw(model: ImageModel, prompt: str, steps: int, batch: int) -> Callable[[], float]:
-    def draw() -> float:
-        made = model(prompt, seed=1, steps=steps, batch=batch, cache="none")
-        return made.timings["denoise_s"] + made.timings["decode_s"]
+def together(model: ImageModel, golden: Golden, batch: int) -> list[float]:
+    """PSNR of each picture of a batch to the same picture drawn alone."""
+    asked: dict[str, Any] = {"steps": golden.steps, "cache": "none"}
+    drawn = model(golden.prompts[0], seed=1, batch=batch, **asked)
+    alone = [model(golden.prompts[0], seed=seed, **asked)[0] for seed in drawn.seeds]
+    return [psnr(np.asarray(a), np.asarray(b)) for a, b in zip(drawn, alone, strict=True)]
 
-    return draw
+
+def edgert_row(model: ImageModel, prompt: str, steps: int, batch: int) -> dict[str, float]:
+    """Pictures a second, and the seconds of all steps and of decoding, medians."""
+    seen: list[Mapping[str, float]] = []
+
+    def draw() -> float:
+        seen.append(model(prompt, seed=1, steps=steps, batch=batch, cache="none").timings)
+        return seen[-1]["denoise_s"] + seen[-1]["decode_s"]
+
+    speed = rate(draw, batch)
+    parts = {
+        name: round(statistics.median(timings[name] for timings in seen[1:]), 4)
+        for name in ("denoise_s", "decode_s")
+    }
+    return {"pictures_per_s": round(speed, 3), **parts}
 
 
 def edgert_rows(path: Path, golden: Golden, args: argparse.Namespace, note: Note) -> None:
-    """What edgert does in each precision; speeds only of pictures that are right."""
+    """What edgert does in each run; speeds only of pictures that are right."""
     for name in args.runs:
-        precision, options, limit = RUNS[name]
-        device = f"{args.device}:{options}" if options and args.device == "cuda" else args.device
-        with emitted(path, precision) as copy:
-            note("placement", run=name, **placements(copy, device))
-            with edgert.load(copy, device=device, kind="image") as model:
-                exact = set(caching.quantisation(model.bundle).split("+")) <= {"f32", "f16"}
-                found = checked(model, golden)
-                right = min(found) >= (limit if exact else CODED)
-                note("psnr", run=name, db=[round(db, 2) for db in found], right=right)
-                for batch in args.batches if right else ():
-                    draw = edgert_draw(model, golden.prompts[0], golden.steps, batch)
-                    speed = round(rate(draw, batch), 3)
-                    note("row", runner=f"edgert {name}", batch=batch, pictures_per_s=speed)
+        try:
+            edgert_run(name, path, golden, args, note)
+        except Exception as error:  # of one run; the others still count
+            note("failed", what=name, error=f"{type(error).__name__}: {error}"[:1500])
+
+
+def edgert_run(name: str, path: Path, golden: Golden, args: argparse.Namespace, note: Note) -> None:
+    """One of `RUNS`."""
+    how = RUNS[name]
+    on_cuda = how.options and args.device == "cuda"
+    device = f"{args.device}:{how.options}" if on_cuda else args.device
+    with emitted(path, how) as copy:
+        note("placement", run=name, **placements(copy, device))
+        with edgert.load(copy, device=device, kind="image") as model:
+            exact = set(caching.quantisation(model.bundle).split("+")) <= {"f32", "f16"}
+            found = checked(model, golden)
+            right = min(found) >= (how.limit if exact else CODED)
+            note("psnr", run=name, db=[round(db, 2) for db in found], right=right)
+            if right and how.batch:
+                apart = together(model, golden, max(args.batches))
+                note("together", run=name, db=[round(db, 2) for db in apart])
+            for batch in args.batches if right else ():
+                row = edgert_row(model, golden.prompts[0], golden.steps, batch)
+                note("row", runner=f"edgert {name}", batch=batch, **row)
 
 
 def torch_rows(path: Path, golden: Golden, args: argparse.Namespace, note: Note) -> None:
     """The same batches on torch."""
-    with emitted(path, "f32") as copy:
+    with emitted(path, How("f32")) as copy:
         with edgert.load(copy, device=args.device, kind="image") as model:
             spec, prompt = model.spec, golden.prompts[0]
             asked = {"steps": golden.steps, "seed": 0, "cache": "none"}

@@ -24,6 +24,7 @@ from ..extras import require
 from ..graph import Graph, Node
 from ..kernels import onnx_tools as tools
 from ..kernels.encodings import ENCODINGS
+from ..kernels.modulation import emit_modulated_norm, scales_of
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
@@ -43,6 +44,7 @@ from ..session.onnx_io import (
 from ..storage.aside import remove_leftovers, replace_file
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorFile, TensorInfo
+from .onnx_fusion import MODULATED, modulated_norms
 from .onnx_tables import check_inline
 from .onnx_targets import Target, targets_of
 
@@ -88,12 +90,12 @@ def emit(
     given = {value.name for value in graph.outputs}
     taps = tuple(name for name in dict.fromkeys(taps) if name not in given)
     ctx = tools.EmitContext(
-        place_in(tensors), location, variant.half, variant.standard, stored=stored
+        place_in(tensors), location, variant.half, variant.standard, variant.batch, stored=stored
     )
     try:
         emitted = emitted_graph(graph, variant, taps)
         _check_symbols(emitted, variant)
-        _Walk(emitted, ctx).run()
+        _Walk(emitted, ctx, fused=variant.fused).run()
     except BundleError as error:
         raise ConvertError(error.message, code=error.code, hint=error.hint) from None
     model = _model(emitted, variant, ctx)
@@ -201,7 +203,7 @@ def _unfit(graph: Graph, name: str, variant: Variant) -> str:
 class _Walk:
     """Emits the nodes of a graph in order."""
 
-    def __init__(self, graph: Graph, ctx: tools.EmitContext) -> None:
+    def __init__(self, graph: Graph, ctx: tools.EmitContext, *, fused: bool = False) -> None:
         self.graph, self.ctx = graph, ctx
         self.merged: set[str] = set()
         self.outputs = {value.name for value in graph.outputs}
@@ -210,6 +212,11 @@ class _Walk:
         if ctx.half and not graph.states:
             self.narrowed = {v.name for v in graph.inputs if v.dtype == "f32"}
         self.calls = {call.output: self.named(call) for call in calls(graph)}
+        self.norms = modulated_norms(graph) if fused else {}
+        self.merged.update(self.norms.values())
+        if fused:
+            modulated = [n.output for n in graph.nodes if n.op in MODULATED]
+            ctx.scales = scales_of([self.calls[name] for name in modulated])
 
     def run(self) -> None:
         for name in sorted(self.narrowed):
@@ -228,6 +235,10 @@ class _Walk:
             self.ctx.op("Cast", [self.name(output.name)], output.name, to=tools.FLOAT)
 
     def _emit(self, node: Node) -> None:
+        if node.output in self.norms:
+            norm = self.calls[self.norms[node.output]]
+            emit_modulated_norm(self.ctx, norm, self.calls[node.output])
+            return
         face = CATALOGUE[node.op].onnx
         if face is None:
             raise ConvertError(f"op {node.op!r} has no ONNX emission", code="onnx-op")
@@ -326,6 +337,8 @@ def export(
     taps: Sequence[str] = (),
     embeddings: bool = False,
     size: tuple[int, int] | None = None,
+    batch: bool = False,
+    fused: bool = False,
 ) -> list[Path]:
     """Add `<part><variant>.onnx` of every part to a bundle in place, and of the pieces that its
     denoiser is run in; returns the files.
@@ -334,13 +347,14 @@ def export(
     fixed step and cache sizes for providers without dynamic shapes (standard only). taps: values
     that steps may ask for besides the graph's outputs, from the parts that compute them.
     embeddings: take embedding rows, too; tokens are then looked up on the host. size: width and
-    height in pixels, of bundles that draw; by default their own. The weights are not touched. The
-    manifest is replaced last: until then the bundle is what it was. Raises BundleError,
-    ConvertError, or ResourceError while another process writes this bundle.
+    height in pixels, of bundles that draw; by default their own. batch: of those, compute pictures
+    of a batch, and branches of guidance, in one call. fused: in fewer nodes. The weights are not
+    touched. The manifest is replaced last: until then the bundle is what it was. Raises
+    BundleError, ConvertError, or ResourceError while another process writes this bundle.
     """
     require("onnx", "writing an ONNX model", ConvertError)
     variant = variant_of(precision, standard=standard, rows=rows, capacity=capacity)
-    variant = replace(variant, embeddings=embeddings)
+    variant = replace(variant, embeddings=embeddings, batch=batch, fused=fused)
     path = Path(bundle_path)
     lock = FileLock(path.with_name(f"{path.name}.lock"), str(path))
     try:

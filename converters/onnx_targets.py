@@ -10,6 +10,7 @@ from ..bundle.reader import Bundle
 from ..errors import ConvertError, EdgertError
 from ..graph import Graph
 from ..image.emissions import Size, graphs_of, own_size
+from ..roles import BATCHED
 from ..session.onnx_io import Variant, embedded
 from ..session.onnx_names import Emission
 
@@ -65,6 +66,13 @@ def _check(bundle: Bundle, variant: Variant, size: Size | None, *, pictures: boo
             code="onnx-options",
             hint="leave --size out",
         )
+    if (variant.batch or variant.fused) and not pictures:
+        raise ConvertError(
+            f"{bundle.path} is a bundle of the kind {bundle.manifest.kind!r}, expected one that "
+            "draws for batches of pictures",
+            code="onnx-options",
+            hint="leave --batch and --fused out",
+        )
     if pictures and variant.embeddings:
         raise ConvertError(
             f"{bundle.path} draws from captions or labels, expected a model that takes embeddings",
@@ -88,8 +96,11 @@ def _whole(bundle: Bundle, part: str, variant: Variant) -> Iterator[Target]:
 def _drawn(bundle: Bundle, part: str, variant: Variant, size: Size | None) -> Iterator[Target]:
     """A part of a bundle of pictures, and its pieces. What does not depend on the size of the
     picture is emitted without one."""
-    if bundle.manifest.parts[part].role not in HALF:
+    role = bundle.manifest.parts[part].role
+    if role not in HALF:
         variant = replace(variant, half=False)
+    if role not in BATCHED:
+        variant = replace(variant, batch=False, fused=False)
     other = size if size != own_size(bundle) else None
     try:
         graphs = list(graphs_of(bundle, part, size))

@@ -67,3 +67,4 @@ IMAGE_BYTES = 16 << 20  # of its file
 IMAGE_SIDE = 4096  # pixels of a picture that is drawn
 IMAGE_STEPS = 1000
 IMAGE_BATCH = 64
+BATCH_BYTES = 4 << 30  # of values that live together while several pictures are computed at once

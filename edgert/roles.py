@@ -16,6 +16,7 @@ STEPPED = ("text", "draft")
 FUNCTIONS = (
     "text-encoder", "vision-encoder", "projector", "denoiser", "decoder", "encoder", "reward",
 )  # fmt: skip
+BATCHED = ("denoiser", "decoder")  # whose inputs come in batches, several pictures at once
 ROLES = STEPPED + FUNCTIONS
 # Roles without which a bundle of a kind cannot do what it is for.
 KINDS: dict[str, tuple[str, ...]] = {

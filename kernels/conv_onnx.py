@@ -1,4 +1,4 @@
-"""ONNX emission of conv2d: Conv over [1, C, H, W], with transposes on both sides.
+"""ONNX emission of conv2d: Conv over [B, C, H, W], with transposes on both sides.
 
 onnxruntime moves and cancels the transposes between neighbouring grid ops by itself. Weights in
 codes are dequantized by blocks, in both dialects; activations stay float.
@@ -12,15 +12,16 @@ from .onnx_tools import Call, EmitContext
 
 
 def grid_of(ctx: EmitContext, x: str, height: int, width: int, channels: int) -> str:
-    """Rows [H * W, C] as [1, C, H, W]."""
-    cells = ctx.op("Reshape", [x, ctx.ints(1, height, width, channels)])
+    """Rows [H * W, C] as [1, C, H, W]; those of a batch as [B, C, H, W]."""
+    lead = -1 if ctx.batch else 1
+    cells = ctx.op("Reshape", [x, ctx.ints(lead, height, width, channels)])
     return ctx.op("Transpose", [cells], perm=[0, 3, 1, 2])
 
 
 def rows_of_grid(ctx: EmitContext, x: str, channels: int, out: str) -> str:
     """The inverse."""
     cells = ctx.op("Transpose", [x], perm=[0, 2, 3, 1])
-    return ctx.op("Reshape", [cells, ctx.ints(-1, channels)], out)
+    return ctx.op("Reshape", [cells, ctx.ints(*[0] * ctx.batch, -1, channels)], out)
 
 
 def emit_conv2d(ctx: EmitContext, call: Call) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .lowering import Builder, Lower, Word, rows_of, stride_of
+from .onnx_ports import Dialect, NodePorts, Port
 from .onnx_tools import FLOAT, INT64, MICROSOFT, Call, EmitContext
 from .operands import operands
 from .quant import F32
@@ -136,10 +137,42 @@ REFERENCE = {"dot_attention": dot_attention}
 
 
 def _with_batch(ctx: EmitContext, call: Call, index: int) -> str:
-    """An input as [B, N, C]: rows of tokens have a batch, others are one sequence."""
-    if call.shapes[index][0] == "T":
+    """An input as [B, N, C]: rows of tokens and of batches have that axis, others are one
+    sequence."""
+    if ctx.leads(call.shapes[index]):
         return call.inputs[index]
     return ctx.op("Unsqueeze", [call.inputs[index], ctx.ints(0)])
+
+
+def _padded(call: Call, *, batch: bool) -> bool:
+    """Whether the sequences of a batch have different numbers of keys."""
+    rows = call.shapes[1][0]
+    return batch and isinstance(rows, str) and rows != "T"
+
+
+def ports(call: Call, dialect: Dialect) -> NodePorts:
+    """Which keys of a batch are there, for keys of as many rows as a symbol says: `seen.<symbol>`
+    [B, 1, 1, M], 0 where there is one, very negative where the rows are padding."""
+    if not _padded(call, batch=dialect.batch):
+        return NodePorts()
+    rows = call.shapes[1][0]
+    return NodePorts((Port(f"seen.{rows}", dialect.real, ("B", 1, 1, rows)),))
+
+
+def _with_seen(ctx: EmitContext, call: Call, q: str, bias: str) -> str:
+    """The bias of each pair, [B, H or 1, N, M], with keys that are not there left out."""
+    (queries, _), (keys, _) = call.shapes[:2]
+    key = "seen", queries, keys, bias
+    if key not in ctx.made:
+        seen = f"seen.{keys}"
+        if not bias and isinstance(queries, int):
+            bias = ctx.reals(np.zeros((1, 1, queries, 1), np.float32))
+        elif not bias:
+            column = ctx.op("Unsqueeze", [_places(ctx, q), ctx.ints(1)])
+            none = ctx.op("Mul", [column, ctx.table(np.zeros(1, np.float32))])
+            bias = ctx.cast(none, FLOAT, ctx.float_type)
+        ctx.made[key] = ctx.op("Add", [bias, seen])
+    return ctx.made[key]
 
 
 def _places(ctx: EmitContext, x: str) -> str:
@@ -186,7 +219,8 @@ def emit_dot_attention(ctx: EmitContext, call: Call) -> None:
     """contrib: MultiHeadAttention. standard: MatMul, Softmax in float32, MatMul."""
     q, k, v = (_with_batch(ctx, call, index) for index in range(3))
     bias = _bias(ctx, call, q, k) if "relative_bias" in call.weights else ""
-    batched = call.shapes[0][0] == "T"
+    bias = _with_seen(ctx, call, q, bias) if _padded(call, batch=ctx.batch) else bias
+    batched = ctx.leads(call.shapes[0])
     out = call.output if batched else None
     if ctx.standard:
         y = _plain(ctx, call, (q, k, v), bias, out)
@@ -232,3 +266,4 @@ def _unseen(ctx: EmitContext, call: Call, x: str) -> str:
 
 
 ONNX = {"dot_attention": emit_dot_attention}
+PORTS = {"dot_attention": ports}

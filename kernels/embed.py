@@ -93,7 +93,7 @@ def emit_embed(ctx: EmitContext, call: Call) -> None:
     """Gather for float tables; for quantized ones Gather of codes and scales, and the function
     DequantizeInt4 or DequantizeInt8."""
     table, tokens = call.weights["weight"], call.inputs[0]
-    lead = 2 if call.shapes[0][0] == "T" else 1
+    lead = 2 if ctx.leads(call.shapes[0]) else 1
     steps: list[tuple[str, list[str]]] = []
     if ENCODINGS[table.encoding].plain:
         rows = ctx.op("Gather", [ctx.tensor(table.name), tokens])

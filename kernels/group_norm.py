@@ -88,7 +88,7 @@ REFERENCE = {"group_norm": group_norm}
 def emit_group_norm(ctx: EmitContext, call: Call) -> None:
     """Means over rows and channels of groups in float32, then scale and shift by channel."""
     groups, channels = call.attrs["groups"], int(call.shapes[0][-1])
-    batched = call.shapes[0][0] == "T"  # rows of tokens come as [B, S, C]
+    batched = ctx.leads(call.shapes[0])
     lead = (0, 0) if batched else (1, -1)
     x = ctx.cast(call.inputs[0], ctx.float_type, FLOAT)
     grouped = ctx.op("Reshape", [x, ctx.ints(*lead, groups, channels // groups)])

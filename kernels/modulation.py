@@ -175,13 +175,53 @@ REFERENCE = {
 }  # fmt: skip
 
 
+def table_of(call: Call) -> str:
+    """The name of a node's table, "" for none."""
+    return call.weights["table"].name if "table" in call.weights else ""
+
+
+def scales_of(calls: Sequence[Call]) -> dict[tuple[str, str], frozenset[int]]:
+    """Of the nodes that are modulated: by row and table, the chunks that only scales read."""
+    found: dict[tuple[str, str], tuple[set[int], set[int]]] = {}
+    for call in calls:
+        scales, others = found.setdefault((call.inputs[-1], table_of(call)), (set(), set()))
+        for name in {"shift", "scale", "gate"} & set(call.attrs):
+            (scales if name == "scale" else others).add(call.attrs[name])
+    return {key: frozenset(scales - others) for key, (scales, others) in found.items()}
+
+
+def _split(ctx: EmitContext, call: Call, scales: frozenset[int]) -> None:
+    """All chunks at once, with their rows of the table, and 1 added to those of `scales`."""
+    row, width, table = call.inputs[-1], int(call.shapes[0][-1]), table_of(call)
+    held = int(call.shapes[-1][-1]) // width
+    count = call.weights["table"].shape[0] if table else held
+    if held > 1:
+        row = ctx.op("Reshape", [row, ctx.ints(*[0] * ctx.batch, held, width)])
+    if table:
+        row = ctx.op("Add", [row, ctx.floats(table)])
+    if scales:
+        ones = np.array([[index in scales] for index in range(count)], np.float32)
+        row = ctx.op("Add", [row, ctx.reals(ones)])
+    parts = [row]
+    if count > 1:
+        parts = ctx.ops("Split", [row], [None] * count, axis=-2, num_outputs=count)
+    for index, part in enumerate(parts):
+        ctx.made["chunk", call.inputs[-1], table, index] = part
+
+
 def _chunk_of(ctx: EmitContext, call: Call, name: str) -> str:
-    """A chunk of the modulation row, with its row of the table: [1, C]."""
+    """A chunk of the modulation row, with its row of the table: [1, C]. Of nodes that are fused a
+    chunk that only scales read is 1 larger."""
     index, width = call.attrs[name], int(call.shapes[0][-1])
+    if ctx.scales is not None:
+        key = "chunk", call.inputs[-1], table_of(call), index
+        if key not in ctx.made:
+            _split(ctx, call, ctx.scales[call.inputs[-1], table_of(call)])
+        return ctx.made[key]
     row = call.inputs[-1]
     if int(call.shapes[-1][-1]) != width:
         first, stop = ctx.ints(index * width), ctx.ints((index + 1) * width)
-        row = ctx.op("Slice", [row, first, stop, ctx.ints(1)])
+        row = ctx.op("Slice", [row, first, stop, ctx.ints(-1)])
     if "table" not in call.weights:
         return row
     table = ctx.floats(call.weights["table"].name)
@@ -189,9 +229,27 @@ def _chunk_of(ctx: EmitContext, call: Call, name: str) -> str:
     return ctx.op("Add", [row, entry])
 
 
+def _factor(ctx: EmitContext, call: Call) -> str:
+    """1 + scale, [1, C]."""
+    scale = _chunk_of(ctx, call, "scale")
+    if ctx.scales and call.attrs["scale"] in ctx.scales[call.inputs[-1], table_of(call)]:
+        return scale
+    return ctx.op("Add", [scale, ctx.scalar(1.0)])
+
+
+def emit_modulated_norm(ctx: EmitContext, norm: Call, call: Call) -> None:
+    """A layer_norm without weights and its modulation: LayerNormalization whose weights are values,
+    one a picture in batches, which onnxruntime computes from version 1.21 on."""
+    weights = [_factor(ctx, call), _chunk_of(ctx, call, "shift")]
+    ctx.op(
+        "LayerNormalization", [norm.inputs[0], *weights], call.output,
+        axis=-1, epsilon=norm.attrs["eps"], stash_type=FLOAT,
+    )  # fmt: skip
+
+
 def emit_modulate(ctx: EmitContext, call: Call) -> None:
     """Slices of the modulation row, Add, Mul, Add."""
-    factor = ctx.op("Add", [_chunk_of(ctx, call, "scale"), ctx.scalar(1.0)])
+    factor = _factor(ctx, call)
     scaled = ctx.op("Mul", [call.inputs[0], factor])
     ctx.op("Add", [scaled, _chunk_of(ctx, call, "shift")], call.output)
 

@@ -59,10 +59,12 @@ class NodePorts:
 
 @dataclass(frozen=True)
 class Dialect:
-    """half: float16 activations, buffers and tables. standard: ai.onnx ops only."""
+    """half: float16 activations, buffers and tables. standard: ai.onnx ops only. batch: values of
+    graphs without states have an axis in front, [B, N, C]."""
 
     half: bool = False
     standard: bool = False
+    batch: bool = False
 
     @property
     def real(self) -> str:

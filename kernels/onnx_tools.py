@@ -153,6 +153,9 @@ class EmitContext(NodeList):
     stored: graph weight -> its value, for weights whose stored bytes no op reads. inlined: tensors
     that take the place of such a weight's, by name; their bytes stand in the model itself.
     half: float16 activations (float32 otherwise). standard: the dialect without com.microsoft.
+    batch: values are [B, N, C] instead of rows [N, C], those of tokens [B, S, C] in any case.
+    scales: by modulation row and table, the chunks that nothing but scales reads; None where nodes
+    are not fused.
     caches: what the nodes so far have written, keys and values by state. made: what several nodes
     share, by what it depends on.
     """
@@ -161,6 +164,8 @@ class EmitContext(NodeList):
     location: str
     half: bool = False
     standard: bool = False
+    batch: bool = False
+    scales: Mapping[tuple[str, str], frozenset[int]] | None = None
     initializers: dict[str, Any] = field(default_factory=dict)
     functions: dict[str, Any] = field(default_factory=dict)
     stored: Callable[[str], Matrix] | None = None
@@ -178,6 +183,10 @@ class EmitContext(NodeList):
             return self.place(stored)
         array = self.inlined[stored]
         return Placed(FLOAT16 if array.dtype == np.float16 else UINT8, array.shape, 0, array.nbytes)
+
+    def leads(self, shape: Shape) -> bool:
+        """Whether a graph value of this shape has an axis of sequences or pictures in front."""
+        return self.batch or shape[0] == "T"
 
     @property
     def float_type(self) -> int:

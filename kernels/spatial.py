@@ -129,9 +129,11 @@ REFERENCE = {
 
 def _regrouped(ctx: EmitContext, call: Call, split: list[int], width: int) -> None:
     """Rows seen as [a, b, c, d, channels], the middle axes changed places, and rows again."""
-    cells = ctx.op("Reshape", [call.inputs[0], ctx.ints(*split)])
-    turned = ctx.op("Transpose", [cells], perm=[0, 2, 1, 3, 4])
-    ctx.op("Reshape", [turned, ctx.ints(-1, width)], call.output)
+    lead, perm = [-1] * ctx.batch, [0, 2, 1, 3, 4]
+    cells = ctx.op("Reshape", [call.inputs[0], ctx.ints(*lead, *split)])
+    perm = [0, *(axis + 1 for axis in perm)] if ctx.batch else perm
+    turned = ctx.op("Transpose", [cells], perm=perm)
+    ctx.op("Reshape", [turned, ctx.ints(*[0] * ctx.batch, -1, width)], call.output)
 
 
 def emit_patchify(ctx: EmitContext, call: Call) -> None:
@@ -156,10 +158,11 @@ def emit_positions(ctx: EmitContext, call: Call) -> None:
     columns, lines = np.zeros((1, width, channels)), np.zeros((height, 1, channels))
     columns[0, :, : channels // 2] = side_table(width, channels, call.attrs)
     lines[:, 0, channels // 2 :] = side_table(height, channels, call.attrs)
-    cells = ctx.op("Reshape", [call.inputs[0], ctx.ints(height, width, channels)])
+    lead = [-1] * ctx.batch
+    cells = ctx.op("Reshape", [call.inputs[0], ctx.ints(*lead, height, width, channels)])
     for table in (columns, lines):
         cells = ctx.op("Add", [cells, ctx.reals(table.astype(np.float32))])
-    ctx.op("Reshape", [cells, ctx.ints(-1, channels)], call.output)
+    ctx.op("Reshape", [cells, ctx.ints(*[0] * ctx.batch, -1, channels)], call.output)
 
 
 def emit_concat(ctx: EmitContext, call: Call) -> None:

@@ -289,7 +289,7 @@ def test_refusals_have_codes_that_exist() -> None:
 
 def test_variants_of_onnx_files_are_told() -> None:
     text, graph = section(FORMAT, "ONNX files"), tiny_graph()
-    variant = Variant(half=True, standard=True, rows=4, capacity=8, embeddings=True)
+    variant = Variant(True, True, 4, 8, embeddings=True, batch=True, fused=True)
     assert set(metadata(graph, variant, ("x1",))) == set(re.findall(r"`(edgert\.\w+)`", text))
     suffixes = re.findall(r"^\| `(\.[^`]+)`", text, re.MULTILINE)
     sizes = {"<rows>": "4", "<capacity>": "8"}

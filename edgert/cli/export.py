@@ -69,6 +69,16 @@ def _pixels(
     metavar="WIDTHxHEIGHT",
     help="For pictures of this size, of a model that draws; default: the model's own.",
 )
+@click.option(
+    "--batch",
+    is_flag=True,
+    help="Of a model that draws: several pictures, and both branches of guidance, in one call.",
+)
+@click.option(
+    "--fused",
+    is_flag=True,
+    help="Of a model that draws: norms take their modulation in (onnxruntime 1.21 and later).",
+)
 @json_option
 def command(bundle: Path, as_json: bool, **options: Any) -> int:
     """Add <part>.onnx to BUNDLE for onnxruntime's providers (`--device cuda` and others).

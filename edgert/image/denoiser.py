@@ -20,12 +20,14 @@ Rows = NDArray[np.int64]
 @dataclass(frozen=True)
 class At:
     """Where the network is called. k: step of the schedule. t: what it is given. branch: whose
-    conditioning. rows: which latents of the batch x holds, int64; None for all of them."""
+    conditioning. rows: which latents of the batch x holds, int64; None for all of them. branches:
+    one a latent of x, for networks that are joint."""
 
     k: int
     t: float
     branch: str = COND
     rows: Rows | None = None
+    branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class Denoiser:
     feature: (h, aux) -> the modulated input of block 0 as a grid [n, H', W', C]; without it the
     policies that want one look at x. keep: (h, aux) -> (h_out, kept) and reuse: (h, aux, kept) ->
     h_out are the body computed with what its blocks keep, and run with that. branches: those the
-    model has, in the order in which they are run.
+    model has, in the order in which they are run. joint: x may hold latents of several branches,
+    one after the other, which `At.branches` names; h and aux can then be cut by latents.
     """
 
     full: Callable[[Array, At], Array] | None = None
@@ -51,6 +54,7 @@ class Denoiser:
     keep: Callable[[Array, Any], tuple[Array, Any]] | None = None
     reuse: Callable[[Array, Any, Any], Array] | None = None
     branches: tuple[str, ...] = (UNCOND, COND)
+    joint: bool = False
 
     @property
     def cut(self) -> bool:

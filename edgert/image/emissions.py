@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError
 from ..graph import Graph
 from ..session.onnx_names import Emission
-from ..session.ort import emissions
+from ..session.ort_choice import emissions
 from .model import spec_of
 from .network import cuts
 from .resize import resized

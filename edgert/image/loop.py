@@ -169,7 +169,8 @@ class _Steps:
     def outputs(self, sampler: Sampler, x: Array, index: int, k: int) -> dict[str, Array]:
         """Every branch's output at executed step k, which is `index` of the schedule. x: the
         network's input."""
-        embedded = _Embedded(self.model, x, index, float(sampler.timesteps[index]))
+        t = float(sampler.timesteps[index])
+        embedded = _Embedded(self.model, self.branches, x, index, t)
         for stream in self.streams:
             rows, leader = stream.rows, stream.leader
             stream.context = Context(
@@ -179,7 +180,10 @@ class _Steps:
             )  # fmt: skip
             stream.compute = stream.policy.decide(stream.context)
             stream.compute |= any(store.empty for store in stream.stores.values())
-        found = {branch: self._branch(branch, embedded, k) for branch in self.branches}
+        found: dict[str, Array] = {}
+        joint = self.model.joint
+        for branches in [self.branches] if joint else [(branch,) for branch in self.branches]:
+            self._run(branches, embedded, k, found)
         for stream in self.streams:
             for row, branch in enumerate(self.branches):
                 if branch in stream.branches:
@@ -192,34 +196,39 @@ class _Steps:
     def _feature_of(self, embedded: _Embedded, branch: str, rows: Rows) -> Callable[[], Array]:
         return lambda: self._part(embedded.feature(branch), rows)
 
-    def _branch(self, branch: str, embedded: _Embedded, k: int) -> Array:
-        """One branch's output [n, ...]; those that compute and those that reuse are batches."""
-        streams = [stream for stream in self.streams if branch in stream.branches]
-        found: Array | None = None
+    def _run(
+        self, branches: tuple[str, ...], embedded: _Embedded, k: int, found: dict[str, Array]
+    ) -> None:
+        """Some branches' outputs [n, ...]; those that compute and those that reuse are batches."""
         for compute in (True, False):
-            batch = [stream for stream in streams if stream.compute is compute]
-            if not batch:
+            lanes = [
+                (branch, stream)
+                for branch in branches
+                for stream in self.streams
+                if branch in stream.branches and stream.compute is compute
+            ]
+            if not lanes:
                 continue
-            rows = np.concatenate([stream.rows for stream in batch])
-            whole = len(rows) == self.samples
-            part = embedded if whole else embedded.part(rows)
-            stores = [stream.stores[branch] for stream in batch]
-            y = self._compute(branch, part, stores, k) if compute else self._reuse(
-                branch, part, stores, k)  # fmt: skip
-            if whole:
-                return y
-            if found is None:
-                found = np.empty((self.samples, *y.shape[1:]), y.dtype)
-            found[rows] = y
-        return found if found is not None else embedded.x
+            batch = embedded.batch([(branch, stream.rows) for branch, stream in lanes])
+            stores = [stream.stores[branch] for branch, stream in lanes]
+            ends = np.cumsum([len(stream.rows) for _, stream in lanes]).tolist()
+            spans = [slice(end - len(s.rows), end) for end, (_, s) in zip(ends, lanes, strict=True)]
+            y = self._compute(batch, stores, spans, k) if compute else self._reuse(batch, stores, k)
+            for (branch, stream), span in zip(lanes, spans, strict=True):
+                if len(stream.rows) == self.samples:
+                    found[branch] = y[span]
+                    continue
+                if branch not in found:
+                    found[branch] = np.empty((self.samples, *y.shape[1:]), y.dtype)
+                found[branch][stream.rows] = y[span]
 
-    def _compute(self, branch: str, part: _Embedded, stores: list[Store], k: int) -> Array:
+    def _compute(self, batch: _Batch, stores: list[Store], spans: list[slice], k: int) -> Array:
         kept: Any
         if not self.model.cut:
-            y = self._cut(self.model.run(part.x, part.at(branch)))
-            kept = y if self.kind == "output" else y - part.x if self.kind else None
+            y = self._cut(self.model.run(batch.x, batch.at))
+            kept = y if self.kind == "output" else y - batch.x if self.kind else None
         else:
-            h, aux = part.embed(branch)
+            h, aux = batch.embed()
             if self.kind == "blocks" and self.model.keep:
                 out, kept = self.model.keep(h, aux)
             else:
@@ -227,20 +236,22 @@ class _Steps:
                 kept = out - h if self.kind == "residual" else None
             y = self._cut(self.model.finish(out, aux))
             if self.kind in ("output", "difference"):
-                kept = y if self.kind == "output" else y - part.x
-        if self.kind:
-            for store, value in zip(stores, self._shares(kept, stores), strict=True):
-                store.put(k, value)
+                kept = y if self.kind == "output" else y - batch.x
+        if self.kind and len(stores) == 1:
+            stores[0].put(k, kept)
+        elif self.kind:  # copies, so that nobody keeps the others'
+            for store, span in zip(stores, spans, strict=True):
+                store.put(k, kept[span].copy())
         return y
 
-    def _reuse(self, branch: str, part: _Embedded, stores: list[Store], k: int) -> Array:
+    def _reuse(self, batch: _Batch, stores: list[Store], k: int) -> Array:
         values = [store.get(k) for store in stores]
         value = values[0] if len(values) == 1 else np.concatenate(values)
         if self.kind == "output":
             return np.asarray(value)
         if self.kind == "difference":
-            return np.asarray(part.x + value)
-        h, aux = part.embed(branch)
+            return np.asarray(batch.x + value)
+        h, aux = batch.embed()
         if self.kind == "blocks" and self.model.reuse:
             return self._cut(self.model.finish(self.model.reuse(h, aux, value), aux))
         return self._cut(self.model.finish(h + value, aux))
@@ -251,38 +262,65 @@ class _Steps:
     def _part(self, values: Array, rows: Rows) -> Array:
         return values if len(rows) == self.samples else values[rows]
 
-    @staticmethod
-    def _shares(kept: Any, stores: list[Store]) -> list[Any]:
-        """What each stream keeps: all of it, or one latent's where each decides for itself."""
-        if len(stores) == 1:
-            return [kept]
-        return [kept[i : i + 1].copy() for i in range(len(stores))]
+
+class _Batch:
+    """Latents of one call of the network. source: the batch that these are a part of, and which."""
+
+    def __init__(self, model: Denoiser, x: Array, at: At) -> None:
+        self.model, self.x, self.at = model, x, at
+        self.source: tuple[_Batch, slice] | None = None
+        self._made: tuple[Any, Any] | None = None
+
+    def embed(self) -> tuple[Any, Any]:
+        """What `embed` makes of them, computed when it is first asked for."""
+        if self._made is None and self.source is not None:
+            (h, aux), span = self.source[0].embed(), self.source[1]
+            self._made = h[span], aux[span]
+        elif self._made is None:
+            self._made = self.model.begin(self.x, self.at)
+        return self._made
 
 
 class _Embedded:
-    """One step's input, with what `embed` made of it for each branch, at most once."""
+    """One step's input x [n, ...], and the batches that the network is called with."""
 
     def __init__(
-        self, model: Denoiser, x: Array, index: int, t: float, rows: Rows | None = None
+        self, model: Denoiser, branches: tuple[str, ...], x: Array, index: int, t: float
     ) -> None:
-        self.model, self.x, self.index, self.t, self.rows = model, x, index, t, rows
-        self._made: dict[str, tuple[Array, Any]] = {}
-
-    def at(self, branch: str) -> At:
-        return At(self.index, self.t, branch, self.rows)
-
-    def embed(self, branch: str) -> tuple[Array, Any]:
-        if branch not in self._made:
-            self._made[branch] = self.model.begin(self.x, self.at(branch))
-        return self._made[branch]
+        self.model, self.branches, self.x, self.index, self.t = model, branches, x, index, t
+        self._whole: dict[tuple[str, ...], _Batch] = {}
 
     def feature(self, branch: str) -> Array:
         if self.model.feature is None or not self.model.cut:
             return grid_of(self.x)
-        return self.model.feature(*self.embed(branch))
+        return self.model.feature(*self.whole((branch,)).embed())
 
-    def part(self, rows: Rows) -> _Embedded:
-        return _Embedded(self.model, self.x[rows], self.index, self.t, rows)
+    def whole(self, branches: tuple[str, ...]) -> _Batch:
+        """All latents, of one branch or of all."""
+        if branches not in self._whole:
+            source = None
+            if self.model.joint and branches != self.branches:
+                first = self.branches.index(branches[0]) * len(self.x)
+                source = self.whole(self.branches), slice(first, first + len(self.x))
+            every = np.arange(len(self.x))
+            self._whole[branches] = self._batch([(b, every) for b in branches], None)
+            self._whole[branches].source = source
+        return self._whole[branches]
+
+    def batch(self, lanes: list[tuple[str, Rows]]) -> _Batch:
+        """Rows of branches, those of one branch behind one another."""
+        branches = tuple(dict.fromkeys(branch for branch, _ in lanes))
+        count = sum(len(rows) for _, rows in lanes)
+        if count == len(branches) * len(self.x):
+            return self.whole(branches)
+        return self._batch(lanes, np.concatenate([rows for _, rows in lanes]))
+
+    def _batch(self, lanes: list[tuple[str, Rows]], rows: Rows | None) -> _Batch:
+        x = self.x if len(lanes) == 1 and rows is None else None
+        if x is None:
+            x = np.concatenate([self.x[some] for _, some in lanes])
+        each = tuple(branch for branch, some in lanes for _ in some) if self.model.joint else ()
+        return _Batch(self.model, x, At(self.index, self.t, lanes[0][0], rows, each))
 
 
 def _kind_for(caching: Caching, model: Denoiser) -> Kind | None:

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DeviceError, RequestError
+from ..errors import RequestError
 from ..session.base import F32, Session
 from ..session.options import SessionOptions
 from . import caching, pieces
 from .captions import CaptionEncoder, label_of
+from .decoding import decoder_rows, shown
 from .guidance import COND, UNCOND, Guidance, scale_row
+from .joint import Given, JointNetwork, in_calls, spans
 from .loop import Sampled, sample
-from .network import Arrays, Network, to_grid, to_rows
+from .network import Arrays, Network, to_grid
+from .policies import NoCache
 from .request import ImageOptions, Request, resolve
 from .resize import resized
 from .schedules import KINDS, Array, Run, Sampler, first_step, start
@@ -224,7 +227,11 @@ class ImageModel:
         guidance = Guidance(scale=request.cfg_scale, channels=self.latents.channels)
         if not self.spec.conditioning or any(v.name == pieces.GUIDANCE for v in graph.inputs):
             guidance = guidance.alone
-        network = Network(self.denoiser, graph, request.grid, {}, check, policy=policy)
+        joint = bool(self.denoiser.most(graph, {}))
+        network = (JointNetwork if joint else Network)(
+            self.denoiser, graph, request.grid, {}, check,
+            policy=policy, whole=joint and policy == NoCache.name,
+        )  # fmt: skip
         network.conditions = self._conditions(request, guidance)
         return network, guidance
 
@@ -299,10 +306,7 @@ class ImageModel:
         if done.cancelled:
             raise RequestError("the drawing was stopped", code="cancelled")
         sampled = time.perf_counter()
-        images = []
-        for latent in done.x:
-            check()
-            images.append(self.decode(latent))
+        images = self._decoded(done.x, check)
         ended = time.perf_counter()
         timings = {
             "encode_s": encoded - begin,
@@ -336,24 +340,29 @@ class ImageModel:
 
         return tell
 
+    def _decoded(self, x: Array, check: Callable[[], None]) -> list[Image]:
+        """Pictures of latents [n, C, H, W], in as few calls as the decoder takes."""
+        grid = x.shape[2], x.shape[3]
+        graph = self._graph("decoder", self.decoder, grid)
+        images = list[Any]()
+        for span in spans(len(x), self.decoder.most(graph, {})):
+            check()
+            if len(some := x[span]) == 1:
+                images.append(self.decode(some[0]))
+                continue
+            rows = np.stack([decoder_rows(latent, self.latents) for latent in some])
+            made = in_calls(self.decoder, graph, Given(len(rows), {graph.inputs[0].name: rows}))
+            for _, values in made:
+                pixels = values[graph.outputs[0].name]
+                images += [shown(one, grid, self.latents) for one in pixels]
+        return images
+
     def decode(self, latent: Array) -> Image:
         """A picture of a latent float32 [C, H, W]. DeviceError where values are not finite."""
-        from .pictures import to_image
-
-        grid, down = (latent.shape[1], latent.shape[2]), self.latents.downscale
-        graph = self._graph("decoder", self.decoder, grid)
-        rows = to_rows(latent) / np.float32(self.latents.scaling) + np.float32(self.latents.shift)
-        pixels = self.decoder.run({graph.inputs[0].name: rows}, graph)[graph.outputs[0].name]
-        if bad := int(np.count_nonzero(~np.isfinite(pixels))):
-            raise DeviceError(
-                f"the decoder makes {bad} values of {pixels.size} that are not finite, expected "
-                "numbers",
-                code="not-finite",
-                hint="run in a wider format (f32), or the weights are damaged",
-            )
-        low, high = self.latents.low, self.latents.high
-        unit = (pixels - np.float32(low)) * np.float32(2 / (high - low)) - np.float32(1)
-        return to_image(unit, grid[0] * down, grid[1] * down)
+        graph = self._graph("decoder", self.decoder, (latent.shape[1], latent.shape[2]))
+        rows = {graph.inputs[0].name: decoder_rows(latent, self.latents)}
+        pixels = self.decoder.run(rows, graph)[graph.outputs[0].name]
+        return shown(pixels, latent.shape[1:], self.latents)
 
     def encode(self, image: Image, request: Request) -> F32:
         """A latent float32 [C, H, W] of a picture, which is cut to the request's size."""

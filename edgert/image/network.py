@@ -24,18 +24,18 @@ class Network:
 
     graph: of that size, over the session's weights. conditions: inputs of each branch besides
     latents and timestep, by branch. check: called before every piece; it may raise. policy: the
-    cache policy that will ask, which may want other pieces (`first-block`, `fora`). Raises
-    DeviceError where the session has not been given a graph that is needed.
+    cache policy that will ask, which may want other pieces (`first-block`, `fora`). whole: run it
+    in one piece. Raises DeviceError where the session has not been given a graph that is needed.
     """
 
     def __init__(
         self, session: Session, graph: Graph, grid: tuple[int, int],
         conditions: Mapping[str, Arrays], check: Callable[[], None] = lambda: None, *,
-        policy: str = "",
+        policy: str = "", whole: bool = False,
     ) -> None:  # fmt: skip
         self.session, self.grid, self.conditions, self.check = session, grid, conditions, check
         self.whole = graph
-        self.cuts = cuts(graph)
+        self.cuts = {} if whole else cuts(graph)
         self.first_block = bool(self.cuts) and policy == FirstBlock.name
         self.start = pieces.FIRST if self.first_block else pieces.EMBEDDED
         if self.first_block:

@@ -76,7 +76,7 @@ def _resolved(bundle: Bundle, options: SessionOptions, part: str) -> SessionOpti
 
 def auto_device(bundle: Bundle, part: str = "") -> str:
     """ "cuda" where that provider is here and the bundle has an ONNX emission, "cpu" otherwise."""
-    from .ort import emitted
+    from .ort_choice import emitted
     from .providers import DEVICES, is_available
 
     stepped = bool(bundle.graph(part).states)  # float16 alone, see `providers.Provider.half_only`

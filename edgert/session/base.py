@@ -249,6 +249,23 @@ class StepResult:
     taps: dict[str, F32] = field(default_factory=dict)
 
 
+class Fixed:
+    """An array for `run_batch` that nobody changes: it is copied to a device once.
+
+    copies: what sessions hold of it, by place.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.copies: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self.array, dtype)
+
+
 class Session(ABC):
     """One graph on one device."""
 
@@ -313,6 +330,22 @@ class Session(ABC):
         """`run`, whose outputs may stay on the device: inputs of later runs, which `np.asarray`
         copies to the host."""
         return dict(self.run(arrays, graph))
+
+    def most(self, graph: Graph, sizes: Mapping[str, int]) -> int:
+        """How many inputs of a graph `run_batch` takes at once, 0 where it takes none. sizes: rows
+        of symbols."""
+        return 0
+
+    def run_batch(
+        self, arrays: Mapping[str, Any], graph: Graph | None = None, *,
+        lengths: Mapping[str, Sequence[int]] | None = None, keep: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """`run` for several inputs at once: arrays and outputs have an axis for them in front.
+
+        arrays: on the host, `Fixed`, or what an earlier call gave. lengths: how many rows of each
+        are there, by symbol; those behind are padding. keep: outputs may stay on the device.
+        """
+        raise DeviceError(f"{self.device} computes one input at a time", code="device-graph")
 
     @abstractmethod
     def close(self) -> None:

@@ -47,6 +47,8 @@ class Variant:
     rows, capacity: fixed S and P with B = 1 and R = S (0: symbolic), for providers that want
     static shapes. A fixed S means that steps are padded to it.
     embeddings: takes the rows that the graph's embed node makes instead of tokens.
+    batch: of a graph without states, computes B inputs at once: every value has an axis in front,
+    [N, C] is [B, N, C]. fused: norms take their modulation in (`kernels/norm.py`).
     """
 
     half: bool = False
@@ -54,6 +56,8 @@ class Variant:
     rows: int = 0
     capacity: int = 0
     embeddings: bool = False
+    batch: bool = False
+    fused: bool = False
 
     @property
     def suffix(self) -> str:
@@ -61,24 +65,29 @@ class Variant:
         words = ["f16"] * self.half + ["std"] * self.standard
         words += [f"s{self.rows}-p{self.capacity}"] * bool(self.rows)
         words += ["emb"] * self.embeddings
+        words += ["batch"] * self.batch + ["fused"] * self.fused
         return "".join(f".{word}" for word in words)
 
     @staticmethod
     def of_file(part: str, name: str) -> Variant | None:
         """The variant of a file name, None for files that are no .onnx of that part."""
         found = re.fullmatch(
-            re.escape(part) + r"(\.f16)?(\.std)?(?:\.s(\d{1,7})-p(\d{1,7}))?(\.emb)?\.onnx", name
+            re.escape(part) + r"(\.f16)?(\.std)?(?:\.s(\d{1,7})-p(\d{1,7}))?(\.emb)?"
+            r"(\.batch)?(\.fused)?\.onnx",
+            name,
         )
         if not found:
             return None
-        half, standard, rows, capacity, embeddings = found.groups()
+        half, standard, rows, capacity, embeddings, batch, fused = found.groups()
         sizes = int(rows or 0), int(capacity or 0)
-        return Variant(bool(half), bool(standard), *sizes, embeddings=bool(embeddings))
+        return Variant(
+            bool(half), bool(standard), *sizes, bool(embeddings), bool(batch), bool(fused)
+        )
 
     @property
     def dialect(self) -> Dialect:
         """What the ops need to know."""
-        return Dialect(self.half, self.standard)
+        return Dialect(self.half, self.standard, self.batch)
 
     def sizes(self) -> dict[Dim, Dim]:
         """Letters that have a fixed size, and the symbol of selected rows."""
@@ -91,8 +100,8 @@ class Variant:
         """What is written into the .onnx and compared when a session opens it."""
         values = {"half": self.half, "standard": self.standard, "rows": self.rows}
         texts = {f"edgert.{k}": str(int(v)) for k, v in values.items()}
-        if self.embeddings:
-            texts["edgert.embeddings"] = "1"
+        flags = {"embeddings": self.embeddings, "batch": self.batch, "fused": self.fused}
+        texts |= {f"edgert.{name}": "1" for name, on in flags.items() if on}
         return {**texts, "edgert.capacity": str(self.capacity)}
 
 
@@ -228,11 +237,12 @@ def rope_tables(
 
 
 def dims(shape: Shape, variant: Variant) -> tuple[Dim, ...]:
-    """A graph shape as ONNX has it: [T, ..] is [B, S, ..]. A symbol that is one of our letters
-    gets a mark that no symbol can have."""
+    """A graph shape as ONNX has it: [T, ..] is [B, S, ..], and [N, ..] is [B, N, ..] in batches. A
+    symbol that is one of our letters gets a mark that no symbol can have."""
     head: tuple[Dim, ...] = ("B", "S")
     if shape[0] != "T":
         head = (f"{shape[0]}'" if shape[0] in _LETTERS else shape[0],)
+        head = ("B", *head) if variant.batch else head
     sizes = variant.sizes()
     return tuple(sizes.get(dim, dim) for dim in (*head, *shape[1:]))
 

@@ -18,24 +18,26 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, DeviceError, RequestError
 from ..graph import Graph
-from ..kernels.encodings import ENCODINGS
 from ..kernels.ops import CATALOGUE
 from ..kernels.slot_rows import CHUNK
 from ..kernels.states import ConvState, RecurrentState
-from ..roles import FUNCTIONS, row_input
+from ..roles import BATCHED, FUNCTIONS, row_input
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, lay_out
 from .longrope import Switching
 from .onnx_io import PLAIN, Variant, embedded
 from .onnx_names import Emission
 from .options import SessionOptions
+from .ort_batch import BatchModel, checked_sizes
 from .ort_binding import Binding
+from .ort_choice import check_weights, choose, files_of
 from .ort_feed import Piece, pieces
-from .ort_graphs import Files, OrtGraphs, run_model
+from .ort_graphs import Files, OrtGraphs, one_ahead, one_behind, run_model
 from .ort_model import OrtModel
 from .ort_state import OrtState
 from .providers import Placement, Provider, find_provider, parse_device, placement
 from .replay import Replaying
+from .room import inputs_that_fit
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
@@ -90,7 +92,7 @@ class OrtSession(Session):
         self.device = self.provider.device
 
         def open_file(graph: Graph, file: Path) -> OrtModel:
-            return OrtModel(
+            return (BatchModel if variant.batch else OrtModel)(
                 graph, weights, file, variant, self.provider, alternates=files is not None,
                 threads=threads, allow_cpu_nodes=allow_cpu_nodes, cuda_graph=cuda_graph,
             )  # fmt: skip
@@ -144,6 +146,10 @@ class OrtSession(Session):
         self, arrays: Mapping[str, Any], graph: Graph | None, *, keep: bool
     ) -> dict[str, Any]:
         graph = graph or self.graph
+        if self.variant.batch:
+            ahead = {name: one_ahead(array) for name, array in arrays.items()}
+            found = self.run_batch(ahead, graph, keep=keep)
+            return {name: one_behind(value) for name, value in found.items()}
         with self._lock:
             self._check_open()
             sizes = check_arrays(graph, arrays)
@@ -158,6 +164,26 @@ class OrtSession(Session):
             if self.lookup is not None and self.lookup.tokens in given:
                 given[self.lookup.output] = self.lookup(given[self.lookup.tokens])
             return run_model(self.graphs.model_of(graph), given, sizes, keep=keep)
+
+    def most(self, graph: Graph, sizes: Mapping[str, int]) -> int:
+        if not self.variant.batch:
+            return 0
+        return inputs_that_fit(graph, sizes, device=self.provider.memory != "cpu")
+
+    def run_batch(
+        self, arrays: Mapping[str, Any], graph: Graph | None = None, *,
+        lengths: Mapping[str, Sequence[int]] | None = None, keep: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        if not self.variant.batch:
+            return super().run_batch(arrays, graph)
+        graph = graph or self.graph
+        with self._lock:
+            self._check_open()
+            sizes = checked_sizes(graph, arrays)
+            model = self.graphs.model_of(graph)
+            if not isinstance(model, BatchModel):
+                raise TypeError("a batch for a model without that axis")
+            return model.run_batch(arrays, lengths or {}, sizes, keep=keep)
 
     def require(self, graph: Graph) -> None:
         with self._lock:
@@ -297,14 +323,18 @@ def open_ort(bundle: Bundle, options: SessionOptions, *, part: str = "") -> OrtS
     graph's).
     """
     part, choice = bundle.part(part), parse_device(options.device)
-    _check_weights(bundle, part, choice.provider)
-    variant = _choose(bundle, part, choice.provider)
+    check_weights(bundle, part, choice.provider)
+    variant = choose(bundle, part, choice.provider)
     function = bundle.manifest.parts[part].role in FUNCTIONS
-    if function and choice.graph:
+    captured = choice.graph and (variant.batch or not function)
+    beside = bundle.manifest.kind == "image" and bundle.manifest.parts[part].role not in BATCHED
+    if choice.graph and not captured and not beside:
         raise DeviceError(
-            f"device {options.device!r} captures steps of tokens, the part {part!r} has none",
+            f"device {options.device!r} captures steps of tokens and batches of pictures, the part "
+            f"{part!r} has none",
             code="device-options",
-            hint="leave the word graph out",
+            hint=f"`edgert export {bundle.path} --batch` writes files that compute batches; or "
+            "leave the word graph out",
         )
     return OrtSession(
         bundle.graph(part),
@@ -315,8 +345,8 @@ def open_ort(bundle: Bundle, options: SessionOptions, *, part: str = "") -> OrtS
         context=options.ctx_size or 0,
         threads=options.threads,
         allow_cpu_nodes=choice.allow_cpu_nodes,
-        cuda_graph=choice.graph,
-        files=_files(bundle, part, variant) if function else None,
+        cuda_graph=captured,
+        files=files_of(bundle, part, variant) if function else None,
     )
 
 
@@ -334,59 +364,3 @@ def place(
         return [node for graph in wanted for node in session.placements(graph)]
     finally:
         session.close()
-
-
-def emissions(bundle: Bundle, part: str = "") -> list[Emission]:
-    """The .onnx files that a bundle has of a part."""
-    part = bundle.part(part)
-    found = (Emission.of_file(part, name) for name in bundle.manifest.files)
-    return [emission for emission in found if emission is not None]
-
-
-def emitted(bundle: Bundle, part: str = "") -> list[Variant]:
-    """The ONNX variants that a bundle holds of a part's graph, or of a piece or another size."""
-    return list(dict.fromkeys(emission.variant for emission in emissions(bundle, part)))
-
-
-def _files(bundle: Bundle, part: str, variant: Variant) -> dict[str, list[Path]]:
-    """The files of a part in one dialect, by piece, those of the part's own size first."""
-    found: dict[str, list[Path]] = {}
-    for emission in sorted(emissions(bundle, part), key=lambda e: e.size or (0, 0)):
-        if emission.variant == variant:
-            found.setdefault(emission.piece, []).append(bundle.path_of(emission.name))
-    return found
-
-
-def _check_weights(bundle: Bundle, part: str, provider: Provider) -> None:
-    """QNN leaves DequantizeLinear by blocks to the CPU, and what its simulator then computes from
-    the codes is wrong: refused even where nodes on the CPU are allowed."""
-    used = {weight.encoding for weight in bundle.graph(part).weights.values()}
-    found = {name for name in used if not ENCODINGS[ENCODINGS[name].dense or name].plain}
-    if provider.float_weights and found:
-        raise DeviceError(
-            f"{provider.name} has no kernel for the {sorted(found)} weights of {bundle.path}, "
-            "expected f16 or f32",
-            code="device-weights",
-            hint="convert the model with --quant f16 for this device",
-        )
-
-
-def _choose(bundle: Bundle, part: str, provider: Provider) -> Variant:
-    """The variant in the provider's dialect, in its better precision if that was emitted, and
-    rather one that takes embeddings, too."""
-    stepped = bool(bundle.graph(part).states)
-    variants = [
-        v
-        for v in emitted(bundle, part)
-        if v.standard == provider.standard and (v.half or not (provider.half_only and stepped))
-    ]
-    if not variants:
-        precision = "f16" if provider.half else "f32"
-        raise BundleError(
-            f"{bundle.path} has no ONNX model that fits {provider.name}, found "
-            f"{sorted(n for n in bundle.manifest.files if n.endswith('.onnx'))}",
-            code="onnx-missing",
-            hint=f"edgert export {bundle.path} --precision {precision}"
-            + (" --standard" if provider.standard else ""),
-        )
-    return min(variants, key=lambda v: (v.half != provider.half, not v.embeddings, v.suffix))

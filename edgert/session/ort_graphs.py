@@ -29,20 +29,36 @@ _KNOWN = 32  # graphs whose hash is remembered
 
 
 class Held:
-    """Float rows [N, width] where the provider computed them: an input of a later run on the same
-    device. `np.asarray` copies them to the host."""
+    """Float rows [N, width], or those of a batch [B, N, width], where the provider computed them:
+    an input of a later run on the same device. `np.asarray` copies them to the host.
+
+    first: the number of the first one in `value`; a slice of the first axis copies nothing.
+    """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, value: Any, shape: tuple[int, ...]) -> None:
-        self.value, self.shape = value, shape
+    def __init__(
+        self, value: Any, shape: tuple[int, ...], first: int = 0, owner: Held | None = None
+    ) -> None:
+        self.value, self.shape, self.first, self.owner = value, shape, first, owner
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __getitem__(self, part: slice) -> Held:
+        begin, end, _ = part.indices(len(self))
+        first = self.first + begin * int(np.prod(self.shape[1:]))
+        return Held(self.value, (max(end - begin, 0), *self.shape[1:]), first, self)
+
+    @property
+    def address(self) -> int:
+        """Where it begins, on its device."""
+        return int(self.value.data_ptr()) + self.first * self.dtype.itemsize
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        rows = np.array(self.value.numpy(), dtype or np.float32)
-        return rows.reshape(self.shape)
+        flat = np.asarray(self.value.numpy()).reshape(-1)
+        flat = flat[self.first : self.first + int(np.prod(self.shape))]
+        return np.array(flat, dtype or np.float32).reshape(self.shape)
 
 
 class OrtGraphs:
@@ -120,7 +136,8 @@ class OrtGraphs:
         if self.files is None:
             return "use --device cpu"
         flags = " --precision f16" if ".f16" in self.own.name else ""
-        flags += " --standard" if ".std" in self.own.name else ""
+        words = {".std": "standard", ".batch": "batch", ".fused": "fused"}
+        flags += "".join(f" --{flag}" for word, flag in words.items() if word in self.own.name)
         return (
             f"`edgert export {self.own.parent}{flags}` writes it for pictures of the model's own "
             "size, with `--size WIDTHxHEIGHT` for another; or use --device cpu"
@@ -132,6 +149,20 @@ class OrtGraphs:
         for _, model in self._opened.values():
             model.close()
         self._opened, self._digests = {}, {}
+
+
+def one_ahead(array: Any) -> Any:
+    """Rows as a batch of one."""
+    if isinstance(array, Held):
+        return Held(array.value, (1, *array.shape), array.first, array)
+    return np.asarray(array)[None]
+
+
+def one_behind(array: Any) -> Any:
+    """The rows of a batch of one."""
+    if isinstance(array, Held):
+        return Held(array.value, array.shape[1:], array.first, array)
+    return array[0]
 
 
 def run_model(

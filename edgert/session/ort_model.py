@@ -117,8 +117,9 @@ class OrtModel:
 
 def failed(provider: Provider, what: str, error: Exception) -> DeviceError:
     """The error for a run that the provider gave up."""
+    full = "allocate memory" in str(error) or "out of memory" in str(error).lower()
     return DeviceError(
         f"{provider.name} failed on {what}: {error}",
-        code="device-run",
+        code="device-memory" if full else "device-run",
         hint="run the model with --device cpu, or see `edgert doctor`",
     )

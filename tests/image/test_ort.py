@@ -27,7 +27,7 @@ from edgert.session import SessionOptions, auto_device, open_session, providers
 from edgert.session.onnx_io import Variant
 from edgert.session.onnx_names import PIECES, Emission
 from edgert.session.ort import OrtSession
-from edgert.session.ort import emissions as listed
+from edgert.session.ort_choice import emissions as listed
 from edgert.session.ort_graphs import Held
 from tests.closeness import assert_close
 from tests.image import pipelines
@@ -372,7 +372,10 @@ def test_a_bundle_without_files_names_the_command(bundle: Path) -> None:
 
 def test_names_say_what_they_are() -> None:
     for piece in ("", *PIECES):
-        for variant in (Variant(), Variant(half=True, standard=True), Variant(embeddings=True)):
+        for variant in (
+            Variant(), Variant(half=True, standard=True), Variant(embeddings=True),
+            Variant(half=True, batch=True, fused=True),
+        ):  # fmt: skip
             for size in (None, SIZE):
                 one = Emission("unet.1", variant, piece, size)
                 assert Emission.of_file("unet.1", one.name) == one

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from edgert.converters.convert import convert
 
-from benchmarks import image_caching, image_caching_page, image_engines, image_peers
+from benchmarks import (
+    image_caching,
+    image_caching_page,
+    image_engines,
+    image_fidelity,
+    image_peers,
+)  # fmt: skip
 from benchmarks.image_runs import Protocol, Workers
 from tests.image import pipelines
 
@@ -85,6 +91,20 @@ def test_a_peer_that_cannot_be_opened_is_named(labelled: Path, monkeypatch: Any)
     with image_engines.opened(labelled, {}, inputs, 1, ["openvino f32"]) as (found, missing):
         assert not found
         assert missing == {"openvino f32": "ModuleNotFoundError: No module named 'openvino'"}
+
+
+def test_fidelity_is_of_the_same_noise(labelled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipe"
+    folder.symlink_to(labelled, target_is_directory=True)
+    bundles = image_fidelity.bundles_of(folder, ["f32", "int8"])
+    runs = image_fidelity.Runs(prompts=2, seeds=3, steps=8, threads=1, batch=2)
+    (line,) = image_fidelity.compared(bundles, runs)
+    assert (line["quant"], len(line["psnr"])) == ("int8", 6)
+    assert all(15 < db < 100 for db in line["psnr"])
+    same = image_fidelity.compared({"f32": bundles["f32"], "again": bundles["f32"]}, runs)
+    assert same[0]["psnr"] == [100.0] * 6
+    text = image_fidelity.tables([{**line, "model": "tiny"}])
+    assert f"{np.mean(line['psnr']):.2f}" in text
 
 
 def test_ratios_are_medians_over_rounds() -> None:

@@ -13,7 +13,8 @@ from edgert.converters.onnx_emit import export
 from edgert.bundle import Bundle
 from edgert.errors import BundleError, DeviceError
 from edgert.session import SessionOptions, auto_device, open_session, providers
-from edgert.session.ort import emitted, open_ort, place
+from edgert.session.ort import open_ort, place
+from edgert.session.ort_choice import emitted
 from edgert.session.providers import DEVICES, Placement, find_provider, parse_device
 
 from ..onnx_model import emit_model, ort_session
