@@ -102,7 +102,7 @@ class Head:
         w, shape = self.weights, self.shape
         both = [_rms(embedded, w["norm_e"], EPS), _rms(g, w["norm_h"], EPS)]
         rows = F.linear(torch.cat(both, -1), w["qkv"])
-        rows = rows.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2)  # [B, H + 2 G, S, D]
+        rows = rows.view(*rows.shape[:2], -1, shape.head_dim).transpose(1, 2)  # [B, H + 2 G, S, D]
         position = at.to(torch.float32)[..., None]  # [(B,) S, 1]
         position = position[:, None] if at.dim() == 2 else position
         turned = _rotate(rows[:, : -shape.kv_heads], position, w["inv_freq"], 1.0)

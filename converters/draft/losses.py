@@ -47,7 +47,7 @@ class Step(NamedTuple):
     alpha: Tensor
     most: Tensor
     kl: Tensor
-    count: Tensor
+    number: Tensor
 
 
 def target(logits: Tensor, ids: Tensor, valid: Tensor) -> Target:

@@ -162,7 +162,8 @@ class Decoder:
             cache[0, :, :, at : at + count], cache[1, :, :, at : at + count] = k, v
             window = attrs["window"]
             near = seen & (keys > rows[:, None] - window) if window else seen
-            return _attended(q, *cache[:, :, :, : at + count], near, attrs)
+            k, v = cache[0, :, :, : at + count], cache[1, :, :, : at + count]
+            return _attended(q, k, v, near, attrs)
 
         with self.target.casting():
             given = {self.target.tokens: tokens}

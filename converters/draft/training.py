@@ -102,8 +102,8 @@ def _frequencies(graph: Graph, weights: Mapping[str, Matrix], shape: HeadShape) 
     name = next((name for name in slots if name), "")
     if name:
         return np.asarray(dequantize(weights[name]), np.float32)
-    made: F32 = 10_000.0 ** (-np.arange(shape.rotary, dtype=np.float32) / shape.rotary)
-    return made.astype(np.float32)
+    places = np.arange(shape.rotary)
+    return (10_000.0 ** (-places / shape.rotary)).astype(np.float32)
 
 
 def _final_norm(graph: Graph, weights: Mapping[str, Matrix], width: int) -> F32 | None:
@@ -187,7 +187,7 @@ class _Training:
             behind.append(memory.a)
             grads.append(cut.grad if cut.grad is not None else torch.zeros_like(cut))
             total += loss.detach()
-            told.append(torch.stack([found.alpha, found.most, found.kl, found.count]))
+            told.append(torch.stack([found.alpha, found.most, found.kl, found.number]))
         torch.autograd.backward(behind, grads)
         self.newest.append(torch.stack(told))
         return total * some.numel() * self.ranks.world
