@@ -20,24 +20,33 @@ def segments(graph: Graph, wanted: Sequence[str]) -> list[Graph]:
 
 
 def _cuts(graph: Graph, wanted: set[str]) -> list[str]:
-    """Values to cut at: where that value alone is read later on, no later node reads a state made
-    before, and a wanted value was read since the last cut."""
-    shapes, nodes = graph.shapes(), graph.nodes
+    """Values to cut at: lone ones where no later node reads a state made before, and a wanted value
+    was read since the last cut."""
+    nodes = graph.nodes
     reads = [bool(set(node.inputs) & wanted) for node in nodes]
-    until = {name: i for i, node in enumerate(nodes) for name in node.inputs}  # its last reader
-    lent = _lent(graph)
-    alive = {value.name for value in graph.inputs if value.dtype == "f32"}
+    lent, lone = _lent(graph), set(lone_values(graph))
     found, since = list[str](), False
     for i, node in enumerate(nodes):
-        alive = {name for name in (*alive, node.output) if until.get(name, -1) > i}
         since = since or reads[i]
-        alone = alive == {node.output} and shapes[node.output][0] == "T"
-        if since and alone and not any(start <= i < stop for start, stop in lent):
+        if since and i in lone and not any(start <= i < stop for start, stop in lent):
             found.append(node.output)
             since = False
             if not any(reads[i + 1 :]):
                 return found
     return [*found, graph.outputs[0].name] if since else found
+
+
+def lone_values(graph: Graph) -> list[int]:
+    """Nodes whose values, rows of T, are all of the nodes before that is read later on."""
+    shapes, nodes = graph.shapes(), graph.nodes
+    until = {name: i for i, node in enumerate(nodes) for name in node.inputs}  # its last reader
+    alive = {value.name for value in graph.inputs if value.dtype == "f32"}
+    found = list[int]()
+    for i, node in enumerate(nodes):
+        alive = {name for name in (*alive, node.output) if until.get(name, -1) > i}
+        if alive == {node.output} and shapes[node.output][0] == "T":
+            found.append(i)
+    return found
 
 
 def _lent(graph: Graph) -> list[tuple[int, int]]:

@@ -36,6 +36,7 @@ from .torch_rows import ROWS
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
 Watch = Callable[[Node, tuple[Tensor, ...]], None]
+Attend = Callable[[Node, Tensor, Slots, Attrs], Tensor]
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -263,13 +264,15 @@ class TorchGraph:
         positions: Tensor | None = None,
         weights: Mapping[str, Tensor] | None = None,
         watch: Watch | None = None,
+        attend: Attend | None = None,
     ) -> dict[str, Tensor]:
         """Every input by name to every output by name, for B whole sequences.
 
         inputs: float [B, N, width] or int [B, N], selected rows int [R]. positions: int [3, T],
         rotary axes, the same in all sequences (default: 0 to T - 1). weights: tensors that stand in
         for some of `self.weights` in this call. watch: called with every node and its inputs before
-        it runs (calibration statistics).
+        it runs (calibration statistics). attend: computes nodes that own keys and values instead,
+        from their rows [q | k | v], for whoever keeps a cache.
         """
         values, caches = dict(inputs), dict[str, Cache]()
         held = {**self.weights, **(weights or {})}
@@ -283,6 +286,8 @@ class TorchGraph:
             if isinstance(state, BorrowedState):
                 cache = caches[state.owner]
                 values[node.output] = _shared_attention(reads[0], slots, attrs, positions, cache)
+            elif isinstance(state, KVState) and attend is not None:
+                values[node.output] = attend(node, reads[0], slots, attrs)
             elif isinstance(state, KVState):
                 made = _attention(reads[0], slots, attrs, positions)
                 values[node.output], caches[node.state] = made

@@ -38,6 +38,7 @@ class Stage:
     length: int
     last_length: int
     seed: int
+    work: str = "linearize"  # what it is a stage of, in errors
 
 
 class Rows:
@@ -196,9 +197,9 @@ class Trainer:
         value = float(loss)
         if not math.isfinite(value):
             raise ConvertError(
-                f"linearizing, {self.stage.name}: the loss at step {self.steps} is {value}, "
+                f"{self.stage.work}, {self.stage.name}: the loss at step {self.steps} is {value}, "
                 "expected a finite number",
-                code="linearize-diverged",
+                code=f"{self.stage.work}-diverged",
                 hint="lower the rate, or use more tokens",
             )
         show.set_postfix_str(f"loss {value:.4f}", refresh=False)

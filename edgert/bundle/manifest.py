@@ -26,7 +26,7 @@ FORMATS = (1, 2)  # what is read
 MANIFEST_NAME = "manifest.json"
 
 _AGAIN = "the bundle is damaged or was made by another edgert; convert the model again"
-_SECTIONS = ("text", "image", "vision")
+_SECTIONS = ("text", "image", "vision", "draft")
 _EXTENSIBLE = (*_SECTIONS, "provenance")
 CONDITIONINGS = ("", "labels", "captions")  # of image.conditioning; "": nothing
 LATENT_VALUE = 1e6  # largest number of image.latents; from its inverse on where one divides
@@ -124,6 +124,19 @@ class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_token_id: int | None = None
 
 
+class DraftSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the part with the role `draft` reads and guesses (`edgert.bundle.draft`).
+
+    taps: values of the text part, whose rows it reads side by side. ids: file name of the tokens
+    that its logits are of, little-endian int32, rising. measured: what its guesses were worth when
+    it was made, by name.
+    """
+
+    taps: tuple[str, ...]
+    ids: str = "draft.ids.bin"
+    measured: dict[str, float] = {}
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """command line, versions of what ran, SHA-256 of source files, ISO date."""
 
@@ -150,6 +163,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: TextSpec | None = None
     image: ImageSpec | None = None
     vision: VisionSpec | None = None
+    draft: DraftSpec | None = None
     files: dict[str, FileEntry] = {}
     provenance: Provenance = Provenance()
     golden: tuple[Golden, ...] = ()
@@ -236,7 +250,7 @@ def _in_format_2(where: str, raw: dict[str, Any]) -> dict[str, Any]:
     if raw["format"] == FORMAT:
         return raw
     parts = raw.get("parts")
-    newer = sorted({"image", "vision"} & set(raw))
+    newer = sorted({"image", "vision", "draft"} & set(raw))
     if isinstance(parts, dict):
         newer += [
             f"parts.{n}.role" for n, p in parts.items() if isinstance(p, dict) and "role" in p
@@ -278,6 +292,10 @@ def _check_manifest(where: str, manifest: Manifest) -> None:
         )
     if ("text" in roles) != (manifest.text is not None):
         raise _fail(where, "a part with the role 'text' and a section `text` go together")
+    if manifest.draft is not None and (roles.count("draft"), roles.count("text")) != (1, 1):
+        raise _fail(where, f"a section `draft` beside parts of roles {sorted(roles)[:8]}")
+    if manifest.draft is not None and not all(map(math.isfinite, manifest.draft.measured.values())):
+        raise _fail(where, "draft.measured holds numbers that are not finite")
     if manifest.image is not None and manifest.kind != "image":
         raise _fail(where, f"a section `image` in a bundle of kind {manifest.kind!r}")
     used = list(used_files(manifest))
@@ -303,6 +321,8 @@ def used_files(manifest: Manifest) -> Iterable[str]:
                 yield template
     if manifest.image is not None:
         yield from manifest.image.tokenizers.values()
+    if manifest.draft is not None:
+        yield manifest.draft.ids
 
 
 def _check_ids(where: str, manifest: Manifest) -> None:

@@ -28,6 +28,7 @@ from ..storage.folder import Folder, sha256_fd
 from ..storage.hash_cache import HashCache
 from ..storage.safetensors import TensorFile
 from .check import check_borrowed, check_image, check_part, check_weights, load_weights
+from .draft import check_draft
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, Part
 
 Verify = Literal["cached", "full", "skip"]
@@ -119,6 +120,7 @@ class Bundle:
         for part in self.manifest.parts:
             check_borrowed(part, self._graphs, where=str(self.path))
         check_image(self.manifest, self._graphs, where=str(self.path))
+        check_draft(self.manifest, self._graphs, where=str(self.path))
         for file, tensors in self._tensors.items():
             users = [p for p, entry in self.manifest.parts.items() if entry.weights == file]
             check_weights([self._graphs[part] for part in users], tensors)

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--draft", "sources", multiple=True, metavar="MODEL|ngram|none",
+    click.option("--draft", "sources", multiple=True, metavar="MODEL|ngram|head|none",
                  help="Guess tokens and check them together, which gives the same text sooner: by "
-                 "a small bundle of the same tokenizer, by ngram (from the text itself; the "
-                 "default on the cpu), by both, or not at all (none)."),
+                 "a small bundle of the same tokenizer, by ngram (from the text itself), by "
+                 "the bundle's own draft head (head), by several, or not at all (none); default on "
+                 "the cpu: ngram, and head where there is one."),
     click.option("--draft-max", type=click.IntRange(1, 16), metavar="N",
                  help="Tokens guessed at a time at most; default: 7."),
     click.option("--draft-verify", type=click.Choice(("coupled", "rejection")),

@@ -82,7 +82,8 @@ class Run(Lane):
         self.ahead = AHEAD
         self.result: Generation | None = None
         self._start, self._keep = start, keep
-        self._prefixes = None if self._taps else prefixes  # rows of taps are not kept with them
+        sees_all = speculation is not None and speculation.sees_all
+        self._prefixes = None if sees_all else prefixes  # rows of taps are not kept with them
         self._room: float = float("inf") if shift else context - len(prompt)
         if params.max_tokens is not None:
             self._room = min(self._room, params.max_tokens)

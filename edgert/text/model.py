@@ -27,6 +27,7 @@ from .logits import LogitsLane
 from .params import Resolved, SamplingOptions, SamplingParams
 from .relay import Relay, RelayOptions, RelayRun
 from .results import Generation
+from .speculative.head import HeadModel, has_head, open_head
 from .speculative.options import WORDS, Draft, Drafting, DraftOptions
 from .speculative.proposer import Proposer
 from .speculative.small import SmallProposer
@@ -66,10 +67,11 @@ class TextModel:
         bundle: Bundle | None = None,
         draft: Any = "none",
         opened: Callable[[Path], TextModel] | None = None,
+        head: Callable[[], HeadModel] | None = None,
     ) -> None:
         """advice: sampling defaults of the bundle. draft: what requests draft with that do not say
-        it, as for `edgert.load`; opened(path) opens a small model for that. The session and bundle
-        are closed with it, and small models that were opened."""
+        it, as for `edgert.load`; opened(path) opens a small model for that, head() the draft head.
+        The session and bundle are closed with it, and what was opened."""
         self.session, self.tokenizer, self.template = session, tokenizer, template
         self.name, self.advice, self.fingerprint = name, dict(advice or {}), fingerprint
         self.load_s = 0.0
@@ -77,7 +79,7 @@ class TextModel:
         self.adapters = Adapters(session, bundle)
         self.engine = Engine(session)
         self.drafting = Drafting(
-            tokenizer, self.engine.costs, session.device, opened=opened or _not_opened
+            tokenizer, self.engine.costs, session.device, opened=opened or _not_opened, head=head
         )
         self.drafting.default = DraftOptions.of(draft, self.drafting.default)
         self._redo = any(
@@ -111,11 +113,15 @@ class TextModel:
             bundle=bundle,
             draft=default,
             opened=lambda path: _small(path, options),
+            head=(lambda: open_head(bundle, options, tokenizer)) if has_head(bundle) else None,
         )
         model.engine.prefixes = model.session.prefix_cache()
         try:
             for source in default.sources:
-                if source not in WORDS:  # now, not at the first request
+                usual = source == "auto" and model.session.device == "cpu" and has_head(bundle)
+                if source == "head" or usual:  # now, not at the first request
+                    model.drafting.head()
+                elif source not in WORDS:
                     model.drafting.small(source)
         except BaseException:
             model._bundle = None

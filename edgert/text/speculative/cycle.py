@@ -67,6 +67,8 @@ class Speculation:
         self.proposers, self.limit = list(proposers), limit
         self.verify, self.controller = verify, controller
         self.taps = tuple(sorted({name for p in self.proposers for name in taps_of(p)}))
+        # whether a reader of taps must see every place of a text
+        self.sees_all = any(taps_of(p) and not getattr(p, "gaps", False) for p in self.proposers)
         self.cycle = 0
         self._draft, self._by, self._made_for = Draft(), self.proposers[0], -1
         self._counts = _Counts(limit)

@@ -16,6 +16,7 @@ from ..params import Resolved
 from ..tokenizer import Tokenizer
 from .controller import LONGEST, Controller
 from .cycle import Speculation
+from .head import HeadModel, no_head
 from .ngram import NGramProposer
 from .proposer import Proposer
 from .small import SmallModel
@@ -38,16 +39,17 @@ Source = Union[str, "PathLike[str]", Loaded]
 Draft = Union[Source, Sequence[Source], "DraftOptions"]  # what a caller may give as `draft`
 MAX_TOKENS = 7  # drafted in one step, unless told otherwise: with the anchor a tile of 8 rows
 OVERRIDE = 4  # tokens that must agree before the text's own continuation goes before a model's
-WORDS = ("auto", "none", "ngram")
+WORDS = ("auto", "none", "ngram", "head")
 
 
 @dataclass(frozen=True)
 class DraftOptions:
     """Which drafts a model checks while it writes; they change its speed, not its answers.
 
-    source: "ngram" (what followed the last time that the text went on like this), a smaller model
-    with the same tokenizer as a bundle's path or a loaded `TextModel`, both in a sequence (the text
-    goes first), "none", or "auto": "ngram" on the cpu, none elsewhere. max_tokens: drafted for one
+    source: "ngram" (what followed the last time that the text went on like this), "head" (the
+    bundle's own draft head), a smaller model with the same tokenizer as a bundle's path or a loaded
+    `TextModel`, several in a sequence (the text goes first), "none", or "auto": on the cpu "ngram",
+    and "head" where there is one, none elsewhere. max_tokens: drafted for one
     step at most, 1 to 16. verify: "coupled" gives the very text that the same seed gives without
     drafts; "rejection" gives texts of the same law, which depend on the drafts. adapt: draft as
     many as pay by what is measured, none where none do; False always drafts max_tokens.
@@ -90,7 +92,9 @@ class DraftOptions:
 def _check_source(source: Any) -> None:
     if isinstance(source, (str, PathLike)) or hasattr(source, "session"):
         return
-    raise _error("draft", source, "'ngram', 'none', 'auto', a bundle's path or a loaded model")
+    raise _error(
+        "draft", source, "'ngram', 'head', 'none', 'auto', a bundle's path or a loaded model"
+    )
 
 
 def _is_word(source: Any) -> bool:
@@ -109,7 +113,8 @@ def _error(name: str, value: object, expected: str) -> RequestError:
 class Drafting:
     """The drafts of one model: its default, the small models that were opened for it, costs.
 
-    opened(path): a small model's session and tokenizer, and what closes them.
+    opened(path): a small model's session and tokenizer, and what closes them. head: opens the
+    bundle's draft head, None where it has none.
     """
 
     def __init__(
@@ -119,10 +124,12 @@ class Drafting:
         device: str,
         *,
         opened: Callable[[Path], Loaded],
+        head: Callable[[], HeadModel] | None = None,
     ) -> None:
         self.default = DraftOptions("none")
         self._tokenizer, self._costs, self._device = tokenizer, costs, device
-        self._opened = opened
+        self._opened, self._open_head = opened, head
+        self._head: HeadModel | None = None
         self._small: dict[object, tuple[Source, SmallModel]] = {}  # a kept source keeps its id
         self._lock = threading.Lock()
 
@@ -139,6 +146,7 @@ class Drafting:
         sources = [s for s in options.sources if s != "none"]
         if sources == ["auto"]:
             sources = ["ngram"] if self._device == "cpu" else []
+            sources += ["head"] if sources and self._open_head is not None else []
         if not sources:
             return None
         controller = None
@@ -149,12 +157,21 @@ class Drafting:
             proposers.append(NGramProposer(OVERRIDE if len(sources) > 1 else 0))
         for source in sources:
             if source != "ngram":
-                small = self.small(source)
-                made = small.proposer(params, verify=options.verify, controller=controller)
+                maker = self.head() if source == "head" else self.small(source)
+                made = maker.proposer(params, verify=options.verify, controller=controller)
                 proposers.append(made)
         return Speculation(
             proposers, limit=options.max_tokens, verify=options.verify, controller=controller
         )
+
+    def head(self) -> HeadModel:
+        """The bundle's draft head, opened once. Raises RequestError where there is none."""
+        with self._lock:
+            if self._head is None:
+                if self._open_head is None:
+                    raise no_head("")
+                self._head = self._open_head()
+            return self._head
 
     def small(self, source: Source) -> SmallModel:
         """The small model of a path or a loaded model, opened once."""
@@ -181,5 +198,8 @@ class Drafting:
         """Close the small models that were opened here."""
         with self._lock:
             small, self._small = self._small, {}
+            head, self._head = self._head, None
+        if head is not None:
+            head.close()
         for _, model in small.values():
             model.close()

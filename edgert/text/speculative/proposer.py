@@ -52,7 +52,9 @@ class Proposer(Protocol):
 class TapReader(Proposer, Protocol):
     """A proposer that reads rows of the model's graph.
 
-    taps: names of values, as `edgert.session.base.Feed` takes them.
+    taps: names of values, as `edgert.session.base.Feed` takes them. `gaps`, where a reader has it
+    and it is true: beginnings of texts may be taken from what other requests computed, whose rows
+    do not come.
     """
 
     taps: tuple[str, ...]

@@ -1,12 +1,8 @@
 """Guesses of a smaller model with the same tokenizer.
 
-The small model reads the same text with a state of its own and goes on from it, a token a step. Its
-tokens are picked by the numbers that the large model's are picked by ("coupled": both then agree
-more often than chance would have it), or drawn by others and handed on with what they were drawn
-from ("rejection").
-
-Several requests guess in common steps. A state holds what was fed: the text and some guesses. When
-the text went on differently it is taken back to where both agree.
+The small model reads the same text with a state of its own and goes on from it (`guesses`). A state
+holds what was fed: the text and some guesses. When the text went on differently it is taken back to
+where both agree.
 """
 
 from __future__ import annotations
@@ -18,21 +14,19 @@ import numpy as np
 from ...errors import RequestError, ResourceError
 from ...kernels.states import RecurrentState
 from ...session.base import Feed, Session, State, StepResult
-from ...session.costs import clock_for
 from ..params import Resolved
-from ..ranking import F32
-from ..sampling import Sampler, draw
+from ..sampling import Sampler
 from ..tokenizer import Tokenizer
 from .controller import Controller
 from .cycle import Ask
-from .proposer import Draft, Law
-from .verify import DRAFT, Verify, seed_for
+from .guesses import GuessingModel, Work
+from .proposer import Draft
+from .verify import Verify
 
-USUAL = 3  # rows of a feed while guessing: the newest token, and what the model added before it
 CHUNK = 256  # tokens that a state catches up at a time; until it has, there are no guesses
 
 
-class SmallModel:
+class SmallModel(GuessingModel):
     """A session that guesses for the requests of another model, whose tokenizer it shares.
 
     close: called by `close`, for whoever owns the session. Raises RequestError for another
@@ -49,8 +43,8 @@ class SmallModel:
         close: Callable[[], None] | None = None,
     ) -> None:
         check_same(tokenizer, target, name)
-        self.session, self.name, self._close = session, name, close
-        self.tokenizer, self._clock = target, clock_for(session.device)
+        super().__init__(session)
+        self.name, self._close, self.tokenizer = name, close, target
 
     @property
     def one_way(self) -> bool:
@@ -63,42 +57,10 @@ class SmallModel:
         """The guesses of one request."""
         return SmallProposer(self, params, verify, controller)
 
-    def make(self, asks: Sequence[Ask]) -> None:
-        """Fill the drafts of wishes; where memory is short they stay empty."""
-        clock, each = self._clock, [_Work(ask) for ask in asks]
-        start = clock()
-        live = [work for work in each if work.begin()]
-        last, steps, guesses = start, 0.0, 0
-        while live:
-            feeds = [(work, work.feed()) for work in live]
-            fed = self._step(feeds)
-            live = [work for work, result in fed if work.take(result)]
-            now = clock()
-            if all(feed.rows <= USUAL for _, feed in feeds):  # else a text is caught up with
-                steps, guesses = steps + now - last, guesses + len(fed)
-            last = now
-        for work in each:
-            work.end()
-        for ask in asks:
-            ask.seconds = (last - start) / len(asks)
-            ask.each = steps / guesses if guesses else 0.0
-
-    def _step(self, fed: Sequence[tuple[_Work, Feed]]) -> list[tuple[_Work, StepResult]]:
-        """Common steps of as many feeds as fit; works whose memory was not there drop out."""
-        done: list[tuple[_Work, StepResult]] = []
-        while fed:
-            rows = np.cumsum([feed.rows for _, feed in fed])
-            count = max(1, int((rows <= self.session.max_rows).sum()))
-            try:
-                results = self.session.step([feed for _, feed in fed[:count]])
-            except ResourceError:
-                for work, _ in fed[:count]:
-                    work.proposer.close()
-            else:
-                pairs = zip(fed[:count], results, strict=True)
-                done += [(work, result) for (work, _), result in pairs]
-            fed = fed[count:]
-        return done
+    def work(self, ask: Ask) -> Work:
+        if not isinstance(ask.proposer, SmallProposer):
+            raise TypeError(f"a wish of {type(ask.proposer).__name__}, expected a SmallProposer's")
+        return _Work(ask, ask.proposer)
 
     def close(self) -> None:
         if self._close is not None:
@@ -152,18 +114,12 @@ class SmallProposer:
         return state
 
 
-class _Work:
+class _Work(Work):
     """One wish while it is fulfilled."""
 
-    def __init__(self, ask: Ask) -> None:
-        proposer = ask.proposer
-        if not isinstance(proposer, SmallProposer):
-            raise TypeError(f"a wish of {type(proposer).__name__}, expected a SmallProposer's")
-        self.ask, self.proposer = ask, proposer
-        self.tokens: list[int] = []
-        self.laws: list[Law] = []
-        self.reach = 1.0
-        self.text = list(ask.tokens)  # with the guesses
+    def __init__(self, ask: Ask, proposer: SmallProposer) -> None:
+        super().__init__(ask, proposer)
+        self.proposer = proposer
         self.spare: State | None = None  # guesses of states that cannot take them back
 
     def begin(self) -> bool:
@@ -206,47 +162,17 @@ class _Work:
         return state
 
     def take(self, result: StepResult) -> bool:
-        """Pick a guess; whether another one is to follow."""
-        self.ask.tried = True
         state, proposer = self._state(), self.proposer
         if self.spare is None:
             proposer.held += self.text[state.length :]
             proposer.known = max(proposer.known, len(self.ask.tokens))
         state.commit(len(self.text) - state.length)
-        row = result.logits[0]
-        if proposer.verify == "rejection":
-            law = proposer.sampler.law(row, self.text)
-            if not self._worth(lambda: float(law[1].max())):
-                return False
-            seed = seed_for(proposer.sampler.params.seed, self.ask.cycle, DRAFT)
-            token = draw(law[0], law[1], seed, len(self.text))
-            self.laws.append(law)
-        else:
-            if not self._worth(lambda: likeliest_share(row)):
-                return False
-            token = proposer.sampler.pick(row, self.text)
-        self.tokens.append(token)
-        self.text.append(token)
-        return len(self.tokens) < self.ask.limit and token not in proposer.ends
-
-    def _worth(self, share: Callable[[], float]) -> bool:
-        """Whether to make this guess, by the law and the guesses before, not by what it will be."""
-        controller = self.proposer.controller
-        if controller is None:
-            return True
-        self.reach *= share()
-        return controller.worth(self.proposer.key, len(self.tokens), self.reach)
+        return self.guess(result.logits[0])
 
     def end(self) -> None:
         if self.spare is not None:
             self.spare.close()
-        laws = self.laws if self.proposer.verify == "rejection" else None
-        self.ask.draft = Draft(self.tokens, laws, self.proposer.key)
-
-
-def likeliest_share(row: F32) -> float:
-    """The largest probability of softmax(row)."""
-    return float(1.0 / np.exp(row - row.max()).sum())
+        super().end()
 
 
 def check_same(tokenizer: Tokenizer, target: Tokenizer, name: str) -> None:

@@ -1,0 +1,276 @@
+"""Guesses of a draft head: a layer that reads what the model thought, and guesses from there.
+
+The head has a state of its own, a row for each token of the text but the newest: the model's rows
+there and the token behind (`edgert.bundle.draft`). The row of the newest but one gives the first
+guess, each further one a row more, which is taken back when the model has answered. Rows that
+`see` brings wait until guesses are wanted.
+
+What the head knows may begin anywhere in a text: rows of places that the model remembers from an
+earlier request do not come, and of a long prompt only the end is read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundle.draft import (
+    EMBEDDING,
+    FEATURES,
+    HIDDEN,
+    NEXT,
+    ROLE,
+    draft_ids,
+    embedding_of,
+)
+from ...errors import RequestError, ResourceError
+from ...kernels.ops import CATALOGUE
+from ...roles import step_inputs
+from ...session.base import Feed, Session, State, StepResult
+from ...session.options import SessionOptions
+from ..params import Resolved
+from ..ranking import F32, Ids
+from ..sampling import Sampler
+from ..tokenizer import Tokenizer
+from .controller import Controller
+from .cycle import Ask
+from .guesses import GuessingModel, Work
+from .proposer import Draft
+from .verify import Verify
+
+if TYPE_CHECKING:
+    from ...bundle.reader import Bundle
+
+CHUNK = 256  # rows that a state catches up with at a time; until it has, there are no guesses
+KEPT = 1024  # rows that wait for it at most: older ones are forgotten
+USUAL = 9  # rows of a feed while guessing: those of a step that was kept whole
+
+Lookup = Callable[[NDArray[np.int32]], F32]
+
+
+class HeadModel(GuessingModel):
+    """A head's session. ids: int64 [V_d], what its logits are of. taps: values of the model, in the
+    order in which the head reads them. lookup: rows float32 [n, C] of tokens. vocabulary: width of
+    the model's logits."""
+
+    usual = USUAL
+
+    def __init__(
+        self, session: Session, tokenizer: Tokenizer, *, ids: Ids, taps: Sequence[str],
+        lookup: Lookup, vocabulary: int,
+    ) -> None:  # fmt: skip
+        super().__init__(session)
+        self.tokenizer, self.ids, self.taps, self.lookup = tokenizer, ids, tuple(taps), lookup
+        self.vocabulary = vocabulary
+        widths = {n: int(value.shape[-1]) for n, value in step_inputs(session.graph).items()}
+        self.width, self.read = widths[HIDDEN], widths[FEATURES]
+
+    def proposer(
+        self, params: Resolved, *, verify: Verify, controller: Controller | None
+    ) -> HeadProposer:
+        """The guesses of one request."""
+        return HeadProposer(self, params, verify, controller)
+
+    def work(self, ask: Ask) -> Work:
+        if not isinstance(ask.proposer, HeadProposer):
+            raise TypeError(f"a wish of {type(ask.proposer).__name__}, expected a HeadProposer's")
+        return _Work(ask, ask.proposer)
+
+    def feed(self, state: State, features: F32, hidden: F32, tokens: Sequence[int]) -> Feed:
+        """Rows [n, ..] and the tokens behind them."""
+        rows = self.lookup(np.asarray(tokens, np.int32))
+        given = {FEATURES: features, HIDDEN: hidden, EMBEDDING: rows}
+        return Feed(state, None, "last", inputs=given, taps=(NEXT,))
+
+    def close(self) -> None:
+        self.session.close()
+
+
+class HeadProposer:
+    """One request's guesses by a head. It is asked through its maker, see `cycle.Shared`.
+
+    known: rows of its state that are the text's. waiting: rows [1, k C] that follow them. place: of
+    the text, where the next row belongs.
+    """
+
+    key = "head"
+    gaps = True  # rows of places that are known from elsewhere need not come
+
+    def __init__(
+        self, maker: HeadModel, params: Resolved, verify: Verify, controller: Controller | None
+    ) -> None:
+        self.maker, self.controller, self.verify = maker, controller, verify
+        self.taps = maker.taps
+        self.sampler = Sampler.of(params, maker.tokenizer)
+        self.ends = frozenset(maker.tokenizer.eos_token_ids) | frozenset(params.stop_token_ids)
+        self.state: State | None = None
+        self.known = self.place = 0
+        self.waiting: deque[F32] = deque(maxlen=KEPT)
+        self._row: F32 = np.full(maker.vocabulary, -np.inf, np.float32)
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        ask = Ask(self, tokens, limit, len(tokens))
+        self.maker.make([ask])
+        return ask.draft
+
+    def observe(self, proposed: int, accepted: int) -> None:
+        """The rows that come tell."""
+
+    def see(self, start: int, rows: Mapping[str, F32]) -> None:
+        """Rows of committed tokens, as `proposer.TapReader` has it."""
+        if start > self.place:
+            self.close()
+        elif start < self.place:
+            self._forget(self.place - start)
+        found = np.concatenate([rows[name] for name in self.taps], axis=1)
+        if len(self.waiting) + len(found) > KEPT:
+            self.close()
+        self.waiting.extend(found[-KEPT:, None])
+        self.place = start + len(found)
+
+    def _forget(self, count: int) -> None:
+        """Take the newest rows back."""
+        waiting = min(count, len(self.waiting))
+        for _ in range(waiting):
+            self.waiting.pop()
+        if count > waiting and self.state is not None:
+            left = max(0, self.known - (count - waiting))
+            self.known = self.state.rewind(left)
+
+    def close(self) -> None:
+        """Give the state back, and forget what was seen."""
+        if self.state is not None:
+            self.state.close()
+        self.state, self.known = None, 0
+        self.waiting.clear()
+
+    def full_row(self, logits: F32) -> F32:
+        """Logits [V_d] among those of all tokens, [V]; the same array each time."""
+        self._row[self.maker.ids] = logits
+        return self._row
+
+
+class _Work(Work):
+    """One wish while it is fulfilled: the rows that wait, then a row a guess."""
+
+    def __init__(self, ask: Ask, proposer: HeadProposer) -> None:
+        super().__init__(ask, proposer)
+        self.proposer = proposer
+        self.behind: F32 | None = None  # the row that the next guess goes on from
+
+    def begin(self) -> bool:
+        proposer, maker = self.proposer, self.proposer.maker
+        count = len(proposer.waiting)
+        if count == 0 or count >= len(self.text):
+            return False
+        if proposer.known + count + self.ask.limit > maker.session.context:
+            return False
+        try:
+            if proposer.state is None:
+                proposer.state = maker.session.new_state(count + self.ask.limit)
+            limit = min(CHUNK, maker.session.max_rows)
+            if count > limit:
+                maker.session.step([self._text(limit)])
+                self._keep(limit)
+                return False
+        except ResourceError:
+            proposer.close()
+            return False
+        return True
+
+    def _text(self, count: int) -> Feed:
+        """The first rows that wait. The last one's token behind it is the text's newest."""
+        waiting = self.proposer.waiting
+        rows = np.concatenate([waiting[index] for index in range(count)])
+        start = len(self.ask.tokens) - len(waiting)
+        hidden = np.zeros((count, self.proposer.maker.width), np.float32)
+        tokens = self.ask.tokens[start : start + count]
+        return self.proposer.maker.feed(self._state(), rows, hidden, tokens)
+
+    def _keep(self, count: int) -> None:
+        """Rows of the text were fed."""
+        proposer = self.proposer
+        self._state().commit(count)
+        proposer.known += count
+        for _ in range(count):
+            proposer.waiting.popleft()
+
+    def _state(self) -> State:
+        if self.proposer.state is None:
+            raise RuntimeError("a wish is fulfilled without a state")
+        return self.proposer.state
+
+    def feed(self) -> Feed:
+        if self.behind is None:
+            return self._text(len(self.proposer.waiting))
+        maker = self.proposer.maker
+        features = np.zeros((1, maker.read), np.float32)
+        return maker.feed(self._state(), features, self.behind, self.tokens[-1:])
+
+    def take(self, result: StepResult) -> bool:
+        if self.behind is None:
+            self._keep(len(self.proposer.waiting))
+        else:
+            self._state().commit(1)
+        self.behind = result.taps[NEXT][-1:]
+        return self.guess(self.proposer.full_row(result.logits[0]))
+
+    def end(self) -> None:
+        state = self.proposer.state
+        if state is not None and state.length > self.proposer.known:
+            state.rewind(self.proposer.known)
+        super().end()
+
+
+def has_head(bundle: Bundle) -> bool:
+    """Whether a bundle has a draft head."""
+    return bundle.manifest.draft is not None
+
+
+def open_head(bundle: Bundle, options: SessionOptions, tokenizer: Tokenizer) -> HeadModel:
+    """The draft head of a bundle, on the device of the options. Raises what opening a session does,
+    and RequestError for a bundle without one."""
+    from ...session import open_session
+
+    spec = bundle.manifest.draft
+    if spec is None:
+        raise no_head(bundle.manifest.name)
+    part, text = bundle.manifest.part_of(ROLE), bundle.graph()
+    ids = draft_ids(
+        bundle.read(spec.ids), bundle.manifest.text_spec.vocab_size, where=str(bundle.path)
+    )
+    lookup = _lookup(text, bundle.weights())
+    return HeadModel(
+        open_session(bundle, options, part=part), tokenizer, ids=ids, taps=spec.taps,
+        lookup=lookup, vocabulary=int(text.outputs[0].shape[-1]),
+    )  # fmt: skip
+
+
+def _lookup(graph: Any, weights: Mapping[str, Any]) -> Lookup:
+    """The text part's embed node on the host."""
+    node = embedding_of(graph)
+    if node is None:
+        raise RuntimeError("a draft head was opened for a graph without a table of tokens")
+    op = CATALOGUE[node.op]
+    attrs = op.check_attrs(node.attrs)
+    held = {slot: weights[name] for slot, name in node.weights.items()}
+
+    def rows(tokens: NDArray[np.int32]) -> F32:
+        found: F32 = op.reference([tokens], held, attrs)
+        return found
+
+    return rows
+
+
+def no_head(name: str) -> RequestError:
+    """The error of drafting with a head where there is none."""
+    return RequestError(
+        f"{name or 'this model'} has no draft head",
+        code="draft-head",
+        hint="`edgert draft BUNDLE --data FILE -o OUT` trains one",
+        field="draft",
+    )
