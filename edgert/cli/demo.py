@@ -19,7 +19,7 @@ from .settings import emit_json, json_option, megabytes, show
 
 QUESTION = "Tom has 5 apples. He buys 7 more and gives 4 to Anna. How many apples does Tom have?"
 PROMPT, ANSWER, REPETITIONS = 256, 32, 3  # tokens of the speed test, and how often
-CAPTION, SEED, PICTURE = "a rocket, 3d style", 1, "edgert-demo.png"
+CAPTION, SEED, PICTURE = "a red apple left of a cat, 3d style", 3, "edgert-demo.png"
 NEXT = {
     "edgert chat": "talk with this model",
     'edgert image -p "a castle"': "draw another picture",
