@@ -17,30 +17,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edgert.converters.families import FAMILIES
-
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint
 from benchmarks.results import chosen, read_lines
+from benchmarks.support import family_table
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "benchmarks" / "readme.jsonl"
-
-
-def family_table() -> str:
-    """One row a family, in the words of its module."""
-    rows = ["| `model_type` | Models |", "|---|---|"]
-    for kind, module in sorted(FAMILIES.items()):
-        said = (import_module(f"edgert.converters.families.{module}").__doc__ or "").split("\n\n")[
-            0
-        ]
-        text = " ".join(said.removeprefix(f"{module}:").removeprefix(f"{kind}:").split())
-        text = text.rstrip(".")
-        rows.append(f"| {kind} | {text} |")
-    return "\n".join(rows)
 
 
 def performance_table(lines: list[dict[str, Any]]) -> str:

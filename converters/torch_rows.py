@@ -45,8 +45,8 @@ def _xielu(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
     x, (first, second, beta, eps) = inputs[0], w["weight"]
     rise, fall = F.softplus(first), beta + F.softplus(second)
     below = fall * (torch.expm1(torch.minimum(x, eps)) - x)
-    bent = torch.where(x > 0, rise * F.relu(x).square(), below)
-    return bent + x * beta
+    out: Tensor = torch.where(x > 0, rise * F.relu(x).square(), below) + beta * x
+    return out
 
 
 def _chunk(m: Tensor, w: Slots, index: int, width: int) -> Tensor:

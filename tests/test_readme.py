@@ -82,6 +82,19 @@ def test_every_family_is_in_the_table() -> None:
     assert set(FAMILIES) == set(listed) - {"model_type"}
 
 
+def test_the_support_table_says_what_the_tests_compare() -> None:
+    from benchmarks.support import checkpoints, published
+
+    table = README.split("families: begin")[1].split("families: end")[0]
+    for kind in FAMILIES:
+        (row,) = re.findall(rf"^\| {kind} \| .*$", table, flags=re.MULTILINE)
+        assert "–" not in row.split(" | ")[-2], f"{kind}: compared with nothing"
+        for name in published().get(kind, []):
+            assert name in row
+    assert sum(checkpoints().values()) > len(FAMILIES)
+    assert re.search(r"against transformers \d+\.\d+\.\d+:", table)
+
+
 def test_the_performance_table_shows_measurements() -> None:
     from benchmarks.readme import performance_table
 

@@ -1,7 +1,7 @@
-"""ministral3: Ministral 3, Llama's layer with YaRN; no further than its queries stay unscaled.
+"""ministral3: Ministral 3, Llama's layer with YaRN and queries that grow along the text.
 
-Behind `original_max_position_embeddings` tokens, queries at p are multiplied by
-1 + beta log(1 + floor(p / original)), which is 1 before. edgert ends the context there.
+A query at p is multiplied by 1 + beta log(1 + floor(p / original)), which is 1 in the first
+`original_max_position_embeddings` tokens.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...notices import notice
-from . import blocks, layers, sliding
+from . import blocks, layers, positions, sliding
 from .config import Decoder, Schema, read_config
 from .recipe import FamilyModel
 
@@ -43,13 +42,13 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     b = blocks.Builder(c, head_dim=c.head_dim)
     window = sliding.window_of(c.sliding_window, faults)
     turns = layers.turning(b, c, faults)
-    if type(beta) not in (int, float) or type(end) is not int or end < 1:
+    factors = None
+    if type(beta) not in (int, float) or not 0 <= beta < 1e9 or type(end) is not int or end < 1:
         faults.append(f"rope: {BETA} is {beta!r:.40} and {ORIGINAL} {end!r:.40}, expected numbers")
     elif beta and end < b.context:
-        notice(f"the context ends at {end} tokens: {BETA} = {beta} scales queries behind them")
-        b.context = end
+        factors = positions.logarithmic(b, float(beta), end)
 
     def layer(index: int, x: str) -> str:
-        return layers.pre_norm_layer(b, index, x, turns, act="silu", window=window)
+        return layers.pre_norm_layer(b, index, x, turns, act="silu", window=window, factors=factors)
 
     return layers.decoder(b, c, layer)

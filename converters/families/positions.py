@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .blocks import Builder, Stacked
+from .recipe import Recipe
 
 
 def learned_positions(b: Stacked, x: str, tensor: str) -> str:
@@ -17,3 +20,10 @@ def scaled_queries(b: Builder, layer: int, rows: str, factors: tuple[str, int]) 
     attrs = {"every": every, "width": b.heads * b.head_dim}
     at = f"layers.{layer}.scaled"
     return b.node("scale_by_position", [rows], at, weights={"weight": weight}, attrs=attrs)
+
+
+def logarithmic(b: Stacked, beta: float, every: int) -> tuple[str, int]:
+    """Factors 1 + beta log(1 + floor(p / every)) of queries at p, for the whole context."""
+    steps = np.arange(-(-b.context // every), dtype=np.float64)
+    values = (1 + beta * np.log1p(steps)).astype(np.float32)
+    return b.weight("query_factors", Recipe(values=values)), every

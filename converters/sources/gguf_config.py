@@ -151,9 +151,15 @@ def _phi3(keys: _Keys, config: Config) -> None:
         config["original_max_position_embeddings"] = original
 
 
+def _arcee(keys: _Keys, config: Config) -> None:
+    config["hidden_act"] = "relu2"
+
+
 WINDOW = frozenset({"attention.sliding_window"})
 CAPS = frozenset({"attn_logit_softcapping", "final_logit_softcapping"})
+HUNYUAN = {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
 ARCHITECTURES: Mapping[str, Architecture] = {
+    "arcee": Architecture("arcee", _arcee, interleaved=True),
     "gemma2": Architecture("gemma2", _gemma2, WINDOW | CAPS, GEMMA, shifted=True),
     "gemma3": Architecture(
         "gemma3_text", _gemma3,
@@ -163,6 +169,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         GEMMA, shifted=True,
     ),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", own=HUNYUAN),
     "llama": Architecture("llama", interleaved=True),
     "phi3": Architecture("phi3", _phi3, WINDOW, FUSED),
     "qwen2": Architecture("qwen2"),
@@ -222,9 +229,9 @@ def config_of(
     if row.model_type.startswith("gemma"):
         del config["hidden_act"]
     row.more(keys, config)
-    if row.model_type in ("llama", "qwen3", "smollm3"):
+    if row.model_type in ("arcee", "hunyuan_v1_dense", "llama", "qwen3", "smollm3"):
         config["attention_bias"] = "blk.0.attn_q.bias" in shapes
-    if row.model_type in ("llama", "smollm3"):
+    if row.model_type in ("arcee", "llama", "smollm3"):
         config["mlp_bias"] = "blk.0.ffn_up.bias" in shapes
     scaling = _scaling(keys, config, vectors)
     if scaling:

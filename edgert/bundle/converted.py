@@ -28,6 +28,8 @@ def as_bundle(path: str | os.PathLike[str]) -> Path:
     """
     found = Path(path)
     if not is_gguf(found):
+        if found.suffix.lower() == ".gguf" and not found.is_dir():
+            raise _no_gguf(found)
         return found
     folder = cache_root() / FOLDER
     target = folder / f"{found.stem[:80]}-{_digest(found)[:16]}.edge"
@@ -59,6 +61,20 @@ def is_gguf(path: Path) -> bool:
         return os.read(fd, len(MAGIC)) == MAGIC
     finally:
         os.close(fd)
+
+
+def _no_gguf(path: Path) -> BundleError:
+    """The error for a name of a GGUF file behind which there is none."""
+    there = path.is_file()
+    return BundleError(
+        f"{path} {'does not begin as GGUF files do' if there else 'is not there'}, expected a GGUF "
+        "file, or a bundle directory (name.edge)",
+        code="gguf" if there else "bundle-missing",
+        hint="download the file again, it may be another one or cut off"
+        if there
+        else "check the path; `ls` shows what is beside it",
+        path=path,
+    )
 
 
 def _digest(path: Path) -> str:

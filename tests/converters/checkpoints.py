@@ -154,6 +154,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "ministral3-far": (
+        "Ministral3Config",
+        {
+            "head_dim": 16, "sliding_window": 300,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "beta_fast": 32.0,
+                "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.4,
+            },
+        },
+    ),
     "granite": (
         "GraniteConfig",
         {

@@ -14,7 +14,7 @@ import numpy as np
 from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
-NAMES = {"gemma3_text": "gemma3", "mistral": "llama"}
+NAMES = {"gemma3_text": "gemma3", "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama"}
 TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
     "Q6_K", "IQ4_NL", "IQ4_XS",
@@ -75,7 +75,7 @@ def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def _pairs(key: str, name: str, config: Any) -> int:
     """Heads of a tensor that the script permutes."""
-    if name not in ("llama", "smollm3"):
+    if name not in ("arcee", "llama", "smollm3"):
         return 0
     if ".q_proj." in key:
         return int(config.num_attention_heads)
@@ -130,7 +130,8 @@ def _hyperparameters(writer: Any, config: Any) -> None:
     if config.model_type == "phi3":
         turning = int(size * ropes.get("partial_rotary_factor", 1.0))
     writer.add_rope_dimension_count(turning)
-    writer.add_rope_freq_base(float(ropes["rope_theta"]))
+    stretch = ropes.get("alpha", 1.0) ** (size / (size - 2))
+    writer.add_rope_freq_base(float(ropes["rope_theta"]) * stretch)
     kind = ropes.get("rope_type", "default")
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(_scaling_type(kind))

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from edgert.converters.families import COMPOSITES, build, is_native
 
-from edgert import notices
 from tests.closeness import assert_close
 from tests.converters.checkpoints import SIZES, expected_logits, prompt, scatter, write_tokenizer
 from tests.converters.test_families import RMS
@@ -85,12 +84,9 @@ def test_the_flat_form_of_qwen2_5_vl_means_the_same() -> None:
     assert flat.graph.context == 128000
 
 
-def test_the_context_ends_where_queries_of_ministral_3_would_be_scaled(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notices, "_shown", set())
+def test_queries_of_ministral_3_grow_where_the_text_passes_its_first_context() -> None:
     config = {"model_type": "ministral3", **SIZES, "max_position_embeddings": 2048}
-    assert build({**config, "rope_parameters": YARN}).graph.context == 512
-    assert "the context ends at 512 tokens" in caplog.text
-    unscaled = {**YARN, "llama_4_scaling_beta": 0.0}
-    assert build({**config, "rope_parameters": unscaled}).graph.context == 2048
+    for beta, ops in ((0.1, {"scale_by_position"}), (0.0, set[str]())):
+        graph = build({**config, "rope_parameters": {**YARN, "llama_4_scaling_beta": beta}}).graph
+        assert graph.context == 2048
+        assert ops == {node.op for node in graph.nodes} & {"scale_by_position"}

@@ -56,6 +56,18 @@ def test_a_file_is_converted_once(
     assert len(list(cache.iterdir())) == 2
 
 
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A GGUF file, or a bundle, would do; neither is taken for the other."""
+    absent, text = tmp_path / "nosuch.gguf", tmp_path / "text.GGUF"
+    text.write_bytes(b"no")
+    expected = "expected a GGUF file, or a bundle directory (name.edge)"
+    for path, found in ((absent, "is not there"), (text, "does not begin as GGUF files do")):
+        assert run(["chat", str(path)]) == 2
+        assert f"{path} {found}, {expected}" in capsys.readouterr().err
+    (tmp_path / "folder.gguf").mkdir()
+    assert as_bundle(tmp_path / "folder.gguf") == tmp_path / "folder.gguf"
+
+
 def test_the_command_line_takes_it(
     file: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,7 +77,17 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "gemma": _without("hidden_act") | {"head_dim": 16, "hidden_act": "gelu"},
     "ministral": _COMMON
     | {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
-    "ministral3": _without("rope_theta") | {"head_dim": 16},
+    "ministral3": _without("rope_theta")
+    | {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 32.0,
+            "llama_4_scaling_beta": 0.3,
+            "original_max_position_embeddings": 32,
+        },
+    },
     "granite": _COMMON
     | {"residual_multiplier": 0.4, "logits_scaling": 1.5, "attention_multiplier": 0.2},
     "internlm3": _COMMON | {"head_dim": 16, "qkv_bias": True, "bias": True},
