@@ -24,6 +24,7 @@ from .checkpoint import Checkpoint
 from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
 from .hub import SIDECARS, local_folder, refuse_gguf
 from .packed_formats import unpacked
+from .stacked import unstacked
 from .templates import SOURCES as TEMPLATES
 from .wrappers import unwrapped
 
@@ -90,7 +91,8 @@ class HfSource:
             found.clear()
             return families.plan(config, found)
 
-        self.tensors = unwrapped(str(self.path), plan(config), self.tensors)
+        model = plan(config)
+        self.tensors = unwrapped(str(self.path), model, unstacked(model, self.tensors))
         model = layouts.as_stored(plan, config, self.tensors)
         faults += found
         return (PlannedPart("model", "text", model.graph, model.tensors, model.tied),)

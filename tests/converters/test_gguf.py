@@ -77,7 +77,8 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
     return np.random.default_rng(length).integers(0, vocab, length).astype(np.int32)
 
 
-QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "phi3-longrope", "smollm3")
+QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "phi3-longrope", "smollm3",
+         "qwen3_moe", "granitemoe")  # fmt: skip
 
 
 def cases() -> list[Any]:
