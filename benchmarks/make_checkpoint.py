@@ -33,15 +33,23 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, str]] = {
     "0.5b-llama": (24, 896, 14, 2, 4864, 151936, True, "llama"),
     "1.1b": (22, 2048, 32, 4, 5632, 32000, False, "llama"),
     "4b": (36, 2560, 32, 8, 9728, 151936, True, "llama"),
+    "moe": (24, 1024, 16, 4, 512, 49152, False, "qwen3_moe"),  # feed-forward: of an expert
 }
 HEAD_DIM = {"4b": 128}  # where it is not width / heads
+EXPERTS = {"moe": (32, 4)}  # how many, and how many of them a token reads
 ROWS = 4096  # rows drawn at once
 
 
 def config_of(shape: str, dtype: str) -> dict[str, Any]:
     """config.json of a named shape."""
     layers, width, heads, kv_heads, ff, vocab, tied, kind = SHAPES[shape]
-    name = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[kind]
+    names = {"llama": "Llama", "qwen2": "Qwen2", "qwen3_moe": "Qwen3Moe"}
+    name = f"{names[kind]}ForCausalLM"
+    count, active = EXPERTS.get(shape, (0, 0))
+    experts = {
+        "num_experts": count, "num_experts_per_tok": active, "moe_intermediate_size": ff,
+        "norm_topk_prob": True, "head_dim": width // heads,
+    }  # fmt: skip
     return {
         "architectures": [name],
         "model_type": kind,
@@ -52,6 +60,7 @@ def config_of(shape: str, dtype: str) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         **({"head_dim": HEAD_DIM[shape]} if shape in HEAD_DIM else {}),
+        **(experts if count else {}),
         "hidden_act": "silu",
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
@@ -78,9 +87,16 @@ def tensor_shapes(shape: str) -> dict[str, tuple[int, ...]]:
                 out[f"{at}.self_attn.{key}_proj.bias"] = (count,)
         out[f"{at}.self_attn.o_proj.weight"] = (width, heads * size)
         out[f"{at}.post_attention_layernorm.weight"] = (width,)
-        out[f"{at}.mlp.gate_proj.weight"] = (ff, width)
-        out[f"{at}.mlp.up_proj.weight"] = (ff, width)
-        out[f"{at}.mlp.down_proj.weight"] = (width, ff)
+        modules = [f"{at}.mlp"]
+        if shape in EXPERTS:
+            modules = [f"{at}.mlp.experts.{n}" for n in range(EXPERTS[shape][0])]
+            out[f"{at}.mlp.gate.weight"] = (len(modules), width)
+            for key in ("q", "k"):
+                out[f"{at}.self_attn.{key}_norm.weight"] = (size,)
+        for module in modules:
+            out[f"{module}.gate_proj.weight"] = (ff, width)
+            out[f"{module}.up_proj.weight"] = (ff, width)
+            out[f"{module}.down_proj.weight"] = (width, ff)
     out["model.norm.weight"] = (width,)
     if not tied:
         out["lm_head.weight"] = (vocab, width)

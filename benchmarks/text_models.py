@@ -15,6 +15,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize as gguf_dequantize
 
 from benchmarks.gguf_copy import write_gguf
+from benchmarks.gguf_experts import has_experts, stacks, write_experts
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint
 from benchmarks.random_bundle import random_bundle as random_codes
 from benchmarks.runners import Ids, Runner, SessionRunner
@@ -26,7 +27,7 @@ DIVERGENCE = 0.02  # relative RMS of logits between the programs; above it nothi
 OWN_SPREAD = 1.25  # unless edgert moves nearly as much when only its cache's precision changes,
 DIVERGENCE_CAP = 0.05  # and never above this
 SAMPLED_ROWS = 64  # of each matrix, compared bit for bit with the GGUF
-LARGE = ("4b",)
+LARGE = ("4b", "moe")
 CHECKED, SINGLE = 192, 16  # tokens compared, of which the last ones are fed one by one
 TEXT = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
@@ -93,7 +94,9 @@ def gguf_of(bundle: Bundle, work: Path) -> Path:
     target = work / f"{bundle.path.stem}-{digest}.gguf"
     if not target.exists():
         aside = target.with_suffix(".partial")
-        write_gguf(bundle.graph(), bundle.weights(), aside)
+        graph = bundle.graph()
+        write = write_experts if has_experts(graph) else write_gguf
+        write(graph, bundle.weights(), aside)
         aside.rename(target)
     return target
 
@@ -105,20 +108,26 @@ def check_bits(bundle: Bundle, path: Path) -> int:
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     linears = [node.weights["weight"] for node in graph.nodes if node.op == "linear"]
     embed = next(node for node in graph.nodes if node.op == "embed").weights["weight"]
-    pairs = {"token_embd": embed}
-    for layer in range(len(linears) // 4):
-        names = ("attn_output", "ffn_gate", "ffn_down")
-        pairs |= {f"blk.{layer}.{n}": linears[4 * layer + 1 + i] for i, n in enumerate(names)}
+    pairs = {"token_embd": weights[embed]}
+    experts = [node for node in graph.nodes if node.op == "experts"]
+    each = 3 if experts else 4  # linear nodes of a layer
+    for layer in range(len(linears) // each):
+        names = ("attn_output",) if experts else ("attn_output", "ffn_gate", "ffn_down")
+        own = linears[each * layer + 1 :]
+        pairs |= {f"blk.{layer}.{n}": weights[own[i]] for i, n in enumerate(names)}
+    for layer, node in enumerate(experts):
+        pairs |= {f"blk.{layer}.{name}": rows for name, rows in stacks(node, weights).items()}
     if linears[-1] != embed:
-        pairs["output"] = linears[-1]
-    for name, own in pairs.items():
+        pairs["output"] = weights[linears[-1]]
+    for name, held in pairs.items():
         tensor, rows = stored[f"{name}.weight"], slice(0, SAMPLED_ROWS)
-        theirs = gguf_dequantize(tensor.data[rows], tensor.tensor_type)
-        ours = dequantize(rows_of(weights[own], rows))
+        data = tensor.data.reshape(-1, tensor.data.shape[-1])
+        theirs = gguf_dequantize(data[rows], tensor.tensor_type)
+        ours = dequantize(rows_of(held, rows))
         count = min(len(ours), len(theirs))  # gate: the first half of gate and up
         if not np.array_equal(ours[:count], theirs[:count]):
             raise SystemExit(
-                f"{name} in the GGUF is not {own} of the bundle, expected the same bits"
+                f"{name} in the GGUF is not what the bundle has, expected the same bits"
             )
         compared += ours[:count].size
     return compared

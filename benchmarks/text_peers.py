@@ -1,6 +1,7 @@
 """edgert against llama.cpp on the same CPU, the same weights, in one interleaved run.
 
     python -m benchmarks.text_peers --shape 135m 0.5b 1.1b --trained --work FOLDER [--quick]
+    python -m benchmarks.text_peers --shape moe --work FOLDER     32 experts, 4 active
     python -m benchmarks.text_peers model.edge --work FOLDER --peers llama ort
 
 A bundle's weights are written as GGUF without loss (int4 as Q4_0, int8 as Q8_0), the logits of

@@ -23,6 +23,7 @@ from ..kernels.encodings import ENCODINGS, EXACT, damage
 from ..kernels.quant import Quantized
 from .families.recipe import Part, Recipe
 from .sources.base import PlannedPart, SourceTensor
+from .stages.part_encodings import experts_of
 
 Tensors = Mapping[str, SourceTensor]
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "f16"}
@@ -39,16 +40,24 @@ def encoding_of(part: Part, tensors: Tensors) -> str:
     return instead or FLOATS[tensor.dtype]
 
 
-def is_kept(recipe: Recipe, tensors: Tensors) -> bool:
-    """Whether all tensors of a recipe have codes that are taken over, as they are."""
+def is_kept(recipe: Recipe, tensors: Tensors, encoding: str) -> bool:
+    """Whether all tensors of a recipe have codes of this encoding, taken over as they are."""
     found = [tensors[p.name if p.name in tensors else p.alias] for p in recipe.parts]
     plain = all(part.plain for part in recipe.parts)
-    return bool(found) and plain and all(getattr(tensor, "kept", "") for tensor in found)
+    kept = all(getattr(tensor, "kept", "") == encoding for tensor in found)
+    return bool(found) and plain and kept
 
 
 def encodings(part: PlannedPart, tensors: Tensors) -> dict[str, str]:
-    """The encoding of each weight of a part that `split` has seen."""
-    return {name: _encoding(recipe, tensors) for name, recipe in part.weights.items()}
+    """The encoding of each weight of a part that `split` has seen. Codes of experts that have no
+    kernels are chosen anew."""
+    found = {name: _encoding(recipe, tensors) for name, recipe in part.weights.items()}
+    for name in experts_of(part.graph):
+        row = ENCODINGS[found[name] or ANEW]
+        if row.cpu is None or not row.cpu.experts:
+            found[name] = ANEW
+        found[name] = found[name] or ANEW
+    return found
 
 
 def _encoding(recipe: Recipe, tensors: Tensors) -> str:

@@ -1,6 +1,6 @@
 """What recurrent layers do to rows besides.
 
-gate        y = x act(gate)          act: identity | silu | sigmoid
+gate        y = x act(gate)          act: identity | silu | sigmoid; a gate a value, or a row
 head_norm   y = x / sqrt(mean(x^2) + eps) * weight, over parts of `size` columns: heads, or the
             groups of a gated norm (arXiv 2405.21060). One weight for all parts, or of all columns.
 """
@@ -20,14 +20,15 @@ from .onnx_tools import Call, EmitContext
 from .operands import operands
 from .quant import F32
 
-GATE = operands("x", "gate", "y", "stride", "act")
+# one: whether a gate has one column, which counts for its whole row.
+GATE = operands("x", "gate", "y", "stride", "gate_stride", "one", "act")
 HEAD_NORM = operands(
     "x", "x_stride", "width", "size", "weight", "weight_step", "eps", "y", "y_stride"
 )
 
 
 def gate(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
-    """x and gate float32 [N, C] -> float32 [N, C]."""
+    """x float32 [N, C], gate float32 [N, C] or [N, 1] -> float32 [N, C]."""
     x, by = inputs
     if attrs["act"] == "silu":
         return x * activate(by, "silu")
@@ -49,7 +50,8 @@ def lower_gate(b: Builder, node: Any) -> None:
     """gate, in place where nothing else reads x."""
     (x, by), y = node.inputs, b.floats(node.output)
     words = {
-        "x": x, "gate": by, "y": y, "stride": b.stride(y), "act": GATES[b.attrs(node)["act"]],
+        "x": x, "gate": by, "y": y, "stride": b.stride(y), "gate_stride": b.stride(by),
+        "one": int(b.width(by) == 1), "act": GATES[b.attrs(node)["act"]],
     }  # fmt: skip
     in_place = x if x != by and b.is_last_use(x, y) else ""
     b.step("gate_rows", GATE, y, [x, by], words, in_place=in_place)

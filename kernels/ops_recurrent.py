@@ -19,7 +19,8 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 def _gate(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
     x, gate = inputs
-    need(tuple(x) == tuple(gate), f"gate: shapes {x} and {gate} differ")
+    fits = tuple(gate) in (tuple(x), (*x[:-1], 1))
+    need(fits, f"gate: shapes {x} and {gate} differ, expected the same or a gate of one column")
     need(attrs["act"] in GATES, f"gate: act is {attrs['act']!r}, expected one of {GATES}")
     return tuple(x)
 

@@ -51,6 +51,7 @@ FAMILIES: Mapping[str, str] = {
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "qwen3_5_moe_text": "qwen3_5_moe_text",
     "qwen3_5_text": "qwen3_5_text",
     "qwen3_moe": "qwen3_moe",
     "qwen3_next": "qwen3_next",

@@ -296,15 +296,16 @@ def mlp(
     bias: bool = False,
     names: tuple[str, str, str] = MLP,
     scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    width: int = 0,
 ) -> str:
     """Gated feed-forward from separate gate and up projections; names and scales: of gate, up and
-    down."""
+    down. width: its own F."""
     parts = [
-        b.matrix(layer, f"{name}.weight", b.ff, b.width, scale=scale)
+        b.matrix(layer, f"{name}.weight", width or b.ff, b.width, scale=scale)
         for name, scale in zip(names[:2], scales[:2], strict=True)
     ]
     rows = b.linear(x, f"layers.{layer}.gate_up", parts, bias=bias)
-    return _down(b, layer, rows, act, names[2], bias=bias, scale=scales[2])
+    return _down(b, layer, rows, act, names[2], bias=bias, scale=scales[2], width=width)
 
 
 def fused_mlp(
@@ -322,9 +323,11 @@ def fused_mlp(
     return _down(b, layer, rows, act, names[1], bias=False, scale=scale)
 
 
-def _down(b: Builder, layer: int, x: str, act: str, name: str, *, bias: bool, scale: float) -> str:
+def _down(
+    b: Builder, layer: int, x: str, act: str, name: str, *, bias: bool, scale: float, width: int = 0
+) -> str:
     gated = b.node("glu", [x], f"layers.{layer}.glu", attrs={"act": act})
-    part = b.matrix(layer, f"{name}.weight", b.width, b.ff, scale=scale)
+    part = b.matrix(layer, f"{name}.weight", b.width, width or b.ff, scale=scale)
     return b.linear(gated, f"layers.{layer}.down", [part], bias=bias)
 
 

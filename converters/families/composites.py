@@ -63,6 +63,15 @@ COMPOSITES: Mapping[str, Composite] = {
             "max_position_embeddings": 32_768, "tie_word_embeddings": False,
         },
     ),
+    "qwen3_5_moe": Composite(
+        "Qwen3_5MoeForConditionalGeneration",
+        {"qwen3_5_moe_text": "qwen3_5_moe_text"},
+        {
+            "vocab_size": 248_320, "hidden_size": 2048, "num_hidden_layers": 40,
+            "num_attention_heads": 16, "num_key_value_heads": 2,
+            "max_position_embeddings": 32_768, "tie_word_embeddings": False,
+        },
+    ),
     "qwen3_vl": Composite(
         "Qwen3VLForConditionalGeneration",
         {"qwen3_vl_text": "qwen3"},

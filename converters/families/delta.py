@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ... import limits
@@ -138,9 +138,10 @@ def layers(
     kinds: Sequence[str],
     rotary: blocks.Rotary,
     projections: Mapping[int, Projections],
+    feed: Callable[[int, str], str] | None = None,
 ) -> FamilyModel:
     """The model behind its config: layers of both kinds with gated feed-forwards, norms stored as
-    w - 1. projections: of the delta layers, by number."""
+    w - 1. projections: of the delta layers, by number. feed: other feed-forwards."""
     x = blocks.embedding(b, tied=c.tie_word_embeddings)
     for layer, kind in enumerate(kinds):
         at = f"layers.{layer}"
@@ -151,5 +152,6 @@ def layers(
             h = gated_attention(b, layer, h, rotary, bias=c.attention_bias)
         x = b.add(x, h, f"{at}.add1")
         h = blocks.layer_norm(b, layer, x, "norm2", "post_attention_layernorm", offset=NORM)
-        x = b.add(x, blocks.mlp(b, layer, h, "silu"), f"{at}.add2")
+        h = feed(layer, h) if feed else blocks.mlp(b, layer, h, "silu")
+        x = b.add(x, h, f"{at}.add2")
     return blocks.head(b, x, tied=c.tie_word_embeddings, offset=NORM)

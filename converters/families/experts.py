@@ -1,16 +1,22 @@
-"""Mixtures of experts, beside the feed-forwards of `blocks`: routers, and experts whose matrices
-stand one by one in the checkpoint or stacked in one tensor."""
+"""Mixtures of experts, beside the feed-forwards of `blocks`.
+
+Their tensors go by transformers' names of experts one by one; of files that stack them, sources
+take the stacks apart (`converters/sources/stacked.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ... import limits
 from ...kernels.ops_experts import ACTIVE, EXPERTS, WHOLE
-from .blocks import Stacked
+from . import blocks
+from .blocks import Builder, Stacked
+from .config import size_faults
 from .recipe import Part, Recipe
+
+QWEN_KEYS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -27,17 +33,6 @@ class Experts:
     act: str = "silu"
     normalised: bool = True
     attrs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """Where experts' matrices come from: rows of gates and ups, all gates first, rows of down, and
-    rows of their biases, where they have some."""
-
-    gate_up: Sequence[Part]
-    down: Sequence[Part]
-    gate_up_bias: Sequence[Part] = ()
-    down_bias: Sequence[Part] = ()
 
 
 def said(names: tuple[str, str], values: tuple[int | None, int | None], faults: list[str]) -> int:
@@ -66,50 +61,82 @@ def checked(e: Experts, width: int, keys: tuple[str, str, str], faults: list[str
     return e if len(faults) == before else replace(e, count=1, active=1, width=WHOLE)
 
 
-def apart(
-    b: Stacked, layer: int, e: Experts, *, module: str = "mlp.experts", scale: float = 1.0
-) -> Tensors:
-    """Experts with matrices of their own: <module>.<number>.gate_proj, up_proj and down_proj.
-    scale: of what they give."""
-
-    def parts(key: str, shape: tuple[int, int], scale: float = 1.0) -> list[Part]:
-        return [
-            Part(b.at(layer, f"{module}.{i}.{key}_proj.weight"), shape, scale=scale)
-            for i in range(e.count)
-        ]
-
-    rows = (e.width, b.width)
-    return Tensors([*parts("gate", rows), *parts("up", rows)], parts("down", rows[::-1], scale))
-
-
-def together(
-    b: Stacked, layer: int, e: Experts, names: tuple[str, str], *, scale: float = 1.0
-) -> Tensors:
-    """Experts in two tensors, [E, 2F, C] of gates and ups of each, and [E, C, F]; names: theirs.
-    scale: of what they give."""
-    both, down = (b.at(layer, f"{name}.weight") for name in names)
-    spans = [(at * e.width, (at + 1) * e.width) for at in range(2 * e.count)]
-    shape = (e.count, 2 * e.width, b.width)
-    parts = [Part(both, shape, rows=rows, stacked=True) for rows in (*spans[::2], *spans[1::2])]
-    return Tensors(parts, [Part(down, (e.count, b.width, e.width), scale=scale, stacked=True)])
+def sparse_layers(c: Any, count: int, faults: list[str]) -> list[bool]:
+    """Whether each layer has experts, of a config with `mlp_only_layers` and
+    `decoder_sparse_step`."""
+    dense, step = set(c.mlp_only_layers or []), c.decoder_sparse_step
+    if step < 1:
+        faults.append(f"config 'decoder_sparse_step' is {step}, expected 1 or more")
+        step = 1
+    layers = range(c.num_hidden_layers)
+    return [count > 0 and i not in dense and (i + 1) % step == 0 for i in layers]
 
 
 def feed_forward(
-    b: Stacked, layer: int, x: str, e: Experts, tensors: Tensors, router: str, *, bias: bool = False
+    b: Stacked,
+    layer: int,
+    x: str,
+    e: Experts,
+    router: str,
+    *,
+    module: str = "mlp.experts",
+    bias: bool = False,
 ) -> str:
-    """Rows [T, C] through the experts that the router, a linear [E, C], picks for each."""
+    """Rows [T, C] through the experts that the router, a linear [E, C], picks for each: those of
+    <module>.<number>.gate_proj, up_proj and down_proj. bias: all of these have some."""
     at = f"layers.{layer}"
     part = Part(b.at(layer, f"{router}.weight"), (e.count, b.width))
     logits = b.linear(x, f"{at}.router", [part], bias=bias)
-    rows = {
-        "gate_up": tensors.gate_up, "down": tensors.down,
-        "gate_up_bias": tensors.gate_up_bias, "down_bias": tensors.down_bias,
-    }  # fmt: skip
-    weights = {
-        slot: b.weight(f"{at}.experts_{slot}", Recipe(tuple(parts)))
-        for slot, parts in rows.items()
-        if parts
-    }
+
+    def stack(key: str, kind: str) -> list[Part]:
+        rows = (e.width, b.width) if key != "down" else (b.width, e.width)
+        shape = rows if kind == "weight" else rows[:1]
+        return [Part(b.at(layer, f"{module}.{i}.{key}_proj.{kind}"), shape) for i in range(e.count)]
+
+    weights: dict[str, str] = {}
+    for kind, end in (("weight", ""), ("bias", "_bias"))[: 1 + bias]:
+        for slot, keys in (("gate_up", ("gate", "up")), ("down", ("down",))):
+            parts = tuple(part for key in keys for part in stack(key, kind))
+            label = f"{at}.experts_{slot}{end}"
+            weights[f"{slot}{end}"] = b.weight(label, Recipe(parts))
     attrs = {"experts": e.count, "active": e.active, "act": e.act, **e.attrs}
     attrs |= {} if e.normalised else {"normalised": False}
     return b.node("experts", [x, logits], f"{at}.experts", weights=weights, attrs=attrs)
+
+
+def gated_shared(b: Builder, layer: int, x: str, width: int, module: str = "mlp") -> str:
+    """An expert that all rows go through, of `width`, times the sigmoid of one number a row."""
+    at, name = f"layers.{layer}", f"{module}.shared_expert"
+    names = (f"{name}.gate_proj", f"{name}.up_proj", f"{name}.down_proj")
+    y = blocks.mlp(b, layer, x, "silu", names=names, width=width)
+    part = Part(b.at(layer, f"{name}_gate.weight"), (1, b.width))
+    by = b.linear(x, f"{at}.shared_gate", [part])
+    return b.node("gate", [y, by], f"{at}.shared", attrs={"act": "sigmoid"})
+
+
+def beside_shared(
+    b: Builder,
+    c: Any,
+    count: int,
+    faults: list[str],
+    sparse: Sequence[bool],
+    *,
+    normalised: bool = True,
+) -> Callable[[int, str], str]:
+    """Feed-forwards of Qwen's layers: where `sparse`, `count` experts and one for all rows; else
+    the usual one."""
+    e = Experts(count, c.num_experts_per_tok, c.moe_intermediate_size, normalised=normalised)
+    width = c.shared_expert_intermediate_size
+    if any(sparse):
+        e = checked(e, b.width, QWEN_KEYS, faults)
+        broken = size_faults(c, {"shared_expert_intermediate_size": limits.TENSOR_DIM - 1})
+        faults += broken
+        width = 1 if broken else width
+
+    def feed(layer: int, x: str) -> str:
+        if not sparse[layer]:
+            return blocks.mlp(b, layer, x, "silu")
+        y = feed_forward(b, layer, x, e, "mlp.gate")
+        return b.add(y, gated_shared(b, layer, x, width), f"layers.{layer}.experts_shared")
+
+    return feed

@@ -35,13 +35,15 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     b = blocks.Builder(c)
     embed, logits, residual, scale = blocks.multipliers(c, FACTORS, faults)
     turns = layers.turning(b, c, faults)
-    e = experts.Experts(c.num_local_experts, c.num_experts_per_tok, c.intermediate_size)
+    e = experts.Experts(
+        c.num_local_experts, c.num_experts_per_tok, c.intermediate_size, attrs={"scale": residual}
+    )
     e = experts.checked(e, b.width, KEYS, faults)
 
     def feed(layer: int, x: str) -> str:
-        names = (f"{MODULE}.input_linear", f"{MODULE}.output_linear")
-        tensors = experts.together(b, layer, e, names, scale=residual)
-        return experts.feed_forward(b, layer, x, e, tensors, f"{MODULE}.router.layer")
+        return experts.feed_forward(
+            b, layer, x, e, f"{MODULE}.router.layer", module=f"{MODULE}.experts"
+        )
 
     def layer(index: int, x: str) -> str:
         return layers.pre_norm_layer(

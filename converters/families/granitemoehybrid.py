@@ -1,6 +1,6 @@
-"""granitemoehybrid: Granite 4.0's dense models, state space mixers with attention here and there.
+"""granitemoehybrid: Granite 4.0, state space mixers with attention here and there, maybe experts.
 
-Experts are refused. Multipliers go into the weights that they stand beside.
+Multipliers go into the weights that they stand beside.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import limits
-from . import blocks, recurrent
+from . import blocks, experts, recurrent
 from .config import Decoder, Schema, read_config, size_faults
+from .granitemoe import KEYS, MODULE
 from .recipe import FamilyModel
 from .rope import rope, rope_parameters
 
@@ -29,6 +30,7 @@ class Config(Decoder, frozen=True, kw_only=True):
     residual_multiplier: float = 1.0
     attention_multiplier: float = 1.0
     num_local_experts: int = 8
+    num_experts_per_tok: int = 2
     shared_intermediate_size: int = 1024
     position_embedding_type: str | None = None
     layer_types: list[str] | None = None
@@ -47,7 +49,7 @@ class Config(Decoder, frozen=True, kw_only=True):
 SCHEMA = Schema(
     "GraniteMoeHybridForCausalLM",
     fixed={"hidden_act": ("silu",), "normalization_function": ("rmsnorm",)},
-    ignored=frozenset("mamba_chunk_size init_method num_experts_per_tok".split()),
+    ignored=frozenset("mamba_chunk_size init_method".split()),
 )
 
 
@@ -78,19 +80,31 @@ def _mixer(c: Config, out: float, kinds: list[str], faults: list[str]) -> recurr
     return mixer.checked(inner, faults) if MIXER in kinds else mixer
 
 
+def _fed(b: blocks.Builder, layer: int, x: str, e: experts.Experts, residual: float) -> str:
+    """The feed-forward of all rows, and beside it that of experts, where there are some."""
+    names = ("shared_mlp.input_linear", "shared_mlp.output_linear")
+    y = blocks.fused_mlp(b, layer, x, "silu", names=names, scale=residual)
+    if not e.count:
+        return y
+    picked = experts.feed_forward(
+        b, layer, x, e, f"{MODULE}.router.layer", module=f"{MODULE}.experts"
+    )
+    return b.add(picked, y, f"layers.{layer}.experts_shared")
+
+
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(recurrent.with_limit(raw), Config, SCHEMA, faults)
-    if c.num_local_experts:
-        faults.append(
-            f"config 'num_local_experts' is {c.num_local_experts}, expected 0: edgert has no "
-            "experts yet, of this family it converts the dense models"
-        )
     b = blocks.Builder(c)
     broken = size_faults(c, {"shared_intermediate_size": limits.TENSOR_DIM - 1})
     faults += broken
     b.ff = 1 if broken else c.shared_intermediate_size
     embed, logits, residual, scale = blocks.multipliers(c, FACTORS, faults)
+    e = experts.Experts(
+        c.num_local_experts, c.num_experts_per_tok, c.intermediate_size, attrs={"scale": residual}
+    )
+    if e.count:
+        e = experts.checked(e, b.width, KEYS, faults)
     kinds = _kinds(c, faults)
     mixer = _mixer(c, residual, kinds, faults)
     turns = blocks.NO_ROPE
@@ -111,8 +125,5 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
             h = blocks.output_projection(b, layer, h, bias=c.attention_bias, scale=residual)
         x = b.add(x, h, f"{at}.add1")
         h = blocks.layer_norm(b, layer, x, "norm2", "post_attention_layernorm")
-        names = ("shared_mlp.input_linear", "shared_mlp.output_linear")
-        x = b.add(
-            x, blocks.fused_mlp(b, layer, h, "silu", names=names, scale=residual), f"{at}.add2"
-        )
+        x = b.add(x, _fed(b, layer, h, e, residual), f"{at}.add2")
     return blocks.head(b, x, tied=c.tie_word_embeddings, scale=1 / logits)

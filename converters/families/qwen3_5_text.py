@@ -16,7 +16,7 @@ SCHEMA = Schema(
 )
 
 
-def _projections(c: delta.Config, layer: int) -> delta.Projections:
+def projections_of(c: delta.Config, layer: int) -> delta.Projections:
     """A tensor for each."""
     tensor, width = f"model.layers.{layer}.linear_attn", c.hidden_size
     keys = c.linear_num_key_heads * c.linear_key_head_dim
@@ -35,5 +35,5 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     b = blocks.Builder(c, head_dim=c.head_dim)
     kinds = delta.checked(c, faults)
     rotary = delta.turns(b, c, kinds, faults)
-    projections = {layer: _projections(c, layer) for layer in range(b.layers)}
+    projections = {layer: projections_of(c, layer) for layer in range(b.layers)}
     return delta.layers(b, c, kinds, rotary, projections)

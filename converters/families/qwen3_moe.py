@@ -9,8 +9,6 @@ from . import blocks, experts, layers
 from .config import Decoder, Schema, read_config
 from .recipe import FamilyModel
 
-KEYS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
-
 
 class Config(Decoder, frozen=True, kw_only=True):
     """config.json of a Qwen3 with experts. transformers writes num_local_experts."""
@@ -32,35 +30,25 @@ SCHEMA = Schema(
 )
 
 
-def _sparse(c: Config, count: int, faults: list[str]) -> list[bool]:
-    """Whether each layer has experts."""
-    dense, step = set(c.mlp_only_layers or []), c.decoder_sparse_step
-    if step < 1:
-        faults.append(f"config 'decoder_sparse_step' is {step}, expected 1 or more")
-        step = 1
-    layers = range(c.num_hidden_layers)
-    return [count > 0 and i not in dense and (i + 1) % step == 0 for i in layers]
-
-
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
     b = blocks.Builder(c, head_dim=c.head_dim)
     turns = layers.turning(b, c, faults)
     count = experts.said(
-        (KEYS[0], "num_local_experts"), (c.num_experts, c.num_local_experts), faults
+        ("num_experts", "num_local_experts"), (c.num_experts, c.num_local_experts), faults
     )
-    sparse = _sparse(c, count, faults)
+    sparse = experts.sparse_layers(c, count, faults)
     e = experts.Experts(
         count, c.num_experts_per_tok, c.moe_intermediate_size, normalised=c.norm_topk_prob
     )
     if any(sparse):
-        e = experts.checked(e, b.width, KEYS, faults)
+        e = experts.checked(e, b.width, experts.QWEN_KEYS, faults)
 
     def feed(layer: int, x: str) -> str:
         if not sparse[layer]:
             return blocks.mlp(b, layer, x, "silu")
-        return experts.feed_forward(b, layer, x, e, experts.apart(b, layer, e), "mlp.gate")
+        return experts.feed_forward(b, layer, x, e, "mlp.gate")
 
     def layer(index: int, x: str) -> str:
         return layers.pre_norm_layer(

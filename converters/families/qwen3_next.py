@@ -1,14 +1,11 @@
-"""qwen3_next: gated delta rule with gated attention in each 4th layer, where no layer has experts.
-
-Experts are refused: of this family edgert converts models whose layers are all dense.
-"""
+"""qwen3_next: gated delta rule with gated attention in each 4th layer, dense or with experts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from . import blocks, delta
+from . import blocks, delta, experts
 from .config import Schema, read_config
 from .recipe import FamilyModel, Part
 from .recurrent import span
@@ -18,35 +15,15 @@ class Config(delta.Config, frozen=True, kw_only=True):
     """config.json of a Qwen3-Next."""
 
     num_experts: int = 512
+    num_experts_per_tok: int = 10
+    moe_intermediate_size: int = 512
+    shared_expert_intermediate_size: int = 512
+    norm_topk_prob: bool = True
     decoder_sparse_step: int = 1
     mlp_only_layers: list[int] | None = None
 
 
-SCHEMA = Schema(
-    "Qwen3NextForCausalLM",
-    fixed={"hidden_act": ("silu",)},
-    ignored=frozenset(
-        "moe_intermediate_size shared_expert_intermediate_size num_experts_per_tok "
-        "norm_topk_prob".split()
-    ),
-)
-
-
-def _check_dense(c: Config, faults: list[str]) -> None:
-    """A fault where a layer has experts."""
-    dense, step = c.mlp_only_layers or [], c.decoder_sparse_step
-    if step < 1:
-        faults.append(f"config 'decoder_sparse_step' is {step}, expected 1 or more")
-        return
-    sparse = [
-        i for i in range(c.num_hidden_layers)
-        if c.num_experts and i not in dense and (i + 1) % step == 0
-    ]  # fmt: skip
-    if sparse:
-        faults.append(
-            f"config 'num_experts' is {c.num_experts}: layers {sparse[:8]} have experts, expected "
-            "none: edgert has no experts yet, of this family it converts dense models"
-        )
+SCHEMA = Schema("Qwen3NextForCausalLM", fixed={"hidden_act": ("silu",)})
 
 
 def _projections(c: Config, layer: int) -> delta.Projections:
@@ -74,10 +51,11 @@ def _projections(c: Config, layer: int) -> delta.Projections:
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
-    _check_dense(c, faults)
     b = blocks.Builder(c, head_dim=c.head_dim)
     kinds = delta.checked(c, faults)
     rotary = delta.turns(b, c, kinds, faults)
     linear = [layer for layer, kind in enumerate(kinds) if kind == delta.LINEAR]
     projections = {layer: _projections(c, layer) for layer in linear}
-    return delta.layers(b, c, kinds, rotary, projections)
+    sparse = experts.sparse_layers(c, c.num_experts, faults)
+    feed = experts.beside_shared(b, c, c.num_experts, faults, sparse, normalised=c.norm_topk_prob)
+    return delta.layers(b, c, kinds, rotary, projections, feed)

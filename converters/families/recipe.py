@@ -24,9 +24,8 @@ class Part(NamedTuple):
 
     pairs: (head size, rotary channels) of heads whose rotary pairs are neighbours: the rows of each
     head are taken in another order, the first of all pairs before the second ones, which is the one
-    that the op `attention` turns. transposed: the tensor is [K, N] and means [N, K]. stacked:
-    the tensor is [E, N, K] and means [E * N, K], of which `rows` are. A tensor of shape () means
-    a vector of one value.
+    that the op `attention` turns. transposed: the tensor is [K, N] and means [N, K]. A tensor of
+    shape () means a vector of one value.
     """
 
     name: str
@@ -36,13 +35,10 @@ class Part(NamedTuple):
     scale: float = 1.0
     pairs: tuple[int, int] | None = None
     transposed: bool = False
-    stacked: bool = False
 
     @property
     def meant(self) -> tuple[int, ...]:
         """The shape of all rows, as the graph has them."""
-        if self.stacked:
-            return (self.shape[0] * self.shape[1], *self.shape[2:])
         return self.shape[::-1] if self.transposed else self.shape or (1,)
 
     @property
@@ -53,18 +49,12 @@ class Part(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether rows of the tensor are rows of the weight, as they are."""
-        moved = self.transposed or self.stacked
-        return self.scale == 1.0 and self.pairs is None and not moved
+        return self.scale == 1.0 and self.pairs is None and not self.transposed
 
     def read(self, rows: Rows, start: int, stop: int) -> F32:
         """Rows [start, stop) as the graph has them, of a reader of the tensor's rows."""
         if not self.shape:
             return rows(start, stop).reshape(1)
-        if self.stacked:
-            size, inner = self.shape[1], self.shape[2:]
-            first = start // size
-            whole = rows(first, -(-stop // size)).reshape(-1, *inner)
-            return whole[start - first * size : stop - first * size]
         if self.transposed:
             step = max(1, (1 << 19) // max(1, self.shape[1]))
             pieces = [

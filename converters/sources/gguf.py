@@ -18,6 +18,7 @@ import msgspec
 
 from ... import limits
 from ...errors import BundleError, ConvertError
+from ...kernels.ops_experts import EXPERTS
 from ...roles import vocab_size
 from ...storage.gguf_header import MAGIC
 from ...storage.hash_cache import HashCache
@@ -26,10 +27,18 @@ from ..match import same_values
 from . import layouts
 from .base import Image, PlannedPart, SourceTensor, Text
 from .checkpoint import as_convert_error
-from .gguf_config import VECTORS, architecture_of, config_of, heads_of, hf_name
+from .gguf_config import (
+    VECTORS,
+    architecture_of,
+    config_of,
+    experts_of,
+    heads_of,
+    hf_name,
+)
 from .gguf_tensors import READ, GgufFile, GgufTensor
 from .gguf_tokenizer import ROLES, endings_of, tokenizer_of, vocabulary_of
 from .hf_text import read_text
+from .stacked import piece
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -148,6 +157,12 @@ class GgufSource:
         named: dict[str, SourceTensor] = {}
         for name, tensor in self._plain.items():
             if name in VECTORS:
+                continue
+            stack = experts_of(self.row, name)
+            if stack is not None and len(tensor.shape) == 3 and tensor.shape[0] <= EXPERTS:
+                for number in range(tensor.shape[0]):
+                    info = piece(tensor.info, number, 0, tensor.shape[1])
+                    named[f"{stack[0]}{number}{stack[1]}"] = GgufTensor(tensor.file, info)
                 continue
             heads = heads_of(self.row, name, self.config)
             named[hf_name(self.row, name)] = GgufTensor(tensor.file, tensor.info, heads)

@@ -42,6 +42,8 @@ GEMMA = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+STACKS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+GRANITE = {"ffn_gate_inp": "block_sparse_moe.router.layer"}
 FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 SIZES = {
     "context_length": "max_position_embeddings",
@@ -76,6 +78,7 @@ class Architecture:
     """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER.
     more: adds keys of the family, from metadata. keys: that `more` reads. interleaved: whether rows
     of q and k stand in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added.
+    experts: what the family calls the module of stacked experts, "" without.
     """
 
     model_type: str
@@ -84,6 +87,7 @@ class Architecture:
     own: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
     shifted: bool = False
+    experts: str = ""
 
 
 class _Keys:
@@ -155,7 +159,29 @@ def _arcee(keys: _Keys, config: Config) -> None:
     config["hidden_act"] = "relu2"
 
 
+def _qwen3moe(keys: _Keys, config: Config) -> None:
+    """The weights of picked experts always sum to 1."""
+    config["num_experts"] = keys.whole("expert_count")
+    config["num_experts_per_tok"] = keys.whole("expert_used_count")
+    config["moe_intermediate_size"] = keys.whole("expert_feed_forward_length")
+    config["norm_topk_prob"] = True
+
+
+def _granitemoe(keys: _Keys, config: Config) -> None:
+    config["num_local_experts"] = keys.whole("expert_count")
+    config["num_experts_per_tok"] = keys.whole("expert_used_count")
+    own = keys.whole("expert_feed_forward_length")
+    config["intermediate_size"] = own or config["intermediate_size"]
+    for ours, key in MULTIPLIERS.items():
+        config[ours] = keys.number(key)
+
+
+MULTIPLIERS = {
+    "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+}  # fmt: skip
 WINDOW = frozenset({"attention.sliding_window"})
+EXPERTS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
 CAPS = frozenset({"attn_logit_softcapping", "final_logit_softcapping"})
 HUNYUAN = {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -170,10 +196,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         GEMMA, shifted=True,
     ),
     "hunyuan-dense": Architecture("hunyuan_v1_dense", own=HUNYUAN),
+    "granitemoe": Architecture(
+        "granitemoe", _granitemoe, EXPERTS | set(MULTIPLIERS.values()), GRANITE, interleaved=True,
+        experts="block_sparse_moe.experts",
+    ),
     "llama": Architecture("llama", interleaved=True),
     "phi3": Architecture("phi3", _phi3, WINDOW, FUSED),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "qwen3moe": Architecture(
+        "qwen3_moe", _qwen3moe, EXPERTS, {"ffn_gate_inp": "mlp.gate"}, experts="mlp.experts"
+    ),
     "smollm3": Architecture("smollm3", interleaved=True),
 }  # fmt: skip
 
@@ -330,6 +363,15 @@ def hf_name(row: Architecture, name: str) -> str:
     layer, role, end = found.groups()
     ours = row.own.get(role) or LAYER.get(role)
     return f"model.layers.{int(layer)}.{ours}.{end}" if ours else name
+
+
+def experts_of(row: Architecture, name: str) -> tuple[str, str] | None:
+    """What stands before and behind the number in the family's names of experts that a tensor
+    stacks; None for other tensors."""
+    found = BLOCK.fullmatch(name)
+    if found is None or not row.experts or found[2] not in STACKS or found[3] != "weight":
+        return None
+    return f"model.layers.{int(found[1])}.{row.experts}.", f".{STACKS[found[2]]}.weight"
 
 
 def heads_of(row: Architecture, name: str, config: Mapping[str, Any]) -> int:

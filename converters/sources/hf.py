@@ -25,6 +25,7 @@ from .checkpoint import Checkpoint
 from .files import index_faults, json_object, no_weights, read_file, shards, weight_map
 from .hub import SIDECARS, local_folder, refuse_gguf
 from .packed_formats import unpacked
+from .stacked import unstacked
 from .templates import SOURCES as TEMPLATES
 from .wrappers import unwrapped
 
@@ -104,7 +105,7 @@ class HfSource:
             return families.plan(config, found)
 
         bare = plan(config)
-        self.tensors = unwrapped(str(self.path), bare, self.tensors)
+        self.tensors = unwrapped(str(self.path), bare, unstacked(bare, self.tensors))
         misfits: list[str] = []
         self.tensors = merged(self.adapters, self.tensors, bare.tied, misfits)
         model = layouts.as_stored(plan, config, self.tensors)

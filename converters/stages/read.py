@@ -83,7 +83,7 @@ def read(source: Source, *, kept: bool = False, ends: str = "") -> Reading:
             weights |= {
                 name: KeptWeight(part.weights[name], source.tensors, encoding)
                 for name, encoding in encodings(part, source.tensors).items()
-                if is_kept(part.weights[name], source.tensors)
+                if is_kept(part.weights[name], source.tensors, encoding)
             }
         parts.append(PartInProgress(part.name, part.role, part.graph, weights, own, reports))
     return Reading(tuple(parts), text, tokenizer, source.hashes(), image)

@@ -8,7 +8,7 @@ from numba import njit
 
 from ..gating import GATE, HEAD_NORM
 from ..operands import COUNT
-from ..simd import f32, ld_f32, ld_i64, load_f32, mul, splat, store_f32
+from ..simd import bcast_f32, f32, ld_f32, ld_i64, load_f32, mul, splat, store_f32
 from .activation import norm_row, share
 from .layout import BY_SILU, IDENTITY
 from .scalar_math import LOG2_E
@@ -27,13 +27,17 @@ def by_gate(x: Any, gate: Any, act: int) -> Any:
 
 @kernel
 def gate_rows(ins: int, thread: int, threads: int) -> None:
-    """y = x act(gate), rows shared out, all with one stride."""
+    """y = x act(gate), rows shared out."""
     n = ld_i64(ld_i64(ins + COUNT))
     x, gate, y = ld_i64(ins + GATE.x), ld_i64(ins + GATE.gate), ld_i64(ins + GATE.y)
-    stride, act = ld_i64(ins + GATE.stride), ld_i64(ins + GATE.act)
+    stride, apart = ld_i64(ins + GATE.stride), ld_i64(ins + GATE.gate_stride)
+    act, one = ld_i64(ins + GATE.act), ld_i64(ins + GATE.one)
     start, stop = share(n, thread, threads)
-    for at in range(start * stride, stop * stride, 64):
-        store_f32(y + at, by_gate(load_f32(x + at), load_f32(gate + at), act))
+    for row in range(start, stop):
+        xs, to, by = x + row * stride, y + row * stride, gate + row * apart
+        for at in range(0, stride, 64):
+            g = bcast_f32(by) if one != 0 else load_f32(by + at)
+            store_f32(to + at, by_gate(load_f32(xs + at), g, act))
 
 
 @kernel

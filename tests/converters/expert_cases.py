@@ -40,6 +40,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoeConfig",
         {"num_local_experts": 3, "num_experts_per_tok": 3, "attention_bias": True},
     ),
+    "granitemoehybrid-experts": (
+        "GraniteMoeHybridConfig",
+        {
+            "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32,
+            "shared_intermediate_size": 96, "residual_multiplier": 0.3, "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 8,
+            "mamba_d_state": 16,
+        },
+    ),
+    "qwen3_next-experts": (
+        "Qwen3NextConfig",
+        {
+            "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48, "norm_topk_prob": False, "head_dim": 16,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeTextConfig",
+        {
+            "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 24, "head_dim": 32, "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+    ),
 }  # fmt: skip
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,8 @@ cannot quantize is made of random blocks (`blocks_of`), with the values that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import numpy as np
 from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
-NAMES = {"gemma3_text": "gemma3", "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama"}
+NAMES = {
+    "gemma3_text": "gemma3", "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
+    "qwen3_moe": "qwen3moe",
+}  # fmt: skip
 TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
     "Q6_K", "IQ4_NL", "IQ4_XS",
@@ -46,7 +50,7 @@ def write_model(
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     read: dict[str, NDArray[np.float32]] = {}
     tied = config.tie_word_embeddings
-    for key, tensor in model.state_dict().items():
+    for key, tensor in _apart(model.state_dict()):
         if tied and key == "lm_head.weight":
             continue
         values = tensor.float().numpy()
@@ -54,7 +58,7 @@ def write_model(
             values = values + np.float32(1)
         pairs = _pairs(key, name, config)
         rows = interleaved(values, pairs) if pairs else values
-        target = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        target = _expert_name(key) or names.get_name(key, try_suffixes=(".weight", ".bias"))
         kind = "F32" if rows.ndim == 1 else kinds if isinstance(kinds, str) else kinds(key, rows)
         data, back = encoded(rows, kind)
         writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType[kind])
@@ -67,6 +71,25 @@ def write_model(
     return read
 
 
+def _apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Stacked gates and ups of experts as two tensors."""
+    for key, tensor in tensors.items():
+        if key.endswith("experts.gate_up_proj"):
+            for name, half in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
+                yield key.replace("gate_up", name), half.contiguous()
+        else:
+            yield key, tensor
+
+
+def _expert_name(key: str) -> str:
+    """GGUF's name of a router or of stacked experts, "" for other tensors."""
+    router = re.fullmatch(r"model\.layers\.(\d+)\.(?:mlp\.gate|.*\.router)\.weight", key)
+    if router:
+        return f"blk.{router[1]}.ffn_gate_inp.weight"
+    stack = re.fullmatch(r"model\.layers\.(\d+)\..*\.experts\.(gate|up|down)_proj", key)
+    return f"blk.{stack[1]}.ffn_{stack[2]}_exps.weight" if stack else ""
+
+
 def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     """The other way round."""
     split = rows.reshape(heads, -1, 2, *rows.shape[1:])
@@ -75,7 +98,7 @@ def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def _pairs(key: str, name: str, config: Any) -> int:
     """Heads of a tensor that the script permutes."""
-    if name not in ("arcee", "llama", "smollm3"):
+    if name not in ("arcee", "llama", "smollm3", "granitemoe"):
         return 0
     if ".q_proj." in key:
         return int(config.num_attention_heads)
@@ -122,6 +145,16 @@ def _hyperparameters(writer: Any, config: Any) -> None:
     writer.add_key_length(size)
     writer.add_value_length(size)
     writer.add_vocab_size(config.vocab_size)
+    if count := getattr(config, "num_local_experts", 0):
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        writer.add_expert_feed_forward_length(width)
+    if config.model_type == "granitemoe":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     turning = size
     ropes = dict(config.rope_parameters or {})
     if "full_attention" in ropes:

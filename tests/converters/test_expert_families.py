@@ -10,11 +10,11 @@ import pytest
 from edgert.converters.calibrate import Calibration
 from edgert.converters.convert import convert
 from edgert.converters.families import build
-from edgert.converters.families.recipe import Part
 from edgert.converters.sources.base import open_source
 from edgert.converters.stages.mixed import Mixed
 from edgert.converters.stages.quantize import Quantize
 from edgert.converters.stages.read import read
+from edgert.kernels.encodings import dequantize
 from safetensors.numpy import load_file, save_file
 
 from edgert import notices
@@ -22,8 +22,9 @@ from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from edgert.session import SessionOptions, open_session
 from tests.closeness import assert_close
-from tests.converters.checkpoints import prompt, write_checkpoint
+from tests.converters.checkpoints import make_model, prompt, write_checkpoint
 from tests.converters.expert_cases import CONFIGS
+from tests.converters.gguf_files import write_model
 from tests.converters.test_families import run
 
 QWEN, GRANITE = CONFIGS["Qwen3-30B-A3B"], CONFIGS["granite-3.1-1b-a400m"]
@@ -81,9 +82,12 @@ def test_mixed_encodings_are_refused(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t[:-1], r"is \[7, 64, 64\], expected \[8, 64, 64\]"),
-        (lambda t: t.reshape(-1, 64), r"is \[512, 64\], expected \[8, 64, 64\]"),
-        (lambda t: t.transpose(0, 2, 1)[:, :32].copy(), r"is \[8, 32, 64\], expected"),
+        (lambda t: t[:-1], r"layers.1.block_sparse_moe.experts.7.up_proj.weight' .*is missing"),
+        (lambda t: np.concatenate([t, t]), r"experts.15.up_proj.weight' .*is unexpected"),
+        (lambda t: t.reshape(-1, 64), r"input_linear.weight' \[512, 64\] is unexpected"),
+        (lambda t: t[:, 1:], r"input_linear.weight' \[8, 63, 64\] is unexpected"),
+        (lambda t: t[:, 2:], r"experts.0.gate_proj.weight' is \[31, 64\], expected \[32, 64\]"),
+        (lambda t: t[:, :, 1:], r"gate_proj.weight' is \[32, 63\], expected \[32, 64\]"),
     ],
 )
 def test_stacked_tensors_of_other_sizes_are_refused(
@@ -125,11 +129,28 @@ def test_configs_that_no_model_has_are_refused(config: dict[str, Any], says: str
         build(config)
 
 
-def test_rows_of_stacked_tensors() -> None:
-    values = np.arange(4 * 6 * 5, dtype=np.float32).reshape(4, 6, 5)
-    part = Part("t", (4, 6, 5), stacked=True)
-    assert part.meant == (24, 5)
-    flat = values.reshape(24, 5)
-    for start, stop in ((0, 24), (0, 1), (5, 7), (6, 12), (11, 24)):
-        got = part.read(lambda a, b: values[a:b], start, stop)
-        assert np.array_equal(got, flat[start:stop])
+@pytest.mark.parametrize(
+    ("kind", "encoding"), [("Q8_0", "int8-g32"), ("Q4_0", "int4-g32"), ("Q5_0", "int8-g32")]
+)
+def test_gguf_stacks_are_taken_over_where_experts_have_kernels(
+    kind: str, encoding: str, tmp_path: Path
+) -> None:
+    """Bit for bit, or with codes chosen anew."""
+    read = write_model(make_model("granitemoe"), tmp_path / "m.gguf", kind)
+    convert(tmp_path / "m.gguf", tmp_path / "m.edge", golden=False, progress=False)
+    with Bundle.open(tmp_path / "m.edge") as bundle:
+        weights = bundle.weights()
+        gates, ups, down = (
+            read[f"model.layers.1.block_sparse_moe.experts.{key}_proj"]
+            for key in ("gate", "up", "down")
+        )
+        expected = {"gate_up": np.concatenate([gates, ups]).reshape(-1, 64), "down": down}
+        for slot, values in expected.items():
+            found = weights[f"layers.1.experts_{slot}"]
+            assert bundle.graph().weights[f"layers.1.experts_{slot}"].encoding == encoding
+            wanted = values.reshape(found.shape)
+            if kind != "Q5_0":
+                assert np.array_equal(dequantize(found), wanted)
+            assert_close(f"{kind} {slot}", wanted, dequantize(found), rms=1e-2)
+        session = open_session(bundle, SessionOptions("cpu", threads=1))
+        assert np.isfinite(run(session, prompt(9))).all()

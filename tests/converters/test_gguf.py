@@ -79,7 +79,7 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
 
 
 QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "phi3-longrope", "smollm3",
-         "arcee-bias", "hunyuan")  # fmt: skip
+         "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe")  # fmt: skip
 
 
 def cases() -> list[Any]:

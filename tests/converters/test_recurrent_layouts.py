@@ -152,11 +152,13 @@ for key in ("max_window_layers", "sliding_window", "use_sliding_window", "attent
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (NEXT, r"'num_experts' is 512: layers \[0, 1, 2\] have experts, expected none"),
-        ({**NEXT, "mlp_only_layers": [0, 2]}, r"layers \[1\] have experts"),
+        ({**NEXT, "num_experts_per_tok": 65}, "'num_experts_per_tok' is 65, expected 1 to 64"),
+        ({**NEXT, "mlp_only_layers": [0, 2], "moe_intermediate_size": 8},
+         "'moe_intermediate_size' is 8, expected a multiple of 16"),
+        ({**NEXT, "shared_expert_intermediate_size": 0}, "'shared_expert_intermediate_size' is 0"),
         ({**NEXT, "decoder_sparse_step": 0}, "'decoder_sparse_step' is 0, expected 1 or more"),
-        ({**CONFIGS["granite-4.0-h-1b"], "num_local_experts": 64},
-         "'num_local_experts' is 64, expected 0"),
+        ({**CONFIGS["granite-4.0-h-1b"], "num_local_experts": 2000, "num_experts_per_tok": 2},
+         "'num_local_experts' is 2000, expected 1 to 1024"),
         ({**CONFIGS["granite-4.0-h-1b"], "mamba_n_heads": 40},
          "40 heads of 64 are 2560 channels, expected 3072"),
         ({**CONFIGS["granite-4.0-h-1b"], "position_embedding_type": "alibi"},

@@ -7,8 +7,10 @@ from typing import Any
 Spec = dict[str, Any]
 
 
-def _gate(width: int, rows: int, act: str) -> Spec:
-    return {"width": width, "rows": rows, "attrs": {"act": act}, "label": act}
+def _gate(width: int, rows: int, act: str, *, one: bool = False) -> Spec:
+    inputs = {"gate": ("T", 1)} if one else {}
+    label = f"{act}{'-one' * one}"
+    return {"width": width, "rows": rows, "attrs": {"act": act}, "label": label, "inputs": inputs}
 
 
 def _head_norm(width: int, size: int, rows: int, *, shared: bool) -> Spec:
@@ -55,7 +57,8 @@ CASES: dict[str, list[Spec]] = {
         _gate(width, rows, act)
         for act in ("identity", "silu", "sigmoid")
         for width, rows in ((1, 5), (63, 63), (500, 1))
-    ],
+    ]
+    + [_gate(48, 63, act, one=True) for act in ("silu", "sigmoid")],
     "head_norm": [
         _head_norm(64, 16, 63, shared=True),
         _head_norm(63, 21, 63, shared=False),

@@ -160,9 +160,20 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     },
     "qwen3_next": _COMMON | _DELTA | {"num_experts": 0},
     "qwen3_5_text": _COMMON | _DELTA,
+    "qwen3_5_moe_text": _COMMON
+    | _DELTA
+    | {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 32,
+    },
 }
 # Families of layers with recurrent states, for which QNN has no ops.
-RECURRENT = ("lfm2", "mamba2", "falcon_h1", "granitemoehybrid", "qwen3_next", "qwen3_5_text")
+RECURRENT = (
+    "lfm2", "mamba2", "falcon_h1", "granitemoehybrid", "qwen3_next", "qwen3_5_text",
+    "qwen3_5_moe_text",
+)  # fmt: skip
 
 
 def family_graph(name: str, **changes: Any) -> tuple[Graph, dict[str, Matrix]]:
