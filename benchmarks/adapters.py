@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from edgert.kernels.low_rank import Factor
+from edgert.kernels.low_rank import Factor, Fitted
 
 from edgert.bundle import Bundle
 from edgert.graph import Graph
 from edgert.session import SessionOptions, open_session
-from edgert.session.adapters import Fitted
 from edgert.session.base import Feed, Session, State
 
 REQUESTS, PROMPT, STEPS = 4, 32, 4

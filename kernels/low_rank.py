@@ -46,6 +46,15 @@ class Factor:
     b: F32
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """An adapter for one graph. key: hash of its content. factors: by weight."""
+
+    key: str
+    name: str
+    factors: Mapping[str, tuple[Factor, ...]]
+
+
 class Packed(NamedTuple):
     """The factors of a matrix as kernels read them: a [groups][K][16], b for each 16 outputs
     [count][16], spans int64 [N / 16, 3] with addresses into b."""

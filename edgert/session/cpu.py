@@ -15,10 +15,11 @@ from ..graph import Graph
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS
+from ..kernels.low_rank import Fitted
 from ..kernels.lowering import Lent
 from ..roles import row_input
 from . import packed, team
-from .adapters import AdapterPool, Fitted
+from .adapters import AdapterPool
 from .base import F32, Feed, Session, State, StepResult
 from .compiling import compiled
 from .cores import thread_count

@@ -158,14 +158,15 @@ def _alike(spans: int, g: int, most: int, step: int) -> int:
     return count
 
 
-def _up(*, half: bool) -> Any:
+@cache
+def _products_of(*, half: bool) -> Any:
+    """Of `count` alike groups with the rows of `order`, as `_tile` gives them."""
     tile, step = _tile(half=half), 32 if half else 64
 
     @njit(error_model="numpy")
     def products(
         ins: int, spans: int, g: int, count: int, order: int, rows: int, table: int, sums: int
-    ) -> int:  # fmt: skip
-        """Of `count` alike groups with the rows of `order`; rows of the sums."""
+    ) -> int:
         h, h_stride = ld_i64(ins + UP.h), ld_i64(ins + UP.h_stride)
         at = spans + SPANNED * g
         ranks, depth = 4 * ld_i64(at + 8), ld_i64(at + 16)
@@ -173,8 +174,16 @@ def _up(*, half: bool) -> Any:
             st_i64(table + 8 * i, h + ld_i32(order + 4 * i) * h_stride + ranks)
         return tile(ld_i64(at), step * depth, count, depth, rows, table, sums)
 
+    return products
+
+
+@cache
+def _added_of(*, half: bool) -> Any:
+    """y += B h for some rows and groups g0 to g1."""
+    products, step = _products_of(half=half), 32 if half else 64
+
     @njit(error_model="numpy")
-    def add_to(ins: int, spans: int, g0: int, g1: int, order: int, rows: int, table: int) -> None:
+    def added(ins: int, spans: int, g0: int, g1: int, order: int, rows: int, table: int) -> None:
         y, stride, sums = ld_i64(ins + UP.y), ld_i64(ins + UP.y_stride), table + SUMS
         g = g0
         while g < g1:
@@ -188,10 +197,17 @@ def _up(*, half: bool) -> Any:
                         store_f32(to + 64 * k, add(load_f32(to + 64 * k), made))
             g += max(count, 1)
 
+    return added
+
+
+@cache
+def _gated_of(*, half: bool) -> Any:
+    """Groups of what comes out from g on, of some rows: their gates and ups alternate in y. How
+    many groups were done, up to `most`."""
+    products, step = _products_of(half=half), 32 if half else 64
+
     @njit(error_model="numpy")
     def gated(ins: int, spans: int, g: int, most: int, order: int, rows: int, table: int) -> int:
-        """Groups of what comes out from g on: their gates and ups, which alternate in y. How many
-        were done, up to `most`."""
         y, stride, act = ld_i64(ins + UP.y), ld_i64(ins + UP.y_stride), ld_i64(ins + UP.act)
         out, out_stride = ld_i64(ins + UP.out), ld_i64(ins + UP.out_stride)
         sums, more, pairs = table + SUMS, table + SUMS + HALF_SUMS, ld_i64(ins + UP.groups)
@@ -213,6 +229,12 @@ def _up(*, half: bool) -> Any:
                 store_f32(to + 64 * k, gate(a, b, act))
         return count
 
+    return gated
+
+
+def _up(*, half: bool) -> Any:
+    added, gated = _added_of(half=half), _gated_of(half=half)
+
     @njit(error_model="numpy")
     def unit(ins: int, at: int, first: int, block: int, table: int) -> None:
         spans = ld_i64(ld_i64(ins + UP.table) + ENTRY * ld_i64(at) + 16)
@@ -224,12 +246,11 @@ def _up(*, half: bool) -> Any:
         for t in range(first, last, TALL):
             rows = min(TALL, last - t)
             if pairs == 0:
-                add_to(ins, spans, g0, g1, order + 4 * t, rows, table)
+                added(ins, spans, g0, g1, order + 4 * t, rows, table)
                 continue
             g = g0
             while g < g1:
-                most = min(SPAN, g1 - g)
-                g += gated(ins, spans, g, most, order + 4 * t, rows, table)
+                g += gated(ins, spans, g, min(SPAN, g1 - g), order + 4 * t, rows, table)
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
