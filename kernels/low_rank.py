@@ -4,8 +4,9 @@ LoRA (arXiv 2106.09685), with the scale inside B; several adapters in one step a
 2311.03285). A matrix whose rows come from several tensors has factors for parts of its rows: their
 A are stacked, h = A x has all their ranks, and a group of 16 outputs reads the ranks of its part.
 
-The products are float32, A and B float16 or float32. Every sum is one chain in the order of its
-inputs, so a row's bits do not depend on the other rows of the step.
+The products are float32, A and B float16 or float32. Every sum is added up in one order, so a
+row's bits do not depend on the other rows of the step: A's by four chains of every fourth input,
+B's by one chain.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .cpu.layout import ACTS, CHUNK, ROWS, SPAN, groups_of
+from .cpu.layout import ACTS, ROWS, SPAN, TILE, groups_of
 from .lowering import Builder, Lent, Word
 from .operands import operands
 from .quant import F32
@@ -26,8 +27,7 @@ from .quant import F32
 # and how many. table: for each adapter the addresses of A [groups][depth][16], its groups of ranks,
 # and the spans of B: of each 16 outputs the address [count][16], the first rank, the count.
 DOWN = operands(
-    "x", "x_stride", "depth", "h", "h_stride", "table", "runs", "order", "scratch",
-    "scratch_bytes", "ctrl",
+    "x", "x_stride", "depth", "h", "h_stride", "table", "runs", "order", "ctrl",
 )  # fmt: skip
 # gated: pairs of groups of y (gate, up) become one of out; 0 adds to y.
 UP = operands(
@@ -44,6 +44,15 @@ class Factor:
     first: int
     a: F32
     b: F32
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An adapter for one graph. key: hash of its content. factors: by weight."""
+
+    key: str
+    name: str
+    factors: Mapping[str, tuple[Factor, ...]]
 
 
 class Packed(NamedTuple):
@@ -107,7 +116,6 @@ def pack(factors: Sequence[Factor], width: int, dtype: Any) -> Packed:
 def lower_down(b: Builder, node: Any, lent: Lent) -> str:
     """h = A x of every row with an adapter, into a buffer of its own."""
     x, matrix = node.inputs[0], node.weights["weight"]
-    b.scratch(1024 + CHUNK * SPAN * 64)
     h = b.buffer(f"{node.output}#h", b.rows(x), 4 * lent.rank)
     words: dict[str, Word] = {
         "x": x, "x_stride": b.stride(x), "depth": b.weight_shape(matrix)[1], "h": h,
@@ -122,11 +130,13 @@ def lower_up(b: Builder, node: Any, lent: Lent, h: str, y: str, gate: Any = None
     is that node's."""
     groups = groups_of(b.weight_shape(node.weights["weight"])[0])
     out = y if gate is None else b.floats(gate.output)
+    b.scratch(4096 + 2 * TILE * SPAN * 64)
     words: dict[str, Word] = {
         "h": h, "h_stride": b.stride(h), "y": y, "y_stride": b.stride(y),
         "groups": groups if gate is None else groups // 2, "gated": int(gate is not None),
         "out": out, "out_stride": b.stride(out),
         "act": 0 if gate is None else ACTS[b.attrs(gate)["act"]], **_shared(b, node),
+        "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
     }  # fmt: skip
     b.step(f"low_up_{lent.kernels}", UP, out, [h, y], words, rows=b.rows(y))
 
@@ -136,6 +146,5 @@ def _shared(b: Builder, node: Any) -> Mapping[str, Word]:
     rows = b.rows(node.inputs[0]).lower()
     return {
         "table": f"@low:{node.weights['weight']}", "runs": f"@runs_{rows}",
-        "order": f"@order_{rows}", "scratch": "@scratch", "scratch_bytes": "@scratch_bytes",
-        "ctrl": "@ctrl",
+        "order": f"@order_{rows}", "ctrl": "@ctrl",
     }  # fmt: skip

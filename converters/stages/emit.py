@@ -61,9 +61,7 @@ def origins(part: PartInProgress, source: PartInProgress) -> Origins:
 
 def _origin(part: Part) -> Origin:
     rows, inputs = part.meant
-    return Origin(
-        part.name, (rows, inputs), part.span, part.alias, part.scale, part.pairs or (0, 0)
-    )
+    return Origin(part.name, (rows, inputs), part.span, part.alias, part.scale, part.pairs or ())
 
 
 def cache_of(part: PartInProgress) -> WeightCache | None:

@@ -15,18 +15,19 @@ from ..storage.cachedir import cache_root, writable
 from ..storage.folder import open_regular, sha256_fd
 from ..storage.gguf_header import MAGIC
 from ..storage.hash_cache import HashCache
+from .store import located
 
 FOLDER = "converted"  # in the cache
 _SPLIT = re.compile(r"(.+-)\d{5}(-of-)(\d{5})(\.gguf)", re.IGNORECASE)
 
 
 def as_bundle(path: str | os.PathLike[str]) -> Path:
-    """The path of a bundle as it is; of a GGUF file its bundle in the cache, made where there is
-    none. Raises BundleError, ConvertError, ResourceError.
+    """The path of a bundle as it is, of a name its place in the store; of a GGUF file its bundle in
+    the cache, made where there is none. Raises BundleError, ConvertError, ResourceError.
 
     The bundle's name has the hash of the file's content, of all parts of a split file.
     """
-    found = Path(path)
+    found = located(path)
     if not is_gguf(found):
         if found.suffix.lower() == ".gguf" and not found.is_dir():
             raise _no_gguf(found)

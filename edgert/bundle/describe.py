@@ -60,9 +60,11 @@ class Description(msgspec.Struct, frozen=True):
 
 
 def inspect(path: str | PathLike[str]) -> Description:
-    """Describe a bundle, a checkpoint directory or a hub id. Raises what reading
-    either raises."""
-    folder = Path(path)
+    """Describe a bundle (also by its name in the store), a checkpoint directory or a hub id. Raises
+    what reading either raises."""
+    from .store import located
+
+    folder = located(path)
     if (folder / "manifest.json").is_file():
         return describe_bundle(folder)
     files = ("config.json", "model_index.json")

@@ -32,32 +32,31 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     tensor: its name. shape: [N, K] as products read it. rows: the first of its rows that is meant,
     and the one after the last. alias: another name of the tensor (a tied head's). scale: what its
     values are multiplied by. pairs: (head size, rotary channels) of heads whose rotary pairs are
-    neighbours in the tensor, and half a head apart here; [0, 0] for none.
+    neighbours in the tensor, and half a head apart here; [] for none.
     """
 
     tensor: str
-    shape: tuple[int, int]
-    rows: tuple[int, int]
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
     alias: str = ""
     scale: float = 1.0
-    pairs: tuple[int, int] = (0, 0)
+    pairs: tuple[int, ...] = ()
 
     @property
     def sound(self) -> bool:
         """Whether the numbers fit each other."""
-        (n, k), (start, stop), (size, turning) = self.shape, self.rows, self.pairs
-        return (
-            0 <= start < stop <= n < limits.TENSOR_DIM
-            and 0 < k < limits.TENSOR_DIM
-            and abs(self.scale) < 1e9
-            and (size == turning == 0 or (0 <= turning <= size and 0 < size and n % size == 0))
-            and turning % 2 == 0
-        )
+        if (len(self.shape), len(self.rows)) != (2, 2) or len(self.pairs) not in (0, 2):
+            return False
+        (n, k), (start, stop) = self.shape, self.rows
+        size, turning = self.pairs or (1, 0)
+        fits = 0 <= start < stop <= n < limits.TENSOR_DIM and 0 < k < limits.TENSOR_DIM
+        heads = 0 <= turning <= size and turning % 2 == 0 and size > 0 and n % size == 0
+        return fits and heads and abs(self.scale) < 1e9
 
     def arranged(self, rows: F32) -> F32:
         """Those of a matrix with the tensor's rows, [N, r], that are meant, in the order here."""
-        size, turning = self.pairs
-        if size:
+        if self.pairs:
+            size, turning = self.pairs
             order = [*range(0, turning, 2), *range(1, turning, 2), *range(turning, size)]
             rows = rows.reshape(-1, size, rows.shape[1])[:, order].reshape(rows.shape)
         return rows[self.rows[0] : self.rows[1]] * np.float32(self.scale)
@@ -107,10 +106,10 @@ def read_origins(bundle: Bundle, part: str = "") -> Origins:
         raise _damaged(where, str(error)[:200]) from None
     for weight, parts in found.items():
         declared = graph.weights.get(weight)
-        rows = sum(part.rows[1] - part.rows[0] for part in parts)
-        widths = {part.shape[1] for part in parts}
-        fits = declared is not None and declared.shape == (rows, *widths)
-        if not fits or not all(part.sound for part in parts):
+        sound = declared is not None and all(part.sound for part in parts)
+        rows = sum(part.rows[1] - part.rows[0] for part in parts) if sound else 0
+        widths = {part.shape[1] for part in parts} if sound else set()
+        if declared is None or declared.shape != (rows, *widths):
             raise _damaged(where, f"weight {weight[:80]!r} is not made of what it lists")
     return found
 

@@ -30,17 +30,26 @@ from ..storage.safetensors import TensorFile
 from .check import check_borrowed, check_image, check_part, check_weights, load_weights
 from .draft import check_draft
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, Part
+from .store import located, pull_hint
 
 Verify = Literal["cached", "full", "skip"]
 _log = logging.getLogger("edgert")
 
 
 class Bundle:
-    """An open bundle; use `Bundle.open`. Arrays from `weights` stay valid after `close`."""
+    """An open bundle, by its path or its name in the store; use `Bundle.open`. Arrays from
+    `weights` stay valid after `close`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Reads the manifest only; `check_files` and `check_structure` must follow (see `open`)."""
-        self.path = Path(path)
+        self.path = located(path)
+        if hint := pull_hint(self.path):
+            raise BundleError(
+                f"{self.path} is not there, expected a bundle directory (name.edge) or the name of "
+                "a model in the store",
+                code="bundle-missing",
+                hint=hint,
+            )
         self.verified = False
         self._graphs: dict[str, Graph] = {}
         self._tensors: dict[str, TensorFile] = {}

@@ -33,6 +33,9 @@ VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package, measure it and ask it a word problem.",
     "convert": "Make a bundle from a checkpoint.",
     "export": "Add an ONNX model to a bundle, for GPUs and NPUs.",
+    "pull": "Have a model in the store, from the hub or from here.",
+    "list": "List the models in the store.",
+    "rm": "Remove models from the store.",
     "chat": "Talk with a model.",
     "generate": "Continue a prompt.",
     "image": "Draw a picture.",
@@ -48,6 +51,7 @@ VERBS: Mapping[str, str] = {
     "doctor": "Say what is installed and what this machine can do.",
     "completion": "Print what makes a shell complete verbs, flags and files.",
 }
+_MODULES = {"list": "list_models"}  # of verbs that are called as something of Python's
 INTERRUPTED, PIPE_CLOSED, INTERNAL_ERROR = 130, 141, 70
 
 
@@ -80,7 +84,7 @@ class _Verbs(click.Group):
 
 def _command(verb: str) -> click.Command:
     """A verb's command, with the flags and sources that all have."""
-    command: click.Command = import_module(f".{verb}", __package__).command
+    command: click.Command = import_module(f".{_MODULES.get(verb, verb)}", __package__).command
     if not any(param.name == "log" for param in command.params):
         command.params += logs.log_options()
         add_sources(command)

@@ -88,9 +88,10 @@ def command(bundle: Path, as_json: bool, **options: Any) -> int:
 
     The ONNX file names the bundle's own weights file, so it takes no second copy of the weights.
     """  # fmt: skip
+    from ..bundle.store import located
     from ..converters.onnx_emit import export
 
-    made = export(bundle, **options)
+    made = export(located(bundle), **options)
     if as_json:
         emit_json({"schema": 1, "bundle": str(bundle), "files": [path.name for path in made]})
     else:

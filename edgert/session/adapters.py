@@ -8,7 +8,7 @@ adapter's, and beginnings of texts are shared among states of one adapter only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ..bundle.peft import Adapter, names_in_checkpoint
 from ..errors import RequestError, ResourceError
 from ..graph import Graph
 from ..kernels.encodings import ENCODINGS
-from ..kernels.low_rank import Factor, Packed, low_rank, pack
+from ..kernels.low_rank import Factor, Fitted, Packed, low_rank, pack
 from ..kernels.lowering import Lent
 from .base import F32, Feed, State
 from .feeds import Rows
@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from .program import StepMemory
 
 MERGE = "merge it into the weights: edgert convert CHECKPOINT --adapter DIR -o OUT.edge"
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """An adapter for one graph. key: hash of its content. factors: by weight."""
-
-    key: str
-    name: str
-    factors: Mapping[str, tuple[Factor, ...]]
 
 
 def fit(adapter: Adapter, graph: Graph, origins: Origins) -> Fitted:

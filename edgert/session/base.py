@@ -29,7 +29,7 @@ from ..graph import Graph
 from ..roles import vocab_size
 
 if TYPE_CHECKING:
-    from .adapters import Fitted
+    from ..kernels.low_rank import Fitted
 
 F32 = NDArray[np.float32]
 TREE_ROWS = 63  # rows of a feed with parents: a row's ancestors are the bits of one word

@@ -15,11 +15,12 @@ from ..graph import Graph, Node
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS, on_cpu
+from ..kernels.low_rank import Fitted
 from ..kernels.lowering import Lent
 from ..kernels.ops import CATALOGUE
 from ..roles import row_input
 from . import packed, team
-from .adapters import AdapterPool, Fitted
+from .adapters import AdapterPool
 from .base import F32, Feed, Session, State, StepResult
 from .compiling import compiled
 from .cores import thread_count

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from ..errors import RequestError
 from ..graph import Graph, Node
 from ..kernels.attention import KVRows
+from ..kernels.low_rank import Fitted
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.slot_rows import SlotRows
 from ..kernels.states import BorrowedState, ConvState, KVState, RecurrentState, StateSpec
 from ..roles import row_input
-from .adapters import AdapterSet, Fitted, row_keys
+from .adapters import AdapterSet, row_keys
 from .base import F32, Feed, Session, State, StepResult
 from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values

@@ -1,6 +1,7 @@
 """What adapters add to a product on the CPU; operands and layouts as in `kernels/low_rank.py`.
 
-The rows of one adapter are worked on together, by the tiles of `linear_float`.
+The rows of one adapter are worked on together: h by chains of its own, y by the tiles of
+`linear_float`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,19 @@ from numba import njit
 
 from ..low_rank import DOWN, ENTRY, SPANNED, UP
 from ..operands import COUNT
-from ..simd import add, ld_i32, ld_i64, load_f32, st_i64, store_f32
+from ..simd import (
+    add,
+    bcast_f32,
+    f32,
+    fma,
+    ld_i32,
+    ld_i64,
+    load_f16,
+    load_f32,
+    splat,
+    st_i64,
+    store_f32,
+)
 from ..simd_tiles import TALL
 from .activation import gate
 from .layout import CHUNK, SPAN
@@ -44,46 +57,84 @@ def _tile(*, half: bool) -> Any:
     return tile
 
 
-def _down(*, half: bool) -> Any:
-    tile, element = _tile(half=half), 2 if half else 4
+@cache
+def _chains_of(*, half: bool) -> Any:
+    """Sums over the inputs of one row, or of two, for 16 ranks: four chains of every fourth input,
+    which one alone would wait for, added up at the end."""
+    load, step = (load_f16, 32) if half else (load_f32, 64)
 
     @njit(error_model="numpy")
-    def unit(ins: int, at: int, first: int, block: int, table: int) -> None:
+    def one(w: int, depth: int, x: int, to: int) -> None:
+        a = b = c = d = splat(f32(0))
+        whole = depth // 4 * 4
+        for k in range(0, whole, 4):
+            at, xk = w + step * k, x + 4 * k
+            a = fma(load(at), bcast_f32(xk), a)
+            b = fma(load(at + step), bcast_f32(xk + 4), b)
+            c = fma(load(at + 2 * step), bcast_f32(xk + 8), c)
+            d = fma(load(at + 3 * step), bcast_f32(xk + 12), d)
+        for k in range(whole, depth):
+            a = fma(load(w + step * k), bcast_f32(x + 4 * k), a)
+        store_f32(to, add(add(a, b), add(c, d)))
+
+    @njit(error_model="numpy")
+    def two(w: int, depth: int, x: int, y: int, to: int, other: int) -> None:
+        a = b = c = d = e = f = g = h = splat(f32(0))
+        whole = depth // 4 * 4
+        for k in range(0, whole, 4):
+            at, xk, yk = w + step * k, x + 4 * k, y + 4 * k
+            v = load(at)
+            a, e = fma(v, bcast_f32(xk), a), fma(v, bcast_f32(yk), e)
+            v = load(at + step)
+            b, f = fma(v, bcast_f32(xk + 4), b), fma(v, bcast_f32(yk + 4), f)
+            v = load(at + 2 * step)
+            c, g = fma(v, bcast_f32(xk + 8), c), fma(v, bcast_f32(yk + 8), g)
+            v = load(at + 3 * step)
+            d, h = fma(v, bcast_f32(xk + 12), d), fma(v, bcast_f32(yk + 12), h)
+        for k in range(whole, depth):
+            v = load(w + step * k)
+            a, e = fma(v, bcast_f32(x + 4 * k), a), fma(v, bcast_f32(y + 4 * k), e)
+        store_f32(to, add(add(a, b), add(c, d)))
+        store_f32(other, add(add(e, f), add(g, h)))
+
+    return one, two
+
+
+def _down(*, half: bool) -> Any:
+    one, two = _chains_of(half=half)
+    element = 2 if half else 4
+
+    @njit(error_model="numpy")
+    def unit(ins: int, at: int, first: int, group: int) -> None:
         entry = ld_i64(ins + DOWN.table) + ENTRY * ld_i64(at)
-        count = min(SPAN, ld_i64(entry + 8) - block * SPAN)
         last = min(first + CHUNK, ld_i64(at + 16))
-        if count <= 0 or first >= last:
+        if group >= ld_i64(entry + 8):
             return
         x, x_stride = ld_i64(ins + DOWN.x), ld_i64(ins + DOWN.x_stride)
-        h, h_stride = ld_i64(ins + DOWN.h), ld_i64(ins + DOWN.h_stride)
-        depth, order = ld_i64(ins + DOWN.depth), ld_i64(ins + DOWN.order) + 4 * ld_i64(at + 8)
-        apart, sums = depth * 16 * element, table + SUMS
-        w = ld_i64(entry) + block * SPAN * apart
-        for t in range(first, last, TALL):
-            rows = min(TALL, last - t)
-            for i in range(rows):
-                st_i64(table + 8 * i, x + ld_i32(order + 4 * (t + i)) * x_stride)
-            each = tile(w, apart, count, depth, rows, table, sums)
-            for i in range(rows):
-                to = h + ld_i32(order + 4 * (t + i)) * h_stride + 64 * SPAN * block
-                for g in range(count):
-                    store_f32(to + 64 * g, load_f32(sums + 64 * (each * g + i)))
+        h_stride = ld_i64(ins + DOWN.h_stride)
+        h, depth = ld_i64(ins + DOWN.h) + 64 * group, ld_i64(ins + DOWN.depth)
+        w = ld_i64(entry) + group * depth * 16 * element
+        order = ld_i64(ins + DOWN.order) + 4 * ld_i64(at + 8)
+        for t in range(first, last - 1, 2):
+            i, j = ld_i32(order + 4 * t), ld_i32(order + 4 * t + 4)
+            two(w, depth, x + i * x_stride, x + j * x_stride, h + i * h_stride, h + j * h_stride)
+        if first < last and (last - first) % 2 == 1:
+            i = ld_i32(order + 4 * (last - 1))
+            one(w, depth, x + i * x_stride, h + i * h_stride)
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
         n, runs = ld_i64(ld_i64(ins + COUNT)), ld_i64(ins + DOWN.runs)
-        table = ld_i64(ins + DOWN.scratch) + thread * ld_i64(ins + DOWN.scratch_bytes)
-        blocks = (ld_i64(ins + DOWN.h_stride) // 64 + SPAN - 1) // SPAN
-        chunks = (n + CHUNK - 1) // CHUNK
-        units = ld_i64(runs) * blocks * chunks
+        groups, chunks = ld_i64(ins + DOWN.h_stride) // 64, (n + CHUNK - 1) // CHUNK
+        units = ld_i64(runs) * groups * chunks
         while n > 0:
             start, stop = claim(ld_i64(ins + DOWN.ctrl), units, threads, 2)
             if start >= units:
                 return
             for index in range(start, stop):
-                rest = index % (blocks * chunks)
-                at = runs + 8 + 24 * (index // (blocks * chunks))
-                unit(ins, at, rest % chunks * CHUNK, rest // chunks, table)
+                rest = index % (groups * chunks)
+                at = runs + 8 + 24 * (index // (groups * chunks))
+                unit(ins, at, rest % chunks * CHUNK, rest // chunks)
 
     return run
 
@@ -107,14 +158,15 @@ def _alike(spans: int, g: int, most: int, step: int) -> int:
     return count
 
 
-def _up(*, half: bool) -> Any:
+@cache
+def _products_of(*, half: bool) -> Any:
+    """Of `count` alike groups with the rows of `order`, as `_tile` gives them."""
     tile, step = _tile(half=half), 32 if half else 64
 
     @njit(error_model="numpy")
     def products(
         ins: int, spans: int, g: int, count: int, order: int, rows: int, table: int, sums: int
-    ) -> int:  # fmt: skip
-        """Of `count` alike groups with the rows of `order`; rows of the sums."""
+    ) -> int:
         h, h_stride = ld_i64(ins + UP.h), ld_i64(ins + UP.h_stride)
         at = spans + SPANNED * g
         ranks, depth = 4 * ld_i64(at + 8), ld_i64(at + 16)
@@ -122,8 +174,16 @@ def _up(*, half: bool) -> Any:
             st_i64(table + 8 * i, h + ld_i32(order + 4 * i) * h_stride + ranks)
         return tile(ld_i64(at), step * depth, count, depth, rows, table, sums)
 
+    return products
+
+
+@cache
+def _added_of(*, half: bool) -> Any:
+    """y += B h for some rows and groups g0 to g1."""
+    products, step = _products_of(half=half), 32 if half else 64
+
     @njit(error_model="numpy")
-    def add_to(ins: int, spans: int, g0: int, g1: int, order: int, rows: int, table: int) -> None:
+    def added(ins: int, spans: int, g0: int, g1: int, order: int, rows: int, table: int) -> None:
         y, stride, sums = ld_i64(ins + UP.y), ld_i64(ins + UP.y_stride), table + SUMS
         g = g0
         while g < g1:
@@ -137,25 +197,43 @@ def _up(*, half: bool) -> Any:
                         store_f32(to + 64 * k, add(load_f32(to + 64 * k), made))
             g += max(count, 1)
 
+    return added
+
+
+@cache
+def _gated_of(*, half: bool) -> Any:
+    """Groups of what comes out from g on, of some rows: their gates and ups alternate in y. How
+    many groups were done, up to `most`."""
+    products, step = _products_of(half=half), 32 if half else 64
+
     @njit(error_model="numpy")
-    def gated(ins: int, spans: int, g: int, order: int, rows: int, table: int) -> None:
-        """Group g of what comes out: its gate and its up, which alternate in y."""
+    def gated(ins: int, spans: int, g: int, most: int, order: int, rows: int, table: int) -> int:
         y, stride, act = ld_i64(ins + UP.y), ld_i64(ins + UP.y_stride), ld_i64(ins + UP.act)
         out, out_stride = ld_i64(ins + UP.out), ld_i64(ins + UP.out_stride)
         sums, more, pairs = table + SUMS, table + SUMS + HALF_SUMS, ld_i64(ins + UP.groups)
-        each, other = 0, 0
-        if _alike(spans, g, 1, step) > 0:
-            each = products(ins, spans, g, 1, order, rows, table, sums)
-        if _alike(spans, g + pairs, 1, step) > 0:
-            other = products(ins, spans, g + pairs, 1, order, rows, table, more)
+        gates, ups = _alike(spans, g, most, step), _alike(spans, g + pairs, most, step)
+        count, each, other = max(1, min(gates, ups)), 0, 0
+        if gates > 0:
+            each = products(ins, spans, g, count, order, rows, table, sums)
+        if ups > 0:
+            other = products(ins, spans, g + pairs, count, order, rows, table, more)
         for i in range(rows):
             row = ld_i32(order + 4 * i)
-            a, b = load_f32(y + row * stride + 128 * g), load_f32(y + row * stride + 128 * g + 64)
-            if each > 0:
-                a = add(a, load_f32(sums + 64 * i))
-            if other > 0:
-                b = add(b, load_f32(more + 64 * i))
-            store_f32(out + row * out_stride + 64 * g, gate(a, b, act))
+            at, to = y + row * stride + 128 * g, out + row * out_stride + 64 * g
+            for k in range(count):
+                a, b = load_f32(at + 128 * k), load_f32(at + 128 * k + 64)
+                if each > 0:
+                    a = add(a, load_f32(sums + 64 * (each * k + i)))
+                if other > 0:
+                    b = add(b, load_f32(more + 64 * (other * k + i)))
+                store_f32(to + 64 * k, gate(a, b, act))
+        return count
+
+    return gated
+
+
+def _up(*, half: bool) -> Any:
+    added, gated = _added_of(half=half), _gated_of(half=half)
 
     @njit(error_model="numpy")
     def unit(ins: int, at: int, first: int, block: int, table: int) -> None:
@@ -168,10 +246,11 @@ def _up(*, half: bool) -> Any:
         for t in range(first, last, TALL):
             rows = min(TALL, last - t)
             if pairs == 0:
-                add_to(ins, spans, g0, g1, order + 4 * t, rows, table)
+                added(ins, spans, g0, g1, order + 4 * t, rows, table)
                 continue
-            for g in range(g0, g1):
-                gated(ins, spans, g, order + 4 * t, rows, table)
+            g = g0
+            while g < g1:
+                g += gated(ins, spans, g, min(SPAN, g1 - g), order + 4 * t, rows, table)
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from edgert.converters.convert import convert
+from edgert.kernels.low_rank import Fitted
 
 from edgert.bundle import Bundle
 from edgert.bundle.origins import read_origins
 from edgert.bundle.peft import Adapter
 from edgert.errors import RequestError
 from edgert.session import Session, SessionOptions, open_session
-from edgert.session.adapters import Fitted, fit
+from edgert.session.adapters import fit
 from edgert.session.base import Feed
 from tests.adapters import add_products, factors, shapes_of, write_adapter
 from tests.closeness import assert_close, distance
