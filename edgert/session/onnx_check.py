@@ -26,7 +26,8 @@ from .onnx_io import Port, Variant, emitted_graph, interface
 
 STANDARD_OPS = frozenset(
     "Abs Add Cast Clip Concat Constant Conv Cos CumSum DequantizeLinear Div Exp Floor Gather Gelu "
-    "GreaterOrEqual Identity LayerNormalization Less MatMul Mul Neg Pow ReduceMean ReduceSum Relu "
+    "GreaterOrEqual Identity InstanceNormalization LayerNormalization Less MatMul Mul Neg Pow "
+    "ReduceMean ReduceSum Relu "
     "Reshape Resize Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Sub Tanh Transpose "
     "Unsqueeze".split()
 )
