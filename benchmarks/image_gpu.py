@@ -7,7 +7,9 @@ Golden pictures are the CPU session's, without caches. On the device they are dr
 onnxruntime in f32 and in f16 (each from its own copy of the bundle, whose weights are linked) and
 compared by PSNR; then batches are timed: seconds of steps and decoding, captions left out. "batch"
 computes a batch and both branches of guidance in one call, "fused" in fewer nodes, "graph" replays
-captured CUDA graphs; a batch's pictures are compared with the same drawn alone. The same
+captured CUDA graphs; a batch's pictures are compared with the same drawn alone. With `--weights`
+f32 or f16 all is of a copy whose quantized weights are the same numbers plain: then the CPU rounds
+no activations, and the device has products of floats. The same
 batches on torch, in float16 and compiled: the checkpoint in diffusers where `--checkpoint` names
 it, else the bundle's own graphs (`image_torch.Twin`). Rows go to `--out` as JSON lines.
 """
@@ -34,6 +36,7 @@ from numpy.typing import NDArray
 import edgert
 from benchmarks.gpu_edgert import machine
 from benchmarks.image_torch import Twin, diffusers_draw
+from benchmarks.plain_weights import plain_bundle
 from edgert.bundle import Bundle
 from edgert.bundle.manifest import MANIFEST_NAME
 from edgert.errors import EdgertError
@@ -260,6 +263,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
     parser.add_argument("--checkpoint", type=Path, help="of diffusers, for the peer")
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--weights", choices=("f32", "f16"), help="of a copy beside the pictures")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -274,6 +278,9 @@ def main() -> None:
             with args.out.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
+    if args.weights:
+        name = f"{args.bundle.stem}-{args.weights}.edge"
+        args.bundle = plain_bundle(args.bundle, args.golden.with_name(name), args.weights)
     if args.golden_only or not args.golden.exists():
         prompts = prompts_of(args.bundle, args.prompt, args.pictures)
         Golden.make(args.bundle, prompts, args.steps).save(args.golden)

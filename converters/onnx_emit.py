@@ -23,7 +23,7 @@ from ..errors import BundleError, ConvertError
 from ..extras import require
 from ..graph import Graph, Node
 from ..kernels import onnx_tools as tools
-from ..kernels.encodings import ENCODINGS
+from ..kernels.grids_onnx import emit_on_grid, make_rows
 from ..kernels.modulation import emit_modulated_norm, scales_of
 from ..kernels.norm import emit_add_norm
 from ..kernels.ops import CATALOGUE
@@ -44,6 +44,7 @@ from ..session.onnx_io import (
 from ..storage.aside import remove_leftovers, replace_file
 from ..storage.lock import FileLock
 from ..storage.safetensors import TensorFile, TensorInfo
+from .onnx_encodings import check_encodings
 from .onnx_fusion import MODULATED, modulated_norms
 from .onnx_tables import check_inline
 from .onnx_targets import Target, targets_of
@@ -85,17 +86,23 @@ def emit(
     stored: values of weights, for graphs with sparse ones, whose dense forms stand in the model.
     Raises ConvertError for what cannot be emitted so.
     """
-    _check_encodings(graph, variant)
+    check_encodings(graph, variant)
     check_inline(graph)
     given = {value.name for value in graph.outputs}
     taps = tuple(name for name in dict.fromkeys(taps) if name not in given)
     ctx = tools.EmitContext(
-        place_in(tensors), location, variant.half, variant.standard, variant.batch, stored=stored
+        place_in(tensors),
+        location,
+        variant.half,
+        variant.standard,
+        variant.batch,
+        variant.fused,
+        stored=stored,
     )
     try:
         emitted = emitted_graph(graph, variant, taps)
         _check_symbols(emitted, variant)
-        _Walk(emitted, ctx, fused=variant.fused).run()
+        _Walk(emitted, ctx).run()
     except BundleError as error:
         raise ConvertError(error.message, code=error.code, hint=error.hint) from None
     model = _model(emitted, variant, ctx)
@@ -151,59 +158,10 @@ def _check_names(model: ModelProto) -> None:
         )
 
 
-def _check_encodings(graph: Graph, variant: Variant) -> None:
-    rows = {name: ENCODINGS[weight.encoding] for name, weight in graph.weights.items()}
-    bad = {
-        name: row.name
-        for name, row in rows.items()
-        if not (row.plain or row.onnx_bits or row.dense)
-    }
-    if bad:
-        known = sorted(row.name for row in ENCODINGS.values() if row.plain or row.onnx_bits)
-        name, found = next(iter(bad.items()))
-        raise ConvertError(
-            f"{len(bad)} weights are in encodings without ONNX emission, the first {name!r} in "
-            f"{found}, expected some of {known}",
-            code="onnx-weights",
-            hint="convert the model with another --quant",
-        )
-    for name in graph.weights:
-        if why := _unfit(graph, name, variant):
-            raise ConvertError(
-                f"weight {name!r} in {rows[name].name}: {why}",
-                code="onnx-weights",
-                hint="convert the model with another --quant for this weight",
-            )
-
-
-def _unfit(graph: Graph, name: str, variant: Variant) -> str:
-    """Why the stored bytes of this weight are nothing that its nodes can read in ONNX, or ""."""
-    weight = graph.weights[name]
-    row = ENCODINGS[weight.encoding]
-    if row.plain or not (row.zeros or row.onnx_bits == 2 or row.dense):
-        return ""
-    if any(node.op == "embed" and name in node.weights.values() for node in graph.nodes):
-        if row.dense:
-            return "an embedding in ONNX is not sparse"
-        return "an embedding in ONNX has codes of 4 or 8 bits without zero points"
-    convolved = any(node.op == "conv2d" and name in node.weights.values() for node in graph.nodes)
-    if not (variant.standard or convolved) or row.dense:
-        return ""
-    if row.onnx_bits == 2:
-        return f"DequantizeLinear of opset {tools.OPSET} has no codes of 2 bits, expected 4 or 8"
-    blocks = -(-weight.shape[-1] // row.group)
-    if blocks * row.onnx_bits % 8:
-        return (
-            f"its rows have {blocks} zero points of 4 bits, expected an even number for "
-            "DequantizeLinear, whose rows are not padded to a byte"
-        )
-    return ""
-
-
 class _Walk:
     """Emits the nodes of a graph in order."""
 
-    def __init__(self, graph: Graph, ctx: tools.EmitContext, *, fused: bool = False) -> None:
+    def __init__(self, graph: Graph, ctx: tools.EmitContext) -> None:
         self.graph, self.ctx = graph, ctx
         self.merged: set[str] = set()
         self.outputs = {value.name for value in graph.outputs}
@@ -212,11 +170,10 @@ class _Walk:
         if ctx.half and not graph.states:
             self.narrowed = {v.name for v in graph.inputs if v.dtype == "f32"}
         self.calls = {call.output: self.named(call) for call in calls(graph)}
-        self.norms = modulated_norms(graph) if fused else {}
+        self.norms = modulated_norms(graph) if ctx.fused else {}
         self.merged.update(self.norms.values())
-        if fused:
-            modulated = [n.output for n in graph.nodes if n.op in MODULATED]
-            ctx.scales = scales_of([self.calls[name] for name in modulated])
+        modulated = [n.output for n in graph.nodes if n.op in MODULATED]
+        ctx.scales = scales_of([self.calls[name] for name in modulated]) if ctx.fused else {}
 
     def run(self) -> None:
         for name in sorted(self.narrowed):
@@ -231,13 +188,18 @@ class _Walk:
                 self.merged.add(norm.output)
             else:
                 self._emit(node)
-        for output in self.graph.outputs if self.ctx.half else ():
-            self.ctx.op("Cast", [self.name(output.name)], output.name, to=tools.FLOAT)
+        for output in self.graph.outputs:
+            make_rows(self.ctx, self.name(output.name))
+            if self.ctx.half:
+                self.ctx.op("Cast", [self.name(output.name)], output.name, to=tools.FLOAT)
 
     def _emit(self, node: Node) -> None:
         if node.output in self.norms:
             norm = self.calls[self.norms[node.output]]
+            make_rows(self.ctx, norm.inputs[0])
             emit_modulated_norm(self.ctx, norm, self.calls[node.output])
+            return
+        if emit_on_grid(self.ctx, node.op, self.calls[node.output]):
             return
         face = CATALOGUE[node.op].onnx
         if face is None:
@@ -246,7 +208,7 @@ class _Walk:
 
     def _following_norm(self, node: Node) -> Node | None:
         """The rms_norm that reads an add's sum, if there is one."""
-        if node.op != "add" or self.ctx.standard:
+        if node.op != "add" or self.ctx.standard or self.ctx.fused:
             return None
         readers = [n for n in self.graph.nodes if node.output in n.inputs and n.op == "rms_norm"]
         return readers[0] if readers else None

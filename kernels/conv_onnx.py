@@ -8,20 +8,30 @@ from __future__ import annotations
 
 from .encodings import ENCODINGS
 from .linear_onnx import dequantized, inlined
-from .onnx_tools import Call, EmitContext
+from .onnx_tools import Call, EmitContext, Grid
 
 
 def grid_of(ctx: EmitContext, x: str, height: int, width: int, channels: int) -> str:
     """Rows [H * W, C] as [1, C, H, W]; those of a batch as [B, C, H, W]."""
+    if x in ctx.grids:
+        return ctx.grids[x].name
     lead = -1 if ctx.batch else 1
     cells = ctx.op("Reshape", [x, ctx.ints(lead, height, width, channels)])
     return ctx.op("Transpose", [cells], perm=[0, 3, 1, 2])
 
 
-def rows_of_grid(ctx: EmitContext, x: str, channels: int, out: str) -> str:
+def grid_rows(ctx: EmitContext, grid: Grid, out: str) -> None:
     """The inverse."""
-    cells = ctx.op("Transpose", [x], perm=[0, 2, 3, 1])
-    return ctx.op("Reshape", [cells, ctx.ints(*[0] * ctx.batch, -1, channels)], out)
+    cells = ctx.op("Transpose", [grid.name], perm=[0, 2, 3, 1])
+    ctx.op("Reshape", [cells, ctx.ints(*[0] * ctx.batch, -1, grid.channels)], out)
+
+
+def grid_made(ctx: EmitContext, grid: Grid, out: str) -> None:
+    """Rows of a grid that a node made; where nodes are fused they wait until they are wanted."""
+    if ctx.fused:
+        ctx.keep_grid(out, grid)
+    else:
+        grid_rows(ctx, grid, out)
 
 
 def emit_conv2d(ctx: EmitContext, call: Call) -> None:
@@ -45,7 +55,9 @@ def emit_conv2d(ctx: EmitContext, call: Call) -> None:
         "Conv", inputs, kernel_shape=[side, side], strides=[attrs["stride"]] * 2,
         pads=[before, before, after, after],
     )  # fmt: skip
-    rows_of_grid(ctx, made, outputs, call.output)
+    room, stride = before + after - side, attrs["stride"]
+    height, width = ((attrs[name] + room) // stride + 1 for name in ("height", "width"))
+    grid_made(ctx, Grid(made, outputs, height, width), call.output)
 
 
 ONNX = {"conv2d": emit_conv2d}

@@ -213,7 +213,7 @@ def _chunk_of(ctx: EmitContext, call: Call, name: str) -> str:
     """A chunk of the modulation row, with its row of the table: [1, C]. Of nodes that are fused a
     chunk that only scales read is 1 larger."""
     index, width = call.attrs[name], int(call.shapes[0][-1])
-    if ctx.scales is not None:
+    if ctx.fused:
         key = "chunk", call.inputs[-1], table_of(call), index
         if key not in ctx.made:
             _split(ctx, call, ctx.scales[call.inputs[-1], table_of(call)])
@@ -232,7 +232,7 @@ def _chunk_of(ctx: EmitContext, call: Call, name: str) -> str:
 def _factor(ctx: EmitContext, call: Call) -> str:
     """1 + scale, [1, C]."""
     scale = _chunk_of(ctx, call, "scale")
-    if ctx.scales and call.attrs["scale"] in ctx.scales[call.inputs[-1], table_of(call)]:
+    if ctx.fused and call.attrs["scale"] in ctx.scales[call.inputs[-1], table_of(call)]:
         return scale
     return ctx.op("Add", [scale, ctx.scalar(1.0)])
 

@@ -57,6 +57,16 @@ class Call:
     lender: Call | None = None
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A value [B, C, H, W] by its ONNX name."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+
 class NodeList:
     """A list of ONNX nodes in the making, with unique names for the values between them."""
 
@@ -154,8 +164,9 @@ class EmitContext(NodeList):
     that take the place of such a weight's, by name; their bytes stand in the model itself.
     half: float16 activations (float32 otherwise). standard: the dialect without com.microsoft.
     batch: values are [B, N, C] instead of rows [N, C], those of tokens [B, S, C] in any case.
-    scales: by modulation row and table, the chunks that nothing but scales reads; None where nodes
-    are not fused.
+    fused: nodes are merged, and grids stay grids between nodes that can read them. scales: by
+    modulation row and table, the chunks that nothing but scales reads. grids: values that are also
+    grids; rowless: those that are nothing else.
     caches: what the nodes so far have written, keys and values by state. made: what several nodes
     share, by what it depends on.
     """
@@ -165,7 +176,10 @@ class EmitContext(NodeList):
     half: bool = False
     standard: bool = False
     batch: bool = False
-    scales: Mapping[tuple[str, str], frozenset[int]] | None = None
+    fused: bool = False
+    scales: Mapping[tuple[str, str], frozenset[int]] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    rowless: set[str] = field(default_factory=set)
     initializers: dict[str, Any] = field(default_factory=dict)
     functions: dict[str, Any] = field(default_factory=dict)
     stored: Callable[[str], Matrix] | None = None
@@ -183,6 +197,11 @@ class EmitContext(NodeList):
             return self.place(stored)
         array = self.inlined[stored]
         return Placed(FLOAT16 if array.dtype == np.float16 else UINT8, array.shape, 0, array.nbytes)
+
+    def keep_grid(self, name: str, grid: Grid) -> None:
+        """A value is a grid, whose rows are made when they are wanted."""
+        self.grids[name] = grid
+        self.rowless.add(name)
 
     def leads(self, shape: Shape) -> bool:
         """Whether a graph value of this shape has an axis of sequences or pictures in front."""

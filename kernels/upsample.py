@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .conv_onnx import grid_of, rows_of_grid
+from .conv_onnx import grid_made, grid_of
 from .lowering import Builder, Lower
-from .onnx_tools import Call, EmitContext
+from .onnx_tools import Call, EmitContext, Grid
 from .operands import operands
 from .quant import F32
 
@@ -49,7 +49,8 @@ def emit_upsample(ctx: EmitContext, call: Call) -> None:
         "Resize", [x, "", scales], mode="nearest", nearest_mode="floor",
         coordinate_transformation_mode="asymmetric",
     )  # fmt: skip
-    rows_of_grid(ctx, made, channels, call.output)
+    height, width = (attrs[name] * attrs["factor"] for name in ("height", "width"))
+    grid_made(ctx, Grid(made, channels, height, width), call.output)
 
 
 ONNX = {"upsample": emit_upsample}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edgert.converters.convert import convert
+from edgert.kernels.encodings import dequantize
 
 from benchmarks import (
     image_caching,
@@ -17,8 +18,11 @@ from benchmarks import (
     image_engines,
     image_fidelity,
     image_peers,
-)  # fmt: skip
+    plain_weights,
+    random_pictures,
+)
 from benchmarks.image_runs import Protocol, Workers
+from edgert.bundle import Bundle
 from tests.image import pipelines
 
 diffusers = pytest.importorskip("diffusers")
@@ -41,6 +45,15 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("captioned") / "pipe"
     pipelines.write_pixart(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles in f32 and int8, of rows that are whole groups."""
+    small = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32, "sample_size": 8}
+    random_pictures.SHAPES["tiny"] = {**random_pictures.DIT, **small}
+    folder = random_pictures.random_pipeline("tiny", tmp_path_factory.mktemp("blocks") / "pipe")
+    return random_pictures.bundles_of(folder, ["f32", "int8"])
 
 
 def test_rows_are_kept_and_become_a_page(labelled: Path, tmp_path: Path) -> None:
@@ -93,15 +106,12 @@ def test_a_peer_that_cannot_be_opened_is_named(labelled: Path, monkeypatch: Any)
         assert missing == {"openvino f32": "ModuleNotFoundError: No module named 'openvino'"}
 
 
-def test_fidelity_is_of_the_same_noise(labelled: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pipe"
-    folder.symlink_to(labelled, target_is_directory=True)
-    bundles = image_fidelity.bundles_of(folder, ["f32", "int8"])
+def test_fidelity_is_of_the_same_noise(blocks: dict[str, Path]) -> None:
     runs = image_fidelity.Runs(prompts=2, seeds=3, steps=8, threads=1, batch=2)
-    (line,) = image_fidelity.compared(bundles, runs)
+    (line,) = image_fidelity.compared(blocks, runs)
     assert (line["quant"], len(line["psnr"])) == ("int8", 6)
     assert all(15 < db < 100 for db in line["psnr"])
-    same = image_fidelity.compared({"f32": bundles["f32"], "again": bundles["f32"]}, runs)
+    same = image_fidelity.compared({"f32": blocks["f32"], "again": blocks["f32"]}, runs)
     assert same[0]["psnr"] == [100.0] * 6
     text = image_fidelity.tables([{**line, "model": "tiny"}])
     assert f"{np.mean(line['psnr']):.2f}" in text
@@ -114,3 +124,19 @@ def test_ratios_are_medians_over_rounds() -> None:
     runs = {name: lambda n=name: calls.append(n) for name in "ab"}
     assert {n: len(t) for n, t in image_peers.interleaved(runs, 2).items()} == {"a": 2, "b": 2}
     assert calls == ["a", "b", "b", "a"]
+
+
+def test_plain_weights_are_the_same_numbers(blocks: dict[str, Path], tmp_path: Path) -> None:
+    plain = plain_weights.plain_bundle(blocks["int8"], tmp_path / "f32.edge")
+    assert plain_weights.plain_bundle(blocks["int8"], plain) == plain
+    half = plain_weights.plain_bundle(blocks["int8"], tmp_path / "f16.edge", "f16")
+    with Bundle.open(blocks["int8"]) as old, Bundle.open(plain, verify="full") as new:
+        graph = new.graph("denoiser")
+        assert {weight.encoding for weight in graph.weights.values()} == {"f32"}
+        weights, stored = new.weights("denoiser"), old.weights("denoiser")
+        assert any(not isinstance(weight, np.ndarray) for weight in stored.values())
+        for name, weight in weights.items():
+            assert np.array_equal(np.asarray(weight), dequantize(stored[name]))
+    with Bundle.open(half) as new:
+        kinds = {weight.encoding for weight in new.graph("denoiser").weights.values()}
+        assert kinds == {"f16", "f32"}
