@@ -32,6 +32,7 @@ from .settings import Settings, emit_json
 VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package, measure it and ask it a word problem.",
     "convert": "Make a bundle from a checkpoint.",
+    "draft": "Train a head that guesses for a model, and put it into its bundle.",
     "export": "Add an ONNX model to a bundle, for GPUs and NPUs.",
     "pull": "Have a model in the store, from the hub or from here.",
     "list": "List the models in the store.",

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgert.converters.draft.answers import OnTorch, answered, split
 from edgert.converters.draft.head import Head
 from edgert.converters.draft.measure import Writing, Written, ratio
-from edgert.converters.draft.options import TrainedHead, TrainOptions
+from edgert.converters.draft.options import MARK, TrainedHead, TrainOptions
 from edgert.converters.draft.saved import FILES, load_head, save_head
 from edgert.converters.draft.target import Target
 from edgert.converters.draft.training import train_head
@@ -30,7 +31,6 @@ from edgert.kernels.encodings import dequantize, quantize
 
 from recipes.linear_text.checkpoint import load
 
-from .answers import Answers, say_to, split
 from .prepare import HELD
 
 SHARES = (0.17, 0.34)  # of the deadline: answers, one training; the rest measures
@@ -60,12 +60,11 @@ class Run:
         self.asked, self.start = asked, time.perf_counter()
         self.device = local_device(asked.device)
         asked.work.mkdir(parents=True, exist_ok=True)
-        self.say = say_to(asked.work, self.start)
         model, weights = load(asked.model)
         self.graph, self.weights = model.graph, weights if asked.exact else rounded(weights)
         half = torch.device(self.device).type == "cuda"
         if half:
-            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.set_float32_matmul_precision("high")
         self.target = Target(self.graph, self.weights, self.device, half=half)
         found = np.load(asked.work / "prompts.npz")
         self.prompts = split(found["train"], found["train_sizes"])[: asked.prompts]
@@ -77,12 +76,7 @@ class Run:
 
     def all(self) -> None:
         """All stages."""
-        asked = self.asked
-        answers = Answers(
-            self.target, self.prompts, asked.work, ends=ENDS, batch=asked.prompts_at_once,
-            count=asked.answer, seed=asked.seed,
-        )  # fmt: skip
-        ids = answers.write(SHARES[0] * asked.deadline, self.say)
+        ids = self.answers()
         heads = {}
         for loss in LOSSES:
             before = heads.get(LOSSES[0])
@@ -90,10 +84,37 @@ class Run:
         rows = [self.row(gamma, heat, heads) for heat in TEMPERATURES for gamma in GAMMAS]
         told = {loss: dict(head.told) for loss, head in heads.items()}
         text = table(rows, told, len(self.held))
-        (asked.work / "table.md").write_text(text, "utf-8")
-        (asked.work / "rows.json").write_text(json.dumps({"heads": told, "rows": rows}), "utf-8")
+        (self.asked.work / "table.md").write_text(text, "utf-8")
+        (self.asked.work / "rows.json").write_text(
+            json.dumps({"heads": told, "rows": rows}), "utf-8"
+        )
         print(text, flush=True)
         self.say(done=True)
+
+    def say(self, **values: Any) -> None:
+        """Print a JSON line, and keep it in `log.jsonl`."""
+        line = json.dumps({"seconds": round(time.perf_counter() - self.start, 1), **values})
+        with (self.asked.work / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def answers(self) -> np.ndarray:
+        """What is trained on, int32 ids; kept in `answers.npy`."""
+        asked, kept = self.asked, self.asked.work / "answers.npy"
+        if kept.exists():
+            return np.load(kept)
+        size, start = asked.prompts_at_once, time.perf_counter()
+        writer = OnTorch(self.target, size, max(map(len, self.prompts)), asked.answer, ENDS)
+        ids = answered(
+            self.prompts, writer, asked.work / "answers", batch=size, seed=asked.seed,
+            seconds=SHARES[0] * asked.deadline,
+        )  # fmt: skip
+        aside = kept.with_suffix(".new.npy")
+        np.save(aside, ids)
+        aside.replace(kept)
+        seconds = round(time.perf_counter() - start, 1)
+        self.say(answers=len(ids), written=int((ids >= MARK).sum()), answers_seconds=seconds)
+        return ids
 
     def head(self, loss: Any, ids: np.ndarray, before: TrainedHead | None) -> TrainedHead:
         """A trained head; the second one for as many tokens as the first."""
