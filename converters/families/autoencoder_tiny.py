@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...bundle.manifest import LatentSpec
+from ...bundle.image_spec import LatentSpec
 from ...graph import Value
 from .component import Keys, Layers, Size, read_component
 from .nodes import Nodes

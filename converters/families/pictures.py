@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
-from ...bundle.manifest import LatentSpec
+from ...bundle.image_spec import LatentSpec
 from ...errors import ConvertError
 from .config import refused
 from .recipe import FamilyModel

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ...bundle.manifest import LatentSpec
+from ...bundle.image_spec import LatentSpec
 from .autoencoder_tiny import PIXELS, Tiny, clamped
 from .component import Keys, Size, read_component
 from .recipe import FamilyModel

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ...bundle.manifest import ImageSpec, TextSpec
+from ...bundle.image_spec import ImageSpec
+from ...bundle.manifest import TextSpec
 from ...errors import ConvertError
 from ...graph import Graph
 from ..families.recipe import F32, Recipe

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ... import limits
-from ...bundle.manifest import CaptionSpec
+from ...bundle.image_spec import CaptionSpec
 from ...errors import ConvertError
 from ...session import protobuf
 from .files import json_object, read_file

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import limits
-from ...bundle.manifest import ImageSpec, LatentSpec
+from ...bundle.image_spec import ImageSpec, LatentSpec
 from ...errors import ConvertError
 from ...graph import Graph
 from ...image.pieces import GUIDANCE

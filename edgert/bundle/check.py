@@ -21,7 +21,8 @@ from ..kernels.quant import Matrix
 from ..kernels.states import BorrowedState, KVState
 from ..roles import STEPPED, role_faults, token_input
 from ..storage.safetensors import DTYPES, TensorFile
-from .manifest import ImageSpec, Manifest, TextSpec
+from .image_spec import ImageSpec
+from .manifest import Manifest, TextSpec
 
 _AGAIN = "the bundle is damaged or was made by another edgert; convert the model again"
 

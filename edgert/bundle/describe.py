@@ -20,7 +20,7 @@ from ..kernels.states import ConvState, KVState, RecurrentState
 from ..roles import vocab_size
 from ..storage.safetensors import nbytes_of
 from .check import tensors_of
-from .manifest import ImageSpec
+from .image_spec import ImageSpec
 
 
 class Description(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.manifest import ImageSpec
+from ..bundle.image_spec import ImageSpec
 from ..bundle.reader import Bundle
 from ..errors import DeviceError, EdgertError, RequestError
 from ..graph import Graph

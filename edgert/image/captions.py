@@ -17,7 +17,7 @@ from ..session.base import F32, Session
 from ..text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from ..bundle.manifest import CaptionSpec
+    from ..bundle.image_spec import CaptionSpec
     from ..bundle.reader import Bundle
 
 KEPT = 32  # captions whose rows are remembered

@@ -15,7 +15,7 @@ from .schedules import Array
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..bundle.manifest import LatentSpec
+    from ..bundle.image_spec import LatentSpec
 
 
 def decoder_rows(latent: Array, spec: LatentSpec) -> F32:

@@ -14,7 +14,7 @@ from ..text.param_checks import between
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..bundle.manifest import ImageSpec, LatentSpec
+    from ..bundle.image_spec import ImageSpec, LatentSpec
 
 STEPS, GUIDANCE = 20, 4.5  # where neither caller nor bundle says
 

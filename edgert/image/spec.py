@@ -9,7 +9,7 @@ from .request import STEPS
 from .schedules import Kind, Sampler, flux_mu, sampler_of
 
 if TYPE_CHECKING:
-    from ..bundle.manifest import ImageSpec, LatentSpec
+    from ..bundle.image_spec import ImageSpec, LatentSpec
     from ..bundle.reader import Bundle
 
 

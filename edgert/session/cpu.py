@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeviceError, EdgertError, RequestError, ResourceError
-from ..graph import Graph, Node
+from ..graph import Graph
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
-from ..kernels.encodings import ENCODINGS, on_cpu
+from ..kernels.encodings import ENCODINGS
 from ..kernels.low_rank import Fitted
 from ..kernels.lowering import Lent
-from ..kernels.ops import CATALOGUE
 from ..roles import row_input
 from . import packed, team
 from .adapters import AdapterPool
@@ -36,6 +35,7 @@ from .program import SPLIT_ROWS, Program
 from .replay import Replaying
 from .sequence import CpuState
 from .slots import SlotPool
+from .supported import check_encodings
 
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
@@ -68,7 +68,7 @@ class CpuSession(Session):
         packed_folders: Sequence[Path] = (),
         key: str = "",
     ) -> None:
-        _check_weights(graph)
+        check_encodings(graph)
         check_borrowed(graph)
         check_values(graph, {})
         self.graph, self.max_rows = graph, max_rows
@@ -377,42 +377,6 @@ class _Adapted(NamedTuple):
 
     taps: frozenset[str]
     version: int
-
-
-def _check_weights(graph: Graph) -> None:
-    used = {weight.encoding for weight in graph.weights.values()}
-    missing = sorted(name for name in used if ENCODINGS[name].cpu is None)
-    if missing:
-        known = sorted(row.name for row in ENCODINGS.values() if row.cpu is not None)
-        raise DeviceError(
-            f"the CPU session has no kernels for {missing} weights, expected some of {known}",
-            code="device-weights",
-            hint="use --device reference, or convert the model with another --quant",
-        )
-    for node in graph.nodes:
-        if node.op == "experts":
-            _check_experts(graph, node)
-
-
-def _check_experts(graph: Graph, node: Node) -> None:
-    """Stacked experts are in encodings that have kernels for them, and nobody else's."""
-    for slot in CATALOGUE[node.op].matrix:
-        name = node.weights[slot]
-        encoding, shape = graph.weights[name].encoding, graph.weights[name].shape
-        if not on_cpu(encoding, shape[-1]).experts:
-            known = sorted(r.name for r in ENCODINGS.values() if r.cpu and r.cpu.experts)
-            raise DeviceError(
-                f"the CPU session has no kernels for experts ({name!r}) in {encoding}, expected "
-                f"one of {known}",
-                code="device-weights",
-                hint="use --device reference, or convert the model with another --quant",
-            )
-        if sum(name in other.weights.values() for other in graph.nodes) > 1:
-            raise DeviceError(
-                f"weight {name!r} of experts is read by other nodes too, expected one of its own",
-                code="device-weights",
-                hint="convert the model again",
-            )
 
 
 def _own(state: State, pool: PagePool) -> CpuState:

@@ -28,7 +28,7 @@ from .params import Resolved, SamplingOptions, SamplingParams
 from .relay import Relay, RelayOptions, RelayRun
 from .results import Generation
 from .speculative.head import HeadModel, has_head, open_head
-from .speculative.options import WORDS, Draft, Drafting, DraftOptions
+from .speculative.options import WORDS, Draft, Drafting, DraftOptions, not_opened
 from .speculative.proposer import Proposer
 from .speculative.small import SmallProposer
 from .stopping import with_stop_tokens
@@ -79,7 +79,7 @@ class TextModel:
         self.adapters = Adapters(session, bundle)
         self.engine = Engine(session)
         self.drafting = Drafting(
-            tokenizer, self.engine.costs, session.device, opened=opened or _not_opened, head=head
+            tokenizer, self.engine.costs, session.device, opened=opened or not_opened, head=head
         )
         self.drafting.default = DraftOptions.of(draft, self.drafting.default)
         self._redo = any(
@@ -395,12 +395,3 @@ def _small(path: Path, options: SessionOptions) -> TextModel:
     except BaseException:
         bundle.close()
         raise
-
-
-def _not_opened(path: Path) -> TextModel:
-    raise RequestError(
-        f"draft is {str(path)!r}, expected a loaded model, for this one was made by hand",
-        code="parameter-type",
-        hint="pass edgert.load(...) of the small model",
-        field="draft",
-    )

@@ -13,7 +13,7 @@ import pytest
 from edgert.converters.sources.caption_tokenizer import captions, sentencepiece
 from tokenizers import Tokenizer
 
-from edgert.bundle.manifest import CaptionSpec
+from edgert.bundle.image_spec import CaptionSpec
 from edgert.errors import ConvertError
 from edgert.session.protobuf import WireError
 from tests.image.pipelines import t5_tokenizer, write_json

@@ -14,7 +14,7 @@ import pytest
 from edgert.converters.convert import convert
 
 from edgert.bundle import Bundle
-from edgert.bundle.manifest import CaptionSpec, LatentSpec
+from edgert.bundle.image_spec import CaptionSpec, LatentSpec
 from edgert.cli import run
 from edgert.errors import ConvertError
 from edgert.evaluation.verify import verify_bundle

@@ -15,7 +15,7 @@ from PIL import Image
 
 import edgert
 from edgert.bundle import Bundle
-from edgert.bundle.manifest import CaptionSpec, ImageSpec
+from edgert.bundle.image_spec import CaptionSpec, ImageSpec
 from edgert.cli import run
 from edgert.errors import ConvertError, RequestError
 from edgert.image import caching

@@ -11,7 +11,7 @@ from edgert.converters.families.component import Keys, Size, read_component
 from edgert.converters.families.nodes import Nodes
 from edgert.converters.families.recipe import FamilyModel
 
-from edgert.bundle.manifest import LatentSpec
+from edgert.bundle.image_spec import LatentSpec
 from edgert.graph import Value
 
 

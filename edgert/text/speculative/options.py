@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, NoReturn, Protocol, Union
 
 from ...errors import RequestError
 from ...session.base import Session
@@ -203,3 +203,13 @@ class Drafting:
             head.close()
         for _, model in small.values():
             model.close()
+
+
+def not_opened(path: Path) -> NoReturn:
+    """The error of a model made by hand that is to open another one."""
+    raise RequestError(
+        f"draft is {str(path)!r}, expected a loaded model, for this one was made by hand",
+        code="parameter-type",
+        hint="pass edgert.load(...) of the small model",
+        field="draft",
+    )
