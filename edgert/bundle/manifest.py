@@ -14,12 +14,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from .. import limits
 from ..errors import BundleError
 from ..roles import KINDS, ROLES
 from ..storage import strict_json
 from ..storage.folder import check_names
 from ..storage.typed import Reader
+from .picture_faults import image_faults
 
 FORMAT = 2  # what is written
 FORMATS = (1, 2)  # what is read
@@ -28,9 +28,6 @@ MANIFEST_NAME = "manifest.json"
 _AGAIN = "the bundle is damaged or was made by another edgert; convert the model again"
 _SECTIONS = ("text", "image", "vision", "draft")
 _EXTENSIBLE = (*_SECTIONS, "provenance")
-CONDITIONINGS = ("", "labels", "captions")  # of image.conditioning; "": nothing
-LATENT_VALUE = 1e6  # largest number of image.latents; from its inverse on where one divides
-GUIDANCE = 1000  # largest default
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,7 +99,7 @@ class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a picture is sampled.
 
     scheduler: diffusers' settings of the noise schedule, with `_class_name`. conditioning: what a
-    picture is asked for by: one of CONDITIONINGS. tokenizers, captions: file name, and how it is
+    picture is asked for by: a word, or nothing. tokenizers, captions: file name, and how it is
     used, by text-encoder part. labels: class by name; null_label: the class of no label. defaults:
     sampling (steps, guidance), and width and height in pixels, which the graphs were made for.
     """
@@ -364,49 +361,5 @@ def _check_image(where: str, manifest: Manifest, image: ImageSpec) -> None:
                 f"image.{field} names {unknown[:4]}, expected parts with the role 'text-encoder': "
                 f"{sorted(encoders)[:8]}",
             )
-    for fault in _image_faults(image):
+    for fault in image_faults(image):
         raise _fail(where, fault)
-
-
-def _image_faults(image: ImageSpec) -> Iterable[str]:
-    if image.conditioning not in CONDITIONINGS:
-        yield f"image.conditioning is {image.conditioning[:32]!r}, expected one of {CONDITIONINGS}"
-    if set(image.captions) != set(image.tokenizers) and image.captions:
-        yield "image.captions and image.tokenizers name other parts, expected the same"
-    for name, caption in image.captions.items():
-        ids = (caption.end_id, caption.start_id or 0, caption.pad_id or 0)
-        if not 2 <= caption.max_tokens <= limits.CONTEXT_TOKENS or min(ids) < 0:
-            yield (
-                f"image.captions.{name} has max_tokens {caption.max_tokens} and ids {ids}, "
-                f"expected 2 to {limits.CONTEXT_TOKENS} tokens and ids from 0 on"
-            )
-    numbers = [n for n in (*image.defaults.values(), *image.scheduler.values())
-               if isinstance(n, float)]  # fmt: skip
-    if image.latents is not None:
-        held = image.latents
-        numbers += [held.scaling, held.shift, held.low, held.high]
-        sizes = 0 < held.channels < 1 << 16 and 0 < held.downscale <= 1 << 10
-        if not sizes or held.scaling <= 0 or not held.low < held.high:
-            yield f"image.latents is {held}, expected sizes and a scaling above 0 and low < high"
-        spans = (held.scaling, held.high - held.low)
-        largest = max(map(abs, (held.scaling, held.shift, held.low, held.high)))
-        if min(spans) < 1 / LATENT_VALUE or largest > LATENT_VALUE:
-            yield (
-                f"image.latents is {held}, expected numbers up to {LATENT_VALUE:g}, and scaling "
-                f"and high - low from {1 / LATENT_VALUE:g} on"
-            )
-    if not all(map(math.isfinite, numbers)):
-        yield "image holds numbers that are not finite"
-    for side in ("width", "height"):
-        if not 0 < image.defaults.get(side, 1) <= limits.PICTURE_SIDE:
-            yield (
-                f"image.defaults.{side} is {image.defaults[side]}, expected 1 to "
-                f"{limits.PICTURE_SIDE}"
-            )
-    for name, low, high in (("steps", 1, limits.IMAGE_STEPS), ("guidance", 0, GUIDANCE)):
-        value = image.defaults.get(name, 1)
-        if not low <= value <= high or (name == "steps" and value != int(value)):
-            yield f"image.defaults.{name} is {value}, expected {low} to {high}"
-    bad = [n for n in (*image.labels.values(), image.null_label or 0) if n < 0]
-    if bad:
-        yield f"image.labels holds class {bad[0]}, expected 0 or more"
