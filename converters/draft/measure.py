@@ -96,8 +96,7 @@ class Writing:
             features = rows.features[self._count(made, kept, stood)]
         each = zip(tokens.cpu().numpy(), self.prompts.tolist(), lengths.tolist(), strict=True)
         texts = [row[a : min(b, a + self.count)].astype(np.int32) for row, a, b in each]
-        cycles, written, guessed, stood = self.sums
-        return Written(cycles, written, guessed, stood, texts)
+        return Written(self.sums[0], self.sums[1], self.sums[2], self.sums[3], texts)
 
     def _guess(self, tokens: Tensor, n: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Guesses int [B, gamma] and the laws [B, gamma, V_d] that they were drawn from."""
