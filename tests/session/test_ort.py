@@ -104,8 +104,8 @@ def _all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 # made of them alone vanish.
 QNN_OPS = {
     "Add", "Cast", "Concat", "Div", "Exp", "Gather", "Gelu", "Greater", "LayerNormalization",
-    "MatMul", "Min", "Mul", "Pow", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Softmax", "Split",
-    "Sqrt", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "MatMul", "Min", "Mul", "Pow", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax",
+    "Split", "Sqrt", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
 
