@@ -123,6 +123,10 @@ def _concat(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
     return torch.cat(inputs, dim=-1)
 
 
+def _columns(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
+    return inputs[0][..., attrs["start"] : attrs["start"] + attrs["count"]]
+
+
 ROWS: dict[str, Callable[[Rows, Slots, Attrs], Tensor]] = {
     "layer_norm": _layer_norm,
     "activation": _activation,
@@ -136,4 +140,5 @@ ROWS: dict[str, Callable[[Rows, Slots, Attrs], Tensor]] = {
     "unpatchify": _unpatchify,
     "add_grid_positions": _add_grid_positions,
     "concat": _concat,
+    "columns": _columns,
 }

@@ -208,6 +208,17 @@ def _concat(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
     return (a[0], int(a[1]) + int(b[1]))
 
 
+def _columns(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
+    (x,), start, count = inputs, attrs["start"], attrs["count"]
+    width = _width("columns", x)
+    need(
+        0 <= start and start % 16 == 0 and 0 < count and start + count <= width,
+        f"columns: {count} from {start} of rows of {width}, expected a part of them that begins "
+        "at a multiple of 16",
+    )
+    return (x[0], count)
+
+
 _GRID = {"height": Attr(int), "width": Attr(int)}
 _AFFINE = {"weight": False, "bias": False}
 
@@ -256,4 +267,8 @@ IMAGE: tuple[Op, ...] = (
         attrs={**_GRID, "base": Attr(int), "interpolation": Attr(float, 1.0)},
     ),
     Op("concat", "spatial", ("a", "b"), _concat),
+    Op(
+        "columns", "spatial", ("x",), _columns,
+        attrs={"start": Attr(int), "count": Attr(int)},
+    ),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .elementwise import COPY
 from .lowering import Builder, Lower, Word
 from .onnx_tools import Call, EmitContext
 from .operands import operands
@@ -72,6 +73,11 @@ def concat(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str
     return np.concatenate([inputs[0], inputs[1]], axis=1)
 
 
+def columns(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
+    """x float32 [N, C] -> its columns [start, start + count), float32 [N, count]."""
+    return inputs[0][:, attrs["start"] : attrs["start"] + attrs["count"]]
+
+
 def _patch_words(b: Builder, node: Any, cells: str, rows: str, across: int) -> dict[str, Word]:
     return {
         "cells": cells, "cell_stride": b.stride(cells), "rows": rows, "row_stride": b.stride(rows),
@@ -117,13 +123,23 @@ def lower_concat(b: Builder, node: Any) -> None:
     b.step("concat", CONCAT, y, [left, right], words)
 
 
+def lower_columns(b: Builder, node: Any) -> None:
+    """copy_rows from the place of the first column."""
+    x, y, first = node.inputs[0], b.floats(node.output), f"{node.output}#first"
+    b.view(first, x, 4 * b.attrs(node)["start"])
+    words: dict[str, Word] = {
+        "x": first, "x_stride": b.stride(x), "y": y, "y_stride": b.stride(y), "width": b.width(y),
+    }  # fmt: skip
+    b.step("copy_rows", COPY, y, [x], words)
+
+
 LOWER: dict[str, Lower] = {
     "patchify": lower_patchify, "unpatchify": lower_unpatchify,
-    "add_grid_positions": lower_positions, "concat": lower_concat,
+    "add_grid_positions": lower_positions, "concat": lower_concat, "columns": lower_columns,
 }  # fmt: skip
 REFERENCE = {
     "patchify": patchify, "unpatchify": unpatchify,
-    "add_grid_positions": add_grid_positions, "concat": concat,
+    "add_grid_positions": add_grid_positions, "concat": concat, "columns": columns,
 }  # fmt: skip
 
 
@@ -170,7 +186,14 @@ def emit_concat(ctx: EmitContext, call: Call) -> None:
     ctx.op("Concat", call.inputs, call.output, axis=-1)
 
 
+def emit_columns(ctx: EmitContext, call: Call) -> None:
+    """Slice of the last axis."""
+    start, count = call.attrs["start"], call.attrs["count"]
+    ends = [ctx.ints(start), ctx.ints(start + count), ctx.ints(-1)]
+    ctx.op("Slice", [call.inputs[0], *ends], call.output)
+
+
 ONNX = {
     "patchify": emit_patchify, "unpatchify": emit_unpatchify,
-    "add_grid_positions": emit_positions, "concat": emit_concat,
+    "add_grid_positions": emit_positions, "concat": emit_concat, "columns": emit_columns,
 }  # fmt: skip

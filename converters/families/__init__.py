@@ -30,6 +30,7 @@ FAMILIES: Mapping[str, str] = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
+    "gemma4_text": "gemma4_text",
     "glm4": "glm4",
     "gpt2": "gpt2",
     "gpt_neox": "gpt_neox",

@@ -37,6 +37,19 @@ COMPOSITES: Mapping[str, Composite] = {
             "max_position_embeddings": 131_072,
         },
     ),
+    "gemma4": Composite(
+        "Gemma4ForConditionalGeneration",
+        {"gemma4_text": "gemma4_text"},
+        {
+            "vocab_size": 262_144, "hidden_size": 2304, "intermediate_size": 9216,
+            "num_hidden_layers": 30, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "max_position_embeddings": 131_072,
+        },
+        frozenset(
+            "audio_config audio_token_id boa_token_id eoa_token_id eoa_token_index "
+            "vision_soft_tokens_per_image".split()
+        ),
+    ),
     "mistral3": Composite(
         "Mistral3ForConditionalGeneration",
         {"mistral": "mistral", "ministral3": "ministral3", "ministral": "ministral"},

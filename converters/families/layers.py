@@ -8,14 +8,15 @@ parallel    x + attention(norm(x)) + mlp(norm(x))                             (G
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from . import blocks, plain, positions, sliding
 from .blocks import Builder, Rotary
 from .config import Decoder
 from .recipe import FamilyModel
-from .rope import rope, rope_parameters
+from .rope import COMMON, rope, rope_parameters
 
 Layer = Callable[[int, str], str]
 
@@ -33,15 +34,29 @@ def turning(
 
 
 def typed_turning(
-    b: Builder, c: Decoder, windows: Sequence[int], faults: list[str], *, theta: tuple[float, float]
+    b: Builder,
+    c: Decoder,
+    windows: Sequence[int],
+    faults: list[str],
+    *,
+    theta: tuple[float, float],
+    sizes: Mapping[str, int] = MappingProxyType({}),
+    types: tuple[str, ...] = COMMON,
 ) -> dict[str, Rotary]:
     """Rotary embeddings by type of layer. Scaling (rope_scaling) is that of full attention alone;
-    theta: of full and of sliding layers where rope_parameters do not say."""
+    theta: of full and of sliding layers where rope_parameters do not say. sizes: of heads, by type
+    of layer, where they differ. types: of rope that the family has."""
     kinds = sorted({sliding.kind_of(window) for window in windows})
     return {
         kind: blocks.rotary(
             b,
-            rope(_parameters_of(c, kind, theta, faults), b.head_dim, b.context, faults),
+            rope(
+                _parameters_of(c, kind, theta, faults),
+                sizes.get(kind, b.head_dim),
+                b.context,
+                faults,
+                types=types,
+            ),
             f"inv_freq_{kind.split('_')[0]}",
         )
         for kind in kinds

@@ -5,6 +5,7 @@
     llama3     default, slow waves / factor, smooth in between      (Llama 3.1)
     yarn       a ramp between default and default / factor          (arXiv 2309.00071)
     longrope   default / short_factor or / long_factor, by length   (arXiv 2402.13753; "su")
+    proportional  1 / theta^(2i/d) / factor of the first pairs, 0 of the others     (Gemma 4)
     ntk_alpha  default with theta alpha^(d/(d-2))                   (HunYuan calls it dynamic)
     dynamic    default up to max_position_embeddings, which is the context of the bundle
 
@@ -48,8 +49,9 @@ TYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("original_max_position_embeddings", "attention_factor", "factor"),
     ),
     "ntk_alpha": (("alpha",), ("factor",)),
+    "proportional": ((), ("factor",)),
 }  # fmt: skip
-COMMON = tuple(kind for kind in TYPES if kind != "ntk_alpha")  # of most families
+COMMON = tuple(TYPES)[:-2]  # of most families
 
 # Keys that other programs wrote, or read, and transformers does not.
 UNREAD: Mapping[str, tuple[str, ...]] = {
@@ -100,8 +102,9 @@ def rope(
         return Rope(np.ones(max(1, head_dim // 2), np.float32))
     checked = _checked(kind, params, context, faults)
     factor = checked.get("partial_rotary_factor", 1.0)
-    dim = int(head_dim * min(factor, 1.0))
-    if factor > 1 or dim % 2 or dim < 2 or (factor != 1 and not partial):
+    dim = int(head_dim * min(1.0 if kind == "proportional" else factor, 1.0))
+    whole = factor == 1 or partial or kind == "proportional"
+    if factor > 1 or dim % 2 or dim < 2 or not whole:
         faults.append(
             f"rope: partial_rotary_factor {factor} of a head of {head_dim}, expected "
             f"{'an even number of channels' if partial else '1 and an even head'}"
@@ -230,6 +233,12 @@ def _ntk_alpha(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
     return Rope((base * stretch).astype(np.float32))
 
 
+def _proportional(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
+    turning = int(p.get("partial_rotary_factor", 1.0) * dim // 2)
+    kept = np.where(np.arange(dim // 2) < turning, base / p.get("factor", 1.0), 0.0)
+    return Rope(kept.astype(np.float32))
+
+
 _MAKERS: Mapping[str, Callable[[F64, Mapping[str, Any], int], Rope]] = {
     "default": _default,
     "linear": _linear,
@@ -238,4 +247,5 @@ _MAKERS: Mapping[str, Callable[[F64, Mapping[str, Any], int], Rope]] = {
     "yarn": _yarn,
     "longrope": _longrope,
     "ntk_alpha": _ntk_alpha,
+    "proportional": _proportional,
 }

@@ -30,8 +30,10 @@ TEXT_PREFIXES = (
     ("model.text_model.", "model."),
 )
 OTHERS = re.compile(
-    r"(model\.)?(vision_tower|vision_model|multi_modal_projector|connector|visual)\."
+    r"(model\.)?(vision_tower|vision_model|multi_modal_projector|connector|visual|audio_tower"
+    r"|embed_vision|embed_audio)\."
 )
+SHARED = re.compile(r"(?:model\.)?layers\.(\d{1,6})\.self_attn\.(?:k_proj|v_proj|k_norm)\.")
 DRAFTING = re.compile(r"mtp\.")  # layers that predict further tokens, of which nothing depends
 # What quantizers store instead of, or beside, a matrix.
 PACKED = re.compile(
@@ -58,6 +60,8 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
             notice(f"{others} tensors of other parts than the text are left out")
     if isinstance(kind, str) and kind.startswith(("qwen3_next", "qwen3_5")):
         out = _without_drafting(out)
+    if kind in ("gemma4", "gemma4_text"):
+        out = _without_shared(config.get("text_config", config), out)
     if isinstance(kind, str) and kind in RENAMED:
         old, new = RENAMED[kind]
         out = {old.sub(new, n): t for n, t in out.items()}
@@ -71,6 +75,23 @@ def _without_drafting(tensors: Tensors) -> Tensors:
     out = {name: t for name, t in tensors.items() if not DRAFTING.match(name)}
     if others := len(tensors) - len(out):
         notice(f"{others} tensors of layers that predict further tokens are left out")
+    return out
+
+
+def _without_shared(text: Any, tensors: Tensors) -> Tensors:
+    """The tensors without keys and values of layers that read another layer's, as transformers
+    reads them. text: config of the text."""
+    said = text if isinstance(text, dict) else {}
+    layers, shared = said.get("num_hidden_layers"), said.get("num_kv_shared_layers")
+    if type(layers) is not int or type(shared) is not int:
+        return tensors
+    out = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (found := SHARED.match(name)) or int(found[1]) < layers - shared
+    }
+    if others := len(tensors) - len(out):
+        notice(f"{others} tensors of keys and values that their layers do not compute are left out")
     return out
 
 

@@ -267,6 +267,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "activation_function": "relu", "n_inner": 80,
         },
     ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            "head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCAB, "sliding_window": 40, "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True, "final_logit_softcapping": 5.0, "pad_token_id": 0,
+        },
+    ),
+    "gemma4-equal": (
+        "Gemma4TextConfig",
+        {
+            "head_dim": 32, "global_head_dim": 48, "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True, "num_global_key_value_heads": 1, "sliding_window": 37,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "attention_bias": True, "tie_word_embeddings": False, "pad_token_id": 0,
+        },
+    ),
     "lfm2": (
         "Lfm2Config",
         {"layer_types": ["conv", "full_attention", "conv"], "pad_token_id": 0},
@@ -404,12 +422,16 @@ def scatter(model: Any) -> None:
     """Random weights, norms and biases that all matter."""
     import torch
 
-    gemma = model.config.model_type.startswith("gemma")
+    kind = model.config.model_type
+    gemma = kind.startswith("gemma") and not kind.startswith("gemma4")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             spread = 0.3 if weight.dim() == 1 else 1.4 / weight.shape[1] ** 0.5
             centre = 1.0 if "norm" in name and not gemma else 0.0
             weight.copy_(centre + spread * torch.randn_like(weight))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(0.6 + 0.1 * int(name.split(".")[-2]))
         model.tie_weights()
 
 

@@ -31,6 +31,18 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model_type": "ministral3", "head_dim": 16, "rope_parameters": YARN},
         {**SMALL, **PATCHES},
     ),
+    "gemma4": (
+        "Gemma4Config",
+        {
+            "model_type": "gemma4_text", "head_dim": 16, "global_head_dim": 32,
+            "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 272,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2, "sliding_window": 40, "pad_token_id": 0,
+            "use_bidirectional_attention": "vision",
+        },
+        {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+         "patch_size": 4, "position_embedding_size": 16},
+    ),
     "qwen2_5_vl": ("Qwen2_5_VLConfig", {"rope_parameters": AXES}, QWEN),
     "qwen3_vl": (
         "Qwen3VLConfig",

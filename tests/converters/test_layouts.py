@@ -13,6 +13,7 @@ from edgert.converters.convert import convert
 from edgert.converters.families import build
 from safetensors.numpy import load_file, save_file
 
+from edgert import notices
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError
 from edgert.session import SessionOptions, open_session
@@ -107,6 +108,23 @@ def test_gpt2_as_it_was_published(tmp_path: Path) -> None:
         lambda ts: {**{n.removeprefix("transformer."): t for n, t in ts.items()}, **masks},
     )
     compare(tmp_path / "m")
+
+
+def test_keys_that_no_layer_reads_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published Gemma 4 checkpoints hold them for layers that share another layer's."""
+    monkeypatch.setattr(notices, "_shown", set())
+    at = "model.layers.3.self_attn."
+    unread = {
+        f"{at}k_proj.weight": np.ones((64, 64), np.float32),
+        f"{at}v_proj.weight": np.ones((64, 64), np.float32),
+        f"{at}k_norm.weight": np.ones(32, np.float32),
+    }
+    write_checkpoint("gemma4", tmp_path / "m")
+    change(tmp_path / "m", lambda tensors: {**tensors, **unread})
+    compare(tmp_path / "m")
+    assert "3 tensors of keys and values" in caplog.text
 
 
 def test_a_base_model_without_its_head_is_not_enough(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ CASES: dict[str, list[Spec]] = {
         for act in POINTWISE
         for width, rows in ((1, 5), (63, 63), (500, 1), (1000, 7))
     ],
+    "columns": [
+        {"width": width, "rows": rows, "attrs": {"start": start, "count": count},
+         "label": f"{start}-{count}"}
+        for width, rows, start, count in (
+            (1, 5, 0, 1), (63, 63, 48, 15), (500, 1, 16, 484), (1000, 7, 992, 3), (64, 500, 32, 17),
+        )
+    ],
     "xielu": [
         {"width": width, "rows": rows, "weights": {"weight": ((4,), "f32")}}
         for width, rows in ((1, 5), (63, 63), (500, 1), (1000, 7))

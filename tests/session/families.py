@@ -49,8 +49,7 @@ _LAYER_NORM = _without("rms_norm_eps") | {"layer_norm_eps": 1e-5}
 DENSE = (
     "gemma", "ministral", "ministral3", "granite", "internlm3", "olmo2", "olmo3", "exaone4",
     "ernie4_5", "helium", "glm4", "cohere2", "stablelm", "phi", "starcoder2", "gpt_neox",
-    "arcee", "apertus", "hunyuan_v1_dense", "gpt2",
-    "qwen3_moe", "granitemoe",
+    "arcee", "apertus", "hunyuan_v1_dense", "gpt2", "gemma4_text", "qwen3_moe", "granitemoe",
 )  # fmt: skip
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
@@ -63,6 +62,18 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     | {"sliding_window": 40, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
     "gemma3_text": _GEMMA
     | {"sliding_window": 40, "sliding_window_pattern": 2, "rope_local_base_freq": 1000.0},
+    "gemma4_text": _without("hidden_act", "rope_theta")
+    | {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 120,
+        "sliding_window": 40,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+    },
     "phi3": _COMMON
     | {
         "partial_rotary_factor": 0.5,

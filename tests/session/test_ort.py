@@ -105,7 +105,7 @@ def _all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 QNN_OPS = {
     "Add", "Cast", "Concat", "Div", "Equal", "Exp", "Gather", "Gelu", "Greater",
     "LayerNormalization", "MatMul", "Min", "Mul", "Pow", "ReduceMean", "ReduceSum", "Relu",
-    "Reshape", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh", "TopK", "Transpose",
+    "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh", "TopK", "Transpose",
     "Unsqueeze", "Where",
 }  # fmt: skip
 
