@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 from edgert import limits
+from edgert.bundle import Bundle
+from edgert.bundle.amend import list_files
+from edgert.bundle.origins import read_origins
 from edgert.bundle.peft import Adapter
 from edgert.errors import BundleError
 from tests.adapters import CONFIG, write_adapter
+from tests.tiny import tiny_bundle
 
 Q = "model.layers.0.self_attn.q_proj"
 A, B = np.ones((4, 8), np.float32), np.ones((6, 4), np.float32)
@@ -130,3 +134,42 @@ def test_files(spoil: Callable[[Path], None], tmp_path: Path) -> None:
         Adapter(tmp_path)
     assert str(tmp_path) in caught.value.message
     assert caught.value.hint
+
+
+PART = {"tensor": "model.layers.0.self_attn.o_proj.weight", "shape": [64, 64], "rows": [0, 64]}
+ORIGINS: dict[str, Any] = {
+    "unknown weight": {"weights": {"l9.o": [PART]}},
+    "too few rows": {"weights": {"l0.o": [PART | {"rows": [0, 32]}]}},
+    "rows outside": {"weights": {"l0.o": [PART | {"rows": [32, 96]}]}},
+    "rows backwards": {"weights": {"l0.o": [PART | {"rows": [64, 0]}]}},
+    "one number": {"weights": {"l0.o": [PART | {"rows": [64]}]}},
+    "a cube": {"weights": {"l0.o": [PART | {"shape": [64, 64, 1]}]}},
+    "negative": {"weights": {"l0.o": [PART | {"shape": [-64, 64]}]}},
+    "huge": {"weights": {"l0.o": [PART | {"shape": [1 << 62, 64], "rows": [0, 64]}]}},
+    "another width": {"weights": {"l0.o": [PART | {"shape": [64, 32]}]}},
+    "heads of 0": {"weights": {"l0.o": [PART | {"pairs": [0, 0]}]}},
+    "odd pairs": {"weights": {"l0.o": [PART | {"pairs": [16, 3]}]}},
+    "heads that do not fit": {"weights": {"l0.o": [PART | {"pairs": [24, 8]}]}},
+    "infinite scale": {"weights": {"l0.o": [PART | {"scale": 1e300}]}},
+    "no parts": {"weights": {"l0.o": []}},
+    "unknown field": {"weights": {"l0.o": [PART | {"turbo": 1}]}},
+    "a list": [],
+}
+
+
+@pytest.mark.parametrize("row", sorted(ORIGINS))
+def test_origins(row: str, tmp_path: Path) -> None:
+    """What a bundle says of the tensors that its matrices are made of."""
+    path = tiny_bundle(tmp_path / "tiny.edge")
+    with Bundle.open(path) as bundle:
+        assert bundle.graph().weights["l0.o"].shape == (64, 64)
+        for content, good in ((ORIGINS[row], False), ({"weights": {"l0.o": [PART]}}, True)):
+            (path / "model.tensors.json").write_text(json.dumps(content), encoding="utf-8")
+            list_files(bundle, [path / "model.tensors.json"])
+            with Bundle.open(path) as spoiled:
+                if good:
+                    assert read_origins(spoiled)["l0.o"][0].tensor == PART["tensor"]
+                    continue
+                with pytest.raises(BundleError) as caught:
+                    read_origins(spoiled)
+            assert caught.value.code == "adapter-origins"
