@@ -21,23 +21,34 @@ from edgert.session.ort_batch import BatchModel
 from edgert.session.room import bytes_of_one
 from tests.closeness import assert_close
 from tests.image import pipelines
+from tests.image.test_stable_diffusion import DDIM
 
 pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-PROMPT = {"dit": "dog", "pixart": "a cat"}
+PROMPT = {"dit": "dog", "pixart": "a cat", "sd": "a cat"}
+CACHES = {"dit": ("none", "teacache"), "pixart": ("none", "fixed", "seacache"), "sd": ("none",)}
+
+
+def write_sd(path: Path) -> None:
+    import diffusers
+
+    pipelines.write_sd(path, "sd1", diffusers.DDIMScheduler(**DDIM))
+
+
+WRITERS = {"dit": pipelines.write_dit, "pixart": pipelines.write_pixart, "sd": write_sd}
 
 
 @pytest.fixture(scope="session")
 def batched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles in f32 with files that compute batches."""
     folder, found = tmp_path_factory.mktemp("batched"), {}
-    for kind, write in (("dit", pipelines.write_dit), ("pixart", pipelines.write_pixart)):
+    for kind, write in WRITERS.items():
         write(folder / kind)
         found[kind] = folder / f"{kind}.edge"
         convert(folder / kind, found[kind], quant="f32", progress=False)
-        export(found[kind], batch=True, fused=kind == "dit")
+        export(found[kind], batch=True, fused=kind != "pixart")
     return found
 
 
@@ -49,8 +60,9 @@ def drawn(path: Path, device: str, prompt: str, **asked: Any) -> tuple[Any, list
         return model(prompt, seed=3, **asked), seen[0]
 
 
-@pytest.mark.parametrize("kind", PROMPT)
-@pytest.mark.parametrize("cache", ["none", "fixed", "seacache", "teacache"])
+@pytest.mark.parametrize(
+    ("kind", "cache"), [(kind, cache) for kind, caches in CACHES.items() for cache in caches]
+)
 def test_a_batch_draws_what_the_cpu_draws(kind: str, cache: str, batched: dict[str, Path]) -> None:
     asked: dict[str, Any] = {"steps": 10, "cache": cache, "batch": 3}
     want, latents = drawn(batched[kind], "cpu", PROMPT[kind], **asked)
