@@ -81,7 +81,7 @@ def _source(name: Name, given: str | os.PathLike[str] | None) -> str | Path:
             raise RequestError(
                 f"{path} does not exist, expected a checkpoint's folder, a GGUF file or a bundle",
                 code="model-source",
-                hint="check the path; without --from the hub is asked",
+                hint="check the path; without --source the hub is asked",
             )
         return Path(os.path.abspath(path))
     if name.source:
@@ -92,7 +92,7 @@ def _source(name: Name, given: str | os.PathLike[str] | None) -> str | Path:
     raise RequestError(
         f"{name.text!r} means no repository of the hub, expected {expected}",
         code="model-name",
-        hint="`edgert list --known` shows the short names; --from PATH stores what is here",
+        hint="`edgert list --known` shows the short names; --source PATH stores what is here",
     )
 
 

@@ -12,7 +12,7 @@ from .settings import emit_json, json_option, megabytes
 @click.command("pull")
 @click.argument("name")
 @click.option(
-    "--from",
+    "--source",
     "source",
     type=click.Path(exists=True, path_type=Path),
     metavar="PATH",

@@ -128,7 +128,7 @@ def test_listing_and_removing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "the store is empty" in capsys.readouterr().out
     bundle = tiny_bundle(tmp_path / "tiny.edge")
     for name in ("one", "two:int8", "org/repo@v1"):
-        assert run(["pull", name, "--from", str(bundle)]) == 0
+        assert run(["pull", name, "--source", str(bundle)]) == 0
     capsys.readouterr()
     assert run(["list"]) == 0
     out = capsys.readouterr().out
