@@ -110,12 +110,13 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def index_bounds(self) -> dict[str, set[int | str]]:
         """int32 inputs -> what their values must stay below: rows of the tables they index, and
         symbols of the rows they select."""
-        shapes = self.shapes()
         bounds: dict[str, set[int | str]] = {v.name: set() for v in self.inputs if v.dtype != "f32"}
-        for node in self.nodes:
+        shapes: dict[str, Shape] = {}  # asked for in every run, so they are looked at if they must
+        for node in self.nodes if bounds else ():
             for slot, value in zip(CATALOGUE[node.op].inputs, node.inputs, strict=True):
                 if slot in CATALOGUE[node.op].integer:
                     table = node.weights.get("weight")
+                    shapes = shapes if table or shapes else self.shapes()
                     rows = self.weights[table].shape[0] if table else shapes[node.inputs[0]][0]
                     bounds[value].add(rows)
         return bounds

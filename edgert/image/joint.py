@@ -88,6 +88,7 @@ class JointNetwork(Network):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._made: dict[tuple[str, ...], Given] = {}
+        self._fitting: dict[tuple[str, ...], int] = {}
 
     def denoiser(self) -> Denoiser:
         if not self.cuts:
@@ -135,15 +136,21 @@ class JointNetwork(Network):
         """What a call reads of latents [n, C, H, W], for as many as fit at once."""
         branches = at.branches or (at.branch,) * len(x)
         rows = np.moveaxis(x, 1, -1).reshape(len(x), -1, x.shape[1]).astype(np.float32)
-        sizes = {name: max(found) for name, found in self._conditions(branches).lengths.items()}
-        graphs = list(self.cuts.values()) or [self.whole]
-        most = min(self.session.most(graph, sizes) for graph in graphs)
-        for span in spans(len(x), most):
+        for span in spans(len(x), self._most(branches)):
             given = self._conditions(branches[span])
             time = np.full((len(given), 1, 1), at.t, np.float32)
             yield replace(
                 given, values={**given.values, pieces.X: rows[span], pieces.TIMESTEP: time}
             )
+
+    def _most(self, branches: tuple[str, ...]) -> int:
+        """How many latents fit in one call, found once."""
+        if branches not in self._fitting:
+            lengths = self._conditions(branches).lengths
+            sizes = {name: max(found) for name, found in lengths.items()}
+            graphs = list(self.cuts.values()) or [self.whole]
+            self._fitting[branches] = min(self.session.most(graph, sizes) for graph in graphs)
+        return self._fitting[branches]
 
     def _conditions(self, branches: tuple[str, ...]) -> Given:
         """Conditions of latents of these branches, made once."""

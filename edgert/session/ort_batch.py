@@ -77,7 +77,7 @@ class BatchModel(OrtModel):
     def _replayed(self, feeds: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Held]:
         """A run in kept buffers, none of whose outputs somebody still holds."""
         key = tuple(
-            (name, array.address if isinstance(array, Held) else array.shape)
+            (name, array.shape, array.address if isinstance(array, Held) else 0)
             for name, array in feeds.items()
         )
         kept = self._captures.setdefault(key, [])
@@ -110,7 +110,7 @@ class Buffers:
                 _bind_held(self.io, model, name, array)
                 self.last[name] = array.value  # its memory stays
                 continue
-            self.inputs[name] = model.ortvalue(np.asarray(array))
+            self.inputs[name] = model.ortvalue(np.array(array))  # a copy, to be written into
             self.last[name] = array
             self.io.bind_ortvalue_input(name, self.inputs[name])
         self.outputs = []
