@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ...errors import ConvertError
+from ...errors import BundleError, ConvertError
 from ...storage.typed import Reader
 from .options import TrainedHead
 from .shape import HeadShape, head_graph
@@ -55,7 +55,10 @@ def load_head(folder: Path) -> TrainedHead:
     except Exception as error:  # safetensors' own
         raise _bad(folder, f"is damaged: {error}") from None
     graph = head_graph(found.shape)
-    graph.shapes()
+    try:
+        graph.shapes()
+    except BundleError as error:
+        raise _bad(folder, f"has sizes that make no graph: {error.message}") from None
     wanted = {name: (weight.shape, np.dtype("f4")) for name, weight in graph.weights.items()}
     if {name: (array.shape, array.dtype) for name, array in weights.items()} != wanted:
         raise _bad(folder, "holds other tensors than its sizes say")

@@ -438,7 +438,7 @@ def test_a_proposer_sees_the_rows_of_every_committed_token(model: TextModel, rig
         ({"max_tokens": "8"}, "expected 1 to 16"),
         ({"verify": "typical"}, "draft verify is 'typical', expected 'coupled' or 'rejection'"),
         ({"adapt": 1}, "draft adapt is '1', expected True or False"),
-        ({"source": 5}, "draft is '5', expected 'ngram', 'none', 'auto', a bundle's path"),
+        ({"source": 5}, "draft is '5', expected 'ngram', 'head', 'none', 'auto', a bundle's path"),
         ({"source": ("none", "ngram")}, "expected 'none' or 'auto' alone"),
     ],
 )
