@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ..graph import Graph, Node
 from ..kernels.encodings import Cpu, on_cpu
+from ..kernels.kv_codes import CODED
 from ..kernels.lowering import Pages, Word, stride_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.states import BorrowedState, KVState
-from .pages import page_bytes
+from .pages import FRESH_BITS, page_bytes
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class Step:
 class Lowering:
     """The steps of a graph, and the sizes of everything they touch (`kernels.lowering.Builder`).
 
-    limits: the most rows each symbol may have. kv_bytes: bytes of a cached element.
+    limits: the most rows each symbol may have. kv_bits: of the cache, 32, 16, or 8
+    and 4 in codes.
     """
 
     def __init__(
-        self, graph: Graph, *, limits: Mapping[str, int], threads: int, kv_bytes: int
+        self, graph: Graph, *, limits: Mapping[str, int], threads: int, kv_bits: int
     ) -> None:
         self.graph, self.limits = graph, dict(limits)
-        self.threads, self.kv_bytes = threads, kv_bytes
+        self.threads, self.kv_bits = threads, kv_bits
         self.shapes = graph.shapes()
         self.outputs = {value.name for value in graph.outputs}
         self.steps: list[Step] = []
@@ -168,7 +170,12 @@ class Lowering:
             spec = self.graph.states[state]
         if not isinstance(spec, KVState):
             raise TypeError(f"state {state!r} is {spec}, expected keys and values")
-        return Pages(f"@k:{state}", f"@v:{state}", *page_bytes(spec, self.kv_bytes), self.kv_bytes)
+        fresh = None
+        if self.kv_bits in CODED:
+            sizes = page_bytes(spec, FRESH_BITS)
+            fresh = Pages(f"@fresh_k:{state}", f"@fresh_v:{state}", *sizes, FRESH_BITS)
+        sizes = page_bytes(spec, self.kv_bits)
+        return Pages(f"@k:{state}", f"@v:{state}", *sizes, self.kv_bits, fresh)
 
     def made(self, kind: str, key: Any) -> str:
         return self._made.get((kind, key), "")
