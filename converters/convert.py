@@ -67,6 +67,7 @@ def convert(
     budget_mb: float | None = None,
     heal: int = 0,
     linearize: LinearizeOptions | None = None,
+    kv_share: int = 0,
     workers: int = 1,
     cluster: str | None = None,
     report: str | os.PathLike[str] | None = None,
@@ -74,18 +75,18 @@ def convert(
     """Convert a language model or diffusers' pipeline (a directory or hub id) into a bundle, `out`.
 
     quant: f32, f16, or int2 to int8 for matrices, or "mixed" (default int4-g32; codes of a source
-    stay). embed_quant: for embedding and head (default: int8-g32 beside codes). recipe: a name for
-    several options, see `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes by what
-    products read on `calibration` (default: the sample that comes along). compot: a ratio. heal:
-    tokens of distillation. linearize: see `linearize/`. budget_mb: megabytes of the bundle.
-    adapters: folders of LoRA adapters, merged. workers, cluster: processes, or a dask scheduler.
-    force: replace a bundle. resume: go on from an earlier run. golden: store two answers. Under
-    torchrun with `heal` or `linearize` all ranks call it, nothing is resumed. Raises ConvertError
-    that lists all faults, ResourceError for a full disk or a locked bundle.
+    stay). embed_quant: for embedding and head (default: int8-g32 beside codes). recipe: see
+    `recipes.py`. method: "rtn", "hqq", or "gptq", which chooses codes by what products read on
+    `calibration` (default: a sample). compot: a ratio. heal: tokens of distillation. linearize,
+    kv_share: see there. budget_mb: megabytes. adapters: folders of LoRA adapters, merged. workers,
+    cluster: processes, or a dask scheduler. force: replace a bundle. golden: store two answers.
+    Under torchrun all ranks call it, nothing is resumed. Raises ConvertError that lists all faults,
+    ResourceError for a full or busy disk.
     """
     asked = Asked(
-        recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize
-    )
+        recipe, quant, embed_quant, method, compot, budget_mb, heal, calibration, linearize,
+        kv_share,
+    )  # fmt: skip
     wanted, plan = _planned(asked)
     _check(threads, workers, name, cluster, report)
     out = _free(Path(os.path.abspath(out)), force=force)

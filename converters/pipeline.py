@@ -34,6 +34,7 @@ from .stages.cache import StageCache, allocated, disk_full, key_of
 from .stages.compot import Compot
 from .stages.emit import Emit, part_files
 from .stages.heal import Heal
+from .stages.kv_share import ShareKV
 from .stages.linearize import Linearize
 from .stages.mixed import Mixed
 from .stages.quantize import Quantize, encoded
@@ -70,6 +71,8 @@ def stages_for(options: Options, files: int = 0) -> tuple[Stage, ...]:
     room = plan.budget - files
     if plan.linearize is not None and plan.calibration is not None:
         found.append(Linearize(plan.linearize, plan.calibration))
+    if plan.kv_share and plan.calibration is not None:
+        found.append(ShareKV(plan.kv_share, plan.calibration))
     if plan.budget and room <= 0:
         raise ConvertError(
             f"a budget of {plan.budget} bytes, of which tokenizer and graph take {files}",
@@ -177,7 +180,7 @@ class Pipeline:
 
     def noted(self, stage: Stage, after: PartInProgress) -> PartInProgress:
         """A part after a stage, remembered where that made another model of it."""
-        if isinstance(stage, Linearize):
+        if isinstance(stage, Linearize | ShareKV):
             self.turned[after.name] = after
         return after
 

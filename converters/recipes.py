@@ -45,6 +45,7 @@ class Asked:
     heal: int = 0
     calibration: Calibration | None = None
     linearize: LinearizeOptions | None = None
+    kv_share: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Plan:
     kept: bool = False
     ends: str = ""
     linearize: LinearizeOptions | None = None
+    kv_share: int = 0
 
     @property
     def told(self) -> tuple[str, str]:
@@ -96,6 +98,8 @@ class Plan:
             found += ["--budget-mb", f"{self.budget / MB:.6f}".rstrip("0").rstrip(".")]
         if self.linearize is not None:
             found += linearize_options(self.linearize)
+        if self.kv_share:
+            found += ["--kv-share", str(self.kv_share)]
         if self.heal:
             found += ["--heal", str(self.heal)]
         if self.calibration is not None:
@@ -143,7 +147,7 @@ def resolve(asked: Asked) -> Plan:
         )
     method = asked.method or default_method(quant)
     needs = method == "gptq" or mixed or factoring is not None or asked.heal > 0
-    needs = needs or asked.linearize is not None
+    needs = needs or asked.linearize is not None or asked.kv_share > 0
     calibration = asked.calibration
     if needs and calibration is None:
         calibration = Calibration.sample()
@@ -163,13 +167,18 @@ def resolve(asked: Asked) -> Plan:
         asked.heal,
         calibration,
         linearize=asked.linearize,
+        kv_share=asked.kv_share,
     )
 
 
 def is_kept(asked: Asked) -> bool:
     """Whether weights that a source has in codes are taken over: unless others are asked for."""
     names = ("recipe", "quant", "method", "compot", "budget_mb", "linearize")
-    return not asked.heal and all(getattr(asked, name) is None for name in names)
+    return (
+        not asked.heal
+        and not asked.kv_share
+        and all(getattr(asked, name) is None for name in names)
+    )
 
 
 def taken_over(asked: Asked) -> Plan:
@@ -218,6 +227,7 @@ def is_auto(asked: Asked) -> bool:
     others = {
         "--compot": asked.compot,
         "--linearize": asked.linearize and asked.linearize.layers,
+        "--kv-share": asked.kv_share or None,
         "--quant": asked.quant if asked.quant == "mixed" or asked.budget_mb is not None else None,
     }
     for option, value in others.items():
@@ -243,6 +253,7 @@ def for_pictures(asked: Asked) -> Asked:
         "--budget-mb": asked.budget_mb,
         "--heal": asked.heal or None,
         "--linearize": asked.linearize and asked.linearize.layers,
+        "--kv-share": asked.kv_share or None,
         "--calibration": asked.calibration and asked.calibration.name,
     }
     for option, value in needing.items():
@@ -280,6 +291,7 @@ def _check(asked: Asked) -> None:
         compot=(asked.compot, (int, float), "a ratio"),
         budget_mb=(asked.budget_mb, (int, float), "a number of megabytes"),
         heal=(asked.heal, int, "a number of tokens"),
+        kv_share=(asked.kv_share, int, "a number of layers"),
         linearize=(asked.linearize, LinearizeOptions, "LinearizeOptions"),
         calibration=(asked.calibration, Calibration, "a Calibration: Calibration.read(path)"),
     )
@@ -311,6 +323,10 @@ def _check(asked: Asked) -> None:
         )
     if asked.heal < 0:
         raise ConvertError(f"--heal {asked.heal}, expected a number of tokens", code="heal")
+    if asked.kv_share < 0:
+        raise ConvertError(
+            f"--kv-share {asked.kv_share}, expected a number of layers", code="kv-share"
+        )
 
 
 def candidates(asked: Asked) -> list[Asked]:

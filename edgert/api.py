@@ -69,7 +69,7 @@ def load(
     execution provider of onnxruntime, such as "cuda", with options after a colon. threads: None
     means one per performance core. ctx_size: tokens a sequence may hold, None means what the model
     was made for. verify: "cached" hashes files once per content change, "full" always, "skip"
-    never. kv_bits: precision of keys and values, 32, 16 or 8; 0 lets the model decide. kv_memory:
+    never. kv_bits: precision of keys and values, 32, 16, 8 or 4; 0: the model decides. kv_memory:
     bytes that keys and values of all sequences may take; None means half of what is free, at most;
     a context that does not fit is shortened, with a notice. kind: "text" or "image" to have nothing
     else opened; type checkers take the result for a `TextModel` unless it is "image". draft: what

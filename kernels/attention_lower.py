@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .cpu.layout import TILE_TOKENS
 from .elementwise import COPY
-from .lowering import Builder, Lower, weight
+from .lowering import Builder, Lower, Pages, weight
 from .operands import operands
 
 # positions: int32 [3][max rows], `axis_stride` bytes apart. axes: int32 a frequency, or 0 when all
@@ -21,23 +21,30 @@ ROPE_TABLE = operands(
 )  # fmt: skip
 # kv_heads: 0 where only queries are prepared. norm_last: whether norms come behind the rotation.
 # slots: int32 a row, where its key goes. tables: int64
-# a row, address of its sequence's page table. k_page, v_page: bytes of a page.
+# a row, address of its sequence's page table. k_page, v_page: bytes of a page. fresh: where pages
+# are coded, int32 a page, the page of float16 that its last tokens are written to; else 0.
 APPEND = operands(
     "qkv", "stride", "heads", "kv_heads", "size", "rope", "half", "q_norm", "k_norm", "eps",
     "norm_last", "scale", "slots", "tables", "keys", "values", "k_page", "v_page", "element_bytes",
+    "fresh",
+)  # fmt: skip
+# fresh, fresh_keys, fresh_values: as `APPEND` has fresh, keys and values.
+CODE_PAGE = operands(
+    "kv_heads", "size", "slots", "tables", "keys", "values", "k_page", "v_page", "fresh",
+    "fresh_keys", "fresh_values",
 )  # fmt: skip
 # places: int32 a row, how many tokens it continues. visible: int64 a row, the pending rows of its
 # feed that it sees as bits, -1 for all before it. tiles: address of the tile count and of how many
 # segments a context has, int64 each, then int32 tiles (first row, rows). partials: results of
 # segments that threads share. counters: int64 a tile and kv head. The scratch bytes of a thread
-# stand in the word before the scratch.
+# stand in the word before the scratch. fresh, ...: as `CODE_PAGE` has them, 0 without codes.
 ATTEND = operands(
     "q", "q_stride", "heads", "kv_heads", "size", "window", "softcap", "slots", "places",
     "visible", "tables", "keys", "values", "k_page", "v_page", "y", "y_stride", "tiles",
-    "partials", "counters", "scratch", "ctrl",
+    "partials", "counters", "scratch", "ctrl", "fresh", "fresh_keys", "fresh_values",
 )  # fmt: skip
 
-ELEMENTS = {4: "f32", 2: "f16", 1: "int8"}  # bytes of a cached value -> its kernel's name
+ELEMENTS = {32: "f32", 16: "f16", 8: "int8", 4: "int4"}  # bits of a cache -> its kernel's name
 
 
 def axes_of(attrs: Mapping[str, Any], pairs: int) -> NDArray[np.int64]:
@@ -89,11 +96,30 @@ def _heads(b: Builder, node: Any, attrs: dict[str, Any], kv_heads: int) -> str:
         "eps": attrs["qk_eps"], "norm_last": int(attrs["norm_last"]), "scale": attrs["scale"],
         "slots": "@slots", "tables": "@tables",
         "keys": pages.keys, "values": pages.values, "k_page": pages.key_bytes,
-        "v_page": pages.value_bytes, "element_bytes": pages.element_bytes,
+        "v_page": pages.value_bytes, "element_bytes": pages.bits // 8, "fresh": "",
     }  # fmt: skip
+    fresh = pages.fresh
+    if fresh is not None:
+        words |= {
+            "keys": fresh.keys, "values": fresh.values, "k_page": fresh.key_bytes,
+            "v_page": fresh.value_bytes, "element_bytes": fresh.bits // 8, "fresh": "@fresh",
+        }  # fmt: skip
     reads = [packed, *filter(None, [rope])]
     b.step("append", APPEND, queries, reads, words, rows="T", in_place=packed)
+    if fresh is not None and kv_heads:
+        _code(b, attrs, pages, fresh, queries)
     return queries
+
+
+def _code(b: Builder, attrs: dict[str, Any], pages: Pages, fresh: Pages, queries: str) -> None:
+    """Pages that are full by now in codes."""
+    words = {
+        "kv_heads": attrs["kv_heads"], "size": attrs["head_dim"], "slots": "@slots",
+        "tables": "@tables", "keys": pages.keys, "values": pages.values,
+        "k_page": pages.key_bytes, "v_page": pages.value_bytes, "fresh": "@fresh",
+        "fresh_keys": fresh.keys, "fresh_values": fresh.values,
+    }  # fmt: skip
+    b.step(f"code_page_{ELEMENTS[pages.bits]}", CODE_PAGE, queries, [queries], words, rows="T")
 
 
 def _attend(b: Builder, node: Any, attrs: dict[str, Any], queries: str) -> None:
@@ -101,8 +127,9 @@ def _attend(b: Builder, node: Any, attrs: dict[str, Any], queries: str) -> None:
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
     rows = TILE_TOKENS * (heads // groups) + 3
     tile = rows * (64 + 4 * (-(-size // 16) * 16))
-    b.scratch(2048 + rows * size * 4 + 2 * tile)
+    b.scratch(2048 + max(1024, -(-size // 16) * 256) + rows * size * 4 + 2 * tile)
     b.partials(groups * tile)
+    fresh = pages.fresh
     words = {
         "q": queries, "q_stride": b.stride(queries), "heads": heads, "kv_heads": groups,
         "size": size, "window": attrs["window"], "softcap": attrs["softcap"], "slots": "@slots",
@@ -110,8 +137,10 @@ def _attend(b: Builder, node: Any, attrs: dict[str, Any], queries: str) -> None:
         "values": pages.values, "k_page": pages.key_bytes, "v_page": pages.value_bytes, "y": y,
         "y_stride": b.stride(y), "tiles": "@tiles", "partials": "@partials",
         "counters": "@counters", "scratch": "@scratch", "ctrl": "@ctrl",
+        "fresh": "@fresh" if fresh else "", "fresh_keys": fresh.keys if fresh else "",
+        "fresh_values": fresh.values if fresh else "",
     }  # fmt: skip
-    b.step(f"attend_{ELEMENTS[pages.element_bytes]}", ATTEND, y, [queries], words)
+    b.step(f"attend_{ELEMENTS[pages.bits]}", ATTEND, y, [queries], words)
 
 
 def lower_attention(b: Builder, node: Any) -> None:

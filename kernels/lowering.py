@@ -38,13 +38,14 @@ class NodeLike(Protocol):
 
 class Pages(NamedTuple):
     """Where a kv state's pages are: names of the pools' addresses, bytes of a K and of a V page,
-    bytes of an element."""
+    bits of the cache. fresh: where pages are coded, those of float16 that tokens are written to."""
 
     keys: str
     values: str
     key_bytes: int
     value_bytes: int
-    element_bytes: int
+    bits: int
+    fresh: Pages | None = None
 
 
 class Lent(NamedTuple):

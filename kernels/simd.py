@@ -167,6 +167,30 @@ def load_s8_f32(b: Any, p: Any) -> Any:
     return b.sitofp(extended, f32x16.llvm)
 
 
+def _code_floats(b: Any, p: Any, change: Callable[[Any, Any], Any]) -> Any:
+    """16 bytes at p, changed, as float32 numbers of 0 to 255."""
+    codes = change(b, _load(b, p, ir.VectorType(_LLVM["i8"], 16)))
+    return b.sitofp(b.zext(codes, i32x16.llvm), f32x16.llvm)
+
+
+@emits(f32x16, i64)
+def load_u8_f32(b: Any, p: Any) -> Any:
+    """16 unsigned bytes at p, as float32."""
+    return _code_floats(b, p, lambda b, v: v)
+
+
+@emits(f32x16, i64)
+def load_low4_f32(b: Any, p: Any) -> Any:
+    """The low halves of 16 bytes at p, as float32."""
+    return _code_floats(b, p, lambda b, v: b.and_(v, ir.Constant(v.type, [15] * 16)))
+
+
+@emits(f32x16, i64)
+def load_high4_f32(b: Any, p: Any) -> Any:
+    """The high halves of 16 bytes at p, as float32."""
+    return _code_floats(b, p, lambda b, v: b.lshr(v, ir.Constant(v.type, [4] * 16)))
+
+
 def _prefetch(b: Any, p: Any, locality: int) -> None:
     q = b.inttoptr(p, _LLVM["i8"].as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [q.type, _I32, _I32, _I32])

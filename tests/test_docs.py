@@ -361,7 +361,7 @@ def test_layers_use_what_stands_above_them() -> None:
 
 def test_the_instructions_of_a_layer_are_as_told() -> None:
     graph = tiny_graph(quant="int4", layers=1)
-    steps = Lowering(graph, limits={"T": 64, "R": 64}, threads=2, kv_bytes=2).steps
+    steps = Lowering(graph, limits={"T": 64, "R": 64}, threads=2, kv_bits=16).steps
     told = [cells[:3] for cells in rows(section(ARCHITECTURE, "Instructions of a layer"))]
     assert told == [[f"`{s.kernel}`", s.rows, str(s.barrier)] for s in steps]
 

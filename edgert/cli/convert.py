@@ -109,6 +109,14 @@ PRESETS = {"quick": 16, "full": 256}
     "--anyway", is_flag=True, help="Linearize even where that takes more memory than it saves."
 )
 @click.option(
+    "--kv-share",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Let up to N layers read the keys and values of others, where the model still says the "
+    "same: less memory a token, without training; needs torch.",
+)
+@click.option(
     "--workers",
     default=1,
     type=click.IntRange(1),

@@ -118,8 +118,8 @@ def _number(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 
 
 kv_bits_option = click.option(
-    "--kv-bits", type=click.Choice(("8", "16", "32")), callback=_number,
-    help="Precision of keys and values; default: the model's.",
+    "--kv-bits", type=click.Choice(("4", "8", "16", "32")), callback=_number,
+    help="Precision of keys and values (4: of values, keys have 8); default: the model's.",
 )  # fmt: skip
 
 

@@ -12,15 +12,17 @@ from __future__ import annotations
 import msgspec
 
 from ..graph import Graph
+from ..kernels.kv_codes import CODED
 from ..kernels.states import BlockStatsState, ConvState, KVState, RecurrentState
 from ..session.arena import place
 from ..session.lowering import Lowering
 from ..session.packed import in_slots, plan
-from ..session.pages import PAGE_TOKENS, page_bytes, pages_for
+from ..session.pages import FRESH_BITS, PAGE_TOKENS, page_bytes, pages_for
 from .work import MAX_ROWS, lowered
 
 BASE = 42e6  # interpreter, NumPy, kernels, tokenizers: without any model
 TOKENIZER = 14.4  # bytes of memory for each byte of tokenizer.json
+FRESH = MAX_ROWS // PAGE_TOKENS + 1  # pages of float16 that a step of a prompt writes
 MARGIN = 1.1  # of what is planned against what a device has
 
 
@@ -52,7 +54,7 @@ def footprint(
     read = {w for n in graph.nodes if n.op != "embed" for w in n.weights.values()}
     packed = sum(slot.size for name, slot in slots.items() if name in read)
     rest = base + TOKENIZER * tokenizer
-    cache = cache_bytes(graph, tokens, program.kv_bytes)
+    cache = cache_bytes(graph, tokens, program.kv_bits)
     tables = sum(4.0 * _padded(graph.weights[n].shape) for n in in_slots(graph, matrix=False))
     vectors = sum(4.0 * _padded(w.shape) for w in graph.weights.values() if len(w.shape) == 1)
     return Footprint(packed + tables + vectors, cache, arena_bytes(program, tokens), rest)
@@ -66,12 +68,14 @@ def _padded(shape: tuple[int, ...]) -> int:
     return count * -(-width // 16) * 16
 
 
-def cache_bytes(graph: Graph, tokens: int, element_bytes: int) -> float:
+def cache_bytes(graph: Graph, tokens: int, kv_bits: int) -> float:
     """Bytes of what one sequence of `tokens` tokens remembers."""
     total, pages = 0.0, pages_for(tokens)
     for spec in graph.states.values():
         if isinstance(spec, KVState):
-            total += pages * sum(page_bytes(spec, element_bytes))
+            total += pages * sum(page_bytes(spec, kv_bits))
+            if kv_bits in CODED:  # the pages that are not coded yet
+                total += min(pages, FRESH) * sum(page_bytes(spec, FRESH_BITS))
         elif isinstance(spec, BlockStatsState):
             total += (
                 pages * PAGE_TOKENS // spec.block * spec.rows * spec.kv_heads * spec.head_dim * 4

@@ -49,9 +49,9 @@ def lowered(graph: Graph, *, threads: int = 1, kv_bits: int = 0, rows: int = MAX
     """The program of a graph for up to `rows` rows of every symbol, as the session makes it."""
     values = (*graph.inputs, *graph.outputs)
     symbols = {n for value in values for n in value.shape if isinstance(n, str)}
-    kv_bytes = (kv_bits or default_kv_bits(graph)) // 8
+    kv_bits = kv_bits or default_kv_bits(graph)
     limits = dict.fromkeys(symbols | {"T", "R"}, rows)
-    return Lowering(graph, limits=limits, threads=threads, kv_bytes=kv_bytes)
+    return Lowering(graph, limits=limits, threads=threads, kv_bits=kv_bits)
 
 
 def default_kv_bits(graph: Graph) -> int:
@@ -109,7 +109,7 @@ def _attention(
         state = program.graph.states[state.owner]
     cache = 0.0
     if isinstance(state, KVState):
-        cache = sum(page_bytes(state, program.kv_bytes)) / PAGE_TOKENS
+        cache = sum(page_bytes(state, program.kv_bits)) / PAGE_TOKENS
     look = 4.0 * attrs["heads"] * attrs["head_dim"]
     return Work(
         "", step.rows, waits, cache=cache, look_ops=look, window=int(attrs.get("window", 0))

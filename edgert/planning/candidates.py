@@ -23,7 +23,8 @@ BITS = (2, 3, 4, 5, 6, 8, 16)
 GROUPS = (32, 64, 128)
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 KV_BITS = (4, 8, 16)
-COMPUTED_KV = {"cpu": (8, 16)}  # what the sessions keep; others: 16
+COMPUTED_KV = {"cpu": (4, 8, 16)}  # what the sessions keep; others: 16
+KV_BYTES = {16: 2.0, 8: 1.125, 4: 0.875}  # of an element, scales included; keys have 8 bits at 4
 RISKY = 4  # bits below which nothing is offered without healing or being asked to
 PER_STEP = 2.0  # values of a column of S for each of k: k / s
 RUNTIME = 150e6  # bytes of the process besides
@@ -104,7 +105,7 @@ def works_of(card: Card, one: Candidate) -> tuple[Work, ...]:
         ops = matrix_ops(m, n, one.ratio) * card.layers
         out.append(Work(kernel, "T", (False, False), nbytes=size, ops=ops))
     softmax = card.layers * (1 - linear)
-    cache = 2.0 * softmax * card.kv_heads * card.head_dim * one.kv_bits / 8
+    cache = 2.0 * softmax * card.kv_heads * card.head_dim * KV_BYTES[one.kv_bits]
     look = 4.0 * softmax * card.heads * card.head_dim
     out.append(Work("", "T", (False, False), cache=cache, look_ops=look))
     state = 8.0 * linear * card.layers * card.heads * card.head_dim**2
@@ -127,7 +128,8 @@ def memory_of(card: Card, one: Candidate, load: Workload) -> tuple[float, float]
     )
     stored = weights + card.embedding * _ends(one.bits) / 8
     softmax = (card.kv_layers or card.layers) * (1 - one.linear_attention)
-    kv = 2 * softmax * load.context * card.kv_heads * card.head_dim * one.kv_bits / 8 * load.batch
+    rows = 2 * softmax * load.context * card.kv_heads * card.head_dim * load.batch
+    kv = rows * KV_BYTES[one.kv_bits]
     state = card.layers * one.linear_attention * card.heads * card.head_dim**2 * 4 * load.batch
     live = CHUNK * (2 * card.width + 2 * card.ff) * 4
     return stored + kv + state + live + RUNTIME, stored

@@ -15,6 +15,7 @@ from ..graph import Graph
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.encodings import ENCODINGS
+from ..kernels.kv_codes import CODED
 from ..kernels.low_rank import Fitted
 from ..kernels.lowering import Lent
 from ..roles import row_input
@@ -40,6 +41,7 @@ from .supported import check_encodings
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
 SNAPSHOT_BYTES = 256 << 20  # of recurrent states that go on with known beginnings
+CODES = "-2"  # the layout of coded pages, which snapshots hold
 PROGRAMS = 8  # sets of taps, or graphs and sizes of `run`, whose programs are kept
 
 
@@ -48,8 +50,9 @@ class CpuSession(Session):
 
     weights: graph name -> array or Quantized. threads: None means one per performance core.
     context: tokens a state may hold (0: what the graph was made for). kv_memory: bytes that the
-    pool of pages may take, see `plan`. kv_bits: 32, 16 or 8; 0 means 32 for float32 models, 16
-    otherwise. cache: folder for compiled kernels and packed weights; None keeps both in memory.
+    pool of pages may take, see `plan`. kv_bits: 32, 16, or 8 and 4 in codes, see
+    `kernels/kv_codes.py`; 0 means 32 for float32 models, 16 otherwise. cache: folder for compiled
+    kernels and packed weights; None keeps both in memory.
     """
 
     device = "cpu"
@@ -73,11 +76,12 @@ class CpuSession(Session):
         check_values(graph, {})
         self.graph, self.max_rows = graph, max_rows
         self.threads = thread_count(threads)
-        self.kv_bytes = self._kv_bits(kv_bits) // 8
-        plan = plan_pages(graph, self.kv_bytes, context or graph.context, kv_memory)
+        self.kv_bits = self._kv_bits(kv_bits)
+        plan = plan_pages(graph, self.kv_bits, context or graph.context, kv_memory)
         self.context = plan.context
-        self.fingerprint = f"{key[:24]}-kv{8 * self.kv_bytes}"
-        self.checker, self.adapters = FeedChecker(self), AdapterPool(graph)
+        self.fingerprint = f"{key[:24]}-kv{self.kv_bits}{CODES if self.kv_bits in CODED else ''}"
+        self.checker = FeedChecker(self, chains=self.kv_bits in CODED)
+        self.adapters = AdapterPool(graph)
         self._lock, self._closed = threading.Lock(), False
         self._programs, self._row_input = dict[object, Program](), row_input(graph)
         machine_code.use_cache(cache)
@@ -85,7 +89,7 @@ class CpuSession(Session):
         try:
             first = self._lower(graph, {"T": max_rows, "R": max_rows})
             self.paired = frozenset(first.paired)
-            self.pool = PagePool(graph, plan.pages, self.kv_bytes)
+            self.pool = PagePool(graph, plan.pages, self.kv_bits)
             folds = folds_of(graph)
             self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * plan.sequences, max_rows, folds)
             whole = self.slots.whole_steps
@@ -101,8 +105,8 @@ class CpuSession(Session):
             raise
 
     def _kv_bits(self, wanted: int) -> int:
-        if wanted not in (0, 8, 16, 32):
-            raise DeviceError(f"kv_bits is {wanted}, expected 8, 16 or 32", code="kv-bits")
+        if wanted not in (0, 4, 8, 16, 32):
+            raise DeviceError(f"kv_bits is {wanted}, expected 4, 8, 16 or 32", code="kv-bits")
         exact = all(ENCODINGS[w.encoding].bits == 32 for w in self.graph.weights.values())
         return wanted or (32 if exact else 16)
 
@@ -112,9 +116,7 @@ class CpuSession(Session):
         self, graph: Graph, limits: Mapping[str, int], lent: Mapping[str, Lent] | None = None
     ) -> Lowering:
         limits = {**dict.fromkeys(symbols(graph), 1), **limits}
-        return Lowering(
-            graph, limits=limits, threads=self.threads, kv_bytes=self.kv_bytes, lent=lent
-        )
+        return Lowering(graph, limits=limits, threads=self.threads, kv_bits=self.kv_bits, lent=lent)
 
     def _pack(self, weights: Mapping[str, Any], folders: list[Path], key: str) -> None:
         """Matrices packed for the kernels, vectors padded; addresses of both."""
@@ -142,6 +144,10 @@ class CpuSession(Session):
         for name in self.pool.keys:
             self._addresses[f"@k:{name}"] = self.pool.keys[name].ctypes.data
             self._addresses[f"@v:{name}"] = self.pool.values[name].ctypes.data
+        for name in self.pool.fresh_keys:
+            self._addresses[f"@fresh_k:{name}"] = self.pool.fresh_keys[name].ctypes.data
+            self._addresses[f"@fresh_v:{name}"] = self.pool.fresh_values[name].ctypes.data
+        self._addresses["@fresh"] = self.pool.fresh.ctypes.data
         self._addresses.update(self.slots.named())
 
     def _bind(self, lowering: Lowering, code: Mapping[str, int]) -> Program:

@@ -112,9 +112,10 @@ def check_borrowed(graph: Graph) -> None:
 
 
 class FeedChecker:
-    """What every session must check of a step, and of `run`, for one graph."""
+    """What every session must check of a step, and of `run`, for one graph. chains: trees are
+    refused whatever the graph remembers."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, chains: bool = False) -> None:
         graph = session.graph
         self.session, self.tokens = session, token_input(graph)
         self.floats = {name: int(value.shape[-1]) for name, value in step_inputs(graph).items()}
@@ -129,7 +130,8 @@ class FeedChecker:
         self.elsewhere = {name for name, shape in shapes.items() if shape[0] != "T"}
         self.faults = step_faults(graph)
         self.reach = graph.reach() or POSITION_LIMIT
-        self.chains = any(
+        self.coded = chains
+        self.chains = chains or any(
             isinstance(spec, RecurrentState | ConvState) for spec in graph.states.values()
         )
 
@@ -247,9 +249,10 @@ class FeedChecker:
                     code="step-parents",
                 )
             if self.chains and (parents != np.arange(-1, count - 1)).any():
+                kind = "keys and values in codes" if self.coded else "recurrent states"
                 raise RequestError(
-                    f"parents {parents.tolist()[:16]}: a tree for recurrent states, which go one "
-                    "way only, expected a chain",
+                    f"parents {parents.tolist()[:16]}: a tree for {kind}, which go one way only, "
+                    "expected a chain",
                     code="step-tree",
                     hint="feed the branches one after the other, each from a fork of the state",
                 )

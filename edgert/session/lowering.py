@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ..graph import Graph, Node
 from ..kernels.encodings import Cpu, on_cpu
+from ..kernels.kv_codes import CODED
 from ..kernels.lowering import Lent, Pages, Word, stride_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.states import BorrowedState, KVState
-from .pages import page_bytes
+from .pages import FRESH_BITS, page_bytes
 
 NOTHING = Lent()  # of adapters
 
@@ -42,8 +43,8 @@ class Step:
 class Lowering:
     """The steps of a graph, and the sizes of everything they touch (`kernels.lowering.Builder`).
 
-    limits: the most rows each symbol may have. kv_bytes: bytes of a cached element.
-    lent: what adapters may add to products, by weight.
+    limits: the most rows each symbol may have. kv_bits: of the cache, 32, 16, or 8
+    and 4 in codes. lent: what adapters may add to products, by weight.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class Lowering:
         *,
         limits: Mapping[str, int],
         threads: int,
-        kv_bytes: int,
+        kv_bits: int,
         lent: Mapping[str, Lent] | None = None,
     ) -> None:
         self.graph, self.limits = graph, dict(limits)
-        self.threads, self.kv_bytes, self.lent = threads, kv_bytes, lent or {}
+        self.threads, self.kv_bits, self.lent = threads, kv_bits, lent or {}
         self.shapes = graph.shapes()
         self.outputs = {value.name for value in graph.outputs}
         self.steps: list[Step] = []
@@ -180,7 +181,12 @@ class Lowering:
             spec = self.graph.states[state]
         if not isinstance(spec, KVState):
             raise TypeError(f"state {state!r} is {spec}, expected keys and values")
-        return Pages(f"@k:{state}", f"@v:{state}", *page_bytes(spec, self.kv_bytes), self.kv_bytes)
+        fresh = None
+        if self.kv_bits in CODED:
+            sizes = page_bytes(spec, FRESH_BITS)
+            fresh = Pages(f"@fresh_k:{state}", f"@fresh_v:{state}", *sizes, FRESH_BITS)
+        sizes = page_bytes(spec, self.kv_bits)
+        return Pages(f"@k:{state}", f"@v:{state}", *sizes, self.kv_bits, fresh)
 
     def made(self, kind: str, key: Any) -> str:
         return self._made.get((kind, key), "")

@@ -6,7 +6,7 @@ import contextlib
 import mmap
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeGuard
 
 import numpy as np
@@ -34,11 +34,12 @@ class Indices:
     """The indices 0 .. count - 1 of a pool and how many sequences hold each. For any thread.
 
     What is given back is only queued: a finalizer may do that in the middle of anything, in the
-    middle of `take` too, where a lock would wait for itself.
+    middle of `take` too, where a lock would wait for itself. freed: called with each index that is
+    free again, under the lock.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, freed: Callable[[int], None] | None = None) -> None:
+        self.count, self._freed = count, freed
         self._free = list(range(count - 1, -1, -1))
         self._holders = [0] * count
         self._given: deque[int] = deque()
@@ -84,6 +85,8 @@ class Indices:
             self._holders[index] -= 1
             if self._holders[index] == 0:
                 self._free.append(index)
+                if self._freed is not None:
+                    self._freed(index)
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -15,7 +15,7 @@ class SessionOptions:
     """device: "cpu", "reference", "auto" (CUDA where it can be used, else "cpu"), or an execution
     provider of onnxruntime with options after a colon, as `providers.parse_device` reads them.
     threads: None means one per performance core. ctx_size: tokens a state may hold, None means what
-    the model was made for. kv_bits: 32, 16 or 8; 0 lets the model decide. kv_memory: bytes that the
+    the model was made for. kv_bits: 32, 16, 8 or 4; 0: the model decides. kv_memory: bytes that the
     keys and values of all sequences may take (cpu); None means half of what is free, at most. A
     context that does not fit is shortened, with a notice.
 

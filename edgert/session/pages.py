@@ -4,10 +4,14 @@
     V page       [G][64][DP]     DP = D rounded up to 16
     block stats  float32 [64 / block][rows][G][D]
 
-Elements are float32, float16 or int8; an int8 page ends in float32 scales [G][64]. Pages have
-reference counts: sequences with a common beginning share them, and who writes into a shared page
-copies it first. The statistics of a block count once all its tokens are committed; who appends to a
-block writes them from all its keys.
+Elements are float32 or float16, or pages are coded (`kernels/kv_codes.py`). Pages have reference
+counts: sequences with a common beginning share them, and who writes into a shared page copies it
+first. The statistics of a block count once all its tokens are committed; who appends to a block
+writes them from all its keys.
+
+Tokens of coded pages are written to a page of float16, its fresh one, and coded when the page is
+full. A fresh page goes back once nobody can take the page's tokens back any more: the last full
+page of a sequence keeps its own, so that it can be cut; others end where a page does.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from numpy.typing import NDArray
 from ..errors import DeviceError, ResourceError
 from ..graph import Graph
 from ..kernels.cpu.layout import PAGE
+from ..kernels.kv_codes import CODED, key_page, page_sizes, value_page
 from ..kernels.states import BlockStatsState, KVState
 from .memory import Indices, reserve
 
 PAGE_TOKENS = PAGE
 LANES = 16
+FRESH_BITS = 16  # of the pages that tokens of coded pages are written to
 
 Bytes = NDArray[np.uint8]
 
@@ -35,43 +41,53 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE_TOKENS)
 
 
-def page_bytes(spec: KVState, element_bytes: int) -> tuple[int, int]:
-    """Bytes of a K and of a V page; elements of one byte are int8 with scales."""
+def page_bytes(spec: KVState, bits: int) -> tuple[int, int]:
+    """Bytes of a K and of a V page of a cache of `bits` bits: 32, 16, or 8 and 4 in codes."""
+    if bits in CODED:
+        return page_sizes(spec.kv_heads, spec.head_dim, bits)
     padded = -(-spec.head_dim // LANES) * LANES
     rows = spec.kv_heads * PAGE_TOKENS
-    scales = 4 * rows if element_bytes == 1 else 0
-    return rows * spec.head_dim * element_bytes + scales, rows * padded * element_bytes + scales
+    return rows * spec.head_dim * bits // 8, rows * padded * bits // 8
 
 
 class PagePool:
     """The pages of all sequences of a session, and who holds them.
 
     keys, values, stats: uint8 [pages, bytes of a page] a state name, reserved as address space.
-    summaries: for each block-stats state what its op offers to write a block's statistics from the
-    keys of its page: called with the pool, the page and the block's number in it.
+    fresh: int32 [pages], of coded pages the index of the fresh one in fresh_keys and fresh_values,
+    -1 for none. summaries: for each block-stats state what its op offers to write a block's
+    statistics from the keys of its page: called with the pool, the page and the block's number.
     """
 
     def __init__(
         self,
         graph: Graph,
         pages: int,
-        element_bytes: int,
+        bits: int,
         summaries: Mapping[str, Callable[[PagePool, int, int], None]] | None = None,
     ) -> None:
-        self.pages, self.element_bytes = pages, element_bytes
-        self.indices = Indices(pages)
+        self.pages, self.bits = pages, bits
+        self.indices = Indices(pages, self._freed)
         self.summaries = dict(summaries or {})
         states = graph.states.items()
         self.specs = {name: s for name, s in states if isinstance(s, KVState)}
         self.blocks = {name: s for name, s in states if isinstance(s, BlockStatsState)}
-        self.keys: dict[str, Bytes] = {}
-        self.values: dict[str, Bytes] = {}
-        for name, spec in self.specs.items():
-            key, value = page_bytes(spec, element_bytes)
-            self.keys[name] = reserve(pages * key).reshape(pages, key)
-            self.values[name] = reserve(pages * value).reshape(pages, value)
+        self.coded = bits in CODED and bool(self.specs)
+        self.keys, self.values = self._reserved(bits)
+        self.fresh_keys, self.fresh_values = self._reserved(FRESH_BITS if self.coded else 0)
+        self.fresh = np.full(pages, -1, np.int32)
+        self._fresh = Indices(pages)
         self.stats = {name: self._stat_pages(name, spec) for name, spec in self.blocks.items()}
         self._lanes, self._rows = self._token_views()
+
+    def _reserved(self, bits: int) -> tuple[dict[str, Bytes], dict[str, Bytes]]:
+        """K and V pages of every state; none for 0 bits."""
+        keys, values = dict[str, Bytes](), dict[str, Bytes]()
+        for name, spec in self.specs.items() if bits else ():
+            key, value = page_bytes(spec, bits)
+            keys[name] = reserve(self.pages * key).reshape(self.pages, key)
+            values[name] = reserve(self.pages * value).reshape(self.pages, value)
+        return keys, values
 
     def _stat_pages(self, name: str, spec: BlockStatsState) -> Bytes:
         if PAGE_TOKENS % spec.block or name not in self.summaries:
@@ -85,22 +101,18 @@ class PagePool:
         return reserve(self.pages * size).reshape(self.pages, size)
 
     def _token_views(self) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-        """The pools by tokens: keys [pages, G, 4, D, 16]; values and scales [pages, G, 64, ...]."""
-        kind = {1: np.uint8, 2: np.uint16, 4: np.uint32}[self.element_bytes]
+        """The pages that are written by tokens: keys [pages, G, 4, D, 16], values [pages, G, 64,
+        DP]."""
+        wide = np.uint32 if self.bits == 32 else np.uint16
         lanes: list[NDArray[Any]] = []
         rows: list[NDArray[Any]] = []
         for name, spec in self.specs.items():
             pages, heads, size = self.pages, spec.kv_heads, spec.head_dim
-            key, value = self.keys[name], self.values[name]
-            if self.element_bytes == 1:
-                codes = -4 * heads * PAGE_TOKENS
-                for pool in (key, value):
-                    scales = pool[:, codes:].view(np.float32)
-                    rows.append(scales.reshape(pages, heads, PAGE_TOKENS))
-                key, value = key[:, :codes], value[:, :codes]
+            key = (self.fresh_keys if self.coded else self.keys)[name]
+            value = (self.fresh_values if self.coded else self.values)[name]
             padded = -(-size // LANES) * LANES
-            lanes.append(key.view(kind).reshape(pages, heads, PAGE_TOKENS // LANES, size, LANES))
-            rows.append(value.view(kind).reshape(pages, heads, PAGE_TOKENS, padded))
+            lanes.append(key.view(wide).reshape(pages, heads, PAGE_TOKENS // LANES, size, LANES))
+            rows.append(value.view(wide).reshape(pages, heads, PAGE_TOKENS, padded))
         return lanes, rows
 
     # --- who holds what -----------------------------------------------------------------------
@@ -119,6 +131,8 @@ class PagePool:
                 code="kv-pages",
                 hint="close other sequences, or give more with kv_memory (--kv-memory)",
             )
+        for page in taken if self.coded else ():
+            self.open(page)
         return taken
 
     def share(self, pages: Sequence[int]) -> None:
@@ -142,8 +156,57 @@ class PagePool:
         for pools in self.parts.values():
             for pool in pools.values():
                 pool[copy] = pool[page]
+        for pool in self.fresh_pools.values() if self.fresh[page] >= 0 else ():
+            pool[self.fresh[copy]] = pool[self.fresh[page]]
         self.give([page])
         return copy
+
+    # --- coded pages --------------------------------------------------------------------------
+
+    def open(self, page: int) -> None:
+        """Have a fresh page for a coded one: there are as many."""
+        if self.fresh[page] < 0:
+            taken = self._fresh.take(1)
+            if taken is None:
+                raise RuntimeError(f"{self.pages} pages have more fresh ones")
+            self.fresh[page] = taken[0]
+
+    def seal(self, page: int) -> None:
+        """Give the fresh page of a full one back."""
+        if self.fresh[page] >= 0:
+            self._freed(page)
+
+    def _freed(self, page: int) -> None:
+        if self.fresh[page] >= 0:
+            self._fresh.give([int(self.fresh[page])])
+            self.fresh[page] = -1
+
+    def cut(self, pages: Sequence[int], length: int) -> int:
+        """The most of a sequence's first `length` tokens that it can go on from: inside a coded
+        page only where that still has its fresh one and nobody else counts on the codes."""
+        page, inside = divmod(length, PAGE_TOKENS)
+        if not self.coded or not inside:
+            return length
+        open_ = self.fresh[pages[page]] >= 0 and not self.shared(pages[page])
+        return length if open_ else page * PAGE_TOKENS
+
+    def code(self, page: int) -> None:
+        """Code a full page as the kernels do."""
+        at = int(self.fresh[page])
+        for (name, spec), lanes, rows in zip(
+            self.specs.items(), self._lanes, self._rows, strict=True
+        ):
+            keys = lanes[at].view(np.float16).transpose(1, 3, 0, 2)  # [4, 16, G, D]
+            keys = keys.reshape(PAGE_TOKENS, spec.kv_heads, spec.head_dim).astype(np.float32)
+            values = rows[at].view(np.float16)[..., : spec.head_dim].transpose(1, 0, 2)
+            self.keys[name][page] = key_page(keys)
+            self.values[name][page] = value_page(values.astype(np.float32), CODED[self.bits])
+
+    @property
+    def fresh_pools(self) -> dict[str, Bytes]:
+        """Fresh pages, as snapshots name them."""
+        parts = {"keys": self.fresh_keys, "values": self.fresh_values}
+        return {f"{part}:{n}": pool for part, pools in parts.items() for n, pool in pools.items()}
 
     # --- content ------------------------------------------------------------------------------
 
@@ -163,13 +226,17 @@ class PagePool:
     def move(self, table: NDArray[np.int32], source: Sequence[int], target: int) -> None:
         """Move the tokens at places `source` (rising) of a sequence to `target` and on. table:
         int32, the sequence's pages."""
+        held = self.fresh[table] if self.coded else table
         for new, old in enumerate(source, target):  # no row lands on one that is still to move
-            p, q = table[old // PAGE_TOKENS], table[new // PAGE_TOKENS]
+            p, q = held[old // PAGE_TOKENS], held[new // PAGE_TOKENS]
             s, t = old % PAGE_TOKENS, new % PAGE_TOKENS
             for keys in self._lanes:
                 keys[q, :, t // LANES, :, t % LANES] = keys[p, :, s // LANES, :, s % LANES]
             for rows in self._rows:
                 rows[q, :, t] = rows[p, :, s]
+        last = target + len(source)
+        for full in range(target // PAGE_TOKENS, last // PAGE_TOKENS) if self.coded else ():
+            self.code(int(table[full]))
 
     def summarise(self, table: NDArray[np.int32], start: int, stop: int) -> None:
         """Compute the statistics of the blocks again that have tokens from `start` on and are
@@ -184,6 +251,11 @@ class PagePool:
         return sum(pool.shape[1] for pools in self.parts.values() for pool in pools.values())
 
     @property
+    def bytes_per_fresh(self) -> int:
+        return sum(pool.shape[1] for pool in self.fresh_pools.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the pages that somebody holds."""
-        return (self.pages - self.indices.free) * self.bytes_per_page
+        held = (self.pages - self.indices.free) * self.bytes_per_page
+        return held + (self.pages - self._fresh.free) * self.bytes_per_fresh

@@ -103,13 +103,18 @@ class PrefixCache:
     def _resumable(self, path: list[_Node], length: int) -> tuple[int, SlotContent | None]:
         """The length that a state can go on from, and its recurrent content there."""
         if not self.slots:
-            return length, None
+            inside = length % PAGE_TOKENS
+            return length - (0 if not path or self._cut(path[-1], inside) else inside), None
         for index in range(len(path) - 1, -1, -1):
-            start = index * PAGE_TOKENS
-            kept = [n for n in path[index].snapshots if start + n <= length]
+            start, node = index * PAGE_TOKENS, path[index]
+            kept = [n for n in node.snapshots if start + n <= length and self._cut(node, n)]
             if kept:
                 return start + max(kept), path[index].snapshots[max(kept)]
         return 0, None
+
+    def _cut(self, node: _Node, tokens: int) -> bool:
+        """Whether a state can go on from so many of a node's tokens: not inside a page of codes."""
+        return not self.pool.coded or not tokens % PAGE_TOKENS or len(node.tokens) < PAGE_TOKENS
 
     def _touch(self, path: Sequence[_Node]) -> None:
         """Parents are never older than what stands behind them."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import RequestError, ResourceError
@@ -135,7 +136,9 @@ class CpuState(State):
             self.slots.keep(self.slot, start, taken)
 
     def _reach(self, length: int) -> int:
-        earlier = [point for point in self.checkpoints if point.length <= length]
+        length = self.pool.cut(self.pages, length)
+        points = [point for point in self.checkpoints if point.length <= length]
+        earlier = [p for p in points if self.pool.cut(self.pages, p.length) == p.length]
         if self._slot and length < self.slots.lowest(self.slot):
             length = earlier[-1].length if earlier else 0
             if earlier:
@@ -227,6 +230,7 @@ class CpuState(State):
             part: {name: pool[pages] for name, pool in pools.items()}
             for part, pools in self.pool.parts.items()
         }
+        parts |= self._fresh(pages)
         if self.slots:
             parts["slots"] = self.slots.copy(self.slot, self.length) if self.length else {}
         return {
@@ -236,6 +240,14 @@ class CpuState(State):
             **parts,
         }
 
+    def _fresh(self, pages: Sequence[int]) -> dict[str, Any]:
+        """Of coded pages, the tokens of the one that is not full: [1 or 0, bytes] a pool."""
+        if not self.pool.coded:
+            return {}
+        inside = self.length % PAGE_TOKENS > 0
+        held = [int(self.pool.fresh[page]) for page in pages[-1:] if inside]
+        return {"fresh": {name: pool[held] for name, pool in self.pool.fresh_pools.items()}}
+
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         self._check_open()
         self._check(snapshot)
@@ -243,9 +255,21 @@ class CpuState(State):
         for part, pools in self.pool.parts.items():
             for name, pool in pools.items():
                 pool[self.pages] = snapshot[part][name]
+        self._restore_fresh(snapshot)
         if self._slot:
             self.slots.load(self.slot, snapshot["slots"], self.length)
         self._remember(snapshot.get("fed"), long_rope=snapshot["long_rope"])
+
+    def _restore_fresh(self, snapshot: Mapping[str, Any]) -> None:
+        if not self.pool.coded:
+            return
+        if self.length % PAGE_TOKENS:
+            self.pool.open(self.pages[-1])
+            at = self.pool.fresh[self.pages[-1]]
+            for name, pool in self.pool.fresh_pools.items():
+                pool[at] = snapshot["fresh"][name][0]
+        for page in self.pages[: self.length // PAGE_TOKENS]:
+            self.pool.seal(page)
 
     def _become(self, length: int) -> None:
         """Hold pages of its own and a slot for `length` tokens and no more, whatever was held
@@ -284,35 +308,34 @@ class CpuState(State):
                 code="snapshot",
             )
         self._check_remembered(snapshot)
-        self._check_pages(snapshot, self.pool.count(length))
+        count = self.pool.count(length)
+        for part, pools in self.pool.parts.items():
+            _check_pages(snapshot, part, pools, count)
+        if self.pool.coded:
+            _check_pages(snapshot, "fresh", self.pool.fresh_pools, int(length % PAGE_TOKENS > 0))
         damage = self.slots.fault(snapshot.get("slots"), length) if self.slots else ""
         if damage:
             raise RequestError(f"a snapshot of {length} tokens, {damage}", code="snapshot")
-
-    def _check_pages(self, snapshot: Mapping[str, Any], count: int) -> None:
-        for part, pools in self.pool.parts.items():
-            arrays = snapshot.get(part)
-            for name, pool in pools.items():
-                expected = (count, pool.shape[1])
-                got = arrays.get(name) if isinstance(arrays, Mapping) else None
-                if not isinstance(got, np.ndarray) or (got.shape, got.dtype) != (
-                    expected,
-                    np.dtype(np.uint8),
-                ):
-                    raise RequestError(
-                        f"the snapshot's {part} of {name!r} are damaged, expected uint8 {expected}",
-                        code="snapshot",
-                    )
 
     @property
     def nbytes(self) -> int:
         slot = self.slots.bytes_per_slot if self._slot else 0
         points = sum(point.nbytes for point in self.checkpoints)
-        return len(self.pages) * self.pool.bytes_per_page + slot + points
+        fresh = sum(self.pool.fresh[page] >= 0 for page in self.pages) if self.pool.coded else 0
+        pages = len(self.pages) * self.pool.bytes_per_page + fresh * self.pool.bytes_per_fresh
+        return int(pages + slot + points)
 
     def commit(self, path: int | Sequence[int]) -> None:
         self._check_open()
         super().commit(path)
+        self._seal(self.length // PAGE_TOKENS - 1)
+
+    def _seal(self, count: int) -> None:
+        """The first `count` pages are full and behind the last that can be cut."""
+        for page in reversed(self.pages[: max(0, count)] if self.pool.coded else ()):
+            if self.pool.fresh[page] < 0:
+                break
+            self.pool.seal(page)
 
     def rewind(self, length: int) -> int:
         self._check_open()
@@ -339,3 +362,21 @@ class CpuState(State):
         self.length = self.pending = self.held = 0
         self.behind.clear()
         self._shrink()
+
+
+def _check_pages(
+    snapshot: Mapping[str, Any], part: str, pools: Mapping[str, NDArray[np.uint8]], count: int
+) -> None:
+    """Raises RequestError where a part of a snapshot is not `count` pages of each pool."""
+    arrays = snapshot.get(part)
+    for name, pool in pools.items():
+        expected = (count, pool.shape[1])
+        got = arrays.get(name) if isinstance(arrays, Mapping) else None
+        if not isinstance(got, np.ndarray) or (got.shape, got.dtype) != (
+            expected,
+            np.dtype(np.uint8),
+        ):
+            raise RequestError(
+                f"the snapshot's {part} of {name!r} are damaged, expected uint8 {expected}",
+                code="snapshot",
+            )

@@ -1,14 +1,12 @@
 """Rotary embedding and cache append on the CPU: the step before `attention`.
 
-Page layouts are in `attention.py`.
+Page layouts are in `attention.py`; where pages are coded, those of float16 are written here.
 """
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit, types
 
-from .. import simd
 from ..attention_lower import APPEND, ROPE_TABLE
 from ..operands import COUNT
 from ..simd import (
@@ -105,19 +103,6 @@ def _scale_row(x: int, size: int, scale: float) -> None:
         st_f32(x + 4 * d, f32(ld_f32(x + 4 * d) * scale))
 
 
-@njit(error_model="numpy")
-def _store_int8(x: int, at: int, stride: int, size: int, scale_at: int) -> None:
-    """A head vector as int8 at `at`, elements `stride` bytes apart, and its scale."""
-    peak = f32(0.0)
-    for d in range(size):
-        peak = max(peak, abs(ld_f32(x + 4 * d)))
-    st_f32(scale_at, f32(peak * f32(1.0 / 127.0)))
-    inverse = f32(127.0) / peak if peak > f32(0.0) else f32(0.0)
-    for d in range(size):
-        code = np.rint(f32(ld_f32(x + 4 * d) * inverse))
-        simd.st_i8(at + d * stride, types.int8(types.int32(code)))
-
-
 @kernel
 def append(ins: int, thread: int, threads: int) -> None:
     """Norm and rotate queries (scaled, in place) and keys; store keys and values in their pages."""
@@ -132,7 +117,7 @@ def append(ins: int, thread: int, threads: int) -> None:
     slots, tables = ld_i64(ins + APPEND.slots), ld_i64(ins + APPEND.tables)
     k_pool, v_pool = ld_i64(ins + APPEND.keys), ld_i64(ins + APPEND.values)
     k_page, v_page = ld_i64(ins + APPEND.k_page), ld_i64(ins + APPEND.v_page)
-    element = ld_i64(ins + APPEND.element_bytes)
+    element, fresh = ld_i64(ins + APPEND.element_bytes), ld_i64(ins + APPEND.fresh)
     units = n * (heads + groups)
     for unit in range(units * thread // threads, units * (thread + 1) // threads):
         t, head = unit // (heads + groups), unit % (heads + groups)
@@ -149,15 +134,9 @@ def append(ins: int, thread: int, threads: int) -> None:
             continue
         place = ld_i32(slots + 4 * t)
         page = ld_i32(ld_i64(tables + 8 * t) + 4 * (place // PAGE))
+        if fresh != 0:
+            page = ld_i32(fresh + 4 * page)
         g, slot = head - heads, place % PAGE
         k, v = k_pool + page * k_page, v_pool + page * v_page
-        value = x + groups * size * 4
-        if element == 1:
-            padded = (size + 15) // 16 * 16
-            at = k + (g * 4 + slot // 16) * size * 16 + slot % 16
-            _store_int8(x, at, 16, size, k + groups * PAGE * size + (g * PAGE + slot) * 4)
-            scales = v + groups * PAGE * padded + (g * PAGE + slot) * 4
-            _store_int8(value, v + (g * PAGE + slot) * padded, 1, size, scales)
-        else:
-            _store_key(x, k, g, size, slot, element)
-            _store_value(value, v, g, size, slot, element)
+        _store_key(x, k, g, size, slot, element)
+        _store_value(x + groups * size * 4, v, g, size, slot, element)

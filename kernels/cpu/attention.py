@@ -1,12 +1,11 @@
 """attention on the CPU: online softmax over pages of 64 tokens, after `append` stored them.
 
-Pages of one state, one page index for 64 tokens of one sequence, float32, float16 or int8 elements:
+Pages of one state, one page index for 64 tokens of one sequence, float32 or float16 elements:
 
     K page   [G][4][D][16]   groups of 16 tokens, the token is the vector lane
     V page   [G][64][DP]     DP = D rounded up to 16
 
-An int8 page ends in float32 scales [G][64], max|x| / 127 of each token's head vector; scores are
-multiplied by the keys' scales and softmax weights by the values'.
+Pages of codes are read by `attention_codes.py`, which has all but the products from here.
 
 The order of arithmetic is fixed by absolute positions: pages of 64 keys with an online softmax
 inside a segment of 4 pages, segments merged in order. Scores of masked keys are -1e30, whose
@@ -30,24 +29,24 @@ from ..simd import (
     ld_i64,
     load_f16,
     load_f32,
-    load_s8_f32,
     st_f32,
 )
 from .attention_tile import key_products, value_products
 from .attention_tree import tree_page
 from .layout import PAGE, SEGMENT, TILE_TOKENS
-from .softmax import clear, finish, merge, times, update, zero_scores
+from .softmax import clear, finish, merge, update, zero_scores
 from .vm import claim, kernel
 
 
-def _paged(load: Any, element: int, scores4: Any, scores1: Any) -> Any:
+def paged(load: Any, element: int, scores4: Any, scores1: Any, *, own: bool = False) -> Any:
+    """A function that adds a page to partial results. own: for rows that stand in the page alone;
+    others get nothing of it."""
     values4, values1 = value_products(load, element)
 
     @njit(error_model="numpy")
     def page(
         q: int, positions: int, share: int, r0: int, rows: int, base: int, window: int, k: int,
         v: int, size: int, cap: float, part: int, step: int, scores: int, next_k: int, next_v: int,
-        k_scales: int, v_scales: int,
     ) -> None:  # fmt: skip
         """Query rows r0 .. r0 + rows (at most four) of a tile over one page, into their partials.
 
@@ -69,14 +68,10 @@ def _paged(load: Any, element: int, scores4: Any, scores1: Any) -> Any:
             last = min(position - base, PAGE - 1)
             first = max(0, position - window + 1 - base) if window > 0 else 0
             row = scores + 256 * r
-            if last < 0 or first >= PAGE:
+            if last < 0 or first >= PAGE or (own and position - base >= PAGE):
                 zero_scores(row)
                 continue
-            if element == 1:
-                times(row, k_scales)
             update(row, part + (r0 + r) * step, padded, first, last, cap)
-            if element == 1:
-                times(row, v_scales)
         count = min(high - base, PAGE - 1) + 1
         out = part + r0 * step + 64
         if rows > 1:
@@ -87,6 +82,22 @@ def _paged(load: Any, element: int, scores4: Any, scores1: Any) -> Any:
     return page
 
 
+@njit(error_model="numpy")
+def prepare(ins: int, t0: int, n: int, g: int, part: int, mine: int) -> None:
+    """Clear the partial results [n][share] of n tokens' query heads of a kv head, and put the
+    queries [n * share][D] to mine."""
+    q, stride = ld_i64(ins + ATTEND.q), ld_i64(ins + ATTEND.q_stride)
+    share = ld_i64(ins + ATTEND.heads) // ld_i64(ins + ATTEND.kv_heads)
+    size = ld_i64(ins + ATTEND.size)
+    padded = (size + 15) // 16 * 16
+    for r in range(n * share):
+        clear(part + r * (64 + 4 * padded), padded)
+    for r in range(n * share):
+        at = q + (t0 + r // share) * stride + (g * share + r % share) * size * 4
+        for d in range(size):
+            st_f32(mine + (r * size + d) * 4, ld_f32(at + 4 * d))
+
+
 def _segmented(page: Any, tree: Any, element: int) -> Any:
     @njit(error_model="numpy")
     def segment(ins: int, t0: int, n: int, g: int, which: int, part: int, scores: int) -> None:
@@ -94,7 +105,6 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
 
         scores: 1024 bytes of scratch, followed by room for the tile's queries.
         """
-        q, stride = ld_i64(ins + ATTEND.q), ld_i64(ins + ATTEND.q_stride)
         heads, groups = ld_i64(ins + ATTEND.heads), ld_i64(ins + ATTEND.kv_heads)
         size = ld_i64(ins + ATTEND.size)
         window, cap = ld_i64(ins + ATTEND.window), ld_f32(ins + ATTEND.softcap)
@@ -102,18 +112,13 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
         k_page, v_page = ld_i64(ins + ATTEND.k_page), ld_i64(ins + ATTEND.v_page)
         share, padded = heads // groups, (size + 15) // 16 * 16
         step, rows = 64 + 4 * padded, n * share
-        for r in range(rows):
-            clear(part + r * step, padded)
         mine = scores + 1024
-        for r in range(rows):
-            at = q + (t0 + r // share) * stride + (g * share + r % share) * size * 4
-            for d in range(size):
-                st_f32(mine + (r * size + d) * 4, ld_f32(at + 4 * d))
+        prepare(ins, t0, n, g, part, mine)
         table = ld_i64(ld_i64(ins + ATTEND.tables) + 8 * t0)
         positions = ld_i64(ins + ATTEND.places) + 4 * t0
         visible = ld_i64(ins + ATTEND.visible) + 16 * t0
         if ld_i64(visible) != -1:
-            pools = (k_pool, v_pool, k_page, v_page, g, groups)
+            pools = (k_pool, v_pool, k_page, v_page, g)
             for r in range(rows):
                 place, seen = ld_i32(positions + 4 * (r // share)), visible + 16 * (r // share)
                 for index in range(which * SEGMENT, (which + 1) * SEGMENT):
@@ -128,8 +133,6 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
             entry = ld_i32(table + 4 * index)
             k = k_pool + entry * k_page + g * PAGE * size * element
             v = v_pool + entry * v_page + g * PAGE * padded * element
-            k_scales = k_pool + (entry + 1) * k_page - (groups - g) * PAGE * 4
-            v_scales = v_pool + (entry + 1) * v_page - (groups - g) * PAGE * 4
             next_k, next_v = k, v
             if (index + 1) * PAGE <= newest:
                 entry = ld_i32(table + 4 * index + 4)
@@ -138,7 +141,7 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
             for r0 in range(0, rows, 4):
                 page(
                     mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,
-                    size, cap, part, step, scores, next_k, next_v, k_scales, v_scales,
+                    size, cap, part, step, scores, next_k, next_v,
                 )  # fmt: skip
                 next_k, next_v = k, v
 
@@ -159,10 +162,9 @@ def _span(ins: int, t0: int, n: int) -> tuple[int, int]:
     return low, newest // (PAGE * SEGMENT)
 
 
-def _attended(load: Any, element: int) -> Any:
-    scores4, scores1 = key_products(load, element)
-    tree = tree_page(scores1, load, element)
-    segment = _segmented(_paged(load, element, scores4, scores1), tree, element)
+def attended(segment: Any, before: Any) -> Any:
+    """A kernel of tiles and segments. segment: adds one to partial results. before: bytes of
+    scratch that it takes before the queries, by the head's size."""
 
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
@@ -179,7 +181,7 @@ def _attended(load: Any, element: int) -> Any:
         private = ld_i64(ins + ATTEND.scratch)
         private += thread * ld_i64(private - 8)
         queries = (TILE_TOKENS * share + 3) * size * 4
-        scores, mine = private, private + 1024 + (queries + 63) // 64 * 64
+        scores, mine = private, private + before(size) + (queries + 63) // 64 * 64
         total = mine + tile_bytes
         units = count * groups * split
         while True:
@@ -219,7 +221,19 @@ def _attended(load: Any, element: int) -> Any:
     return run
 
 
-_f32, _f16, _int8 = _attended(load_f32, 4), _attended(load_f16, 2), _attended(load_s8_f32, 1)
+@njit(error_model="numpy")
+def _room(size: int) -> int:
+    return 1024
+
+
+def _floats(load: Any, element: int) -> Any:
+    scores4, scores1 = key_products(load, element)
+    tree = tree_page(scores1, load, element)
+    page = paged(load, element, scores4, scores1)
+    return attended(_segmented(page, tree, element), _room)
+
+
+_f32, _f16 = _floats(load_f32, 4), _floats(load_f16, 2)
 
 
 @kernel
@@ -232,9 +246,3 @@ def attend_f32(ins: int, thread: int, threads: int) -> None:
 def attend_f16(ins: int, thread: int, threads: int) -> None:
     """Softmax attention of this step's rows over float16 pages."""
     _f16(ins, thread, threads)
-
-
-@kernel
-def attend_int8(ins: int, thread: int, threads: int) -> None:
-    """Softmax attention of this step's rows over int8 pages with their scales."""
-    _int8(ins, thread, threads)

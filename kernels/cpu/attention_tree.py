@@ -13,7 +13,7 @@ from numba import njit
 
 from ..simd import bcast_f32, fma, ld_f32, ld_i32, ld_i64, load_f32, st_f32, st_i64, store_f32
 from .layout import PAGE
-from .softmax import times, update, zero_scores
+from .softmax import update, zero_scores
 
 
 def tree_page(scores1: Any, load: Any, element: int) -> Any:
@@ -22,16 +22,16 @@ def tree_page(scores1: Any, load: Any, element: int) -> Any:
 
     @njit(error_model="numpy")
     def page(
-        q: int, table: int, pools: tuple[int, int, int, int, int, int], size: int, base: int,
+        q: int, table: int, pools: tuple[int, int, int, int, int], size: int, base: int,
         place: int, first: int, bits: int, window: int, cap: float, part: int, scratch: int,
     ) -> None:  # fmt: skip
         """One query row over the keys of places base .. base + 63, into its partial result.
 
-        table: page table. pools: K pool, V pool, bytes of a K and V page, kv head, kv heads.
+        table: page table. pools: K pool, V pool, bytes of a K and V page, kv head.
         first: slot of the feed's first row. bits: rows of the feed that this one sees. scratch:
         scores [64], a second row [64], addresses int64 [64].
         """
-        k_pool, v_pool, k_bytes, v_bytes, g, groups = pools
+        k_pool, v_pool, k_bytes, v_bytes, g = pools
         padded = (size + 15) // 16 * 16
         last = min(place - base, PAGE - 1)
         low = max(0, place - window + 1 - base) if window > 0 else 0
@@ -39,7 +39,7 @@ def tree_page(scores1: Any, load: Any, element: int) -> Any:
             return
         scores, spare, addresses = scratch, scratch + 256, scratch + 512
         zero_scores(scores)
-        factors_at, held = 0, -1
+        held = -1
         for j in range(last + 1):
             slot = base + j
             if slot >= first:
@@ -50,22 +50,10 @@ def tree_page(scores1: Any, load: Any, element: int) -> Any:
                 held = index
                 k = k_pool + entry * k_bytes + g * PAGE * size * element
                 scores1(q, k, size, spare)
-                if element == 1:
-                    times(spare, k_pool + (entry + 1) * k_bytes - (groups - g) * PAGE * 4)
             st_f32(scores + 4 * j, ld_f32(spare + 4 * (slot % PAGE)))
             v = v_pool + entry * v_bytes + (g * PAGE + slot % PAGE) * padded * element
             st_i64(addresses + 8 * j, v)
         update(scores, part, padded, low, last, cap)
-        if element == 1:
-            zero_scores(spare)
-            for j in range(last + 1):
-                slot = base + j
-                if slot >= first:
-                    slot = first + _nth(bits, slot - first)
-                entry = ld_i32(table + 4 * (slot // PAGE))
-                factors_at = v_pool + (entry + 1) * v_bytes - (groups - g) * PAGE * 4
-                st_f32(spare + 4 * j, ld_f32(factors_at + 4 * (slot % PAGE)))
-            times(scores, spare)
         out = part + 64
         for d in range(0, padded, 16):
             a = load_f32(out + 4 * d)

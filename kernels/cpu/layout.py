@@ -37,6 +37,8 @@ MOMENT_ROWS = 128  # rows whose moments are summed in float32
 # Keys and values.
 PAGE = 64  # tokens of one sequence in a page
 SEGMENT = 4  # pages whose softmax is one partial result
+CODE_TOKENS = 32  # whose keys share a scale in each channel
+CODE_CHANNELS = 32  # of a value that share a scale
 TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 
 # Linear attention.

@@ -93,13 +93,6 @@ def update(scores: int, row: int, padded: int, first: int, last: int, cap: float
 
 
 @njit(error_model="numpy")
-def times(row: int, factors: int) -> None:
-    """A row of 64 scores or weights times 64 factors."""
-    for c in range(4):
-        store_f32(row + 64 * c, mul(load_f32(row + 64 * c), load_f32(factors + 64 * c)))
-
-
-@njit(error_model="numpy")
 def zero_scores(scores: int) -> None:
     for c in range(4):
         store_f32(scores + 64 * c, splat(f32(0.0)))

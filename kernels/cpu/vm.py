@@ -58,7 +58,9 @@ entries: dict[str, Callable[..., object]] = {}
 
 
 def kernel(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a kernel under its name."""
+    """Register a kernel under its name, which no other kernel has."""
+    if function.__name__ in registry:
+        raise RuntimeError(f"two kernels are called {function.__name__!r}")
     registry[function.__name__] = function
     return function
 

@@ -39,7 +39,7 @@ def test_what_is_offered(shell: str) -> None:
     assert asked(shell, "edgert", "") == list(VERBS)
     assert asked(shell, "edgert", "ch") == ["chat"]
     assert asked(shell, "edgert", "chat", "--ctx") == ["--ctx-size"]
-    assert asked(shell, "edgert", "chat", "--kv-bits", "") == ["8", "16", "32"]
+    assert asked(shell, "edgert", "chat", "--kv-bits", "") == ["4", "8", "16", "32"]
     assert asked(shell, "edgert", "completion", "z") == ["zsh"]
     assert "chat" in asked(shell, "edgert", "nonsense", "")
 

@@ -60,7 +60,7 @@ def test_kv_bits_reach_the_session(
     (tmp_path / "text").write_text("some text", encoding="utf-8")
     more = {"generate": ["-p", "a"], "chat": ["-p", "a"], "eval": ["--text", tmp_path / "text"],
             "verify": ["--device", "cpu"]}  # fmt: skip
-    for bits in ("8", "16", "32"):
+    for bits in ("4", "8", "16", "32"):
         assert (
             f"asked for {bits} bits"
             in edgert(verb, bundle, *more.get(verb, []), "--kv-bits", bits).err

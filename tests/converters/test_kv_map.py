@@ -193,8 +193,8 @@ def test_memory_holds_the_owners_alone(converted: Converted) -> None:
     with closing(open_session(converted.bundle, SessionOptions("cpu", threads=1))) as session:
         assert sorted(session.pool.keys) == owners  # type: ignore[attr-defined]
     held = {n: s for n, s in graph.states.items() if not isinstance(s, BorrowedState)}
-    assert cache_bytes(graph, 500, 4) == cache_bytes(graph.replace(states=held), 500, 4)
-    pages = [sum(page_bytes(s, 4)) for s in held.values() if isinstance(s, KVState)]
+    assert cache_bytes(graph, 500, 32) == cache_bytes(graph.replace(states=held), 500, 32)
+    pages = [sum(page_bytes(s, 32)) for s in held.values() if isinstance(s, KVState)]
     assert len(pages) == len(owners) < len(kv_map)
     if "2mamba" not in converted.case:  # of which there are no cards
         card = card_of(graph, "m", tokens=1e9)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from edgert.kernels.kv_codes import CODED, key_page, value_page
 from edgert.kernels.states import (
     BlockStatsState,
     KVState,
@@ -40,17 +41,10 @@ def graph_of(states: Mapping[str, StateSpec]) -> Graph:
 
 
 def vectors(tokens: Sequence[int], shape: tuple[int, ...], salt: int) -> F32:
-    """Small whole numbers [n, *shape], exact in every element type but int8."""
+    """Small whole numbers [n, *shape], exact in every element type."""
     at = np.arange(int(np.prod(shape))) * 29 + salt * 71
     rows = (np.array(tokens, np.int64)[:, None] * 37 + at) % 251 - 125
     return rows.astype(np.float32).reshape(len(tokens), *shape)
-
-
-def coded(rows: F32) -> tuple[NDArray[np.int8], F32]:
-    """Rows [n, G, D] as int8 and their scales [n, G]."""
-    peak = np.abs(rows).max(axis=-1)
-    inverse = np.float32(127) / peak
-    return np.rint(rows * inverse[..., None]).astype(np.int8), peak * np.float32(1 / 127)
 
 
 # --- linear attention with a constant decay, as an op would fold it -----------------------------
@@ -104,11 +98,11 @@ def _put_block(pool: PagePool, name: str, page: int, block: int, keys: F32) -> N
 class CpuMemory:
     """Pools for a graph's states, and a writer that stands for the kernels."""
 
-    def __init__(self, states: Mapping[str, StateSpec], element_bytes: int = 4) -> None:
+    def __init__(self, states: Mapping[str, StateSpec], bits: int = 32) -> None:
         graph = graph_of(states)
         folds = {n: fold for n, s in states.items() if isinstance(s, RecurrentState) and s.tail}
         stats = {n: summarise for n, s in states.items() if isinstance(s, BlockStatsState)}
-        self.pool = PagePool(graph, PAGES, element_bytes, stats)
+        self.pool = PagePool(graph, PAGES, bits, stats)
         self.slots = SlotPool(graph, SLOTS, ROWS, folds)
 
     def new(self) -> CpuState:
@@ -137,30 +131,23 @@ class CpuMemory:
                 self._feed_recurrent(state, slots, before, tokens)
 
     def _feed_pages(self, state: CpuState, name: str, spec: KVState, tokens: Sequence[int]) -> None:
-        heads, size = spec.kv_heads, spec.head_dim
-        padded, wide = -(-size // 16) * 16, self.pool.element_bytes
-        kind = {1: np.int8, 2: np.float16, 4: np.float32}[wide]
-        shape = (heads, size)
-        rows = [vectors(tokens, shape, salt) for salt in (1, 2)]
-        scales = [coded(part)[1] for part in rows]
-        codes = [coded(part)[0] if wide == 1 else part for part in rows]
+        heads, size, pool = spec.kv_heads, spec.head_dim, self.pool
+        padded, wide = -(-size // 16) * 16, 2 if pool.coded else pool.bits // 8
+        kind = {2: np.float16, 4: np.float32}[wide]
+        keys, values = (vectors(tokens, (heads, size), salt) for salt in (1, 2))
         for index in range(len(tokens)):
             page, slot = divmod(state.length + index, 64)
             page = state.table[page]
-            key, value = self.pool.keys[name][page], self.pool.values[name][page]
+            at = pool.fresh[page] if pool.coded else page
+            key = (pool.fresh_keys if pool.coded else pool.keys)[name][at]
+            value = (pool.fresh_values if pool.coded else pool.values)[name][at]
             for g in range(heads):
                 start = (g * 4 + slot // 16) * size * 16 + slot % 16
-                key[: heads * 64 * size * wide].view(kind)[start : start + 16 * size : 16] = codes[
-                    0
-                ][index, g]
+                key.view(kind)[start : start + 16 * size : 16] = keys[index, g]
                 start = (g * 64 + slot) * padded
-                value[: heads * 64 * padded * wide].view(kind)[start : start + size] = codes[1][
-                    index, g
-                ]
-                if wide == 1:
-                    for array, end, scale in zip((key, value), (size, padded), scales, strict=True):
-                        at = heads * 64 * end + 4 * (g * 64 + slot)
-                        array[at : at + 4].view(np.float32)[0] = scale[index, g]
+                value.view(kind)[start : start + size] = values[index, g]
+            if pool.coded and slot == 63:
+                pool.code(int(page))
 
     @staticmethod
     def _feed_recurrent(
@@ -211,25 +198,26 @@ class CpuMemory:
                 self._check_recurrent(state, slots, text, fold_at)
 
     def _check_pages(self, state: CpuState, name: str, spec: KVState, text: Sequence[int]) -> None:
-        heads, size = spec.kv_heads, spec.head_dim
-        padded, wide = -(-size // 16) * 16, self.pool.element_bytes
-        kind = {1: np.int8, 2: np.float16, 4: np.float32}[wide]
-        pages = np.array(state.pages[: -(-len(text) // 64)])
-        n, shape = len(text), (heads, size)
-        key, value = self.pool.keys[name][pages], self.pool.values[name][pages]
-        keys = np.ascontiguousarray(key[:, : heads * 64 * size * wide]).view(kind)
-        keys = keys.reshape(-1, heads, 4, size, 16).transpose(0, 2, 4, 1, 3).reshape(-1, *shape)
-        values = np.ascontiguousarray(value[:, : heads * 64 * padded * wide]).view(kind)
-        values = values.reshape(-1, heads, 64, padded).transpose(0, 2, 1, 3)
-        values = values.reshape(-1, heads, padded)[..., :size]
-        for got, page, salt in ((keys, key, 1), (values, value, 2)):
-            rows = vectors(text, shape, salt)
-            codes, scales = coded(rows)
-            assert np.array_equal(got[:n], codes if wide == 1 else rows)
-            if wide == 1:
-                end = np.ascontiguousarray(page[:, -heads * 256 :]).view(np.float32)
-                end = end.reshape(-1, heads, 64).transpose(0, 2, 1).reshape(-1, heads)
-                assert np.array_equal(end[:n], scales)
+        pool, shape = self.pool, (spec.kv_heads, spec.head_dim)
+        rows = [vectors(text, shape, salt) for salt in (1, 2)]
+        full = len(text) - len(text) % 64 if pool.coded else 0
+        for start in range(0, full, 64):
+            page = state.pages[start // 64]
+            k, v = (part[start : start + 64].astype(np.float32) for part in rows)
+            assert np.array_equal(pool.keys[name][page], key_page(k))
+            assert np.array_equal(pool.values[name][page], value_page(v, CODED[pool.bits]))
+        if full == len(text):
+            return
+        pages = np.array(state.pages[full // 64 : -(-len(text) // 64)])
+        pages = pool.fresh[pages] if pool.coded else pages
+        key = (pool.fresh_keys if pool.coded else pool.keys)[name][pages]
+        value = (pool.fresh_values if pool.coded else pool.values)[name][pages]
+        heads, size, padded = spec.kv_heads, spec.head_dim, -(-spec.head_dim // 16) * 16
+        kind = np.float32 if pool.bits == 32 else np.float16
+        keys = key.view(kind).reshape(-1, heads, 4, size, 16).transpose(0, 2, 4, 1, 3)
+        values = value.view(kind).reshape(-1, heads, 64, padded).transpose(0, 2, 1, 3)
+        for got, wanted in ((keys, rows[0]), (values[..., :size], rows[1])):
+            assert np.array_equal(got.reshape(-1, *shape)[: len(text) - full], wanted[full:])
 
     @staticmethod
     def _check_conv(state: CpuState, slots: ConvSlots, text: Sequence[int], first: int) -> None:
@@ -276,7 +264,23 @@ class CpuMemory:
             assert (state.slot >= 0) == bool(self.slots and state.length + state.pending)
             points = sum(point.nbytes for point in state.checkpoints)
             slot = self.slots.bytes_per_slot * (state.slot >= 0)
-            assert state.nbytes == len(state.pages) * self.pool.bytes_per_page + slot + points
+            pages = len(state.pages) * self.pool.bytes_per_page
+            fresh = [page for page in state.pages if self.pool.fresh[page] >= 0]
+            assert state.nbytes == pages + len(fresh) * self.pool.bytes_per_fresh + slot + points
+            if self.pool.coded:
+                written = range(state.length // 64, len(state.pages))
+                assert {state.pages[index] for index in written} <= set(fresh)
+                assert len(fresh) <= len(written) + max(1, state.pending // 64 + 1)
+        held = [int(at) for at in self.pool.fresh if at >= 0]
+        assert len(set(held)) == len(held) == PAGES - self.pool._fresh.free
+
+    def cut(self, state: Any, length: int) -> int:
+        """The most of the first `length` tokens that pages let a state go back to."""
+        assert isinstance(state, CpuState)
+        found = self.pool.cut(state.pages, length)
+        assert found in (length, length - length % 64)
+        assert found == length or self.pool.coded
+        return found
 
 
 class ReferenceMemory:
@@ -307,6 +311,9 @@ class ReferenceMemory:
                 assert len(rows) == len(text) + state.pending
                 wanted = vectors(text, (spec.kv_heads, spec.head_dim), salt)
                 assert np.array_equal(rows[: len(text)], wanted)
+
+    def cut(self, state: Any, length: int) -> int:
+        return length
 
     def accounts(self, states: Sequence[Any]) -> None:
         for state in states:

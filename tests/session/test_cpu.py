@@ -30,7 +30,7 @@ WINDOW = 270  # longer than a segment, no multiple of a page
 GRAPH = tiny_graph(quant="int4", context=CONTEXT, window=WINDOW)
 WEIGHTS = tiny_weights(GRAPH, seed=5)
 TOKENS = np.random.default_rng(9).integers(0, vocab_size(GRAPH), LENGTH).astype(np.int32)
-FOUR_PAGES = 4 * bytes_per_page(GRAPH, 2)
+FOUR_PAGES = 4 * bytes_per_page(GRAPH, 16)
 Sessions = dict[tuple[int, int], CpuSession]
 
 
@@ -331,7 +331,7 @@ def test_a_full_context_is_refused(kernel_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [({"kv_bits": 4}, "kv-bits"), ({"threads": 0}, "threads"), ({"threads": 257}, "threads")],
+    [({"kv_bits": 5}, "kv-bits"), ({"threads": 0}, "threads"), ({"threads": 257}, "threads")],
 )
 def test_options_out_of_range(options: dict[str, int], code: str) -> None:
     with pytest.raises(DeviceError) as caught:

@@ -52,20 +52,21 @@ STATS = BlockStatsState(2, 5, 16, rows=2)
 ALL: dict[str, StateSpec] = {"a": KVState(2, 5), "s": TAILED, "c": CONV}
 
 KINDS: dict[str, tuple[Callable[..., Memory], Mapping[str, StateSpec], tuple[int, ...]]] = {
-    "kv-f32": (CpuMemory, TWO, (4,)),
-    "kv-f16": (CpuMemory, TWO, (2,)),
-    "kv-int8": (CpuMemory, TWO, (1,)),
-    "kv-stats": (CpuMemory, {"a": KVState(2, 5), "m": STATS}, (2,)),
+    "kv-f32": (CpuMemory, TWO, (32,)),
+    "kv-f16": (CpuMemory, TWO, (16,)),
+    "kv-int8": (CpuMemory, TWO, (8,)),
+    "kv-int4": (CpuMemory, {"a": KVState(2, 40)}, (4,)),
+    "kv-stats": (CpuMemory, {"a": KVState(2, 5), "m": STATS}, (16,)),
     "recurrent": (CpuMemory, {"s": TAILED}, ()),
     "recurrent-plain": (CpuMemory, {"s": RecurrentState(1, 3, 2, tail=3, tail_width=5)}, ()),
     "recurrent-bare": (CpuMemory, {"s": BARE}, ()),
     "recurrent-bare-normalised": (CpuMemory, {"s": RecurrentState(1, 4, 2, normaliser=True)}, ()),
     "conv": (CpuMemory, {"c": CONV}, ()),
     "conv-short": (CpuMemory, {"c": ConvState(3, 2)}, ()),
-    "all": (CpuMemory, ALL, (1,)),
-    "all-bare": (CpuMemory, {"a": KVState(1, 3), "s": BARE, "c": ConvState(3, 3)}, (4,)),
-    "borrowed": (CpuMemory, {"a": KVState(2, 5), "l": BorrowedState("a")}, (2,)),
-    "borrowed-only": (CpuMemory, {"l": BorrowedState("a", "model")}, (4,)),
+    "all": (CpuMemory, ALL, (8,)),
+    "all-bare": (CpuMemory, {"a": KVState(1, 3), "s": BARE, "c": ConvState(3, 3)}, (32,)),
+    "borrowed": (CpuMemory, {"a": KVState(2, 5), "l": BorrowedState("a")}, (16,)),
+    "borrowed-only": (CpuMemory, {"l": BorrowedState("a", "model")}, (32,)),
     "reference": (ReferenceMemory, TWO, ()),
     "reference-borrowed": (ReferenceMemory, {**TWO, "l": BorrowedState("b")}, ()),
 }
@@ -164,11 +165,13 @@ class World:
     def rewind(self, a: int, b: int) -> None:
         actor = self._actor(a)
         length = max(0, len(actor.text) - b % 97) if b % 3 else b % (len(actor.text) + 1)
-        wanted = length
-        actor.points = [point for point in actor.points if point[0] <= length]
+        goal, cut = length, self.memory.cut
+        length = wanted = cut(actor.state, length)
+        kept = [point for point in actor.points if point[0] <= length]
+        actor.points = [point for point in kept if cut(actor.state, point[0]) == point[0]]
         if length < max(self._lowest(actor.fold), actor.first + self.before):
             wanted, actor.fold, actor.first = actor.points[-1] if actor.points else (0, 0, 0)
-        assert actor.state.rewind(length) == wanted
+        assert actor.state.rewind(goal) == wanted
         actor.text, actor.pending = actor.text[:wanted], []
         self._forget(actor)
 

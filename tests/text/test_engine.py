@@ -29,7 +29,7 @@ from tests.tiny import EOS, SPECIAL, TEMPLATE, VOCAB, tiny_graph, tiny_tokenizer
 
 GRAPH = tiny_graph(quant="int4", context=512)
 WEIGHTS = tiny_weights(GRAPH)
-PAGE_BYTES = bytes_per_page(GRAPH, 2)
+PAGE_BYTES = bytes_per_page(GRAPH, 16)
 NO_END = {"logit_bias": {EOS: -100.0}}
 PROMPTS = [f"{i} {'word ' * (7 * i % 23)}" for i in range(8)]
 LONG = {"max_tokens": 300, **NO_END}

@@ -176,7 +176,7 @@ def test_the_least_recently_used_ends_go_first(kernel_folder: Path) -> None:
 
 
 def test_a_full_pool_takes_unused_beginnings_back(kernel_folder: Path) -> None:
-    page = bytes_per_page(tiny_graph(quant="int4", context=512), 2)
+    page = bytes_per_page(tiny_graph(quant="int4", context=512), 16)
     session = cpu_session(kernel_folder, context=512, kv_memory=24 * page)
     with shared(session) as model:
         prompts = [f"{i}" + "abcdefgh " * 50 for i in range(40)]
@@ -264,7 +264,7 @@ def soak(model: TextModel, count: int, seed: int) -> None:
 def test_a_soak_leaves_nothing_behind(kind: str, count: int, kernel_folder: Path) -> None:
     if kind == "kv":  # a pool that runs dry, and a budget that is small
         graph_pages = 40
-        page = bytes_per_page(tiny_graph(quant="int4", context=CONTEXT), 2)
+        page = bytes_per_page(tiny_graph(quant="int4", context=CONTEXT), 16)
         session: Any = cpu_session(kernel_folder, kv_memory=graph_pages * page)
     else:
         session = sessions(kernel_folder)[kind]()
