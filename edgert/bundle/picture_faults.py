@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .. import limits
-
-if TYPE_CHECKING:
-    from .manifest import ImageSpec
 
 CONDITIONINGS = ("", "labels", "captions")  # of image.conditioning; "": nothing
 LATENT_VALUE = 1e6  # largest number of image.latents; from its inverse on where one divides
 GUIDANCE = 1000  # largest default
 
 
-def image_faults(image: ImageSpec) -> Iterable[str]:
-    """Why a picture section means nothing."""
+def image_faults(image: Any) -> Iterable[str]:
+    """Why a picture section means nothing. image: the manifest's `ImageSpec`."""
     if image.conditioning not in CONDITIONINGS:
         yield f"image.conditioning is {image.conditioning[:32]!r}, expected one of {CONDITIONINGS}"
     if set(image.captions) != set(image.tokenizers) and image.captions:
