@@ -29,11 +29,11 @@ APPEND = operands(
 # feed that it sees as bits, -1 for all before it. tiles: address of the tile count and of how many
 # segments a context has, int64 each, then int32 tiles (first row, rows). partials: results of
 # segments that threads share. counters: int64 a tile and kv head. The scratch bytes of a thread
-# stand in the word before the scratch.
+# stand in the word before the scratch. sinks: float32 a head, 0 for none.
 ATTEND = operands(
     "q", "q_stride", "heads", "kv_heads", "size", "window", "softcap", "slots", "places",
     "visible", "tables", "keys", "values", "k_page", "v_page", "y", "y_stride", "tiles",
-    "partials", "counters", "scratch", "ctrl",
+    "partials", "counters", "scratch", "ctrl", "sinks",
 )  # fmt: skip
 
 ELEMENTS = {4: "f32", 2: "f16", 1: "int8"}  # bytes of a cached value -> its kernel's name
@@ -108,6 +108,7 @@ def _attend(b: Builder, node: Any, attrs: dict[str, Any], queries: str) -> None:
         "values": pages.values, "k_page": pages.key_bytes, "v_page": pages.value_bytes, "y": y,
         "y_stride": b.stride(y), "tiles": "@tiles", "partials": "@partials",
         "counters": "@counters", "scratch": "@scratch", "ctrl": "@ctrl",
+        "sinks": weight(node, "sinks"),
     }  # fmt: skip
     b.step(f"attend_{ELEMENTS[pages.element_bytes]}", ATTEND, y, [queries], words)
 

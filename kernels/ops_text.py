@@ -59,6 +59,8 @@ def _attended(x: Shape, packed: int, weights: Mapping[str, tuple[int, ...]], att
     for slot in ("q_norm", "k_norm"):
         if slot in weights:
             need(weights[slot] == (size,), f"attention: {slot} {weights[slot]}, expected ({size},)")
+    if "sinks" in weights:
+        need(weights["sinks"] == (heads,), f"attention: sinks {weights['sinks']}, {heads} heads")
     both = packed > heads
     alone = both and ("q_norm" in weights) != ("k_norm" in weights)
     need(not alone, "attention: only one of q_norm, k_norm")
@@ -140,13 +142,16 @@ TEXT: tuple[Op, ...] = (
     ),
     Op(
         "attention", "attention", ("qkv",), _attention,
-        weights={"q_norm": False, "k_norm": False, "inv_freq": False, "inv_freq_long": False},
+        weights={
+            "q_norm": False, "k_norm": False, "inv_freq": False, "inv_freq_long": False,
+            "sinks": False,
+        },
         attrs=_ATTENTION_ATTRS,
         state_of=_kv_state,
     ),
     Op(
         "shared_attention", "attention", ("q",), _shared_attention,
-        weights={"q_norm": False, "inv_freq": False, "inv_freq_long": False},
+        weights={"q_norm": False, "inv_freq": False, "inv_freq_long": False, "sinks": False},
         attrs=_ATTENTION_ATTRS,
         state_of=_kv_state,
         borrows=True,

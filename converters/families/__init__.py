@@ -22,6 +22,7 @@ __all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "
 FAMILIES: Mapping[str, str] = {
     "2mamba": "two_mamba",
     "cohere2": "cohere2",
+    "deepseek_v2": "deepseek_v2",
     "ernie4_5": "ernie4_5",
     "exaone4": "exaone4",
     "falcon_h1": "falcon_h1",
@@ -30,6 +31,7 @@ FAMILIES: Mapping[str, str] = {
     "gemma3_text": "gemma3_text",
     "glm4": "glm4",
     "gpt_neox": "gpt_neox",
+    "gpt_oss": "gpt_oss",
     "granite": "granite",
     "granitemoe": "granitemoe",
     "granitemoehybrid": "granitemoehybrid",

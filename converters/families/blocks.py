@@ -209,9 +209,10 @@ def attention(
     qk_norm: bool = False,
     qk_offset: float = 0.0,
     norms: tuple[str, str] = ("q_norm", "k_norm"),
+    sinks: bool = False,
 ) -> str:
     """Attention over a new state "kv<layer>" [T, H * D]. A window counts the token itself. norms:
-    what the checkpoint calls them."""
+    what the checkpoint calls them. sinks: heads have one each, a vector of the checkpoint."""
     weights, own = dict(rope.slots), window or 0
     attrs: dict[str, Any] = {
         "heads": b.heads,
@@ -229,6 +230,9 @@ def attention(
         for key, name in zip(("q_norm", "k_norm"), norms, strict=True):
             tensor = b.at(layer, f"self_attn.{name}.weight")
             weights[key] = b.vector(f"layers.{layer}.{key}", tensor, b.head_dim, offset=qk_offset)
+    if sinks:
+        name = b.at(layer, "self_attn.sinks")
+        weights["sinks"] = b.vector(f"layers.{layer}.sinks", name, b.heads)
     state = f"kv{layer}"
     b.states[state] = KVState(b.kv_heads, b.head_dim, own)
     return b.node(

@@ -186,6 +186,8 @@ def hybrid(
             borrowed |= {node.state} if node.op == "shared_attention" else set()
             nodes.append(node)
             continue
+        if "sinks" in node.weights:
+            faults.append(f"{KEY}: layer {wanted[node.state]} has sinks, expected none there")
         layer = _Layer(graph, node, wanted[node.state], c)
         layer.attention(layer.conv(node.inputs[0]), layer.gates())
         nodes += layer.nodes

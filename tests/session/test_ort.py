@@ -102,9 +102,9 @@ def _all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 # https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html, "Supported ONNX
 # operators"; Reshape is not in that table but has a builder there. Constants and Identity vanish.
 QNN_OPS = {
-    "Add", "Cast", "Concat", "Div", "Equal", "Gather", "Gelu", "LayerNormalization", "MatMul",
-    "Mul", "Pow", "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Softmax", "Split", "Sqrt",
-    "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze",
+    "Add", "Cast", "Clip", "Concat", "Div", "Equal", "Gather", "Gelu", "LayerNormalization",
+    "MatMul", "Mul", "Pow", "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Slice", "Softmax",
+    "Split", "Sqrt", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze",
 }  # fmt: skip
 
 
