@@ -1,4 +1,4 @@
-"""experts on torch: each expert in turn, for the tokens that picked it.
+"""experts on torch: each expert in turn, for the tokens that picked it; rows of latent attention.
 
 Differentiable in everything but the choice."""
 
@@ -61,4 +61,24 @@ def experts(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     return y.view(inputs[0].shape)
 
 
-EXPERTS: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {"experts": experts}
+def _latent_heads(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    q, kv, shared = inputs
+    own, value, heads = attrs["own"], attrs["value"], attrs["heads"]
+    each = kv.view(*kv.shape[:-1], heads, own + value)
+    turning = shared.unsqueeze(-2).expand(*each.shape[:-1], attrs["shared"])
+    keys = torch.cat([turning, each[..., :own]], dim=-1)
+    values = F.pad(each[..., own:], (0, attrs["shared"] + own - value))
+    return torch.cat([q, keys.flatten(-2), values.flatten(-2)], dim=-1)
+
+
+def _first_columns(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    (x,) = inputs
+    parts = x.reshape(*x.shape[:-1], -1, attrs["size"])
+    return parts[..., : attrs["keep"]].flatten(-2)
+
+
+EXPERTS: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
+    "experts": experts,
+    "latent_heads": _latent_heads,
+    "first_columns": _first_columns,
+}

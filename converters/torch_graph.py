@@ -115,15 +115,20 @@ def _visible(length: int, window: int, device: torch.device) -> Tensor:
     return seen & (t[None, :] > t[:, None] - window) if window else seen
 
 
-def _attend(q: Tensor, cache: Cache, attrs: Attrs) -> Tensor:
-    """Queries [B, H, T, D] over keys and values of as many rows -> [B, T, H * D]."""
+def _attend(q: Tensor, cache: Cache, attrs: Attrs, sinks: Tensor | None = None) -> Tensor:
+    """Queries [B, H, T, D] over keys and values of as many rows -> [B, T, H * D]. sinks: [H]."""
     share = attrs["heads"] // attrs["kv_heads"]
     k, v = (x.repeat_interleave(share, dim=1) for x in cache)
     seen = _visible(q.shape[2], attrs["window"], q.device)
-    if attrs["softcap"]:
+    if attrs["softcap"] or sinks is not None:
         scores = q @ k.transpose(-1, -2) * attrs["scale"]
-        scores = attrs["softcap"] * torch.tanh(scores / attrs["softcap"])
-        y = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+        if attrs["softcap"]:
+            scores = attrs["softcap"] * torch.tanh(scores / attrs["softcap"])
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if sinks is not None:
+            column = sinks[:, None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, column], dim=-1)
+        y = scores.softmax(-1)[..., : k.shape[2]] @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attrs["scale"])
     out: Tensor = y.transpose(1, 2).flatten(2)
@@ -155,7 +160,7 @@ def _attention(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> t
     """Rows [q | k | v] -> attended rows and the cache they make."""
     q, k, v = heads_of(x, w, attrs, positions)
     cache = Cache(k, v)
-    return _attend(q, cache, attrs), cache
+    return _attend(q, cache, attrs, w.get("sinks")), cache
 
 
 def _shared_attention(
@@ -163,7 +168,7 @@ def _shared_attention(
 ) -> Tensor:
     """Rows of queries over another node's cache."""
     q = x.view(*x.shape[:2], attrs["heads"], attrs["head_dim"])
-    return _attend(_prepared(q, "q_norm", w, attrs, positions), cache, attrs)
+    return _attend(_prepared(q, "q_norm", w, attrs, positions), cache, attrs, w.get("sinks"))
 
 
 def _add_learned_positions(x: Tensor, w: Slots, attrs: Attrs, p: Tensor) -> Tensor:

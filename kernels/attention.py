@@ -13,6 +13,9 @@ rotate: angle = p * inv_freq; (a, b) -> (a cos - b sin, b cos + a sin), times `r
 frequency i turns by (M-RoPE, arXiv 2409.12191). Sequences longer than `rope_switch` use
 inv_freq_long and rope_long_scale.
 
+With `sinks` a head's softmax has one term more, e^sink, that no value belongs to
+(arXiv 2309.17453, as gpt-oss learns it).
+
 A token sees itself and what came before it, the last `window` of them (0: all). In a tree it sees
 its ancestors.
 
@@ -117,10 +120,11 @@ def _prepared(
 
 
 def attend(
-    q: F32, keys: F32, values: F32, seen: NDArray[np.bool_], attrs: Mapping[str, Any]
-) -> F32:
+    q: F32, keys: F32, values: F32, seen: NDArray[np.bool_], attrs: Mapping[str, Any],
+    sinks: F32 | None = None,
+) -> F32:  # fmt: skip
     """Queries float32 [T, H, D] of one sequence over its keys and values float32 [n, G, D], where
-    `seen` [T, n] -> [T, H, D]."""
+    `seen` [T, n] -> [T, H, D]. sinks: float32 [H]."""
     share = q.shape[1] // keys.shape[1]
     keys = np.repeat(keys, share, axis=1).transpose(1, 2, 0)  # [H, D, n]
     values = np.repeat(values, share, axis=1).transpose(1, 0, 2)  # [H, n, D]
@@ -128,19 +132,24 @@ def attend(
     if attrs["softcap"]:
         scores = attrs["softcap"] * np.tanh(scores / np.float32(attrs["softcap"]))
     scores = np.where(seen, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    top = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks[:, None, None])
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights /= total if sinks is None else total + np.exp(sinks[:, None, None] - top)
     out: F32 = (weights @ values).transpose(1, 0, 2).astype(np.float32)
     return out
 
 
-def _attended(q: F32, attrs: Mapping[str, Any], kv: KVRows) -> F32:
+def _attended(q: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
     """Queries float32 [T, H, D] of all sequences -> rows [T, H * D]."""
     out = np.empty_like(q)
     for index in np.unique(kv.sequence):
         mine = kv.sequence == index
         seen = kv.seen(index, attrs["window"])
-        out[mine] = attend(q[mine], kv.keys[index], kv.values[index], seen, attrs)
+        keys, values = kv.keys[index], kv.values[index]
+        out[mine] = attend(q[mine], keys, values, seen, attrs, weights.get("sinks"))
     return out.reshape(len(out), -1)
 
 
@@ -153,7 +162,7 @@ def attention(
     q, k, v = np.split(rows, [heads, heads + groups], axis=1)
     q, k = _prepared(q, "q_norm", weights, attrs, kv), _prepared(k, "k_norm", weights, attrs, kv)
     kv.append(k, v)
-    return _attended(q, attrs, kv)
+    return _attended(q, weights, attrs, kv)
 
 
 def shared_attention(
@@ -161,7 +170,7 @@ def shared_attention(
 ) -> F32:
     """q float32 [T, H * D] -> float32 [T, H * D], over what the owner of `kv` has appended."""
     q = inputs[0].reshape(len(inputs[0]), attrs["heads"], attrs["head_dim"])
-    return _attended(_prepared(q, "q_norm", weights, attrs, kv), attrs, kv)
+    return _attended(_prepared(q, "q_norm", weights, attrs, kv), weights, attrs, kv)
 
 
 __all__ = ["LOWER", "ONNX", "PORTS", "REFERENCE", "KVRows", "attend", "attention", "rotate"]

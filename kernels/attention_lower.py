@@ -37,11 +37,12 @@ CODE_PAGE = operands(
 # feed that it sees as bits, -1 for all before it. tiles: address of the tile count and of how many
 # segments a context has, int64 each, then int32 tiles (first row, rows). partials: results of
 # segments that threads share. counters: int64 a tile and kv head. The scratch bytes of a thread
-# stand in the word before the scratch. fresh, ...: as `CODE_PAGE` has them, 0 without codes.
+# stand in the word before the scratch. sinks: float32 a head, 0 for none. fresh, ...: as
+# `CODE_PAGE` has them, 0 without codes.
 ATTEND = operands(
     "q", "q_stride", "heads", "kv_heads", "size", "window", "softcap", "slots", "places",
     "visible", "tables", "keys", "values", "k_page", "v_page", "y", "y_stride", "tiles",
-    "partials", "counters", "scratch", "ctrl", "fresh", "fresh_keys", "fresh_values",
+    "partials", "counters", "scratch", "ctrl", "fresh", "fresh_keys", "fresh_values", "sinks",
 )  # fmt: skip
 
 ELEMENTS = {32: "f32", 16: "f16", 8: "int8", 4: "int4"}  # bits of a cache -> its kernel's name
@@ -139,6 +140,7 @@ def _attend(b: Builder, node: Any, attrs: dict[str, Any], queries: str) -> None:
         "counters": "@counters", "scratch": "@scratch", "ctrl": "@ctrl",
         "fresh": "@fresh" if fresh else "", "fresh_keys": fresh.keys if fresh else "",
         "fresh_values": fresh.values if fresh else "",
+        "sinks": weight(node, "sinks"),
     }  # fmt: skip
     b.step(f"attend_{ELEMENTS[pages.bits]}", ATTEND, y, [queries], words)
 

@@ -6,7 +6,7 @@ Three styles, decided a node (`style`):
     rotary  RotaryEmbedding on q and k, then GroupQueryAttention (head sizes and rotary widths that
             the rotary of GroupQueryAttention refuses)
     plain   standard ops: the standard dialect, head sizes that are no multiple of 8, rotary axes,
-            and shared_attention everywhere (GroupQueryAttention wants new keys)
+            sinks, and shared_attention everywhere (GroupQueryAttention wants new keys)
 
 Keys and values of the first two live in buffers [B, G, P, D] that are past and present at once (the
 session binds one buffer to both). `plain` reads past buffers and a mask made by the session, and
@@ -49,7 +49,7 @@ def _pairs(call: Call) -> int:
 
 
 def _style(call: Call, *, standard: bool) -> str:
-    return style(call.attrs, _pairs(call), standard=standard)
+    return style(call.attrs, _pairs(call), standard=standard or "sinks" in call.weights)
 
 
 def rope_name(weights: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
@@ -288,11 +288,24 @@ def _attended(ctx: EmitContext, call: Call, q: str, mask: str) -> None:
         signature = (["x"], ["cap"])
         scores = ctx.call("Softcap", [scores], None, softcap_body, signature, cap=attrs["softcap"])
     scores = ctx.op("Add", [scores, f"{mask}.{attrs['window']}"])
-    shares = ctx.op("Softmax", [scores], axis=-1)
+    shares = _shares(ctx, call, scores)
     shares = ctx.op("Reshape", [shares, ctx.ints(0, groups, -1, 0)])
     y = ctx.op("Reshape", [ctx.op("MatMul", [shares, values]), ctx.ints(0, heads, -1, size)])
     y = ctx.op("Transpose", [y], perm=swap)
     ctx.op("Reshape", [y, ctx.ints(0, 0, heads * size)], call.output)
+
+
+def _shares(ctx: EmitContext, call: Call, scores: str) -> str:
+    """Softmax of scores [B, H, S, n], beside the heads' sinks where there are some."""
+    if "sinks" not in call.weights:
+        return ctx.op("Softmax", [scores], axis=-1)
+    name = call.weights["sinks"].name
+    sinks = ctx.tensor(name, dims=(call.attrs["heads"], 1, 1))
+    sinks = ctx.cast(sinks, ctx.placed(name).dtype, ctx.float_type)
+    first = ctx.op("Slice", [scores, ctx.ints(0), ctx.ints(1), ctx.ints(-1)])
+    column = ctx.op("Add", [ctx.op("Mul", [first, ctx.scalar(0.0)]), sinks])
+    both = ctx.op("Softmax", [ctx.op("Concat", [scores, column], axis=-1)], axis=-1)
+    return ctx.op("Slice", [both, ctx.ints(0), ctx.ints(-1), ctx.ints(-1)])
 
 
 ONNX = {"attention": emit_attention, "shared_attention": emit_shared_attention}

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any
 
-ROW = 28  # words of an instruction
+ROW = 32  # words of an instruction
 WORD = 8  # bytes
 ROW_BYTES = ROW * WORD
 COUNT = 2 * WORD  # where the address of the row count stands

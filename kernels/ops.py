@@ -15,6 +15,7 @@ from __future__ import annotations
 from .op import Attr, Attrs, Dim, Infer, Op, OpError, Shape
 from .ops_experts import EXPERT
 from .ops_image import IMAGE, POINTWISE
+from .ops_latent import LATENT
 from .ops_linear import LINEAR
 from .ops_recurrent import RECURRENT
 from .ops_text import ACTIVATIONS, TEXT
@@ -24,4 +25,5 @@ __all__ = [
     "Shape",
 ]  # fmt: skip
 
-CATALOGUE: dict[str, Op] = {op.name: op for op in (*TEXT, *IMAGE, *RECURRENT, *LINEAR, *EXPERT)}
+_ROWS = (*TEXT, *IMAGE, *RECURRENT, *LINEAR, *EXPERT, *LATENT)
+CATALOGUE: dict[str, Op] = {op.name: op for op in _ROWS}

@@ -65,6 +65,8 @@ def _attended(x: Shape, packed: int, weights: Mapping[str, tuple[int, ...]], att
         "q_norm" in weights or not attrs["norm_last"],
         "attention: norm_last without the norms that it is about",
     )
+    if "sinks" in weights:
+        need(weights["sinks"] == (heads,), f"attention: sinks {weights['sinks']}, {heads} heads")
     both = packed > heads
     alone = both and ("q_norm" in weights) != ("k_norm" in weights)
     need(not alone, "attention: only one of q_norm, k_norm")
@@ -174,13 +176,16 @@ TEXT: tuple[Op, ...] = (
     ),
     Op(
         "attention", "attention", ("qkv",), _attention,
-        weights={"q_norm": False, "k_norm": False, "inv_freq": False, "inv_freq_long": False},
+        weights={
+            "q_norm": False, "k_norm": False, "inv_freq": False, "inv_freq_long": False,
+            "sinks": False,
+        },
         attrs=_ATTENTION_ATTRS,
         state_of=_kv_state,
     ),
     Op(
         "shared_attention", "attention", ("q",), _shared_attention,
-        weights={"q_norm": False, "inv_freq": False, "inv_freq_long": False},
+        weights={"q_norm": False, "inv_freq": False, "inv_freq_long": False, "sinks": False},
         attrs=_ATTENTION_ATTRS,
         state_of=_kv_state,
         borrows=True,

@@ -217,9 +217,11 @@ def attention(
     qk_offset: float = 0.0,
     norms: tuple[str, str] = ("q_norm", "k_norm"),
     norm_last: bool = False,
+    sinks: bool = False,
 ) -> str:
     """Attention over a new state "kv<layer>" [T, H * D]. A window counts the token itself. norms:
-    what the checkpoint calls them. norm_last: whether they come behind the rotation."""
+    what the checkpoint calls them. norm_last: whether they come behind the rotation. sinks: heads
+    have one each, a vector of the checkpoint."""
     weights, own = dict(rope.slots), window or 0
     attrs: dict[str, Any] = {
         "heads": b.heads,
@@ -237,6 +239,9 @@ def attention(
         for key, name in zip(("q_norm", "k_norm"), norms, strict=True):
             tensor = b.at(layer, f"self_attn.{name}.weight")
             weights[key] = b.vector(f"layers.{layer}.{key}", tensor, b.head_dim, offset=qk_offset)
+    if sinks:
+        name = b.at(layer, "self_attn.sinks")
+        weights["sinks"] = b.vector(f"layers.{layer}.sinks", name, b.heads)
     state = f"kv{layer}"
     b.states[state] = KVState(b.kv_heads, b.head_dim, own)
     return b.node(

@@ -193,6 +193,8 @@ def hybrid(
             continue
         if node.attrs.get("norm_last"):
             faults.append("attention norms behind the rotation, expected before it or none")
+        if "sinks" in node.weights:
+            faults.append(f"{KEY}: layer {wanted[node.state]} has sinks, expected none there")
         layer = _Layer(graph, node, wanted[node.state], c)
         layer.attention(layer.conv(node.inputs[0]), layer.gates())
         nodes += layer.nodes

@@ -40,6 +40,8 @@ def turnable(graph: Graph, options: LinearizeOptions) -> list[Turn]:
         state = graph.states.get(node.state)
         if node.op != "attention" or not isinstance(state, KVState) or state.window:
             continue
+        if "sinks" in node.weights:
+            continue
         attrs = CATALOGUE["attention"].check_attrs(node.attrs)
         maker = makers.get(node.inputs[0])
         number = node.state.removeprefix("kv")
@@ -56,8 +58,8 @@ def turnable(graph: Graph, options: LinearizeOptions) -> list[Turn]:
         kinds = sorted({node.op for node in graph.nodes if node.state})
         raise ConvertError(
             f"no layer can be linearized among those with {kinds}, expected attention over the "
-            "whole context, without a soft cap or norms behind the rotation, whose queries have "
-            "no factors and whose keys no other layer reads",
+            "whole context, without a soft cap, sinks or norms behind the rotation, whose queries "
+            "have no factors and whose keys no other layer reads",
             code="linearize-layers",
             hint="layers with a window remember little as they are",
         )

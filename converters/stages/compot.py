@@ -30,6 +30,7 @@ from ..compress.job import Factored, FactorJob, factor_matrix
 from ..layers import Layers, passed_nbytes
 from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
+from .part_encodings import experts_of, made_for
 from .weight_cache import WeightCache
 
 # Bits of the codes' values that go with an encoding of A: 6 are the knee at 4 bits (specs).
@@ -72,6 +73,8 @@ class Compot:
 
     def run(self, part: PartInProgress, context: Context) -> PartInProgress:
         targets = targets_of(part.graph)
+        if experts_of(part.graph):
+            notice("experts are not factored, only the matrices beside them")
         if not targets:
             return self._nothing(part)
         self._layers(context, targets)  # too little memory is an error before the work
@@ -181,9 +184,13 @@ def spectrum_of(job: tuple[str, Any]) -> Spectrum:
 
 
 def targets_of(graph: Graph) -> dict[str, str]:
-    """Matrices that can be factored, and the values that their products read."""
-    found = inputs_of(graph)
-    return {n: v for n, v in found.items() if min(graph.weights[n].shape) >= SMALLEST}
+    """Matrices that can be factored, and the values that their products read: not routers of
+    experts, nor their stacks."""
+    found, routers = inputs_of(graph), made_for(graph, "logits")
+    return {
+        n: v for n, v in found.items()
+        if min(graph.weights[n].shape) >= SMALLEST and n not in routers
+    }  # fmt: skip
 
 
 def factored(

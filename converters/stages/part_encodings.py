@@ -27,7 +27,7 @@ def matrices(graph: Graph) -> set[str]:
     return held - exact
 
 
-def _made_for(graph: Graph, wanted: str) -> set[str]:
+def made_for(graph: Graph, wanted: str) -> set[str]:
     """Matrices of few rows by what their products are: `gates`, decays and steps of recurrent
     layers, whose errors add up along a text; `logits`, by which experts are picked."""
     products = {node.output: node for node in graph.nodes if node.op == "linear"}
@@ -68,8 +68,8 @@ def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[
     if quant == EXACT or ENCODINGS[quant].grid is None:
         return {}
     if role in STEPPED:
-        gates = dict.fromkeys(_made_for(graph, "gates"), embed_quant)
-        return gates | dict.fromkeys(_made_for(graph, "logits"), HALF)
+        gates = dict.fromkeys(made_for(graph, "gates"), embed_quant)
+        return gates | dict.fromkeys(made_for(graph, "logits"), HALF)
     chosen, held = dict[str, str](), matrices(graph)
     shapes, single = graph.shapes(), set(held)
     for node in graph.nodes:

@@ -34,7 +34,7 @@ from ..simd import (
 from .attention_tile import key_products, value_products
 from .attention_tree import tree_page
 from .layout import PAGE, SEGMENT, TILE_TOKENS
-from .softmax import clear, finish, merge, update, zero_scores
+from .softmax import add_sink, clear, finish, merge, update, zero_scores
 from .vm import claim, kernel
 
 
@@ -162,6 +162,19 @@ def _span(ins: int, t0: int, n: int) -> tuple[int, int]:
     return low, newest // (PAGE * SEGMENT)
 
 
+@njit(error_model="numpy")
+def _give_out(ins: int, part: int, t0: int, n: int, g: int) -> None:
+    """The whole results of n tokens' query heads of a kv head, with their sinks, as rows of y."""
+    size, sinks = ld_i64(ins + ATTEND.size), ld_i64(ins + ATTEND.sinks)
+    y, y_stride = ld_i64(ins + ATTEND.y), ld_i64(ins + ATTEND.y_stride)
+    share, padded = ld_i64(ins + ATTEND.heads) // ld_i64(ins + ATTEND.kv_heads), -(-size // 16) * 16
+    for r in range(n * share):
+        head, total = g * share + r % share, part + r * (64 + 4 * padded)
+        if sinks != 0:
+            add_sink(total, padded, ld_f32(sinks + 4 * head))
+        finish(total, y + (t0 + r // share) * y_stride + head * size * 4, size)
+
+
 def attended(segment: Any, before: Any) -> Any:
     """A kernel of tiles and segments. segment: adds one to partial results. before: bytes of
     scratch that it takes before the queries, by the head's size."""
@@ -174,7 +187,6 @@ def attended(segment: Any, before: Any) -> Any:
         done, ctrl = ld_i64(ins + ATTEND.counters), ld_i64(ins + ATTEND.ctrl)
         heads, groups = ld_i64(ins + ATTEND.heads), ld_i64(ins + ATTEND.kv_heads)
         size = ld_i64(ins + ATTEND.size)
-        y, y_stride = ld_i64(ins + ATTEND.y), ld_i64(ins + ATTEND.y_stride)
         share, padded = heads // groups, (size + 15) // 16 * 16
         step = 64 + 4 * padded
         tile_bytes = (TILE_TOKENS * share + 3) * step
@@ -200,9 +212,7 @@ def attended(segment: Any, before: Any) -> Any:
                         if which > low:
                             for r in range(n * share):
                                 merge(total + r * step, mine + r * step, padded)
-                    for r in range(n * share):
-                        at = y + (t0 + r // share) * y_stride + (g * share + r % share) * size * 4
-                        finish(total + r * step, at, size)
+                    _give_out(ins, total, t0, n, g)
                     continue
                 # Segments shared out: each is computed apart, whoever is last merges them in order.
                 room = partials + (tile * groups + g) * split * tile_bytes
@@ -214,9 +224,7 @@ def attended(segment: Any, before: Any) -> Any:
                     for later in range(1, high - low + 1):
                         for r in range(n * share):
                             merge(room + r * step, room + later * tile_bytes + r * step, padded)
-                    for r in range(n * share):
-                        at = y + (t0 + r // share) * y_stride + (g * share + r % share) * size * 4
-                        finish(room + r * step, at, size)
+                    _give_out(ins, room, t0, n, g)
 
     return run
 

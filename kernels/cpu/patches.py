@@ -12,7 +12,7 @@ from .vm import kernel
 
 
 @njit(error_model="numpy")
-def _copy(x: int, y: int, width: int) -> None:
+def copy_row(x: int, y: int, width: int) -> None:
     """`width` float32 and no more."""
     whole = width - width % 16
     for i in range(0, whole, 16):
@@ -35,7 +35,7 @@ def patchify(ins: int, thread: int, threads: int) -> None:
         for p in range(patch * patch):
             cell = corner + p // patch * across * patch + p % patch
             at = rows + row * row_stride + 4 * p * channels
-            _copy(cells + cell * cell_stride, at, channels)
+            copy_row(cells + cell * cell_stride, at, channels)
 
 
 @kernel
@@ -52,7 +52,7 @@ def unpatchify(ins: int, thread: int, threads: int) -> None:
         for p in range(patch * patch):
             cell = corner + p // patch * across * patch + p % patch
             at = rows + row * row_stride + 4 * p * channels
-            _copy(at, cells + cell * cell_stride, channels)
+            copy_row(at, cells + cell * cell_stride, channels)
 
 
 @kernel
@@ -96,5 +96,5 @@ def concat(ins: int, thread: int, threads: int) -> None:
     y, stride = ld_i64(ins + CONCAT.y), ld_i64(ins + CONCAT.y_stride)
     start, stop = share(n, thread, threads)
     for row in range(start, stop):
-        _copy(a + row * a_stride, y + row * stride, a_width)
-        _copy(b + row * b_stride, y + row * stride + 4 * a_width, b_width)
+        copy_row(a + row * a_stride, y + row * stride, a_width)
+        copy_row(b + row * b_stride, y + row * stride + 4 * a_width, b_width)

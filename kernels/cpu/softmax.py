@@ -114,6 +114,18 @@ def merge(total: int, part: int, padded: int) -> None:
 
 
 @njit(error_model="numpy")
+def add_sink(total: int, padded: int, sink: float) -> None:
+    """A term e ** sink of the whole result's softmax that no value belongs to."""
+    a = ld_f32(total)
+    m = max(a, sink)
+    keep = _exp1(f32(a - m))
+    st_f32(total, m)
+    st_f32(total + 4, f32(f32(ld_f32(total + 4) * keep) + _exp1(f32(sink - m))))
+    if keep != f32(1.0):
+        _scale(total + 64, padded, keep)
+
+
+@njit(error_model="numpy")
 def finish(total: int, out: int, size: int) -> None:
     inverse = f32(f32(1.0) / ld_f32(total + 4))
     for d in range(size):

@@ -40,6 +40,49 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoeConfig",
         {"num_local_experts": 3, "num_experts_per_tok": 3, "attention_bias": True},
     ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 48,
+            "head_dim": 16, "sliding_window": 40, "swiglu_limit": 1.5,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "beta_fast": 32.0,
+                "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "gpt_oss-plain": (
+        "GptOssConfig",
+        {
+            "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32,
+            "attention_bias": False, "layer_types": ["full_attention"] * 3,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        {
+            "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 3,
+            "moe_intermediate_size": 32, "first_k_dense_replace": 1, "q_lora_rank": None,
+            "kv_lora_rank": 40, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+            "routed_scaling_factor": 1.7, "n_group": 1, "topk_group": 1,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32,
+                "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.9,
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "deepseek_v2-narrow": (
+        "DeepseekV2Config",
+        {
+            "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16, "q_lora_rank": 48, "kv_lora_rank": 36,
+            "qk_nope_head_dim": 12, "qk_rope_head_dim": 12, "v_head_dim": 24,
+            "attention_bias": True, "n_shared_experts": 1,
+        },
+    ),
     "granitemoehybrid-experts": (
         "GraniteMoeHybridConfig",
         {
@@ -98,11 +141,55 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True, "torch_dtype": "bfloat16",
         "transformers_version": "4.47.0.dev0", "use_cache": True, "vocab_size": 49155,
     },
+    "DeepSeek-V2-Lite": {
+        "architectures": ["DeepseekV2ForCausalLM"], "attention_bias": False,
+        "attention_dropout": 0.0, "aux_loss_alpha": 0.001, "bos_token_id": 100000,
+        "eos_token_id": 100001, "first_k_dense_replace": 1, "hidden_act": "silu",
+        "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 10944,
+        "kv_lora_rank": 512, "max_position_embeddings": 163840, "model_type": "deepseek_v2",
+        "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 64,
+        "n_shared_experts": 2, "norm_topk_prob": False, "num_attention_heads": 16,
+        "num_experts_per_tok": 6, "num_hidden_layers": 27, "num_key_value_heads": 16,
+        "pretraining_tp": 1, "q_lora_rank": None, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707,
+            "mscale_all_dim": 0.707, "original_max_position_embeddings": 4096, "type": "yarn",
+        },
+        "rope_theta": 10000, "routed_scaling_factor": 1.0, "scoring_func": "softmax",
+        "seq_aux": True, "tie_word_embeddings": False, "topk_group": 1, "topk_method": "greedy",
+        "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": True,
+        "v_head_dim": 128, "vocab_size": 102400,
+    },
+    "gpt-oss-20b": {
+        "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0,
+        "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
+        "hidden_size": 2880, "initial_context_length": 4096, "initializer_range": 0.02,
+        "intermediate_size": 2880, "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64,
+        "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8,
+        "num_local_experts": 32, "output_router_logits": False, "pad_token_id": 199999,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+            "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": False,
+        },
+        "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+        "swiglu_limit": 7.0, "tie_word_embeddings": False,
+        "transformers_version": "4.55.0.dev0", "use_cache": True, "vocab_size": 201088,
+    },
 }  # fmt: skip
-PARAMETERS = {"Qwen3-30B-A3B": 30532.1, "granite-3.1-1b-a400m": 1334.6}  # millions
+PARAMETERS = {
+    "Qwen3-30B-A3B": 30532.1,
+    "DeepSeek-V2-Lite": 15706.5,
+    "gpt-oss-20b": 20914.8,
+    "granite-3.1-1b-a400m": 1334.6,
+}  # millions
 
 # What stands in for the numbers of experts where `published.shrunk` makes a config small.
 SMALL = {
     "num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 3,
-    "moe_intermediate_size": 48,
+    "experts_per_token": 3, "moe_intermediate_size": 48,
+    "n_routed_experts": 8, "kv_lora_rank": 40, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
 }  # fmt: skip

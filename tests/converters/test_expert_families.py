@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 from edgert.converters.calibrate import Calibration
 from edgert.converters.convert import convert
 from edgert.converters.families import build
+from edgert.converters.linearize.options import LinearizeOptions
+from edgert.converters.linearize.plan import turnable
 from edgert.converters.sources.base import open_source
+from edgert.converters.stages.compot import targets_of
 from edgert.converters.stages.mixed import Mixed
 from edgert.converters.stages.quantize import Quantize
 from edgert.converters.stages.read import read
+from edgert.converters.weights import whole
 from edgert.kernels.encodings import dequantize
 from safetensors.numpy import load_file, save_file
 
@@ -26,8 +31,10 @@ from tests.converters.checkpoints import make_model, prompt, write_checkpoint
 from tests.converters.expert_cases import CONFIGS
 from tests.converters.gguf_files import write_model
 from tests.converters.test_families import run
+from tests.session.families import family_graph
 
 QWEN, GRANITE = CONFIGS["Qwen3-30B-A3B"], CONFIGS["granite-3.1-1b-a400m"]
+GPT, DEEP = CONFIGS["gpt-oss-20b"], CONFIGS["DeepSeek-V2-Lite"]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +127,19 @@ def test_stacked_tensors_of_other_sizes_are_refused(
         ({**QWEN, "use_sliding_window": True}, "'use_sliding_window' is True, expected False"),
         ({**QWEN, "shared_expert_intermediate_size": 768}, "'shared_expert_intermediate_size'"),
         ({**QWEN, "norm_topk_prob": "yes"}, "'norm_topk_prob' is 'yes'"),
+        ({**GPT, "experts_per_token": 2}, "is 2, expected 'num_experts_per_tok', 4"),
+        ({**DEEP, "v_head_dim": 200}, "'v_head_dim' is 200, expected at most the 192 of a key"),
+        ({**DEEP, "qk_rope_head_dim": 63}, "'qk_rope_head_dim' 63, expected multiples of an even"),
+        ({**DEEP, "kv_lora_rank": 500}, "'kv_lora_rank' 500 and 'qk_rope_head_dim' 64, expected"),
+        ({**DEEP, "qk_rope_head_dim": 0}, "'qk_rope_head_dim' is 0, expected 1 to"),
+        ({**DEEP, "num_key_value_heads": 4}, "'num_key_value_heads' is 4, expected"),
+        ({**DEEP, "q_lora_rank": 0}, "'q_lora_rank' is 0, expected 1 or more, or null"),
+        ({**DEEP, "topk_method": "group_limited_greedy"}, "'topk_method' is .*expected 'greedy'"),
+        ({**DEEP, "n_group": 8}, "'n_group' is 8, expected 1"),
+        ({**DEEP, "n_shared_experts": 0}, "'n_shared_experts' is 0"),
+        ({**GPT, "swiglu_limit": 0.0}, "'swiglu_limit' is 0.0, expected a positive number"),
+        ({**GPT, "swiglu_alpha": 1.0}, "'swiglu_alpha' is 1.0, expected 1.702"),
+        ({**GPT, "layer_types": ["full_attention"]}, "'layer_types' has 1 entries"),
         ({**GRANITE, "num_local_experts": -1}, "'num_local_experts' is -1, expected 1 to 1024"),
         ({**GRANITE, "intermediate_size": 500}, "is 500, expected a multiple of 16"),
     ],
@@ -154,3 +174,52 @@ def test_gguf_stacks_are_taken_over_where_experts_have_kernels(
             assert_close(f"{kind} {slot}", wanted, dequantize(found), rms=1e-2)
         session = open_session(bundle, SessionOptions("cpu", threads=1))
         assert np.isfinite(run(session, prompt(9))).all()
+
+
+def test_mxfp4_blocks_are_refused_by_name(tmp_path: Path) -> None:
+    write_checkpoint("gpt_oss", tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith("experts.gate_up_proj")]:
+        rows = tensors.pop(name).shape[2]
+        tensors[f"{name}_blocks"] = np.zeros((8, rows, 2, 16), np.uint8)
+        tensors[f"{name}_scales"] = np.full((8, rows, 2), 127, np.uint8)
+    save_file(tensors, path)
+    config = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"],
+    }  # fmt: skip
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConvertError, match="mxfp4"):
+        convert(tmp_path / "m", tmp_path / "out.edge", quant="int8", progress=False)
+
+
+def test_routers_and_experts_are_not_factored() -> None:
+    targets = targets_of(build(QWEN).graph)
+    assert "layers.0.qkv" in targets
+    assert not [name for name in targets if "router" in name or "experts" in name]
+
+
+def test_layers_with_sinks_are_not_linearized() -> None:
+    graph, _ = family_graph("gpt_oss")
+    with pytest.raises(ConvertError, match="no layer can be linearized"):
+        turnable(graph, LinearizeOptions())
+
+
+def test_turned_stacks_are_read_by_columns(tmp_path: Path) -> None:
+    """gpt-oss has its matrices turned, gates and ups in alternating columns."""
+    model = write_checkpoint("gpt_oss", tmp_path / "m")
+    with open_source(tmp_path / "m") as source:
+        (part,) = read(source).parts
+        module = model.model.layers[1].mlp.experts
+        both, bias = module.gate_up_proj.detach().numpy(), module.gate_up_proj_bias.detach().numpy()
+        wanted = [both[:, :, at::2].transpose(0, 2, 1).reshape(-1, 64) for at in (0, 1)]
+        found = part.weights["layers.1.experts_gate_up"]
+        assert np.array_equal(whole(found), np.concatenate(wanted))
+        assert np.array_equal(found.rows(45, 51), np.concatenate(wanted)[45:51])
+        wanted = [bias[:, at::2].reshape(-1) for at in (0, 1)]
+        assert np.array_equal(
+            whole(part.weights["layers.1.experts_gate_up_bias"]), np.concatenate(wanted)
+        )
+        down = module.down_proj.detach().numpy().transpose(0, 2, 1).reshape(-1, 48)
+        assert np.array_equal(whole(part.weights["layers.1.experts_down"]), down)

@@ -1,4 +1,4 @@
-"""Cases of the op `experts`, for test_catalogue.py. Each is a `Case`'s arguments."""
+"""Cases of ops of `experts` and `latent`, for test_catalogue.py. Each is a `Case`'s arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,25 @@ def _experts(
     }  # fmt: skip
 
 
+def _latent(heads: int, shared: int, own: int, value: int, rows: int) -> Spec:
+    return {
+        "width": heads * (shared + own), "rows": rows,
+        "attrs": {"heads": heads, "shared": shared, "own": own, "value": value},
+        "inputs": {"kv": ("T", heads * (own + value)), "shared": ("T", shared)},
+        "label": f"{heads}x{shared}-{own}-{value}",
+    }  # fmt: skip
+
+
+def _first(parts: int, size: int, keep: int, rows: int) -> Spec:
+    return {
+        "width": parts * size, "rows": rows, "attrs": {"size": size, "keep": keep},
+        "label": f"{keep}-of-{size}",
+    }  # fmt: skip
+
+
 CASES: dict[str, list[Spec]] = {
+    "latent_heads": [_latent(4, 16, 32, 32, 63), _latent(3, 2, 5, 7, 500), _latent(1, 8, 8, 3, 1)],
+    "first_columns": [_first(4, 48, 32, 63), _first(3, 7, 5, 500), _first(1, 16, 16, 1)],
     "experts": [
         *(
             _experts(encoding, rows, (64, 48, 8, 2))

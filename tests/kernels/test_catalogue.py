@@ -85,7 +85,7 @@ def _linear(encoding: str, n: int, k: int, rows: int, *, bias: bool = False) -> 
 def _attention(
     heads: int, kv: int, size: int, pairs: int, rows: int, label: str, **more: Any
 ) -> Case:
-    """more: attributes, and `norm` or `long` to give those weights."""
+    """more: attributes, and `norm`, `long` or `sinks` to give those weights."""
     weights: dict[str, tuple[tuple[int, ...], str]] = {}
     if more.pop("norm", False):
         weights |= {slot: ((size,), "f32") for slot in ("q_norm", "k_norm")}
@@ -93,6 +93,8 @@ def _attention(
         weights["inv_freq"] = ((pairs,), "f32")
     if more.pop("long", False):
         weights["inv_freq_long"] = ((pairs,), "f32")
+    if more.pop("sinks", False):
+        weights["sinks"] = ((heads,), "f32")
     attrs = {"heads": heads, "kv_heads": kv, "head_dim": size, "scale": size**-0.5, **more}
     return Case("attention", (heads + 2 * kv) * size, rows, weights, attrs, label)
 
@@ -147,6 +149,8 @@ CASES: dict[str, list[Case]] = {
         _attention(4, 2, 24, 10, 63, "norms-last-partial", norm=True, norm_last=True),
         _attention(4, 2, 16, 8, 63, "softcap", softcap=2.0),
         _attention(4, 2, 16, 8, 63, "window-1", window=1),
+        _attention(4, 2, 16, 8, 500, "sinks", sinks=True),
+        _attention(6, 2, 32, 12, 63, "sinks-window", sinks=True, window=17),
         _attention(4, 2, 24, 12, 63, "all", norm=True, softcap=3.0, window=17, rope_scale=1.3),
         _attention(
             4, 2, 16, 8, 63, "long-rope-short",
@@ -163,6 +167,7 @@ CASES: dict[str, list[Case]] = {
         _shared(3, 1, 20, 10, 63, "odd-head", norm=True),
         _shared(4, 2, 16, 8, 63, "norms-last", norm=True, norm_last=True),
         _shared(4, 2, 16, 0, 1, "one-row"),
+        _shared(4, 2, 16, 8, 63, "sinks", sinks=True),
     ],
     "add_learned_positions": [
         Case("add_learned_positions", c, rows, {"weight": ((CONTEXT, c), "f32")})
@@ -241,7 +246,7 @@ def build(case: Case) -> tuple[Graph, dict[str, Matrix]]:
     if op.borrows:
         width = (attrs["heads"] + 2 * attrs["kv_heads"]) * attrs["head_dim"]
         inputs.insert(0, Value("qkv", ("T", width)))
-        rotary = {s: s for s in weights if s.startswith("inv_freq")}
+        rotary = {s: s for s in weights if s.startswith(("inv_freq", "sinks"))}
         plain = {key: value for key, value in case.attrs.items() if key != "norm_last"}
         owner = Node("attention", ("qkv",), "owned", rotary, plain, "kv")
         nodes = [owner, Node(case.op, op.inputs, "y", {s: s for s in weights}, case.attrs, "lent")]

@@ -10,6 +10,7 @@ import pytest
 from edgert.kernels.encodings import quantize
 from edgert.kernels.experts import picked
 from edgert.kernels.quant import Matrix, Quantized
+from edgert.kernels.states import KVState
 from numpy.typing import NDArray
 
 from edgert.errors import BundleError, DeviceError
@@ -185,3 +186,42 @@ def test_biases_have_as_many_rows_as_their_matrices() -> None:
     weights = {**graph.weights, "b": Weight((WIDTH,))}
     with pytest.raises(BundleError, match="down_bias"):
         graph.replace(nodes=(biased,), weights=weights).shapes()
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "widths", "says"),
+    [
+        ("latent_heads", {"heads": 0}, {}, "0 heads"),
+        ("latent_heads", {"value": 9}, {}, "values of 9, expected at most the 8"),
+        ("latent_heads", {}, {"kv": 23}, "kv rows of 23, expected 24"),
+        ("latent_heads", {}, {"shared": 3}, "shared rows of 3, expected 2"),
+        ("first_columns", {"keep": 6}, {}, "keep is 6, expected 1 to 5"),
+        ("first_columns", {"size": 7}, {}, "rows of 15, expected a multiple of 7"),
+    ],
+)
+def test_rows_of_latent_attention_that_do_not_fit_are_refused(
+    op: str, attrs: dict[str, int], widths: dict[str, int], says: str
+) -> None:
+    known: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+        "latent_heads": (
+            {"heads": 2, "shared": 2, "own": 6, "value": 6}, {"q": 16, "kv": 24, "shared": 2}
+        ),
+        "first_columns": ({"size": 5, "keep": 2}, {"x": 15}),
+    }  # fmt: skip
+    given, rows = known[op]
+    inputs = tuple(Value(name, ("T", width)) for name, width in {**rows, **widths}.items())
+    node = Node(op, tuple(rows), "y", {}, {**given, **attrs})
+    graph = Graph("g", inputs, (Value("y", ("T", 48)),), (node,), {})
+    with pytest.raises(BundleError, match=says):
+        graph.shapes()
+
+
+def test_heads_have_a_sink_each() -> None:
+    attrs = {"heads": 2, "kv_heads": 1, "head_dim": 4, "scale": 0.5}
+    node = Node("attention", ("x",), "y", {"sinks": "s"}, attrs, "kv")
+    graph = Graph(
+        "g", (Value("x", ("T", 16)),), (Value("y", ("T", 8)),), (node,), {"s": Weight((3,))},
+        {"kv": KVState(1, 4)}, 64,
+    )  # fmt: skip
+    with pytest.raises(BundleError, match=r"sinks \(3,\), 2 heads"):
+        graph.shapes()

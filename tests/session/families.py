@@ -50,6 +50,7 @@ DENSE = (
     "gemma", "ministral", "ministral3", "granite", "internlm3", "olmo2", "olmo3", "exaone4",
     "ernie4_5", "helium", "glm4", "cohere2", "stablelm", "phi", "starcoder2", "gpt_neox",
     "arcee", "apertus", "hunyuan_v1_dense", "gpt2", "gemma4_text", "qwen3_moe", "granitemoe",
+    "gpt_oss", "deepseek_v2",
 )  # fmt: skip
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
@@ -138,6 +139,33 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     },
     "granitemoe": _COMMON
     | {"num_local_experts": 6, "num_experts_per_tok": 2, "residual_multiplier": 0.4},
+    "deepseek_v2": _COMMON
+    | {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": None,
+        "kv_lora_rank": 48,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 24,
+    },
+    "gpt_oss": _COMMON
+    | {
+        "head_dim": 16,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "sliding_window": 40,
+        "swiglu_limit": 1.5,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 256,
+            "truncate": False,
+        },
+    },
     "lfm2": _without("rms_norm_eps")
     | {"norm_eps": 1e-5, "layer_types": ["conv", "full_attention"], "head_dim": None},
     "mamba2": {

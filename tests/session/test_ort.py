@@ -103,7 +103,7 @@ def _all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 # operators"; Reshape is not in that table but has a builder there. Identity, constants and what is
 # made of them alone vanish.
 QNN_OPS = {
-    "Add", "Cast", "Concat", "Div", "Equal", "Exp", "Gather", "Gelu", "Greater",
+    "Add", "Cast", "Clip", "Concat", "Div", "Equal", "Exp", "Gather", "Gelu", "Greater",
     "LayerNormalization", "MatMul", "Min", "Mul", "Pow", "ReduceMean", "ReduceSum", "Relu",
     "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh", "TopK", "Transpose",
     "Unsqueeze", "Where",
