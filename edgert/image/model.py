@@ -22,7 +22,7 @@ from .decoding import decoder_rows, shown
 from .guidance import COND, UNCOND, Guidance, scale_row
 from .joint import Given, JointNetwork, in_calls, spans
 from .loop import Sampled, sample
-from .network import Arrays, Network, to_grid
+from .network import Arrays, Network, cuts_for, to_grid
 from .policies import NoCache
 from .request import ImageOptions, Request, resolve
 from .resize import resized
@@ -109,6 +109,7 @@ class ImageModel:
         self._closed = False
         self._cancelled: set[threading.Event] = set()
         self._graphs: dict[tuple[str, tuple[int, int]], Any] = {}
+        self._pieces: dict[tuple[int, str], dict[str, Any]] = {}
         defaults, down = self.spec.defaults, self.latents.downscale
         self.made = (int(defaults["height"]) // down, int(defaults["width"]) // down)
 
@@ -229,8 +230,8 @@ class ImageModel:
             guidance = guidance.alone
         joint = bool(self.denoiser.most(graph, {}))
         network = (JointNetwork if joint else Network)(
-            self.denoiser, graph, request.grid, {}, check,
-            policy=policy, whole=joint and policy == NoCache.name,
+            self.denoiser, graph, request.grid, {}, check, policy=policy,
+            cut={} if joint and policy == NoCache.name else self._cut(graph, policy),
         )  # fmt: skip
         network.conditions = self._conditions(request, guidance)
         return network, guidance
@@ -277,8 +278,15 @@ class ImageModel:
         if found is None:
             if len(self._graphs) > 8:
                 self._graphs.clear()
+                self._pieces.clear()
             found = self._graphs[part, grid] = resized(session.graph, self.made, grid)
         return found
+
+    def _cut(self, graph: Any, policy: str) -> dict[str, Any]:
+        """Pieces of a graph of `_graph`, the same objects again: sessions know them by that."""
+        if (id(graph), policy) not in self._pieces:
+            self._pieces[id(graph), policy] = cuts_for(graph, policy)
+        return self._pieces[id(graph), policy]
 
     def _drawn(self, request: Request, on_step: OnStep | None, stop: threading.Event) -> Pictures:
         def check() -> None:

@@ -24,26 +24,21 @@ class Network:
 
     graph: of that size, over the session's weights. conditions: inputs of each branch besides
     latents and timestep, by branch. check: called before every piece; it may raise. policy: the
-    cache policy that will ask, which may want other pieces (`first-block`, `fora`). whole: run it
-    in one piece. Raises DeviceError where the session has not been given a graph that is needed.
+    cache policy that will ask, which may want other pieces (`first-block`, `fora`). cut: what
+    `cuts_for` gave for it before; nothing runs it in one piece. Raises DeviceError where the
+    session has not been given a graph that is needed.
     """
 
     def __init__(
         self, session: Session, graph: Graph, grid: tuple[int, int],
         conditions: Mapping[str, Arrays], check: Callable[[], None] = lambda: None, *,
-        policy: str = "", whole: bool = False,
+        policy: str = "", cut: dict[str, Graph] | None = None,
     ) -> None:  # fmt: skip
         self.session, self.grid, self.conditions, self.check = session, grid, conditions, check
         self.whole = graph
-        self.cuts = {} if whole else cuts(graph)
+        self.cuts = cuts_for(graph, policy) if cut is None else cut
         self.first_block = bool(self.cuts) and policy == FirstBlock.name
         self.start = pieces.FIRST if self.first_block else pieces.EMBEDDED
-        if self.first_block:
-            later = pieces.pieces(graph, start=self.start)
-            self.cuts = {"embed": later.embed, "body": later.body, "head": later.head}
-        if self.cuts and policy == FORA.name:
-            inside = pieces.blocks(graph)
-            self.cuts |= {"keep": inside.keep, "reuse": inside.reuse}
         for piece in self.cuts.values() or [graph]:
             session.require(piece)
 
@@ -176,6 +171,18 @@ def cuts(graph: Graph) -> dict[str, Graph]:
     if pieces.FEATURE in made:
         given = [value.name for value in cut.embed.outputs]
         found["feature"] = pieces.reading(graph, given, pieces.FEATURE, "feature")
+    return found
+
+
+def cuts_for(graph: Graph, policy: str) -> dict[str, Graph]:
+    """The same with what a cache policy wants besides, or instead."""
+    found = cuts(graph)
+    if found and policy == FirstBlock.name:
+        later = pieces.pieces(graph, start=pieces.FIRST)
+        return {"embed": later.embed, "body": later.body, "head": later.head}
+    if found and policy == FORA.name:
+        inside = pieces.blocks(graph)
+        return {**found, "keep": inside.keep, "reuse": inside.reuse}
     return found
 
 

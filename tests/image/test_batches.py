@@ -213,3 +213,17 @@ def test_a_file_without_the_axis_is_refused(batched: dict[str, Path], tmp_path: 
         with pytest.raises(BundleError) as error:
             model("a cat", seed=1, steps=8, cache="none")
     assert error.value.code == "onnx-foreign"
+
+
+def test_pieces_are_the_same_objects_again(batched: dict[str, Path]) -> None:
+    """Sessions know graphs, and what they made for them, by identity."""
+    with edgert.load(batched["dit"], device="cpu", kind="image", threads=1) as model:
+        request = joint_request(model, "dog")
+        first, again = (model.network(request, policy="teacache")[0].cuts for _ in range(2))
+        assert first
+        assert all(again[name] is graph for name, graph in first.items())
+        assert "keep" in model.network(request, policy="fora")[0].cuts
+        model("dog", seed=1, steps=2, cache="none")
+        programs = dict(model.denoiser._programs)  # type: ignore[attr-defined]
+        model("dog", seed=1, steps=2, cache="none")
+        assert model.denoiser._programs == programs  # type: ignore[attr-defined]
