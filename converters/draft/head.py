@@ -72,7 +72,7 @@ class Head:
     def first(self, features: Tensor, embedded: Tensor, places: Tensor | None = None) -> Memory:
         """The text: features [B, T, k C] of its tokens, embedded [B, T, C] of those behind them;
         places int [S] or [B, S] that guess (default: all)."""
-        g = F.linear(features, self.weights["fc"])
+        g = F.linear(features, self.weights["fc"]).float()  # the residual rows stay exact
         at = torch.arange(g.shape[1], device=g.device)
         q, k, v = self._heads(embedded, g, at)
         places = at if places is None else places
