@@ -41,12 +41,13 @@ Means = Mapping[int, tuple[Tensor, Tensor]]  # by layer: keys and values [G, T, 
 class Found:
     """kv_map: the owner of each layer. shared: layer -> owner, in the order that they were found.
     kl: nats a token to the original on the text of the search; refused: pairs that cost more than
-    LIMIT."""
+    LIMIT, and least: what the cheapest of them costs."""
 
     kv_map: tuple[int, ...]
     shared: Mapping[int, int]
     kl: float
     refused: int
+    least: float = 0.0
 
 
 def layers_of(graph: Graph) -> list[int]:
@@ -138,7 +139,7 @@ def search(
     judged = [ids[: JUDGED[1]] for ids in sequences[: JUDGED[0]]]
     original = list(log_probabilities(model, judged))
     size = 1 + max(int(n) for s in graph.states if (n := s.removeprefix("kv")).isdecimal())
-    kv_map, found, refused, kl = list(range(size)), dict[int, int](), 0, 0.0
+    kv_map, found, refused, kl = list(range(size)), dict[int, int](), list[float](), 0.0
     for late, early in pairs_of(graph, means):
         owner = kv_map[early]
         if kv_map[late] != late or late in found.values() or len(found) == count:
@@ -148,7 +149,7 @@ def search(
         kept = {name: model.weights[name][:stop] for name, stop in rows.items()}
         cost = divergence(original, log_probabilities(TorchGraph(made, kept), judged))
         if cost > LIMIT:
-            refused += 1
+            refused.append(cost)
             continue
         kv_map, found, kl = tried, found | {late: owner}, cost
-    return Found(tuple(kv_map), found, kl, refused)
+    return Found(tuple(kv_map), found, kl, len(refused), min(refused, default=0.0))

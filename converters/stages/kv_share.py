@@ -19,8 +19,9 @@ class ShareKV:
     """A text part in which up to `layers` layers keep no keys and values, see
     `converters/kv_share.py`; other parts pass. Stages behind it calibrate on the changed part.
 
-    Report: the owner of each layer, the KL to the original in nats a token on text of the search
-    and on held text, and the share of the cache that stays.
+    Report: the owner of each layer, pairs that were refused and what the cheapest of them costs,
+    the KL to the original in nats a token on text of the search and on held text, and the share of
+    the cache that stays.
     """
 
     name = "kv-share"
@@ -45,8 +46,8 @@ class ShareKV:
         found = search(part.graph, weights, context.sequences(self.text), self.layers)
         if len(found.shared) < self.layers:
             notice(
-                f"{len(found.shared)} of {self.layers} layers share keys and values: with more the "
-                f"model says something else, by over {LIMIT} nats a token"
+                f"{len(found.shared)} of {self.layers} layers share keys and values: one more "
+                f"costs {found.least:.3g} nats a token or more, the limit is {LIMIT}"
             )
         graph, rows = shared_graph(part.graph, found.kv_map)
         cut = {n: w for n, w in graph.weights.items() if w != part.graph.weights[n]}
@@ -71,6 +72,7 @@ class ShareKV:
             kv_map=list(found.kv_map),
             shared={str(layer): owner for layer, owner in found.shared.items()},
             refused=found.refused,
+            least_refused=round(found.least, 6),
             kl=round(found.kl, 6),
             held_kl=round(divergence(before, after), 6),
             cache=round(1 - len(found.shared) / own, 4),

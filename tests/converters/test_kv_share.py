@@ -60,6 +60,7 @@ def test_what_is_shared_costs_less_than_the_limit(monkeypatch: pytest.MonkeyPatc
     fewer = kv_share.search(graph, weights, pieces(), 3)
     assert fewer.kl <= every.kl / 2
     assert fewer.refused > 0
+    assert fewer.least > every.kl / 2
     monkeypatch.setattr(kv_share, "LIMIT", 0.0)
     none = kv_share.search(graph, weights, pieces(), 3)
     assert (none.kv_map, none.kl, len(none.shared)) == (tuple(range(6)), 0.0, 0)
