@@ -317,7 +317,8 @@ class _Children:
         self._running.discard(process)
         if process.returncode:
             said = err.decode(errors="replace").strip().splitlines()
-            raise BuildError(f"{name}: {said[-1] if said else process.returncode}")
+            told = [line for line in said if "error:" in line][:1] or said[-1:]
+            raise BuildError(f"{name}: {told[0] if told else process.returncode}")
         return out.decode()
 
     def kill(self) -> None:

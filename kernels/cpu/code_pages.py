@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import njit, types
 
 from ..attention_lower import CODE_PAGE
@@ -16,6 +15,8 @@ from ..operands import COUNT
 from ..simd import f32, ld_f16, ld_i32, ld_i64, st_f16, st_i8
 from .layout import CODE_CHANNELS, CODE_TOKENS, PAGE
 from .vm import kernel
+
+WHOLE = 12582912.0  # 1.5 * 2**23: float32 numbers of that size have no digits behind the point
 
 
 @njit(error_model="numpy")
@@ -29,8 +30,8 @@ def _scaled(low: float, high: float, levels: float, scale_at: int, low_at: int) 
 
 @njit(error_model="numpy")
 def _code(x: float, low: float, inverse: float, levels: float) -> int:
-    code = np.rint(f32(f32(x - low) * inverse))
-    return types.int32(min(max(code, f32(0.0)), f32(levels)))
+    code = min(max(f32(f32(x - low) * inverse), f32(0.0)), f32(levels))
+    return types.int32(f32(f32(code + f32(WHOLE)) - f32(WHOLE)))
 
 
 @njit(error_model="numpy")
