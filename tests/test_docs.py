@@ -203,7 +203,12 @@ def test_tables_of_fields_are_the_structs() -> None:
     kinds = set(StateSpec.__args__)
     wanted = {
         each
-        for module in ("edgert.bundle.manifest", "edgert.bundle.origins", "edgert.graph")
+        for module in (
+            "edgert.bundle.manifest",
+            "edgert.bundle.image_spec",
+            "edgert.bundle.origins",
+            "edgert.graph",
+        )
         for name, each in vars(importlib.import_module(module)).items()
         if isinstance(each, type) and issubclass(each, msgspec.Struct) and name[0] != "_"
     }
