@@ -61,6 +61,8 @@ def map_faults(kv_map: Sequence[int]) -> list[str]:
 def shared(model: FamilyModel, kv_map: Sequence[int], faults: list[str]) -> FamilyModel:
     """A model whose layers have the owners of `kv_map` (states "kv<N>"); what does not fit goes
     into `faults`."""
+    if not kv_map or faults:
+        return model
     graph, wrong = model.graph, list[str]()
     nodes = {node.output: node for node in graph.nodes}
     states, recipes = dict(graph.states), dict(model.tensors)

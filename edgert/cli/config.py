@@ -41,6 +41,9 @@ NUMBERS = (type(click.INT), type(click.FLOAT))  # ranges are of these
 FILE_BYTES = 1 << 20
 
 
+FLAGS_TOO = frozenset({"draft"})  # verbs that are flags of others: a table is the verb's
+
+
 @dataclass(frozen=True)
 class Config:
     """A configuration file. path: where it is, or would be. verbs: names that may head a table.
@@ -80,6 +83,7 @@ class Config:
         """Values for a verb's parameters; its own table goes before the top. Raises RequestError
         for values of a wrong type, a flag that is given twice, and flags it does not have."""
         own, mine = self.values.get(verb, {}), _keys(command)
+        own = {} if verb in FLAGS_TOO and not isinstance(own, dict) else own
         if not isinstance(own, dict):
             raise self._unlike(verb, own, f"a table [{verb}] of flags")
         narrow: dict[str, Any] = {}
@@ -102,7 +106,11 @@ class Config:
             raise self._unknown(min(left), {*known, *self.verbs})
 
     def _tops(self) -> dict[str, Any]:
-        return {key: value for key, value in self.values.items() if key not in self.verbs}
+        return {
+            key: value
+            for key, value in self.values.items()
+            if key not in self.verbs or (key in FLAGS_TOO and not isinstance(value, dict))
+        }
 
     def _put(self, found: dict[str, Any], option: click.Option, key: str, value: Any) -> None:
         if option.name is None or option.name in found:

@@ -258,8 +258,11 @@ def _room(size: int) -> int:
     return 1024 + max(1024, (size + 15) // 16 * 256)
 
 
+_own = paged(load_f16, 2, *key_products(load_f16, 2), own=True)
+
+
 def _segmented(bits: int) -> Any:
-    coded, own = _coded(bits), paged(load_f16, 2, *key_products(load_f16, 2), own=True)
+    coded, own = _coded(bits), _own
 
     @njit(error_model="numpy")
     def segment(ins: int, t0: int, n: int, g: int, which: int, part: int, scores: int) -> None:

@@ -5,6 +5,7 @@ Page layouts are in `attention.py`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba import njit
@@ -12,6 +13,7 @@ from numba import njit
 from ..simd import bcast_f32, f32, fma, load_f32, prefetch, splat, store_f32
 
 
+@cache
 def key_products(load: Any, element: int) -> tuple[Any, Any]:
     """Scores of four rows and of one, for one cache element type: load widens 16 elements of
     `element` bytes."""
@@ -58,6 +60,7 @@ def key_products(load: Any, element: int) -> tuple[Any, Any]:
     return scores4, scores1
 
 
+@cache
 def value_products(load: Any, element: int) -> tuple[Any, Any]:
     """Weighted sums of four rows and of one, as `key_products`."""
 

@@ -224,6 +224,7 @@ def _edgert(url: str, cache: Path, *words: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_the_hub_offline_and_cut_off(checkpoint: Path, cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     repo = shutil.copytree(checkpoint, tmp_path / "repo")

@@ -13,7 +13,7 @@ import edgert
 from edgert.bundle import Bundle
 from edgert.bundle.converted import as_bundle, is_gguf
 from edgert.cli import run
-from edgert.errors import ConvertError, ResourceError
+from edgert.errors import BundleError, ConvertError, ResourceError
 from edgert.session import SessionOptions, open_session
 from tests.closeness import distance
 from tests.converters.gguf_files import write_model
@@ -81,7 +81,10 @@ def test_what_is_no_gguf_file_is_left_alone(tmp_path: Path, cache: Path) -> None
     other = tmp_path / "m.gguf"
     other.write_bytes(b"PK")
     assert not is_gguf(other)
-    assert as_bundle(other) == other
+    with pytest.raises(BundleError, match="does not begin as GGUF files do"):
+        as_bundle(other)
+    with pytest.raises(BundleError, match="is not there, expected a GGUF file"):
+        as_bundle(tmp_path / "no.gguf")
     assert as_bundle(tmp_path) == tmp_path
     assert as_bundle(tmp_path / "no") == tmp_path / "no"
     assert not cache.exists()
