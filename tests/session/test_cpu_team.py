@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgert.errors import EdgertError, RequestError, ResourceError
 from edgert.roles import vocab_size
+from edgert.session import team
 from edgert.session.base import Feed
 from edgert.session.cpu import CpuSession
 
@@ -29,6 +30,13 @@ ROWS = 256
 GRAPH = tiny_graph(quant="int4", context=512, width=128, heads=8, ff=256, layers=8)
 WEIGHTS = tiny_weights(GRAPH)
 TOKENS = np.random.default_rng(2).integers(0, vocab_size(GRAPH), ROWS).astype(np.int32)
+
+
+@pytest.fixture(autouse=True)
+def own_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions of a test have a team of their own: models that other files' fixtures keep open in
+    this process hold theirs."""
+    monkeypatch.setattr(team, "_team", None)
 
 
 @pytest.fixture(params=[1, 2, 3])
