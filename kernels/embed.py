@@ -50,7 +50,7 @@ def _rows_body(encoding: Encoding, lead: int) -> Callable[[Body], None]:
     [.., KB, group], `lead` dimensions before KB. Codes up to 255, their halves and their
     differences are exact in float16, too."""
 
-    bits, group = encoding.onnx_bits, encoding.group
+    bits, group = encoding.onnx_bits, encoding.group or GROUP
 
     def define(body: Body) -> None:
         codes = body.op("Cast", ["q"], to=FLOAT16 if body.half else FLOAT)
@@ -84,7 +84,7 @@ def _gathered(ctx: EmitContext, table: StoredWeight, tokens: str, lead: int) -> 
     have = ctx.place(f"{table.name}.scales").dtype
     rows = ctx.op("Unsqueeze", [ctx.cast(rows, have, ctx.float_type), ctx.ints(-1)])
     signature: Signature = (["q", "scales"], [])
-    size = "" if encoding.group == GROUP else f"G{encoding.group}"
+    size = "" if encoding.group in (0, GROUP) else f"G{encoding.group}"
     name = f"DequantizeInt{encoding.onnx_bits}{size}{'' if lead == 2 else 'Rows'}"
     return ctx.call(name, [codes, rows], None, _rows_body(encoding, lead), signature)
 
@@ -101,7 +101,7 @@ def emit_embed(ctx: EmitContext, call: Call) -> None:
     else:
         rows = _gathered(ctx, table, tokens, lead)
         steps.append(("Reshape", [ctx.ints(*[0] * lead, -1)]))
-        if table.shape[1] % ENCODINGS[table.encoding].group:
+        if table.shape[1] % (ENCODINGS[table.encoding].group or GROUP):
             ends = [ctx.ints(0), ctx.ints(table.shape[1]), ctx.ints(-1)]
             steps.append(("Slice", ends))
     if call.attrs["scale"] != 1.0:

@@ -74,7 +74,8 @@ class Encoding:
     grid: Grid | None = None
     offered: bool = True  # whether a conversion may be asked for it by name
     ranks: tuple[int, ...] = (2,)  # of weights that may be stored so
-    group: int = 0  # consecutive inputs that share a scale; 0: no scales
+    group: int = 0  # consecutive inputs that share a scale; 0: no scales, or one a row
+    channels: bool = False  # whether weights and activations have one scale a row
     whole: int = 1  # K must be a multiple of this
     plain: str = ""  # NumPy dtype, where the value in memory is the one tensor itself
     alias: str = ""  # short name for `--quant`

@@ -132,6 +132,18 @@ _ROWS = (
         onnx_bits=8, grid=Grid(8, layout.GROUP, symmetric=True), group=layout.GROUP, alias="int8",
     ),
     Encoding(
+        "int8-channel", 8,
+        (Tensor("q", "U8", _codes(layout.GROUP)), Tensor("scales", "F32", lambda s: (s[0], 1))),
+        lambda t, shape: quant.values_of(quant.blocks_channels(t), shape),
+        quantize=quant.quantize_channels, blocks=quant.blocks_channels, channels=True,
+        cpu=Cpu(
+            "channel", layout.CODE_CHANNEL,
+            lambda k: layout.CHANNEL_HEAD + layout.blocks_of(k) * layout.CHANNEL_BYTES,
+            layout.WHOLE,
+        ),
+        onnx_bits=8, check=quant.channel_damage, unfit=quant.channel_fault, ends="int8-g32",
+    ),
+    Encoding(
         "int4-g32", 4,
         (Tensor("q", "U8", _codes(layout.GROUP // 2)), Tensor("scales", "F16", _scales)),
         lambda t, shape: quant.values_of(quant.blocks_int4(t), shape),

@@ -6,8 +6,8 @@ With float weights (f32, f16) the product is a plain float one. With weights in 
 
     y[t, n] = sum_b  xs[t, b] * ws[n, b] * sum_i xq[t, b, i] * wq[n, b, i]
 
-with the inner sum exact in integers and the outer one in float32. A group of weights may be a part
-of such a block, and may have a minimum m, which takes m[n, b] * xs[t, b] * sum_i xq[t, b, i] off.
+with the inner sum exact in integers and the outer one in float32. Where weights have one scale a
+row, so have activations, and a row is one block. A group of weights may be a part of a block, and may have a minimum m, which takes m[n, b] * xs[t, b] * sum_i xq[t, b, i] off.
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ def product(x: F32, w: Matrix) -> F32:
     blocks, lows = encoding_of(w).blocks, encoding_of(w).lows
     if blocks is None:
         return x.astype(np.float32) @ dequantize(w).T
-    xq, xs = quantize_rows(x)  # [T, KB, 32], [T, KB]
+    whole = encoding_of(w).channels
+    xq, xs = quantize_rows(x, whole=whole)  # [T, KB, 32], [T, KB]
     wq, ws = blocks(tensors_of(w))  # [N, KB, 32], [N, KB], or more and smaller ones
+    exact = np.float64 if whole else np.float32  # sums below 2^31, below 2^24
     if wq.shape[2] < xq.shape[2]:
         xs = xs.repeat(xq.shape[2] // wq.shape[2], axis=1)
         xq = xq.reshape(len(xq), -1, wq.shape[2])
     y = np.zeros((x.shape[0], w.shape[0]), np.float32)
     for b in range(xs.shape[1]):
-        dots = xq[:, b].astype(np.float32) @ wq[:, b].astype(np.float32).T  # exact: < 2^24
+        dots = (xq[:, b].astype(exact) @ wq[:, b].astype(exact).T).astype(np.float32)
         y += dots * (xs[:, b, None] * ws[None, :, b])
     if lows is not None:
         y -= (xq.sum(axis=2, dtype=np.int32) * xs) @ lows(tensors_of(w)).T

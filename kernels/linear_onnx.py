@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import sparse
-from .cpu.layout import GROUP
+from .cpu.layout import GROUP, blocks_of
 from .encodings import ENCODINGS, tensors_of
 from .onnx_tools import CODES, MICROSOFT, Body, Call, EmitContext, StoredWeight
 from .quant import Quantized
@@ -34,18 +34,22 @@ def _n_bits(ctx: EmitContext, x: str, w: StoredWeight, out: str | None, *, late:
 
 
 def dequantized(ctx: EmitContext, w: StoredWeight) -> str:
-    """DequantizeLinear by blocks over the same bytes, cut to [N, K]."""
+    """DequantizeLinear over the same bytes, by blocks or by rows, cut to [N, K]."""
     (n, k), row = w.shape, ENCODINGS[w.encoding]
     blocks = ctx.placed(f"{w.name}.scales").dims[1]
-    dtype = CODES[row.onnx_bits]
-    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * row.group), dtype=dtype)
+    size, dtype = row.group or blocks_of(k) * GROUP, CODES[row.onnx_bits]
+    codes = ctx.tensor(f"{w.name}.q", dims=(n, blocks * size), dtype=dtype)
     scales = ctx.floats(f"{w.name}.scales")
     if row.zeros:
         zero = ctx.tensor(f"{w.name}.zeros", dims=(n, blocks), dtype=dtype)
     else:
         zero = ctx.zero_points(n, blocks, row.onnx_bits)
-    rows = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=row.group)
-    if k % row.group:
+    if row.channels:
+        scales, zero = (ctx.op("Reshape", [part, ctx.ints(n)]) for part in (scales, zero))
+        rows = ctx.op("DequantizeLinear", [codes, scales, zero], axis=0)
+    else:
+        rows = ctx.op("DequantizeLinear", [codes, scales, zero], axis=1, block_size=size)
+    if k % size:
         rows = ctx.op("Slice", [rows, ctx.ints(0), ctx.ints(k), ctx.ints(1)])
     return rows
 
@@ -67,18 +71,18 @@ def inlined(ctx: EmitContext, w: StoredWeight) -> StoredWeight:
 
 
 def emit_linear(ctx: EmitContext, call: Call) -> None:
-    """contrib: MatMulNBits, or FusedMatMul with transB for float weights. standard:
-    DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias, and sparse weights
+    """contrib: MatMulNBits, or FusedMatMul with transB for float weights. standard, and for one
+    scale a row: DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias, and sparse weights
     in their dense form."""
     w, x = call.weights["weight"], call.inputs[0]
     if ENCODINGS[w.encoding].dense:
         w = inlined(ctx, w)
     biased = "bias" in call.weights
     out = None if biased else call.output
-    quantized = not ENCODINGS[w.encoding].plain
-    if quantized and not ctx.standard:
+    quantized, by_rows = not ENCODINGS[w.encoding].plain, ENCODINGS[w.encoding].channels
+    if quantized and not ctx.standard and not by_rows:
         y = _n_bits(ctx, x, w, out, late=not ctx.half and call.shapes[0][0] == "T")
-    elif not ctx.standard:
+    elif not quantized and not ctx.standard:
         y = ctx.op("FusedMatMul", [x, ctx.floats(w.name)], out, domain=MICROSOFT, transB=1)
     else:
         values = dequantized(ctx, w) if quantized else ctx.floats(w.name)

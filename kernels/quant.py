@@ -10,6 +10,11 @@ stored as onnxruntime's MatMulNBits stores them:
 The scale follows the element of largest magnitude, sign included, so that it lands on the code with
 the widest reach (-8; the same choice as GGUF's Q4_0). int8 uses max|w| / 127 (as Q8_0).
 
+int8-channel has one float32 scale a row (output channel), as checkpoints of 8-bit weights and
+activations have it:
+
+    int8-channel   q uint8 [N, KB, 32], scales float32 [N, 1], value = (byte - 128) * scale
+
 Stored tensors go by their part of the name: {"q": ..., "scales": ...}.
 """
 
@@ -98,6 +103,20 @@ def quantize_int8(w: F32) -> Tensors:
     return {"q": levels.astype(np.uint8), "scales": scales}
 
 
+def quantize_channels(w: F32) -> Tensors:
+    """Round-to-nearest int8-channel of a float32 [N, K] matrix, codes -127 to 127."""
+    scales = np.abs(w).max(axis=1, keepdims=True, initial=0.0).astype(np.float32) / np.float32(127)
+    levels = np.rint(grouped(w) * _inverse(scales)[:, :, None])
+    return {"q": (levels + 128.0).astype(np.uint8), "scales": scales}
+
+
+def _inverse(scales: F32) -> F32:
+    """1 / scale, and 0 where a scale is 0 or too small to have an inverse."""
+    with np.errstate(over="ignore", divide="ignore"):
+        inverse = np.float32(1) / scales
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
 def quantize_f16(w: F32) -> Tensors:
     """A float32 array rounded to float16. Raises ValueError for values that it cannot hold."""
     with np.errstate(over="ignore"):
@@ -122,6 +141,28 @@ def blocks_int8(tensors: Tensors) -> Blocks:
     return codes, tensors["scales"].astype(np.float32)
 
 
+def blocks_channels(tensors: Tensors) -> Blocks:
+    """Signed codes [N, 1, KB * 32] and scales [N, 1] of int8-channel."""
+    codes = (tensors["q"].astype(np.int16) - INT8_OFFSET).astype(np.int8)
+    return codes.reshape(len(codes), 1, -1), tensors["scales"]
+
+
+def channel_fault(shape: tuple[int, ...]) -> str:
+    """Why a weight of this shape cannot have one scale a row, or "": sums of products of codes are
+    exact in 32 bits."""
+    most = (2**31 - 1) // (128 * 128) // GROUP * GROUP
+    return f"has rows of {shape[1]}, expected at most {most}" if shape[1] > most else ""
+
+
+def channel_damage(tensors: Tensors, shape: tuple[int, ...]) -> str:
+    """What is wrong with stored values of int8-channel, or ""."""
+    if not np.isfinite(tensors["scales"]).all():
+        return "has scales that are not finite"
+    if (tensors["q"].reshape(shape[0], -1)[:, shape[1] :] != INT8_OFFSET).any():
+        return "has codes past its inputs that are not zero"
+    return ""
+
+
 def values_of(blocks: Blocks, shape: tuple[int, ...]) -> F32:
     """Codes times scales as float32 [N, K]."""
     codes, scales = blocks
@@ -130,12 +171,15 @@ def values_of(blocks: Blocks, shape: tuple[int, ...]) -> F32:
     return np.ascontiguousarray(values.reshape(n, -1)[:, :k])
 
 
-def quantize_rows(x: F32) -> Blocks:
+def quantize_rows(x: F32, *, whole: bool = False) -> Blocks:
     """Activations of a quantized product: int8 codes [T, KB, 32] and scales float32 [T, KB].
 
-    scale = max|x| / 127 of each block of 32, code = round-half-even(x / scale).
+    scale = max|x| / 127 of each block of 32, code = round-half-even(x / scale). whole: rows are one
+    block each, [T, 1, KB * 32] and [T, 1].
     """
     groups = grouped(x)
+    if whole:
+        groups = groups.reshape(len(x), 1, -1)
     scale = (np.abs(groups).max(axis=-1) * np.float32(1 / 127)).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     return np.rint(groups * inverse[..., None]).astype(np.int8), scale

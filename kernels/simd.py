@@ -217,6 +217,18 @@ def load_i8(b: Any, p: Any) -> Any:
     return _load(b, p, i8x64.llvm)
 
 
+@emits(i32x16, i64)
+def load_i32(b: Any, p: Any) -> Any:
+    """16 int32 at p."""
+    return _load(b, p, i32x16.llvm)
+
+
+@emits(types.void, i64, i32x16)
+def store_i32(b: Any, p: Any, v: Any) -> None:
+    """16 int32 to p."""
+    _store(b, p, v)
+
+
 @emits(types.void, i64, f32x16)
 def store_f32(b: Any, p: Any, v: Any) -> None:
     """16 float32 to p."""

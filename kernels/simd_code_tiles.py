@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .cpu.layout import CHANNEL_BYTES, CHANNEL_HEAD, TILE
 from .simd import ISA, _load, _splat, _store, _vpdpbusd, _widen, f32x16, i8x64, i64
 from .simd_tiles import _fma, _Loop
 
@@ -100,3 +101,47 @@ def code_tile(bits: int) -> Any:
 
     typing.__name__ = typing.__qualname__ = f"code_tile_{bits}"
     return intrinsic(typing)
+
+
+def _channel_body(b: Any, arguments: Any) -> None:
+    w, blocks, x, scales, n, acc = arguments
+    apart = b.add(b.mul(blocks, _I64(CHANNEL_BYTES)), _I64(CHANNEL_HEAD))
+    corrections = b.add(scales, b.mul(b.mul(blocks, n), _I64(4)))
+    starts = []
+    for t in range(TALL):
+        correction = _load(b, b.add(corrections, _I64(4 * t)), _I32)
+        starts += [_splat(b, correction, 16)] * WIDE
+    loop = _Loop(b, [blocks, b.add(w, _I64(CHANNEL_HEAD)), x, *starts])
+    left, at, codes, *sums = loop.phis
+    for index in range(8):
+        places = [b.add(at, b.add(b.mul(apart, _I64(g)), _I64(64 * index))) for g in range(WIDE)]
+        weights = [_load(b, place, _BYTES) for place in places]
+        for t in range(TALL):
+            four = _load(b, b.add(codes, _I64(32 * t + 4 * index)), _I32)
+            four = b.bitcast(_splat(b, four, 16), _BYTES)
+            for g in range(WIDE):
+                sums[t * WIDE + g] = _vpdpbusd(b, sums[t * WIDE + g], weights[g], four)
+    left, at = b.sub(left, _I64(1)), b.add(at, _I64(CHANNEL_BYTES))
+    nexts = [left, at, b.add(codes, b.mul(n, _I64(32))), *sums]
+    loop.again_while(b.icmp_signed(">", left, _I64(0)), nexts)
+    ws = [_load(b, b.add(w, b.mul(apart, _I64(g))), f32x16.llvm) for g in range(WIDE)]
+    for i, total in enumerate(sums):
+        t, g = divmod(i, WIDE)
+        xs = _splat(b, _load(b, b.add(scales, _I64(4 * t)), _F32), 16)
+        value = b.fmul(b.sitofp(total, f32x16.llvm), b.fmul(ws[g], xs))
+        _store(b, b.add(acc, _I64(64 * (TILE * g + t))), value)
+
+
+@intrinsic
+def channel_tile(
+    ctx: Any, w: Any, blocks: Any, x: Any, scales: Any, n: Any, acc: Any
+) -> Any:  # fmt: skip
+    """(w, blocks, x, scales, n, acc), int64 all: the same for bytes with one scale a row, in the
+    layout of `cpu/linear_channel.py`, y = float(sum) * (ws * xs); float32 [WIDE][TILE][16] to acc.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        _channel_body(b, arguments)
+        return context.get_dummy_value()
+
+    return types.void(i64, i64, i64, i64, i64, i64), codegen

@@ -32,6 +32,9 @@ from .layout import (
     CODE_F16,
     CODE_F32,
     CODE_INDEXED,
+    CHANNEL_BYTES,
+    CHANNEL_HEAD,
+    CODE_CHANNEL,
     CODE_INT8,
     CODE_KEPT,
     CODE_PLANES,
@@ -257,6 +260,10 @@ def _entry(table: int, row: int, k: int, width: int, encoding: int) -> float:
     if encoding >= CODE_PLANES:
         return _plane_entry(table, row, k, blocks, encoding - CODE_PLANES)
     b, i = k // GROUP, k % GROUP
+    if encoding == CODE_CHANNEL:
+        at = table + group * (CHANNEL_HEAD + blocks * CHANNEL_BYTES)
+        code_at = at + CHANNEL_HEAD + b * CHANNEL_BYTES + (i // 4) * 64 + 4 * lane + i % 4
+        return f32(f32((simd.ld_i8(code_at) & 255) - INT8_OFFSET) * ld_f32(at + 4 * lane))
     if encoding == CODE_INT8:
         at = table + (group * blocks + b) * INT8_BYTES
         byte = simd.ld_i8(at + SCALE_BYTES + (i // 4) * 64 + 4 * lane + i % 4) & 255

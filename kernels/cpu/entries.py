@@ -11,6 +11,7 @@ ENTRIES = {
     "fold_tail": (7, False),
     "scatter_int4": (7, False),
     "scatter_int8": (7, False),
+    "scatter_channel": (7, False),
     "scatter_planes": (11, False),
     "scatter_kept": (15, False),
 }

@@ -7,6 +7,7 @@ next 16 rows (see `pack.py`):
            low nibble of byte t -> input 8j + t, high nibble -> input 8j + 4 + t
     int8   32 B float16 scales | 8 chunks of 64 B, byte 4r + t of chunk j -> input 4j + t, row r
     f16, f32   [K][16] elements, no scales
+    one scale a row: `linear_channel.py`
 
 Activations of quantized products. Tokens in tiles of up to 32: a tile of n tokens is
 q int8 [KB][n][32], then scales float32 [KB][n], then corrections int32 [KB][n].
@@ -69,7 +70,7 @@ AHEAD = 4096  # bytes between a decode kernel and what it asks for
 
 
 @njit(error_model="numpy")
-def _ahead(w: int, count: int, past: int) -> None:
+def ahead(w: int, count: int, past: int) -> None:
     """Ask for the `count` cache lines that lie AHEAD of w; past: past the outer caches."""
     if past:
         for i in range(count):
@@ -79,18 +80,18 @@ def _ahead(w: int, count: int, past: int) -> None:
             prefetch(w + AHEAD + 64 * i)
 
 
-def _ahead_of_few(count: int) -> Any:
-    """`_ahead` for steps of up to FEW rows; with more, a block is worked on for long enough."""
+def ahead_of_few(count: int) -> Any:
+    """`ahead` for steps of up to FEW rows; with more, a block is worked on for long enough."""
 
     @njit(error_model="numpy")
     def ask(w: int, n: int, past: int) -> None:
         if n <= FEW:
-            _ahead(w, count, past)
+            ahead(w, count, past)
 
     return ask
 
 
-_ask_int4, _ask_int8 = _ahead_of_few(5), _ahead_of_few(9)
+_ask_int4, _ask_int8 = ahead_of_few(5), ahead_of_few(9)
 
 
 if simd.ISA == "avx2":
@@ -157,12 +158,12 @@ else:
 
 @njit(error_model="numpy")
 def row_int4(w: int, blocks: int, x: int, past: int) -> Any:
-    """16 rows times one token, float32x16; past: as in `_ahead`."""
+    """16 rows times one token, float32x16; past: as in `ahead`."""
     scales = x + blocks * 32
     corrections = scales + blocks * 4
     acc = splat(f32(0.0))
     for b in range(blocks):
-        _ahead(w, 5, past)
+        ahead(w, 5, past)
         v0, v1 = load_i8(w + 32), load_i8(w + 96)
         v2, v3 = load_i8(w + 160), load_i8(w + 224)
         total = nibble_sum(
@@ -202,7 +203,7 @@ def tile_int4(w: int, blocks: int, x: int, n: int, acc: int, past: int) -> None:
 
 
 @njit(error_model="numpy")
-def _corr8(p: int) -> Any:
+def corr8(p: int) -> Any:
     return bcast_i32(p) if CORRECTED_BYTES else splat_i32(0)
 
 
@@ -213,9 +214,9 @@ def row_int8(w: int, blocks: int, x: int, past: int) -> Any:
     corrections = scales + blocks * 4
     acc = splat(f32(0.0))
     for b in range(blocks):
-        _ahead(w, 9, past)
+        ahead(w, 9, past)
         total = byte_sum(
-            _corr8(corrections + 4 * b),
+            corr8(corrections + 4 * b),
             load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224),
             load_i8(w + 288), load_i8(w + 352), load_i8(w + 416), load_i8(w + 480),
             x + 32 * b,
@@ -238,7 +239,7 @@ def tile_int8(w: int, blocks: int, x: int, n: int, acc: int, past: int) -> None:
         w0, w1, w2, w3 = load_i8(w + 32), load_i8(w + 96), load_i8(w + 160), load_i8(w + 224)
         w4, w5, w6, w7 = load_i8(w + 288), load_i8(w + 352), load_i8(w + 416), load_i8(w + 480)
         for t in range(n):
-            corr = _corr8(corrections + 4 * t)
+            corr = corr8(corrections + 4 * t)
             total = byte_sum(corr, w0, w1, w2, w3, w4, w5, w6, w7, x + 32 * t)
             both = mul(ws, bcast_f32(scales + 4 * t))
             store_f32(acc + 64 * t, fma(to_f32(total), both, load_f32(acc + 64 * t)))
@@ -263,12 +264,17 @@ def finish(acc: Any, y: int, bias: int, residual: int) -> None:
     store_f32(y, acc)
 
 
-def _quantized(row_kernel: Any, tile_kernel: Any, wide_kernel: Any, group_bytes: int) -> Any:
+def quantized(
+    row_kernel: Any, tile_kernel: Any, wide_kernel: Any, block_bytes: int, head: int = 0
+) -> Any:
+    """A kernel of products. head: bytes of a group of rows before its blocks."""
+
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
         n = ld_i64(ld_i64(ins + COUNT))
         w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
         blocks = ld_i64(ins + LINEAR.depth)
+        apart = head + blocks * block_bytes
         x, y, stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
         bias, residual = ld_i64(ins + LINEAR.bias), ld_i64(ins + LINEAR.residual)
         scratch = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
@@ -283,13 +289,13 @@ def _quantized(row_kernel: Any, tile_kernel: Any, wide_kernel: Any, group_bytes:
                 return
             if n == 1:
                 for g in range(start, stop):
-                    wg = w + g * blocks * group_bytes
+                    wg = w + g * apart
                     bg = bias + 64 * g if bias != 0 else 0
                     rg = residual + 64 * g if residual != 0 else 0
                     finish(row_kernel(wg, blocks, x, past), y + 64 * g, bg, rg)
                 continue
             for g in range(start, stop, WIDE):
-                wg, several = w + g * blocks * group_bytes, min(WIDE, stop - g)
+                wg, several = w + g * apart, min(WIDE, stop - g)
                 for t0 in range(0, n, TILE):
                     m, xt = min(TILE, n - t0), x + t0 * blocks * TOKEN_BLOCK
                     if several == WIDE:
@@ -306,12 +312,15 @@ def _quantized(row_kernel: Any, tile_kernel: Any, wide_kernel: Any, group_bytes:
     return run
 
 
-def _quantized_gated(row_kernel: Any, wide_kernel: Any, group_bytes: int) -> Any:
+def quantized_gated(row_kernel: Any, wide_kernel: Any, block_bytes: int, head: int = 0) -> Any:
+    """A kernel of gated products."""
+
     @njit(error_model="numpy")
     def run(ins: int, thread: int, threads: int) -> None:
         n = ld_i64(ld_i64(ins + COUNT))
         w, groups = ld_i64(ins + LINEAR.weights), ld_i64(ins + LINEAR.groups)
         blocks = ld_i64(ins + LINEAR.depth)
+        apart = head + blocks * block_bytes
         x, y, stride = ld_i64(ins + LINEAR.x), ld_i64(ins + LINEAR.y), ld_i64(ins + LINEAR.y_stride)
         act = ld_i64(ins + LINEAR.act)
         scratch = ld_i64(ins + LINEAR.scratch) + thread * ld_i64(ins + LINEAR.scratch_bytes)
@@ -325,8 +334,8 @@ def _quantized_gated(row_kernel: Any, wide_kernel: Any, group_bytes: int) -> Any
             if start >= groups:
                 return
             for g in range(start, stop):
-                wg = w + 2 * g * blocks * group_bytes
-                wu = wg + blocks * group_bytes
+                wg = w + 2 * g * apart
+                wu = wg + apart
                 if n == 1:
                     # Gate rows first: reading backwards halves the speed (prefetchers).
                     g_row = row_kernel(wg, blocks, x, past)
@@ -346,10 +355,10 @@ def _quantized_gated(row_kernel: Any, wide_kernel: Any, group_bytes: int) -> Any
 
 wide_int4 = wide_tile(4, tile_int4, INT4_BYTES, FEW)
 wide_int8 = wide_tile(8, tile_int8, INT8_BYTES, FEW)
-_int4 = _quantized(row_int4, tile_int4, wide_int4, INT4_BYTES)
-_int8 = _quantized(row_int8, tile_int8, wide_int8, INT8_BYTES)
-_int4_gated = _quantized_gated(row_int4, wide_int4, INT4_BYTES)
-_int8_gated = _quantized_gated(row_int8, wide_int8, INT8_BYTES)
+_int4 = quantized(row_int4, tile_int4, wide_int4, INT4_BYTES)
+_int8 = quantized(row_int8, tile_int8, wide_int8, INT8_BYTES)
+_int4_gated = quantized_gated(row_int4, wide_int4, INT4_BYTES)
+_int8_gated = quantized_gated(row_int8, wide_int8, INT8_BYTES)
 
 
 @kernel

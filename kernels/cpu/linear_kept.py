@@ -45,7 +45,7 @@ from ..simd import (
 )
 from ..simd_planes import chunks, load_s8, load_u8
 from .layout import ROWS, SCALE_BYTES, kept_bytes
-from .linear import FEW, _ahead, _corr8, byte_sum
+from .linear import FEW, ahead, byte_sum, corr8
 from .linear_planes import _avx2_sum, _dot_sum, gated, named, product
 from .vm import kernel
 
@@ -109,7 +109,7 @@ def _whole(form: Form) -> tuple[Any, Any]:
             d, m = load_f16(w), load_f16(w + SCALE_BYTES)
             w += head
             for b in range(first, first + every):
-                _ahead(w, lines, past)
+                ahead(w, lines, past)
                 q, xs = w + skip, ld_f32(scales + 4 * b)
                 s = total(
                     splat_i32(0), c0(q), c1(q), c2(q), c3(q), c4(q), c5(q), c6(q), c7(q), x + 32 * b
@@ -131,7 +131,7 @@ def _whole(form: Form) -> tuple[Any, Any]:
             w += head
             for _b in range(every):
                 if n <= FEW:
-                    _ahead(w, lines, past)
+                    ahead(w, lines, past)
                 q, ws, wm = w + skip, steps(d, w), steps(m, w + ROWS)
                 a0, a1, a2, a3 = c0(q), c1(q), c2(q), c3(q)
                 a4, a5, a6, a7 = c4(q), c5(q), c6(q), c7(q)
@@ -183,7 +183,7 @@ def _halves_row(form: Form) -> Any:
             m = load_f16(w + SCALE_BYTES) if minima else d
             w += head
             for b in range(first, first + every):
-                _ahead(w, lines, past)
+                ahead(w, lines, past)
                 q, p, xs = w + skip, x + 32 * b, ld_f32(scales + 4 * b)
                 both = ld_i32(sums + 4 * b)
                 low = (both & 0xFFFF ^ 0x8000) - 0x8000
@@ -219,7 +219,7 @@ def _halves_tile(form: Form) -> Any:
             w += head
             for _b in range(every):
                 if n <= FEW:
-                    _ahead(w, lines, past)
+                    ahead(w, lines, past)
                 q, ws, wt = w + skip, steps(d, w), steps(d, w + ROWS)
                 wm = steps(m, w + 2 * ROWS) if minima else d
                 wn = steps(m, w + 3 * ROWS) if minima else d
@@ -259,10 +259,10 @@ def _bytes(form: Form) -> tuple[Any, Any]:
             d = load_f16(w)
             w += head
             for b in range(first, first + every):
-                _ahead(w, 9, past)
+                ahead(w, 9, past)
                 q = w + ROWS
                 s = byte_sum(
-                    _corr8(corrections + 4 * b),
+                    corr8(corrections + 4 * b),
                     load_i8(q), load_i8(q + 64), load_i8(q + 128), load_i8(q + 192),
                     load_i8(q + 256), load_i8(q + 320), load_i8(q + 384), load_i8(q + 448),
                     x + 32 * b,
@@ -282,13 +282,13 @@ def _bytes(form: Form) -> tuple[Any, Any]:
             w += head
             for _b in range(every):
                 if n <= FEW:
-                    _ahead(w, 9, past)
+                    ahead(w, 9, past)
                 q, ws = w + ROWS, steps(d, w)
                 w0, w1, w2, w3 = load_i8(q), load_i8(q + 64), load_i8(q + 128), load_i8(q + 192)
                 w4, w5 = load_i8(q + 256), load_i8(q + 320)
                 w6, w7 = load_i8(q + 384), load_i8(q + 448)
                 for t in range(n):
-                    corr = _corr8(corrections + 4 * t)
+                    corr = corr8(corrections + 4 * t)
                     s = byte_sum(corr, w0, w1, w2, w3, w4, w5, w6, w7, x + 32 * t)
                     both = mul(ws, bcast_f32(scales + 4 * t))
                     store_f32(acc + 64 * t, fma(to_f32(s), both, load_f32(acc + 64 * t)))

@@ -41,7 +41,7 @@ from ..simd import (
 from ..simd_planes import chunks, load_u8, mul_i32
 from .activation import gate
 from .layout import PLANE_BYTES, SCALE_BYTES, TILE, TOKEN_BLOCK, ZERO_BYTES
-from .linear import FEW, GRAIN, _ahead, finish
+from .linear import FEW, GRAIN, ahead, finish
 from .vm import claim, kernel
 
 
@@ -106,7 +106,7 @@ def _row(bits: int, zeroed: bool) -> Any:
             ws, zero = load_f16(w), load_u8(w + SCALE_BYTES)
             w += head
             for b in range(first, min(first + every, blocks)):
-                _ahead(w, lines, past)
+                ahead(w, lines, past)
                 s = bcast_i32(corrections + 4 * b)
                 if zeroed:
                     s = mul_i32(s, zero)
@@ -135,7 +135,7 @@ def _tile(bits: int, zeroed: bool) -> Any:
             w += head
             for _ in range(first, min(first + every, blocks)):
                 if n <= FEW:
-                    _ahead(w, lines, past)
+                    ahead(w, lines, past)
                 a0, a1, a2, a3 = c0(w), c1(w), c2(w), c3(w)
                 a4, a5, a6, a7 = c4(w), c5(w), c6(w), c7(w)
                 for t in range(n):

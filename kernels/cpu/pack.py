@@ -73,7 +73,7 @@ def _scatter(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> No
         _scatter_kept(w, out, first, every)
         return
     row, q, scales = encoding_of(w), np.ascontiguousarray(w.q), np.ascontiguousarray(w.scales)
-    rows, held = scales.shape
+    rows, held = len(scales), q.shape[1]
     kernel = on_cpu(w.encoding, w.shape[1]).kernel
     if not kernel.startswith(("planes", "zeroed")):
         scatter = entry_point(f"scatter_{kernel}")

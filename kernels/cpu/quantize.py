@@ -19,6 +19,7 @@ from ..simd import (
     mul,
     rint,
     splat,
+    splat_i32,
     st_f32,
     st_i32,
     store_f32,
@@ -29,7 +30,16 @@ from ..simd import (
     vmax,
 )
 from .activation import norm_row, share
-from .layout import BEFORE_ACTIVATION, BEFORE_LAYER, BEFORE_RMS, HALVES, TILE, TOKEN_BLOCK
+from .layout import (
+    BEFORE_ACTIVATION,
+    BEFORE_LAYER,
+    BEFORE_RMS,
+    HALVES,
+    INT8_OFFSET,
+    TILE,
+    TOKEN_BLOCK,
+    WHOLE,
+)
 from .rows import activated, affine, modulated_row, normed_row, padded_bytes
 from .vm import kernel
 
@@ -52,10 +62,42 @@ def _quantize_block(a: Any, b: Any, q: int, s: int, c: int, offset: int) -> None
 
 
 @njit(error_model="numpy")
+def _quantize_whole(
+    x: int, width: int, tile: int, t: int, n: int, blocks: int, spare: int
+) -> None:
+    """As `quantize_row`, with one scale and one correction, in the places of the first block."""
+    scales = tile + blocks * n * 32
+    corrections = scales + blocks * n * 4
+    for i in range(32 if width % 32 else 0):
+        k = 32 * (blocks - 1) + i
+        st_f32(spare + 4 * i, ld_f32(x + 4 * k) if k < width else f32(0.0))
+    top = splat(f32(0.0))
+    for b in range(blocks):
+        at = x + 128 * b if 32 * b + 32 <= width else spare
+        top = vmax(vmax(vabs(load_f32(at)), vabs(load_f32(at + 64))), top)
+    scale = f32(max_f32(top) * f32(1.0 / 127.0))
+    inverse = splat(f32(1.0) / scale if scale > f32(0.0) else f32(0.0))
+    total = splat_i32(0)
+    for b in range(blocks):
+        at = x + 128 * b if 32 * b + 32 <= width else spare
+        qa = to_i32(rint(mul(load_f32(at), inverse)))
+        qb = to_i32(rint(mul(load_f32(at + 64), inverse)))
+        q = tile + 32 * (b * n + t)
+        store_i8(q, qa)
+        store_i8(q + 16, qb)
+        total = add_i32(total, add_i32(qa, qb))
+    st_f32(scales + 4 * t, scale)
+    st_i32(corrections + 4 * t, simd.i32(-INT8_OFFSET * sum_i32(total)))
+
+
+@njit(error_model="numpy")
 def quantize_row(
     x: int, width: int, tile: int, t: int, n: int, blocks: int, offset: int, spare: int
 ) -> None:
     """Row t of a tile of n tokens (layout in `linear.py`); spare: 128 bytes of scratch."""
+    if offset == WHOLE:
+        _quantize_whole(x, width, tile, t, n, blocks, spare)
+        return
     scales = tile + blocks * n * 32
     corrections = scales + blocks * n * 4
     whole = width // 32

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from numba import njit
 
-from ..simd import ld_i8, st_i8
-from .layout import GROUP, INT4_BYTES, INT8_BYTES, PLANE_BYTES, ROWS, SCALE_BYTES, ZERO_BYTES
+from ..simd import ld_f32, ld_i8, st_f32, st_i8
+from .layout import (
+    CHANNEL_BYTES,
+    CHANNEL_HEAD,
+    GROUP,
+    INT4_BYTES,
+    INT8_BYTES,
+    PLANE_BYTES,
+    ROWS,
+    SCALE_BYTES,
+    ZERO_BYTES,
+)
 from .vm import entry
 
 
@@ -46,6 +56,21 @@ def scatter_int8(
             codes = q + (row * blocks + b) * GROUP
             for i in range(GROUP):
                 st_i8(at + SCALE_BYTES + (i // 4) * 64 + 4 * lane + i % 4, ld_i8(codes + i))
+
+
+@entry
+def scatter_channel(
+    q: int, scales: int, rows: int, blocks: int, out: int, first: int, every: int
+) -> None:
+    """Bytes [rows, blocks, 32] and float32 scales [rows] into groups first, first + every, ..."""
+    apart = CHANNEL_HEAD + blocks * CHANNEL_BYTES
+    for row in range(rows):
+        lane, at = row % ROWS, out + (first + (row // ROWS) * every) * apart
+        st_f32(at + 4 * lane, ld_f32(scales + 4 * row))
+        for b in range(blocks):
+            codes, to = q + (row * blocks + b) * GROUP, at + CHANNEL_HEAD + b * CHANNEL_BYTES
+            for i in range(GROUP):
+                st_i8(to + (i // 4) * 64 + 4 * lane + i % 4, ld_i8(codes + i))
 
 
 @njit(error_model="numpy")
