@@ -286,6 +286,7 @@ def main() -> None:
 def copied(source: Path, target: Path) -> Path:
     """A link to the trained folder, beside which its bundles may be written."""
     if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(source.resolve(), target_is_directory=True)
     return target
 

@@ -24,6 +24,7 @@ from .calibrate import SAMPLE_NAME, Calibration
 from .linearize.options import LinearizeOptions
 from .quantize.job import FEW_BITS, METHODS
 from .stages.compot import VALUE_BITS, Factoring
+from .stages.part_encodings import CHANNELS
 from .stages.quantize import encodings_asked
 
 RECIPES = ("int4", "int3", "mixed", "compot-int8", "compot-int4", "auto")
@@ -242,8 +243,8 @@ def is_auto(asked: Asked) -> bool:
 
 
 def for_pictures(asked: Asked) -> Asked:
-    """The options for a picture pipeline, of which no text is a calibration: to nearest by default.
-    Raises ConvertError for options that need one."""
+    """The options for a picture pipeline, of which no text is a calibration: to nearest by default,
+    int8 by channels (`part_encodings.py`). Raises ConvertError for options that need a text."""
     names = {"int3": "int3", "int4": "int4", None: None}
     needing = {
         "--recipe": None if asked.recipe in names else asked.recipe,
@@ -264,8 +265,10 @@ def for_pictures(asked: Asked) -> Asked:
                 code="picture-option",
                 hint="--quant, --embed-quant, --method rtn or hqq, --recipe int4 or int3",
             )
-    quant = asked.quant or names[asked.recipe]
-    return replace(asked, recipe=None, quant=quant, method=asked.method or "rtn")
+    quant, method = asked.quant or names[asked.recipe], asked.method or "rtn"
+    if (quant, method) == ("int8", "rtn"):
+        quant = CHANNELS
+    return replace(asked, recipe=None, quant=quant, method=method)
 
 
 def default_method(quant: str) -> str:

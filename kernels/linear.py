@@ -7,7 +7,8 @@ With float weights (f32, f16) the product is a plain float one. With weights in 
     y[t, n] = sum_b  xs[t, b] * ws[n, b] * sum_i xq[t, b, i] * wq[n, b, i]
 
 with the inner sum exact in integers and the outer one in float32. Where weights have one scale a
-row, so have activations, and a row is one block. A group of weights may be a part of a block, and may have a minimum m, which takes m[n, b] * xs[t, b] * sum_i xq[t, b, i] off.
+row, so have activations, and a row is one block. A group of weights may be a part of a block, and
+may have a minimum m, which takes m[n, b] * xs[t, b] * sum_i xq[t, b, i] off.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def inlined(ctx: EmitContext, w: StoredWeight) -> StoredWeight:
 
 def emit_linear(ctx: EmitContext, call: Call) -> None:
     """contrib: MatMulNBits, or FusedMatMul with transB for float weights. standard, and for one
-    scale a row: DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias, and sparse weights
-    in their dense form."""
+    scale a row: DequantizeLinear where quantized, Transpose, MatMul. Both: Add for the bias, and
+    sparse weights in their dense form."""
     w, x = call.weights["weight"], call.inputs[0]
     if ENCODINGS[w.encoding].dense:
         w = inlined(ctx, w)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConvertError
+from ...kernels.cpu.layout import GROUP, INT8_OFFSET, blocks_of
 from ...kernels.encodings import ENCODINGS
 from ...kernels.grid import BITS, GROUPS, Grid, Steps
 from ...notices import notice
@@ -105,6 +106,23 @@ class Packed:
         codes[:, :k] = found.codes
         steps = Steps(found.scales[:, at].astype(np.float16), zeros)
         return dict(grid.store(codes.reshape(n, held, grid.group), steps))
+
+
+class Channels(Packed):
+    """A matrix of bytes with one scale a row, whose products quantize activations by tokens."""
+
+    @property
+    def kept(self) -> str:
+        """The encoding of its codes."""
+        return "int8-channel"
+
+    def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Rows [start, stop) as tensors of the encoding `kept`, by key."""
+        found = self._read(start, stop)
+        n, k = found.codes.shape
+        q = np.full((n, blocks_of(k) * GROUP), INT8_OFFSET, np.uint8)
+        q[:, :k] = found.codes
+        return {"q": q.reshape(n, -1, GROUP), "scales": found.scales.astype(np.float32)}
 
 
 def _fits_half(name: str, scales: F32) -> bool:

@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 
 from ...errors import ConvertError
 from ...kernels.grid import unpack_codes
+from ...kernels.quant import channel_fault
 from ...notices import notice
 from ..families.recipe import F32
 from .base import SourceTensor
 from .checkpoint import Tensor
-from .packed import Codes, Entries, Float, Packed, whole
+from .packed import Channels, Codes, Entries, Float, Packed, whole
 from .packed_floats import bitsandbytes, e4m3, floats, fp8
 
+BY_TOKEN = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}  # activations
 FLOATS = ("F16", "BF16", "F32")
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where column i of eight stands
 I16 = NDArray[np.int16]
@@ -196,7 +198,9 @@ def compressed_tensors(settings: Settings, entries: Entries) -> None:
     if len(schemes) != 1 or not isinstance(schemes[0], dict):
         raise entries.fault(f"{len(schemes)} groups of schemes, expected one")
     inputs = next(iter(groups.values())).get("input_activations") if groups else None
-    if inputs:
+    by_channel = isinstance(inputs, dict) and inputs.items() >= BY_TOKEN.items()
+    by_channel = by_channel and schemes[0].get("strategy") == "channel"
+    if inputs and not by_channel:
         notice(f"{entries.where}: activations are not quantized as its scheme asks, only weights")
     scheme = schemes[0]
     bits, kind = _whole_number(scheme, "num_bits", entries), scheme.get("type")
@@ -212,7 +216,7 @@ def compressed_tensors(settings: Settings, entries: Entries) -> None:
     for stem in entries.stems(".weight_packed"):
         _pack_quantized(stem, bits, group, scheme.get("symmetric") is not False, entries)
     for stem in entries.stems(".weight_scale"):
-        _int_or_float(stem, group, kind == "int" and bits == 8, entries)
+        _int_or_float(stem, group, kind == "int" and bits == 8, entries, by_channel=by_channel)
 
 
 def _pack_quantized(stem: str, bits: int, group: int, symmetric: bool, entries: Entries) -> None:
@@ -250,8 +254,11 @@ def _pack_quantized(stem: str, bits: int, group: int, symmetric: bool, entries: 
     entries.made[name] = Packed(name, (n, k), bits, size, read, steps)
 
 
-def _int_or_float(stem: str, group: int, whole_codes: bool, entries: Entries) -> None:
-    """One byte a value: int8, or F8 with a scale for a row or for all."""
+def _int_or_float(
+    stem: str, group: int, whole_codes: bool, entries: Entries, *, by_channel: bool
+) -> None:
+    """One byte a value: int8, or F8 with a scale for a row or for all. by_channel: products have
+    activations of 8 bits with one scale a token."""
     name = f"{stem}.weight"
     q = entries.take(name, "I8" if whole_codes else "F8_E4M3", rank=2)
     n, k = q.shape
@@ -280,7 +287,8 @@ def _int_or_float(stem: str, group: int, whole_codes: bool, entries: Entries) ->
         found, zeros = steps()
         return Codes(codes, found[start:stop], zeros[start:stop])
 
-    entries.made[name] = Packed(name, (n, k), 8, size, read, steps)
+    kind = Channels if by_channel and size == k and not channel_fault((n, k)) else Packed
+    entries.made[name] = kind(name, (n, k), 8, size, read, steps)
 
 
 METHODS: Mapping[str, Callable[[Settings, Entries], None]] = {

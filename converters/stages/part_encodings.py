@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from ...errors import ConvertError
 from ...graph import Graph
-from ...kernels.encodings import ENCODINGS, EXACT, on_cpu
+from ...kernels.encodings import ENCODINGS, on_cpu
 from ...kernels.ops import CATALOGUE
 from ...roles import STEPPED
 
 HALF = "f16"
 SMALL = 64  # rows or columns up to which a matrix is: patches, timesteps' and captions' sizes
 WHOLE = ("decoder", "encoder")
+CHANNELS = "int8-channel"  # what int8 means for pictures
 
 
 def matrices(graph: Graph) -> set[str]:
@@ -60,12 +61,24 @@ def check_experts(graph: Graph) -> None:
             )
 
 
+def _rough(graph: Graph) -> set[str]:
+    """Matrices whose inputs are too uneven for one scale a row: what comes out of activations, and
+    patches under convolutions."""
+    bent = {node.output for node in graph.nodes if node.op in ("activation", "glu")}
+    users = [
+        n for n in graph.nodes if n.op == "conv2d" or (n.op == "linear" and n.inputs[0] in bent)
+    ]
+    return {node.weights["weight"] for node in users}
+
+
 def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[str, str]:
     """Encodings of a part's weights where they are others than `quant`: of a language model those
     of gates, stored as embeddings are, and of routers, in 16 bits; of other parts small matrices
     and all of autoencoders. Matrices that only single rows go through, of timesteps and labels,
-    are stored as embeddings are: they are read once a step."""
-    if quant == EXACT or ENCODINGS[quant].grid is None:
+    are stored as embeddings are: they are read once a step. So are those that one scale a row is
+    too coarse for, where it is asked for, and all of text encoders, whose activations have
+    outliers."""
+    if ENCODINGS[quant].plain:
         return {}
     if role in STEPPED:
         gates = dict.fromkeys(made_for(graph, "gates"), embed_quant)
@@ -82,4 +95,7 @@ def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[
             chosen[name] = HALF
         else:
             chosen[name] = embed_quant if name in single | tables else quant
+    if ENCODINGS[quant].channels:
+        rough = _rough(graph) if role == "denoiser" else held
+        chosen |= {name: embed_quant for name in rough if chosen[name] == quant}
     return chosen

@@ -29,12 +29,12 @@ from ..simd import (
 )
 from .layout import (
     ATOMS,
-    CODE_F16,
-    CODE_F32,
-    CODE_INDEXED,
     CHANNEL_BYTES,
     CHANNEL_HEAD,
     CODE_CHANNEL,
+    CODE_F16,
+    CODE_F32,
+    CODE_INDEXED,
     CODE_INT8,
     CODE_KEPT,
     CODE_PLANES,

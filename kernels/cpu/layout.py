@@ -18,7 +18,9 @@ INT4_BYTES = SCALE_BYTES + ROWS * GROUP // 2  # a packed block
 INT8_BYTES = SCALE_BYTES + ROWS * GROUP
 CHANNEL_HEAD = 4 * ROWS  # float32 scales, before all blocks of rows that have one scale each
 CHANNEL_BYTES = ROWS * GROUP  # a packed block of theirs
-CODE_F32, CODE_F16, CODE_INT8, CODE_INT4, CODE_CHANNEL = range(5)  # what the `embed` kernel calls them
+CODE_F32, CODE_F16, CODE_INT8, CODE_INT4, CODE_CHANNEL = range(
+    5
+)  # what the `embed` kernel calls them
 CODE_PLANES = 1 << 8  # plus bits, plus blocks of a group << 16, plus 1 << 24 with zero codes
 CODE_INDEXED = 1 << 32  # plus 1 for float16 values, plus the kept values of a row << 1
 CODE_KEPT = 1 << 40  # plus bits, plus blocks of a superblock << 8, flags and middle, see `_kept`

@@ -63,9 +63,7 @@ def _tile(w: int, blocks: int, x: int, n: int, acc: int, past: int) -> None:
         w0, w1, w2, w3 = load_i8(at), load_i8(at + 64), load_i8(at + 128), load_i8(at + 192)
         w4, w5, w6, w7 = load_i8(at + 256), load_i8(at + 320), load_i8(at + 384), load_i8(at + 448)
         for t in range(n):
-            part = byte_sum(
-                splat_i32(0), w0, w1, w2, w3, w4, w5, w6, w7, x + 32 * (b * n + t)
-            )
+            part = byte_sum(splat_i32(0), w0, w1, w2, w3, w4, w5, w6, w7, x + 32 * (b * n + t))
             store_i32(acc + 64 * t, add_i32(load_i32(acc + 64 * t), part))
         at += CHANNEL_BYTES
     for t in range(n):

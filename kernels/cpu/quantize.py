@@ -62,9 +62,7 @@ def _quantize_block(a: Any, b: Any, q: int, s: int, c: int, offset: int) -> None
 
 
 @njit(error_model="numpy")
-def _quantize_whole(
-    x: int, width: int, tile: int, t: int, n: int, blocks: int, spare: int
-) -> None:
+def _quantize_whole(x: int, width: int, tile: int, t: int, n: int, blocks: int, spare: int) -> None:
     """As `quantize_row`, with one scale and one correction, in the places of the first block."""
     scales = tile + blocks * n * 32
     corrections = scales + blocks * n * 4

@@ -19,7 +19,14 @@ from edgert.kernels.cpu import jit
 
 from ..closeness import distance
 from ..kernels.isa_logits import KV_BITS, cpu_logits, reference_logits
-from ..kernels.products import ProductSession, exact_table, expected, product_graph, random_weight
+from ..kernels.products import (
+    ENCODINGS,
+    ProductSession,
+    exact_table,
+    expected,
+    product_graph,
+    random_weight,
+)
 
 SUMS = 1e-6
 # Activations on the edge of two codes may take the other one, and many do where keys and values are
@@ -46,10 +53,10 @@ def report(name: str, error: float, limit: float, began: float) -> None:
 
 def products() -> None:
     """int4 and int8 products, plain and gated: rows alone and in tiles, one and two threads."""
-    for bits in (4, 8):
+    for bits in ENCODINGS:
         for act, n, k in (("", 33, 95), ("silu", 32, 64)):
             began = time.monotonic()
-            table, weight = exact_table(k), random_weight(bits, n, k)
+            table, weight = exact_table(k, kind=bits), random_weight(bits, n, k)
             graph, stored = product_graph(table, weight, act=act)
             reference, errors, differ = expected(table, weight, act=act), [0.0], 0
             alone = None

@@ -163,8 +163,11 @@ def fp8(w: F32, tile: int = 32) -> Made:
 SCHEME = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
 
 
-def scheme(**changes: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": {**SCHEME, **changes}, "input_activations": None}
+BY_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def scheme(inputs: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": {**SCHEME, **changes}, "input_activations": inputs}
     return {
         "quant_method": "compressed-tensors", "format": "pack-quantized",
         "config_groups": {"group_0": group}, "ignore": ["lm_head"],
@@ -197,6 +200,10 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[F32], Made], str]] = {
     ),
     "compressed-int8": (
         scheme(num_bits=8, strategy="channel", group_size=None), compressed_int8, "int8-g",
+    ),
+    "compressed-w8a8": (
+        scheme(BY_TOKEN, num_bits=8, strategy="channel", group_size=None), compressed_int8,
+        "int8-channel",
     ),
     "nf4": (BNB, nf4, ""),
     "nf4-plain": (BNB, lambda w: nf4(w, nested=False), ""),

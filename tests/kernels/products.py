@@ -24,15 +24,19 @@ from edgert.session.cpu import CpuSession
 F32 = NDArray[np.float32]
 ROWS = 65  # of the table, and the most that one step takes
 SCALES = ("mixed", "negative", "zero", "denormal", "wide")
-ENCODINGS = {4: "int4-g32", 8: "int8-g32"}
+ENCODINGS: dict[int | str, str] = {4: "int4-g32", 8: "int8-g32", "channel": "int8-channel"}
 
 
-def random_weight(bits: int, n: int, k: int, scales: str = "mixed", seed: int = 0) -> Quantized:
-    """Codes over their whole range, the lowest included, and float16 scales of a kind."""
+def random_weight(
+    kind: int | str, n: int, k: int, scales: str = "mixed", seed: int = 0
+) -> Quantized:
+    """Codes over their whole range, the lowest included, and float16 scales of a kind; of bits with
+    a scale a block, or by channels."""
+    channels, bits = kind == "channel", 8 if isinstance(kind, str) else kind
     rng = np.random.default_rng([seed, bits, n, k])
     blocks = blocks_of(k)
     q = rng.integers(0, 256, (n, blocks, 4 * bits)).astype(np.uint8)
-    size = (0.5 + rng.random((n, blocks))) / np.sqrt(k)
+    size = (0.5 + rng.random((n, 1 if channels else blocks))) / np.sqrt(k)
     tiny = rng.integers(0, 1024, size.shape) * 2.0**-24  # float16 subnormals, zero included
     sign = rng.choice([-1.0, 1.0], size.shape)
     kinds = {
@@ -42,18 +46,23 @@ def random_weight(bits: int, n: int, k: int, scales: str = "mixed", seed: int = 
         "wide": sign * 65504.0,
         "mixed": sign * np.where(rng.random(size.shape) < 0.2, tiny, size),
     }
-    tensors = {"q": q, "scales": kinds[scales].astype(np.float16)}
-    return Quantized(ENCODINGS[bits], (n, k), tensors)
+    half = kinds[scales].astype(np.float16)
+    tensors = {"q": q, "scales": half.astype(np.float32) if channels else half}
+    return Quantized(ENCODINGS[kind], (n, k), tensors)
 
 
-def exact_table(k: int, seed: int = 0) -> F32:
+def exact_table(k: int, seed: int = 0, *, kind: int | str = 8) -> F32:
     """[ROWS, k] whose quantization is not a matter of rounding: integers up to 127 times a power of
-    two a block, 127 itself among them; a few blocks are zero."""
+    two a block (by channels: a row), 127 itself among them; a few blocks are zero."""
     rng = np.random.default_rng([seed, k])
     codes = rng.integers(-127, 128, (ROWS, blocks_of(k), 32)).astype(np.float32)
     codes[:, :, 0] = rng.choice([-127, 127], codes.shape[:2])
-    codes *= np.exp2(rng.integers(-12, -4, (ROWS, blocks_of(k), 1))).astype(np.float32)
-    codes[rng.random(codes.shape[:2]) < 0.05] = 0.0
+    steps = rng.integers(-12, -4, (ROWS, 1 if kind == "channel" else blocks_of(k), 1))
+    codes *= np.exp2(steps).astype(np.float32)
+    if kind != "channel":
+        codes[rng.random(codes.shape[:2]) < 0.05] = 0.0
+    elif k > 1:
+        codes[::16] = 0.0
     return np.ascontiguousarray(codes.reshape(ROWS, -1)[:, :k])
 
 

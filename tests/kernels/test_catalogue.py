@@ -110,8 +110,8 @@ SIZES = (1, 63, 500, 1000)
 # Those without a CPU kernel: tests/converters/quantize/test_formats.py.
 EVERYWHERE = ["f32", "f16", "int8-g32", "int4-g32"]  # on every executor
 # All bits and groups, with and without zero codes; test_planes.py has the other combinations.
-STORED = [*EVERYWHERE, "int2-g64", "uint2-g32", "int3-g32", "uint3-g64", "int4-g128", "uint4-g64",
-          "int5-g64", "uint5-g128", "int6-g128", "uint6-g32"]  # fmt: skip
+STORED = [*EVERYWHERE, "int8-channel", "int2-g64", "uint2-g32", "int3-g32", "uint3-g64",
+          "int4-g128", "uint4-g64", "int5-g64", "uint5-g128", "int6-g128", "uint6-g32"]  # fmt: skip
 CASES: dict[str, list[Case]] = {
     "embed": [
         Case("embed", c, 63, {"weight": ((90, c), e)}, {"scale": scale}, label=e)
@@ -417,7 +417,8 @@ def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> Non
         quantized = (
             FLOATS  # MatMulNBits rounds activations in blocks as large as the weights' groups
         )
-    if executor == "onnx" and case.op in ("conv2d", "experts"):
+    by_rows = any(ENCODINGS[n].channels for n in encodings)
+    if executor == "onnx" and (by_rows or case.op in ("conv2d", "experts")):
         quantized = FLOATS  # weights are dequantized, activations stay float
     limit = quantized if case.quantized else plain
     assert_close(f"{case.name} {executor}", expected, got, rms=limit)

@@ -136,6 +136,7 @@ def test_codes_and_names_are_told_apart() -> None:
     assert len({face.code for face in faces}) == len(ways) == len(faces)
     assert encodings.asked() == {
         "f32": "f32", "f16": "f16", "int8": "int8-g32", "int8-g32": "int8-g32",
+        "int8-channel": "int8-channel",
         "int4": "int4-g32", "int4-g32": "int4-g32",
         "int2": "uint2-g64", "uint2-g64": "uint2-g64",
         "int3": "uint3-g64", "uint3-g64": "uint3-g64",

@@ -79,47 +79,47 @@ def agree(
                 assert same.all(), f"{name}: {count} rows on {threads} threads differ from one"
 
 
-@pytest.mark.parametrize("bits", ENCODINGS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def test_every_row_count(bits: int, shape: tuple[int, int], kernel_folder: Path) -> None:
+def test_every_row_count(kind: int | str, shape: tuple[int, int], kernel_folder: Path) -> None:
     n, k = shape
     bias = np.random.default_rng(n).standard_normal(n).astype(np.float32) if n % 2 else None
-    agree(f"int{bits} {n}x{k}", exact_table(k), random_weight(bits, n, k), kernel_folder, bias=bias)
+    agree(f"int{kind} {n}x{k}", exact_table(k, kind=kind), random_weight(kind, n, k), kernel_folder, bias=bias)
 
 
-@pytest.mark.parametrize("bits", ENCODINGS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("scales", [kind for kind in SCALES if kind != "mixed"])
-def test_unusual_scales(bits: int, scales: str, kernel_folder: Path) -> None:
-    weight = random_weight(bits, 35, 97, scales)
+def test_unusual_scales(kind: int | str, scales: str, kernel_folder: Path) -> None:
+    weight = random_weight(kind, 35, 97, scales)
     assert (weight.scales == 0).all() == (scales == "zero")
-    agree(f"int{bits} {scales} scales", exact_table(97), weight, kernel_folder)
+    agree(f"int{kind} {scales} scales", exact_table(97, kind=kind), weight, kernel_folder)
 
 
-@pytest.mark.parametrize("bits", ENCODINGS)
-def test_activations_that_have_to_be_rounded(bits: int, kernel_folder: Path) -> None:
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_activations_that_have_to_be_rounded(kind: int | str, kernel_folder: Path) -> None:
     table = np.random.default_rng(3).standard_normal((ROWS, 161)).astype(np.float32)
     table[::5] *= 1e-20
-    weight = random_weight(bits, 63, 161)
-    agree(f"int{bits} rounded", table, weight, kernel_folder, limit=CODES)
+    weight = random_weight(kind, 63, 161)
+    agree(f"int{kind} rounded", table, weight, kernel_folder, limit=CODES)
 
 
-@pytest.mark.parametrize("bits", ENCODINGS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize(("act", "half"), [("silu", 16), ("silu", 48), ("gelu_tanh", 32)])
-def test_gated_pairs(bits: int, act: str, half: int, kernel_folder: Path) -> None:
-    weight = random_weight(bits, 2 * half, 95)
-    scales = (weight.scales / 8).astype(np.float16)
+def test_gated_pairs(kind: int | str, act: str, half: int, kernel_folder: Path) -> None:
+    weight = random_weight(kind, 2 * half, 95)
+    scales = (weight.scales / 8).astype(weight.scales.dtype)
     weight = Quantized(weight.encoding, weight.shape, {"q": weight.q, "scales": scales})
-    with opened(exact_table(95), weight, 1, kernel_folder, act=act) as session:
+    with opened(exact_table(95, kind=kind), weight, 1, kernel_folder, act=act) as session:
         assert session.paired == {"w"}
-    agree(f"gated int{bits} {act}", exact_table(95), weight, kernel_folder, act=act)
+    agree(f"gated int{kind} {act}", exact_table(95, kind=kind), weight, kernel_folder, act=act)
 
 
-@pytest.mark.parametrize("bits", ENCODINGS)
-def test_halves_that_cannot_be_paired(bits: int, kernel_folder: Path) -> None:
-    weight = random_weight(bits, 34, 63)
-    with opened(exact_table(63), weight, 1, kernel_folder, act="silu") as session:
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_halves_that_cannot_be_paired(kind: int | str, kernel_folder: Path) -> None:
+    weight = random_weight(kind, 34, 63)
+    with opened(exact_table(63, kind=kind), weight, 1, kernel_folder, act="silu") as session:
         assert not session.paired
-    agree(f"unpaired int{bits}", exact_table(63), weight, kernel_folder, act="silu")
+    agree(f"unpaired int{kind}", exact_table(63, kind=kind), weight, kernel_folder, act="silu")
 
 
 # --- packing ----------------------------------------------------------------------------------
@@ -133,9 +133,14 @@ def unpack(data: NDArray[np.uint8], encoding: str, n: int, k: int, *, paired: bo
         rows = values.astype(np.float32).reshape(-1, k, 16).transpose(0, 2, 1)  # [G, 16, K]
     else:
         bits = encodings.ENCODINGS[encoding].bits
-        blocks = groups.reshape(len(groups), -(-k // 32), 32 + 64 * bits)
-        scales = blocks[..., :32].copy().view(np.float16).astype(np.float32)  # [G, KB, 16]
-        codes = blocks[..., 32:].reshape(*blocks.shape[:2], bits, 16, 4)  # chunk, row, byte
+        if encodings.ENCODINGS[encoding].channels:
+            scales = groups[:, None, :64].copy().view(np.float32)  # [G, 1, 16]
+            blocks = groups[:, 64:].reshape(len(groups), -(-k // 32), 64 * bits)
+        else:
+            blocks = groups.reshape(len(groups), -(-k // 32), 32 + 64 * bits)
+            scales = blocks[..., :32].copy().view(np.float16).astype(np.float32)  # [G, KB, 16]
+            blocks = blocks[..., 32:]
+        codes = blocks.reshape(*blocks.shape[:2], bits, 16, 4)  # chunk, row, byte
         if bits == 4:
             codes = np.stack([codes & 15, codes >> 4], axis=3)  # chunk, row wait for 8j + 4h + t
             codes = codes.transpose(0, 1, 4, 2, 3, 5)  # [G, KB, row, chunk, half, byte]
@@ -164,10 +169,10 @@ def test_packed_bytes_hold_the_same_matrix(encoding: str, paired: bool) -> None:
         assert np.array_equal(unpack(data, encoding, n, k, paired=paired), dequantize(w))
 
 
-@pytest.mark.parametrize("bits", ENCODINGS)
-def test_packed_codes_of_any_value(bits: int) -> None:
-    w = random_weight(bits, 21, 70)
-    back = unpack(pack.pack(w), ENCODINGS[bits], 21, 70, paired=False)
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_packed_codes_of_any_value(kind: int | str) -> None:
+    w = random_weight(kind, 21, 70)
+    back = unpack(pack.pack(w), ENCODINGS[kind], 21, 70, paired=False)
     assert np.array_equal(back, dequantize(w))
 
 
@@ -209,19 +214,19 @@ def at_the_fence(graph, weights, paired):
     return weights_at_the_end
 
 packed.in_memory = at_the_fence
-for bits in (4, 8):
+for kind in ENCODINGS:
     for act, n in (("", 33), ("silu", 64)):
-        weight = random_weight(bits, n, 95)
-        table = exact_table(95)
+        weight = random_weight(kind, n, 95)
+        table = exact_table(95, kind=kind)
         graph, stored = product_graph(table, weight, act=act)
         session = ProductSession(graph, stored, threads=2, cache=folder)
         for count in (1, 2, 33, 65):
             session.rows(range(count))
         session.close()
     # A tied table whose last row is read by `embed`, with the table last in the file.
-    table = random_weight(bits, 49, 95)
-    graph, stored = product_graph(np.zeros((49, 95), np.float32), random_weight(bits, 17, 95))
-    weights = {"w": graph.weights["w"], "table": Weight((49, 95), ENCODINGS[bits])}
+    table = random_weight(kind, 49, 95)
+    graph, stored = product_graph(np.zeros((49, 95), np.float32), random_weight(kind, 17, 95))
+    weights = {"w": graph.weights["w"], "table": Weight((49, 95), ENCODINGS[kind])}
     graph = graph.replace(weights=weights)
     session = ProductSession(graph, {"w": stored["w"], "table": table}, cache=folder)
     session.rows([48]), session.rows([48, 0, 48])
