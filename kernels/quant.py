@@ -104,8 +104,11 @@ def quantize_int8(w: F32) -> Tensors:
 
 
 def quantize_channels(w: F32) -> Tensors:
-    """Round-to-nearest int8-channel of a float32 [N, K] matrix, codes -127 to 127."""
+    """Round-to-nearest int8-channel of a float32 [N, K] matrix, codes -127 to 127. Raises
+    ValueError for values that are not finite."""
     scales = np.abs(w).max(axis=1, keepdims=True, initial=0.0).astype(np.float32) / np.float32(127)
+    if not np.isfinite(scales).all():
+        raise ValueError("a scale would be infinite or no number")
     levels = np.rint(grouped(w) * _inverse(scales)[:, :, None])
     return {"q": (levels + 128.0).astype(np.uint8), "scales": scales}
 

@@ -349,6 +349,18 @@ def vabs(b: Any, x: Any) -> Any:
     return _call(b, "llvm.fabs.v16f32", x.type, x)
 
 
+def _larger(b: Any, x: Any, y: Any) -> Any:
+    """Of magnitudes, whose bits are in the order of their values; NaN is larger than all."""
+    kind = ir.VectorType(_I32, x.type.count)
+    return b.select(b.icmp_signed(">", b.bitcast(x, kind), b.bitcast(y, kind)), x, y)
+
+
+@emits(f32x16, f32x16, f32x16)
+def larger(b: Any, x: Any, y: Any) -> Any:
+    """Lane-wise maximum of magnitudes (`vabs`); NaN where one is NaN."""
+    return _larger(b, x, y)
+
+
 @emits(f32x16, i32x16)
 def to_f32(b: Any, x: Any) -> Any:
     """int32 to float32."""
@@ -418,6 +430,12 @@ def sum_i32(b: Any, v: Any) -> Any:
 def max_f32(b: Any, v: Any) -> Any:
     """Largest lane."""
     return _fold(b, v, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+
+
+@emits(f32, f32x16)
+def largest(b: Any, v: Any) -> Any:
+    """Largest of the lanes, which are magnitudes (`vabs`); NaN where one is NaN."""
+    return _fold(b, v, _larger)
 
 
 # --- integer dot products ---------------------------------------------------------------------

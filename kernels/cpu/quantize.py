@@ -12,10 +12,11 @@ from ..operands import COUNT
 from ..simd import (
     add_i32,
     f32,
+    larger,
+    largest,
     ld_f32,
     ld_i64,
     load_f32,
-    max_f32,
     mul,
     rint,
     splat,
@@ -27,7 +28,6 @@ from ..simd import (
     sum_i32,
     to_i32,
     vabs,
-    vmax,
 )
 from .activation import norm_row, share
 from .layout import (
@@ -48,7 +48,7 @@ from .vm import kernel
 def _quantize_block(a: Any, b: Any, q: int, s: int, c: int, offset: int) -> None:
     """32 values to int8 codes at q, scale at s, correction -offset * sum(codes) at c, or the sums
     of both halves where the offset is HALVES."""
-    peak = max_f32(vmax(vabs(a), vabs(b)))
+    peak = largest(larger(vabs(a), vabs(b)))
     scale = f32(peak * f32(1.0 / 127.0))
     st_f32(s, scale)
     inverse = splat(f32(1.0) / scale if scale > f32(0.0) else f32(0.0))
@@ -72,8 +72,8 @@ def _quantize_whole(x: int, width: int, tile: int, t: int, n: int, blocks: int, 
     top = splat(f32(0.0))
     for b in range(blocks):
         at = x + 128 * b if 32 * b + 32 <= width else spare
-        top = vmax(vmax(vabs(load_f32(at)), vabs(load_f32(at + 64))), top)
-    scale = f32(max_f32(top) * f32(1.0 / 127.0))
+        top = larger(larger(vabs(load_f32(at)), vabs(load_f32(at + 64))), top)
+    scale = f32(largest(top) * f32(1.0 / 127.0))
     inverse = splat(f32(1.0) / scale if scale > f32(0.0) else f32(0.0))
     total = splat_i32(0)
     for b in range(blocks):

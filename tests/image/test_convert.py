@@ -264,6 +264,27 @@ def test_products_get_codes_and_small_matrices_16_bits(wide: Path, tmp_path: Pat
     assert "golden prompts: none" in report.summary()
 
 
+def test_int8_is_by_channels_where_inputs_are_even(wide: Path, tmp_path: Path) -> None:
+    convert(wide, tmp_path / "x.edge", quant="int8", progress=False)
+    with Bundle.open(tmp_path / "x.edge") as bundle:
+        found = {name: w.encoding for name, w in bundle.graph("denoiser").weights.items()}
+    assert found["blocks.0.attention.q"] == found["blocks.1.ff.up"] == "int8-channel"
+    assert found["blocks.1.ff.down"] == found["blocks.0.modulation"] == "int8-g32"
+    assert found["patch"] == "f16"
+    convert(wide, tmp_path / "x.edge", quant="int8-g32", progress=False, force=True)
+    with Bundle.open(tmp_path / "x.edge") as bundle:
+        found = {name: w.encoding for name, w in bundle.graph("denoiser").weights.items()}
+    assert found["blocks.0.attention.q"] == "int8-g32"
+
+
+def test_text_encoders_are_not_stored_by_channels(pixart: Any, tmp_path: Path) -> None:
+    *_, source = pixart
+    convert(source, tmp_path / "x.edge", quant="int8", progress=False)
+    with Bundle.open(tmp_path / "x.edge") as bundle:
+        found = {w.encoding for w in bundle.graph("text_encoder").weights.values()}
+    assert "int8-channel" not in found
+
+
 def test_tables_of_modulations_and_distances_stay_f32(pixart: Any, tmp_path: Path) -> None:
     *_, source = pixart
     convert(source, tmp_path / "x.edge", quant="int8", progress=False)

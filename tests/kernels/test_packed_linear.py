@@ -84,7 +84,13 @@ def agree(
 def test_every_row_count(kind: int | str, shape: tuple[int, int], kernel_folder: Path) -> None:
     n, k = shape
     bias = np.random.default_rng(n).standard_normal(n).astype(np.float32) if n % 2 else None
-    agree(f"int{kind} {n}x{k}", exact_table(k, kind=kind), random_weight(kind, n, k), kernel_folder, bias=bias)
+    agree(
+        f"int{kind} {n}x{k}",
+        exact_table(k, kind=kind),
+        random_weight(kind, n, k),
+        kernel_folder,
+        bias=bias,
+    )
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)
@@ -101,6 +107,25 @@ def test_activations_that_have_to_be_rounded(kind: int | str, kernel_folder: Pat
     table[::5] *= 1e-20
     weight = random_weight(kind, 63, 161)
     agree(f"int{kind} rounded", table, weight, kernel_folder, limit=CODES)
+
+
+@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_row_that_is_no_number_gives_none(
+    kind: int | str, value: float, kernel_folder: Path
+) -> None:
+    """Codes hide nothing: no output of the row is finite, and no other row is touched."""
+    weight, table = random_weight(kind, 40, 70), exact_table(70, kind=kind)
+    with opened(table, weight, 1, kernel_folder) as session:
+        clean = session.rows(range(ROWS))
+    for place in (33, 69):
+        spoilt = table.copy()
+        spoilt[0, place] = value
+        with opened(spoilt, weight, 1, kernel_folder) as session:
+            for rows in (1, 5, 9, ROWS):
+                got = session.rows(range(rows))
+                assert not np.isfinite(got[0]).any()
+                assert np.array_equal(got[1:], clean[1:rows])
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)
