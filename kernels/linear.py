@@ -57,7 +57,7 @@ def product(x: F32, w: Matrix) -> F32:
     whole = encoding_of(w).channels
     xq, xs = quantize_rows(x, whole=whole)  # [T, KB, 32], [T, KB]
     wq, ws = blocks(tensors_of(w))  # [N, KB, 32], [N, KB], or more and smaller ones
-    exact = np.float64 if whole else np.float32  # sums below 2^31, below 2^24
+    exact: Any = np.float64 if whole else np.float32  # sums below 2^31, below 2^24
     if wq.shape[2] < xq.shape[2]:
         xs = xs.repeat(xq.shape[2] // wq.shape[2], axis=1)
         xq = xq.reshape(len(xq), -1, wq.shape[2])
