@@ -189,14 +189,15 @@ def image_session_options(function: F) -> F:
 
 def prompt_cache_options(function: F) -> F:
     """--prompt-cache and --prompt-cache-size, for a verb that has `session_options`."""
-    sized = size_option(
+    folder = click.option(
+        "--prompt-cache", type=click.Path(path_type=Path), metavar="DIR",
+        help="Keep the work on beginnings of texts in this folder, and find it there again.",
+    )  # fmt: skip
+    size = size_option(
         "--prompt-cache-size",
         help="Room for the files of --prompt-cache, of all models, such as 2G; default: 4G.",
     )
-    return cast(F, click.option(
-        "--prompt-cache", type=click.Path(path_type=Path), metavar="DIR",
-        help="Keep the work on beginnings of texts in this folder, and find it there again.",
-    )(sized(function)))  # fmt: skip
+    return folder(size(function))
 
 
 context_shift_option = click.option(

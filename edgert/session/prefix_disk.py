@@ -89,7 +89,7 @@ class PrefixDisk:
             if start + PAGE_TOKENS < known + WORTH:
                 break
             for piece in sorted(self.files.behind(keys[depth], state=True), key=_most_first):
-                reach = start + piece.count
+                reach = start + piece.length
                 fits = piece.start == start and known + WORTH <= reach <= len(tokens)
                 if not fits or key_of(keys[depth], tokens[start:reach]) != piece.key:
                     continue
@@ -131,11 +131,11 @@ class PrefixDisk:
                 break
             node = self._put(node, tuple(content["tokens"]), page)
             if piece.state:
-                self.cache.hold(node, _copied(content["state"]), piece.count)
-            elif piece.count == PAGE_TOKENS:
+                self.cache.hold(node, _copied(content["state"]), piece.length)
+            elif piece.length == PAGE_TOKENS:
                 node.key = piece.key
             else:
-                node.filed = max(node.filed, piece.count)
+                node.filed = max(node.filed, piece.length)
             brought.append(node)
         return brought
 
@@ -178,7 +178,7 @@ class PrefixDisk:
         for part, pools in pool.parts.items():
             for name, array in pools.items():
                 array[page] = content["page"][part][name]
-        if pool.coded and piece.count == PAGE_TOKENS:
+        if pool.coded and piece.length == PAGE_TOKENS:
             pool.seal(page)
         elif pool.coded:
             for name, array in pool.fresh_pools.items():
@@ -194,11 +194,11 @@ class PrefixDisk:
                 held = page.get(part) if isinstance(page, Mapping) else None
                 if fault := _unlike(held, pools):
                     return f"its {part} {fault}"
-            if pool.coded and piece.count < PAGE_TOKENS:
+            if pool.coded and piece.length < PAGE_TOKENS:
                 if fault := _unlike(content.get("fresh"), pool.fresh_pools):
                     return f"its fresh page {fault}"
         if piece.state:
-            return self.cache.slots.fault(content.get("state"), piece.start + piece.count)
+            return self.cache.slots.fault(content.get("state"), piece.start + piece.length)
         return ""
 
     # --- writing --------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def _with_parents(noted: Sequence[tuple[Node, int]]) -> dict[tuple[Node, int], N
 
 
 def _most_first(piece: Piece) -> int:
-    return -piece.count
+    return -piece.length
 
 
 def _unlike(held: Any, pools: Mapping[str, np.ndarray]) -> str:

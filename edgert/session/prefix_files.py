@@ -43,19 +43,19 @@ _NAME = re.compile(r"([0-9a-f]{32})-([0-9]{1,9})-([0-9]{1,2})\.(page|state)")
 
 
 class Piece(NamedTuple):
-    """One file: `count` tokens from `start` on behind the text of `parent`."""
+    """One file: `length` tokens from `start` on behind the text of `parent`."""
 
     parent: str
     key: str
     start: int
-    count: int
+    length: int
     state: bool = False
 
     @property
     def name(self) -> str:
         """Its path inside the owner's folder."""
         kind = "state" if self.state else "page"
-        return f"{self.parent}/{self.key}-{self.start}-{self.count}.{kind}"
+        return f"{self.parent}/{self.key}-{self.start}-{self.length}.{kind}"
 
 
 def key_of(parent: str, tokens: Sequence[int]) -> str:
@@ -137,7 +137,7 @@ class PrefixFiles:
         """The page of fewer than `below` tokens behind a text that agrees with the most of those
         that follow, and with how many."""
         best, most = None, 0
-        near = [piece for piece in self.behind(parent, state=False) if piece.count < below]
+        near = [piece for piece in self.behind(parent, state=False) if piece.length < below]
         for piece in near[:SIBLINGS] if tokens else ():
             held = self._tokens(piece)
             pairs = zip(held, tokens, strict=False)
@@ -158,7 +158,7 @@ class PrefixFiles:
         if not _are_tokens(held, piece):
             self.refuse(piece, "its tokens are not those of its name")
             return ()
-        return tuple(held)
+        return tuple(map(int, held or ()))
 
     def load(self, piece: Piece) -> dict[str, Any] | None:
         """What `store` got; None where that is not what there is, which is said."""
@@ -290,7 +290,7 @@ def _piece(parent: str, name: str) -> Piece | None:
 
 def _are_tokens(held: Any, piece: Piece) -> bool:
     """Whether a list from a file is what the piece's key was made of."""
-    if not isinstance(held, list) or len(held) != piece.count:
+    if not isinstance(held, list) or len(held) != piece.length:
         return False
     if not all(type(token) is int and 0 <= token < 1 << 31 for token in held):
         return False

@@ -37,7 +37,7 @@ class Node:
     def __init__(self, tokens: tuple[int, ...], page: int, parent: Node | None) -> None:
         self.tokens, self.page, self.parent = tokens, page, parent
         first = parent is None or parent.parent is None
-        self.start = 0 if parent is None or first else parent.start + PAGE_TOKENS
+        self.start: int = 0 if parent is None or first else parent.start + PAGE_TOKENS
         self.children: dict[int, list[Node]] = {}  # by first token
         self.snapshots: dict[int, SlotContent] = {}
         self.used = 0

@@ -51,14 +51,13 @@ def most_of(cache: PrefixCache) -> int:
 def owner_of(session: Any, bundle: Bundle) -> str:
     """A hash of all that a session's states depend on, hex: weights, graph (with its rotary
     settings), precision and layout of pages, and the code that computes."""
-    from .. import __version__
     from ..kernels import isa, library
     from ..kernels.cpu import code
 
     manifest = bundle.manifest
     part = manifest.parts[bundle.part("")]
     cpu: CpuSession = session
-    parts = [FORMAT, __version__, cpu.fingerprint, str(PAGE_TOKENS)]
+    parts = [FORMAT, cpu.fingerprint, str(PAGE_TOKENS)]
     parts += [isa.chosen(), library.sources_hash()]
     parts += [manifest.files[name].sha256 for name in (part.weights, part.graph)]
     if code.shipped() is None:
