@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 import edgert
+from edgert.cli import run
+from edgert.demo import image_bundle
 from edgert.errors import DeviceError, RequestError, ResourceError
 from edgert.session.cpu import CpuSession
 from edgert.session.pages import PAGE_TOKENS
@@ -213,6 +215,29 @@ def test_devices_that_share_nothing_say_so(tmp_path: Path) -> None:
             edgert.load(path, **wrong)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="prompt_cache_size is 0 bytes"):
         edgert.load(path, prompt_cache=tmp_path / "cache", prompt_cache_size=0)
+
+
+def test_the_flags_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = tiny_bundle(tmp_path / "a.edge", context=512), tmp_path / "cache"
+    said = []
+    for verb in ("generate", "generate", "chat"):
+        kept_in = ("--prompt-cache", str(folder), "--prompt-cache-size", "1M")
+        assert run([verb, str(path), "-p", SYSTEM, "-n", "5", "--json", *kept_in]) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert [answer["cached_tokens"] for answer in said] == [0, len(SYSTEM) - 1, 0]
+    assert said[0]["token_ids"] == said[1]["token_ids"]
+    for wrong, told in (
+        (("--prompt-cache", str(folder), "--device", "reference"), "expected the device cpu"),
+        (("--prompt-cache-size", "1M"), "expected a folder prompt_cache with it"),
+        (("--prompt-cache", str(path / "manifest.json")), "cannot be used for the prompt cache"),
+    ):
+        assert run(["generate", str(path), "-p", "Once", "-n", "1", *wrong]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_model_that_draws_has_no_beginnings(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="which is of kind 'image'"):
+        edgert.load(image_bundle(), kind="image", prompt_cache=tmp_path)
 
 
 # --- room ----------------------------------------------------------------------------------------
