@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .bundle.converted import as_bundle
 from .bundle.reader import Bundle, Verify
-from .errors import BundleError
+from .errors import BundleError, RequestError
 from .session.options import SessionOptions, type_error
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def load(
     path: str | PathLike[str], device: str = ..., threads: int | None = ...,
     ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
     kv_memory: int | None = ..., *, kind: Literal["text"] | None = ...,
-    draft: Draft | None = ...,
+    draft: Draft | None = ..., prompt_cache: str | PathLike[str] | None = ...,
+    prompt_cache_size: int | None = ...,
 ) -> TextModel: ...  # fmt: skip
 @overload
 def load(
@@ -60,6 +61,8 @@ def load(
     *,
     kind: Kind | None = None,
     draft: Draft | None = None,
+    prompt_cache: str | PathLike[str] | None = None,
+    prompt_cache_size: int | None = None,
 ) -> Any:
     """Open a bundle and make it ready: a `TextModel`, or an `ImageModel` where it draws.
 
@@ -75,9 +78,12 @@ def load(
     else opened; type checkers take the result for a `TextModel` unless it is "image". draft: what
     answers are drafted with, which makes them quicker and does not change them: "ngram", a smaller
     model of the same tokenizer (path or `TextModel`), several in a list, "none", or `DraftOptions`;
-    None means "auto", see there. Raises BundleError, DeviceError, RequestError, ResourceError.
+    None means "auto", see there. prompt_cache: a folder in which the work on beginnings of texts is
+    kept for later processes (cpu); prompt_cache_size: bytes that its files may take, None means
+    4 GiB. Raises BundleError, DeviceError, RequestError, ResourceError.
     """
-    options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory)
+    kept: Any = {"prompt_cache": prompt_cache, "prompt_cache_size": prompt_cache_size}
+    options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory, **kept)
     return open_model(path, options, verify=verify, kind=kind, draft=draft)
 
 
@@ -104,6 +110,13 @@ def open_model(
                 f"{path} is of kind {found!r}, expected {wanted}",
                 code="bundle-kind",
                 hint=_HINTS.get(found, "update edgert (pip install -U edgert)"),
+            )
+        if found != "text" and options.prompt_cache is not None:
+            raise RequestError(
+                f"a prompt cache for {path}, which is of kind {found!r}, expected 'text'",
+                code="prompt-cache-kind",
+                hint="leave prompt_cache out",
+                field="prompt_cache",
             )
         module, name = _MODELS[found]
         opened = getattr(import_module(f".{module}", __package__), name)

@@ -57,6 +57,7 @@ LAYERS = 1024
 PICTURE_SIDE = 1 << 14  # pixels, of pictures that are made
 CHECKPOINTS = 8  # of one sequence with recurrent states
 CHECKPOINT_BYTES = 64 << 20  # of one sequence, all of them together
+PROMPT_CACHE_BYTES = 4 << 30  # of files of known beginnings, of all models in a folder
 CACHE_TABLE_BYTES = 4 << 20  # calibration of a cache policy
 CACHE_TABLE_STEPS = 10_000
 HEADS = 4096

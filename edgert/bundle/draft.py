@@ -8,7 +8,7 @@ are, and `hidden` is the `next` of the row before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -31,8 +31,11 @@ def embedding_of(graph: Graph) -> Node | None:
     return found[0] if tokens and len(found) == 1 else None
 
 
-def check_draft(manifest: Manifest, graphs: Mapping[str, Graph], *, where: str) -> None:
-    """A draft section fits the graphs and names a file of its size. Raises BundleError."""
+def check_draft(
+    manifest: Manifest, graphs: Mapping[str, Graph], read: Callable[[str], bytes], *, where: str
+) -> None:
+    """A draft section fits the graphs and names a file of ids, which read(name) gives. Raises
+    BundleError."""
     spec = manifest.draft
     if spec is None:
         return
@@ -43,6 +46,7 @@ def check_draft(manifest: Manifest, graphs: Mapping[str, Graph], *, where: str) 
     count = int(graph.outputs[0].shape[-1])
     if size != ID_BYTES * count:
         _fail(where, f"{spec.ids} has {size} bytes, expected {ID_BYTES * count}: {count} ids")
+    draft_ids(read(spec.ids), manifest.text_spec.vocab_size, where=f"{where}: {spec.ids}")
 
 
 def _faults(spec: DraftSpec, graph: Graph, text: Graph) -> list[str]:

@@ -129,7 +129,7 @@ class Bundle:
         for part in self.manifest.parts:
             check_borrowed(part, self._graphs, where=str(self.path))
         check_image(self.manifest, self._graphs, where=str(self.path))
-        check_draft(self.manifest, self._graphs, where=str(self.path))
+        check_draft(self.manifest, self._graphs, self.read, where=str(self.path))
         for file, tensors in self._tensors.items():
             users = [p for p, entry in self.manifest.parts.items() if entry.weights == file]
             check_weights([self._graphs[part] for part in users], tensors)

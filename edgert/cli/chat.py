@@ -26,6 +26,7 @@ from .settings import (
     context_shift_option,
     emit_json,
     json_option,
+    prompt_cache_options,
     say,
     session_options,
     show,
@@ -82,6 +83,7 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help='Variables for the chat template, such as {"enable_thinking": false}.',
 )
 @sampling_options
+@prompt_cache_options
 @session_options
 @draft_options
 @context_shift_option

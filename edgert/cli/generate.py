@@ -19,6 +19,7 @@ from .settings import (
     context_shift_option,
     emit_json,
     json_option,
+    prompt_cache_options,
     say,
     session_options,
     show,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     help="A file with the text; - reads standard input.",
 )
 @sampling_options
+@prompt_cache_options
 @session_options
 @draft_options
 @context_shift_option

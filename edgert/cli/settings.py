@@ -187,6 +187,19 @@ def image_session_options(function: F) -> F:
     return cast(F, _threads(_skip_verify(device_options(_with_loader(function)))))
 
 
+def prompt_cache_options(function: F) -> F:
+    """--prompt-cache and --prompt-cache-size, for a verb that has `session_options`."""
+    folder = click.option(
+        "--prompt-cache", type=click.Path(path_type=Path), metavar="DIR",
+        help="Keep the work on beginnings of texts in this folder, and find it there again.",
+    )  # fmt: skip
+    size = size_option(
+        "--prompt-cache-size",
+        help="Room for the files of --prompt-cache, of all models, such as 2G; default: 4G.",
+    )
+    return folder(size(function))
+
+
 context_shift_option = click.option(
     "--context-shift", is_flag=True,
     help="Go on when the context is full, without the older half of it but for its beginning.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .. import limits
 from ..errors import DeviceError, RequestError
@@ -17,7 +19,9 @@ class SessionOptions:
     threads: None means one per performance core. ctx_size: tokens a state may hold, None means what
     the model was made for. kv_bits: 32, 16, 8 or 4; 0: the model decides. kv_memory: bytes that the
     keys and values of all sequences may take (cpu); None means half of what is free, at most. A
-    context that does not fit is shortened, with a notice.
+    context that does not fit is shortened, with a notice. prompt_cache: folder of known beginnings
+    of texts (cpu), for later processes. prompt_cache_size: bytes that its files may take, None
+    means `limits.PROMPT_CACHE_BYTES`.
 
     Raises RequestError for values that no model takes; what depends on the model or the device is
     checked when the session is opened.
@@ -28,11 +32,13 @@ class SessionOptions:
     ctx_size: int | None = None
     kv_bits: int = 0
     kv_memory: int | None = None
+    prompt_cache: Path | None = None
+    prompt_cache_size: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
             raise type_error("device", self.device, "a name such as 'cpu'")
-        for name in ("threads", "ctx_size", "kv_bits", "kv_memory"):
+        for name in ("threads", "ctx_size", "kv_bits", "kv_memory", "prompt_cache_size"):
             value = getattr(self, name)
             whole = hasattr(value, "__index__") and not isinstance(value, bool)
             if value is not None and not whole:
@@ -51,6 +57,22 @@ class SessionOptions:
                 code="parameter-range",
                 hint="leave it out for half of the memory that is free",
                 field="kv_memory",
+            )
+        self._check_prompt_cache()
+
+    def _check_prompt_cache(self) -> None:
+        folder, size = self.prompt_cache, self.prompt_cache_size
+        if folder is not None:
+            if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+                raise type_error("prompt_cache", folder, "the path of a folder, or None")
+            object.__setattr__(self, "prompt_cache", Path(os.path.abspath(folder)))
+        if size is not None and (folder is None or size < 1):
+            raise RequestError(
+                f"prompt_cache_size is {size} bytes, expected "
+                + ("a folder prompt_cache with it" if folder is None else "1 or more"),
+                code="parameter-range",
+                hint=f"leave it out for {limits.PROMPT_CACHE_BYTES >> 30} GiB",
+                field="prompt_cache_size",
             )
 
     def context(self, graph: Graph) -> int:

@@ -128,8 +128,9 @@ class Run(Lane):
         cache, prompt = self._prefixes, self.sequence[:-1]
         if cache is None or not isinstance(state, CpuState):
             return state
-        adapter = state.adapter
-        known = cache.known(prompt, long_rope=state.long_rope, adapter=adapter)
+        adapter, long_rope = state.adapter, state.long_rope
+        cache.fetch(prompt, state.length, long_rope=long_rope, adapter=adapter)
+        known = cache.known(prompt, long_rope=long_rope, adapter=adapter)
         if known < state.length + WORTH:
             return state
         if state.length:

@@ -20,6 +20,7 @@ from ..kernels.states import RecurrentState
 from ..session.base import Session, State
 from ..session.engine import Engine
 from ..session.options import SessionOptions
+from ..session.prompt_cache import open_prefixes
 from .adapters import AdapterPath, Adapters
 from .conversation import Conversation
 from .generate import Progress, Run
@@ -74,8 +75,7 @@ class TextModel:
         The session and bundle are closed with it, and what was opened."""
         self.session, self.tokenizer, self.template = session, tokenizer, template
         self.name, self.advice, self.fingerprint = name, dict(advice or {}), fingerprint
-        self.load_s = 0.0
-        self._bundle, self._freed = bundle, False
+        self.load_s, self._bundle, self._freed = 0.0, bundle, False
         self.adapters = Adapters(session, bundle)
         self.engine = Engine(session)
         self.drafting = Drafting(
@@ -115,8 +115,8 @@ class TextModel:
             opened=lambda path: _small(path, options),
             head=(lambda: open_head(bundle, options, tokenizer)) if has_head(bundle) else None,
         )
-        model.engine.prefixes = model.session.prefix_cache()
         try:
+            model.engine.prefixes = open_prefixes(model.session, bundle, options)
             for source in default.sources:
                 usual = source == "auto" and model.session.device == "cpu" and has_head(bundle)
                 if source == "head" or usual:  # now, not at the first request
@@ -369,6 +369,8 @@ class TextModel:
         if not self._freed:
             self._freed = True
             self.drafting.close()
+            if self.engine.prefixes is not None:
+                self.engine.prefixes.close()
             self.session.close()
             if self._bundle is not None:
                 self._bundle.close()
@@ -391,7 +393,8 @@ def _small(path: Path, options: SessionOptions) -> TextModel:
 
     bundle = Bundle.open(path)
     try:
-        return TextModel.from_bundle(bundle, replace(options, ctx_size=None))
+        options = replace(options, ctx_size=None, prompt_cache=None, prompt_cache_size=None)
+        return TextModel.from_bundle(bundle, options)
     except BaseException:
         bundle.close()
         raise

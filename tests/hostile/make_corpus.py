@@ -10,13 +10,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.hostile import corpus_bundle, corpus_manifest, corpus_sparse, corpus_tensors
+from tests.hostile import (
+    corpus_bundle,
+    corpus_draft,
+    corpus_manifest,
+    corpus_sparse,
+    corpus_tensors,
+)
 from tests.hostile.spoil import CORPUS, Mutation, make
 from tests.tiny import tiny_bundle
 
 __all__ = [
-    "CORPUS", "Mutation", "corpus_bundle", "corpus_manifest", "corpus_sparse", "corpus_tensors",
-    "make",
+    "CORPUS", "Mutation", "corpus_bundle", "corpus_draft", "corpus_manifest", "corpus_sparse",
+    "corpus_tensors", "make",
 ]  # fmt: skip
 
 if __name__ == "__main__":

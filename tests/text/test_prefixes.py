@@ -23,7 +23,15 @@ from edgert.session.sequence import CpuState
 from edgert.text.model import TextModel
 
 from ..tiny import tiny_bundle, tiny_graph
-from .speculative.models import CONTEXT, NO_END, ToySession, cpu_session, sessions, text_model
+from .speculative.models import (
+    CONTEXT,
+    NO_END,
+    ToySession,
+    cpu_session,
+    sessions,
+    text_model,
+    unlike,
+)
 
 KINDS = ("kv", "kv8", "window", "tail", "whole")
 SYSTEM = "You are a patient clerk. " * 14  # 350 tokens
@@ -219,17 +227,19 @@ def test_bundles_share_beginnings_by_default(tmp_path: Path) -> None:
 # --- a soak --------------------------------------------------------------------------------------
 
 
-def soak(model: TextModel, count: int, seed: int) -> None:
-    """Random requests that begin alike, fork, stop early and run side by side."""
+def soak(model: TextModel, count: int, seed: int, small: TextModel | None = None) -> None:
+    """Random requests that begin alike, fork, stop early and run side by side, some with drafts of
+    the text or of a small model; and conversations whose turns are taken back."""
     rng = random.Random(seed)
     stems = ["the quick brown fox " * n for n in (2, 5, 9, 14)] + [SYSTEM]
+    drafts = ["none", "ngram"] if small is None else ["none", "ngram", small]
     asked: list[dict[str, Any]] = []
     for number in range(count):
         stem = rng.choice(stems)
         prompt = stem[: rng.randint(1, len(stem))] + rng.choice(["", "a", f"{number}", "xyz " * 5])
         asked.append(
             {"prompt": prompt, "max_tokens": rng.randint(1, 20), "seed": number % 7,
-             "temperature": 1.0, "draft": rng.choice(["none", "ngram"]), **NO_END}
+             "temperature": 1.0, "draft": rng.choice(drafts), **NO_END}
         )  # fmt: skip
     known: dict[str, tuple[int, ...]] = {}
     plain = text_model(model.session)
@@ -237,10 +247,14 @@ def soak(model: TextModel, count: int, seed: int) -> None:
         key = json.dumps([ask["prompt"], ask["seed"]])
         if len(known.get(key, ())) < ask["max_tokens"]:
             known[key] = plain.generate(**ask | {"draft": "none"}).token_ids
+    talks = {number: talk(plain, stems[number % 5], "none") for number in range(10)}
     cut = [rng.random() < 0.2 for _ in asked]
 
     def job(number: int) -> None:
         ask = asked[number]
+        if number % 8 == 0:
+            same = number // 8 % 10
+            assert talk(model, stems[same % 5], ask["draft"]) == talks[same]
         stream = model.stream(**ask)
         if cut[number]:
             next(stream, None)
@@ -257,6 +271,19 @@ def soak(model: TextModel, count: int, seed: int) -> None:
     assert cache.nbytes <= cache.budget
 
 
+def talk(model: TextModel, system: str, draft: Any) -> list[tuple[int, ...]]:
+    """Two turns, the second one taken back and put otherwise."""
+    options: dict[str, Any] = {"max_tokens": 6, "temperature": 1.0, "seed": 1, "draft": draft}
+    said = []
+    with model.conversation(system) as chat:
+        for text in ("who?", "why not?", None, "why is it?"):
+            if text is None:
+                chat.undo()
+            else:
+                said.append(chat.say(text, **options, **NO_END).token_ids)
+    return said
+
+
 @pytest.mark.parametrize("kind", ["kv", "tail", "whole"])
 @pytest.mark.parametrize(
     "count", [40, pytest.param(2000, marks=pytest.mark.slow)], ids=["few", "many"]
@@ -268,10 +295,12 @@ def test_a_soak_leaves_nothing_behind(kind: str, count: int, kernel_folder: Path
         session: Any = cpu_session(kernel_folder, kv_memory=graph_pages * page)
     else:
         session = sessions(kernel_folder)[kind]()
-    with shared(session) as model:
+    other = sessions(kernel_folder)[kind](**unlike(session))
+    with shared(session) as model, shared(other) as small:
         cache_of(model).budget = min(cache_of(model).budget, 1 << 17)
-        soak(model, count, 5)
+        soak(model, count, 5, small)
         assert_nothing_is_held(model)
+        assert_nothing_is_held(small)
 
 
 @pytest.mark.slow
