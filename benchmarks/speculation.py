@@ -254,7 +254,7 @@ def measure_costs(
     plain = model.generate(prompt, draft="none", **options)
     gamma, times = 3, []
     proposer = Replayed([*prompt, *plain.token_ids], 1.0, gamma, model.tokenizer.size)
-    for _ in range(5):
+    for _ in range(min(5, args.steps)):
         seconds, answer = written(model, prompt, proposer=proposer, **options)
         times.append(seconds / answer.drafting.steps)
     cycle = statistics.median(times) / (found["t1_ms"] / 1e3)
@@ -272,8 +272,8 @@ def measure_replayed(
     options: dict[str, Any] = {"max_tokens": args.tokens, "temperature": 0.0, "logit_bias": LONG}
     prompt, lines = list(range(5, 69)), [costs]
     plain = list(model.generate(prompt, draft="none", **options).token_ids)
-    for share in ACCEPTED:
-        for gamma in GAMMAS:
+    for share in args.shares:
+        for gamma in args.gammas:
             proposer = Replayed([*prompt, *plain], share, gamma, model.tokenizer.size)
 
             def ask(draft: Any) -> tuple[float, Any]:
@@ -328,7 +328,7 @@ def measure_shape(shape: str, args: Any) -> list[dict[str, Any]]:
     with Bundle.open(path) as bundle:
         gguf = gguf_of(bundle, args.work)
     peer, (prompt, plain) = speculation_llama.Peer(gguf, args.rounds), texts
-    costs = speculation_llama.widths(peer.runner, WIDTHS, 4 * args.rounds)
+    costs = speculation_llama.widths(peer.runner, WIDTHS, args.steps)
     theirs = [{"what": "costs", "model": f"{shape} llama.cpp", **costs}]
     for line in [line for line in lines if line["what"] == "replayed"]:
         draft = Replayed([*prompt, *plain], line["share"], line["gamma"], vocab)
@@ -353,6 +353,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=["chat", "story", "think", "edit", "copy"])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="rounds of steps of each width")
+    parser.add_argument("--shares", type=float, nargs="*", default=ACCEPTED)
+    parser.add_argument("--gammas", type=int, nargs="*", default=GAMMAS)
     parser.add_argument("--page", action="store_true", help="write the page from all results")
     args = parser.parse_args()
     lines: list[dict[str, Any]] = []

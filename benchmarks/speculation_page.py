@@ -21,8 +21,8 @@ on two cores: measured speeds of a row move by a tenth and more with the neighbo
 
 ## What a step of m rows costs
 
-v(m) is a step of m rows in steps of one, c a guess of the small model or of the model's head, o what
-a cycle costs more.
+v(m) is a step of m rows in steps of one, c a guess of the small model or of the model's head, o
+what a cycle costs more.
 
 {costs}
 

@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.7, 1.0])
     args = parser.parse_args()
     with edgert.load(args.model, threads=1, draft="none") as model:
-        costs = widths(model)
+        costs: dict[str, Any] = dict(widths(model))
         costs["c_head"] = head_ms(model.drafting.head()) / costs["t1_ms"]
         lines = []
         for temperature in args.temperatures:

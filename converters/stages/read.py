@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundle.draft import ROLE
 from ...errors import BundleError, ConvertError
 from ..families.config import refused
 from ..families.recipe import F32, Part, Recipe
@@ -74,7 +73,7 @@ def read(source: Source, *, kept: bool = False, ends: str = "") -> Reading:
     parts: list[PartInProgress] = []
     draft: NativeDraft | None = None
     for part in planned:
-        if part.role == ROLE:
+        if part.ids:  # a head, which no other stage looks at
             part.graph.shapes()
             readers = {n: RecipeWeight(r, source.tensors) for n, r in part.weights.items()}
             draft = NativeDraft(part.graph, readers, part.taps, part.ids)
