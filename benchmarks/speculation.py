@@ -89,7 +89,10 @@ class Replayed:
 
 
 def written(model: TextModel, tokens: Sequence[int], **options: Any) -> tuple[float, Any]:
-    """CPU seconds of an answer behind its first piece, and the answer."""
+    """CPU seconds of an answer behind its first piece, and the answer. The prompt is read anew: a
+    head sees nothing of a beginning that is known already."""
+    if model.engine.prefixes is not None:
+        model.engine.prefixes.clear()
     stream = model.stream(tokens, **options)
     next(stream, None)
     return cpu(stream.finish)
