@@ -35,6 +35,7 @@ from edgert.bundle import Bundle
 from edgert.session.base import Feed, StepResult
 from edgert.text.model import TextModel
 from edgert.text.speculative.head import HeadModel, has_head
+from edgert.text.speculative.options import DraftOptions
 
 RESULTS = Path(__file__).parent / "results" / "speculation.jsonl"
 WIDTHS = [*range(1, 10), 13, 17]
@@ -42,7 +43,8 @@ TEMPERATURES = (0.0, 0.7, 1.0)
 LONG = {0: -100.0, 2: -100.0}  # answers go on, for short ones cannot be timed
 ACCEPTED = (0.5, 0.7, 0.9)
 GAMMAS = (1, 3, 7)
-DRAFTS = ("ngram", "model", "both", "head", "ngram+head")
+FIXED = (2, 4)  # guesses of a head that are always made
+DRAFTS = ("ngram", "model", "both", "head", "ngram+head", *(f"head-{n}" for n in FIXED))
 CHANGED = 12  # of so many tokens of a copy one is another
 
 
@@ -173,7 +175,7 @@ def compared(
         assert answer is not None
         stats, tokens = answer.drafting, len(answer.token_ids)
         steps = rows[-stats.steps :]
-        cost = {"model": "c", "both": "c", "head": "c_head", "ngram+head": "c_head"}.get(name, "")
+        cost = "c_head" if "head" in name else "c" if name in ("model", "both") else ""
         guesses = stats.proposed * costs.get(cost, 0.0)
         found[name] = {
             "counted": counted(steps, tokens - 1, costs, guesses),
@@ -195,6 +197,7 @@ def measure_prompts(
         drafts: dict[str, Any] = {"ngram": "ngram"}
         if "c_head" in costs and not prompt.answer:
             drafts |= {"head": "head", "ngram+head": ("ngram", "head")}
+            drafts |= {f"head-{n}": DraftOptions("head", max_tokens=n, adapt=False) for n in FIXED}
         if small is not None and not prompt.answer:
             drafts |= {"model": small, "both": ("ngram", small)}
         drafts = {name: drafts[name] for name in drafts if name in args.drafts}
