@@ -144,6 +144,10 @@ class LlamaRunner(Runner):
             found.append(logits.copy() if every else logits)  # the next batch reuses the buffer
         return np.concatenate(found) if every else found[-1]
 
+    def rows(self, tokens: Ids) -> Logits:
+        """Feed tokens of one batch; a view of all their logits, which the next step overwrites."""
+        return self._decode(tokens, len(tokens))
+
     def _decode(self, tokens: Ids, rows: int) -> Logits:
         """Feed one batch; a view of the logits of its last `rows` tokens."""
         batch, count = self.batch, len(tokens)

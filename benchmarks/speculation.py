@@ -9,7 +9,8 @@ neighbour on the machine counts little. Every drafted answer is compared with th
 Chat, stories and problems are the model's own answers. A small model does not copy or edit when it
 is asked to; there its logits are replaced by those of the text that was asked for, after a step
 that costs what it costs (`Told`). Models of random weights are given drafts of which a known share
-is right (`Replayed`).
+is right (`Replayed`), and a text that they copy with changes; llama.cpp, where llama-cpp-python is
+installed, gets the same drafts, and its own prompt lookup, on the same weights.
 """
 
 from __future__ import annotations
@@ -25,18 +26,26 @@ from typing import Any
 import numpy as np
 
 import edgert
+from benchmarks import speculation_llama
 from benchmarks.machine import describe, load_average
 from benchmarks.random_bundle import random_bundle
 from benchmarks.speculation_page import write_page
 from benchmarks.speculation_prompts import PROMPTS, Prompt
+from edgert.bundle import Bundle
 from edgert.session.base import Feed, StepResult
 from edgert.text.model import TextModel
+from edgert.text.speculative.head import HeadModel, has_head
+from edgert.text.speculative.options import DraftOptions
 
 RESULTS = Path(__file__).parent / "results" / "speculation.jsonl"
 WIDTHS = [*range(1, 10), 13, 17]
 TEMPERATURES = (0.0, 0.7, 1.0)
 LONG = {0: -100.0, 2: -100.0}  # answers go on, for short ones cannot be timed
 ACCEPTED = (0.5, 0.7, 0.9)
+GAMMAS = (1, 3, 7)
+FIXED = (2, 4)  # guesses of a head that are always made
+DRAFTS = ("ngram", "model", "both", "head", "ngram+head", *(f"head-{n}" for n in FIXED))
+CHANGED = 12  # of so many tokens of a copy one is another
 
 
 class Told:
@@ -82,7 +91,10 @@ class Replayed:
 
 
 def written(model: TextModel, tokens: Sequence[int], **options: Any) -> tuple[float, Any]:
-    """CPU seconds of an answer behind its first piece, and the answer."""
+    """CPU seconds of an answer behind its first piece, and the answer. The prompt is read anew: a
+    head sees nothing of a beginning that is known already."""
+    if model.engine.prefixes is not None:
+        model.engine.prefixes.clear()
     stream = model.stream(tokens, **options)
     next(stream, None)
     return cpu(stream.finish)
@@ -138,11 +150,10 @@ class Widths:
         return list(self.step(feeds))
 
 
-def counted(rows: Sequence[int], tokens: int, costs: dict[str, Any], guesses: int) -> float:
-    """Speed by what steps of so many rows cost on their own (`costs`), and guesses of the small
-    model: without the neighbours on the machine, and without what Python does."""
-    spent = sum(costs.get(f"v{n}", costs["v9"] * n / 9) for n in rows)
-    return tokens / (spent + guesses * costs.get("c", 0.0))
+def counted(rows: Sequence[int], tokens: int, costs: dict[str, Any], guesses: float) -> float:
+    """Speed by what steps of so many rows cost on their own (`costs`), and guesses, all of one
+    cost: without the neighbours on the machine, and without what Python does."""
+    return tokens / (sum(costs.get(f"v{n}", costs["v9"] * n / 9) for n in rows) + guesses)
 
 
 def compared(
@@ -152,24 +163,26 @@ def compared(
     """Each draft against plain decoding: medians of the ratios of answers one after the other."""
     found = {}
     for name, draft in drafts.items():
-        ratios, answer = [], None
+        ratios, spent, answer = [], 0.0, None
         for _ in range(rounds):
             plain, expected = ask("none")
             with Widths(model.session) as rows:
                 seconds, answer = ask(draft)
             ratios.append(plain / max(seconds, 1e-9))
+            spent = min(spent or seconds, seconds)
             if answer.token_ids != expected.token_ids:
                 raise SystemExit(f"{name}: another text than without drafts")
         assert answer is not None
         stats, tokens = answer.drafting, len(answer.token_ids)
         steps = rows[-stats.steps :]
-        guesses = 0 if name in ("ngram", "replayed") else stats.proposed
+        cost = "c_head" if "head" in name else "c" if name in ("model", "both") else ""
+        guesses = stats.proposed * costs.get(cost, 0.0)
         found[name] = {
             "counted": counted(steps, tokens - 1, costs, guesses),
             "speed": statistics.median(ratios), "tau": stats.tau, "alpha": stats.acceptance,
             "drafted": stats.proposed, "foretold": stats.predicted_speed,
             "draft_share": stats.draft_s / max(1e-9, answer.timings.generation_s),
-            "tokens": tokens,
+            "tokens": tokens, "rate": (tokens - 1) / max(spent, 1e-9),
         }  # fmt: skip
     return found
 
@@ -182,6 +195,9 @@ def measure_prompts(
     for prompt in PROMPTS:
         tokens = tokens_of(model, prompt)
         drafts: dict[str, Any] = {"ngram": "ngram"}
+        if "c_head" in costs and not prompt.answer:
+            drafts |= {"head": "head", "ngram+head": ("ngram", "head")}
+            drafts |= {f"head-{n}": DraftOptions("head", max_tokens=n, adapt=False) for n in FIXED}
         if small is not None and not prompt.answer:
             drafts |= {"model": small, "both": ("ngram", small)}
         drafts = {name: drafts[name] for name in drafts if name in args.drafts}
@@ -210,17 +226,41 @@ def measure_prompts(
     return lines
 
 
-def measure_costs(model: TextModel, name: str, small: TextModel | None) -> dict[str, Any]:
-    """v of the target, c of the small model's guesses, o of a cycle besides."""
-    found: dict[str, Any] = {"what": "costs", "model": name, **widths(model)}
+def head_ms(head: HeadModel, depth: int = 256, rounds: int = 40) -> float:
+    """What a guess of a draft head takes, in milliseconds behind `depth` tokens."""
+    rng, state, times = np.random.default_rng(0), head.session.new_state(), []
+    rows = rng.standard_normal((depth, head.read)).astype(np.float32)
+    blank = np.zeros((depth, head.width), np.float32)
+    head.session.step([head.feed(state, rows, blank, [5] * depth)])
+    state.commit(depth)
+    for _ in range(rounds):
+        feed = head.feed(state, 0 * rows[:1], rows[:1, : head.width], [5])
+        seconds, _ = cpu(lambda feed=feed: head.session.step([feed]))  # type: ignore[misc]
+        state.discard()
+        times.append(seconds)
+    state.close()
+    return float(np.percentile(times, 25)) * 1e3
+
+
+def measure_costs(
+    model: TextModel, name: str, small: TextModel | None, args: Any, *, headed: bool = False
+) -> dict[str, Any]:
+    """v of the target, c of the small model's guesses and of the head's, o of a cycle besides."""
+    found: dict[str, Any] = {
+        "what": "costs",
+        "model": name,
+        **widths(model, rounds=4 * args.rounds),
+    }
     if small is not None:
-        found["c"] = widths(small)["t1_ms"] / found["t1_ms"]
+        found["c"] = widths(small, rounds=4 * args.rounds)["t1_ms"] / found["t1_ms"]
+    if headed:
+        found["c_head"] = head_ms(model.drafting.head()) / found["t1_ms"]
     prompt = list(range(5, 69))
-    options: dict[str, Any] = {"max_tokens": 128, "temperature": 0.0, "logit_bias": LONG}
+    options: dict[str, Any] = {"max_tokens": args.tokens, "temperature": 0.0, "logit_bias": LONG}
     plain = model.generate(prompt, draft="none", **options)
     gamma, times = 3, []
     proposer = Replayed([*prompt, *plain.token_ids], 1.0, gamma, model.tokenizer.size)
-    for _ in range(5):
+    for _ in range(min(5, args.steps)):
         seconds, answer = written(model, prompt, proposer=proposer, **options)
         times.append(seconds / answer.drafting.steps)
     cycle = statistics.median(times) / (found["t1_ms"] / 1e3)
@@ -229,16 +269,18 @@ def measure_costs(model: TextModel, name: str, small: TextModel | None) -> dict[
     return found
 
 
-def measure_replayed(model: TextModel, name: str, args: Any) -> list[dict[str, Any]]:
-    """Fixed lengths with a known share of right drafts: foretold by tau / (v + o) and measured."""
-    costs = measure_costs(model, name, None)
+def measure_replayed(
+    model: TextModel, name: str, args: Any
+) -> tuple[list[dict[str, Any]], list[int], list[int]]:
+    """Fixed lengths with a known share of right drafts: foretold by tau / (v + o) and measured.
+    Also the prompt and what the model writes behind it."""
+    costs = measure_costs(model, name, None, args)
     options: dict[str, Any] = {"max_tokens": args.tokens, "temperature": 0.0, "logit_bias": LONG}
     prompt, lines = list(range(5, 69)), [costs]
-    plain = model.generate(prompt, draft="none", **options).token_ids
-    text = [*prompt, *plain]
-    for share in ACCEPTED:
-        for gamma in (1, 3, 7):
-            proposer = Replayed(text, share, gamma, model.tokenizer.size)
+    plain = list(model.generate(prompt, draft="none", **options).token_ids)
+    for share in args.shares:
+        for gamma in args.gammas:
+            proposer = Replayed([*prompt, *plain], share, gamma, model.tokenizer.size)
 
             def ask(draft: Any) -> tuple[float, Any]:
                 given = {"draft": draft} if draft == "none" else {"proposer": draft}
@@ -249,11 +291,62 @@ def measure_replayed(model: TextModel, name: str, args: Any) -> list[dict[str, A
             line = {
                 "what": "replayed", "model": name, "share": share, "gamma": gamma,
                 "tau": found["tau"], "alpha": found["alpha"], "foretold": foretold,
-                "speed": found["speed"],
+                "speed": found["speed"], "rate": found["rate"],
             }  # fmt: skip
             print(json.dumps(line), flush=True)
             lines.append(line)
-    return lines
+    return lines, prompt, plain
+
+
+def measure_copied(
+    model: TextModel, name: str, args: Any
+) -> tuple[dict[str, Any], list[int], list[int]]:
+    """Lookup in the text itself, of a text that is told: a copy of the prompt with changes. Also
+    the prompt and the copy."""
+    rng, vocab = np.random.default_rng(9), model.tokenizer.size
+    prompt = rng.integers(5, vocab, args.tokens).tolist()
+    copy = [rng.integers(5, vocab).item() if i % CHANGED == 5 else t for i, t in enumerate(prompt)]
+    options: dict[str, Any] = {"max_tokens": len(copy), "temperature": 0.0, "logit_bias": LONG}
+    with Told(model, copy, len(prompt)):
+        (found,) = compared(
+            model, lambda draft: written(model, prompt, draft=draft, **options),
+            {"ngram": "ngram"}, args.rounds, {"v9": 1.0},
+        ).values()  # fmt: skip
+    line = {"what": "copied", "model": name, **{n: found[n] for n in ("speed", "rate", "tau")}}
+    print(json.dumps(line), flush=True)
+    return line, prompt, copy
+
+
+def measure_shape(shape: str, args: Any) -> list[dict[str, Any]]:
+    """Replayed drafts and lookup with random weights of a shape, llama.cpp beside."""
+    path = args.work / f"random-{shape}.edge"
+    if not path.exists():
+        random_bundle(shape, path)
+    with edgert.load(path, threads=1, ctx_size=1024, draft="none") as model:
+        lines, *texts = measure_replayed(model, shape, args)
+        line, *copied = measure_copied(model, shape, args)
+        vocab = model.tokenizer.size
+        lines.append(line)
+    if not speculation_llama.importable():
+        return lines
+    from benchmarks.text_models import gguf_of
+
+    with Bundle.open(path) as bundle:
+        gguf = gguf_of(bundle, args.work)
+    peer, (prompt, plain) = speculation_llama.Peer(gguf, args.rounds), texts
+    costs = speculation_llama.widths(peer.runner, WIDTHS, args.steps)
+    theirs = [{"what": "costs", "model": f"{shape} llama.cpp", **costs}]
+    for line in [line for line in lines if line["what"] == "replayed"]:
+        draft = Replayed([*prompt, *plain], line["share"], line["gamma"], vocab)
+        theirs.append({
+            "what": "llama", "model": shape, "share": line["share"], "gamma": line["gamma"],
+            **peer.compared(prompt, plain, draft.propose),
+        })  # fmt: skip
+    theirs.append({"what": "llama-copied", "model": shape, **peer.looked_up(*copied)})
+    peer.close()
+    for line in theirs:
+        print(json.dumps(line), flush=True)
+    return lines + theirs
 
 
 def main() -> None:
@@ -262,24 +355,25 @@ def main() -> None:
     parser.add_argument("--small", type=Path, help="a bundle of the same tokenizer")
     parser.add_argument("--shapes", nargs="*", default=[], help="0.5b-llama, 1.1b, 4b")
     parser.add_argument("--work", type=Path, help="where random bundles are written")
-    parser.add_argument("--drafts", nargs="*", default=["ngram", "model", "both"])
+    parser.add_argument("--drafts", nargs="*", default=DRAFTS)
     parser.add_argument("--kinds", nargs="*", default=["chat", "story", "think", "edit", "copy"])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="rounds of steps of each width")
+    parser.add_argument("--shares", type=float, nargs="*", default=ACCEPTED)
+    parser.add_argument("--gammas", type=int, nargs="*", default=GAMMAS)
     parser.add_argument("--page", action="store_true", help="write the page from all results")
     args = parser.parse_args()
     lines: list[dict[str, Any]] = []
     if args.target:
         small = edgert.load(args.small, threads=1, draft="none") if args.small else None
+        with Bundle.open(args.target) as bundle:
+            headed = has_head(bundle)
         with edgert.load(args.target, threads=1, draft="none") as model:
-            costs = measure_costs(model, args.target.stem, small)
+            costs = measure_costs(model, args.target.stem, small, args, headed=headed)
             lines += [costs, *measure_prompts(model, small, costs, args)]
     for shape in args.shapes:
-        path = args.work / f"random-{shape}.edge"
-        if not path.exists():
-            random_bundle(shape, path)
-        with edgert.load(path, threads=1, ctx_size=1024, draft="none") as model:
-            lines += measure_replayed(model, shape, args)
+        lines += measure_shape(shape, args)
     if lines:
         head = {"machine": describe(), "load": load_average(), "time": time.strftime("%F")}
         with RESULTS.open("a", encoding="utf-8") as file:

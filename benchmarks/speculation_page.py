@@ -21,7 +21,8 @@ on two cores: measured speeds of a row move by a tenth and more with the neighbo
 
 ## What a step of m rows costs
 
-v(m) is a step of m rows in steps of one, c a guess of the small model, o what a cycle costs more.
+v(m) is a step of m rows in steps of one, c a guess of the small model or of the model's head, o
+what a cycle costs more.
 
 {costs}
 
@@ -38,9 +39,17 @@ many rows cost on their own, in the table above: neighbours on the machine do no
 REPLAYED = """
 ## Drafts of known acceptance
 
-Random weights; tau / (v + o) beside what was measured, for fixed lengths.
+Random weights; tau / (v + o) beside what was measured, for fixed lengths. llama.cpp checks the same
+drafts on the same weights (GGUF); rates are tokens a CPU second.
 
+{replayed}
+
+A text that copies its prompt but for every twelfth token, guessed by lookup in the text itself; of
+llama.cpp the best length of llama-cpp-python's `LlamaPromptLookupDecoding`:
+
+{copied}
 """
+GUESSERS = {"c", "c_head"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -60,7 +69,8 @@ def write_page(results: Path) -> None:
             latest[f"prompt {kind}"] = mine
         for model in {line["model"] for line in lines if "model" in line}:
             mine = [line for line in lines if line.get("model") == model]
-            if "c" in mine[0] or model not in latest:  # a run with the small model says more
+            known = latest.get(model, [{}])[0]
+            if set(known) & GUESSERS <= set(mine[0]):  # a run with those that guess says more
                 latest[model] = mine
     kinds = sorted(name for name in latest if name.startswith("prompt "))
     prompts = [line for name in kinds for line in latest.pop(name)]
@@ -72,7 +82,7 @@ def write_page(results: Path) -> None:
         load=head["load"],
         costs=_costs([line for line in rest if line["what"] == "costs"]),
         prompts=_prompts(prompts),
-        replayed=_replayed([line for line in rest if line["what"] == "replayed"]),
+        replayed=_replayed(rest),
     )
     (results.parent.parent / "SPECULATION.md").write_text(page, encoding="utf-8")
 
@@ -82,11 +92,11 @@ def _costs(lines: Lines) -> str:
     rows = [
         [
             line["model"], f"{line['t1_ms']:.2f}", *(f"{line[f'v{m}']:.2f}" for m in widths),
-            f"{line['c']:.2f}" if "c" in line else "", f"{line['o']:.2f}",
+            *(f"{line[name]:.2f}" if name in line else "" for name in ("c", "c_head", "o")),
         ]
         for line in lines
     ]  # fmt: skip
-    return table(["model", "ms", *(f"v({m})" for m in widths), "c", "o"], rows)
+    return table(["model", "ms", *(f"v({m})" for m in widths), "c small", "c head", "o"], rows)
 
 
 def _prompts(lines: Lines) -> str:
@@ -107,15 +117,42 @@ def _prompts(lines: Lines) -> str:
 
 
 def _replayed(lines: Lines) -> str:
+    ours = [line for line in lines if line["what"] == "replayed"]
+    if not ours:
+        return ""
+    theirs = {
+        (line["model"], line["share"], line["gamma"]): line
+        for line in lines if line["what"] == "llama"
+    }  # fmt: skip
+    head = (
+        "shape", "right", "drafts", "tau", "foretold", "measured", "rate", "llama.cpp measured",
+        "rate",
+    )  # fmt: skip
     rows = [
         [
             line["model"], f"{line['share']}", str(line["gamma"]), f"{line['tau']:.2f}",
-            f"{line['foretold']:.2f}", f"{line['speed']:.2f}",
+            f"{line['foretold']:.2f}", *_speed(line),
+            *_speed(theirs.get((line["model"], line["share"], line["gamma"]))),
         ]
-        for line in lines
+        for line in ours
     ]  # fmt: skip
-    if not rows:
-        return ""
-    return (
-        REPLAYED + table(["shape", "right", "drafts", "tau", "foretold", "measured"], rows) + "\n"
-    )
+    return REPLAYED.format(replayed=table(head, rows), copied=_copied(lines))
+
+
+def _copied(lines: Lines) -> str:
+    theirs = {line["model"]: line for line in lines if line["what"] == "llama-copied"}
+    ours = [line for line in lines if line["what"] == "copied"]
+    head = ("shape", "tau", "speed", "rate", "llama.cpp tau", "speed", "rate")
+    rows = []
+    for line in ours:
+        peer = theirs.get(line["model"])
+        tau = f"{peer['tau']:.2f}" if peer else ""
+        rows.append([line["model"], f"{line['tau']:.2f}", *_speed(line), tau, *_speed(peer)])
+    return table(head, rows)
+
+
+def _speed(line: dict[str, Any] | None) -> list[str]:
+    """Speed and tokens a second, of a line that may not be there, or may be older."""
+    if line is None:
+        return ["", ""]
+    return [f"{line['speed']:.2f}", f"{line['rate']:.1f}" if "rate" in line else ""]

@@ -26,7 +26,15 @@ from ..storage.replace import remove_folder
 from ..storage.typed import Reader
 from .calibrate import Calibration
 from .golden import own_version
-from .pipeline import Options, Pipeline, candidates_folder, is_full, other_bytes, stage_folder
+from .pipeline import (
+    Options,
+    Pipeline,
+    candidates_folder,
+    draft_quant,
+    is_full,
+    other_bytes,
+    stage_folder,
+)
 from .quality import Sequences, held_sequences, of_bundle
 from .recipes import MB, Asked, Plan, candidates, resolve
 from .report import Candidate, ConvertReport, megabytes
@@ -132,7 +140,8 @@ def _plans(reading: Reading, asked: Asked, budget: int) -> Iterator[Plan]:
 def _plain_bytes(reading: Reading, plan: Plan) -> int:
     """Of a bundle in whole encodings, nearly."""
     graphs = [encoded(part.graph, plan.quant, plan.embed_quant) for part in reading.parts]
-    return other_bytes(reading) + sum(stored_nbytes(graph.weights) for graph in graphs)
+    weights = sum(stored_nbytes(graph.weights) for graph in graphs)
+    return other_bytes(reading, draft_quant(plan)) + weights
 
 
 def _move(made: Path, writer: BundleWriter) -> None:

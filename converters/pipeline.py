@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..bundle.draft import ROLE as DRAFT
 from ..bundle.manifest import FORMAT, Golden, Manifest, Part
 from ..bundle.writer import BundleWriter
 from ..errors import ConvertError, ResourceError
@@ -26,12 +27,14 @@ from ..storage.replace import remove_folder
 from ..system_memory import peak_resident
 from .golden import own_version, provenance
 from .heal import HealOptions
+from .kept import ANEW
 from .recipes import Plan
 from .report import ConvertReport, WeightReport
 from .sources.base import Source
-from .stages.base import Context, PartInProgress, Stage
+from .stages.base import Context, NativeDraft, PartInProgress, Stage
 from .stages.cache import StageCache, allocated, disk_full, key_of
 from .stages.compot import Compot
+from .stages.draft import Draft, stored
 from .stages.emit import Emit, part_files
 from .stages.heal import Heal
 from .stages.kv_share import ShareKV
@@ -64,9 +67,11 @@ class Options:
     label: str = ""
 
 
-def stages_for(options: Options, files: int = 0) -> tuple[Stage, ...]:
+def stages_for(
+    options: Options, files: int = 0, draft: NativeDraft | None = None
+) -> tuple[Stage, ...]:
     """The stages after reading, in order: one row each. files: bytes of the bundle besides the
-    weights."""
+    text part's weights. draft: what the source brings for guesses."""
     plan, found = options.plan, list[Stage]()
     room = plan.budget - files
     if plan.linearize is not None and plan.calibration is not None:
@@ -89,7 +94,14 @@ def stages_for(options: Options, files: int = 0) -> tuple[Stage, ...]:
     found.append(quantize)
     if plan.heal and plan.calibration is not None:
         found.append(Heal(HealOptions(plan.heal), plan.calibration, quantize))
+    if draft is not None:
+        found.append(Draft(draft, draft_quant(plan)))
     return (*found, Emit(), Verify(golden=options.golden))
+
+
+def draft_quant(plan: Plan) -> str:
+    """How the matrices of a draft part are stored: as embeddings are."""
+    return ANEW if plan.kept else plan.embed_quant
 
 
 class Pipeline:
@@ -117,7 +129,8 @@ class Pipeline:
             plan = self.options.plan
             self.reading: Reading = read(self.source, kept=plan.kept, ends=plan.ends)
             self.parts = list(self.reading.parts)
-            self.stages = self.given or stages_for(self.options, other_bytes(self.reading))
+            files = other_bytes(self.reading, draft_quant(plan))
+            self.stages = self.given or stages_for(self.options, files, self.reading.draft)
             for stage in self.stages:
                 if isinstance(stage, Heal | Linearize):
                     stage.check(self.reading)
@@ -222,15 +235,18 @@ class Pipeline:
                 hint="this edgert writes bundles of language models and of picture pipelines",
             )
         golden: list[Golden] = []
+        parts, draft = {part.name: part.role for part in self.parts}, self.reading.draft
+        parts |= {DRAFT: DRAFT} if draft is not None else {}
         for part in self.parts:
             golden += part.reports.get("verify", {}).get("golden", ())
         return Manifest(
             format=FORMAT,
             kind="text" if text is not None else "image",
             name=self.options.name,
-            parts={part.name: Part(*part_files(part.name), role=part.role) for part in self.parts},
+            parts={name: Part(*part_files(name), role=role) for name, role in parts.items()},
             text=text.spec if text is not None else None,
             image=image.spec if image is not None else None,
+            draft=draft.spec if draft is not None else None,
             provenance=provenance(self.command(), self.reading.hashes),
             golden=tuple(golden),
             report=self.manifest_report(),
@@ -325,10 +341,12 @@ def candidates_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.candidates")
 
 
-def other_bytes(reading: Reading) -> int:
-    """Bytes of a bundle besides its weights, nearly: two times the graphs' leave room for factors
-    and the manifest."""
+def other_bytes(reading: Reading, draft: str = ANEW) -> int:
+    """Bytes of a bundle besides the text part's weights, nearly: two times the graphs' leave room
+    for factors and the manifest. draft: how a draft part is stored."""
     files = sum(len(data) for part in reading.parts for data in part.files.values())
+    if reading.draft is not None:
+        files += stored_nbytes(stored(reading.draft, draft).weights)
     return files + sum(2 * len(part.graph.to_json()) for part in reading.parts) + (1 << 16)
 
 

@@ -12,12 +12,16 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import ConvertError
-from . import linear, sharing, two_mamba
+from ...roles import vocab_size
+from . import linear, mtp, sharing, two_mamba
 from .composites import COMPOSITES, text_of
 from .config import Schema, refused
 from .recipe import FamilyModel, Part, Recipe
 
-__all__ = ["COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "plan", "refused"]
+__all__ = [
+    "COMPOSITES", "FAMILIES", "FamilyModel", "Part", "Recipe", "build", "draft_of", "plan",
+    "refused",
+]  # fmt: skip
 
 FAMILIES: Mapping[str, str] = {
     "2mamba": "two_mamba",
@@ -98,6 +102,22 @@ def plan(config: Mapping[str, Any], faults: list[str]) -> FamilyModel:
         rest, layers, spec = linear.split(config, faults)
         model = linear.hybrid(module.build(rest, faults), layers, spec, faults)
     return sharing.shared(model, kv_map, faults)
+
+
+def draft_of(
+    config: Mapping[str, Any], model: FamilyModel, special: Sequence[int]
+) -> tuple[FamilyModel, list[int]] | None:
+    """The layer that predicts one token more than a planned model, and the ids that its logits are
+    of, `special` ones among them; None of families that have none, and of models whose layers were
+    turned."""
+    config = text_config(config)
+    module = import_module(f".{FAMILIES[str(config['model_type'])]}", __name__)
+    made = getattr(module, "draft", None)
+    if made is None or linear.KEY in config or sharing.KEY in config:
+        return None
+    ids = mtp.guessed(vocab_size(model.graph), special)
+    found: FamilyModel = made(config, model, ids)
+    return found, ids
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ CAPS = {
     "linear_key_head_dim": limits.HEAD_DIM, "linear_value_head_dim": limits.HEAD_DIM,
     "linear_num_key_heads": limits.HEADS, "linear_num_value_heads": limits.HEADS,
 }  # fmt: skip
+Feed = Callable[[int, str], str]  # a layer's number and its rows, to what stands in for an mlp
 NORM = 1.0  # what the checkpoint's norms, stored as w - 1, are off
 
 
@@ -90,11 +91,12 @@ def gated_attention(
     b: blocks.Builder, layer: int, x: str, rope: blocks.Rotary, *, bias: bool
 ) -> str:
     """Attention whose output is gated by sigmoids; q_proj holds a head's query, then its gate."""
-    at, tensor, size = f"layers.{layer}", f"model.layers.{layer}.self_attn", b.head_dim
-    name, shape = f"{tensor}.q_proj.weight", (2 * b.heads * size, b.width)
+    at, size = f"layers.{layer}", b.head_dim
+    name, shape = b.at(layer, "self_attn.q_proj.weight"), (2 * b.heads * size, b.width)
     spans = [recurrent.span(name, shape, i * size, size) for i in range(2 * b.heads)]
     shared = [
-        Part(f"{tensor}.{key}_proj.weight", (b.kv_heads * size, b.width)) for key in ("k", "v")
+        Part(b.at(layer, f"self_attn.{key}_proj.weight"), (b.kv_heads * size, b.width))
+        for key in ("k", "v")
     ]
     rows = b.linear(x, f"{at}.qkv", [*spans[::2], *shared], bias=bias)
     by = b.linear(x, f"{at}.gate", spans[1::2], bias=bias)
@@ -138,20 +140,34 @@ def layers(
     kinds: Sequence[str],
     rotary: blocks.Rotary,
     projections: Mapping[int, Projections],
-    feed: Callable[[int, str], str] | None = None,
+    feed: Feed | None = None,
 ) -> FamilyModel:
     """The model behind its config: layers of both kinds with gated feed-forwards, norms stored as
     w - 1. projections: of the delta layers, by number. feed: other feed-forwards."""
     x = blocks.embedding(b, tied=c.tie_word_embeddings)
-    for layer, kind in enumerate(kinds):
-        at = f"layers.{layer}"
-        h = blocks.layer_norm(b, layer, x, "norm1", "input_layernorm", offset=NORM)
-        if kind == LINEAR:
-            h = delta(b, layer, h, c, projections[layer])
-        else:
-            h = gated_attention(b, layer, h, rotary, bias=c.attention_bias)
-        x = b.add(x, h, f"{at}.add1")
-        h = blocks.layer_norm(b, layer, x, "norm2", "post_attention_layernorm", offset=NORM)
-        h = feed(layer, h) if feed else blocks.mlp(b, layer, h, "silu")
-        x = b.add(x, h, f"{at}.add2")
+    for number, kind in enumerate(kinds):
+        found = projections[number] if kind == LINEAR else None
+        x = layer(b, number, x, c, rotary, found, feed)
     return blocks.head(b, x, tied=c.tie_word_embeddings, offset=NORM)
+
+
+def layer(
+    b: blocks.Builder,
+    number: int,
+    x: str,
+    c: Config,
+    rotary: blocks.Rotary,
+    projections: Projections | None = None,
+    feed: Feed | None = None,
+) -> str:
+    """One of them: of the delta rule where it has projections for that, else gated attention."""
+    at = f"layers.{number}"
+    h = blocks.layer_norm(b, number, x, "norm1", "input_layernorm", offset=NORM)
+    if projections is not None:
+        h = delta(b, number, h, c, projections)
+    else:
+        h = gated_attention(b, number, h, rotary, bias=c.attention_bias)
+    x = b.add(x, h, f"{at}.add1")
+    h = blocks.layer_norm(b, number, x, "norm2", "post_attention_layernorm", offset=NORM)
+    h = feed(number, h) if feed else blocks.mlp(b, number, h, "silu")
+    return b.add(x, h, f"{at}.add2")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import blocks, delta, experts, qwen3_5_text
+from . import blocks, delta, experts, mtp, qwen3_5_text
 from .config import Schema, read_config
 from .recipe import FamilyModel
 
@@ -36,3 +36,13 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     projections = {layer: qwen3_5_text.projections_of(c, layer) for layer in range(b.layers)}
     feed = experts.beside_shared(b, c, c.num_experts, faults, [True] * b.layers)
     return delta.layers(b, c, kinds, rotary, projections, feed)
+
+
+def draft(raw: Mapping[str, Any], model: FamilyModel, ids: Sequence[int]) -> FamilyModel:
+    """The layer that predicts one token more, of a built model, see `mtp.layer`."""
+    c = read_config(raw, Config, SCHEMA, [])
+
+    def feeds(b: blocks.Builder) -> delta.Feed:
+        return experts.beside_shared(b, c, c.num_experts, [], [True])
+
+    return mtp.layer(c, model, ids, feeds)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import blocks, delta
+from . import blocks, delta, mtp
 from .config import Schema, read_config
 from .recipe import FamilyModel, Part
 
@@ -37,3 +37,8 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     rotary = delta.turns(b, c, kinds, faults)
     projections = {layer: projections_of(c, layer) for layer in range(b.layers)}
     return delta.layers(b, c, kinds, rotary, projections)
+
+
+def draft(raw: Mapping[str, Any], model: FamilyModel, ids: Sequence[int]) -> FamilyModel:
+    """The layer that predicts one token more, of a built model, see `mtp.layer`."""
+    return mtp.layer(read_config(raw, delta.Config, SCHEMA, []), model, ids)

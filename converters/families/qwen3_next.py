@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import blocks, delta, experts
+from . import blocks, delta, experts, mtp
 from .config import Schema, read_config
 from .recipe import FamilyModel, Part
 from .recurrent import span
@@ -59,3 +59,16 @@ def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     sparse = experts.sparse_layers(c, c.num_experts, faults)
     feed = experts.beside_shared(b, c, c.num_experts, faults, sparse, normalised=c.norm_topk_prob)
     return delta.layers(b, c, kinds, rotary, projections, feed)
+
+
+def draft(raw: Mapping[str, Any], model: FamilyModel, ids: Sequence[int]) -> FamilyModel:
+    """The layer that predicts one token more, of a built model, see `mtp.layer`. Its feed-forward
+    is that of the first layer."""
+    c = read_config(raw, Config, SCHEMA, [])
+
+    def feeds(b: blocks.Builder) -> delta.Feed:
+        sparse = experts.sparse_layers(c, c.num_experts, [])
+        normalised = c.norm_topk_prob
+        return experts.beside_shared(b, c, c.num_experts, [], sparse, normalised=normalised)
+
+    return mtp.layer(c, model, ids, feeds)

@@ -47,7 +47,8 @@ class PlannedPart:
     """A part of a model: its graph with all weights f32, and the recipe of each weight.
 
     role: one of `edgert.roles.ROLES`. tied: tensors that may be stored too, and whose values must
-    then equal those of another, by name.
+    then equal those of another, by name. taps, ids: of a part that is a draft head, what it reads
+    of the text part and the tokens that its logits are of.
     """
 
     name: str
@@ -55,6 +56,8 @@ class PlannedPart:
     graph: Graph
     weights: Mapping[str, Recipe]
     tied: Mapping[str, str] = field(default_factory=dict)
+    taps: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class Text(msgspec.Struct, frozen=True):

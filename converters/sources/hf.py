@@ -18,7 +18,7 @@ from ...notices import notice
 from ...roles import vocab_size
 from ...storage.hash_cache import HashCache
 from .. import families
-from . import layouts
+from . import drafting, layouts
 from .adapted import merged, opened_adapters
 from .base import Image, PlannedPart, Source, Text
 from .checkpoint import Checkpoint
@@ -27,7 +27,7 @@ from .hub import SIDECARS, local_folder, refuse_gguf
 from .packed_formats import unpacked
 from .stacked import unstacked
 from .templates import SOURCES as TEMPLATES
-from .wrappers import unwrapped
+from .wrappers import unwrapped, without_sure_wrappers
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -83,6 +83,8 @@ class HfSource:
         self.adapters = opened_adapters(adapters)
         self.options = (*self.options, *(x for a in self.adapters for x in ("--adapter", a.name)))
         self.checkpoint = Checkpoint(list(self._weights()), self.faults)
+        whole = without_sure_wrappers(self.checkpoint.tensors)
+        self.drafting = drafting.drafting(self.config, whole)
         named = layouts.named(self.config, self.checkpoint.tensors)
         try:
             self.config, self.tensors = unpacked(str(self.path), self.config, named)
@@ -96,7 +98,7 @@ class HfSource:
         self.faults += index_faults(self.path, self.index, self.checkpoint)
 
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
-        """The one part of a causal language model."""
+        """The one part of a causal language model, and the layer that guesses for it."""
         config = layouts.float_config(str(self.path), self.config, self.tensors)
         found: list[str] = []
 
@@ -110,7 +112,14 @@ class HfSource:
         self.tensors = merged(self.adapters, self.tensors, bare.tied, misfits)
         model = layouts.as_stored(plan, config, self.tensors)
         faults += [*found, *misfits]
-        return (PlannedPart("model", "text", model.graph, model.tensors, model.tied),)
+        text = PlannedPart("model", "text", model.graph, model.tensors, model.tied)
+        told = (families.text_config(config), self.generation)
+        special = drafting.special_ids(self.tokenizer, *told)
+        draft = drafting.planned(config, model, self.drafting, self.tensors, special)
+        if draft is None:
+            return (text,)
+        self.tensors = {**self.tensors, **draft[1]}
+        return (text, draft[0])
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
         """Tokenizer, template, special tokens and sampling defaults."""

@@ -2,7 +2,7 @@
 
 - Tensors without the prefix `model.` (saved from the base model) or under wrappers (`wrappers`),
   and the text part of a composite model under the prefixes it has had; its vision tensors are left
-  out.
+  out. Layers that predict further tokens are no part of the model (`drafting`).
 - Quantized checkpoints are refused by one line. A `quantization_config` that is left over beside
   float tensors is ignored, with a notice.
 - A config that ties the head to the embedding beside a head with other values: the head counts.
@@ -22,6 +22,7 @@ from ..families.blocks import EMBED, HEAD
 from ..match import same_values
 from .base import SourceTensor
 from .checkpoint import FLOATS
+from .drafting import drafting
 from .wrappers import BARE, without_sure_wrappers
 
 TEXT_PREFIXES = (
@@ -34,7 +35,6 @@ OTHERS = re.compile(
     r"|embed_vision|embed_audio)\."
 )
 SHARED = re.compile(r"(?:model\.)?layers\.(\d{1,6})\.self_attn\.(?:k_proj|v_proj|k_norm)\.")
-DRAFTING = re.compile(r"mtp\.")  # layers that predict further tokens, of which nothing depends
 # What quantizers store instead of, or beside, a matrix.
 PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale|weight_scale_inv|weight_zero_point"
@@ -58,8 +58,8 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
         out = {_text_name(n): t for n, t in whole.items() if not OTHERS.match(n)}
         if others := len(tensors) - len(out):
             notice(f"{others} tensors of other parts than the text are left out")
-    if isinstance(kind, str) and kind.startswith(("qwen3_next", "qwen3_5")):
-        out = _without_drafting(out)
+    for name in drafting(config, out):
+        out.pop(name, None)
     if kind in ("gemma4", "gemma4_text"):
         out = _without_shared(config.get("text_config", config), out)
     if isinstance(kind, str) and kind in RENAMED:
@@ -67,14 +67,6 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
         out = {old.sub(new, n): t for n, t in out.items()}
     if not any(name.startswith("model.") for name in out):
         out = {f"model.{n}" if BARE.match(n) else n: t for n, t in out.items()}
-    return out
-
-
-def _without_drafting(tensors: Tensors) -> Tensors:
-    """The tensors without those of layers for drafts, as transformers reads them."""
-    out = {name: t for name, t in tensors.items() if not DRAFTING.match(name)}
-    if others := len(tensors) - len(out):
-        notice(f"{others} tensors of layers that predict further tokens are left out")
     return out
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...bundle.manifest import DraftSpec
 from ...bundle.reader import Bundle
 from ...bundle.writer import BundleWriter
 from ...graph import Graph, Weight
@@ -52,6 +53,23 @@ class PartInProgress:
     def reported(self, stage: str, **report: Any) -> PartInProgress:
         """A copy with the report of a stage."""
         return self.replace(reports={**self.reports, stage: report})
+
+
+@dataclass(frozen=True)
+class NativeDraft:
+    """A draft part that a source brings, as it was read: its graph, all weights f32, and a reader
+    of each. taps: values of the text part that it reads. ids: tokens that its logits are of,
+    rising."""
+
+    graph: Graph
+    weights: Mapping[str, WeightReader]
+    taps: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    @property
+    def spec(self) -> DraftSpec:
+        """The section of the manifest."""
+        return DraftSpec(self.taps)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ..match import match_tensors
 from ..sources.base import Image, Source, SourceTensor, Text
 from ..sources.packed_formats import check_order
 from ..weights import spans_of
-from .base import PartInProgress
+from .base import NativeDraft, PartInProgress
 from .ends import ends_of
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 class Reading(NamedTuple):
     """What was found in a source. text, tokenizer: None for a model without text; image: for one
-    without pictures. hashes: of the source's files, by name."""
+    without pictures. hashes: of the source's files, by name. draft: the layer that guesses for the
+    text part, where the source brings one."""
 
     parts: tuple[PartInProgress, ...]
     text: Text | None
     tokenizer: Tokenizer | None
     hashes: dict[str, str]
     image: Image | None = None
+    draft: NativeDraft | None = None
 
     def template(self) -> ChatTemplate | None:
         """The chat template, None where there is none. Raises BundleError."""
@@ -69,7 +71,13 @@ def read(source: Source, *, kept: bool = False, ends: str = "") -> Reading:
     own_files = {**(text.files if text else {}), **(image.files if image else {})}
     files = {**own_files, **source.sidecars}  # they come with the first part
     parts: list[PartInProgress] = []
+    draft: NativeDraft | None = None
     for part in planned:
+        if part.ids:  # a head, which no other stage looks at
+            part.graph.shapes()
+            readers = {n: RecipeWeight(r, source.tensors) for n, r in part.weights.items()}
+            draft = NativeDraft(part.graph, readers, part.taps, part.ids)
+            continue
         if kept:
             check_order(source.tensors)
             part = split(part, source.tensors)
@@ -86,7 +94,7 @@ def read(source: Source, *, kept: bool = False, ends: str = "") -> Reading:
                 if is_kept(part.weights[name], source.tensors, encoding)
             }
         parts.append(PartInProgress(part.name, part.role, part.graph, weights, own, reports))
-    return Reading(tuple(parts), text, tokenizer, source.hashes(), image)
+    return Reading(tuple(parts), text, tokenizer, source.hashes(), image, draft)
 
 
 def build_tokenizer(text: Text) -> Tokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,8 @@ class CpuSession(Session):
         self.adapters = AdapterPool(graph)
         self._lock, self._closed = threading.Lock(), False
         self._programs, self._row_input = dict[object, Program](), row_input(graph)
+        # kept, for shapes take longer to infer than a step of a small model
+        self._tapped = lru_cache(PROGRAMS)(lambda names: graph.with_outputs(sorted(names)))
         machine_code.use_cache(cache)
         self._team = team.join(self.threads)
         try:
@@ -232,8 +235,8 @@ class CpuSession(Session):
             self.checker.check(feeds)
             rows = lay_out(feeds)
             taps = frozenset(name for feed in feeds for name in feed.taps)
-            graph = self.graph.with_outputs(sorted(taps)) if taps else self.graph
-            program = self._stepping(taps, graph, feeds)
+            tapped = self._tapped(taps) if taps else self.graph
+            program = self._stepping(taps, tapped, feeds)
             states = [_own(feed.state, self.pool) for feed in feeds]
             try:
                 for state in states:

@@ -17,6 +17,11 @@ LONGEST = 16  # guesses of one cycle
 FIRST = 3  # guesses to begin with
 PRIOR, PRIOR_COUNT = 0.6, 2.0  # what is believed of a place before anything was seen, and how much
 PRIORS = {"ngram-2": 0.3, "ngram-3": 0.45, "ngram-8": 0.8}
+HEAD = "head"
+HEAD_COUNT = 8.0  # heads are made for their model: one wrong draft, as answers begin, says little
+COLD = (
+    0.25  # plain steps that a guess costs at most by its first SAMPLES times, which are cold ones
+)
 WEIGHT, PROBE_WEIGHT = 0.05, 0.25  # of a new observation; while resting ends
 GAIN = 1.03  # what S must promise, and what another length must promise more
 REST = 128  # tokens until guesses that were not worth it are tried again; twice as many each time
@@ -31,11 +36,11 @@ class Estimate:
     accepted: share at each place. cost: of a guess. length: guesses of the present.
     """
 
-    def __init__(self, key: str, limit: int) -> None:
+    def __init__(self, key: str, limit: int, cost: Cost) -> None:
         self.accepted = [PRIORS.get(key, PRIOR)] * LONGEST
-        self.first = PRIOR_COUNT
-        self.counts = [PRIOR_COUNT] * LONGEST
-        self.cost = Cost()
+        self.first = HEAD_COUNT if key == HEAD else PRIOR_COUNT
+        self.counts = [self.first] * LONGEST
+        self.cost = cost
         self.length = min(FIRST, limit)
         self.resting_until = 0
         self.rest, self.probes = REST, 0
@@ -55,7 +60,7 @@ class Estimate:
     def _extend(self) -> None:
         known = 0.0
         for place in range(LONGEST):
-            if self.counts[place] > PRIOR_COUNT + 2:
+            if self.counts[place] > self.first + 2:
                 known = self.accepted[place]
             elif known:
                 self.accepted[place] = known
@@ -73,7 +78,8 @@ class Controller:
     def of(self, key: str) -> Estimate:
         found = self.known.get(key)
         if found is None:
-            found = self.known[key] = Estimate(key, self.limit)
+            cost = self.costs.head if key == HEAD else Cost()  # a head's is that of all requests
+            found = self.known[key] = Estimate(key, self.limit, cost)
         return found
 
     def length(self, key: str, written: int) -> int:
@@ -139,4 +145,5 @@ class Controller:
 
     def _share(self, guess: Estimate) -> float:
         plain = self.costs.seconds(self.costs.lanes)
-        return guess.cost.seconds / plain if plain and guess.cost.count else 0.0
+        share = guess.cost.seconds / plain if plain and guess.cost.count else 0.0
+        return share if guess.cost.count >= SAMPLES else min(share, COLD)

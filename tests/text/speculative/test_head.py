@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgert.errors import DeviceError, RequestError, ResourceError
+from edgert.graph import Graph
 from edgert.session.base import Feed
 from edgert.session.cpu import CpuSession
 from edgert.text.model import TextModel
@@ -112,6 +113,19 @@ def test_a_prompt_longer_than_the_head_remembers(plain_kv: TextModel) -> None:
     )
     assert got.drafting is not None
     assert 20 < got.drafting.proposed < 5 * 38, "it caught up first, and then guessed"
+
+
+def test_no_step_makes_its_graph_anew(plain_kv: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inferring the shapes of a graph with taps takes longer than a small model's step."""
+    plain_kv.generate(PROMPT, max_tokens=12, draft=FIXED, **NO_END)
+
+    def refuse(graph: Graph, names: Any) -> Graph:
+        raise AssertionError(f"{graph.name} with {names}")
+
+    monkeypatch.setattr(Graph, "with_outputs", refuse)
+    drafting = plain_kv.generate(PROMPT, max_tokens=12, draft=FIXED, **NO_END).drafting
+    assert drafting is not None
+    assert drafting.proposed > 0
 
 
 def test_a_head_that_may_guess_nothing_lets_the_model_write(plain_kv: TextModel) -> None:

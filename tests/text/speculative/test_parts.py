@@ -167,6 +167,30 @@ def test_wrong_guesses_rest_and_are_tried_again() -> None:
     assert controller.length("other", 0) > 0, "keys are apart"
 
 
+def test_one_wrong_draft_says_little_of_a_head() -> None:
+    """Nor do its first guesses, of which the memory is cold, say what guesses cost."""
+    controller = Controller(costs(0.1), 7)
+    controller.spent("head", 0.007)
+    controller.observe("head", controller.length("head", 0), 0)
+    assert controller.length("head", 4) > 0
+    for _ in range(8):
+        controller.observe("head", 1, 0)
+    assert controller.length("head", 20) == 0
+    draft = Controller(costs(0.1), 7)
+    for _ in range(SAMPLES):
+        draft.spent("draft", 0.004)
+    draft.observe("draft", 3, 0)
+    assert draft.length("draft", 4) == 0
+
+
+def test_what_a_heads_guesses_cost_is_known_to_the_next_request() -> None:
+    known = costs(0.1)
+    for _ in range(SAMPLES):
+        Controller(known, 7).spent("head", 0.009)
+    assert Controller(known, 7).length("head", 0) == 0, "nine tenths of a step are too much"
+    assert Controller(known, 7).length("draft", 0) > 0
+
+
 def test_steps_that_are_computed_again_pay_less() -> None:
     plain, redo = (Controller(costs(0.15), 8, redo=redo) for redo in (False, True))
     guess = plain.of("draft")
