@@ -4,8 +4,13 @@
 
 First the bundle's median token is measured as it is (all cores) and slowed (half of the threads,
 and a process that keeps their core busy); the limit stands at their geometric mean. Then both are
-tested in turns: every test as it is must pass, every slowed one fail. Results are appended to
-benchmarks/results/budget_verdicts.jsonl.
+tested in turns: every test as it is must pass, every slowed one fail. A test ends when its interval
+decides, after 2 to 20 seconds: 20 times take 3 to 14 minutes on a quiet machine, which it wants.
+
+    python -m benchmarks.budget_verdicts edgert/demo/edgert-demo.edge              # the 20 times
+    python -m benchmarks.budget_verdicts edgert/demo/edgert-demo.edge --times 1 --out /tmp/try.jsonl
+
+Results are appended to benchmarks/results/budget_verdicts.jsonl.
 """
 
 from __future__ import annotations
@@ -13,9 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,21 +29,14 @@ from edgert.session.cores import performance_cores
 
 RESULTS = Path(__file__).resolve().parent / "results" / "budget_verdicts.jsonl"
 APART = 1.3  # times that slowing must cost, for the question to mean something
-BUSY = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 
 
 @contextlib.contextmanager
 def slowed(yes: bool) -> Iterator[int]:
     """Threads to use, with a busy process on the first core where slowed."""
-    cores = performance_cores()
-    if not yes:
-        yield len(cores)
-        return
-    with subprocess.Popen([sys.executable, "-c", BUSY, str(cores[0])]) as process:
-        try:
-            yield max(1, len(cores) // 2)
-        finally:
-            process.kill()
+    cores = len(performance_cores())
+    with machine.busy_core() if yes else contextlib.nullcontext():
+        yield max(1, cores // 2) if yes else cores
 
 
 def tested(path: Path, limit_ms: float, seconds: float, *, slow: bool) -> tuple[str, float]:
@@ -59,8 +54,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    if not hasattr(os, "sched_setaffinity"):
-        raise SystemExit("this system does not keep processes on cores")
     watch = machine.Watch()
     as_it_is, slow = (tested(args.bundle, 1e6, 3.0, slow=s)[1] for s in (False, True))
     if slow < APART * as_it_is:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import psutil
 
+BUSY = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 NOISY_CORES = 0.1  # of one core, used by other processes or stolen by the hypervisor
 
 
@@ -102,3 +107,19 @@ class Watch:
             "other_cores": round(others, 3),
             "noisy": others > NOISY_CORES,
         }
+
+
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """A process that keeps the first core busy meanwhile. SystemExit where processes cannot be kept
+    on cores."""
+    from edgert.session.cores import performance_cores
+
+    if not hasattr(os, "sched_setaffinity"):
+        raise SystemExit("this system does not keep processes on cores")
+    core = str(performance_cores()[0])
+    with subprocess.Popen([sys.executable, "-c", BUSY, core]) as process:
+        try:
+            yield
+        finally:
+            process.kill()

@@ -109,12 +109,15 @@ class Mode(_Strict, frozen=True):
 
 
 class Product(_Strict, frozen=True):
-    """Products with weights that one kernel reads. decode: pairs of (bytes of all weights that a
-    step reads, bytes a second), rising; ops_s: operations a second of many rows at once."""
+    """Products with weights that one kernel reads, convolutions, attention without a cache. decode:
+    pairs of (bytes of all weights that a step reads, bytes a second), rising. ops_s: operations a
+    second of many rows at once; out_s: seconds of each output of a row besides, which is summed,
+    finished and stored whatever its depth."""
 
     kernel: str
     decode: tuple[tuple[float, float], ...]
     ops_s: float
+    out_s: float = 0.0
 
 
 class Rates(_Strict, frozen=True):
@@ -143,7 +146,8 @@ class Rates(_Strict, frozen=True):
 class Measured(_Strict, frozen=True):
     """What a probe measured. spread: deviation of ln(measured / predicted). base_bytes: memory of
     a process with a model but without its weights, caches and arena. drift: time after 120 s of
-    load over time before it."""
+    load over time before it. pace: time that loading a model takes over that of the machine which
+    `forecast.starting` was measured on."""
 
     at: str
     edgert: str
@@ -153,6 +157,7 @@ class Measured(_Strict, frozen=True):
     base_bytes: float
     rates: tuple[Rates, ...]
     drift: float | None = None
+    pace: float | None = None
     busy_cores: float = 0.0
 
 
@@ -247,6 +252,8 @@ def _measured_faults(measured: Measured) -> list[str]:
         found.append("measured.rates is empty, expected one table for each number of threads")
     if not 0 < measured.spread < 5:
         found.append(f"measured.spread is {measured.spread}, expected more than 0 and less than 5")
+    if measured.pace is not None and not 0 < measured.pace < 1e4:
+        found.append(f"measured.pace is {measured.pace}, expected more than 0")
     if not 0 <= measured.base_bytes < LARGEST:
         found.append(f"measured.base_bytes is {measured.base_bytes}, expected 0 or more")
     for rates in measured.rates:
@@ -257,6 +264,8 @@ def _measured_faults(measured: Measured) -> list[str]:
         numbers += [product.ops_s for product in rates.products]
         if not all(math.isfinite(n) and 0 < n <= LARGEST for n in numbers):
             found.append(f"{at} has a number that is not finite and positive")
+        if not all(0 <= product.out_s < LARGEST for product in rates.products):
+            found.append(f"{at} has an out_s below 0 or without bounds")
         if not rates.read or not rates.products or any(not p.decode for p in rates.products):
             found.append(f"{at} lacks read, products or their decode rates")
     return found

@@ -1,5 +1,5 @@
-"""Processes from their start to the first token: how long loading and starting take, and how much
-memory at most, perhaps with less of it than the machine has."""
+"""Processes from their start to the first token, or to a picture of one step: how long loading and
+starting take, and how much memory at most, perhaps with less of it than the machine has."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ GROUPS = (  # where control groups with memory stand, their limits of memory and
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.swappiness"),
     (Path("/sys/fs/cgroup"), "memory.max", "memory.swap.max"),
 )
+ASKED = {"captions": "a red apple", "labels": "0"}  # of pictures, by what they are asked for by
 _CODE = """
 import json, sys, time
 import edgert
 from edgert.system_memory import peak_resident
-path, device, threads, context, bits, memory = json.loads(sys.argv[1])
+path, device, threads, context, bits, memory, asked = json.loads(sys.argv[1])
 start = time.perf_counter()
 with edgert.load(path, device, threads, context, kv_bits=bits, kv_memory=memory) as model:
     load = time.perf_counter() - start
     if model.__class__.__name__ == "TextModel":
         next(iter(model.stream([1] * min(32, model.context - 2), max_tokens=2, temperature=0)))
+    else:
+        model(asked.get(model.spec.conditioning, ""), steps=1, cache="none", seed=0)
     print("first", flush=True)
     if model.__class__.__name__ == "TextModel":
         model.generate([1] * max(1, min(512, model.context - 9)), max_tokens=8, temperature=0)
@@ -54,6 +57,7 @@ class Child(Source):
             memory = max(1, limit // 4)  # of keys and values: address space counts in a limit
         fields = (
             str(bundle), options.device, options.threads, options.ctx_size, options.kv_bits, memory,
+            ASKED,
         )  # fmt: skip
         self.command = [sys.executable, "-c", _CODE, json.dumps(fields)]
         self.limit = limit

@@ -12,7 +12,6 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,7 +21,7 @@ from ..machine.bench import feed, go_back, is_recurrent, random_tokens
 from ..session.base import Session
 from ..session.options import SessionOptions
 from . import statistics
-from .children import Child
+from .children import ASKED, Child
 from .limits import Limit
 from .report import Verdict, missing, verdict
 from .source import Source
@@ -89,8 +88,7 @@ class Pictures(Source):
         from ..api import open_model
 
         self.model = open_model(bundle, options, kind="image")
-        asked: dict[str, Any] = {"captions": "a red apple", "labels": 0}
-        self.asked = asked.get(self.model.spec.conditioning)
+        self.asked = ASKED.get(self.model.spec.conditioning, "")
 
     def burst(self) -> Mapping[str, F64]:
         start = time.perf_counter()

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..bundle.reader import Bundle
 from ..devices.profile import Profile
 from ..forecast import latency
 from ..forecast.memory import BASE, footprint
-from ..forecast.rates import rates_of
+from ..forecast.pictures import picture_seconds
+from ..forecast.rates import pace_of, rates_of
+from ..forecast.starting import starting, touching
 from ..forecast.work import lowered, works
 from .limits import Limit
 from .report import Verdict, missing, verdict
 from .statistics import Band
 
 MEMORY_SPREAD = 0.05  # of what is counted from a graph
+START_SPREAD = 0.20  # of what Python and the system do, at least
+START_TOKENS = 32  # of the prompt of a cold start
+
+
+class Expected(NamedTuple):
+    """What a value is expected to be, in seconds, bytes or 1 over seconds, and the deviation of its
+    logarithm; why: what else is to be said."""
+
+    value: float
+    spread: float
+    why: str = ""
+
+
+Answer = Callable[[Limit], "Expected | str"]  # a text: why there is none
 
 
 def predict(
@@ -24,33 +41,84 @@ def predict(
 ) -> list[Verdict]:  # fmt: skip
     """A verdict on each limit, in their order; the band holds the value with 90 % probability."""
     with Bundle.open(path) as bundle:
-        if bundle.manifest.kind != "text":
-            why = f"bundles of the kind {bundle.manifest.kind} are not predicted"
+        kind = bundle.manifest.kind
+        if kind == "image":
+            answer = _pictures(bundle, profile, threads, provider)
+        elif kind == "text":
+            answer = _texts(bundle, profile, threads, kv_bits, provider)
+        else:
+            why = f"bundles of the kind {kind} are not predicted"
             return [missing(limit, "predicted", why) for limit in wanted]
-        graph = bundle.graph()
-    tokenizer = (path / "tokenizer.json").stat().st_size
-    rates = rates_of(profile, threads, provider)
-    program = lowered(graph, threads=rates.threads, kv_bits=kv_bits)
-    found = works(program)
+    out = []
+    for limit in wanted:
+        found = answer(limit)
+        if isinstance(found, str):
+            out.append(missing(limit, "predicted", found))
+            continue
+        band = latency.interval(found.value, found.spread)
+        scaled = Band(*(number * limit.metric.scale for number in band))
+        out.append(verdict(limit, scaled, "predicted", why=found.why))
+    return out
+
+
+def _texts(
+    bundle: Bundle, profile: Profile, threads: int | None, kv_bits: int, provider: str
+) -> Answer:
+    """Answers for a model that writes."""
+    graph, rates = bundle.graph(), rates_of(profile, threads, provider)
+    tokenizer = float((bundle.path / "tokenizer.json").stat().st_size)
+    found = works(lowered(graph, threads=rates.threads, kv_bits=kv_bits))
     base = profile.measured.base_bytes if profile.measured else BASE
     taken = footprint(
         graph, tokens=min(520, graph.context), threads=rates.threads, kv_bits=kv_bits,
         tokenizer=tokenizer, base=base,
     )  # fmt: skip
-    out = []
-    for limit in wanted:
-        metric, spread = limit.metric, profile.spread
-        if metric.kind == "token":
+    pace = pace_of(profile)
+    begun = starting(nodes=len(graph.nodes), tokenizer=tokenizer, pace=pace)
+    prompt = min(START_TOKENS, graph.context - 2)
+    first = latency.prompt_seconds(found, rates, prompt) + touching(taken.weights, pace)
+    others = _beside(begun.load, begun.ready + first, taken.total, profile)
+
+    def answer(limit: Limit) -> Expected | str:
+        if limit.metric.kind == "token":
             value = latency.step_seconds(found, rates, depth=limit.tokens or 0)
-            value = 1 / value if limit.name == "tokens_per_s" else value
-        elif metric.kind == "prompt":
+            return Expected(1 / value if limit.name == "tokens_per_s" else value, profile.spread)
+        if limit.metric.kind == "prompt":
             value = latency.prompt_seconds(found, rates, limit.tokens or 0)
-        elif limit.name == "peak_mb":
-            value, spread = taken.total, MEMORY_SPREAD
-        else:
-            out.append(missing(limit, "predicted", f"{limit.name} is not predicted"))
-            continue
-        band = latency.interval(value, spread)
-        scaled = Band(*(number * metric.scale for number in band))
-        out.append(verdict(limit, scaled, "predicted"))
-    return out
+            return Expected(value, profile.spread)
+        return others.get(limit.name, f"{limit.name} is not predicted")
+
+    return answer
+
+
+def _pictures(bundle: Bundle, profile: Profile, threads: int | None, provider: str) -> Answer:
+    """Answers for a model that draws: pictures as the bundle's own defaults draw them."""
+    from ..image.expected import Drawing
+    from ..image.expected import Expected as Pictured
+
+    rates, pictured = rates_of(profile, threads, provider), Pictured(bundle)
+    asked = Drawing(threads=rates.threads)
+    once = asked._replace(steps=1, cache="none")  # as the processes that are started
+    loop = pictured.denoising(asked)
+    seconds = picture_seconds(pictured.pieces(asked), rates)
+    base = profile.measured.base_bytes if profile.measured else BASE
+    taken = pictured.memory(once, base)
+    pace = pace_of(profile)
+    begun = starting(nodes=pictured.nodes, tokenizer=float(pictured.tokenizer), pace=pace)
+    first = picture_seconds(pictured.pieces(once), rates)
+    first += touching(taken - base, pace, nodes=pictured.nodes)
+    found: dict[str, Expected | str] = _beside(
+        begun.load, begun.ready + first, taken, profile
+    )  # fmt: skip
+    why = "" if loop.surely else f"at most: {loop.policy.name} finds out how many steps it reuses"
+    found["picture_s"] = Expected(seconds, profile.spread, why)
+    return lambda limit: found.get(limit.name, f"{limit.name} is not predicted of pictures")
+
+
+def _beside(load: float, cold: float, memory: float, profile: Profile) -> dict[str, Expected | str]:
+    """Limits on processes."""
+    spread = max(profile.spread, START_SPREAD)
+    return {
+        "load_s": Expected(load, spread), "cold_start_s": Expected(cold, spread),
+        "peak_mb": Expected(memory, MEMORY_SPREAD),
+    }  # fmt: skip

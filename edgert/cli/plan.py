@@ -13,6 +13,7 @@ from .settings import emit_json, json_option, say
 
 if TYPE_CHECKING:
     from ..planning.cards import Card, Workload
+    from ..planning.decide import Plan
     from ..scaling.frontier import Frontier
 
 NOTHING = 1  # exit code where no candidate keeps the limits
@@ -30,9 +31,14 @@ NOTHING = 1  # exit code where no candidate keeps the limits
     "--ttft", "ttft_budget_s", type=float, metavar="S", help="Seconds to the first token."
 )
 @click.option("--token", "tok_budget_s", type=float, metavar="S", help="Seconds of each token.")
-@click.option("--total", "total_budget_s", type=float, metavar="S", help="Seconds of an answer.")
+@click.option("--total", "total_budget_s", type=float, metavar="S",
+              help="Seconds of an answer, or of a picture.")  # fmt: skip
+@click.option("--kind", type=click.Choice(["chat", "vlm", "image"]), help="Default: chat.")
+@click.option("--width", type=click.IntRange(1), help="Of pictures; default: the model's own.")
+@click.option("--height", type=click.IntRange(1), help="Likewise.")
 @click.option("--models", multiple=True, metavar="PATH",
-              help="Cards (.toml) or bundles; default: SmolLM2's sizes.")  # fmt: skip
+              help="Cards (.toml) or bundles; default: SmolLM2's sizes, or the drawing model in "
+              "the package.")  # fmt: skip
 @click.option("--tokens", "trained", type=float, metavar="N",
               help="Tokens that bundles were trained on.")  # fmt: skip
 @click.option("--fits", type=click.Path(path_type=Path),
@@ -64,20 +70,26 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> int:
-    """Choose model, bits, compression and cache for a device and a workload.
+    """Choose model, bits, compression and cache for a device and a workload; for pictures (--kind
+    image) their steps, and how many of them are computed.
 
     Exits with 1 where nothing keeps the limits.
     """
     from ..devices.load import load
     from ..planning import page
-    from ..planning.decide import prescribe
 
-    grid: dict[str, Any] = {"allow_risky": allow_risky, "drafts": drafts}
-    grid |= {name: value for name, value in (("bits", bits), ("ratios", ratios)) if value}
-    plan = prescribe(
-        load(device), _workload(workload, asked), _cards(models, trained),
-        frontier=_frontier(fits, task), risk=risk, **grid,
-    )  # fmt: skip
+    wanted = _workload(workload, asked)
+    if wanted.kind == "image":
+        plan = _pictures(device, wanted, models, risk)
+    else:
+        from ..planning.decide import prescribe
+
+        grid: dict[str, Any] = {"allow_risky": allow_risky, "drafts": drafts}
+        grid |= {name: value for name, value in (("bits", bits), ("ratios", ratios)) if value}
+        plan = prescribe(
+            load(device), wanted, _cards(models, trained), frontier=_frontier(fits, task),
+            risk=risk, **grid,
+        )  # fmt: skip
     if report is not None:
         report.write_text(page.markdown(plan), encoding="utf-8")
     if drawn is not None:
@@ -89,6 +101,25 @@ def command(
     if plan.choice is None:
         say("nothing keeps the limits: relax one, or name smaller models")
     return 0 if plan.choice else NOTHING
+
+
+def _pictures(device: str, wanted: Workload, models: tuple[str, ...], risk: float) -> Plan:
+    """The plan of pictures: bundles that draw, and measured scores from cards."""
+    from ..bundle.reader import Bundle
+    from ..demo import image_bundle
+    from ..devices.load import load
+    from ..image.expected import Expected
+    from ..planning.drawings import Drawn, read_rows
+    from ..planning.pictures import prescribe_pictures
+
+    tables = [Path(model) for model in models if model.endswith(".toml")]
+    rows = [row for table in tables for row in read_rows(table)]
+    drawn = []
+    for path in [m for m in models if not m.endswith(".toml")] or [str(image_bundle())]:
+        with Bundle.open(path) as bundle:
+            stored = sum(file.size for file in bundle.manifest.files.values())
+            drawn.append(Drawn(bundle.manifest.name, Expected(bundle), float(stored), rows))
+    return prescribe_pictures(load(device), wanted, drawn, risk)
 
 
 def _workload(path: Path | None, asked: dict[str, Any]) -> Workload:

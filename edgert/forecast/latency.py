@@ -4,14 +4,15 @@ device.
     t = step + sum_i ( launch_i + max(bytes_i / bandwidth, operations_i / compute) + looking back )
 
 Bandwidth is that of the product's kernel at the size of all weights that a step reads, for a model
-that fits a cache is read from there. One row looks back at keys and values by their bytes and its
+that fits a cache is read from there. Of many rows each output costs its operations, and a constant
+for being summed up and stored. One row looks back at keys and values by their bytes and its
 operations on them, many rows by operations alone, for they share what they read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -32,29 +33,56 @@ def parts_of(
     found: Sequence[Work], rates: Rates, *, rows: int = 1, depth: int = 0, logits: int = 1
 ) -> dict[str, float]:
     """The same by what the time goes to: launches, products, attention and everything else."""
+    return _parts(found, rates, {"T": rows, "R": min(logits, rows)}, depth)
+
+
+def run_parts(found: Sequence[Work], rates: Rates, counts: Mapping[str, int]) -> dict[str, float]:
+    """The same of a graph without states that is run once (`Session.run`). counts: rows by the
+    symbols of the graph."""
+    return _parts(found, rates, counts, 0)
+
+
+def _parts(
+    found: Sequence[Work], rates: Rates, counts: Mapping[str, int], depth: int
+) -> dict[str, float]:
     size = weight_bytes(list(found))
     parts = {"launches": rates.step_s, "products": 0.0, "attention": 0.0, "rest": 0.0}
     for work in found:
-        count = rows if work.rows == "T" else min(logits, rows)
+        count = rows_of(work.rows, counts)
         if count == 0:
             continue
         one = count == 1
         if work.waits[0 if one else 1] or work.rows == "R":
             parts["launches"] += work.launches * rates.launch_s
         parts["rest"] += count * work.values / (rates.values_s if one else rates.rows_s)
-        parts["rest"] += 0.0 if one else count * work.launches * rates.row_s
+        parts["rest"] += 0.0 if one or on_grid(work) else count * work.launches * rates.row_s
         parts["rest"] += count * work.state / at_size(rates.read, size)
         if work.nbytes:
             parts["products"] += _product(work, rates, count, size)
-        if work.look_ops:
+        if work.against:
+            pairs = count * rows_of(work.against, counts)
+            parts["attention"] += pairs * work.look_ops / product_of(rates, work.kernel).ops_s
+        elif work.look_ops:
             parts["attention"] += _looking_back(work, rates, count, depth)
     return parts
+
+
+def on_grid(work: Work) -> bool:
+    """Whether a kernel takes rows many at a time: convolutions."""
+    return work.kernel.startswith("conv_")
+
+
+def rows_of(symbol: str, counts: Mapping[str, int]) -> int:
+    """How many rows a symbol, or a number, stands for; as many as get logits for one that nobody
+    knows."""
+    return int(symbol) if symbol.isdecimal() else counts.get(symbol, counts.get("R", 1))
 
 
 def _product(work: Work, rates: Rates, count: int, size: float) -> float:
     product = product_of(rates, work.kernel)
     reading = work.nbytes / at_size(product.decode, size)
-    return max(reading, count * work.ops / product.ops_s)
+    each = work.ops / product.ops_s + (0.0 if count == 1 else work.outs * product.out_s)
+    return max(reading, count * each)
 
 
 def _looking_back(work: Work, rates: Rates, count: int, depth: int) -> float:

@@ -50,14 +50,19 @@ def footprint(
 ) -> Footprint:
     """What a graph takes with `tokens` in one sequence. tokenizer: bytes of its file."""
     program = lowered(graph, threads=threads, kv_bits=kv_bits)
+    rest = base + TOKENIZER * tokenizer
+    cache = cache_bytes(graph, tokens, program.kv_bits)
+    return Footprint(held_bytes(graph, program), cache, arena_bytes(program, tokens), rest)
+
+
+def held_bytes(graph: Graph, program: Lowering) -> float:
+    """Bytes of a graph's weights in memory: packed matrices that a step reads, tables, vectors."""
     slots, _ = plan(graph, frozenset(program.paired))
     read = {w for n in graph.nodes if n.op != "embed" for w in n.weights.values()}
     packed = sum(slot.size for name, slot in slots.items() if name in read)
-    rest = base + TOKENIZER * tokenizer
-    cache = cache_bytes(graph, tokens, program.kv_bits)
     tables = sum(4.0 * _padded(graph.weights[n].shape) for n in in_slots(graph, matrix=False))
     vectors = sum(4.0 * _padded(w.shape) for w in graph.weights.values() if len(w.shape) == 1)
-    return Footprint(packed + tables + vectors, cache, arena_bytes(program, tokens), rest)
+    return packed + tables + vectors
 
 
 def _padded(shape: tuple[int, ...]) -> int:

@@ -12,7 +12,9 @@ from ..devices.profile import Product, Profile, Rates
 from ..errors import DeviceError
 
 FLOAT_KERNELS = ("f32", "f16", "indexed16")  # products that compute in float32
+GRIDS = ("conv_f16", "conv_f32", "conv_winograd", "dot_attention")  # of pictures, likewise
 NOTHING = 1e-15  # seconds, where a data sheet says nothing
+PACE_HZ = 3.0e9  # clock at which Python is taken to be as quick as `starting` says
 SATURATING = 0.5  # share of the cores that together draw all of the memory's bandwidth
 
 
@@ -35,6 +37,14 @@ def rates_of(profile: Profile, threads: int | None = None, provider: str = "cpu"
     if profile.measured is not None and provider == "cpu":
         return _measured(profile.measured.rates, wanted)
     return _nominal(profile, min(wanted, cores), cores, provider)
+
+
+def pace_of(profile: Profile) -> float:
+    """Time that Python takes on a device over that on the machine of `starting`: probed, else by
+    the clock."""
+    if profile.measured is not None and profile.measured.pace is not None:
+        return profile.measured.pace
+    return PACE_HZ / profile.cpu.clock_hz.value if profile.measured is None else 1.0
 
 
 def _measured(known: Sequence[Rates], wanted: int) -> Rates:
@@ -67,16 +77,21 @@ def _nominal(profile: Profile, threads: int, cores: int, provider: str) -> Rates
 
 
 def product_of(rates: Rates, kernel: str) -> Product:
-    """Rates of products with a kind of weights: the probed kernel itself, else its nearest kin:
-    another one that computes in the same way."""
+    """Rates of products with a kind of weights, of convolutions, or of attention without a cache:
+    the probed kernel itself, else its nearest kin: another one that computes in the same way."""
     found = {product.kernel: product for product in rates.products}
     if kernel in found:
         return found[kernel]
-    kin = "float" if kernel in FLOAT_KERNELS else "codes"
+    if kernel == "dot_attention":
+        return Product(kernel, rates.read, rates.attend_ops_s)
+    kin = "float" if kernel in (*FLOAT_KERNELS, *GRIDS) else "codes"
     if kin in found:
         return found[kin]
+    direct = [p for p in rates.products if p.kernel in GRIDS[:2]]
+    if kernel in GRIDS and direct:
+        return direct[0]
     floats = [p for p in rates.products if p.kernel in FLOAT_KERNELS]
-    codes = [p for p in rates.products if p.kernel not in FLOAT_KERNELS]
+    codes = [p for p in rates.products if p.kernel not in (*FLOAT_KERNELS, *GRIDS)]
     return (floats if kin == "float" and floats else codes or floats)[0]
 
 
@@ -125,7 +140,10 @@ def _scaled(rates: Rates, bandwidth: float, compute: float) -> Rates:
     def faster(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
         return tuple((size, rate * bandwidth) for size, rate in pairs)
 
-    products = tuple(Product(p.kernel, faster(p.decode), p.ops_s * compute) for p in rates.products)
+    products = tuple(
+        Product(p.kernel, faster(p.decode), p.ops_s * compute, p.out_s / compute)
+        for p in rates.products
+    )
     return msgspec.structs.replace(
         rates, read=faster(rates.read), products=products,
         attend_bytes_s=rates.attend_bytes_s * bandwidth,

@@ -25,6 +25,47 @@ class Shape(NamedTuple):
     context: int = 8192
 
 
+class Block(NamedTuple):
+    """Sizes of what pictures are made of besides products, on a square grid: attention without a
+    cache where there are heads, else convolutions of `kernel` cells a side, `layers` times."""
+
+    side: int
+    width: int
+    layers: int
+    heads: int = 0
+    kernel: int = 3
+    encoding: str = "f16"
+
+
+def graph_of(shape: Shape | Block) -> Graph:
+    """The graph of either."""
+    return decoder(shape) if isinstance(shape, Shape) else block(shape)
+
+
+def block(shape: Block) -> Graph:
+    """The graph of a block, from rows `x` to rows of the same width."""
+    rows, width = shape.side**2, shape.width
+    weights: dict[str, Weight] = {}
+    nodes = []
+    for i in range(shape.layers):
+        x, y = f"x{i}" if i else "x", f"x{i + 1}"
+        if shape.heads:
+            size = width // shape.heads
+            attrs: dict[str, Scalar] = {
+                "heads": shape.heads, "head_dim": size, "scale": size**-0.5,
+            }  # fmt: skip
+            nodes.append(Node("dot_attention", (x, x, x), y, {}, attrs))
+            continue
+        weights[f"w{i}"] = Weight((width, shape.kernel**2 * width), shape.encoding)
+        grid: dict[str, Scalar] = {
+            "height": shape.side, "width": shape.side, "kernel": shape.kernel,
+            "pad_before": shape.kernel // 2, "pad_after": shape.kernel // 2,
+        }  # fmt: skip
+        nodes.append(Node("conv2d", (x,), y, {"weight": f"w{i}"}, grid))
+    value = Value("x", (rows, width)), Value(f"x{shape.layers}", (rows, width))
+    return Graph("block", value[:1], value[1:], tuple(nodes), weights, {}, 0)
+
+
 def decoder(shape: Shape) -> Graph:
     """The graph of a decoder: RMS norms, rotary attention with grouped queries, a gated network."""
     width, size = shape.width, shape.head_dim

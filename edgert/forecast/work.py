@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..graph import Graph, Node
+from ..kernels.conv_lower import CONV
+from ..kernels.cpu.layout import ROWS
 from ..kernels.encodings import ENCODINGS, packed_bytes
 from ..kernels.experts import EXPERTS
 from ..kernels.linear import LINEAR
@@ -18,18 +20,23 @@ from ..session.lowering import Lowering, Step
 from ..session.pages import PAGE_TOKENS, page_bytes
 
 MAX_ROWS = 256  # of a step, as the CPU session takes them
+DOT = "dot_attention"
+WINOGRAD_OPS = 16 / 4  # multiply-adds of an output and an input channel, by tiles of 2 x 2
 
 
 class Work(NamedTuple):
     """One instruction.
 
-    kernel: of a product how its weights are read (`Cpu.kernel`), "" for what is none. rows: the
-    symbol of the rows that it works on, "T" (all) or "R" (those with logits). waits: whether a step
-    of one row, and one of many, has a barrier after it. nbytes: weights read, whatever the rows.
-    ops: operations a row. values: floats read and written a row, outside of products. cache: bytes
-    of keys and values for each token that a row looks back at. look_ops: operations for the same.
-    window: the most tokens that it looks back at, 0 for all. state: bytes a row of a recurrent
-    state. launches: how many instructions it stands for.
+    kernel: of a product how its weights are read (`Cpu.kernel`), of a convolution and of
+    attention without a cache its name, "" for what is none. rows: the symbol of the rows that
+    it works on, "T" (all), "R" (those with logits), another of the graph, or a number. waits:
+    whether a step of one row, and one of many, has a barrier after it. nbytes: weights read,
+    whatever the rows. ops: operations a row; outs: outputs of a product a row. values: floats
+    read and written a row, outside of products. cache: bytes of keys and values for each token
+    that a row looks back at. look_ops: operations for the same. window: the most tokens that it
+    looks back at, 0 for all. against: the symbol of the rows that each row looks at, of
+    attention without a cache. state: bytes a row of a recurrent state. launches: how many
+    instructions it stands for.
     """
 
     kernel: str
@@ -37,10 +44,12 @@ class Work(NamedTuple):
     waits: tuple[bool, bool]
     nbytes: float = 0.0
     ops: float = 0.0
+    outs: float = 0.0
     values: float = 0.0
     cache: float = 0.0
     look_ops: float = 0.0
     window: int = 0
+    against: str = ""
     state: float = 0.0
     launches: int = 1
 
@@ -72,6 +81,13 @@ def _work(program: Lowering, step: Step, nodes: Mapping[str, Node]) -> Work:
         return _product(program, step, waits)
     if step.operands is EXPERTS:
         return _experts(program, step, waits, nodes)
+    if step.operands is CONV:
+        return _convolution(program, step, waits)
+    if step.kernel == DOT:
+        attrs = program.attrs(nodes[step.writes])
+        look = 4.0 * attrs["heads"] * attrs["head_dim"]
+        keys = program.rows(nodes[step.writes].inputs[1])
+        return Work(DOT, step.rows, waits, look_ops=look, against=keys)
     if step.kernel.startswith("attend_"):
         return _attention(program, step, waits, nodes)
     values = sum(_floats(program, name) for name in (*step.reads, step.writes))
@@ -85,7 +101,27 @@ def _product(program: Lowering, step: Step, waits: tuple[bool, bool]) -> Work:
     size = packed_bytes(stored.encoding, n, k, paired=name in program.paired)
     kernel = step.kernel.partition("_")[2]
     values = sum(_floats(program, value) for value in step.reads[1:])  # a residual that is added
-    return Work(kernel, step.rows, waits, nbytes=size, ops=2.0 * n * k, values=values)
+    return Work(kernel, step.rows, waits, nbytes=size, ops=2.0 * n * k, outs=n, values=values)
+
+
+def _convolution(program: Lowering, step: Step, waits: tuple[bool, bool]) -> Work:
+    """With float weights: direct, or by transformed weights, which are made anew in every run."""
+    groups, depth, side = (int(step.words[name]) for name in ("groups", "depth", "kernel"))
+    pairs = ROWS * groups * depth
+    x, *others = step.reads
+    if step.kernel == "conv_winograd":
+        values = sum(_floats(program, value) for value in (x, *others[:-1], step.writes))
+        size, ops = 64.0 * pairs, 2 * WINOGRAD_OPS * pairs
+        return Work(
+            step.kernel, step.rows, waits, nbytes=size, ops=ops, outs=ROWS * groups, values=values
+        )
+    values = sum(_floats(program, value) for value in (*others, step.writes))
+    stored = program.graph.weights[str(step.words["weights"]).removeprefix("$")]
+    size = packed_bytes(stored.encoding, *stored.shape)
+    ops = 2.0 * pairs * side**2
+    return Work(
+        step.kernel, step.rows, waits, nbytes=size, ops=ops, outs=ROWS * groups, values=values
+    )
 
 
 def _experts(
@@ -96,7 +132,9 @@ def _experts(
     share = attrs["active"] / attrs["experts"]
     found = _product(program, step, waits)
     kernel = step.kernel.rpartition("_")[2]
-    return found._replace(kernel=kernel, nbytes=share * found.nbytes, ops=share * found.ops)
+    return found._replace(
+        kernel=kernel, nbytes=share * found.nbytes, ops=share * found.ops, outs=share * found.outs
+    )
 
 
 def _attention(

@@ -48,13 +48,17 @@ STORAGE_BYTES = 256 << 20
 WARM_S = 120.0  # of load before the second look of `thermal`
 LEAST_SPREAD = 0.05
 Progress = Callable[[str, float], None]
+STARTS = 4  # processes that are started; the first one may have to pack
 _BASE = """
-import sys
+import sys, time
 import edgert
 from edgert.system_memory import peak_resident
+clock = time.process_time if sys.argv[3] == "cpu" else time.perf_counter
+start = clock()
 with edgert.load(sys.argv[1], threads=int(sys.argv[2])) as model:
+    spent = clock() - start
     model.generate("one two three", max_tokens=8, temperature=0)
-    print(peak_resident())
+    print(peak_resident(), spent)
 """
 
 
@@ -89,7 +93,8 @@ def probe(
     watch = Busy()
     rates, spread = _all_rates(threads, options, progress)
     progress("memory of a process", 0.92)
-    base = base_bytes(max(threads))
+    cpu = options.clock in (time.process_time, time.thread_time)
+    base, pace = own_process(max(threads), cpu=cpu)
     progress("storage", 0.95)
     reading = storage_read()
     busy = watch.others()
@@ -99,7 +104,7 @@ def probe(
     measured = Measured(
         at=datetime.now(timezone.utc).isoformat(timespec="seconds"), edgert=__version__,
         isa=isa.chosen(), cpu=cpu_name(), spread=spread, base_bytes=base, rates=tuple(rates),
-        drift=drift, busy_cores=round(busy, 2),
+        drift=drift, pace=pace, busy_cores=round(busy, 2),
     )  # fmt: skip
     return _profile(name or platform.node() or "this-machine", measured, reading)
 
@@ -149,25 +154,31 @@ def _drift(threads: int, options: Options, progress: Progress) -> float:
     return round(_timed(run, threads, options)[0].seconds / before, 4)
 
 
-def base_bytes(threads: int) -> float:
-    """Memory of a process that answers with the model in this package, less what is counted."""
+def own_process(threads: int, *, cpu: bool = False) -> tuple[float, float | None]:
+    """A process that answers with the model in this package: its memory less what is counted, and
+    the time that loading takes over what `forecast.starting` says; None where it does not run.
+    cpu: by the processor time that it takes."""
     from ..bundle.reader import Bundle
     from ..demo import demo_bundle
     from ..forecast.memory import BASE, TOKENIZER, footprint
+    from ..forecast.starting import starting
 
     path = demo_bundle()
-    command = [sys.executable, "-c", _BASE, str(path), str(threads)]
-    peaks = []
-    for _ in range(2):  # the first one may have to pack
+    command = [sys.executable, "-c", _BASE, str(path), str(threads), "cpu" if cpu else "wall"]
+    found = list[tuple[float, ...]]()
+    for _ in range(STARTS):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            peaks.append(float(done.stdout.split()[-1]))
-    if not peaks:
-        return BASE
+            found.append(tuple(map(float, done.stdout.split()[-2:])))
+    if not found:
+        return BASE, None
     with Bundle.open(path) as bundle:
-        counted = footprint(bundle.graph(), tokens=16, threads=threads, base=0.0)
-    tokenizer = TOKENIZER * (path / "tokenizer.json").stat().st_size
-    return max(0.0, peaks[-1] - counted.total - tokenizer)
+        graph = bundle.graph()
+        counted = footprint(graph, tokens=16, threads=threads, base=0.0)
+    size = float((path / "tokenizer.json").stat().st_size)
+    base = max(0.0, found[-1][0] - counted.total - TOKENIZER * size)
+    load = float(np.median([spent for _, spent in found[1:] or found]))
+    return base, round(load / starting(nodes=len(graph.nodes), tokenizer=size).load, 4)
 
 
 def storage_read() -> float:
@@ -287,4 +298,4 @@ def is_here(profile: Profile) -> bool:
     return any(name.lower() in said for name in match.names)
 
 
-__all__ = ["Options", "base_bytes", "default_threads", "is_here", "probe", "storage_read"]
+__all__ = ["Options", "default_threads", "is_here", "own_process", "probe", "storage_read"]

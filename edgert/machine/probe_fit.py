@@ -15,9 +15,10 @@ import numpy as np
 
 from ..devices.profile import Product, Rates
 from ..errors import DeviceError
-from ..forecast.latency import step_seconds, sum_seen
+from ..forecast.latency import on_grid, rows_of, run_parts, step_seconds, sum_seen
 from ..forecast.nnls import nnls
-from ..forecast.shapes import decoder
+from ..forecast.rates import GRIDS
+from ..forecast.shapes import Block, graph_of
 from ..forecast.work import Work, lowered, weight_bytes, works
 from .probe_runs import Timed
 
@@ -40,12 +41,13 @@ def fit(found: Sequence[Timed], read: Sequence[tuple[float, float]]) -> Rates:
             f"{len(kept)} timed steps, expected some of each kind with positive times",
             code="probe-fit", hint="run the probe again on a quiet machine",
         )  # fmt: skip
-    costs = dict(zip(names, nnls(matrix / seconds[:, None], np.ones(len(kept))), strict=True))
+    found_costs = nnls(matrix / seconds[:, None], np.ones(len(kept))).tolist()
+    costs = dict(zip(names, found_costs, strict=True))
     return _rates(found[0].threads, costs, grid, read)
 
 
 def _work(timed: Timed) -> list[Work]:
-    return works(lowered(decoder(timed.run.shape), threads=timed.threads))
+    return works(lowered(graph_of(timed.run.shape), threads=timed.threads))
 
 
 def _kernel(timed: Timed) -> str:
@@ -57,6 +59,8 @@ def _sizes(found: Sequence[Timed]) -> dict[str, list[float]]:
     """Kernel -> sizes of working sets at which its reading has an unknown, rising."""
     grid: dict[str, list[float]] = {}
     for timed in found:
+        if isinstance(timed.run.shape, Block):
+            continue
         sizes = grid.setdefault(_kernel(timed), [])
         size = weight_bytes(_work(timed))
         if timed.rows == 1 and size > 4e6 and all(not _near(size, s) for s in sizes):
@@ -77,13 +81,14 @@ def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
     def add(name: str, amount: float) -> None:
         out[name] = out.get(name, 0.0) + amount
 
+    counts = {"T": timed.rows, "R": 1}
     for work in found:
-        count = timed.rows if work.rows == "T" else 1
+        count = rows_of(work.rows, counts)
         one = count == 1
         if work.waits[0 if one else 1] or work.rows == "R":
             add("launch", 1.0)
         add("values" if one else "rows", count * work.values)
-        if not one:
+        if not one and not on_grid(work):
             add("row", count)
         if work.nbytes and one:
             sizes = grid.get(work.kernel) or [0.0]
@@ -91,7 +96,10 @@ def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
             add(f"read:{work.kernel}:{index}", work.nbytes)
         elif work.nbytes:
             add(f"ops:{work.kernel}", count * work.ops)
-        if work.look_ops and one:
+            add(f"outs:{work.kernel}", count * work.outs)
+        if work.against:
+            add(f"ops:{work.kernel}", count * rows_of(work.against, counts) * work.look_ops)
+        elif work.look_ops and one:
             add("cache", (timed.depth + 1) * work.cache)
             add("look", (timed.depth + 1) * work.look_ops)
         elif work.look_ops:
@@ -109,7 +117,15 @@ def _rates(
     products = []
     for kernel, sizes in sorted(grid.items()):
         decode = tuple((s, rate(f"read:{kernel}:{i}")) for i, s in enumerate(sizes))
-        products.append(Product(kernel, decode, rate(f"ops:{kernel}")))
+        products.append(
+            Product(kernel, decode, rate(f"ops:{kernel}"), costs.get(f"outs:{kernel}", 0.0))
+        )
+    drawn = sorted(name.removeprefix("ops:") for name in costs if name.startswith("ops:"))
+    products += [
+        Product(kernel, tuple(read), rate(f"ops:{kernel}"), costs.get(f"outs:{kernel}", 0.0))
+        for kernel in drawn
+        if kernel in GRIDS
+    ]
     return Rates(
         threads=threads, step_s=float(max(costs["step"], 1e-9)),
         launch_s=float(max(costs["launch"], 1e-9)), row_s=float(max(costs.get("row", 0), 1e-15)),
@@ -126,4 +142,6 @@ def errors(found: Sequence[Timed], rates: Rates) -> list[float]:
 
 def predicted(timed: Timed, rates: Rates) -> float:
     """Seconds that the rates give a step."""
+    if isinstance(timed.run.shape, Block):
+        return sum(run_parts(_work(timed), rates, {}).values())
     return step_seconds(_work(timed), rates, rows=timed.rows, depth=timed.depth)

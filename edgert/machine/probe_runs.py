@@ -10,12 +10,13 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import RequestError
-from ..forecast.shapes import Shape, decoder
+from ..forecast.shapes import Block, Shape, graph_of
 from ..graph import Graph
 from ..kernels.encodings import ENCODINGS, encoding_of
 from ..kernels.quant import Matrix
@@ -28,16 +29,26 @@ LAYER = Shape(1, 1024, 16, 4, 64, 2816)  # of the runs that find out about produ
 CODES = ("int4-g32", "int8-g32", "f16")  # encodings that are timed
 SIZES = {"int4-g32": (1, 6, 30), "int8-g32": (1, 4, 18), "f16": (1, 2, 9)}  # layers
 ROWS = 256
+DEPTHS = (512, 2048)  # of shapes that tell what an output costs from what its operations do
+WHOLE = ((0, 0),)  # the steps of a block
+BLOCKS = {
+    "attention of a picture": Block(16, 384, 6, heads=6),
+    "attention of a larger one": Block(32, 384, 2, heads=6),
+    "convolutions": Block(16, 64, 8),
+    "narrow convolutions": Block(96, 16, 4),
+    "convolutions by tiles": Block(64, 64, 3),
+    "wide convolutions by tiles": Block(32, 192, 2),
+}
 SECOND = 6  # layers of shapes of which many rows are timed as well
 TYPICAL = 0.25  # quantile of a step's times
 
 
 class Run(NamedTuple):
-    """A shape, and the steps of it that are timed: (rows, depth). kept: whether the fit sees it;
-    others tell how far off predictions are."""
+    """A shape, and the steps of it that are timed: (rows, depth), of a block all its rows. kept:
+    whether the fit sees it; others tell how far off predictions are."""
 
     name: str
-    shape: Shape
+    shape: Shape | Block
     steps: tuple[tuple[int, int], ...]
     kept: bool = True
 
@@ -71,11 +82,16 @@ def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run
             found.append(
                 Run(f"{encoding}, {layers} layers", shape, both if layers <= SECOND else both[:1])
             )
+        for depth_ in () if quick else DEPTHS:
+            shape = Shape(1, depth_, depth_ // 64, 4, 64, depth_, 64, encoding, encoding)
+            found.append(Run(f"{encoding}, depth {depth_}", shape, both[1:]))
+    found += [Run(name, shape, WHOLE) for name, shape in BLOCKS.items()]
     held = Shape(10, 576, 9, 3, 64, 1536, 16384, encodings[0], encodings[-1])
     wide = Shape(4, 1536, 12, 2, 128, 6144, 8192, encodings[0], encodings[0])
     steps = ((1, 0), (1, depth), (ROWS, 0))
     found.append(Run("held out", held, steps, kept=False))
-    return found if quick else [*found, Run("held out, wide", wide, steps, kept=False)]
+    drawn = Run("held out, drawing", Block(32, 96, 3), WHOLE, kept=False)
+    return found if quick else [*found, Run("held out, wide", wide, steps, kept=False), drawn]
 
 
 def timed(
@@ -84,16 +100,31 @@ def timed(
     """Each step of a run on so many threads: the lower quartile of its repetitions in about
     `seconds`, which neighbours that interrupt some of them do not move.
     clock: `time.thread_time` tells what one thread takes on a machine that is busy."""
-    graph = decoder(run.shape)
-    session = CpuSession(graph, random_weights(graph), threads=threads, context=4096)
-    state = session.new_state(4096)
+    graph = graph_of(run.shape)
+    context = 4096 if graph.states else 0
+    session = CpuSession(graph, random_weights(graph), threads=threads, context=context)
     try:
-        for rows, depth in run.steps:
-            _go_to(session, state, depth)
-            yield Timed(run, rows, depth, threads, _typical(session, state, rows, seconds, clock))
+        if isinstance(run.shape, Block):
+            yield Timed(run, 0, 0, threads, _typical(_drawing(session), seconds, clock))
+            return
+        state = session.new_state(4096)
+        try:
+            for rows, depth in run.steps:
+                _go_to(session, state, depth)
+                step = partial(_step, session, state, rows)
+                yield Timed(run, rows, depth, threads, _typical(step, seconds, clock))
+        finally:
+            state.close()
     finally:
-        state.close()
         session.close()
+
+
+def _drawing(session: CpuSession) -> Callable[[], object]:
+    """A run of a block on one array."""
+    (value,) = session.graph.inputs
+    rng = np.random.default_rng(0)
+    arrays = {value.name: rng.standard_normal([int(n) for n in value.shape], np.float32)}
+    return lambda: session.run(arrays)
 
 
 def _go_to(session: CpuSession, state: CpuState, depth: int) -> None:
@@ -112,12 +143,10 @@ def _step(session: CpuSession, state: CpuState, rows: int, *, keep: bool = False
         state.discard()
 
 
-def _typical(
-    session: CpuSession, state: CpuState, rows: int, seconds: float, clock: Clock
-) -> float:
-    """Seconds of a step that is not committed, so that each one is the same."""
+def _typical(step: Callable[[], object], seconds: float, clock: Clock) -> float:
+    """Seconds of a step that leaves nothing behind, so that each one is the same."""
     for _ in range(3):
-        _step(session, state, rows)
+        step()
     times: list[float] = []
     collecting = gc.isenabled()
     gc.disable()
@@ -125,7 +154,7 @@ def _typical(
         until = time.perf_counter() + seconds
         while len(times) < 5 or (time.perf_counter() < until and len(times) < 400):
             start = clock()
-            _step(session, state, rows)
+            step()
             times.append(clock() - start)
     finally:
         if collecting:

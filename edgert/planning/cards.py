@@ -14,6 +14,8 @@ from ..kernels.states import KVState
 from ..storage.typed import Reader
 
 LARGEST = 1e15
+COUNTS = ("prompt_tokens", "new_tokens", "context", "batch", "caption_tokens")
+ABSENT = ("image_tokens", "width", "height")  # numbers of a workload that may be 0
 DRAFT_TOKENS = 4  # proposed a step by a model that drafts
 ACCEPTED = 1.8  # of them, where nobody measured: a prior
 
@@ -77,9 +79,10 @@ SMOLLM2 = (
 
 class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a model has to do. Budgets in seconds, None: any. percentile: how sure a time must be
-    to keep its budget. context: tokens that must fit."""
+    to keep its budget. context: tokens that must fit. Of pictures total_budget_s is for each of
+    them, batch for how many are asked at once; width, height: 0 for the bundle's own."""
 
-    kind: Literal["chat", "vlm"] = "chat"
+    kind: Literal["chat", "vlm", "image"] = "chat"
     prompt_tokens: int = 512
     image_tokens: int = 0
     new_tokens: int = 128
@@ -89,6 +92,9 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     total_budget_s: float | None = None
     batch: int = 1
     percentile: float = 0.95
+    width: int = 0
+    height: int = 0
+    caption_tokens: int = 12
 
     @property
     def prompt(self) -> int:
@@ -173,10 +179,9 @@ def workload_of(values: dict[str, Any], where: str = "the workload") -> Workload
     try:
         found = WORKLOAD.convert(values)
         faults = [
-            f"{name} is {value}, expected {'0' if name == 'image_tokens' else '1'} or more"
-            for name in ("prompt_tokens", "image_tokens", "new_tokens", "context", "batch")
-            if (value := getattr(found, name)) < (0 if name == "image_tokens" else 1)
-            or value > 1 << 24
+            f"{name} is {value}, expected {'0' if name in ABSENT else '1'} or more"
+            for name in (*COUNTS, *ABSENT)
+            if not (0 if name in ABSENT else 1) <= (value := getattr(found, name)) <= 1 << 24
         ]
         faults += [
             f"{name} is {value}, expected more than 0"
@@ -186,7 +191,7 @@ def workload_of(values: dict[str, Any], where: str = "the workload") -> Workload
         ]
         if not 0.5 <= found.percentile < 1:
             faults.append(f"percentile is {found.percentile}, expected 0.5 to less than 1")
-        if found.prompt + found.new_tokens > found.context:
+        if found.kind != "image" and found.prompt + found.new_tokens > found.context:
             faults.append(
                 f"{found.prompt} tokens of prompt and {found.new_tokens} new ones do not fit a "
                 f"context of {found.context}"

@@ -14,6 +14,7 @@ from ..scaling.frontier import PRIOR, Frontier
 from ..scaling.loss import F64
 from .candidates import Candidate, Costs, candidates, costs_of
 from .cards import Card, Workload
+from .drawings import Sketch
 from .quality import Draws, Laws, Quality, scores_of
 
 RISK = 0.5
@@ -27,7 +28,7 @@ class Option(msgspec.Struct, frozen=True):
     """A candidate with what it takes and what it reaches. value: mean - risk (mean - low)."""
 
     label: str
-    candidate: Candidate
+    candidate: Candidate | Sketch
     costs: Costs
     quality: Quality
     value: float
@@ -99,15 +100,16 @@ def prescribe(
     draws = Draws(frontier, seed)
     scores = _Scores(laws, draws, measured or {}, risk)
     options, refused, considered = _options(device, workload, models, scores, grid)
-    ranked = _ranked(options)
+    ranked = ranked_of(options)
     choice = ranked[0] if ranked else None
     now = max((option.value for option in options), default=0.0)
     prices = _prices(device, workload, models, scores, grid, now)
     return Plan(
-        schema=1, device=device.label, workload=workload, choice=choice, pareto=_pareto(options),
-        ranked=tuple(ranked[:EVALUATED]), refused=tuple(refused[:REFUSED]),
-        binding=_binding(choice, scores, refused), prices=prices,
-        measure=_worth(ranked, scores), feasible=len(options), considered=considered, risk=risk,
+        schema=1, device=device.label, workload=workload, choice=choice,
+        pareto=pareto_of(options), ranked=tuple(ranked[:EVALUATED]),
+        refused=tuple(refused[:REFUSED]), binding=binding_of(choice, scores.refused, refused),
+        prices=prices, measure=worth_of(ranked, scores.drawn(ranked)), feasible=len(options),
+        considered=considered, risk=risk,
         provenance=_provenance(device, frontier, laws, seed),
     )  # fmt: skip
 
@@ -140,6 +142,15 @@ class _Scores:
             quality, mean=score, low=low, high=high, source="measured"
         )
 
+    def drawn(self, options: Sequence[Option]) -> dict[str, F64]:
+        """Draws of those that were not measured, by label."""
+        found = {}
+        for option in options:
+            if isinstance(option.candidate, Candidate) and option.label not in self.measured:
+                key = msgspec.structs.replace(option.candidate, provider="", draft="")
+                found[option.label] = self.known[key][0]
+        return found
+
     def option(self, card: Card, one: Candidate, costs: Costs) -> Option:
         _, quality = self.of(card, one)
         value = quality.mean - self.risk * (quality.mean - quality.low)
@@ -169,7 +180,7 @@ def _options(
     return options, [row for _, row in refused], count
 
 
-def _ranked(options: Sequence[Option]) -> list[Option]:
+def ranked_of(options: Sequence[Option]) -> list[Option]:
     """Best first; among those within a tie of the best, the quickest, then the smallest."""
     rest, out = sorted(options, key=lambda o: (-o.value, o.label)), list[Option]()
     while rest:
@@ -182,7 +193,7 @@ def _ranked(options: Sequence[Option]) -> list[Option]:
     return out
 
 
-def _pareto(options: Sequence[Option]) -> tuple[Option, ...]:
+def pareto_of(options: Sequence[Option]) -> tuple[Option, ...]:
     """Those that no other one beats in total time, memory and mean score, quickest first."""
     order = sorted(options, key=lambda o: (o.costs.total_s, o.costs.memory, -o.quality.mean))
     kept: list[Option] = []
@@ -195,12 +206,12 @@ def _pareto(options: Sequence[Option]) -> tuple[Option, ...]:
     return tuple(kept)
 
 
-def _binding(choice: Option | None, scores: _Scores, refused: Sequence[Refused]) -> str:
+def binding_of(choice: Option | None, best: Mapping[str, float], refused: Sequence[Refused]) -> str:
     """The limit that keeps a better candidate out, or, where none does, that the choice keeps
-    least."""
+    least. best: by limit, the best value among the candidates that it keeps out."""
     if choice is None:
         return refused[0].binding if refused else "providers"
-    better = {name: value for name, value in scores.refused.items() if value > choice.value}
+    better = {name: value for name, value in best.items() if value > choice.value}
     return max(better, key=lambda name: better[name]) if better else choice.costs.binding
 
 
@@ -219,8 +230,9 @@ def _prices(
     return out
 
 
-def _worth(ranked: Sequence[Option], scores: _Scores) -> tuple[Next, ...]:
-    """What a measurement of each of the best is expected to add: E[max after] - max E."""
+def worth_of(ranked: Sequence[Option], drawn: Mapping[str, F64]) -> tuple[Next, ...]:
+    """What a measurement of each of the best is expected to add: E[max after] - max E. drawn:
+    scores by label, of those that were not measured."""
     if len(ranked) < 2:
         return ()
     found = []
@@ -228,11 +240,9 @@ def _worth(ranked: Sequence[Option], scores: _Scores) -> tuple[Next, ...]:
     means = [option.quality.mean for option in top]
     for index, option in enumerate(top):
         others = max(mean for i, mean in enumerate(means) if i != index)
-        key = msgspec.structs.replace(option.candidate, provider="", draft="")
-        drawn = scores.known.get(key)
-        if drawn is None or option.label in scores.measured:
+        if option.label not in drawn:
             continue
-        gain = float(np.maximum(drawn[0], others).mean()) - max(means)
+        gain = float(np.maximum(drawn[option.label], others).mean()) - max(means)
         if gain > 1e-6:
             found.append(Next(option.label, gain, gain / (option.costs.stored / 1e9)))
     found.sort(key=lambda one: -one.gain_per_gb)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import printable
+from .cards import Workload
 from .decide import Option, Plan
+from .drawings import Sketch
 
 ROWS = 12
 
@@ -23,11 +25,7 @@ def markdown(plan: Plan) -> str:
         )
         if value is not None
     ]  # fmt: skip
-    lines += [
-        f"{load.kind}: a prompt of {load.prompt} tokens, {load.new_tokens} new ones, a context of "
-        f"{load.context}; {', '.join(budgets) or 'no time limits'}.",
-        "",
-    ]
+    lines += [f"{_asked(load)}; {', '.join(budgets) or 'no time limits'}.", ""]
     if plan.choice is None:
         lines += ["**Nothing keeps the limits.** The nearest:", ""]
         lines += [f"- {r.label}: {r.share:.2f} of {r.binding}" for r in plan.refused]
@@ -44,14 +42,31 @@ def markdown(plan: Plan) -> str:
         lines += ["## What to measure next", ""]
         lines += [f"- {n.label}: expected gain {n.gain:.4f}" for n in plan.measure]
         lines.append("")
-    frontier = plan.provenance["frontier"]
     lines += [
         "## Where the numbers are from", "",
         f"Device: {plan.provenance['device']} (deviation {plan.provenance['spread']:.0%}). "
-        f"Frontier: {frontier['preset']}, confidence {frontier['confidence']}. Losses: "
-        f"{one.quality.source} for the choice; laws and constants stand in the JSON form.",
+        f"{_sources(plan)} {one.quality.source} for the choice; laws and constants stand in the "
+        "JSON form.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _asked(load: Workload) -> str:
+    """What is asked, in words."""
+    if load.kind == "image":
+        size = f"{load.width} x {load.height}" if load.width and load.height else "the model's size"
+        return f"image: {load.batch} pictures of {size}" if load.batch > 1 else f"image: {size}"
+    return (
+        f"{load.kind}: a prompt of {load.prompt} tokens, {load.new_tokens} new ones, a context of "
+        f"{load.context}"
+    )
+
+
+def _sources(plan: Plan) -> str:
+    frontier = plan.provenance.get("frontier")
+    if frontier is None:
+        return "Scores:"
+    return f"Frontier: {frontier['preset']}, confidence {frontier['confidence']}. Losses:"
 
 
 def _some(options: Sequence[Option]) -> list[Option]:
@@ -63,22 +78,32 @@ def _some(options: Sequence[Option]) -> list[Option]:
 
 def _said(one: Option) -> str:
     costs, quality = one.costs, one.quality
+    score = f"score {quality.mean:.3f} ({quality.low:.3f} to {quality.high:.3f})"
+    memory = f"{costs.memory / 1e6:.0f} MB"
+    if isinstance(one.candidate, Sketch):
+        return f"{score}, {costs.total_s:.3g} s in all, {costs.token_s:.3g} s a step, {memory}"
     return (
-        f"score {quality.mean:.3f} ({quality.low:.3f} to {quality.high:.3f}), "
-        f"{costs.token_s * 1e3:.1f} ms a token, {costs.ttft_s * 1e3:.0f} ms to the first, "
-        f"{costs.memory / 1e6:.0f} MB"
+        f"{score}, {costs.token_s * 1e3:.1f} ms a token, {costs.ttft_s * 1e3:.0f} ms to the first, "
+        f"{memory}"
     )
 
 
 def table(options: Sequence[Option]) -> list[str]:
     """Options as rows of a Markdown table."""
-    out = ["| Candidate | Score | 5 to 95 % | ms a token | ms to the first | MB | Loss by |",
-           "|---|---|---|---|---|---|---|"]  # fmt: skip
+    drawn = any(isinstance(one.candidate, Sketch) for one in options)
+    times = "s in all | s a step" if drawn else "ms a token | ms to the first"
+    out = [
+        f"| Candidate | Score | 5 to 95 % | {times} | MB | Loss by |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for one in options:
         c, q = one.costs, one.quality
+        seconds = f"{c.total_s:.3g} | {c.token_s:.3g}"
+        if not drawn:
+            seconds = f"{c.token_s * 1e3:.1f} | {c.ttft_s * 1e3:.0f}"
         out.append(
             f"| {printable(one.label)} | {q.mean:.3f} | {q.low:.3f} to {q.high:.3f} | "
-            f"{c.token_s * 1e3:.1f} | {c.ttft_s * 1e3:.0f} | {c.memory / 1e6:.0f} | {q.source} |"
+            f"{seconds} | {c.memory / 1e6:.0f} | {q.source} |"
         )
     return out
 

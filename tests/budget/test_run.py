@@ -19,6 +19,7 @@ from edgert.budget.report import Report, Verdict, decide, junit, lines, read_rep
 from edgert.budget.run import Ask, on_cores, run
 from edgert.budget.source import Source
 from edgert.budget.statistics import F64, Band
+from edgert.demo import image_bundle
 from edgert.errors import DeviceError, RequestError, ResourceError
 
 from ..cli.conftest import Edgert, edgert  # noqa: F401
@@ -127,7 +128,7 @@ def test_a_board_elsewhere_is_predicted(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="a prediction needs a device"):
         run(bundle, limits, Ask(predict=True))
     report = run(bundle, limits, Ask(device="jetson-orin-nano-8gb", predict=True))
-    assert [v.outcome for v in report.verdicts] == ["pass", "fail", "pass", "undecided"]
+    assert [v.outcome for v in report.verdicts] == ["pass", "fail", "pass", "pass"]
     assert {v.how for v in report.verdicts} == {"predicted"}
     token = report.verdicts[0]
     assert token.low
@@ -140,6 +141,32 @@ def test_a_board_elsewhere_is_predicted(bundle: Path, tmp_path: Path) -> None:
     assert narrow.low
     assert narrow.high
     assert narrow.high / narrow.low == pytest.approx(np.exp(2 * 1.6449 * 0.1), rel=1e-3)
+
+
+def test_a_drawing_elsewhere_is_predicted() -> None:
+    limits = budget_of({"picture_s": 60, "peak_mb": 500, "load_s": 9, "cold_start_s": 1e-3,
+                        "p50_token_ms": 10})  # fmt: skip
+    report = run(image_bundle(), limits, Ask(device="raspberry-pi-5-8gb", predict=True))
+    outcomes = {v.name: v.outcome for v in report.verdicts}
+    assert outcomes == {
+        "picture_s": "pass", "peak_mb": "pass", "load_s": "pass", "cold_start_s": "fail",
+        "p50_token_ms": "undecided",
+    }  # fmt: skip
+    values = {v.name: v.value for v in report.verdicts}
+    assert values["picture_s"]
+    assert values["cold_start_s"]
+    assert values["load_s"]
+    assert values["load_s"] < values["cold_start_s"] < values["picture_s"]
+    assert "not predicted of pictures" in report.verdicts[-1].why
+
+
+def test_processes_that_draw_are_measured() -> None:
+    from edgert.budget.children import Child
+    from edgert.session.options import SessionOptions
+
+    found = Child(image_bundle(), SessionOptions(threads=1)).burst()
+    assert 0 < found["load"][0] < found["start"][0]
+    assert 60e6 < found["peak"][0] < 400e6  # with a picture drawn
 
 
 def report_of(*values: float, name: str = "p50_token_ms") -> Report:
@@ -214,6 +241,12 @@ def test_inspect_says_what_a_test_would_predict(edgert: Edgert, bundle: Path) ->
     assert found["token_ms at 0"] == verdicts[0].value
     assert found["peak_mb"] == verdicts[1].value
     assert "on steam-deck" in edgert("inspect", bundle, "--profile", "steam-deck").out
+
+
+def test_inspect_says_what_to_expect_of_pictures(edgert: Edgert) -> None:  # noqa: F811
+    ran = edgert("inspect", image_bundle(), "--profile", "steam-deck", "--json")
+    names = {row["name"] for row in ran.json["expected"]}
+    assert names == {"picture_s", "load_s", "cold_start_s", "peak_mb"}
 
 
 def test_the_verb(edgert: Edgert, bundle: Path, tmp_path: Path) -> None:  # noqa: F811

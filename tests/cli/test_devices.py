@@ -38,7 +38,7 @@ def test_probe_writes_what_show_reads(
     edgert: Edgert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "_all_rates", lambda *_: ([measured(1).rates[0]], 0.12))
-    monkeypatch.setattr(probe, "base_bytes", lambda threads: 8e7)
+    monkeypatch.setattr(probe, "own_process", lambda threads, cpu: (8e7, 1.0))
     monkeypatch.setattr(probe, "storage_read", lambda: 1e9)
     out = tmp_path / "here.toml"
     ran = edgert("devices", "probe", "-o", out, "--name", "here", "--quick")

@@ -120,6 +120,7 @@ def test_all_faults_come_at_once() -> None:
         ({"rates": ()}, "measured.rates is empty"),
         ({"spread": 0.0}, "measured.spread is 0.0"),
         ({"base_bytes": -1.0}, "measured.base_bytes is -1.0"),
+        ({"pace": 0.0}, "measured.pace is 0.0"),
         ({"rates": (msgspec.structs.replace(measured().rates[0], launch_s=0.0),)}, "not finite"),
         ({"rates": (msgspec.structs.replace(measured().rates[0], read=()),)}, "lacks read"),
     ],

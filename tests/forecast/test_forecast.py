@@ -17,14 +17,16 @@ from edgert.forecast.latency import (
     interval,
     parts_of,
     prompt_seconds,
+    run_parts,
     step_seconds,
     sum_seen,
     within,
 )
 from edgert.forecast.memory import cache_bytes, footprint
 from edgert.forecast.nnls import nnls
-from edgert.forecast.rates import at_size, product_of, rates_of, scaled
-from edgert.forecast.shapes import Shape, decoder
+from edgert.forecast.rates import at_size, pace_of, product_of, rates_of, scaled
+from edgert.forecast.shapes import Block, Shape, block, decoder
+from edgert.forecast.starting import starting, touching
 from edgert.forecast.work import lowered, weight_bytes, works
 from edgert.session.cpu import CpuSession
 
@@ -183,3 +185,49 @@ def test_products_are_bound_by_bytes_or_by_operations() -> None:
     rates = rates_of(probed(load("steam-deck"), products=slow))
     ops = sum(w.ops * (256 if w.rows == "T" else 1) for w in found)
     assert parts_of(found, rates, rows=256)["products"] == pytest.approx(ops / 1e6)
+
+
+def test_an_output_of_many_rows_costs_a_constant_besides() -> None:
+    product = Product("int4", ((1.0, 1e15),), 1e9, 1e-3)
+    rates = rates_of(probed(load("steam-deck"), products=(product,)))
+    found = [w for w in works(lowered(decoder(SHAPE))) if w.kernel == "int4"]
+    assert [w.outs for w in found[:4]] == [8 * 32, 128, 2 * 256, 128]
+    one, many = (parts_of(found, rates, rows=rows)["products"] for rows in (1, 64))
+    assert one == pytest.approx(sum(w.ops for w in found) / 1e9)
+    assert many == pytest.approx(64 * sum(w.ops / 1e9 + 1e-3 * w.outs for w in found))
+    faster = rates_of(scaled(probed(load("steam-deck"), products=(product,)), compute=2.0))
+    assert faster.products[0].out_s == 5e-4
+
+
+def test_convolutions_and_attention_of_pictures_are_work() -> None:
+    (one, two) = works(lowered(block(Block(4, 16, 2))))
+    assert (one.kernel, one.rows, one.ops) == ("conv_f16", "16", 2.0 * 9 * 16 * 16)
+    assert two.ops == one.ops
+    tiles = [w for w in works(lowered(block(Block(32, 64, 1)))) if w.kernel == "conv_winograd"]
+    assert [w.ops for w in tiles] == [2.0 * 4 * 64 * 64]  # 16 products for four outputs
+    looking = [w for w in works(lowered(block(Block(4, 32, 1, heads=2)))) if w.against]
+    assert [(w.kernel, w.against, w.look_ops) for w in looking] == [("dot_attention", "16", 128.0)]
+    rates = rates_of(load("steam-deck"))
+    pairs = 16 * 16 * 128.0
+    assert run_parts(looking, rates, {})["attention"] == pytest.approx(pairs / rates.attend_ops_s)
+
+
+def test_kernels_of_pictures_take_their_kin() -> None:
+    direct = Product("conv_f16", ((1.0, 1e9),), 5e9)
+    rates = rates_of(probed(load("steam-deck"), products=(*measured(2).rates[0].products, direct)))
+    assert product_of(rates, "conv_winograd") == direct
+    assert product_of(rates, "dot_attention").ops_s == rates.attend_ops_s
+    assert product_of(rates, "planes3").kernel == "int4"
+    assert product_of(rates_of(load("steam-deck")), "conv_f16").kernel == "float"
+
+
+def test_starting_grows_with_what_is_read_and_with_python_s_pace() -> None:
+    small, large = starting(nodes=100), starting(nodes=1000, tokenizer=1e6)
+    assert small.load < large.load < large.ready
+    assert starting(nodes=100, pace=2.0).ready == pytest.approx(2 * small.ready)
+    assert touching(2e9) == 2 * touching(1e9)
+    slow = load("raspberry-pi-5-8gb")
+    assert pace_of(slow) == pytest.approx(3e9 / slow.cpu.clock_hz.value)
+    known = msgspec.structs.replace(slow, measured=msgspec.structs.replace(measured(2), pace=0.5))
+    assert pace_of(known) == 0.5
+    assert pace_of(msgspec.structs.replace(slow, measured=measured(2))) == 1.0

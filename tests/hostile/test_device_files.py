@@ -16,12 +16,14 @@ from edgert.budget.limits import budget_of, read_budget, read_toml
 from edgert.budget.report import Report, Verdict, read_report
 from edgert.errors import EdgertError
 from edgert.planning.cards import SMOLLM2, read_cards, workload_of
+from edgert.planning.drawings import read_rows
 from edgert.scaling.table import read_table
 
 from ..devices.test_profiles import measured
 
 BUDGET = b"p90_token_ms = { 0 = 25, 4096 = 40 }\npeak_mb = 600\n"
 WORKLOAD = b"prompt_tokens = 100\nnew_tokens = 20\ntok_budget_s = 0.05\ncontext = 512\n"
+PICTURES = b'[[picture]]\nmodel = "a"\nsteps = 28\nnfe = 14.0\nscore = 0.97\nguidance = 3.5\n' * 3
 TABLE = (
     b"model_id,base_id,released,params,pretrain_tokens,post_trained,gpqa\n"
     b"a,x,2024-05-01,7e9,2e12,true,0.3\nb,x,2024-06-01,7e9,2e12,false,0.2\n"
@@ -41,6 +43,7 @@ READERS: dict[str, tuple[bytes, Callable[[Path], object]]] = {
     "budget": (BUDGET, read_budget),
     "workload": (WORKLOAD, lambda path: workload_of(read_toml(path, "workload"))),
     "cards": (CARD.encode(), read_cards),
+    "pictures": (PICTURES, read_rows),
     "table": (TABLE, read_table),
     "report": (REPORT.encode(), read_report),
 }

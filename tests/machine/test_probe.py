@@ -8,7 +8,8 @@ from edgert.devices.load import load, parse, to_toml
 from edgert.devices.profile import Rates
 
 from edgert.errors import DeviceError, RequestError
-from edgert.forecast.shapes import decoder
+from edgert.forecast.rates import pace_of
+from edgert.forecast.shapes import Block, decoder, graph_of
 from edgert.machine import probe as module
 from edgert.machine.probe_fit import errors, fit, predicted
 from edgert.machine.probe_runs import (
@@ -47,6 +48,10 @@ def truth() -> Rates:
         Product(kernel, ((5e6, 3e10 * f), (5e7, 2e10 * f), (2e8, 1e10 * f)), 3e11 * f)
         for kernel, f in (("f16", 1.1), ("int4", 1.0), ("int8", 1.3))
     )
+    products += tuple(
+        Product(kernel, ((1.0, 1e18),), ops)
+        for kernel, ops in (("conv_f16", 7e10), ("conv_winograd", 4e10), ("dot_attention", 9e10))
+    )
     return msgspec.structs.replace(measured(1).rates[0], products=products, read=READ)
 
 
@@ -58,7 +63,11 @@ def test_a_fit_finds_the_rates_that_made_the_times() -> None:
     assert np.abs(off).max() < 0.15  # sizes between those that were timed lie on lines
     assert found.launch_s == pytest.approx(rates.launch_s, rel=0.05)
     assert found.attend_bytes_s == pytest.approx(rates.attend_bytes_s, rel=0.05)
-    assert found.products[1].ops_s == pytest.approx(rates.products[1].ops_s, rel=0.05)
+    for kernel in ("int4", "conv_f16", "conv_winograd", "dot_attention"):
+        (one,), (wanted,) = (
+            [p for p in some.products if p.kernel == kernel] for some in (found, rates)
+        )
+        assert one.ops_s == pytest.approx(wanted.ops_s, rel=0.05)
 
 
 @pytest.mark.slow
@@ -75,7 +84,8 @@ def test_too_few_steps_are_no_machine() -> None:
 
 
 def test_runs_hold_some_back() -> None:
-    assert [run.name for run in runs() if not run.kept] == ["held out", "held out, wide"]
+    names = ["held out", "held out, wide", "held out, drawing"]
+    assert [run.name for run in runs() if not run.kept] == names
     assert {run.shape.encoding for run in runs()} == set(CODES)
 
 
@@ -91,6 +101,15 @@ def test_random_weights_are_of_their_encoding(encoding: str) -> None:
     assert all(0 < step.seconds < 5 for step in found)
 
 
+@pytest.mark.parametrize("block", [Block(4, 32, 2, heads=2), Block(4, 16, 2)])
+def test_blocks_of_pictures_run(block: Block) -> None:
+    graph = graph_of(block)
+    assert graph.shapes()["x2"] == (16, block.width)
+    (found,) = timed(Run("tiny", block, ((0, 0),)), 1, seconds=0.0)
+    assert 0 < found.seconds < 5
+    assert errors([found], measured(1).rates[0])[0] > -30
+
+
 def test_an_encoding_that_no_kernel_reads_is_refused() -> None:
     assert check_encodings(("int4-g32",)) == ("int4-g32",)
     with pytest.raises(RequestError, match="encoding 'int9' cannot be probed"):
@@ -100,13 +119,14 @@ def test_an_encoding_that_no_kernel_reads_is_refused() -> None:
 def test_a_probe_writes_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the timing replaced: the profile is whole, and is what is read again."""
     monkeypatch.setattr(module, "_all_rates", lambda *_: ([measured(1).rates[0]], 0.12))
-    monkeypatch.setattr(module, "base_bytes", lambda threads: 8e7)
+    monkeypatch.setattr(module, "own_process", lambda threads, cpu: (8e7, 1.5))
     monkeypatch.setattr(module, "storage_read", lambda: 1e9)
     told: list[str] = []
     profile = module.probe(name="My Board!", progress=lambda what, share: told.append(what))
     assert profile.name == "my-board"
     assert parse(to_toml(profile).encode(), "here") == profile
     assert profile.spread == 0.12
+    assert pace_of(profile) == 1.5
     assert module.is_here(profile)
     assert told == ["memory of a process", "storage"]
 
