@@ -128,13 +128,14 @@ def answered(
 def measured(
     ways: dict[str, Way],
     asked: Sequence[dict[str, Any]],
+    first: int,
     options: dict[str, Any],
     seconds: float,
 ) -> dict[str, Sums]:
-    """Problems in all ways, as many as so many seconds allow."""
+    """Problems from `first` on in all ways, as many as so many seconds allow."""
     sums, names = {name: Sums() for name in ways}, list(ways)
     end = time.perf_counter() + seconds
-    for at, problem in enumerate(asked):
+    for at, problem in enumerate(asked, first):
         if time.perf_counter() > end:
             break
         tokens = dict[str, tuple[int, ...]]()
@@ -161,7 +162,7 @@ def measured(
             if way.same and tokens[name] != tokens[way.same]:
                 raise SystemExit(f"{name}, problem {at}: other tokens than {way.same}")
         if at % 20 == 19:
-            print(f"{at + 1} of {len(asked)}", flush=True)
+            print(f"problem {at}", flush=True)
     return sums
 
 
@@ -188,9 +189,10 @@ def fitted(make: Callable[[float], Way], wanted: float, measure: Callable[[Way],
 
 def ways_of(
     large: TextModel, small: TextModel, cues: RelayCues, held: Sequence[dict[str, Any]],
-    options: dict[str, Any],
+    options: dict[str, Any], chance: float | None,
 ) -> dict[str, Way]:  # fmt: skip
-    """All ways. held: problems that the chance of random hand-overs is fitted on."""
+    """All ways. held: problems that the chance of random hand-overs is fitted on, if it is not
+    given."""
 
     def relay(some: Sequence[str], draft: Any = "none", same: str = "") -> Way:
         return Way(large, RelayOptions(small, cues=tuple(some)), draft, same=same)
@@ -198,12 +200,10 @@ def ways_of(
     def toss(chance: float) -> Way:
         return Way(large, RelayOptions(small), chance=chance)
 
-    wanted = share(relay(cues.cues), held, options)
-    chance = fitted(toss, wanted, lambda way: share(way, held, options))
+    if chance is None:
+        wanted = share(relay(cues.cues), held, options)
+        chance = fitted(toss, wanted, lambda way: share(way, held, options))
     others = [one.cue for one in cues.scores if one.cue not in cues.cues]
-    print(
-        f"share {wanted:.3f} of the large model on other problems; chance {chance:.4f}", flush=True
-    )
     found = {
         "small": Way(small),
         "large": Way(large),
@@ -239,14 +239,16 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", help="some of them; default: all")
     parser.add_argument("--cues", type=Path, help="a file of cues; where there is none, it is made")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of the answers, at most")
+    parser.add_argument("--first", type=int, default=0, help="problem; lines of other ones join")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--chance", type=float, help="of random hand-overs; default: fitted")
     parser.add_argument("--calibrate", type=int, default=40, metavar="PROBLEMS")
     parser.add_argument("--page", action="store_true", help="write the page from all results")
     args = parser.parse_args()
     if args.large and args.small:
         shared = Path(os.environ.get("EDGERT_SHARED_DATA", "../shared/data"))
         with gzip.open(args.problems or shared / FILE, "rt", encoding="utf-8") as file:
-            asked = [json.loads(line) for line in file][: args.count]
+            asked = [json.loads(line) for line in file]
         line = compared(args, asked)
         with RESULTS.open("a", encoding="utf-8") as results:
             results.write(json.dumps(line) + "\n")
@@ -262,6 +264,7 @@ def compared(args: Any, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
     options = SAMPLERS[args.sampler]
     line: dict[str, Any] = {
         "large": args.large.stem, "small": args.small.stem, "sampler": args.sampler,
+        "first": args.first,
         "machine": describe(), "load": load_average(), "time": time.strftime("%F"),
     }  # fmt: skip
     with edgert.load(args.large, threads=1, draft="none") as large, \
@@ -274,9 +277,11 @@ def compared(args: Any, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
             line["calibration_s"] = time.process_time() - began
             write_cues(args.cues, cues)
         line["calibration"] = msgspec.to_builtins(cues)
-        ways = ways_of(large, small, cues, held, options)
+        ways = ways_of(large, small, cues, held, options, args.chance)
+        line["chance"] = ways["random"].chance
         ways = {name: way for name, way in ways.items() if name in (args.ways or ways)}
-        sums = measured(ways, asked, options, args.seconds)
+        some = asked[args.first : args.first + args.count]
+        sums = measured(ways, some, args.first, options, args.seconds)
     line["rows"] = [{"way": name, **one.row()} for name, one in sums.items()]
     for row in line["rows"]:
         print(json.dumps(row), flush=True)

@@ -21,16 +21,19 @@ R1-Distill-32B with 1.5B.
 
 {paper}
 """
-PAIR = """## {large} with {small}
+PAIR = """## {large} with {small}, {sampler}
 
-{date}, {cpu}, one thread, load {load} on {cores} cores. {count} problems; right
-answers with the half width of a 95 % interval (Wilson) in percent. Seconds are of the whole run,
-prompts included; speed is that of the large model alone by CPU seconds.
+{date}, {cpu}, one thread, load {load} on {cores} cores. {count} problems; right answers with the
+half width of a 95 % interval (Wilson) in percent, and how many problems it loses and wins against
+the large model. Seconds are of the whole answers, prompts included; speed is that of the large
+model alone by CPU seconds; tau is tokens a step of the large model, where it has drafts.
 
-{tables}
+{ways}
+{verdict}
 
 {calibration}
 """
+SAMPLERS = {"greedy": "greedy", "sampled": "temperature 0.6, top-p 0.95, top-k 20"}
 PAPER = (
     ("small", "88.60, 31.67, 37.33", "86.10, 28.33, 30.30", "", ""),
     ("large", "95.27, 70.00, 64.58", "93.50, 53.30, 60.61", "1.00", "100 %"),
@@ -82,41 +85,88 @@ def ways_table(rows: Sequence[dict[str, Any]]) -> str:
     ])  # fmt: skip
 
 
-def calibration_text(found: dict[str, Any]) -> str:
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """Whether it holds here what RelayGen is for, in plain words."""
+    by = {row["way"]: row for row in rows}
+    large, small, relay = by["large"], by["small"], by["relay"]
+    count = large["answers"]
+    gap = large["right"] - small["right"]
+    speed = large["cpu_s"] / relay["cpu_s"]
+    spread = half_width(large["right"], count)
+    said = [
+        f"The relay has {relay['right']} of {count} right, the large model {large['right']}, the "
+        f"small one {small['right']}; it takes {1 / speed:.2f} of the large model's CPU seconds "
+        f"where the small one takes {small['cpu_s'] / large['cpu_s']:.2f}."
+    ]
+    if 100 * gap / count < spread:
+        said.append(
+            "The small model is as often right as the large one, within what so many problems "
+            "can tell: there is no gap that a relay could close, and the small model alone is the "
+            "better choice for these problems."
+        )
+    else:
+        kept = (relay["right"] - small["right"]) / gap
+        said.append(f"Of the gap between small and large the relay closes {kept:.0%}.")
+    if speed < 1.29:
+        said.append(f"It falls short of the paper's speed: {speed:.2f} of 1.29.")
+    return "\n" + " ".join(said)
+
+
+def calibration_text(found: dict[str, Any], seconds: float | None) -> str:
     kept = set(found["cues"])
     rows = [
-        (f"`{cue}`", "yes" if cue in kept else "", str(segments), f"{inside:.3f}", f"{delta:+.3f}",
-         "" if error is None else f"{error:.3f}")
-        for cue, segments, inside, delta, error in found["scores"]
+        (f"`{one['cue']}`", "yes" if one["cue"] in kept else "", str(one["segments"]),
+         f"{one['inside']:.3f}", f"{one['delta']:+.3f}",
+         "" if one["error"] is None else f"{one['error']:.3f}")
+        for one in found["scores"]
     ]  # fmt: skip
+    head = ("cue", "kept", "segments", "margin behind it", "more than elsewhere", "error")
+    took = "" if seconds is None else f", {seconds:.0f} CPU seconds"
     return (
         f"Calibration: {found['traces']} traces, {found['tokens']} tokens of thinking, mean margin "
-        f"{found['margin']:.3f}, {found['cpu_s']:.0f} CPU seconds. {len(kept)} of {len(rows)} cues "
-        "that occurred are kept.\n\n"
-        + table(
-            ("cue", "kept", "segments", "margin behind it", "more than elsewhere", "error"), rows
-        )
+        f"{found['margin']:.3f}{took}. {len(kept)} of {len(rows)} cues that occurred are kept.\n\n"
+        + table(head, rows)
     )
 
 
-def pair_text(line: dict[str, Any]) -> str:
-    samplers = dict.fromkeys(row["sampler"] for row in line["rows"])
-    titles = {"greedy": "Greedy:", "sampled": "Temperature 0.6, top-p 0.95, top-k 20:"}
-    tables = [
-        f"{titles[name]}\n\n" + ways_table([r for r in line["rows"] if r["sampler"] == name])
-        for name in samplers
-    ]
+def joined(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Runs over different problems as one; of the same problems, the latest."""
+    taken: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for line in reversed(lines):
+        mine = set(range(line["first"], line["first"] + line["rows"][0]["answers"]))
+        if not seen & mine:
+            taken, seen = [line, *taken], seen | mine
+    rows = [dict(row) for row in taken[0]["rows"]]
+    for line in taken[1:]:
+        for row, other in zip(rows, line["rows"], strict=True):
+            for key, value in other.items():
+                if key == "hits" or isinstance(value, (int, float)):
+                    row[key] += value
+    for row in rows:
+        row["tau"] = row["stepped"] / row["steps"] if row["steps"] else None
+    return {**taken[-1], "rows": rows}
+
+
+def pair_text(line: dict[str, Any], seconds: float | None) -> str:
     return PAIR.format(
         large=line["large"], small=line["small"], date=line["time"], cpu=line["machine"]["cpu"],
-        cores=line["machine"]["cores"], load=line["load"], count=line["problems"],
-        tables="\n\n".join(tables), calibration=calibration_text(line["calibration"]),
+        sampler=SAMPLERS[line["sampler"]], cores=line["machine"]["cores"], load=line["load"],
+        count=line["rows"][0]["answers"], ways=ways_table(line["rows"]),
+        verdict=verdict(line["rows"]), calibration=calibration_text(line["calibration"], seconds),
     )  # fmt: skip
 
 
 def write_page(results: Path) -> None:
-    """The page of the latest measurement of each pair."""
-    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    latest = {(line["large"], line["small"]): line for line in lines}
+    """The page of the latest measurements of each pair."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for text in results.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        groups.setdefault((line["large"], line["small"], line["sampler"]), []).append(line)
+    pairs = [
+        pair_text(joined(lines), next((s for x in lines if (s := x.get("calibration_s"))), None))
+        for lines in groups.values()
+    ]
     head = ("", "Qwen3: MATH500, AIME25, GPQA-D", "R1: the same", "speed", "by large")
-    text = PAGE.format(pairs="\n".join(map(pair_text, latest.values())), paper=table(head, PAPER))
-    results.parent.with_name("RELAY.md").write_text(text, encoding="utf-8")
+    page = PAGE.format(pairs="\n".join(pairs), paper=table(head, PAPER))
+    results.parent.with_name("RELAY.md").write_text(page, encoding="utf-8")
