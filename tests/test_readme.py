@@ -60,7 +60,7 @@ def test_command_lines_parse() -> None:
 
 
 def test_verbs_are_those_that_exist() -> None:
-    listed = re.findall(r"^\| `edgert (\w+)", README, flags=re.MULTILINE)
+    listed = re.findall(r"^\| `edgert ([\w-]+)", README, flags=re.MULTILINE)
     assert sorted(listed) == sorted(cli.VERBS)
 
 

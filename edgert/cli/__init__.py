@@ -33,6 +33,7 @@ VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package, measure it and ask it a word problem.",
     "convert": "Make a bundle from a checkpoint.",
     "draft": "Train a head that guesses for a model, and put it into its bundle.",
+    "relay-calibrate": "Find where a small model may take over from a large one that thinks.",
     "export": "Add an ONNX model to a bundle, for GPUs and NPUs.",
     "pull": "Have a model in the store, from the hub or from here.",
     "list": "List the models in the store.",
@@ -52,7 +53,8 @@ VERBS: Mapping[str, str] = {
     "doctor": "Say what is installed and what this machine can do.",
     "completion": "Print what makes a shell complete verbs, flags and files.",
 }
-_MODULES = {"list": "list_models"}  # of verbs that are called as something of Python's
+# Of verbs that are called as something of Python's, or as no module can be.
+_MODULES = {"list": "list_models", "relay-calibrate": "relay_calibrate"}
 INTERRUPTED, PIPE_CLOSED, INTERNAL_ERROR = 130, 141, 70
 
 

@@ -34,6 +34,7 @@ from .settings import (
 
 if TYPE_CHECKING:
     from ..text.model import TextModel
+    from ..text.relay import RelayOptions
     from ..text.results import Generation
     from ..text.speculative.options import DraftOptions
 
@@ -95,6 +96,21 @@ def _variables(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help="Let a small bundle of the same tokenizer write what is easy of a thinking "
     "model's text, and its answers: quicker, and another text.",
 )
+@click.option(
+    "--relay-cues",
+    "cues",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where it takes over, from edgert relay-calibrate; default: a published list.",
+)
+@click.option(
+    "--relay-guard",
+    "guard",
+    type=float,
+    metavar="X",
+    help="Write anew what the model of --relay wrote where BUNDLE's mean log-probability of it is "
+    "below X, such as -3.",
+)
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed for later chats.")
 @click.option("--stats", is_flag=True, help="Say on stderr what each answer cost.")
 @json_option
@@ -108,6 +124,8 @@ def command(
     context_shift: bool,
     adapter: Path | None,
     relay: Path | None,
+    cues: Path | None,
+    guard: float | None,
     no_history: bool,
     stats: bool,
     as_json: bool,
@@ -126,12 +144,11 @@ def command(
 
     params = sampling_params(options, as_json=as_json)
     path = bundle_or_demo(bundle)
+    relayed = _relay(relay, cues, guard)
     with loader.load(path, draft) as model:
-        if relay is not None:
-            from ..text.relay import RelayOptions
-
-            params["relay"] = RelayOptions(relay)
-            model.drafting.small(relay)
+        if relayed is not None:
+            params["relay"] = relayed
+            model.drafting.small(relayed.small)
         emit = (lambda answer: emit_json(answer_object(path, answer))) if as_json else None
         chat = Chat(
             model, system, variables, params,
@@ -142,6 +159,19 @@ def command(
         if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
             return chat.terminal(History(None if no_history else _history_file()))
         return chat.pipe()
+
+
+def _relay(small: Path | None, cues: Path | None, guard: float | None) -> RelayOptions | None:
+    """What --relay and the flags that go with it ask for."""
+    if small is None:
+        for flag, value in (("--relay-cues", cues), ("--relay-guard", guard)):
+            if value is not None:
+                raise click.UsageError(f"{flag} goes with --relay; give that, too")
+        return None
+    from ..text.relay import CUES, RelayOptions
+    from ..text.relay_cues import read_cues
+
+    return RelayOptions(small, CUES if cues is None else read_cues(cues).cues, guard=guard)
 
 
 def question(prompt: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ..text.results import DraftStats
+    from ..text.results import DraftStats, RelayStats
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,3 +64,12 @@ def drafts_line(stats: DraftStats | None) -> str:
         f"{stats.tau:.2f} tokens a step"
     )
     return line + (f", {stats.draft_s:.3f} s drafting" if stats.draft_s >= 0.001 else "")
+
+
+def relay_line(stats: RelayStats | None) -> str:
+    """Who wrote how much, for the same line; "" where one model wrote all."""
+    if stats is None:
+        return ""
+    total = stats.large + stats.small
+    line = f"; relay: {stats.large} of {total} tokens by the large model, {stats.switches} turns"
+    return line + (f", {stats.refused} tokens written anew" if stats.refused else "")

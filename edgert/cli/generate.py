@@ -105,6 +105,7 @@ def answer_object(path: Path, answer: Any) -> dict[str, Any]:
         "logprobs": logprobs_object(answer.logprobs),
         "timings": msgspec.to_builtins(answer.timings),
         "drafting": drafting_object(answer.drafting),
+        "relay": None if answer.relay is None else msgspec.to_builtins(answer.relay),
     }
 
 

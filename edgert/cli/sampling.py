@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .drafts import drafts_line
+from .drafts import drafts_line, relay_line
 
 if TYPE_CHECKING:
     from ..text.model import TextModel
@@ -143,5 +143,5 @@ def stats_line(answer: Generation) -> str:
     return (
         f"{usage.prompt_tokens} prompt tokens{cached}, first token after {t.first_token_s:.3f} s; "
         f"{usage.completion_tokens} tokens at {t.generation_tps:.1f} a second; "
-        f"{answer.finish_reason}{drafts_line(answer.drafting)}"
+        f"{answer.finish_reason}{drafts_line(answer.drafting)}{relay_line(answer.relay)}"
     )

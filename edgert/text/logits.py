@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..session.base import Feed, Session, StepResult
+from ..session.engine import Engine
 from ..session.lanes import Lane
 
 
@@ -32,3 +33,16 @@ class LogitsLane(Lane):
 
     def end(self, error: BaseException | None) -> None:
         self.release()
+
+
+def run_lane(engine: Engine, lane: Lane) -> None:
+    """Let a lane run to its end. Raises what made it fail."""
+    engine.check()
+    engine.submit(lane)
+    try:
+        engine.wait(lambda: lane.done)
+    finally:
+        lane.cancelled = True
+        engine.settle(lane)
+    if lane.error is not None:
+        raise lane.error

@@ -24,9 +24,10 @@ from ..session.prompt_cache import open_prefixes
 from .adapters import AdapterPath, Adapters
 from .conversation import Conversation
 from .generate import Progress, Run
-from .logits import LogitsLane
+from .logits import LogitsLane, run_lane
 from .params import Resolved, SamplingOptions, SamplingParams
 from .relay import Relay, RelayOptions, RelayRun
+from .relay_guard import GuardedRun
 from .results import Generation
 from .speculative.head import HeadModel, has_head, open_head
 from .speculative.options import WORDS, Draft, Drafting, DraftOptions, not_opened
@@ -278,15 +279,7 @@ class TextModel:
                 hint="score a long text in pieces; see `edgert eval`",
             )
         lane = LogitsLane(ids)
-        self.engine.check()
-        self.engine.submit(lane)
-        try:
-            self.engine.wait(lambda: lane.done)
-        finally:
-            lane.cancelled = True
-            self.engine.settle(lane)
-        if lane.error is not None:
-            raise lane.error
+        run_lane(self.engine, lane)
         return np.concatenate(lane.rows)
 
     def tokenize(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
@@ -346,7 +339,8 @@ class TextModel:
         key = self.adapters.key(adapter)
         make: Callable[..., Run] = Run
         if relay is not None:
-            make = partial(RelayRun, relay=Relay(relay), small=self._relayed(relay, resolved))
+            kind = RelayRun if relay.guard is None else partial(GuardedRun, guard=relay.guard)
+            make = partial(kind, relay=Relay(relay), small=self._relayed(relay, resolved))
         run = make(
             self.tokenizer,
             tokens,

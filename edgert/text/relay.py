@@ -4,7 +4,8 @@ While the large model thinks, certain words begin sentences that a small one can
 "Therefore"): at such a cue the small model goes on until the sentence ends, and the large one comes
 back. The answer behind the thinking is the small model's. The method of RelayGen, with these
 differences: cues begin at a word's beginning, a point ends a sentence only if white space follows,
-tokens are handed on by id, and the large model may end its text within its first five tokens.
+tokens are handed on by id, and the large model may end its text within its first five tokens. Which
+cues suit a pair of models `edgert relay-calibrate` measures (`relay_calibrate`).
 
 Not lossless: the text is neither model's own. Drafts may speed up what the large model writes; the
 text then is the one without them.
@@ -12,13 +13,18 @@ text then is the one without them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
+from .. import limits
 from ..errors import RequestError
 from ..session.base import Feed
 from .generate import Run
+from .results import FinishReason, Generation, RelayStats
 from .speculative.options import Source
 from .speculative.small import SmallProposer
 
@@ -47,7 +53,11 @@ class RelayOptions:
     cues: texts at which the small model takes over; none: never, in the thinking. least: tokens of
     the large model between two of its turns. answer: who writes behind the thinking. close: the
     text that ends thinking. budget: tokens of thinking, after which it is closed; None: no limit.
-    start: who begins. ends: texts that end the small model's turn; none: nothing does.
+    start: who begins. ends: characters that end the small model's turn; none: nothing does.
+    guard: the large model reads what the small one wrote of the thinking, and writes it anew where
+    its mean log-probability of these tokens, natural, is lower; None: it does not.
+
+    Raises RequestError for values that mean nothing.
     """
 
     small: Source
@@ -58,12 +68,59 @@ class RelayOptions:
     budget: int | None = None
     start: Writer = "large"
     ends: tuple[str, ...] = ENDS
+    guard: float | None = None
+
+    def __post_init__(self) -> None:
+        check_cues(self.cues, "relay cues")
+        object.__setattr__(self, "cues", tuple(self.cues))
+        if not all(isinstance(mark, str) and len(mark) == 1 for mark in self.ends):
+            raise _wrong("relay ends", self.ends, "characters")
+        object.__setattr__(self, "ends", tuple(self.ends))
+        if not isinstance(self.close, str) or not 0 < len(self.close) <= LOOK_BACK:
+            raise _wrong("relay close", self.close, f"a text of 1 to {LOOK_BACK} characters")
+        for name, least in (("least", 0), ("budget", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not whole and not (name == "budget" and value is None):
+                raise _wrong(f"relay {name}", value, f"a whole number from {least} on")
+        if self.guard is not None and not -math.inf < self.guard <= 0:
+            raise _wrong("relay guard", self.guard, "a log-probability, such as -3.0")
+        for name in ("answer", "start"):
+            if getattr(self, name) not in ("large", "small"):
+                raise _wrong(f"relay {name}", getattr(self, name), "'large' or 'small'")
+
+
+def check_cues(cues: Sequence[str], where: str) -> None:
+    """Raises RequestError for cues that no text can hold, or that every one does. where: of them,
+    for the message."""
+    if isinstance(cues, str) or not isinstance(cues, Sequence):
+        raise _wrong(where, cues, "a sequence of texts")
+    if len(cues) > limits.RELAY_CUES:
+        raise _wrong(where, f"{len(cues)} cues", f"at most {limits.RELAY_CUES}")
+    for cue in cues:
+        longest = limits.RELAY_CUE_CHARACTERS
+        if not isinstance(cue, str) or not 0 < len(cue) <= longest:
+            raise _wrong(f"a cue of {where}", cue, f"a text of 1 to {longest} characters")
+        if not cue.isprintable() or cue[0].isspace():
+            raise _wrong(f"a cue of {where}", cue, "a word or some, in one line")
+    if len(set(cues)) < len(cues):
+        twice = next(cue for at, cue in enumerate(cues) if cue in cues[:at])
+        raise _wrong(where, twice, "every cue once, not twice")
+
+
+def _wrong(name: str, value: object, expected: str) -> RequestError:
+    return RequestError(
+        f"{name} is {str(value)[:80]!r}, expected {expected}",
+        code="relay",
+        hint="edgert relay-calibrate writes cues that fit two models",
+        field="relay",
+    )
 
 
 class Relay:
     """Whose turn it is, from the text so far: the automaton.
 
-    writer: whose turn it is. written: tokens by writer.
+    writer: whose turn it is. written: tokens by writer. refused: tokens that were thrown away.
     """
 
     def __init__(self, options: RelayOptions) -> None:
@@ -71,7 +128,7 @@ class Relay:
         self.writer: Writer = options.start
         self.thinking = True
         self.written: dict[Writer, int] = {"large": 0, "small": 0}
-        self.switches = 0
+        self.switches = self.refused = 0
         self._burst = 0
         self._text = ""
         self._ended = False  # an end mark was written, and what follows decides
@@ -93,7 +150,7 @@ class Relay:
             self.thinking = False
             return self._turn(self.options.answer)
         if self.writer == "large":
-            if self._burst >= self.options.least and self._cue():
+            if self._burst >= self.options.least and self._cue(before, piece):
                 return self._turn("small")
         elif self._sentence_ends(before, piece):
             return self._turn("large")
@@ -104,6 +161,11 @@ class Relay:
         self.thinking = False
         self._turn(self.options.answer)
 
+    def refuse(self, count: int) -> None:
+        """So many tokens of the small model were thrown away: the large one goes on."""
+        self.refused += count
+        self._turn("large")
+
     def _turn(self, writer: Writer) -> bool:
         """Hand over; whether it is the same one's turn still."""
         same = writer == self.writer
@@ -111,8 +173,13 @@ class Relay:
         self.switches += not same
         return same
 
-    def _cue(self) -> bool:
-        return any(ends_with(self._text, cue) for cue in self.options.cues)
+    @property
+    def stats(self) -> RelayStats:
+        """Who wrote how much so far."""
+        return RelayStats(self.written["large"], self.written["small"], self.switches, self.refused)
+
+    def _cue(self, before: str, piece: str) -> bool:
+        return bool(found_cues(before, piece, self.options.cues))
 
     def _sentence_ends(self, before: str, piece: str) -> bool:
         if not self.options.ends:
@@ -136,6 +203,18 @@ def ends_with(text: str, cue: str) -> bool:
         return False
     before = text[-len(cue) - 1 : -len(cue)]
     return not (before.isalnum() or before == "_")
+
+
+def found_cues(before: str, piece: str, cues: tuple[str, ...]) -> list[str]:
+    """Cues that a token completes, whose text follows `before`. One that ends in a space is
+    complete with the token behind the word, which begins with that space."""
+    text, spaced = before + piece, before + piece[:1]
+    if not piece or not (text.endswith(cues) or spaced.endswith(cues)):
+        return []
+    return [
+        cue for cue in cues
+        if ends_with(text, cue) or (cue.endswith(" ") and ends_with(spaced, cue))
+    ]  # fmt: skip
 
 
 class RelayRun(Run):
@@ -171,19 +250,24 @@ class RelayRun(Run):
     def _write_small(self) -> None:
         """Some tokens of the small model: until its turn ends, or others have waited enough."""
         for _ in range(CHUNK):
-            context = self._small.maker.session.context
-            if len(self.tokens) >= context:
-                raise RequestError(
-                    f"the text has {len(self.tokens)} tokens, the small model's context holds "
-                    f"{context}",
-                    code="context",
-                    hint="ask for fewer tokens, or load the small model with a larger ctx_size",
-                )
-            made = self._small.propose(self.tokens, 1).tokens
-            if made:
-                self._cut(made)
+            self._cut(self._guessed(self.tokens))
             if self._reason is not None or self.relay.writer == "large":
                 return
+
+    def _guessed(self, tokens: Sequence[int]) -> Sequence[int]:
+        """The small model's next token; none while it still reads."""
+        context = self._small.maker.session.context
+        if len(tokens) >= context:
+            raise RequestError(
+                f"the text has {len(tokens)} tokens, the small model's context holds {context}",
+                code="context",
+                hint="ask for fewer tokens, or load the small model with a larger ctx_size",
+            )
+        return self._small.propose(tokens, 1).tokens
+
+    @property
+    def _decoding(self) -> bool:
+        return self.relay.writer == "large" and super()._decoding  # else drafts would be in vain
 
     def _cut(self, picked: Sequence[int]) -> int:
         """Append tokens up to the first that ends the answer or the turn."""
@@ -206,6 +290,9 @@ class RelayRun(Run):
                 super()._cut((token,))
                 self._pieces.push(token)
         self.relay.closed()
+
+    def _finish(self, reason: FinishReason) -> Generation:
+        return msgspec.structs.replace(super()._finish(reason), relay=self.relay.stats)
 
     def release(self) -> None:
         super().release()

@@ -64,6 +64,22 @@ class DraftStats(msgspec.Struct, frozen=True):
         return self.accepted / checked if checked else 0.0
 
 
+class RelayStats(msgspec.Struct, frozen=True):
+    """Who wrote an answer of two models: tokens of each, and how often the turn changed. A token
+    that ends the answer, and a mark that closes thinking whose budget is used up, are nobody's.
+    refused: tokens of the small model that a guard threw away."""
+
+    large: int = 0
+    small: int = 0
+    switches: int = 0
+    refused: int = 0
+
+    @property
+    def large_share(self) -> float:
+        """Of the tokens, what the large model wrote."""
+        return self.large / max(1, self.large + self.small)
+
+
 class TopLogprob(msgspec.Struct, frozen=True):
     """A token and its log-probability (natural, of the model's own distribution: before bias,
     penalties, temperature and truncation). text: as in the middle of a text, special tokens shown,
@@ -88,7 +104,8 @@ class Generation(msgspec.Struct, frozen=True):
     id or stop text), "length" (max_tokens or a full context), "cancelled". seed: what it was drawn
     with. text: without special tokens, cut before a stop text; what `generate` continues and its
     text together are what all token ids decode to. logprobs: one for each of token_ids, where the
-    request asked for them. drafting: what drafts did, where any were asked for.
+    request asked for them. drafting: what drafts did, where any were asked for. relay: who wrote
+    how much, where a small model wrote a part.
     """
 
     text: str
@@ -99,6 +116,7 @@ class Generation(msgspec.Struct, frozen=True):
     seed: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     drafting: DraftStats | None = None
+    relay: RelayStats | None = None
 
     @property
     def message(self) -> dict[str, str]:

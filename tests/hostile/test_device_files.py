@@ -1,5 +1,5 @@
-"""Files of devices, budgets, workloads, cards, tables and baselines, damaged at random: each reader
-ends with its own error or a value, never with another exception."""
+"""Files of devices, budgets, workloads, cards, tables, baselines and cues, damaged at random: each
+reader ends with its own error or a value, never with another exception."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from edgert.errors import EdgertError
 from edgert.planning.cards import SMOLLM2, read_cards, workload_of
 from edgert.planning.drawings import read_rows
 from edgert.scaling.table import read_table
+from edgert.text.relay_cues import CueScore, RelayCues, read_cues
 
 from ..devices.test_profiles import measured
 
@@ -38,6 +39,8 @@ CARD = "[[model]]\n" + "\n".join(
 REPORT = json.dumps(
     Report(1, "b", "here", (Verdict("peak_mb", 1.0, "MB", "pass", "measured"),), 1.0).to_dict()
 )
+SCORES = (CueScore("Now", 5, 9, 0.9, 0.4, 0.1), CueScore("So ", 1, 2, 0.9, 0.4))
+CUES = RelayCues(cues=("Now", "So "), large="a", small="b", traces=2, tokens=9, scores=SCORES)
 READERS: dict[str, tuple[bytes, Callable[[Path], object]]] = {
     "profile": (PROFILE, load.read),
     "budget": (BUDGET, read_budget),
@@ -46,6 +49,7 @@ READERS: dict[str, tuple[bytes, Callable[[Path], object]]] = {
     "pictures": (PICTURES, read_rows),
     "table": (TABLE, read_table),
     "report": (REPORT.encode(), read_report),
+    "relay cues": (msgspec.json.encode(CUES), read_cues),
 }
 BITS = (b"[", b"]", b"{", b"}", b'"', b"=", b"\n", b"\x00", b"\xff", b"-", b"e999", b"nan", b"inf",
         b"9" * 400, b"'''", b"true", b"[[a]]\n", b",,", b"\xed\xa0\x80")  # fmt: skip

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from edgert.errors import RequestError
+from edgert.evaluation.scoring import token_logprobs
 from edgert.session.base import Feed, StepResult
 from edgert.text import relay as module
 from edgert.text.model import TextModel
 from edgert.text.relay import CUES, Relay, RelayOptions, RelayRun, ends_with
+from edgert.text.results import RelayStats
 from edgert.text.speculative.options import DraftOptions
 
 from .speculative.models import NO_END, sessions, text_model, tokenizer, unlike
@@ -51,6 +53,38 @@ def test_10_5_a_cue_at_the_fourth_token_is_ignored_and_at_the_fifth_taken() -> N
 def test_10_5_a_cue_in_two_tokens() -> None:
     assert turns(["a", " b", " c", " d", " There", "fore", " it"]) == "LLLLLLS"
     assert turns(["a", " b", " c", " d", " Wait", ",", " it"]) == "LLLLLLS"
+
+
+def test_a_cue_that_ends_in_a_space_is_known_by_the_token_behind_it() -> None:
+    begun = ["a", " b", " c", " d"]
+    for behind, expected in (
+        ([" So", " it", " is"], "LLLLLLS"), ([" So", ",", " it"], "LLLLLLL"),
+        ([" So", "me", " x"], "LLLLLLL"), ([" So ", "it", " is"], "LLLLLSS"),
+    ):  # fmt: skip
+        assert turns([*begun, *behind], cues=("So ",)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cues": "Now"}, "relay cues is 'Now', expected a sequence of texts"),
+        ({"cues": ("Now", "")}, "a cue of relay cues is ''"),
+        ({"cues": (3,)}, "a cue of relay cues is '3'"),
+        ({"cues": ("Now", "Now")}, "every cue once"),
+        ({"least": -1}, "relay least is '-1', expected a whole number from 0 on"),
+        ({"least": True}, "relay least is 'True'"),
+        ({"budget": 0}, "relay budget is '0', expected a whole number from 1 on"),
+        ({"close": ""}, "relay close is ''"),
+        ({"ends": ("",)}, "relay ends is"),
+        ({"guard": 0.5}, "relay guard is '0.5', expected a log-probability"),
+        ({"guard": float("nan")}, "relay guard is 'nan'"),
+        ({"answer": "both"}, "relay answer is 'both', expected 'large' or 'small'"),
+        ({"start": None}, "relay start is 'None'"),
+    ],
+)
+def test_options_that_mean_nothing(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        RelayOptions(ANY, **options)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +257,69 @@ def test_several_relays_and_others_at_once(
     stream.close()
 
 
+# --- a guard -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_a_guard_that_lets_all_through_changes_nothing(
+    pair: tuple[TextModel, TextModel], sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = pair
+    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    plain = answer(large, relay=RelayOptions(small), **sampler)
+    for span, draft in ((48, "none"), (2, "none"), (48, DraftOptions(small, adapt=False))):
+        monkeypatch.setattr("edgert.text.relay_guard.SPAN", span)
+        got = answer(large, relay=RelayOptions(small, guard=-1e9), draft=draft, **sampler)
+        assert got.token_ids == plain.token_ids
+        assert got.relay == plain.relay
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_what_a_guard_refuses_the_large_model_writes(
+    pair: tuple[TextModel, TextModel], sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = pair
+    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    got = answer(large, relay=RelayOptions(small, guard=0.0), **sampler)
+    assert got.token_ids == answer(large, **sampler).token_ids
+    assert got.relay is not None
+    assert (got.relay.small, got.relay.refused) == (0, 3 * (got.relay.switches // 2))
+    assert got.relay.refused > 20
+
+
+def test_a_guard_throws_away_what_the_large_model_finds_unlikely(
+    pair: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part of three tokens against the large model's logits of the whole text."""
+    large, small = pair
+    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    prompt = large.tokenize(PROMPT)
+
+    def picks(model: TextModel, tokens: list[int], count: int) -> list[int]:
+        options: dict[str, Any] = {"max_tokens": count, **NO_END}
+        return list(model.generate(tokens, **options).token_ids)
+
+    def walk(guard: float) -> tuple[list[int], list[float], int]:
+        """The text, means of all parts, and tokens that were refused."""
+        tokens, means, refused = list(prompt), list[float](), 0
+        while len(tokens) < len(prompt) + 40:
+            tokens += picks(large, tokens, 5)
+            part = picks(small, tokens, 3)
+            rows = large.logits([*tokens, *part])[len(tokens) - 1 : -1]
+            means.append(float(token_logprobs(rows, part)[0].mean()))
+            tokens += part if means[-1] >= guard else []
+            refused += 0 if means[-1] >= guard else 3
+        return tokens[len(prompt) :], means, refused
+
+    guards = [mean - 1e-4 for mean in walk(-1e9)[1]]
+    walks = ((guard, *walk(guard)) for guard in guards)
+    guard, expected, _, refused = next(w for w in walks if 0 < w[3] < 3 * len(w[2]))
+    got = answer(large, relay=RelayOptions(small, guard=guard), max_tokens=len(expected) + 1)
+    assert list(got.token_ids)[:-1] == expected
+    assert got.relay is not None
+    assert got.relay.refused == refused
+
+
 # --- scripted texts ------------------------------------------------------------------------------
 
 
@@ -249,6 +346,8 @@ def test_10_5_cues_and_ends_through_the_whole_program() -> None:
         for draft in ("none", DraftOptions("ngram", adapt=False), DraftOptions(large, adapt=False)):
             got = large.generate("hi", max_tokens=46, relay=RelayOptions(small), draft=draft)
             assert got.text == "abcde Now" + " is it. " + mine[17:37] + other[37:46]
+            assert got.relay == RelayStats(29, 16, 3), "what fills the room is nobody's"
+            assert got.relay.large_share == 29 / 45
 
 
 def test_a_stop_string_and_an_end_token_in_the_small_model_s_turn() -> None:
