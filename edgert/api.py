@@ -41,7 +41,7 @@ def load(
     path: str | PathLike[str], device: str = ..., threads: int | None = ...,
     ctx_size: int | None = ..., verify: Verify = ..., kv_bits: int = ...,
     kv_memory: int | None = ..., *, kind: Literal["text"] | None = ...,
-    draft: Draft | None = ...,
+    draft: Draft | None = ..., snapshot_bits: int = ...,
 ) -> TextModel: ...  # fmt: skip
 @overload
 def load(
@@ -60,6 +60,7 @@ def load(
     *,
     kind: Kind | None = None,
     draft: Draft | None = None,
+    snapshot_bits: int = 32,
 ) -> Any:
     """Open a bundle and make it ready: a `TextModel`, or an `ImageModel` where it draws.
 
@@ -75,9 +76,11 @@ def load(
     else opened; type checkers take the result for a `TextModel` unless it is "image". draft: what
     answers are drafted with, which makes them quicker and does not change them: "ngram", a smaller
     model of the same tokenizer (path or `TextModel`), several in a list, "none", or `DraftOptions`;
-    None means "auto", see there. Raises BundleError, DeviceError, RequestError, ResourceError.
+    None means "auto", see there. snapshot_bits: 32, or 16 to keep known beginnings of recurrent
+    models in half the memory, with answers that differ by rounding (cpu). Raises BundleError,
+    DeviceError, RequestError, ResourceError.
     """
-    options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory)
+    options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory, snapshot_bits)
     return open_model(path, options, verify=verify, kind=kind, draft=draft)
 
 

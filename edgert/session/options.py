@@ -17,7 +17,9 @@ class SessionOptions:
     threads: None means one per performance core. ctx_size: tokens a state may hold, None means what
     the model was made for. kv_bits: 32, 16, 8 or 4; 0: the model decides. kv_memory: bytes that the
     keys and values of all sequences may take (cpu); None means half of what is free, at most. A
-    context that does not fit is shortened, with a notice.
+    context that does not fit is shortened, with a notice. snapshot_bits: 32, or 16 for beginnings
+    and checkpoints of recurrent states whose matrices are kept as bfloat16 (cpu): half the memory,
+    and a text that goes on from one is no longer that of the whole text, bit for bit.
 
     Raises RequestError for values that no model takes; what depends on the model or the device is
     checked when the session is opened.
@@ -28,11 +30,12 @@ class SessionOptions:
     ctx_size: int | None = None
     kv_bits: int = 0
     kv_memory: int | None = None
+    snapshot_bits: int = 32
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
             raise type_error("device", self.device, "a name such as 'cpu'")
-        for name in ("threads", "ctx_size", "kv_bits", "kv_memory"):
+        for name in ("threads", "ctx_size", "kv_bits", "kv_memory", "snapshot_bits"):
             value = getattr(self, name)
             whole = hasattr(value, "__index__") and not isinstance(value, bool)
             if value is not None and not whole:
@@ -44,7 +47,12 @@ class SessionOptions:
                 hint="leave it out for all that the model takes",
                 field="ctx_size",
             )
-
+        if self.snapshot_bits not in (16, 32):
+            raise RequestError(
+                f"snapshot_bits is {self.snapshot_bits}, expected 16 or 32",
+                code="parameter-range",
+                field="snapshot_bits",
+            )
         if self.kv_memory is not None and self.kv_memory < 1:
             raise RequestError(
                 f"kv_memory is {self.kv_memory} bytes, expected 1 or more",
