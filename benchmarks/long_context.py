@@ -202,10 +202,12 @@ def run(shape: str, args: argparse.Namespace) -> list[Row]:
 
 
 def llamas(shape: str, args: argparse.Namespace) -> list[Measured]:
-    """llama.cpp over the softmax model's very weights, with caches of f16 and of q8_0."""
+    """llama.cpp over the softmax model's very weights, with caches of f16 and of q8_0, which takes
+    head sizes that are multiples of 32."""
     depths = [depth for depth in args.depths if depth <= args.llama_depth]
     if not depths:
         raise SystemExit(f"no depth of {args.depths} is at most --llama-depth {args.llama_depth}")
+    _, width, heads, *_ = SHAPES[shape]
     path = bundle_of(shape, "softmax-f16", args)
     copy = path.with_suffix(".gguf")
     if not copy.exists():
@@ -218,7 +220,7 @@ def llamas(shape: str, args: argparse.Namespace) -> list[Measured]:
             f"{LLAMA}-{kind}",
             LlamaRunner(copy, args.threads, context=max(depths) + 1024, batch=PIECE, cache=kind),
         )
-        for kind in ("f16", "q8_0")
+        for kind in (["f16", "q8_0"] if width // heads % 32 == 0 else ["f16"])
     ]
 
 

@@ -2,7 +2,7 @@
 
 Only what is kept to go on from later is rounded, once; what a sequence computes with stays float32.
 Normalisers stay, too: the rows' weights are divided by what they add up to. Rounding to the nearest
-changes an element by at most 2^-9 of itself.
+changes an element by at most 2^-8 of itself.
 """
 
 from __future__ import annotations

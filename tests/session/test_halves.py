@@ -23,7 +23,7 @@ def test_rounding_is_to_the_nearest_even() -> None:
     found = from_bfloat16(to_bfloat16(exact))
     assert found[:5].tolist() == [1.0, -2.5, 0.0, 1.0, 1 + 2**-6]
     x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
-    assert (np.abs(from_bfloat16(to_bfloat16(x)) - x) <= 2.0**-8 / 2 * np.abs(x)).all()
+    assert (np.abs(from_bfloat16(to_bfloat16(x)) - x) <= 2.0**-8 * np.abs(x)).all()
     assert np.isfinite(found).all()
 
 
@@ -44,7 +44,7 @@ def test_a_text_goes_on_from_a_rounded_beginning(mode: str) -> None:
             assert np.array_equal(rows[0], wanted)
         sizes.append(cache.nbytes)
         assert state.checkpoint()
-        fed(session, state, [40, 40])
+        fed(session, state, [40, 33])
         assert state.rewind(262) == 260
         session.close()
     assert_close(mode, rows[0], rows[1], rms=2e-3)
