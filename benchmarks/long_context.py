@@ -38,6 +38,7 @@ DEPTHS = (1024, 4096, 16384, 65536, 131072)
 START = 1024  # tokens that are computed
 PIECE = 256  # tokens of a prompt that are timed at once
 TOKENS = 8  # written in a burst
+LLAMA = "llama.cpp"
 ENGINES = {"softmax-f16": 16, "softmax-int8": 8, "2mamba": 16, "hybrid": 16}
 Row = dict[str, Any]
 
@@ -172,28 +173,23 @@ def run(shape: str, args: argparse.Namespace) -> list[Row]:
     """All engines of a shape at all depths."""
     context, engines, bundles = max(args.depths) + 1024, list[Measured](), list[Bundle]()
     for name in args.engines:
-        path = args.work / f"long-{shape}-{'softmax' if 'softmax' in name else name}-{context}.edge"
-        if not path.exists():
-            random_bundle(shape, path, changes=changes_of(name, shape, context))
-        bundles.append(Bundle.open(path))
+        bundles.append(Bundle.open(bundle_of(shape, name, args)))
         bits = ENGINES[name]
         runner = SessionRunner(
             bundles[-1], [args.threads], context=context, name=name, kv_bits=bits
         )
         engines.append(Measured(name, runner))
     if args.llama:
-        llama_context = max(d for d in args.depths if d <= args.llama_depth) + 1024
-        copy = args.work / f"long-{shape}.gguf"
-        if not copy.exists():
-            write_gguf(bundles[0], copy)
-        runner = LlamaRunner(copy, args.threads, context=llama_context, batch=PIECE)
-        engines.append(Measured("llama.cpp", runner))
-    tokens: Ids = np.random.default_rng(0).integers(3, 30000, START, dtype=np.int32)
+        engines += llamas(shape, args)
+    vocabulary = SHAPES[shape][5]
+    tokens: Ids = np.random.default_rng(0).integers(
+        3, min(30000, vocabulary), START, dtype=np.int32
+    )
     for engine in engines:
         engine.begin(tokens)
     rows: list[Row] = []
     for depth in args.depths:
-        there = [e for e in engines if e.name != "llama.cpp" or depth <= args.llama_depth]
+        there = [e for e in engines if LLAMA not in e.name or depth <= args.llama_depth]
         found = rounds(there, depth, tokens, (args.rounds, args.prompts), args.threads)
         for row in found:
             print(json.dumps({k: _short(v) for k, v in row.items()}), flush=True)
@@ -203,6 +199,39 @@ def run(shape: str, args: argparse.Namespace) -> list[Row]:
     for bundle in bundles:
         bundle.close()
     return rows
+
+
+def llamas(shape: str, args: argparse.Namespace) -> list[Measured]:
+    """llama.cpp over the softmax model's very weights, with caches of f16 and of q8_0, which takes
+    head sizes that are multiples of 32."""
+    depths = [depth for depth in args.depths if depth <= args.llama_depth]
+    if not depths:
+        raise SystemExit(f"no depth of {args.depths} is at most --llama-depth {args.llama_depth}")
+    _, width, heads, *_ = SHAPES[shape]
+    path = bundle_of(shape, "softmax-f16", args)
+    copy = path.with_suffix(".gguf")
+    if not copy.exists():
+        aside = copy.with_suffix(".partial")
+        with Bundle.open(path) as bundle:
+            write_gguf(bundle.graph(), dict(bundle.weights()), aside)
+        aside.rename(copy)
+    return [
+        Measured(
+            f"{LLAMA}-{kind}",
+            LlamaRunner(copy, args.threads, context=max(depths) + 1024, batch=PIECE, cache=kind),
+        )
+        for kind in (["f16", "q8_0"] if width // heads % 32 == 0 else ["f16"])
+    ]
+
+
+def bundle_of(shape: str, engine: str, args: argparse.Namespace) -> Path:
+    """An engine's random model, made once."""
+    context = max(args.depths) + 1024
+    kind = "softmax" if "softmax" in engine else engine
+    path: Path = args.work / f"long-{shape}-{kind}-{context}.edge"
+    if not path.exists():
+        random_bundle(shape, path, changes=changes_of(engine, shape, context))
+    return path
 
 
 def _short(value: Any) -> Any:

@@ -109,7 +109,10 @@ class LlamaRunner(Runner):
 
     name = "llama.cpp"
 
-    def __init__(self, path: Path, threads: int, *, context: int, batch: int = 512) -> None:
+    def __init__(
+        self, path: Path, threads: int, *, context: int, batch: int = 512, cache: str = "f16"
+    ) -> None:
+        """cache: type of keys and values, f16 or q8_0."""
         import llama_cpp
 
         self.api = llama_cpp
@@ -123,6 +126,8 @@ class LlamaRunner(Runner):
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, batch, batch
         params.n_threads = params.n_threads_batch = threads
+        if cache != "f16":
+            params.type_k = params.type_v = getattr(llama_cpp, f"GGML_TYPE_{cache.upper()}")
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             raise SystemExit(f"llama.cpp makes no context:\n{''.join(self.log[-20:])}")

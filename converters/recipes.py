@@ -114,6 +114,8 @@ def linearize_options(asked: LinearizeOptions) -> list[str]:
     """As options of the command."""
     found = ["--linearize", str(asked.layers), "--tokens", str(asked.tokens)]
     found += ["--features", str(asked.features)] if asked.features else []
+    if asked.window is not None:
+        found += ["--window", str(asked.chunk if asked.window else 0)]
     found += ["--serve", str(asked.serve)] if asked.serve else []
     return found + (["--anyway"] if asked.anyway else [])
 

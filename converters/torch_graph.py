@@ -30,7 +30,8 @@ from ..roles import row_input, token_input
 from .torch_experts import EXPERTS
 from .torch_grid import GRIDS
 from .torch_linear import linear_attention
-from .torch_recurrent import RECURRENT
+from .torch_packed import Packed, check_resets, packed
+from .torch_recurrent import RECURRENT, packed_conv
 from .torch_rows import ROWS
 
 Slots = Mapping[str, Tensor]
@@ -85,16 +86,18 @@ class Cache(NamedTuple):
 
 
 def _rotate(x: Tensor, position: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
-    """x [B, heads, T, D] rotated by position [T, half]; channels past the rotary ones pass."""
+    """x [B, heads, T, D] rotated by position [T, half], or [B, 1, T, half]; channels past the
+    rotary ones pass."""
     half = len(inv_freq)
-    angle = position * inv_freq[None, :].to(torch.float32)  # [T, half]
+    angle = position * inv_freq.to(torch.float32)
     cos, sin = (angle.cos() * scale).to(x.dtype), (angle.sin() * scale).to(x.dtype)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
 def _rotated(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> Tensor:
-    """x [B, T, heads, D] -> [B, heads, T, D], rotated where the node has frequencies."""
+    """x [B, T, heads, D] -> [B, heads, T, D], rotated where the node has frequencies. positions:
+    [3, T], or [3, B, 1, T]."""
     x = x.transpose(1, 2)
     if "inv_freq" not in w:
         return x
@@ -102,7 +105,7 @@ def _rotated(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> Ten
     if positions is None:
         positions = torch.arange(length, device=x.device).expand(3, length)
     axes = torch.from_numpy(axes_of(attrs, pairs)).to(x.device)
-    position = positions.to(torch.float32)[axes].T  # [T, half]
+    position = positions.to(torch.float32)[axes].movedim(0, -1)
     if "inv_freq_long" in w and length > attrs["rope_switch"]:
         return _rotate(x, position, w["inv_freq_long"], attrs["rope_long_scale"])
     return _rotate(x, position, w["inv_freq"], attrs["rope_scale"])
@@ -115,11 +118,14 @@ def _visible(length: int, window: int, device: torch.device) -> Tensor:
     return seen & (t[None, :] > t[:, None] - window) if window else seen
 
 
-def _attend(q: Tensor, cache: Cache, attrs: Attrs, sinks: Tensor | None = None) -> Tensor:
+def _attend(
+    q: Tensor, cache: Cache, attrs: Attrs, sinks: Tensor | None = None, own: Packed | None = None
+) -> Tensor:
     """Queries [B, H, T, D] over keys and values of as many rows -> [B, T, H * D]. sinks: [H]."""
     share = attrs["heads"] // attrs["kv_heads"]
     k, v = (x.repeat_interleave(share, dim=1) for x in cache)
     seen = _visible(q.shape[2], attrs["window"], q.device)
+    seen = seen if own is None else seen & own.together[:, None]
     if attrs["softcap"] or sinks is not None:
         scores = q @ k.transpose(-1, -2) * attrs["scale"]
         if attrs["softcap"]:
@@ -156,19 +162,21 @@ def _prepared(x: Tensor, norm: str, w: Slots, attrs: Attrs, positions: Tensor | 
     return _rotated(_rms(x, w[norm], attrs["qk_eps"]), w, attrs, positions)
 
 
-def _attention(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> tuple[Tensor, Cache]:
+def _attention(
+    x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None, own: Packed | None
+) -> tuple[Tensor, Cache]:
     """Rows [q | k | v] -> attended rows and the cache they make."""
     q, k, v = heads_of(x, w, attrs, positions)
     cache = Cache(k, v)
-    return _attend(q, cache, attrs, w.get("sinks")), cache
+    return _attend(q, cache, attrs, w.get("sinks"), own), cache
 
 
 def _shared_attention(
-    x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None, cache: Cache
+    x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None, cache: Cache, own: Packed | None
 ) -> Tensor:
     """Rows of queries over another node's cache."""
     q = x.view(*x.shape[:2], attrs["heads"], attrs["head_dim"])
-    return _attend(_prepared(q, "q_norm", w, attrs, positions), cache, attrs, w.get("sinks"))
+    return _attend(_prepared(q, "q_norm", w, attrs, positions), cache, attrs, w.get("sinks"), own)
 
 
 def _add_learned_positions(x: Tensor, w: Slots, attrs: Attrs, p: Tensor) -> Tensor:
@@ -178,7 +186,7 @@ def _add_learned_positions(x: Tensor, w: Slots, attrs: Attrs, p: Tensor) -> Tens
 def _scale_by_position(x: Tensor, w: Slots, attrs: Attrs, p: Tensor) -> Tensor:
     width = attrs["width"]
     factors = w["weight"][p // attrs["every"]]
-    return torch.cat([x[..., :width] * factors[:, None], x[..., width:]], dim=-1)
+    return torch.cat([x[..., :width] * factors[..., None], x[..., width:]], dim=-1)
 
 
 TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
@@ -196,7 +204,7 @@ TORCH: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
 }
 
 
-# Ops that read where rows stand: the last argument, int [T].
+# Ops that read where rows stand: the last argument, int [T] or [B, T].
 PLACED: dict[str, Callable[[Tensor, Slots, Attrs, Tensor], Tensor]] = {
     "add_learned_positions": _add_learned_positions,
     "scale_by_position": _scale_by_position,
@@ -222,6 +230,7 @@ class TorchGraph:
     ) -> None:
         graph.shapes()
         self.graph = graph
+        self.windowed: Callable[[int], Tensor] | None = None
         # decays are differences of large sums: autocast must not round what they are made of
         linear = (node for node in graph.nodes if node.op == "linear_attention")
         self.exact = {node.inputs[1] for node in linear}
@@ -248,25 +257,28 @@ class TorchGraph:
         tokens: Tensor,
         rows: Tensor | None = None,
         *,
+        documents: Tensor | None = None,
         weights: Mapping[str, Tensor] | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """tokens int [B, T] -> logits float [B, R, V], in this graph's dtype.
 
-        rows: int [R], positions whose logits are wanted (default: all T, R = T). weights, watch: as
-        `run` takes them.
+        rows: int [R], positions whose logits are wanted (default: all T, R = T). documents,
+        weights, watch: as `run` takes them.
         """
         given = {token_input(self.graph): tokens}
         if name := row_input(self.graph):
             given[name] = torch.arange(tokens.shape[1], device=tokens.device)
             given[name] = given[name] if rows is None else rows
-        return self.run(given, weights=weights, watch=watch)[self.graph.outputs[0].name]
+        made = self.run(given, documents=documents, weights=weights, watch=watch)
+        return made[self.graph.outputs[0].name]
 
     def run(
         self,
         inputs: Mapping[str, Tensor],
         *,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
         weights: Mapping[str, Tensor] | None = None,
         watch: Watch | None = None,
         attend: Attend | None = None,
@@ -274,12 +286,21 @@ class TorchGraph:
         """Every input by name to every output by name, for B whole sequences.
 
         inputs: float [B, N, width] or int [B, N], selected rows int [R]. positions: int [3, T],
-        rotary axes, the same in all sequences (default: 0 to T - 1). weights: tensors that stand in
-        for some of `self.weights` in this call. watch: called with every node and its inputs before
-        it runs (calibration statistics). attend: computes nodes that own keys and values instead,
-        from their rows [q | k | v], for whoever keeps a cache.
+        rotary axes, the same in all sequences (default: 0 to T - 1). documents: int [B, T], in
+        place of positions, of several texts in a sequence: rows are those of each text alone, with
+        positions from 0 (`torch_packed`). weights: tensors that stand in for some of `self.weights`
+        in this call. watch: called with every node and its inputs before it runs (calibration
+        statistics). attend: computes nodes that own keys and values instead, from their rows
+        [q | k | v], for whoever keeps a cache.
+
+        `self.windowed`: B -> bool [B], called by each linear layer with a window: the sequences in
+        which it has that; the state holds all tokens in the others.
         """
-        values, caches = dict(inputs), dict[str, Cache]()
+        values, caches, own = dict(inputs), dict[str, Cache](), None
+        if documents is not None:
+            check_resets(self.graph)
+            own = packed(documents)
+            positions = own.place[None, :, None].expand(3, -1, -1, -1)
         held = {**self.weights, **(weights or {})}
         for node in self.graph.nodes:
             reads = tuple(values[name] for name in node.inputs)
@@ -290,26 +311,38 @@ class TorchGraph:
             state = self.graph.states.get(node.state)
             if isinstance(state, BorrowedState):
                 cache = caches[state.owner]
-                values[node.output] = _shared_attention(reads[0], slots, attrs, positions, cache)
+                made = _shared_attention(reads[0], slots, attrs, positions, cache, own)
             elif isinstance(state, KVState) and attend is not None:
-                values[node.output] = attend(node, reads[0], slots, attrs)
+                made = attend(node, reads[0], slots, attrs)
             elif isinstance(state, KVState):
-                made = _attention(reads[0], slots, attrs, positions)
-                values[node.output], caches[node.state] = made
-            elif node.op in PLACED:
-                p = torch.arange(reads[0].shape[1], device=reads[0].device)
-                p = p if positions is None else positions[0]
-                values[node.output] = PLACED[node.op](reads[0], slots, attrs, p)
+                made, cache = _attention(reads[0], slots, attrs, positions, own)
+                caches[node.state] = cache
             elif node.op == "linear_attention":
                 turn = partial(_rotated, w=slots, attrs=attrs, positions=positions)
-                values[node.output] = linear_attention(reads, slots, attrs, turn)
-            elif node.output in self.exact and node.op == "linear":
-                with torch.autocast(reads[0].device.type, enabled=False):
-                    wide = {slot: weight.float() for slot, weight in slots.items()}
-                    values[node.output] = _linear((reads[0].float(),), wide, attrs)
+                near = self.windowed if attrs["window"] else None
+                keep = near(len(reads[0])) if near is not None else None
+                made = linear_attention(reads, slots, attrs, turn, own, keep)
             else:
-                values[node.output] = TORCH[node.op](reads, slots, attrs)
+                made = self._plain(node, reads, slots, attrs, positions, own)
+            values[node.output] = made
         return {value.name: values[value.name] for value in self.graph.outputs}
+
+    def _plain(
+        self, node: Node, reads: tuple[Tensor, ...], slots: Slots, attrs: Attrs,
+        positions: Tensor | None, own: Packed | None,
+    ) -> Tensor:  # fmt: skip
+        """A node's value where that takes no other node's keys and values."""
+        if node.op in PLACED:
+            p = torch.arange(reads[0].shape[1], device=reads[0].device)
+            p = p if positions is None else positions[0]
+            return PLACED[node.op](reads[0], slots, attrs, p if own is None else own.place)
+        if own is not None and node.op == "causal_conv":
+            return packed_conv(reads[0], slots, attrs, own)
+        if node.output in self.exact and node.op == "linear":
+            with torch.autocast(reads[0].device.type, enabled=False):
+                wide = {slot: weight.float() for slot, weight in slots.items()}
+                return _linear((reads[0].float(),), wide, attrs)
+        return TORCH[node.op](reads, slots, attrs)
 
 
 def _tensor(weight: Matrix | Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.slot_rows import CHUNK
+from .torch_packed import Packed
 
 Slots = Mapping[str, Tensor]
 Attrs = Mapping[str, Any]
@@ -112,6 +113,17 @@ def _gated_delta(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
         found.append(y.transpose(1, 2))
         state = state * whole + (ks * rest).transpose(-1, -2) @ change
     return torch.cat(found, 1)[:, : rows.shape[1]].flatten(2).to(inputs[0].dtype)
+
+
+def packed_conv(x: Tensor, w: Slots, attrs: Attrs, packed: Packed) -> Tensor:
+    """causal_conv over packed documents [B, T, C]: taps that reach beyond one's start are 0."""
+    width, y = attrs["width"], torch.zeros_like(x)
+    for tap in range(width):
+        back = width - 1 - tap
+        old = F.pad(x, (0, 0, back, 0))[:, : x.shape[1]]
+        y = y + w["weight"][:, tap] * old * packed.before(back)[..., None]
+    y = y + w["bias"] if "bias" in w else y
+    return F.silu(y) if attrs["act"] == "silu" else y
 
 
 RECURRENT: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {

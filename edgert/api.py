@@ -43,6 +43,7 @@ def load(
     kv_memory: int | None = ..., *, kind: Literal["text"] | None = ...,
     draft: Draft | None = ..., prompt_cache: str | PathLike[str] | None = ...,
     prompt_cache_size: int | None = ...,
+    snapshot_bits: int = ...,
 ) -> TextModel: ...  # fmt: skip
 @overload
 def load(
@@ -63,6 +64,7 @@ def load(
     draft: Draft | None = None,
     prompt_cache: str | PathLike[str] | None = None,
     prompt_cache_size: int | None = None,
+    snapshot_bits: int = 32,
 ) -> Any:
     """Open a bundle and make it ready: a `TextModel`, or an `ImageModel` where it draws.
 
@@ -80,9 +82,12 @@ def load(
     model of the same tokenizer (path or `TextModel`), several in a list, "none", or `DraftOptions`;
     None means "auto", see there. prompt_cache: a folder in which the work on beginnings of texts is
     kept for later processes (cpu); prompt_cache_size: bytes that its files may take, None means
-    4 GiB. Raises BundleError, DeviceError, RequestError, ResourceError.
+    4 GiB. snapshot_bits: 32, or 16 to keep known beginnings of recurrent models in half the memory,
+    with answers that differ by rounding (cpu). Raises BundleError, DeviceError, RequestError,
+    ResourceError.
     """
     kept: Any = {"prompt_cache": prompt_cache, "prompt_cache_size": prompt_cache_size}
+    kept["snapshot_bits"] = snapshot_bits
     options = SessionOptions(device, threads, ctx_size, kv_bits, kv_memory, **kept)
     return open_model(path, options, verify=verify, kind=kind, draft=draft)
 

@@ -8,15 +8,20 @@ from .op import Attr, Attrs, Op, Shape, need
 from .states import RecurrentState, StateSpec
 
 # What is made of x = s q . k: x^2, (x + beta)^2 + gamma, x without a normaliser and with steps dt
-# on the values, x of features that are not negative.
-MODES = ("square", "shifted", "mamba2s", "relu")
+# on the values, x of features that are not negative, e^x, which no state of a fixed size can sum.
+MODES = ("square", "shifted", "mamba2s", "relu", "2mamba-e")
+EXP = MODES[-1]
+EVERY = 1 << 40  # tokens: a tail that is never folded
 CHUNKS = range(16, 257)
 FEATURES = 256  # r at most: what a head's state takes grows with its square
 SHARE = 48  # query heads of a key/value head that the kernels take
 
 
 def feature_width(features: int, mode: str) -> int:
-    """D, how many features phi(u) of a vector u of r = `features` values has."""
+    """D, how many features phi(u) of a vector u of r = `features` values has; 1 for EXP, whose
+    tokens are all kept."""
+    if mode == EXP:
+        return 1
     if mode in ("mamba2s", "relu"):
         return features
     more = int(mode == "shifted")
@@ -36,8 +41,9 @@ def gate_width(attrs: Attrs) -> int:
 
 def row_width(attrs: Attrs) -> int:
     """float32 values that a token leaves in the tail: keys [G, r], values [G, D padded to 16],
-    logarithms of decays [G]."""
+    logarithms of decays [G], and with a window the keys that it reads [G, D]."""
     width = int(attrs["features"]) + padded(attrs["head_dim"]) + 1
+    width += int(attrs["head_dim"]) if attrs["window"] else 0
     return int(attrs["kv_heads"]) * width
 
 
@@ -58,6 +64,8 @@ def _infer(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attr
     need(attrs["chunk"] in CHUNKS, f"{name}: chunk is {attrs['chunk']}, expected 16 to 256")
     wanted = gate_width(attrs)
     need(wanted in (0, gates[-1]), f"{name}: gates of {gates[-1]}, expected {wanted}")
+    plain = mode not in ("mamba2s", EXP)
+    need(plain or not attrs["window"], f"{name}: a window with mode {mode!r}")
     need(attrs["eps"] >= 0 and attrs["scale"] > 0, f"{name}: eps and scale, expected 0 or more")
     _weights(weights, attrs)
     return (qkv[0], heads * size)
@@ -68,6 +76,7 @@ def _weights(weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> None:
     shapes = {
         "q_norm": (size,), "k_norm": (size,), "key_mean": (groups, size), "beta": (groups,),
         "gamma": (groups,), "q_map": (groups * size, features), "k_map": (groups * size, features),
+        "log_window": (attrs["heads"],),
     }  # fmt: skip
     for slot, shape in shapes.items():
         found = weights.get(slot, shape)
@@ -77,6 +86,8 @@ def _weights(weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> None:
         need(both, f"linear_attention: only one of {one}, {other}")
     shifted = attrs["mode"] == "shifted"
     need(("beta" in weights) == shifted, "linear_attention: beta and gamma belong to mode shifted")
+    window = bool(attrs["window"])
+    need(("log_window" in weights) == window, "linear_attention: log_window belongs to a window")
     need("q_map" in weights or features == size, "linear_attention: fewer features need q_map")
     axes, pairs = attrs["rope_axes"], weights.get("inv_freq", (0,))
     count = pairs[0]
@@ -96,8 +107,8 @@ def _state(attrs: Attrs) -> StateSpec:
         attrs["kv_heads"],
         feature_width(attrs["features"], mode),
         padded(size),
-        normaliser=mode != "mamba2s",
-        tail=2 * attrs["chunk"],
+        normaliser=mode not in ("mamba2s", EXP),
+        tail=EVERY if mode == EXP else 2 * attrs["chunk"],
         tail_width=row_width(attrs),
     )
 
@@ -107,7 +118,7 @@ LINEAR: tuple[Op, ...] = (
         "linear_attention", "linear_attention", ("qkv", "gates"), _infer,
         weights=dict.fromkeys(
             ("q_norm", "k_norm", "inv_freq", "inv_freq_long", "key_mean", "q_map", "k_map",
-             "beta", "gamma"), False,
+             "beta", "gamma", "log_window"), False,
         ),
         attrs={
             "heads": Attr(int), "kv_heads": Attr(int), "head_dim": Attr(int),
@@ -115,7 +126,7 @@ LINEAR: tuple[Op, ...] = (
             "decay": Attr(bool, True), "chunk": Attr(int, 64), "eps": Attr(float, 0.0),
             "qk_eps": Attr(float, 1e-6), "rope_scale": Attr(float, 1.0),
             "rope_long_scale": Attr(float, 1.0), "rope_switch": Attr(int, 0),
-            "rope_axes": Attr(str, ""),
+            "rope_axes": Attr(str, ""), "window": Attr(bool, False),
         },
         state_of=_state,
     ),

@@ -14,6 +14,7 @@ and in each such layer, under model.layers.N.self_attn, besides the family's own
     q_features.weight, k_features.weight [G * D, r]     with maps
     key_mean [G, D]                                     with key_mean
     beta, gamma [G]                                     mode shifted
+    log_window [H]                                      with window
 
 The layer's rotary embedding, head norms and scale stay (`kernels/linear_attention.py`); a window
 and a soft cap of its logits do not mean anything any more.
@@ -48,7 +49,8 @@ class LinearAttention(msgspec.Struct, frozen=True, kw_only=True):
     """The key "linear_attention" of a config.
 
     mode: `ops_linear.MODES`. features: r, of maps; null for the head's values themselves. chunk:
-    tokens that are folded at once. conv: width of the convolution before it, 0 for none.
+    tokens that are folded at once. conv: width of the convolution before it, 0 for none. window:
+    softmax over the newest `chunk` to 2 `chunk` tokens beside the state.
     """
 
     mode: str = "square"
@@ -59,6 +61,7 @@ class LinearAttention(msgspec.Struct, frozen=True, kw_only=True):
     decay_bias: bool = True
     maps: bool = False
     key_mean: bool = False
+    window: bool = False
 
 
 def split(
@@ -165,6 +168,9 @@ class _Layer:
                 kept[key] = self.weight(key, key, self.groups)
         attrs = {key: value for key, value in self.node.attrs.items() if key in _KEPT}
         attrs |= {"features": features, "mode": c.mode, "decay": c.decay, "chunk": c.chunk}
+        if c.window:
+            attrs["window"] = True
+            kept["log_window"] = self.weight("log_window", "log_window", int(self.attrs["heads"]))
         if c.mode in EPS:
             attrs["eps"] = EPS[c.mode]
         op, state = CATALOGUE["linear_attention"], f"linear{self.layer}"

@@ -18,6 +18,7 @@ from ...graph import Graph
 from ...kernels.quant import Matrix
 from ...roles import row_input, token_input, vocab_size
 from ..torch_graph import TorchGraph
+from ..torch_packed import check_resets, documents_of
 
 LOGITS = 1 << 26  # bytes of float32 logits in a chunk; some five such arrays are alive at a time
 
@@ -39,9 +40,13 @@ class TwoPieces:
     """A text graph on torch, cut into body and head."""
 
     def __init__(
-        self, graph: Graph, weights: Mapping[str, Matrix | Tensor], device: str, *, half: bool
-    ) -> None:
-        """half: compute in bfloat16 where autocast does."""
+        self, graph: Graph, weights: Mapping[str, Matrix | Tensor], device: str, *, half: bool,
+        end: int | None = None,
+    ) -> None:  # fmt: skip
+        """half: compute in bfloat16 where autocast does. end: token that ends a document; what
+        stands behind it in a sequence is a text of its own."""
+        if end is not None:
+            check_resets(graph)
         whole = TorchGraph(graph, weights, device=device)
         select = next(node for node in graph.nodes if node.op == "select")
         self.weights = whole.weights
@@ -53,7 +58,7 @@ class TwoPieces:
         self.body = TorchGraph(body, whole.weights, device=device)
         self.head = TorchGraph(head, whole.weights, device=device)
         self.kind = torch.device(device).type
-        self.half = half
+        self.half, self.end = half, end
 
     def forget(self, names: set[str]) -> None:
         """Drop weights that every call brings along."""
@@ -68,7 +73,8 @@ class TwoPieces:
         """tokens int [B, T] -> rows [B, T, C]."""
         with self._casting():
             given = {self.token_name: tokens}
-            return self.body.run(given, weights=weights)[self.hidden_name]
+            own = None if self.end is None else documents_of(tokens, self.end)
+            return self.body.run(given, documents=own, weights=weights)[self.hidden_name]
 
     def odds(self, hidden: Tensor, rows: Tensor, weights: Dense | None = None) -> Tensor:
         """Log-probabilities float32 [B, R, V] of rows int [R]."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..heal.loss import TwoPieces, differentiate
 from .options import Ids
 from .training import CLIP, Keeper, Leaves, Stage, Trainer, adamw, warm_cosine
+from .window import Left
 
 WARM = 100  # steps
 LEAST = 0.1  # of the peak rate, at the end
@@ -19,8 +20,10 @@ ELSEWHERE = 0.1  # of the rate, for weights outside of the turned layers' attent
 def distil(
     student: TwoPieces, teacher: TwoPieces, leaves: Leaves, attention: set[str], ids: Ids,
     stage: Stage, keeper: Keeper, device: str, *, rate: float, next_token: float, bar: bool,
+    left: Left,
 ) -> Trainer:  # fmt: skip
-    """Train the leaves. attention: names of those that take the whole rate."""
+    """Train the leaves. attention: names of those that take the whole rate. left: windows that a
+    step does without."""
     groups: list[dict[str, Any]] = [
         {"params": [leaf for name, leaf in leaves.items() if (name in attention) == whole]}
         for whole in (True, False)
@@ -30,6 +33,7 @@ def distil(
     student.forget(set(leaves))
 
     def rates(progress: float, step: int) -> None:
+        left.at(progress, step)
         now = rate * warm_cosine(progress, step, WARM, LEAST)
         for group, share in zip(optimizer.param_groups, (1.0, ELSEWHERE), strict=True):
             group["lr"] = now * share

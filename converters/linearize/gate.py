@@ -100,14 +100,14 @@ def _shares(
 ) -> list[float]:
     chunk = attrs["chunk"]
     turn = partial(_rotated, w=slots, attrs=attrs, positions=None)
-    q, k, _, total = prepared(reads, slots, attrs, turn)
-    found, length = [], q.shape[3]
+    x = prepared(reads, slots, attrs, turn)
+    found, length = [], x.q.shape[3]
     for start in range(0, length, ROWS):
-        rows = q[:, :, :, start : start + ROWS]
-        weights = block_weights(rows, start, k, total, slots, attrs)
-        t = torch.arange(start, start + rows.shape[3], device=q.device)
-        old = torch.arange(weights.shape[-1], device=q.device) < (t[:, None] // chunk - 1) * chunk
-        share = (weights * old).sum(-1) / weights.sum(-1).clamp(min=1e-30)
+        weights, window = block_weights(x, start, slots, attrs)
+        t = torch.arange(start, weights.shape[-1], device=x.q.device)
+        old = torch.arange(weights.shape[-1], device=x.q.device) < (t[:, None] // chunk - 1) * chunk
+        whole = weights.sum(-1) + (0.0 if window is None else window.sum(-1))
+        share = (weights * old).sum(-1) / whole.clamp(min=1e-30)
         late = share[..., t >= 2 * chunk]
         if late.numel():
             found.append(float(late.mean()))

@@ -24,12 +24,14 @@ RATES = {50_000_000: 3e-4, 500_000_000: 1e-4}  # of stage 2, up to so many param
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens to train on and to measure on, int32 [n] each. prompts: int32 [m] each, passkey
-    prompts by their share of the context, and answers as tokens."""
+    """Tokens to train on and to measure on, int32 [n] each. passkeys: by their share of the
+    context, prompts int32 [m] and answers as tokens. end: token that ends a document, so that what
+    follows it in a training sequence is a text of its own; None: sequences are one text each."""
 
     train: Ids
     held: Ids
     passkeys: Mapping[float, tuple[tuple[Ids, Ids], ...]] = field(default_factory=dict)
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class LinearizeOptions:
 
     layers: "all", "auto", or how many become linear. tokens: of training, a fifth of them for
     stage 1; each hybrid is distilled for all of stage 2's. features: r, None for the head's size up
-    to 64 and 32 above. seconds: (stage 1, stage 2) end by the clock where it is earlier than by
+    to 64 and 32 above. window: softmax over the newest `chunk` to 2 `chunk` tokens, None for heads
+    of 64 and more. seconds: (stage 1, stage 2) end by the clock where it is earlier than by
     tokens. rate: of stage 2's attention, None by the model's size. batch: tokens of a step over all
     ranks; micro_batch: tokens that are computed at a time on one rank. next_token: weight of the
     next token's own loss beside KL. lengths: tokens of a sequence in stage 1, in stage 2, and in
@@ -52,6 +55,7 @@ class LinearizeOptions:
     mode: str = "shifted"
     features: int | None = None
     chunk: int = 64
+    window: bool | None = None
     seconds: tuple[float, float] = (math.inf, math.inf)
     rate: float | None = None
     batch: int = 16384
@@ -89,7 +93,7 @@ class LinearizeOptions:
     def key(self) -> dict[str, Any]:
         """What a result depends on (JSON-ready)."""
         names = (
-            "layers", "tokens", "mode", "features", "chunk", "rate", "batch", "lengths",
+            "layers", "tokens", "mode", "features", "chunk", "window", "rate", "batch", "lengths",
             "next_token", "seed",
         )  # fmt: skip
         clock = [None if math.isinf(s) else s for s in self.seconds]
@@ -100,6 +104,13 @@ class LinearizeOptions:
         if self.rate is not None:
             return self.rate
         return next((rate for size, rate in RATES.items() if parameters <= size), 5e-5)
+
+
+def window_fields(tokens: int | None) -> dict[str, Any]:
+    """The fields of a window of at least so many tokens: 0 for none, None for the default."""
+    if tokens is None:
+        return {}
+    return {"chunk": tokens, "window": True} if tokens else {"window": False}
 
 
 EXPECTED = {

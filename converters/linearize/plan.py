@@ -15,12 +15,13 @@ from .options import LinearizeOptions
 
 WIDE = 64  # head sizes above take fewer features
 FEW = 32
+NEAR = 64  # head sizes from here on have a window
 
 
 @dataclass(frozen=True)
 class Turn:
     """An attention layer that can be turned. source: the value its projections read. rows: what the
-    attention reads, output: what it gives."""
+    attention reads, output: what it gives. window: whether it keeps softmax over the newest."""
 
     layer: int
     source: str
@@ -30,6 +31,7 @@ class Turn:
     kv_heads: int
     head_dim: int
     features: int
+    window: bool = False
 
 
 def turnable(graph: Graph, options: LinearizeOptions) -> list[Turn]:
@@ -53,7 +55,8 @@ def turnable(graph: Graph, options: LinearizeOptions) -> list[Turn]:
         features = options.features or (size if size <= WIDE else FEW)
         heads, groups = attrs["heads"], attrs["kv_heads"]
         place = int(number), maker.inputs[0], node.inputs[0], node.output
-        found.append(Turn(*place, heads, groups, size, features))
+        window = size >= NEAR if options.window is None else options.window
+        found.append(Turn(*place, heads, groups, size, features, window))
     if not found:
         kinds = sorted({node.op for node in graph.nodes if node.state})
         raise ConvertError(
@@ -69,13 +72,15 @@ def turnable(graph: Graph, options: LinearizeOptions) -> list[Turn]:
 def hybrid_graph(graph: Graph, turned: Iterable[int], options: LinearizeOptions) -> Graph:
     """The graph with linear attention in some layers; names as the families have them."""
     recipes = {n: Recipe((Part(n, w.shape),)) for n, w in graph.weights.items()}
-    sizes = {turn.layer: turn.features for turn in turnable(graph, options)}
+    turns = {turn.layer: turn for turn in turnable(graph, options)}
     chosen, faults = sorted(turned), list[str]()
     if not chosen:
         return graph
+    first = turns[chosen[0]]
     spec = LinearAttention(
-        mode=options.mode, features=sizes[chosen[0]], chunk=options.chunk, maps=True, key_mean=True
-    )
+        mode=options.mode, features=first.features, chunk=options.chunk, maps=True, key_mean=True,
+        window=first.window,
+    )  # fmt: skip
     made = hybrid(FamilyModel(graph, recipes, {}), chosen, spec, faults)
     if faults:
         raise ConvertError(f"linearizing: {'; '.join(faults)}", code="linearize-layers")

@@ -26,6 +26,7 @@ from .options import ALIGNED, Ids, Linearized, LinearizeOptions, Text, Verdict
 from .plan import Turn, attention_weights, hybrid_graph, layer_graph, new_weights, turnable
 from .statistics import initial, moments
 from .training import ORDER, Keeper, Leaves, Stage, Trainer
+from .window import Left, log_windows
 
 STATISTICS = (64, 1024)  # sequences, tokens of each
 RANKED = 64  # held sequences that layers are ranked on, at most
@@ -52,15 +53,21 @@ class Run:
         self.held = self._held()
         self.teacher = TorchGraph(graph, weights, device=self.device)
         with single_precision_matmul(self.half):
-            self.exact = TwoPieces(graph, self.teacher.weights, self.device, half=False)
-            self.fast = TwoPieces(graph, self.teacher.weights, self.device, half=self.half)
+            self.exact = TwoPieces(
+                graph, self.teacher.weights, self.device, half=False, end=text.end
+            )
+            self.fast = TwoPieces(
+                graph, self.teacher.weights, self.device, half=self.half, end=text.end
+            )
         self.steps = 0
 
     def _key(self) -> str:
         """What kept states must agree in; tokens and seconds may change between two runs."""
         asked = self.options
-        sizes = [(turn.layer, turn.features) for turn in self.turns]
-        return json.dumps([self.graph.name, sizes, asked.mode, asked.chunk, asked.seed])
+        sizes = [(turn.layer, turn.features, turn.window) for turn in self.turns]
+        return json.dumps(
+            [self.graph.name, sizes, asked.mode, asked.chunk, asked.seed, self.text.end]
+        )
 
     def _held(self) -> Ids:
         """Held sequences [n, T]. Raises ConvertError for too little text, or strange tokens."""
@@ -149,11 +156,17 @@ class Run:
                     leaves[name] = self.teacher.weights[name].clone()
         leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
         self.ranks.agree(list(leaves.values()))
-        self.aligner = Aligner(student, self.teacher, self.turns, leaves, self.device)
+        self.aligner = Aligner(
+            student, self.teacher, self.turns, leaves, self.device, self.text.end
+        )
+        stage = self.stage("align", False)
+        left = Left((0.0, ALIGNED), stage.seed, self.ranks, self.device)
+        left.watch(self.aligner.layers.values())
         align(
-            self.aligner, new, self.text.train, self.stage("align", False), self.keeper,
-            self.device, bar=self.bar,
+            self.aligner, new, self.text.train, stage, self.keeper, self.device,
+            bar=self.bar, left=left,
         )  # fmt: skip
+        left.end()
         return leaves
 
     def _fitted(self, student: Graph) -> Leaves:
@@ -161,11 +174,16 @@ class Run:
         ids = self.text.train[: len(self.text.train) // length * length].reshape(-1, length)
         rows = torch.from_numpy(ids[:: max(1, len(ids) // count)][:count]).long().to(self.device)
         told = moments(self.graph, self.teacher, self.turns, rows)
-        return {
+        found = {
             name: value.to(self.device)
             for turn in self.turns
             for name, value in initial(student, turn, told[turn.layer], self.options).items()
         }
+        if any(turn.window for turn in self.turns):
+            found |= log_windows(
+                self.graph, student, self.teacher, self.turns, rows, found, self.options
+            )
+        return found
 
     def weights_of(self, graph: Graph, turned: Iterable[int], aligned: Leaves) -> dict[str, Tensor]:
         """Those of a hybrid behind stage 1: layers that stay have the teacher's."""
@@ -191,7 +209,7 @@ class Run:
             turned = [layer for layer in layers if layer != without]
             graph = hybrid_graph(self.graph, turned, self.options)
             weights = self.weights_of(graph, turned, aligned)
-            student = TwoPieces(graph, weights, self.device, half=self.half)
+            student = TwoPieces(graph, weights, self.device, half=self.half, end=self.text.end)
             return divergence(student, self.fast, held, self.ranks, self.device)[0]
 
         found, _ = ranking(kl(-1), kl, layers)
@@ -206,18 +224,21 @@ class Run:
         graph = hybrid_graph(self.graph, turned, self.options)
         weights = self.weights_of(graph, turned, aligned)
         leaves = {n: w.requires_grad_() for n, w in weights.items() if not is_frequency(graph, n)}
-        student = TwoPieces(graph, weights, self.device, half=self.half)
+        student = TwoPieces(graph, weights, self.device, half=self.half, end=self.text.end)
         attention = attention_weights(graph, self._chosen(turned))
         parameters = sum(w.numel() for w in self.teacher.weights.values())
+        stage = self.stage(f"distil-{len(turned)}", True)
+        left = Left((ALIGNED, 1.0), stage.seed, self.ranks, self.device)
+        left.watch([student.body])
         trainer: Trainer = distil(
-            student, self.fast, leaves, attention, self.text.train,
-            self.stage(f"distil-{len(turned)}", True), self.keeper, self.device,
-            rate=self.options.rate_for(parameters), next_token=self.options.next_token,
-            bar=self.bar,
+            student, self.fast, leaves, attention, self.text.train, stage, self.keeper,
+            self.device, rate=self.options.rate_for(parameters),
+            next_token=self.options.next_token, bar=self.bar, left=left,
         )  # fmt: skip
+        left.end()
         self.steps = trainer.steps
         made = {name: weight.detach() for name, weight in weights.items()}
-        measured = TwoPieces(graph, made, self.device, half=False)
+        measured = TwoPieces(graph, made, self.device, half=False, end=self.text.end)
         told = judged(measured, self.exact, self.text, self.held, self.ranks, self.device)
         arrays: dict[str, Matrix] = {n: np.asarray(w.cpu().numpy()) for n, w in made.items()}
         return graph, arrays, told

@@ -105,10 +105,17 @@ class Linearize:
         return Text(np.concatenate(train), held_ids, prompts)
 
 
+def windows(graph: Graph) -> int:
+    """Tokens that a window holds at least; 0 without one."""
+    found = [n.attrs for n in graph.nodes if n.op == "linear_attention" and n.attrs.get("window")]
+    return int(found[0]["chunk"]) if found else 0
+
+
 def report(made: Linearized, options: LinearizeOptions) -> dict[str, Any]:
     """What the bundle says of it (JSON-ready)."""
     return {
         "mode": options.mode,
+        "window": windows(made.graph),
         "tokens": options.tokens,
         "turned": list(made.turned),
         "order": list(made.order),

@@ -218,12 +218,14 @@ def layers(graph: Graph) -> int:
 
 
 def state_bytes(graph: Graph) -> int:
-    """Bytes of a sequence's recurrent states, float32, whatever its length."""
+    """Bytes of a sequence's recurrent states, float32, whatever its length; those that keep every
+    token at the whole context."""
     values = 0
     for spec in graph.states.values():
         if isinstance(spec, RecurrentState):
             columns = spec.value_dim + spec.normaliser
-            values += spec.heads * spec.key_dim * columns + spec.tail * spec.tail_width
+            tail = min(spec.tail, graph.context or spec.tail)
+            values += spec.heads * spec.key_dim * columns + tail * spec.tail_width
         elif isinstance(spec, ConvState):
             values += (spec.width - 1 + spec.tail) * spec.channels
     return 4 * values

@@ -100,6 +100,13 @@ PRESETS = {"quick": 16, "full": 256}
     "else 32.",
 )
 @click.option(
+    "--window",
+    type=click.IntRange(0, 256),
+    metavar="W",
+    help="Of --linearize: softmax over the newest W to 2 W tokens beside the state, 0 for none; "
+    "default 64 for heads of 64 and more.",
+)
+@click.option(
     "--serve",
     type=click.IntRange(1),
     metavar="TOKENS",
@@ -169,6 +176,7 @@ def command(
     linearize: str | int | None,
     tokens: int | None,
     features: int | None,
+    window: int | None,
     serve: int | None,
     anyway: bool,
     **asked: Any,
@@ -188,7 +196,7 @@ def command(
         text = Calibration.read(calibration, sequences)
     elif sequences != PRESETS["quick"]:
         text = Calibration.sample(sequences)
-    linear = linear_asked(linearize, tokens, features, serve, anyway=anyway, quiet=as_json)
+    linear = linear_asked(linearize, tokens, features, window, serve, anyway=anyway, quiet=as_json)
     folder = Path(source)
     report = convert(
         folder if folder.exists() else source,
@@ -225,8 +233,8 @@ def layers_asked(value: str | None) -> str | int | None:
 
 
 def linear_asked(
-    layers: str | int | None, tokens: int | None, features: int | None, serve: int | None,
-    *, anyway: bool, quiet: bool,
+    layers: str | int | None, tokens: int | None, features: int | None, window: int | None,
+    serve: int | None, *, anyway: bool, quiet: bool,
 ) -> Any:  # fmt: skip
     """The options of --linearize, None without it."""
     given: dict[str, Any] = {
@@ -236,12 +244,15 @@ def linear_asked(
         "anyway": anyway,
     }
     given = {name: value for name, value in given.items() if value}
+    if window is not None:
+        given["window"] = window
     if layers is None:
         if given:
             raise click.UsageError(f"--{next(iter(given))} belongs to --linearize")
         return None
-    from ..converters.linearize import LinearizeOptions
+    from ..converters.linearize.options import LinearizeOptions, window_fields
 
+    given |= window_fields(given.pop("window", None))
     return LinearizeOptions(layers, progress=not quiet, **given)
 
 

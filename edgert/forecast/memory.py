@@ -87,7 +87,7 @@ def cache_bytes(graph: Graph, tokens: int, kv_bits: int) -> float:
             )
         elif isinstance(spec, RecurrentState):
             total += 8.0 * spec.heads * spec.key_dim * spec.value_dim
-            total += 4.0 * spec.tail * spec.tail_width
+            total += 4.0 * min(spec.tail, tokens) * spec.tail_width
         elif isinstance(spec, ConvState):
             total += 4.0 * (spec.width - 1 + spec.tail) * spec.channels
     return total

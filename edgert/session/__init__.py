@@ -31,6 +31,13 @@ def open_session(
     options = _resolved(bundle, options or SessionOptions(), part)
     graph, device = bundle.graph(part), options.device
     context = options.context(graph)
+    if options.snapshot_bits != 32 and device != "cpu":
+        raise DeviceError(
+            f"snapshot_bits is {options.snapshot_bits}, expected 32: "
+            f"{device!r} keeps no beginnings",
+            code="snapshot-bits",
+            hint="leave it out, or use the cpu device",
+        )
     if device == "reference":
         options.require_kv_bits((0, 32), "the NumPy path keeps 32")
         from .reference import ReferenceSession
@@ -50,6 +57,7 @@ def open_session(
                 context=context,
                 kv_bits=options.kv_bits,
                 kv_memory=options.kv_memory,
+                snapshot_bits=options.snapshot_bits,
                 cache=kernel_cache(),
                 packed_folders=[cache_root() / "packed"],
                 key=bundle.manifest.files[bundle.manifest.parts[part].weights].sha256,

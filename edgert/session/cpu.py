@@ -68,6 +68,7 @@ class CpuSession(Session):
         max_rows: int = MAX_ROWS,
         kv_memory: int | None = None,
         kv_bits: int = 0,
+        snapshot_bits: int = 32,
         cache: Path | None = None,
         packed_folders: Sequence[Path] = (),
         key: str = "",
@@ -94,7 +95,8 @@ class CpuSession(Session):
             self.paired = frozenset(first.paired)
             self.pool = PagePool(graph, plan.pages, self.kv_bits)
             folds = folds_of(graph)
-            self.slots = SlotPool(graph, SEQUENCES_PER_CONTEXT * plan.sequences, max_rows, folds)
+            count = SEQUENCES_PER_CONTEXT * plan.sequences
+            self.slots = SlotPool(graph, count, max_rows, folds, half=snapshot_bits == 16)
             whole = self.slots.whole_steps
             self.replaying = Replaying(self.checker, max_rows, self._step, whole=whole)
             self.switching = Switching(graph, self.checker, max_rows, self.replaying.step)

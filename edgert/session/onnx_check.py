@@ -26,8 +26,9 @@ from .onnx_io import Port, Variant, emitted_graph, interface
 
 STANDARD_OPS = frozenset(
     "Abs Add Cast Clip Concat Constant Conv Cos CumSum DequantizeLinear Div Equal Exp Floor "
-    "Gather Gelu Greater GreaterOrEqual Identity InstanceNormalization LayerNormalization Less "
-    "MatMul Min Mul Neg Pow ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice "
+    "Gather GatherND Gelu Greater GreaterOrEqual Identity InstanceNormalization "
+    "LayerNormalization Less MatMul Min Mul Neg Pow ReduceMax ReduceMean ReduceSum Relu Reshape "
+    "Resize Shape Sigmoid Sin Slice "
     "Softmax Softplus Split Sqrt Sub Tanh TopK Transpose Unsqueeze Where".split()
 )
 MICROSOFT_OPS = frozenset(

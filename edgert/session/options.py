@@ -22,6 +22,9 @@ class SessionOptions:
     context that does not fit is shortened, with a notice. prompt_cache: folder of known beginnings
     of texts (cpu), for later processes. prompt_cache_size: bytes that its files may take, None
     means `limits.PROMPT_CACHE_BYTES`.
+    snapshot_bits: 32, or 16 for beginnings and checkpoints of recurrent states whose matrices are
+    kept as bfloat16 (cpu): half the memory, and a text that goes on from one is no longer that of
+    the whole text, bit for bit.
 
     Raises RequestError for values that no model takes; what depends on the model or the device is
     checked when the session is opened.
@@ -34,11 +37,13 @@ class SessionOptions:
     kv_memory: int | None = None
     prompt_cache: Path | None = None
     prompt_cache_size: int | None = None
+    snapshot_bits: int = 32
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
             raise type_error("device", self.device, "a name such as 'cpu'")
-        for name in ("threads", "ctx_size", "kv_bits", "kv_memory", "prompt_cache_size"):
+        counts = ("threads", "ctx_size", "kv_bits", "kv_memory", "prompt_cache_size")
+        for name in (*counts, "snapshot_bits"):
             value = getattr(self, name)
             whole = hasattr(value, "__index__") and not isinstance(value, bool)
             if value is not None and not whole:
@@ -50,7 +55,12 @@ class SessionOptions:
                 hint="leave it out for all that the model takes",
                 field="ctx_size",
             )
-
+        if self.snapshot_bits not in (16, 32):
+            raise RequestError(
+                f"snapshot_bits is {self.snapshot_bits}, expected 16 or 32",
+                code="parameter-range",
+                field="snapshot_bits",
+            )
         if self.kv_memory is not None and self.kv_memory < 1:
             raise RequestError(
                 f"kv_memory is {self.kv_memory} bytes, expected 1 or more",

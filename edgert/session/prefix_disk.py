@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResourceError
+from .halves import widened
 from .pages import PAGE_TOKENS
 from .prefix_files import Piece, PrefixFiles, key_of, root_of
 from .prefixes import WORTH, Kind, Node, PrefixCache
@@ -131,7 +132,8 @@ class PrefixDisk:
                 break
             node = self._put(node, tuple(content["tokens"]), page)
             if piece.state:
-                self.cache.hold(node, _copied(content["state"]), piece.length)
+                state = self.cache.slots.rounded(_copied(content["state"]))
+                self.cache.hold(node, state, piece.length)
             elif piece.length == PAGE_TOKENS:
                 node.key = piece.key
             else:
@@ -273,7 +275,7 @@ class PrefixDisk:
             content["fresh"] = {name: a[at].copy() for name, a in pool.fresh_pools.items()}
         if seen and seen not in node.snapshots:
             return None
-        return content | {"state": node.snapshots[seen]} if seen else content
+        return content | {"state": widened(node.snapshots[seen])} if seen else content
 
     def _key(self, node: Node) -> str:
         """The key of a text that ends with a full page; ancestors know theirs afterwards."""

@@ -221,7 +221,7 @@ class PrefixCache:
         if seen in node.snapshots or not 0 < seen <= len(node.tokens):
             return
         state.up_to_date()
-        content = self.slots.copy(state.slot, state.length)
+        content = self.slots.kept(state.slot, state.length)
         if content_bytes(content) <= self.budget:
             self.hold(node, content, seen)
             self._note(node, seen)

@@ -57,7 +57,7 @@ def owner_of(session: Any, bundle: Bundle) -> str:
     manifest = bundle.manifest
     part = manifest.parts[bundle.part("")]
     cpu: CpuSession = session
-    parts = [FORMAT, cpu.fingerprint, str(PAGE_TOKENS)]
+    parts = [FORMAT, cpu.fingerprint, str(PAGE_TOKENS), "half" if cpu.slots.half else "whole"]
     parts += [isa.chosen(), library.sources_hash()]
     parts += [manifest.files[name].sha256 for name in (part.weights, part.graph)]
     if code.shipped() is None:

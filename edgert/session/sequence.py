@@ -159,7 +159,8 @@ class CpuState(State):
         size = content_bytes(self.slots.content(self.slot, self.length))
         if size > limits.CHECKPOINT_BYTES:
             return False
-        content = self.slots.copy(self.slot, self.length)
+        content = self.slots.kept(self.slot, self.length)
+        size = content_bytes(content)
         points = [point for point in self.checkpoints if point.length < self.length]
         points.append(Checkpoint(self.length, content, size))
         while (

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import DeviceError, ResourceError
 from ..graph import Graph
 from ..kernels.states import ConvState, RecurrentState
+from .halves import halved, widened
 from .memory import Indices
 from .recurrent import ConvSlots, Parts, RecurrentSlots
 from .tailed import Fold, TailedSlots
@@ -25,12 +26,15 @@ class SlotPool:
 
     count: how many sequences may have one. rows: tokens that may be pending in one of them. folds:
     for each recurrent state with a tail, what its op offers to fold tail rows into the matrix.
-    memories: the slots of each state by name.
+    half: what is kept of a sequence has matrices of bfloat16. memories: the slots of each state by
+    name.
     """
 
     def __init__(
-        self, graph: Graph, count: int, rows: int, folds: Mapping[str, Fold] | None = None
-    ) -> None:
+        self, graph: Graph, count: int, rows: int, folds: Mapping[str, Fold] | None = None, *,
+        half: bool = False,
+    ) -> None:  # fmt: skip
+        self.half = half
         self.rows, self.indices = rows, Indices(count)
         self.memories: dict[str, Memory] = {}
         for name, spec in graph.states.items():
@@ -42,7 +46,9 @@ class SlotPool:
                         "folds it, expected one",
                         code="state-kind",
                     )
-                self.memories[name] = self._reserved(name, TailedSlots, spec, count, rows, fold)
+                self.memories[name] = self._reserved(
+                    name, TailedSlots, spec, count, rows, fold, graph.context
+                )
             elif isinstance(spec, RecurrentState):
                 self.memories[name] = self._reserved(name, RecurrentSlots, spec, count)
             elif isinstance(spec, ConvState):
@@ -120,8 +126,17 @@ class SlotPool:
             for name, p in self.content(slot, length).items()
         }
 
+    def kept(self, slot: int, length: int) -> SlotContent:
+        """Copies to go on from later; their matrices may be rounded (`half`)."""
+        return self.rounded(self.copy(slot, length))
+
+    def rounded(self, content: SlotContent) -> SlotContent:
+        """Content as it is kept: matrices of bfloat16 where that is wanted."""
+        return halved(content) if self.half else content
+
     def load(self, slot: int, content: SlotContent, length: int) -> None:
-        """Make a slot hold `content` of `length` tokens."""
+        """Make a slot hold `content` of `length` tokens, rounded or not."""
+        content = widened(content)
         for name, memory in self.memories.items():
             memory.load(slot, content[name], length)
 

@@ -40,9 +40,13 @@ class TailedSlots(_Slots):
     of a tail row.
     """
 
-    def __init__(self, spec: RecurrentState, slots: int, rows: int, fold: Fold) -> None:
+    def __init__(
+        self, spec: RecurrentState, slots: int, rows: int, fold: Fold, context: int = 0
+    ) -> None:
+        """context: tokens that a sequence may have, 0 for any; a longer tail is never full."""
         self.spec, self.fold = spec, fold
-        super().__init__(slots, {"tail": (spec.tail + rows, spec.tail_width)})
+        room = min(spec.tail, context or spec.tail) + rows
+        super().__init__(slots, {"tail": (room, spec.tail_width)})
         self.words[:, 2:4] = -1
         shapes: dict[str, tuple[int, ...]]
         shapes = {"matrix": (spec.heads, spec.key_dim, spec.value_dim)}

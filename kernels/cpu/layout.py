@@ -50,6 +50,7 @@ TILE_TOKENS = 8  # tokens of one sequence that share the keys they read
 SLABS = 4  # parts that a head's features of second order are summed in
 BLOCK_FEATURES = 256  # of queries that are made at a time
 BLOCK_QUERIES = 48  # that are worked on at a time
+BLOCK_KEYS = 256  # that queries are compared with at a time, where all tokens are kept
 FOLD_FEATURES = 48  # whose values are added to the state at a time
 
 # Control block of a program: int64 words, each on a cache line of its own.

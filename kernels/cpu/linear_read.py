@@ -19,6 +19,7 @@ from ..simd import (
     ld_f32,
     ld_i64,
     load_f32,
+    max_f32,
     mul,
     splat,
     splat_i32,
@@ -26,11 +27,12 @@ from ..simd import (
     store_f32,
     sub,
     sum_f32,
+    vmax,
     where_less,
 )
 from .layout import BLOCK_QUERIES
 from .linear_features import SHIFTED, SQUARE, shift
-from .linear_state import partial, queries, shared
+from .linear_state import gathered, partial, shared
 from .tails import (
     added_product,
     exp1,
@@ -45,11 +47,12 @@ from .vm import claim, kernel
 
 MAMBA2S = 2
 HIDDEN = -100.0  # of exponents: exp gives 0
+LOWEST = -3.0e38
 f64 = types.float64
 
 
 @njit(error_model="numpy")
-def _key_groups(rows: int, row: int, count: int, r: int, out: int) -> None:
+def key_groups(rows: int, row: int, count: int, r: int, out: int) -> None:
     """`count` keys as groups of 16, [r][16] each, zeros behind the last one."""
     for t in range(0, count, 16):
         n = min(16, count - t)
@@ -63,14 +66,15 @@ def _key_groups(rows: int, row: int, count: int, r: int, out: int) -> None:
 
 
 @njit(error_model="numpy")
-def _decays(rate: int, row: int, count: int, wide: int, out: int) -> None:
-    """Sums of rates up to each token, as float32 and what that lacks, [2][wide]."""
-    total = 0.0
+def decays(rate: int, row: int, count: int, wide: int, total: float, out: int) -> float:
+    """Sums of rates up to each token, `total` before the first, as float32 and what that lacks,
+    [2][wide]; returns the last one."""
     for t in range(wide):
         total += f64(ld_f32(rate + t * row)) if t < count else 0.0
         high = f32(total)
         st_f32(out + 4 * t, high)
         st_f32(out + 4 * (wide + t), f32(total - f64(high)))
+    return total
 
 
 @njit(error_model="numpy")
@@ -78,7 +82,7 @@ def _weights(
     ins: int, scores: int, seen: int, across: int, wide: int, sums: int, beta: float, gamma: float
 ) -> float:
     """Scores of `across` tokens of a row that sees `seen` to weights, in place; returns their
-    sum. sums: [2][wide], of `_decays`."""
+    sum. sums: [2][wide], of `decays`."""
     mode, last = ld_i64(ins + LINEAR_SUMS.mode), seen - 1
     high, low = splat(ld_f32(sums + 4 * last)), splat(ld_f32(sums + 4 * (wide + last)))
     total, hidden = splat(f32(0.0)), splat(f32(HIDDEN))
@@ -96,6 +100,26 @@ def _weights(
             x = add(x, splat(f32(beta)))
             x = add(mul(x, x), splat(f32(gamma)))
         w = mul(x, simd.exp(gap))
+        store_f32(at, w)
+        total = add(total, w)
+    return sum_f32(total)
+
+
+@njit(error_model="numpy")
+def _softmax(scores: int, seen: int, across: int, log_window: float) -> float:
+    """Logits of `across` tokens of a row that sees `seen` to weights of a window, in place; returns
+    their sum."""
+    least, zero = splat(f32(LOWEST)), splat(f32(0.0))
+    peak = least
+    for t in range(0, seen, 16):
+        inside = splat_i32(simd.i32(seen - t))
+        peak = vmax(where_less(lanes(), inside, load_f32(scores + 4 * t), least), peak)
+    top, total = splat(max_f32(peak)), zero
+    factor = splat(f32(exp1(f32(log_window))))
+    for t in range(0, across, 16):
+        at, inside = scores + 4 * t, splat_i32(simd.i32(seen - t))
+        w = mul(simd.exp(sub(load_f32(at), top)), factor)
+        w = where_less(lanes(), inside, w, zero)
         store_f32(at, w)
         total = add(total, w)
     return sum_f32(total)
@@ -144,22 +168,30 @@ def _rows(ins: int, index: int, i: int, end: int, g: int, room: int) -> None:
     count, row = length + end - point, ld_i64(state + 56)
     rows, wide = tail_row(state, slot, point - folded), (count + 15) // 16 * 16
     beta, gamma = shift(ins, g)
+    logs = ld_i64(ins + LINEAR_SUMS.log_window)
+    q, q_stride = ld_i64(ins + LINEAR_SUMS.q), ld_i64(ins + LINEAR_SUMS.q_stride)
+    width, k_at = r, 4 * g * r  # of what scores are made of
+    if logs != 0:
+        width, q = size, q + 4 * groups * share * r
+        k_at = 4 * (groups * (r + padded + 1) + g * size)
     u = room
-    scores = u + 4 * BLOCK_QUERIES * (r + 16)
+    scores = u + 4 * BLOCK_QUERIES * (width + 16)
     out = scores + 4 * BLOCK_QUERIES * wide
     norms = out + 4 * BLOCK_QUERIES * padded
     sums = norms + 64 * BLOCK_QUERIES
     keys = sums + 8 * wide
-    _key_groups(rows + 4 * g * r, row, count, r, keys)
-    _decays(rows + 4 * (groups * (r + padded) + g), row, count, wide, sums)
+    key_groups(rows + k_at, row, count, width, keys)
+    decays(rows + 4 * (groups * (r + padded) + g), row, count, wide, 0.0, sums)
     values, most = rows + 4 * (groups * r + g * padded), BLOCK_QUERIES // share
     y, y_stride = ld_i64(ins + LINEAR_SUMS.y), ld_i64(ins + LINEAR_SUMS.y_stride)
     for t in range(i, end, most):
         n = min(most, end - t)
-        queries(ins, g, first + t, n, u)
+        gathered(q, q_stride, g * share, share, first + t, n, width, u)
         seen = length + t + n - point  # by the last of these
         across = (seen + 15) // 16
-        fresh_product(u, 4 * (r + 16), n * share, keys, 64, 64 * r, across, r, scores, 4 * wide)
+        fresh_product(
+            u, 4 * (width + 16), n * share, keys, 64, 64 * width, across, width, scores, 4 * wide
+        )
         for k in range(n * share):
             sees = length + t + k // share - point + 1
             to, line = out + 4 * k * padded, scores + 4 * k * wide
@@ -173,7 +205,11 @@ def _rows(ins: int, index: int, i: int, end: int, g: int, room: int) -> None:
             else:
                 for d in range(0, padded, 16):
                     store_f32(to + 4 * d, splat(f32(0.0)))
-            norm = f32(norm + _weights(ins, line, sees, 16 * across, wide, sums, beta, gamma))
+            if logs != 0:
+                log = ld_f32(logs + 4 * (g * share + k % share))
+                norm = f32(norm + _softmax(line, sees, 16 * across, log))
+            else:
+                norm = f32(norm + _weights(ins, line, sees, 16 * across, wide, sums, beta, gamma))
             st_f32(norms + 4 * k, norm)
         added_product(
             scores, 4 * wide, n * share, values, row, 64, padded // 16, seen, out, 4 * padded

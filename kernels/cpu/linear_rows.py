@@ -65,9 +65,9 @@ def _scaled(x: int, features: int, scale: float, relu: int, into: int) -> None:
 
 
 @njit(error_model="numpy")
-def _head(ins: int, t: int, head: int, room: int, into: int) -> None:
-    """Features of a query head, or of a key head behind these, to `into`. room: three rows of D
-    rounded up to 16."""
+def _head(ins: int, t: int, head: int, room: int, into: int, near: int) -> None:
+    """Features of a query head, or of a key head behind these, to `into`, and with a window the
+    head itself to `near`. room: three rows of D rounded up to 16."""
     heads, groups = ld_i64(ins + LINEAR_ROWS.heads), ld_i64(ins + LINEAR_ROWS.kv_heads)
     size, features = ld_i64(ins + LINEAR_ROWS.size), ld_i64(ins + LINEAR_ROWS.features)
     table, half = ld_i64(ins + LINEAR_ROWS.rope), ld_i64(ins + LINEAR_ROWS.half)
@@ -89,6 +89,8 @@ def _head(ins: int, t: int, head: int, room: int, into: int) -> None:
         for d in range(0, wide, 16):
             at = mean + 4 * (g * wide + d)
             store_f32(x + 4 * d, sub(load_f32(x + 4 * d), load_f32(at)))
+    if ld_i64(ins + LINEAR_ROWS.window) != 0:
+        _scaled(x, size, ld_f32(ins + LINEAR_ROWS.scale), 0, near)
     weights = ld_i64(ins + LINEAR_ROWS.k_map) if key else ld_i64(ins + LINEAR_ROWS.q_map)
     if weights != 0:
         padded = (features + 15) // 16 * 16
@@ -141,9 +143,12 @@ def linear_rows(ins: int, thread: int, threads: int) -> None:
             i, head = unit // (heads + groups), unit % (heads + groups)
             t = first + i
             if head < heads:
-                _head(ins, t, head, room, q + t * q_stride + 4 * head * features)
+                to = q + t * q_stride
+                near = to + 4 * (heads * features + head * size)
+                _head(ins, t, head, room, to + 4 * head * features, near)
                 continue
             g, row = head - heads, tail_row(state, slot, rows + i)
-            _head(ins, t, head, room, row + 4 * g * features)
+            near = row + 4 * (groups * (features + wide + 1) + g * size)
+            _head(ins, t, head, room, row + 4 * g * features, near)
             _value(ins, t, g, row + 4 * (groups * features + g * wide))
             st_f32(row + 4 * (groups * (features + wide) + g), _rate(ins, t, g))

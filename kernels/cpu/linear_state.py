@@ -56,9 +56,17 @@ def queries(ins: int, g: int, t0: int, count: int, out: int) -> None:
     """Queries of `count` tokens from row t0 on, [count * H / G][r + 16], zeros at the end."""
     r, share = shared(ins)
     q, stride = ld_i64(ins + LINEAR_SUMS.q), ld_i64(ins + LINEAR_SUMS.q_stride)
+    gathered(q, stride, g * share, share, t0, count, r, out)
+
+
+@njit(error_model="numpy")
+def gathered(
+    q: int, stride: int, head: int, share: int, t0: int, count: int, r: int, out: int
+) -> None:
+    """Vectors of r values of `share` heads from `head` on, as `queries`."""
     zero = splat(f32(0.0))
     for n in range(count * share):
-        x = q + (t0 + n // share) * stride + 4 * (g * share + n % share) * r
+        x = q + (t0 + n // share) * stride + 4 * (head + n % share) * r
         to = out + 4 * n * (r + 16)
         for i in range(0, r - 15, 16):
             store_f32(to + 4 * i, load_f32(x + 4 * i))

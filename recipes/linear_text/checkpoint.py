@@ -47,14 +47,15 @@ def save(
     bfloat16, the new ones in float32."""
     config = json.loads((source / "config.json").read_text("utf-8"))
     if turned:
-        features = turnable(build(config).graph, options)[0].features
+        turn = turnable(build(config).graph, options)[0]
         kinds = ["full_attention"] * config["num_hidden_layers"]
         for layer in turned:
             kinds[layer] = "linear_attention"
         config["layer_types"] = kinds
         config["linear_attention"] = {
-            "mode": options.mode, "features": features, "chunk": options.chunk, "conv": 2,
+            "mode": options.mode, "features": turn.features, "chunk": options.chunk, "conv": 2,
             "decay": True, "decay_bias": True, "maps": True, "key_mean": True,
+            "window": turn.window,
         }  # fmt: skip
     known = set(load_file(source / "model.safetensors"))
     tensors: dict[str, torch.Tensor] = {}

@@ -25,7 +25,7 @@ from edgert.converters.heal.loss import TwoPieces
 from edgert.converters.linearize.gate import AGREEMENT, FOUND, KL, NATS, SHARE, divergence
 from edgert.converters.linearize.greedy import continuations
 from edgert.converters.linearize.memory import memory_of
-from edgert.converters.linearize.options import LinearizeOptions, Text, Verdict
+from edgert.converters.linearize.options import LinearizeOptions, Text, Verdict, window_fields
 from edgert.converters.linearize.run import Run, single_precision_matmul
 from tokenizers import Tokenizer
 
@@ -111,13 +111,24 @@ class Conversion:
             "all", asked.tokens, mode=asked.mode, features=asked.features,
             seconds=(first, rest / len(self.keep)), rate=asked.rate, batch=asked.batch,
             micro_batch=asked.micro, lengths=(512, 1024, 2048), device=asked.device,
+            **window_fields(asked.window),
         )  # fmt: skip
         self.run = Run(
-            self.model.graph, weights, Text(arrays["train"], held), self.options,
+            self.model.graph, weights, Text(arrays["train"], held, end=self.end()), self.options,
             folder=asked.work / "state", progress=True,
         )  # fmt: skip
         self.passkeys = Asked(asked.model, asked.passkeys)
         self.rows: list[dict[str, Any]] = []
+
+    def end(self) -> int | None:
+        """The token that ends a document, None where none was named."""
+        if self.asked.reset is None:
+            return None
+        tokenizer = Tokenizer.from_file(str(self.asked.model / "tokenizer.json"))
+        found: int | None = tokenizer.token_to_id(self.asked.reset)
+        if found is None:
+            raise SystemExit(f"the tokenizer has no token {self.asked.reset!r}")
+        return found
 
     def say(self, **values: Any) -> None:
         line = {"seconds": round(time.perf_counter() - self.start, 1), **values}
@@ -186,6 +197,8 @@ def main() -> None:
     parser.add_argument("--keep", default="0,6", help="softmax layers kept, by attempt")
     parser.add_argument("--mode", default="shifted")
     parser.add_argument("--features", type=int, default=None)
+    parser.add_argument("--reset", help="token that ends a document: the next one begins anew")
+    parser.add_argument("--window", type=int, default=None, help="tokens; 0 for no window")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--batch", type=int, default=32768, help="tokens of a step")
     parser.add_argument("--micro", type=int, default=32768, help="tokens at a time")

@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "relu": {
         "model_type": "2mamba", "linear_attention": {"mode": "relu", "decay": False, "conv": 0},
     },
+    "2mamba-e": {"model_type": "2mamba", "linear_attention": {"mode": "2mamba-e"}},
     "2mamba-mixed": {
         "model_type": "2mamba", "head_dim": 24, "layer_types": MIXED, "rope_theta": 5000.0,
         "linear_attention": {"mode": "square", "chunk": 32, "conv": 4},
@@ -46,6 +47,16 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-converted": {
         "model_type": "llama", "rope_theta": 5000.0, "layer_types": MIXED, "num_hidden_layers": 3,
         "linear_attention": {"mode": "shifted", "key_mean": True, "maps": True, "features": 12},
+    },
+    "llama-windowed": {
+        "model_type": "llama", "rope_theta": 5000.0, "layer_types": MIXED, "num_hidden_layers": 3,
+        "linear_attention": {
+            "mode": "shifted", "key_mean": True, "maps": True, "features": 12, "chunk": 64,
+            "window": True,
+        },
+    },
+    "2mamba-windowed": {
+        "model_type": "2mamba", "linear_attention": {"window": True, "chunk": 24},
     },
     "qwen3-converted": {
         "model_type": "qwen3", "head_dim": 32, "rope_theta": 5000.0,
@@ -125,6 +136,7 @@ class Model(NamedTuple):
         if c["model_type"] != "2mamba" or not linear:
             q, k = self.rotated(q), self.rotated(k)
         size, share = q.shape[-1], heads // groups
+        logits = np.einsum("thd,jhd->htj", q, k.repeat(share, 1)) * size**-0.5
         if "key_mean" in t:
             k = k - t["key_mean"]
         if "q_features.weight" in t:
@@ -143,16 +155,19 @@ class Model(NamedTuple):
             rate = -softplus(gates).repeat(share, 1)
         if mode == "mamba2s":
             v = softplus(h @ t["dt_proj.weight"].T).repeat(share, 1)[..., None] * v
-        y = self.mixed(x, rate, v, mode, t, share)
+        window = logits if spec.get("window") and linear else None
+        y = self.mixed(x, rate, v, mode, t, share, window, spec.get("chunk", 64))
         return norm(y, t["norm.weight"]) if "norm.weight" in t else y
 
     @staticmethod
     def mixed(
-        x: Array, rate: Array, v: Array, mode: str, t: Mapping[str, Array], share: int
-    ) -> Array:
+        x: Array, rate: Array, v: Array, mode: str, t: Mapping[str, Array], share: int,
+        window: Array | None, chunk: int,
+    ) -> Array:  # fmt: skip
         seen, c = np.tri(x.shape[1], dtype=bool), np.cumsum(rate, axis=0).T
         fade = np.exp(np.where(seen, c[:, :, None] - c[:, None, :], -np.inf))
-        if mode == "softmax":
+        if mode in ("softmax", "2mamba-e"):
+            x = x if mode == "softmax" else x + np.where(seen, c[:, :, None] - c[:, None, :], 0)
             w = np.exp(x - np.where(seen, x, -np.inf).max(-1, keepdims=True)) * seen
         elif mode == "square":
             w = x**2 * fade
@@ -162,6 +177,12 @@ class Model(NamedTuple):
             w = ((x + beta) ** 2 + gamma) * fade
         else:
             w = x * fade
+        if window is not None:
+            place = np.arange(len(v))
+            near = seen & (place // chunk >= place[:, None] // chunk - 1)
+            top = np.where(near, window, -np.inf).max(-1, keepdims=True)
+            exact = np.exp(t["log_window"])[:, None, None] * np.exp(window - top)
+            w = np.where(near, exact, w)
         y = np.einsum("htj,jhp->thp", w, v)
         if mode != "mamba2s":
             y = y / (w.sum(-1).T[..., None] + (1e-6 if mode in ("square", "relu") else 0))
@@ -243,7 +264,9 @@ def test_two_kinds_of_state_stand_in_one_session(tmp_path: Path) -> None:
 
 BAD = {
     "mode is 'cube', expected one of": {"mode": "cube"},
-    "key 'window' is unknown": {"window": 3},
+    "key 'sinks' is unknown": {"sinks": 3},
+    "'window' is 3": {"window": 3},
+    "a window with mode 'mamba2s'": {"mode": "mamba2s", "decay_bias": False, "window": True},
     "conv is 1, expected 0 or 2 to 16": {"conv": 1},
     "features is 8 without maps": {"features": 8},
     "chunk is 7, expected 16 to 256": {"chunk": 7},

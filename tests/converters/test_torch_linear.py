@@ -9,36 +9,42 @@ import pytest
 import torch
 from edgert.converters import torch_linear
 from edgert.converters.torch_linear import linear_attention
+from edgert.converters.torch_packed import documents_of, packed
 from torch import Tensor
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 WIDTH = (HEADS + 2 * GROUPS) * SIZE
-MODES = ("square", "shifted", "mamba2s")
+MODES = ("square", "shifted", "mamba2s", "2mamba-e")
+CHUNK = 2  # of windows
 
 
-def attrs_of(mode: str, eps: float = 0.0) -> dict[str, Any]:
+def attrs_of(mode: str, eps: float = 0.0, *, window: bool = False) -> dict[str, Any]:
     return {
         "heads": HEADS, "kv_heads": GROUPS, "head_dim": SIZE, "features": SIZE, "mode": mode,
         "scale": SIZE**-0.5, "decay": True, "eps": eps, "qk_eps": 1e-6,
+        "window": window, "chunk": CHUNK,
     }  # fmt: skip
 
 
-def given(count: int, seed: int, mode: str) -> dict[str, Tensor]:
+def given(count: int, seed: int, mode: str, *, window: bool = False) -> dict[str, Tensor]:
     rng = np.random.default_rng(seed)
     gates = GROUPS * (1 + (mode == "mamba2s"))
     shapes = {"qkv": (1, count, WIDTH), "gates": (1, count, gates)}
     if mode == "shifted":
         shapes |= {"beta": (GROUPS,), "gamma": (GROUPS,)}  # type: ignore[dict-item]
+    if window:
+        shapes["log_window"] = (HEADS,)  # type: ignore[assignment]
     return {
         name: torch.from_numpy(rng.standard_normal(shape)).requires_grad_()
         for name, shape in shapes.items()
     }
 
 
-def computed(x: dict[str, Tensor], mode: str) -> Tensor:
-    weights = {name: x[name] for name in ("beta", "gamma") if name in x}
+def computed(x: dict[str, Tensor], mode: str, **more: Any) -> Tensor:
+    weights = {name: x[name] for name in ("beta", "gamma", "log_window") if name in x}
     turn = lambda part: part.transpose(1, 2)
-    return linear_attention((x["qkv"], x["gates"]), weights, attrs_of(mode), turn)
+    attrs = attrs_of(mode, window="log_window" in x)
+    return linear_attention((x["qkv"], x["gates"]), weights, attrs, turn, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +120,48 @@ def test_blocks_of_rows_are_one_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = computed(x, "shifted")
     monkeypatch.setattr(torch_linear, "ROWS", 7)
     assert (computed(x, "shifted") - whole).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_oracle_6_gradients_with_a_window_and_documents(window: bool) -> None:
+    x = given(9, 5, "shifted", window=window)
+    own = packed(torch.tensor([[0] * 3 + [1] * 6]))
+    names = list(x)
+
+    def rows(*parts: Tensor) -> Tensor:
+        return computed(dict(zip(names, parts, strict=True)), "shifted", packed=own)
+
+    assert torch.autograd.gradcheck(rows, tuple(x.values()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "window"),
+    [*((mode, False) for mode in MODES), ("square", True), ("shifted", True)],
+)
+def test_oracle_7_packed_documents_are_those_apart(
+    mode: str, window: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = given(50, 6, mode, window=window)
+    ends = torch.zeros(1, 50, dtype=torch.long)
+    ends[0, [0, 12, 25]] = 7
+    own = packed(documents_of(ends, 7))
+    apart = []
+    for part in (slice(0, 1), slice(1, 13), slice(13, 26), slice(26, 50)):
+        some = {n: v[:, part] if n in ("qkv", "gates") else v for n, v in x.items()}
+        apart.append(computed(some, mode))
+    wanted = torch.cat(apart, 1).detach()
+    for rows in (256, 7):
+        monkeypatch.setattr(torch_linear, "ROWS", rows)
+        found = computed(x, mode, packed=own)
+        assert (found - wanted).abs().max() < 1e-12 * max(1.0, float(wanted.abs().max()))
+
+
+def test_sequences_without_their_window_have_the_state_alone() -> None:
+    x = given(40, 7, "shifted", window=True)
+    for name in ("qkv", "gates"):
+        x[name] = torch.cat([x[name], x[name]])
+    found = computed(x, "shifted", keep=torch.tensor([True, False]))
+    alone = {name: v for name, v in x.items() if name != "log_window"}
+    assert (found[1] - computed(alone, "shifted")[1]).abs().max() < 1e-12
+    assert (found[0] - computed(x, "shifted")[0]).abs().max() < 1e-12
+    assert (found[0] - found[1]).abs().max() > 1e-3

@@ -25,6 +25,8 @@ def _case(
         shapes |= {"q_map": (kv * size, r), "k_map": (kv * size, r)}
     if mode == "shifted":
         shapes |= {"beta": (kv,), "gamma": (kv,)}
+    if more.get("window"):
+        shapes["log_window"] = (heads,)
     attrs = {
         "heads": heads, "kv_heads": kv, "head_dim": size, "features": r or size, "mode": mode,
         "scale": size**-0.5, "eps": 1e-6 if mode in ("square", "relu") else 0.0, **more,
@@ -51,6 +53,13 @@ CASES: dict[str, Specs] = {
         _case("shifted-fewer", 4, 4, 40, 300, "shifted", r=17, pairs=20),
         _case("mamba2s", 4, 4, 16, 500, "mamba2s"),
         _case("relu", 4, 2, 16, 300, "relu", decay=False),
+        _case("window", 4, 2, 16, 500, "square", chunk=64, window=True),
+        _case(
+            "window-all", 6, 2, 24, 300, "shifted", r=12, pairs=12, norm=True, mean=True, chunk=33,
+            window=True,
+        ),
+        _case("exp", 4, 2, 16, 500, "2mamba-e"),
+        _case("exp-maps", 6, 2, 24, 300, "2mamba-e", r=12, pairs=12, norm=True, decay=False),
         _case("one-row", 4, 2, 16, 1, "square"),
         _case(
             "long-rope", 4, 2, 16, 63, "shifted", pairs=8, long=True, rope_switch=50,

@@ -173,6 +173,109 @@ def test_oracle_8_shared_keys_are_repeated_keys() -> None:
             assert np.abs(one - other).max() < 1e-10
 
 
+def documents() -> Array:
+    """Texts of 1, 70, 128 tokens and so on, that begin inside of chunks and with them."""
+    return np.searchsorted([1, 71, 199, 200, 256], np.arange(LENGTH), side="right")
+
+
+@pytest.mark.parametrize("mode", FORMS)
+@pytest.mark.parametrize(("seed", "bias", "share"), SEEDED[::3])
+def test_oracle_7_packed_documents_are_those_apart(
+    mode: str, seed: int, bias: float, share: int
+) -> None:
+    x, made = nonnegative(mode, given(seed, bias, share)), form(mode, eps=1e-6)
+    own = documents()
+    apart = [x.rows(slice(*np.flatnonzero(own == d)[[0, -1]] + [0, 1])) for d in range(6)]
+    expected = np.concatenate([forms.parallel(*one, made) for one in apart])
+    found = {"parallel": forms.parallel(*x, made, own)}
+    y, sums = forms.recurrent(*x, made, None, own)
+    found["recurrent"], last = y, forms.recurrent(*apart[-1], made)[1]
+    for chunk in CHUNKS:
+        y, state = forms.chunked(*x, made, chunk, None, own)
+        found[f"chunked-{chunk}"] = y
+        assert np.abs(state.matrix - last.matrix).max() < 1e-10 * np.abs(last.matrix).max()
+    found["lazy"] = forms.lazy(*x, made, CHUNKS[seed % 4], own)
+    size = max(1.0, np.abs(expected).max())
+    for name, got in found.items():
+        assert np.abs(got - expected).max() < 1e-10 * size, name
+    assert np.abs(sums.matrix - last.matrix).max() < 1e-10 * np.abs(last.matrix).max()
+
+
+def near_of(x: Given, log_window: float, chunk: int, seed: int = 0) -> forms.Near:
+    """Logits of their own, and windows that weigh differently by head."""
+    rng = np.random.default_rng(seed)
+    heads = x.q.shape[1]
+    q = rng.standard_normal((len(x.q), heads, 24)) / 2
+    k = rng.standard_normal((len(x.k), x.k.shape[1], 24))
+    return forms.Near(q, k, log_window + np.linspace(-1, 1, heads), chunk)
+
+
+@pytest.mark.parametrize("mode", ["square", "shifted"])
+@pytest.mark.parametrize(("seed", "bias", "share"), SEEDED[::3])
+def test_oracle_11_window_and_state_are_all_pairs(
+    mode: str, seed: int, bias: float, share: int
+) -> None:
+    """Chunk by chunk over the folded state, against the weights of all pairs."""
+    x, made = given(seed, bias, share), form(mode)
+    for chunk in (16, 64):
+        near = near_of(x, 0.5, chunk, seed)
+        expected, found = forms.windowed(*x, made, near), []
+        sums = forms.empty(x.k, x.v, made)
+        for start in range(0, LENGTH, chunk):
+            low, end = max(0, start - chunk), min(LENGTH, start + chunk)
+            if low >= chunk:
+                old = x.rows(slice(low - chunk, low))
+                sums = forms.folded(sums, *old[1:], made)
+            part = near._replace(q=near.q[start:end], k=near.k[low:end])
+            rows = x.v[low:end], x.rate[low:end]
+            found.append(forms.window_rows(sums, x.q[start:end], *rows, made, part))
+        assert np.abs(np.concatenate(found) - expected).max() < 1e-10
+
+
+def test_oracle_11_a_window_alone_and_a_state_alone() -> None:
+    x, chunk = given(3, 0.0, 3), 64
+    made = form("shifted")
+    t = np.arange(LENGTH)
+    inside = (t <= t[:, None]) & (t >= chunk * np.maximum(0, t // chunk - 1)[:, None])
+    near = near_of(x, 0.0, chunk)
+    # a state that weighs nothing: keys that nobody asks for, beta and gamma of 0
+    none = forms.Form("shifted", np.zeros(2), np.zeros(2), 0.0)
+    found = forms.windowed(np.zeros_like(x.q), *x[1:], none, near)
+    logits = np.einsum("tgsd,jgd->gstj", near.q.reshape(LENGTH, 2, 3, -1), near.k)
+    odds = np.exp(np.where(inside, logits, -np.inf) - logits.max(-1, keepdims=True))
+    wanted = np.einsum("gstj,jgp->tgsp", odds / odds.sum(-1, keepdims=True), x.v)
+    assert np.abs(found - wanted.reshape(found.shape)).max() < 1e-12
+    # a window that weighs nothing: linear attention over what stands before it
+    first = 2 * chunk  # rows before it have no state
+    closed = near._replace(q=near.q[first:], log_window=np.full(6, -np.inf))
+    found = forms.windowed(x.q[first:], *x[1:], made, closed)
+    for row in (first, first + 5, LENGTH - 1):
+        low = chunk * (row // chunk - 1)
+        fade = np.exp(x.rate[low : row + 1].sum(0))
+        sums = forms.chunked(*x.rows(slice(0, low)), made, chunk)[1]
+        phi = forms.features(x.q[row].reshape(2, 3, -1).swapaxes(0, 1), made) * fade[:, None]
+        total = np.einsum("sgd,gdp->gsp", phi, sums.matrix)
+        norm = np.einsum("sgd,gd->gs", phi, sums.normaliser)
+        one = (total / norm[..., None]).reshape(6, -1)
+        assert np.abs(found[row - first] - one).max() < 1e-10
+
+
+@pytest.mark.parametrize(("seed", "bias", "share"), SEEDED[::3])
+def test_oracle_9_exponentiated_is_softmax_with_a_bias(seed: int, bias: float, share: int) -> None:
+    x, made = given(seed, bias, share), form("2mamba-e")
+    c, seen = np.cumsum(x.rate, axis=0), np.tri(LENGTH, dtype=bool)
+    for rate in (np.zeros_like(x.rate), x.rate):
+        found = forms.parallel(x.q, x.k, x.v, rate, made)
+        for head in range(2 * share):
+            g = head // share
+            logits = x.q[:, head] @ x.k[:, g].T
+            if rate is x.rate:
+                logits = logits + c[:, None, g] - c[None, :, g]
+            odds = np.exp(np.where(seen, logits, -np.inf))
+            wanted = odds / odds.sum(-1, keepdims=True) @ x.v[:, g]
+            assert np.abs(found[:, head] - wanted).max() < 1e-12
+
+
 # p, d, N, accuracy: how often the nearest stored value comes back
 CAPACITY = [
     *((1, 16, n, a) for n, a in ((32, 0.95), (128, 0.40), (256, 0.13), (512, 0.05))),

@@ -59,6 +59,11 @@ KINDS: dict[str, tuple[Callable[..., Memory], Mapping[str, StateSpec], tuple[int
     "kv-stats": (CpuMemory, {"a": KVState(2, 5), "m": STATS}, (16,)),
     "recurrent": (CpuMemory, {"s": TAILED}, ()),
     "recurrent-plain": (CpuMemory, {"s": RecurrentState(1, 3, 2, tail=3, tail_width=5)}, ()),
+    "recurrent-endless": (
+        CpuMemory,
+        {"s": RecurrentState(1, 1, 2, tail=1 << 40, tail_width=3)},
+        (),
+    ),
     "recurrent-bare": (CpuMemory, {"s": BARE}, ()),
     "recurrent-bare-normalised": (CpuMemory, {"s": RecurrentState(1, 4, 2, normaliser=True)}, ()),
     "conv": (CpuMemory, {"c": CONV}, ()),

@@ -23,6 +23,8 @@ from ..tiny import tiny_bundle
         ("ctx_size", "9", "parameter-type"),
         ("ctx_size", 0, "parameter-range"),
         ("ctx_size", 1 << 40, "parameter-range"),
+        ("snapshot_bits", 8, "parameter-range"),
+        ("snapshot_bits", 16.0, "parameter-type"),
     ],
 )
 def test_values_that_no_model_takes(field: str, value: Any, code: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from edgert.converters.heal.ranks import Ranks  # noqa: E402
 from edgert.converters.linearize import (  # noqa: E402  # noqa: E402
     Linearized,
     LinearizeOptions,
@@ -19,13 +20,14 @@ from edgert.converters.linearize import (  # noqa: E402  # noqa: E402
     memory,
     plan,
     statistics,
+    window,
 )
 from edgert.converters.linearize.options import Verdict  # noqa: E402
 from edgert.converters.linearize.passkeys import passkey_prompts  # noqa: E402
 from edgert.converters.linearize.training import Rows  # noqa: E402
 
 from edgert.errors import ConvertError  # noqa: E402
-from tests.converters.linearize.models import Teacher, trained  # noqa: E402
+from tests.converters.linearize.models import LENGTH, Teacher, trained  # noqa: E402
 from tests.tiny import tiny_graph  # noqa: E402
 
 ASKED = LinearizeOptions(
@@ -126,6 +128,62 @@ def test_a_number_of_layers_keeps_those_that_matter_most(teacher: Teacher, tmp_p
     assert len(made.turned) == 1
     assert made.order[0] not in made.turned
     assert list(made.tried) == [1]
+
+
+def test_a_window_is_nearer_to_the_teacher(teacher: Teacher) -> None:
+    text, found = Text(teacher.train, teacher.held), []
+    for near in (True, False):
+        made = linearize(teacher.graph, teacher.weights, text, asked(tokens=20_000, window=near))
+        attrs = [n.attrs for n in made.graph.nodes if n.op == "linear_attention"]
+        assert [attr.get("window", False) for attr in attrs] == [near] * 2
+        found.append(made)
+    assert sum(found[0].aligned.values()) < 0.9 * sum(found[1].aligned.values())
+    assert found[0].verdict.kl < found[1].verdict.kl
+    assert 0 < found[0].verdict.linear_share < found[1].verdict.linear_share
+    assert np.isfinite(found[0].weights["layers.0.log_window"]).all()
+
+
+def test_documents_of_a_sequence_are_trained_apart(teacher: Teacher) -> None:
+    """What stands behind an end is scored as if nothing stood before it, by both models."""
+    end = int(teacher.held[LENGTH // 2])
+    text = Text(teacher.train, teacher.held, end=end)
+    made = linearize(teacher.graph, teacher.weights, text, asked(tokens=3000, window=True))
+    whole = Text(teacher.train, teacher.held)
+    other = linearize(teacher.graph, teacher.weights, whole, asked(tokens=3000, window=True))
+    # pairs are looked up in what stands before, of which there is less
+    assert made.verdict.teacher_nats > other.verdict.teacher_nats + 0.02
+    assert math.isfinite(made.verdict.kl)
+
+
+def test_windows_weigh_at_first_what_they_weigh_in_the_teacher() -> None:
+    rng = torch.Generator().manual_seed(1)
+    ratios = 3 * torch.randn(4, 500, generator=rng) + torch.tensor([0.0, 2, -5, 9])[:, None]
+    shares = torch.tensor([0.2, 0.5, 0.9, 0.99])
+    found = window.solved(ratios, shares)
+    assert ((ratios + found[:, None]).sigmoid().mean(1) - shares).abs().max() < 1e-3
+    assert window.solved(torch.zeros(3, 0), torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_fewer_windows_are_left_out_as_training_goes_on() -> None:
+    def kept(progress: float, step: int) -> list[bool]:
+        left = window.Left((0.0, 1.0), 7, Ranks(), "cpu")
+        left.at(progress, step)
+        found: list[bool] = left.kept(2000).tolist()
+        return found
+
+    assert abs(np.mean(kept(0.0, 3)) - 0.5) < 0.05
+    assert abs(np.mean(kept(0.5, 3)) - 0.7) < 0.05
+    assert abs(np.mean(kept(1.0, 3)) - 0.9) < 0.05
+    assert kept(0.4, 3) == kept(0.4, 3)
+    assert kept(0.4, 3) != kept(0.4, 4)
+
+
+def test_large_heads_have_a_window_unless_told_otherwise() -> None:
+    graph = tiny_graph(quant="f32", layers=1, head_dim=64)
+    wide = asked(chunk=64)
+    assert plan.turnable(graph, wide)[0].window
+    assert not plan.turnable(graph, asked(window=False))[0].window
+    assert not plan.turnable(tiny_graph(quant="f32", layers=1), wide)[0].window
 
 
 def test_auto_says_what_each_hybrid_lacks(teacher: Teacher) -> None:

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from edgert.converters.calibrate import Calibration  # noqa: E402
 from edgert.converters.linearize import LinearizeOptions  # noqa: E402
 from edgert.converters.linearize import run as running  # noqa: E402
+from edgert.converters.linearize.options import window_fields  # noqa: E402
 from edgert.converters.pipeline import Options, Pipeline  # noqa: E402
 from edgert.converters.recipes import Asked, Plan, resolve  # noqa: E402
 from edgert.converters.stages.base import Context, PartInProgress  # noqa: E402
@@ -109,6 +110,15 @@ def test_options_of_the_command_repeat_it() -> None:
         "--linearize", "auto", "--tokens", "7", "--features", "4", "--serve", "9", "--anyway",
     ]  # fmt: skip
     assert plan.calibration is not None
+
+
+@pytest.mark.parametrize(("tokens", "told"), [(None, []), (0, ["--window", "0"]),
+                                              (32, ["--window", "32"])])  # fmt: skip
+def test_a_window_is_told_as_it_was_asked_for(tokens: int | None, told: list[str]) -> None:
+    asked = LinearizeOptions("all", 7, **window_fields(tokens))
+    words = resolve(Asked(linearize=asked)).options()
+    assert words[words.index("--linearize") + 4 :][: len(told)] == told
+    assert ("--window" in words) == bool(told)
 
 
 def test_a_short_text_is_refused(tmp_path: Path) -> None:
