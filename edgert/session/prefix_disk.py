@@ -189,9 +189,7 @@ class PrefixDisk:
         if pool.coded and piece.length < PAGE_TOKENS:
             sizes["fresh"] = pool.bytes_per_fresh
         for name, size in sizes.items():
-            held = content.get(name)
-            known = isinstance(held, np.ndarray) and held.dtype == np.uint8
-            if not known or held.shape != (size,):
+            if not _is_bytes(content.get(name), size):
                 return f"its {name} is not {size} bytes"
         if piece.state:
             return self.cache.slots.fault(content.get("state"), piece.start + piece.length)
@@ -308,6 +306,10 @@ def _most_first(piece: Piece) -> int:
 def _pools(pool: PagePool) -> list[Bytes]:
     """The pools whose rows are a page, in the order in which a file has them."""
     return [array for pools in pool.parts.values() for array in pools.values()]
+
+
+def _is_bytes(held: Any, size: int) -> bool:
+    return isinstance(held, np.ndarray) and held.dtype == np.uint8 and held.shape == (size,)
 
 
 def _put_apart(held: Bytes, pools: Sequence[Bytes], index: int) -> None:
