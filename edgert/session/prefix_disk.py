@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import ResourceError
 from .halves import widened
-from .pages import PAGE_TOKENS
+from .pages import PAGE_TOKENS, Bytes, PagePool
 from .prefix_files import Piece, PrefixFiles, key_of, root_of
 from .prefixes import WORTH, Kind, Node, PrefixCache
 from .slots import SlotContent
@@ -177,28 +177,22 @@ class PrefixDisk:
             (page,) = pool.take(1)
         except ResourceError:
             return None
-        for part, pools in pool.parts.items():
-            for name, array in pools.items():
-                array[page] = content["page"][part][name]
+        _put_apart(content["page"], _pools(pool), page)
         if pool.coded and piece.length == PAGE_TOKENS:
             pool.seal(page)
         elif pool.coded:
-            for name, array in pool.fresh_pools.items():
-                array[pool.fresh[page]] = content["fresh"][name]
+            _put_apart(content["fresh"], list(pool.fresh_pools.values()), int(pool.fresh[page]))
         return page
 
     def _fault(self, piece: Piece, content: Mapping[str, Any]) -> str:
         """What of a file's content is not as this model's pools are, "" for nothing."""
         pool = self.cache.pool
-        if pool.count(1):
-            page = content.get("page")
-            for part, pools in pool.parts.items():
-                held = page.get(part) if isinstance(page, Mapping) else None
-                if fault := _unlike(held, pools):
-                    return f"its {part} {fault}"
-            if pool.coded and piece.length < PAGE_TOKENS:
-                if fault := _unlike(content.get("fresh"), pool.fresh_pools):
-                    return f"its fresh page {fault}"
+        sizes = {"page": pool.bytes_per_page} if pool.count(1) else {}
+        if pool.coded and piece.length < PAGE_TOKENS:
+            sizes["fresh"] = pool.bytes_per_fresh
+        for name, size in sizes.items():
+            if not _is_bytes(content.get(name), size):
+                return f"its {name} is not {size} bytes"
         if piece.state:
             return self.cache.slots.fault(content.get("state"), piece.start + piece.length)
         return ""
@@ -264,15 +258,12 @@ class PrefixDisk:
         """A copy of what a file holds of a node's first tokens; None where codes cannot be cut."""
         pool, content = self.cache.pool, dict[str, Any]()
         if node.page >= 0:
-            content["page"] = {
-                part: {name: array[node.page].copy() for name, array in pools.items()}
-                for part, pools in pool.parts.items()
-            }
+            content["page"] = np.concatenate([array[node.page] for array in _pools(pool)])
         if pool.coded and count < PAGE_TOKENS:
             at = int(pool.fresh[node.page])
             if at < 0:
                 return None
-            content["fresh"] = {name: a[at].copy() for name, a in pool.fresh_pools.items()}
+            content["fresh"] = np.concatenate([a[at] for a in pool.fresh_pools.values()])
         if seen and seen not in node.snapshots:
             return None
         return content | {"state": widened(node.snapshots[seen])} if seen else content
@@ -314,16 +305,22 @@ def _most_first(piece: Piece) -> int:
     return -piece.length
 
 
-def _unlike(held: Any, pools: Mapping[str, np.ndarray]) -> str:
-    """How the arrays of a file differ from a page of each pool, "" where they do not."""
-    if not isinstance(held, Mapping) or set(held) != set(pools):
-        return f"are not {sorted(pools)[:4]}"
-    for name, pool in pools.items():
-        array, size = held[name], pool.shape[1]
-        fits = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.shape == (size,)
-        if not fits:
-            return f"of {name!r} are not {size} bytes"
-    return ""
+def _pools(pool: PagePool) -> list[Bytes]:
+    """The pools whose rows are a page, in the order in which a file has them."""
+    return [array for pools in pool.parts.values() for array in pools.values()]
+
+
+def _is_bytes(held: Any, size: int) -> bool:
+    return isinstance(held, np.ndarray) and held.dtype == np.uint8 and held.shape == (size,)
+
+
+def _put_apart(held: Bytes, pools: Sequence[Bytes], index: int) -> None:
+    """Bytes that stand end to end become rows `index` of pools."""
+    start = 0
+    for array in pools:
+        stop = start + array.shape[1]
+        array[index] = held[start:stop]
+        start = stop
 
 
 def _copied(content: Mapping[str, Mapping[str, Any]]) -> SlotContent:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,14 @@ def _digest(tree: str, arrays: Arrays) -> str:
     digest = hashlib.sha256(tree.encode("utf-8", "surrogatepass"))
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+        digest.update(f"{name}:{_called(array.dtype)}:{array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=32)
+def _called(dtype: np.dtype[Any]) -> str:
+    return str(dtype)  # which takes NumPy long
 
 
 def _decoded(tree: str) -> Any:

@@ -588,7 +588,7 @@ def test_a_soak_with_a_small_disk(
 def test_another_process_starts_at_once(shared_data: Path, tmp_path: Path) -> None:
     """A prompt of 1,500 tokens that another model computed: at most 0.05 of that one's time to the
     first token."""
-    path = tiny_bundle(tmp_path / "t.edge", context=2048, layers=4, width=256, ff=768)
+    path = tiny_bundle(tmp_path / "t.edge", context=2048, layers=6, width=512, ff=1536)
     prompt = [4 + (7 * i) % 250 for i in range(1500)]
     spent = []
     for question in ([50, 60], [70, 80, 90]):
