@@ -127,7 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     with edgert.load(args.model, threads=1, draft="none") as model:
         costs: dict[str, Any] = dict(widths(model))
-        costs["c_head"] = head_ms(model.drafting.head()) / costs["t1_ms"]
+        costs["c_head"] = head_ms(model) / costs["t1_ms"]
         lines = []
         for temperature in args.temperatures:
             options = {"temperature": temperature, "top_p": 1.0, "seed": 7, "logit_bias": LONG}
