@@ -354,6 +354,10 @@ def measure_shape(shape: str, args: Any) -> list[dict[str, Any]]:
     return lines + theirs
 
 
+def short(line: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in line.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--target", type=Path, help="a bundle, as of lm-edgert-60m at int4")
@@ -382,7 +386,7 @@ def main() -> None:
     if lines:
         head = {"machine": describe(), "load": load_average(), "time": time.strftime("%F")}
         with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(head | {"lines": lines}) + "\n")
+            file.write(json.dumps(head | {"lines": [short(line) for line in lines]}) + "\n")
     if args.page:
         write_page(RESULTS)
 
