@@ -31,7 +31,9 @@ what a cycle costs more.
 Speed is the CPU seconds of plain decoding in those of the drafted answer, both behind their first
 piece; tau is tokens a step. The geometric mean and the worst of the prompts of a kind. Edit and
 copy write a text that they are told (`speculation.Told`). Counted is the same by what steps of so
-many rows cost on their own, in the table above: neighbours on the machine do not move it.
+many rows cost on their own, in the table above: neighbours on the machine do not move it, and
+what sampling and Python cost for each guess is not in it. head-n guesses n tokens always, the
+others as many as pay by what they measure meanwhile, which a busy machine misleads.
 
 {prompts}
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 import edgert
 from benchmarks.machine import describe, load_average
-from benchmarks.speculation import LONG, head_ms, tokens_of, widths
+from benchmarks.speculation import LONG, head_ms, short, tokens_of, widths
 from benchmarks.speculation_prompts import PROMPTS
 from edgert.session.base import Feed
 from edgert.text.model import TextModel
@@ -127,7 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     with edgert.load(args.model, threads=1, draft="none") as model:
         costs: dict[str, Any] = dict(widths(model))
-        costs["c_head"] = head_ms(model.drafting.head()) / costs["t1_ms"]
+        costs["c_head"] = head_ms(model) / costs["t1_ms"]
         lines = []
         for temperature in args.temperatures:
             options = {"temperature": temperature, "top_p": 1.0, "seed": 7, "logit_bias": LONG}
@@ -142,7 +142,8 @@ def main() -> None:
                 shares = counts[:, :RANKS] / np.maximum(counts.sum(1, keepdims=True), 1)
                 line = {
                     "temperature": temperature, "kind": kind, "places": int(counts[0].sum()),
-                    "shares": np.round(shares[:3], 4).tolist(), "rows": compared(shares, costs),
+                    "shares": np.round(shares[:3], 4).tolist(),
+                    "rows": [short(row) for row in compared(shares, costs)],
                 }  # fmt: skip
                 print(json.dumps(line), flush=True)
                 lines.append(line)

@@ -15,7 +15,7 @@ from ...bundle.reader import Bundle
 from ...bundle.writer import BundleWriter
 from ...errors import ConvertError
 from ...graph import Graph, Weight
-from ...kernels.encodings import ENCODINGS, encoding_of, quantize, tensors_of
+from ...kernels.encodings import ENCODINGS, asked, encoding_of, quantize, tensors_of
 from ...kernels.quant import Matrix
 from ...session.options import SessionOptions
 from ...storage.safetensors_writer import TensorWriter
@@ -74,7 +74,7 @@ def stored(bundle: Bundle, head: TrainedHead, quant: str) -> tuple[Graph, dict[s
             code="draft-saved",
             hint="a head belongs to the model that it was trained for",
         )
-    graph = head_graph(head.shape)
+    graph, quant = head_graph(head.shape), asked()[quant]
     kinds = {
         name: quant if len(w.shape) in ENCODINGS[quant].ranks and len(w.shape) > 1 else "f32"
         for name, w in graph.weights.items()

@@ -52,7 +52,7 @@ class DraftRequest:
     answers: int = 50_000
     answer: int = 256
     at_once: int = 64
-    quant: str = "int8-g32"
+    quant: str = "int4"
     force: bool = False
     keep: bool = False
     progress: bool = False

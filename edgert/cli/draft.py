@@ -53,7 +53,7 @@ from .settings import emit_json, json_option, megabytes
 @click.option("--rate", type=float, metavar="X", help="Peak learning rate; 0.001.")
 @click.option("--seed", type=int, metavar="N", help="Of first weights and order; 42.")
 @click.option("--device", metavar="NAME", help="Of torch: cuda, cpu; default: a GPU, if any.")
-@click.option("--quant", default="int8-g32", show_default=True, help="How it is stored.")
+@click.option("--quant", default="int4", show_default=True, help="How it is stored.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--keep", is_flag=True, help="Keep answers and training state beside the output.")
 @click.option("-t", "--threads", type=click.IntRange(1), metavar="N")
