@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgert.kernels import linear_forms as forms
 
 from edgert.bundle import Bundle
 from edgert.errors import DeviceError
@@ -25,6 +26,22 @@ def test_rounding_is_to_the_nearest_even() -> None:
     x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     assert (np.abs(from_bfloat16(to_bfloat16(x)) - x) <= 2.0**-8 * np.abs(x)).all()
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("mode", ["square", "shifted"])
+def test_what_rounding_costs_where_nothing_fades(mode: str) -> None:
+    """Rows that go on from 2000 tokens, which decay by half in 2000 more."""
+    rng, count = np.random.default_rng(1), 2000
+    q, k = rng.standard_normal((2, count + 100, 2, 16)) / 2
+    v, rate = rng.standard_normal((count + 100, 2, 16)), np.full((count + 100, 2), -3.5e-4)
+    form = forms.Form(mode, np.ones(2), np.ones(2), 0.0)
+    sums = forms.chunked(q[:count], k[:count], v[:count], rate[:count], form, 64)[1]
+    rest = q[count:], k[count:], v[count:], rate[count:]
+    exact = forms.chunk_rows(sums, *rest, form)
+    half = from_bfloat16(to_bfloat16(sums.matrix.astype(np.float32)))
+    rounded = forms.chunk_rows(sums._replace(matrix=half.astype(np.float64)), *rest, form)
+    assert_close(mode, exact, rounded, rms=4e-3)
+    assert distance(exact, rounded)[0] > 1e-4
 
 
 @pytest.mark.parametrize("mode", ["shifted", "window"])

@@ -133,25 +133,26 @@ def test_a_number_of_layers_keeps_those_that_matter_most(teacher: Teacher, tmp_p
 def test_a_window_is_nearer_to_the_teacher(teacher: Teacher) -> None:
     text, found = Text(teacher.train, teacher.held), []
     for near in (True, False):
-        made = linearize(teacher.graph, teacher.weights, text, asked(tokens=20_000, window=near))
+        made = linearize(teacher.graph, teacher.weights, text, asked(tokens=10_000, window=near))
         attrs = [n.attrs for n in made.graph.nodes if n.op == "linear_attention"]
         assert [attr.get("window", False) for attr in attrs] == [near] * 2
         found.append(made)
     assert sum(found[0].aligned.values()) < 0.9 * sum(found[1].aligned.values())
     assert found[0].verdict.kl < found[1].verdict.kl
-    assert 0 < found[0].verdict.linear_share < found[1].verdict.linear_share
+    assert found[0].verdict.agreement > found[1].verdict.agreement
+    assert 0.15 < found[0].verdict.linear_share < 1  # the state is not ignored
     assert np.isfinite(found[0].weights["layers.0.log_window"]).all()
 
 
-def test_documents_of_a_sequence_are_trained_apart(teacher: Teacher) -> None:
+def test_documents_of_a_sequence_are_trained_apart(
+    teacher: Teacher, turned: tuple[Linearized, Path]
+) -> None:
     """What stands behind an end is scored as if nothing stood before it, by both models."""
     end = int(teacher.held[LENGTH // 2])
     text = Text(teacher.train, teacher.held, end=end)
     made = linearize(teacher.graph, teacher.weights, text, asked(tokens=3000, window=True))
-    whole = Text(teacher.train, teacher.held)
-    other = linearize(teacher.graph, teacher.weights, whole, asked(tokens=3000, window=True))
     # pairs are looked up in what stands before, of which there is less
-    assert made.verdict.teacher_nats > other.verdict.teacher_nats + 0.02
+    assert made.verdict.teacher_nats > turned[0].verdict.teacher_nats + 0.02
     assert math.isfinite(made.verdict.kl)
 
 
