@@ -3,7 +3,7 @@
     python -m benchmarks.plan_ranking CHECKPOINT [CHECKPOINT ...] --data DIR [--text wikipedia]
         [--profile here.toml] [--tokens 6e9] [--total 2.0] [--documents 40]
 
-Without a profile this machine is probed first (about three minutes). Of every checkpoint 4, 8 and
+Without a profile this machine is probed first (three to five minutes). Of every checkpoint 4, 8 and
 16 bits are planned, in groups of 32, without COMPOT; the best three by the plan are converted
 (rounded to nearest) and timed as the plan says it: a prompt of 512 and 128 tokens after it; and
 their bits a byte are measured on the text. The ranking holds where no pair whose predicted scores

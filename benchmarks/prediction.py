@@ -2,7 +2,7 @@
 
     python -m benchmarks.prediction BUNDLE [BUNDLE ...] [--profile here.toml] [--threads 1 2]
 
-Without a profile this machine is probed first (about three minutes). For each bundle, number of
+Without a profile this machine is probed first (three to five minutes). For each bundle, number of
 threads and depth: the next token, a prompt of 512; of bundles that draw a picture as they draw it,
 and one without cache; loading, a cold start, and the peak memory of a fresh process. The goals:
 median error of times at most 10 %, none above 25 %, memory within 5 %, pictures within 20 %.

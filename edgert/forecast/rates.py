@@ -76,6 +76,11 @@ def _nominal(profile: Profile, threads: int, cores: int, provider: str) -> Rates
     )  # fmt: skip
 
 
+def kin_of(kernel: str) -> str:
+    """How a kernel computes: "codes", "float", or on a "grid"."""
+    return "grid" if kernel in GRIDS else "float" if kernel in FLOAT_KERNELS else "codes"
+
+
 def product_of(rates: Rates, kernel: str) -> Product:
     """Rates of products with a kind of weights, of convolutions, or of attention without a cache:
     the probed kernel itself, else its nearest kin: another one that computes in the same way."""
@@ -84,7 +89,7 @@ def product_of(rates: Rates, kernel: str) -> Product:
         return found[kernel]
     if kernel == "dot_attention":
         return Product(kernel, rates.read, rates.attend_ops_s)
-    kin = "float" if kernel in (*FLOAT_KERNELS, *GRIDS) else "codes"
+    kin = "codes" if kin_of(kernel) == "codes" else "float"
     if kin in found:
         return found[kin]
     direct = [p for p in rates.products if p.kernel in GRIDS[:2]]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import RequestError
-from ..forecast.memory import BASE, arena_bytes, held_bytes
+from ..forecast.memory import BASE, TOKENIZER, arena_bytes, held_bytes
 from ..forecast.pictures import Phase, Piece
 from ..forecast.work import MAX_ROWS, Work, lowered, works
 from ..graph import Graph
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 ROLES = ("text-encoder", "denoiser", "decoder")  # of the parts that a picture is made by
 CAPTION_TOKENS = 12  # of a caption, where none is named
-PILLOW = 8e6  # bytes of a process that makes Pillow pictures, over one that writes
+PILLOW = 17e6  # bytes of a process that makes Pillow pictures, over one that writes
 
 
 class Drawing(NamedTuple):
@@ -136,7 +136,7 @@ class Expected:
         found = [("text-encoder", "whole")] if "text-encoder" in self.graphs else []
         cuts = self._cut("denoiser", asked, loop.policy.name)
         found += [("denoiser", name) for name, _ in _network(cuts, loop)] + [("decoder", "whole")]
-        total = base + PILLOW
+        total = base + PILLOW + TOKENIZER * self.tokenizer
         for role, name in found:
             cut = self._cut(role, asked, loop.policy.name if role == "denoiser" else "")[name]
             total += arena_bytes(self._program(cut, tokens, asked.threads), MAX_ROWS)

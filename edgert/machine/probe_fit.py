@@ -4,7 +4,8 @@ Each timed step is one equation, step + launches + bytes / rates + operations / 
 the same terms as `forecast.latency` adds them up; the unknowns are the costs. Equations are divided
 by their seconds, so that a microsecond step counts as much as a long one, and costs are not
 negative (`forecast.nnls`). Steps of one row read weights at a rate that depends on the size of all
-of them: each shape that was timed for its size has an unknown of its own.
+of them: each shape that was timed for its size has an unknown of its own. What an output costs
+besides its operations is one unknown for all kernels that finish outputs by the same code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..devices.profile import Product, Rates
 from ..errors import DeviceError
 from ..forecast.latency import on_grid, rows_of, run_parts, step_seconds, sum_seen
 from ..forecast.nnls import nnls
-from ..forecast.rates import GRIDS
+from ..forecast.rates import GRIDS, kin_of
 from ..forecast.shapes import Block, graph_of
 from ..forecast.work import Work, lowered, weight_bytes, works
 from .probe_runs import Timed
@@ -68,6 +69,11 @@ def _sizes(found: Sequence[Timed]) -> dict[str, list[float]]:
     return {kernel: sorted(sizes) for kernel, sizes in grid.items() if sizes}
 
 
+def _outs(kernel: str) -> str:
+    """The unknown of an output of a kernel."""
+    return f"outs:{kernel if kernel in GRIDS else kin_of(kernel)}"
+
+
 def _near(a: float, b: float) -> bool:
     return max(a, b) / min(a, b) < NEAR
 
@@ -96,7 +102,7 @@ def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
             add(f"read:{work.kernel}:{index}", work.nbytes)
         elif work.nbytes:
             add(f"ops:{work.kernel}", count * work.ops)
-            add(f"outs:{work.kernel}", count * work.outs)
+            add(_outs(work.kernel), count * work.outs)
         if work.against:
             add(f"ops:{work.kernel}", count * rows_of(work.against, counts) * work.look_ops)
         elif work.look_ops and one:
@@ -118,11 +124,11 @@ def _rates(
     for kernel, sizes in sorted(grid.items()):
         decode = tuple((s, rate(f"read:{kernel}:{i}")) for i, s in enumerate(sizes))
         products.append(
-            Product(kernel, decode, rate(f"ops:{kernel}"), costs.get(f"outs:{kernel}", 0.0))
+            Product(kernel, decode, rate(f"ops:{kernel}"), costs.get(_outs(kernel), 0.0))
         )
     drawn = sorted(name.removeprefix("ops:") for name in costs if name.startswith("ops:"))
     products += [
-        Product(kernel, tuple(read), rate(f"ops:{kernel}"), costs.get(f"outs:{kernel}", 0.0))
+        Product(kernel, tuple(read), rate(f"ops:{kernel}"), costs.get(_outs(kernel), 0.0))
         for kernel in drawn
         if kernel in GRIDS
     ]
