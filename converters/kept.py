@@ -27,7 +27,7 @@ from .stages.part_encodings import experts_of
 
 Tensors = Mapping[str, SourceTensor]
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "f16"}
-ANEW = "int8-g32"  # of codes that cannot stay, since their rows are wanted otherwise
+ANEW = "int8-g32"  # of codes that cannot stay, since their values are wanted otherwise
 
 
 def encoding_of(part: Part, tensors: Tensors) -> str:
@@ -119,20 +119,20 @@ def _pieces(
 
 
 def stored_rows(
-    encoding: str, pieces: list[tuple[str, SourceTensor, int, int]]
+    encoding: str, pieces: list[tuple[Part, SourceTensor, int, int]]
 ) -> dict[str, NDArray[Any]]:
     """Rows of tensors in an encoding, by suffix. Raises ConvertError for scales that are no finite
-    numbers. pieces: name, tensor, first row and the one after the last."""
+    numbers. pieces: part, tensor, first row and the one after the last."""
     row, found = ENCODINGS[encoding], []
-    for name, tensor, start, stop in pieces:
-        tensors = tensor.stored(start, stop)  # type: ignore[attr-defined]
+    for part, tensor, start, stop in pieces:
+        tensors = _in_order(part, tensor, start, stop)
         shape = (stop - start, *tensor.shape[1:])
         if fault := damage(Quantized(encoding, shape, tensors)):
             raise ConvertError(
-                f"tensor {name!r}, rows {start} to {stop}: {fault}",
+                f"tensor {part.name!r}, rows {start} to {stop}: {fault}",
                 code="weight-values",
                 hint="the file is damaged or its making went wrong; take another one",
-                tensor=name,
+                tensor=part.name,
             )
         found.append(tensors)
     return {
@@ -141,3 +141,12 @@ def stored_rows(
         else np.concatenate([tensors[t.key] for tensors in found])
         for t in row.tensors
     }
+
+
+def _in_order(part: Part, tensor: Any, start: int, stop: int) -> dict[str, NDArray[Any]]:
+    """Rows [start, stop) of a part as tensors of its encoding, by key."""
+    if part.pairs is None:
+        whole: dict[str, NDArray[Any]] = tensor.stored(start, stop)
+        return whole
+    low, high, at = part.placed(start, stop)
+    return {key: np.ascontiguousarray(rows[at]) for key, rows in tensor.stored(low, high).items()}

@@ -49,6 +49,7 @@ FAMILIES: Mapping[str, str] = {
     "lfm2": "lfm2",
     "llama": "llama",
     "mamba2": "mamba2",
+    "minicpm3": "minicpm3",
     "ministral": "ministral",
     "ministral3": "ministral3",
     "mistral": "mistral",

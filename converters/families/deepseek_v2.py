@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from ... import limits
 from ...kernels.ops_experts import EXPERTS
 from . import blocks, experts, latent
 from .config import Decoder, Schema, read_config, size_faults
@@ -14,12 +12,7 @@ from .recipe import FamilyModel
 from .rope import rope, rope_parameters
 
 KEYS = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
-CAPS = {
-    "kv_lora_rank": limits.TENSOR_DIM - 1, "qk_nope_head_dim": limits.HEAD_DIM,
-    "qk_rope_head_dim": limits.HEAD_DIM, "v_head_dim": limits.HEAD_DIM,
-    "moe_intermediate_size": 1 << 20, "n_shared_experts": EXPERTS,
-}  # fmt: skip
-EPS = 1e-6  # of the norms of narrow rows, whatever the config says
+CAPS = {"moe_intermediate_size": 1 << 20, "n_shared_experts": EXPERTS}
 
 
 class Config(Decoder, frozen=True, kw_only=True):
@@ -50,39 +43,13 @@ SCHEMA = Schema(
 )  # fmt: skip
 
 
-def _scale(c: Config, params: Mapping[str, Any], faults: list[str]) -> float:
-    """Of q . k: with YaRN also by the square of what its `mscale_all_dim` says."""
-    scale = float((c.qk_nope_head_dim + c.qk_rope_head_dim) ** -0.5)
-    weight, factor = params.get("mscale_all_dim", 0), params.get("factor", 1)
-    if params.get("rope_type") != "yarn" or not weight:
-        return scale
-    if not all(type(x) in (int, float) and 0 < x < 1e9 for x in (weight, factor)):
-        return scale  # faults of `rope`
-    more = 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-    return scale * more * more
-
-
 def build(raw: Mapping[str, Any], faults: list[str]) -> FamilyModel:
     """Graph and recipes of a config; what cannot be converted goes into `faults`."""
     c = read_config(raw, Config, SCHEMA, faults)
     broken = size_faults(c, CAPS)
-    if c.kv_heads != c.num_attention_heads:
-        broken.append(
-            f"config 'num_key_value_heads' is {c.num_key_value_heads}, expected "
-            f"'num_attention_heads' {c.num_attention_heads}"
-        )
-    if c.q_lora_rank is not None and not 1 <= c.q_lora_rank < limits.TENSOR_DIM:
-        broken.append(f"config 'q_lora_rank' is {c.q_lora_rank}, expected 1 or more, or null")
     params = rope_parameters(c)
-    p = latent.Latent(
-        c.qk_rope_head_dim, c.qk_nope_head_dim, c.v_head_dim, c.q_lora_rank or 0, c.kv_lora_rank,
-        EPS, _scale(c, params, faults), c.attention_bias,
-    )  # fmt: skip
-    if not broken and (fault := p.fault()):
-        broken.append(f"config {fault}")
-    if broken:
-        faults += broken
-        p = latent.Latent(2, 2, 2, 0, 1, EPS, 1.0)
+    p = latent.planned(c, c.v_head_dim, params, broken)
+    faults += broken
     b = blocks.Builder(c, head_dim=p.size)
     turns = blocks.rotary(b, rope(params, p.turning, b.context, faults))
     (scale,) = blocks.multipliers(c, ("routed_scaling_factor",), faults)

@@ -48,8 +48,18 @@ class Part(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether rows of the tensor are rows of the weight, as they are."""
-        return self.scale == 1.0 and self.pairs is None and not self.transposed
+        """Whether rows of the tensor are rows of the weight, as they are, in this order or in that
+        of `pairs`."""
+        return self.scale == 1.0 and not self.transposed
+
+    def placed(self, start: int, stop: int) -> tuple[int, int, NDArray[np.int64]]:
+        """The span of the tensor's rows that holds rows [start, stop) in the order of `pairs`, and
+        where in it they are."""
+        size, turning = self.pairs or (1, 1)
+        low, high = start // size * size, -(-stop // size) * size
+        order = [*range(0, turning, 2), *range(1, turning, 2), *range(turning, size)]
+        at = np.arange(high - low).reshape(-1, size)[:, order].reshape(-1)
+        return low, high, at[start - low : stop - low]
 
     def read(self, rows: Rows, start: int, stop: int) -> F32:
         """Rows [start, stop) as the graph has them, of a reader of the tensor's rows."""
@@ -64,12 +74,8 @@ class Part(NamedTuple):
             return np.ascontiguousarray(np.concatenate(pieces).T)
         if self.pairs is None:
             return rows(start, stop)
-        size, turning = self.pairs
-        low, high = start // size * size, -(-stop // size) * size
-        inner = self.shape[1:]
-        heads = rows(low, high).reshape(-1, size, *inner)
-        order = [*range(0, turning, 2), *range(1, turning, 2), *range(turning, size)]
-        return heads[:, order].reshape(-1, *inner)[start - low : stop - low]
+        low, high, at = self.placed(start, stop)
+        return rows(low, high)[at]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ UNDONE: Mapping[str, tuple[str, Neutral]] = {
     "forced_decoder_ids": ("sets tokens", NOTHING),
     "forced_eos_token_id": ("sets the last token", (None,)),
     "guidance_scale": ("guides by a second prompt", ONE),
+    "mirostat": ("holds the surprise", NOTHING),
     "max_time": ("bounds the time", (None,)),
     "min_length": ("bars an early end", NOTHING),
     "min_new_tokens": ("bars an early end", NOTHING),
@@ -45,12 +46,15 @@ UNDONE: Mapping[str, tuple[str, Neutral]] = {
     "num_beam_groups": ("searches with beams", ONE),
     "num_beams": ("searches with beams", ONE),
     "num_return_sequences": ("gives several answers", ONE),
+    "penalty_last_n": ("penalises repetitions of the last tokens alone", (None, 0, -1)),
     "penalty_alpha": ("searches contrastively", NOTHING),
+    "sequence": ("orders samplers", NOTHING),
     "sequence_bias": ("favours or disfavours sequences of tokens", NOTHING),
     "stop_strings": ("ends at texts", NOTHING),
     "suppress_tokens": ("bars tokens", NOTHING),
     "token_healing": ("changes the end of the prompt", NOTHING),
     "watermarking_config": ("marks the text", NOTHING),
+    "xtc_probability": ("drops likely tokens at times", NOTHING),
 }
 # The same, of answers that are sampled.
 UNDONE_SAMPLING: Mapping[str, tuple[str, Neutral]] = {

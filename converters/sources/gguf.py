@@ -18,7 +18,6 @@ import msgspec
 
 from ... import limits
 from ...errors import BundleError, ConvertError
-from ...kernels.ops_experts import EXPERTS
 from ...roles import vocab_size
 from ...storage.gguf_header import MAGIC
 from ...storage.hash_cache import HashCache
@@ -34,11 +33,12 @@ from .gguf_config import (
     experts_of,
     heads_of,
     hf_name,
+    joined_name,
+    sampling_of,
 )
-from .gguf_tensors import READ, GgufFile, GgufTensor
+from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues
 from .gguf_tokenizer import ROLES, endings_of, tokenizer_of, vocabulary_of
 from .hf_text import read_text
-from .stacked import piece
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -90,6 +90,7 @@ class GgufSource:
     """An open model, a `Source`, and what `read_text` reads of it as of a checkpoint's files."""
 
     kind = "text"
+    advice = "general.sampling"
     taken_over = True  # in its own encodings, unless others are asked for
     options: Sequence[str] = ()
     sidecars: Mapping[str, bytes] = {}
@@ -154,19 +155,29 @@ class GgufSource:
 
     def _named(self) -> dict[str, SourceTensor]:
         """By the family's names, rows of interleaved heads in halves."""
-        named: dict[str, SourceTensor] = {}
-        for name, tensor in self._plain.items():
-            if name in VECTORS:
-                continue
+        plain = {name: t for name, t in self._plain.items() if name not in VECTORS}
+        named: dict[str, SourceTensor] = self._joined(plain)
+        for name, tensor in plain.items():
             stack = experts_of(self.row, name)
-            if stack is not None and len(tensor.shape) == 3 and tensor.shape[0] <= EXPERTS:
-                for number in range(tensor.shape[0]):
-                    info = piece(tensor.info, number, 0, tensor.shape[1])
-                    named[f"{stack[0]}{number}{stack[1]}"] = GgufTensor(tensor.file, info)
+            if stack is not None and (pieces := tensor.pieces()):
+                found = enumerate(pieces)
+                named |= {f"{stack[0]}{number}{stack[1]}": one for number, one in found}
                 continue
             heads = heads_of(self.row, name, self.config)
             named[hf_name(self.row, name)] = GgufTensor(tensor.file, tensor.info, heads)
         return named
+
+    def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, SourceTensor]:
+        """Matrices that the file has in two, taken out of `plain`: those of latent attention."""
+        joined: dict[str, SourceTensor] = {}
+        for name in list(plain):
+            other, whole = joined_name(self.row, name)
+            if other in plain and whole not in plain:
+                keys, values = plain[name], plain[other]
+                if KeysAndValues.fit(keys, values):
+                    joined[hf_name(self.row, whole)] = KeysAndValues(keys, values)
+                    del plain[name], plain[other]
+        return joined
 
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
         """The one part of a causal language model."""
@@ -189,6 +200,7 @@ class GgufSource:
             vocab = vocabulary_of(self.meta)
             data = tokenizer_of(self.meta, vocab)
             config = self._tokenizer_config(vocab.tokens, vocab.ids)
+            sampling = sampling_of(self.meta)
         except BundleError as error:
             raise as_convert_error(error) from None
         self.tokenizer: dict[str, Any] = msgspec.json.decode(data)
@@ -196,7 +208,7 @@ class GgufSource:
         self.texts: dict[str, bytes] = {
             "tokenizer.json": data, "generation_config.json": b"",
         }  # fmt: skip
-        self.generation: dict[str, Any] = {"eos_token_id": endings_of(vocab)}
+        self.generation: dict[str, Any] = {"eos_token_id": endings_of(vocab), **sampling}
         if vocab.ids["bos"] is not None:
             self.generation["bos_token_id"] = vocab.ids["bos"]
         self.special_tokens: dict[str, Any] = {}

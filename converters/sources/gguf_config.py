@@ -1,16 +1,13 @@
 """GGUF's metadata as the config.json that the model's family reads, and its tensors' names there.
 
-One row of ARCHITECTURES for each architecture. Every key of an architecture's own is read, or has
-a value that says nothing, or is a fault: nothing that llama.cpp computes may go unnoticed. What it
-knows by heart stands here as well: Gemma's large models scale queries by their own rule, and every
-fourth layer of SmolLM3 has no positions.
+Every key of an architecture's own is read, or has a value that says nothing, or is a fault: nothing
+that llama.cpp computes may go unnoticed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +15,8 @@ import numpy as np
 from ...errors import ConvertError
 from ...storage.gguf_values import Metadata
 from ..families.config import short
+from .gguf_architectures import ARCHITECTURES, Architecture, Config, Keys
 
-Config = dict[str, Any]
 Vectors = Mapping[str, Callable[[], list[float]]]
 
 HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
@@ -37,14 +34,9 @@ LAYER = {
     "ffn_down": "mlp.down_proj",
     "ffn_norm": "post_attention_layernorm",
 }
-GEMMA = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
 STACKS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
-GRANITE = {"ffn_gate_inp": "block_sparse_moe.router.layer"}
-FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+KEYS_APART = ".attn_k_b."
+BARE = ("self_attn.sinks",)  # names that the family has without an end
 SIZES = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -70,145 +62,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.scale": (0,), "use_parallel_residual": (False,), "nextn_predict_layers": (0,),
 }  # fmt: skip
 IGNORED = frozenset({"tensor_data_layout", "attention.layer_norm_epsilon", "embedding_length_out"})
+SAMPLING = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}  # fmt: skip
+UNSAMPLED = ("penalty_last_n", "xtc_probability", "mirostat")
 VECTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER.
-    more: adds keys of the family, from metadata. keys: that `more` reads. interleaved: whether rows
-    of q and k stand in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added.
-    experts: what the family calls the module of stacked experts, "" without.
-    """
-
-    model_type: str
-    more: Callable[[_Keys, Config], None] = lambda keys, config: None
-    keys: frozenset[str] = frozenset()
-    own: Mapping[str, str] = field(default_factory=dict)
-    interleaved: bool = False
-    shifted: bool = False
-    experts: str = ""
-
-
-class _Keys:
-    """The keys of one architecture."""
-
-    def __init__(self, meta: Metadata, name: str, faults: list[str]) -> None:
-        self.meta, self.name, self.faults = meta, name, faults
-
-    def whole(self, key: str) -> int | None:
-        """A whole number; where a file has one for each layer, they must be equal."""
-        full = f"{self.name}.{key}"
-        if self.meta.is_array(full):
-            each = self.meta.numbers(full)
-            if each is None or not each.size or each.dtype.kind not in "iu" or np.ptp(each):
-                self.faults.append(f"key {full!r} differs between layers, expected one number")
-                return None
-            return int(each[0])
-        return self.meta.whole(full)
-
-    def number(self, key: str) -> float | None:
-        """A number, without the digits that float32 added to it."""
-        value = self.meta.number(f"{self.name}.{key}")
-        return None if value is None else float(f"{value:.7g}")
-
-    def text(self, key: str) -> str | None:
-        return self.meta.text(f"{self.name}.{key}")
-
-
-def _window(keys: _Keys, config: Config) -> None:
-    config["sliding_window"] = keys.whole("attention.sliding_window") or None
-
-
-def _gemma(keys: _Keys, config: Config, large: int) -> None:
-    """Queries are scaled by the head's size; of the largest model, by the width for each head."""
-    _window(keys, config)
-    heads = config.get("num_attention_heads") or 1
-    if config.get("num_hidden_layers") == large:
-        config["query_pre_attn_scalar"] = config.get("hidden_size", 0) / heads
-    else:
-        config["query_pre_attn_scalar"] = config.get("head_dim", 0)
-    config["final_logit_softcapping"] = keys.number("final_logit_softcapping") or None
-
-
-def _gemma2(keys: _Keys, config: Config) -> None:
-    _gemma(keys, config, 46)
-    config["attn_logit_softcapping"] = keys.number("attn_logit_softcapping") or None
-
-
-def _gemma3(keys: _Keys, config: Config) -> None:
-    _gemma(keys, config, 62)
-    local = keys.number("rope.freq_base_swa") or keys.number("rope.local.freq_base")
-    config["rope_local_base_freq"] = local or 10_000.0
-    config["rope_theta"] = config.get("rope_theta") or 1_000_000.0
-    if f"{keys.name}.attention.sliding_window_pattern" in keys.meta:
-        config["sliding_window_pattern"] = keys.whole("attention.sliding_window_pattern")
-
-
-def _phi3(keys: _Keys, config: Config) -> None:
-    _window(keys, config)
-    turning, size = keys.whole("rope.dimension_count"), config["head_dim"]
-    if turning and turning != size:
-        config["partial_rotary_factor"] = turning / size
-    original = keys.whole("rope.scaling.original_context_length")
-    if original:
-        config["original_max_position_embeddings"] = original
-
-
-def _arcee(keys: _Keys, config: Config) -> None:
-    config["hidden_act"] = "relu2"
-
-
-def _qwen3moe(keys: _Keys, config: Config) -> None:
-    """The weights of picked experts always sum to 1."""
-    config["num_experts"] = keys.whole("expert_count")
-    config["num_experts_per_tok"] = keys.whole("expert_used_count")
-    config["moe_intermediate_size"] = keys.whole("expert_feed_forward_length")
-    config["norm_topk_prob"] = True
-
-
-def _granitemoe(keys: _Keys, config: Config) -> None:
-    config["num_local_experts"] = keys.whole("expert_count")
-    config["num_experts_per_tok"] = keys.whole("expert_used_count")
-    own = keys.whole("expert_feed_forward_length")
-    config["intermediate_size"] = own or config["intermediate_size"]
-    for ours, key in MULTIPLIERS.items():
-        config[ours] = keys.number(key)
-
-
-MULTIPLIERS = {
-    "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-    "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
-}  # fmt: skip
-WINDOW = frozenset({"attention.sliding_window"})
-EXPERTS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
-CAPS = frozenset({"attn_logit_softcapping", "final_logit_softcapping"})
-HUNYUAN = {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "arcee": Architecture("arcee", _arcee, interleaved=True),
-    "gemma2": Architecture("gemma2", _gemma2, WINDOW | CAPS, GEMMA, shifted=True),
-    "gemma3": Architecture(
-        "gemma3_text", _gemma3,
-        WINDOW | {
-            "final_logit_softcapping", "rope.freq_base_swa", "rope.local.freq_base",
-            "attention.sliding_window_pattern",
-        },
-        GEMMA, shifted=True,
-    ),
-    "hunyuan-dense": Architecture("hunyuan_v1_dense", own=HUNYUAN),
-    "granitemoe": Architecture(
-        "granitemoe", _granitemoe, EXPERTS | set(MULTIPLIERS.values()), GRANITE, interleaved=True,
-        experts="block_sparse_moe.experts",
-    ),
-    "llama": Architecture("llama", interleaved=True),
-    "phi3": Architecture("phi3", _phi3, WINDOW, FUSED),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "qwen3moe": Architecture(
-        "qwen3_moe", _qwen3moe, EXPERTS, {"ffn_gate_inp": "mlp.gate"}, experts="mlp.experts"
-    ),
-    "smollm3": Architecture("smollm3", interleaved=True),
-}  # fmt: skip
 
 
 def architecture_of(meta: Metadata) -> tuple[str, Architecture]:
@@ -233,7 +92,7 @@ def config_of(
     """config.json of a file. shapes: of its tensors, by GGUF's names. vectors: reads those that
     belong to the rotary frequencies, by name."""
     name, row = architecture_of(meta)
-    keys = _Keys(meta, name, faults)
+    keys = Keys(meta, name, faults)
     config: Config = {"model_type": row.model_type, "hidden_act": "silu"}
     for key, ours in SIZES.items():
         value = keys.whole(key)
@@ -262,21 +121,25 @@ def config_of(
     if row.model_type.startswith("gemma"):
         del config["hidden_act"]
     row.more(keys, config)
-    if row.model_type in ("arcee", "hunyuan_v1_dense", "llama", "qwen3", "smollm3"):
+    if row.model_type in ("arcee", "gpt_oss", "hunyuan_v1_dense", "llama", "qwen3", "smollm3"):
         config["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if row.model_type in ("arcee", "llama", "smollm3"):
         config["mlp_bias"] = "blk.0.ffn_up.bias" in shapes
     scaling = _scaling(keys, config, vectors)
+    if row.model_type == "gpt_oss":  # its own ramp is not cut to whole channels
+        scaling = {**scaling, "truncate": False} if scaling else {"rope_type": "default"}
     if scaling:
         config["rope_scaling"] = scaling
     _check(keys, row, config)
     return {key: value for key, value in config.items() if value is not None or key in _NULLS}
 
 
-_NULLS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+_NULLS = (
+    "sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "q_lora_rank"
+)  # fmt: skip
 
 
-def _scaling(keys: _Keys, config: Config, vectors: Vectors) -> Config | None:
+def _scaling(keys: Keys, config: Config, vectors: Vectors) -> Config | None:
     """rope_scaling. Factors of each frequency (Llama 3's, or LongRoPE's) come as tensors."""
     kind = keys.text("rope.scaling.type") or "none"
     factor = keys.number("rope.scaling.factor") or keys.number("rope.scale_linear") or 1.0
@@ -287,6 +150,8 @@ def _scaling(keys: _Keys, config: Config, vectors: Vectors) -> Config | None:
             "rope_type": "longrope", "short_factor": vectors["rope_factors_short.weight"](),
             "long_factor": vectors["rope_factors_long.weight"](),
         }  # fmt: skip
+        if original and "original_max_position_embeddings" not in config:
+            found["original_max_position_embeddings"] = original
         if "rope.scaling.attn_factor" in _stripped(keys):
             found["attention_factor"] = attention
         return found
@@ -317,29 +182,31 @@ def _scaling(keys: _Keys, config: Config, vectors: Vectors) -> Config | None:
         value = keys.number(f"rope.scaling.yarn_{ours}")
         if value is not None:
             found[ours] = value
+    if more := keys.number("rope.scaling.yarn_log_multiplier"):
+        found["mscale"] = found["mscale_all_dim"] = float(f"{10 * more:.6g}")
     attention *= keys.number("rope.scaling.yarn_attn_factor") or 1.0
     if attention != 1:
         found["attention_factor"] = attention * (0.1 * np.log(factor) + 1.0)
     return found
 
 
-def _stripped(keys: _Keys) -> dict[str, str]:
+def _stripped(keys: Keys) -> dict[str, str]:
     """Keys of the architecture without its name."""
     return {key.removeprefix(f"{keys.name}."): key for key in keys.meta if _own(keys, key)}
 
 
-def _own(keys: _Keys, key: str) -> bool:
+def _own(keys: Keys, key: str) -> bool:
     return key.startswith(f"{keys.name}.")
 
 
-def _check(keys: _Keys, row: Architecture, config: Config) -> None:
+def _check(keys: Keys, row: Architecture, config: Config) -> None:
     """Faults: keys that nothing reads, and sizes that contradict each other."""
     size, faults, meta = config["head_dim"], keys.faults, keys.meta
     values = keys.whole("attention.value_length")
-    if values not in (None, size):
+    if values not in (None, size) and "attention.value_length" not in row.keys:
         faults.append(f"attention.value_length is {values}, expected key_length, {size}")
     turning = keys.whole("rope.dimension_count")
-    if turning not in (None, 0, size) and row.model_type != "phi3":
+    if turning not in (None, 0, size) and "rope.dimension_count" not in row.keys:
         faults.append(f"rope.dimension_count is {turning}, expected the head's size, {size}")
     for short_name, key in _stripped(keys).items():
         if short_name in READ | row.keys | IGNORED:
@@ -349,6 +216,23 @@ def _check(keys: _Keys, row: Architecture, config: Config) -> None:
         if not any(value is not None and value == ok for ok in neutral):
             but = f", but for {' or '.join(map(short, neutral))}" if neutral else ""
             faults.append(f"key {key!r} (= {meta.shown(key)[:60]}) is unknown{but}")
+
+
+def sampling_of(meta: Metadata) -> dict[str, Any]:
+    """What a file asks of sampling, by transformers' names; others stay under GGUF's own."""
+    asked: dict[str, Any] = {}
+    for key in (*SAMPLING, *UNSAMPLED):
+        value = meta.number(f"general.sampling.{key}")
+        if value is not None:
+            value = float(f"{value:.7g}")
+            asked[SAMPLING.get(key, key)] = int(value) if value.is_integer() else value
+    if order := meta.text("general.sampling.sequence", 256):
+        asked["sequence"] = order
+    if asked.get("penalty_last_n") == 0:  # penalises nothing
+        asked.pop("repetition_penalty", None)
+    if {"temperature", "top_k", "top_p", "min_p"} & set(asked):
+        asked["do_sample"] = True
+    return asked
 
 
 BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_]+)\.(weight|bias)")
@@ -362,6 +246,8 @@ def hf_name(row: Architecture, name: str) -> str:
         return f"{WHOLE[stem]}.{end}" if stem in WHOLE else name
     layer, role, end = found.groups()
     ours = row.own.get(role) or LAYER.get(role)
+    if ours in BARE:
+        return f"model.layers.{int(layer)}.{ours}"
     return f"model.layers.{int(layer)}.{ours}.{end}" if ours else name
 
 
@@ -369,9 +255,18 @@ def experts_of(row: Architecture, name: str) -> tuple[str, str] | None:
     """What stands before and behind the number in the family's names of experts that a tensor
     stacks; None for other tensors."""
     found = BLOCK.fullmatch(name)
-    if found is None or not row.experts or found[2] not in STACKS or found[3] != "weight":
+    if found is None or not row.experts or found[2] not in STACKS:
         return None
-    return f"model.layers.{int(found[1])}.{row.experts}.", f".{STACKS[found[2]]}.weight"
+    return f"model.layers.{int(found[1])}.{row.experts}.", f".{STACKS[found[2]]}.{found[3]}"
+
+
+def joined_name(row: Architecture, name: str) -> tuple[str, str]:
+    """Of keys of latent attention, which some files have apart from the values: GGUF's names of the
+    values and of both in one. Empty for other tensors."""
+    if "attn_kv_b" not in row.own or not name.endswith(f"{KEYS_APART}weight"):
+        return "", ""
+    other, whole = (name.replace(KEYS_APART, f".attn_{key}_b.") for key in ("v", "kv"))
+    return other, whole
 
 
 def heads_of(row: Architecture, name: str, config: Mapping[str, Any]) -> int:

@@ -14,10 +14,14 @@ from ...errors import BundleError, ConvertError
 from ...kernels import gguf_blocks
 from ...kernels.encodings import ENCODINGS
 from ...kernels.gguf_blocks import FORMS
+from ...kernels.ops_experts import EXPERTS
 from ...storage.folder import open_regular
 from ...storage.gguf_header import KINDS, TensorInfo, parse_gguf
 from ...storage.safetensors import DTYPES
 from .checkpoint import F32, RawFile, as_convert_error, widened
+from .packed import INSTEAD
+from .packed_mx import gguf_mxfp4
+from .stacked import piece
 
 Stored = dict[str, NDArray[Any]]
 U8 = NDArray[np.uint8]
@@ -39,6 +43,7 @@ KEPT: Mapping[str, Kept] = {
     "Q4_0": Kept("int4-g32", gguf_blocks.int4),
     "Q5_0": Kept("int5-g32", gguf_blocks.int5),
     "Q8_0": Kept("int8-g32", gguf_blocks.int8),
+    "MXFP4": Kept("int8-g32", gguf_mxfp4),
     **{name.upper(): Kept(name, _whole) for name in FORMS},
 }
 READ = (*FLOATS, *KEPT)
@@ -59,6 +64,40 @@ class GgufFile(RawFile):
         except BundleError as error:
             raise as_convert_error(error) from None
         super().__init__(path, fd)
+
+
+class KeysAndValues:
+    """What latent attention makes of a narrow row, `kv_b_proj` [H * (N + V), R], of a file that has
+    it in two: keys [H, R, N], those of a head turned, and values [H, V, R].
+
+    Of blocks the codes are chosen anew, for rows of the keys are columns there.
+    """
+
+    kept = ""
+
+    def __init__(self, keys: GgufTensor, values: GgufTensor) -> None:
+        self._keys, self._values = keys, values
+        heads, rank, self._own = keys.shape
+        self._each = self._own + values.shape[1]
+        self.shape = (heads * self._each, rank)
+        self.dtype = keys.dtype if keys.dtype == values.dtype else "F32"
+        blocks = {keys.info.kind, values.info.kind} - set(FLOATS)
+        self.instead = INSTEAD if blocks else ""
+
+    @staticmethod
+    def fit(keys: GgufTensor, values: GgufTensor) -> bool:
+        """Whether their shapes are those of one matrix."""
+        k, v = keys.shape, values.shape
+        return len(k) == len(v) == 3 and (k[0], k[1]) == (v[0], v[2])
+
+    def rows(self, start: int, stop: int) -> F32:
+        """Rows [start, stop) as float32."""
+        first, last = start // self._each, -(-stop // self._each)
+        out = np.empty((last - first, self._each, self.shape[1]), np.float32)
+        out[:, : self._own] = self._keys.rows(first, last).swapaxes(1, 2)
+        out[:, self._own :] = self._values.rows(first, last)
+        at = first * self._each
+        return out.reshape(-1, self.shape[1])[start - at : stop - at]
 
 
 class GgufTensor:
@@ -88,7 +127,8 @@ class GgufTensor:
         row = ENCODINGS[KEPT[kind].encoding]
         flat = (int(np.prod(shape[:-1])), shape[-1])
         raw = self._bytes(start, stop).reshape(flat[0], -1)
-        return row.dequantize(KEPT[kind].tensors(raw), flat).reshape(shape)
+        with np.errstate(invalid="ignore"):  # readers tell what is no number
+            return row.dequantize(KEPT[kind].tensors(raw), flat).reshape(shape)
 
     def stored(self, start: int, stop: int) -> Stored:
         """The same rows as tensors of the encoding `kept`, by key."""
@@ -110,6 +150,15 @@ class GgufTensor:
         out = np.empty((stop - start, self.row_bytes), np.uint8)
         self.file.read(self.info.begin + start * self.row_bytes, out)
         return out
+
+    def pieces(self) -> list[GgufTensor]:
+        """Of a stack [E, N, K] of matrices or [E, N] of vectors each as a tensor; none of others,
+        or where there are more than experts may be."""
+        if len(self.shape) not in (2, 3) or not 0 < self.shape[0] <= EXPERTS:
+            return []
+        info = self.info._replace(shape=(*self.shape, 1)[:3])
+        each = (piece(info, number, 0, self.shape[1]) for number in range(self.shape[0]))
+        return [GgufTensor(self.file, one._replace(shape=self.shape[1:])) for one in each]
 
     def _odd(self) -> ConvertError:
         return ConvertError(

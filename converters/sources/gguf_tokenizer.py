@@ -43,6 +43,19 @@ GPT4O = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}?"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
 )
+_ASCII = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
+DEEPSEEK3 = (
+    rf"{_ASCII}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_REST}"
+)
+# Letters with case, but for those of which DeepSeek's list does not tell.
+_UNLISTED = (
+    "\u0560-\u0588\u10c6-\u10ff\u1c80-\u1c88\u2d00-\u2d2d\ua790-\ua7ff\uab30-\uab6f"
+    "\U00010570-\U000105bf\U00016e40-\U00016e7f\U0001d400-\U0001dfff"
+)
+_LISTED = rf"(?:(?![{_UNLISTED}])[\p{{Lu}}\p{{Ll}}\p{{Lt}}])"
+_MARKS = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]"
+_EAST = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 
 def _level(*, regex: bool) -> Step:
@@ -84,8 +97,19 @@ CUTS: Mapping[str, Cut] = {
     "qwen35": Cut(_by(QWEN35)),
     "deepseek-coder": Cut((
         _split(r"[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"),
-        _split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"), _DIGITS, _level(regex=False),
+        _split(_EAST), _DIGITS, _level(regex=False),
     )),
+    "deepseek-llm": Cut((
+        _split(r"[\r\n]"), _split(rf"\s?{_LISTED}+"), _split(rf"\s?{_MARKS}+"), _split(r"\s+$"),
+        _split(_EAST), _DIGITS, _level(regex=False),
+    )),
+    **dict.fromkeys(
+        ("deepseek-v3", "hunyuan-dense"),
+        Cut((
+            _split(r"\p{N}{1,3}"), _split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+            *_by(DEEPSEEK3),
+        )),
+    ),
     "tekken": Cut(_by(TEKKEN), whole=True, begins=True),
     **dict.fromkeys(("gpt-4o", "llama4"), Cut(_by(GPT4O), whole=True)),
     **dict.fromkeys(("dbrx", "smaug-bpe"), Cut(_by(LLAMA3))),

@@ -51,6 +51,7 @@ class HfSource:
     """
 
     kind = "text"
+    advice = "generation_config"
 
     def __init__(
         self,

@@ -21,8 +21,10 @@ T = TypeVar("T")
 
 
 class TextFiles(Protocol):
-    """The text files of a checkpoint folder: contents by name, and those that are JSON, parsed."""
+    """The text files of a checkpoint folder: contents by name, and those that are JSON, parsed.
+    advice: what `generation` is called in messages about sampling."""
 
+    advice: str
     path: Path
     texts: dict[str, bytes]
     config: dict[str, Any]
@@ -182,7 +184,7 @@ def _eos_ids(
 def generation_of(source: TextFiles) -> tuple[str, Mapping[str, Any]]:
     """The file that says how to decode, and its content."""
     if "generation_config.json" in source.texts:
-        return "generation_config", source.generation
+        return source.advice, source.generation
     return "config", _with_text(source.config)
 
 

@@ -38,7 +38,7 @@ SHARED = re.compile(r"(?:model\.)?layers\.(\d{1,6})\.self_attn\.(?:k_proj|v_proj
 # What quantizers store instead of, or beside, a matrix.
 PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale|weight_scale_inv|weight_zero_point"
-    r"|SCB|weight\.absmax|weight\.quant_map|weight\.quant_state\.\w+)$"
+    r"|SCB|weight\.absmax|weight\.quant_map|weight\.quant_state\.\w+|experts\.\w+_(blocks|scales))$"
 )
 OUTPUT = "self_attn.o_proj."
 # Names that a family's tensors had before, read by transformers.

@@ -7,8 +7,8 @@
     compressed-tensors  weight_packed int32 [N, K b / 32], 2^(b - 1) added; weight_scale [N, G];
                         weight_zero_point int32 [N b / 32, G]; or weight int8 or F8 [N, K]
 
-and those of `packed_floats.py`, whose values no encoding has. Formulas: AutoGPTQ and GPTQModel
-(`pack`), AutoAWQ (`pack_intweight`), compressed-tensors (`pack_to_int32`).
+and those of `packed_floats.py`, whose values no encoding has, and `packed_mx.py`. Formulas:
+AutoGPTQ and GPTQModel (`pack`), AutoAWQ (`pack_intweight`), compressed-tensors (`pack_to_int32`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .base import SourceTensor
 from .checkpoint import Tensor
 from .packed import Channels, Codes, Entries, Float, Packed, whole
 from .packed_floats import bitsandbytes, e4m3, floats, fp8
+from .packed_mx import mxfp4
 
 BY_TOKEN = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}  # activations
 FLOATS = ("F16", "BF16", "F32")
@@ -293,7 +294,7 @@ def _int_or_float(
 
 METHODS: Mapping[str, Callable[[Settings, Entries], None]] = {
     "gptq": gptq, "awq": awq, "compressed-tensors": compressed_tensors,
-    "bitsandbytes": bitsandbytes, "fp8": fp8,
+    "bitsandbytes": bitsandbytes, "fp8": fp8, "mxfp4": mxfp4,
 }  # fmt: skip
 
 

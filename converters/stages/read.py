@@ -222,8 +222,7 @@ class KeptWeight(RecipeWeight):
         self.encoding = encoding
 
     def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        found = self._tensors(start, stop)
-        return stored_rows(self.encoding, [(p.name, t, a, b) for p, t, a, b in found])
+        return stored_rows(self.encoding, self._tensors(start, stop))
 
 
 def check_finite(name: str, tensor: SourceTensor) -> None:

@@ -1,5 +1,5 @@
-"""Tiny random checkpoints of families with experts, as rows of `checkpoints.CASES`, and published
-configs of them, as rows of `published.CONFIGS`."""
+"""Tiny random checkpoints of families with experts or latent attention, as rows of
+`checkpoints.CASES`, and published configs of them, as rows of `published.CONFIGS`."""
 
 from __future__ import annotations
 
@@ -83,6 +83,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True, "n_shared_experts": 1,
         },
     ),
+    "minicpm3": (
+        "MiniCPM3Config",
+        {
+            "num_key_value_heads": 4, "q_lora_rank": 48, "kv_lora_rank": 40,
+            "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "scale_emb": 3,
+            "dim_model_base": 24,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.5], "long_factor": [1.0, 2.0, 4.0, 7.5],
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "minicpm3-plain": (
+        "MiniCPM3Config",
+        {
+            "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 30,
+            "qk_nope_head_dim": 10, "qk_rope_head_dim": 12, "attention_bias": True,
+            "scale_depth": None, "dim_model_base": None, "scale_emb": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
     "granitemoehybrid-experts": (
         "GraniteMoeHybridConfig",
         {
@@ -113,6 +135,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 
+MINICPM_FACTORS = [
+    1.0591234137867171, 1.1241891283591912, 1.2596935748670968, 1.5380380402321725,
+    2.093982484148734, 3.1446935121267696, 4.937952647693647, 7.524541999994549,
+    10.475458000005451, 13.062047352306353, 14.85530648787323, 15.906017515851266,
+    16.461961959767827, 16.740306425132904, 16.87581087164081, 16.940876586213285,
+]  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen3-30B-A3B": {
         "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False,
@@ -161,6 +189,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": True,
         "v_head_dim": 128, "vocab_size": 102400,
     },
+    "MiniCPM3-4B": {
+        "architectures": ["MiniCPM3ForCausalLM"], "bos_token_id": 1, "dim_model_base": 256,
+        "eos_token_id": [2, 73440], "hidden_act": "silu", "hidden_size": 2560,
+        "initializer_range": 0.1, "intermediate_size": 6400, "kv_lora_rank": 256,
+        "max_position_embeddings": 32768, "model_type": "minicpm3", "num_attention_heads": 40,
+        "num_hidden_layers": 62, "num_key_value_heads": 40, "q_lora_rank": 768,
+        "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "type": "longrope", "original_max_position_embeddings": 32768,
+            "long_factor": MINICPM_FACTORS, "short_factor": MINICPM_FACTORS,
+        },
+        "scale_depth": 1.4, "scale_emb": 12, "torch_dtype": "bfloat16",
+        "transformers_version": "4.41.0", "use_cache": True, "vocab_size": 73448,
+    },
     "gpt-oss-20b": {
         "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0,
         "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
@@ -182,6 +224,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 PARAMETERS = {
     "Qwen3-30B-A3B": 30532.1,
     "DeepSeek-V2-Lite": 15706.5,
+    "MiniCPM3-4B": 4073.9,
     "gpt-oss-20b": 20914.8,
     "granite-3.1-1b-a400m": 1334.6,
 }  # millions
@@ -191,5 +234,5 @@ SMALL = {
     "num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 3,
     "experts_per_token": 3, "moe_intermediate_size": 48,
     "n_routed_experts": 8, "kv_lora_rank": 40, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
+    "v_head_dim": 16, "q_lora_rank": 48, "dim_model_base": 24,
 }  # fmt: skip

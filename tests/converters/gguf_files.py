@@ -16,12 +16,13 @@ from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
 NAMES = {
-    "gemma3_text": "gemma3", "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
+    "deepseek_v2": "deepseek2", "gemma3_text": "gemma3", "gpt_oss": "gpt-oss",
+    "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
     "qwen3_moe": "qwen3moe",
 }  # fmt: skip
 TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "IQ4_NL", "IQ4_XS",
+    "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
 )  # fmt: skip
 Chosen = Callable[[str, NDArray[np.float32]], str]
 
@@ -33,16 +34,24 @@ def interleaved(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 
 def write_model(
-    model: Any, path: Path, kinds: Chosen | str = "F32", *, keys: Mapping[str, Any] | None = None
+    model: Any,
+    path: Path,
+    kinds: Chosen | str = "F32",
+    *,
+    keys: Mapping[str, Any] | None = None,
+    apart: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
     """A transformers model as a GGUF file with a byte-level vocabulary; gives the values that the
-    package reads of each tensor, by transformers' names and in its order. keys: more metadata."""
+    package reads of each tensor, by transformers' names and in its order. keys: more metadata.
+    apart: keys and values of latent attention in two tensors, as newer files have them."""
     import gguf
 
     config = model.config
     name = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), name)
     _hyperparameters(writer, config)
+    if hasattr(config, "kv_lora_rank"):
+        _latent(writer, config, name, apart)
     _vocabulary(writer, config.vocab_size)
     for key, value in (keys or {}).items():
         writer.add_key_value(key, *value)
@@ -50,7 +59,7 @@ def write_model(
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     read: dict[str, NDArray[np.float32]] = {}
     tied = config.tie_word_embeddings
-    for key, tensor in _apart(model.state_dict()):
+    for key, tensor in _apart(model.state_dict(), config, apart):
         if tied and key == "lm_head.weight":
             continue
         values = tensor.float().numpy()
@@ -59,7 +68,8 @@ def write_model(
         pairs = _pairs(key, name, config)
         rows = interleaved(values, pairs) if pairs else values
         target = _expert_name(key) or names.get_name(key, try_suffixes=(".weight", ".bias"))
-        kind = "F32" if rows.ndim == 1 else kinds if isinstance(kinds, str) else kinds(key, rows)
+        small = rows.ndim == 1 or key.endswith("bias")
+        kind = "F32" if small else kinds if isinstance(kinds, str) else kinds(key, rows)
         data, back = encoded(rows, kind)
         writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType[kind])
         read[key] = halves(back, pairs) if pairs else back
@@ -71,10 +81,21 @@ def write_model(
     return read
 
 
-def _apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Stacked gates and ups of experts as two tensors."""
+def _apart(tensors: Mapping[str, Any], config: Any, apart: bool) -> Iterator[tuple[str, Any]]:
+    """Stacked gates and ups of experts as two tensors, gpt-oss's turned; where they shall be apart,
+    keys of latent attention, turned, and values."""
     for key, tensor in tensors.items():
-        if key.endswith("experts.gate_up_proj"):
+        if config.model_type == "gpt_oss" and ".experts." in key:
+            rows = tensor if key.endswith("bias") else tensor.transpose(1, 2)
+            both = {"gate": rows[:, 0::2], "up": rows[:, 1::2]} if "gate_up" in key else {"": rows}
+            for name, half in both.items():
+                yield key.replace("gate_up", name) if name else key, half.contiguous()
+        elif apart and key.endswith("kv_b_proj.weight"):
+            own, value = config.qk_nope_head_dim, config.v_head_dim
+            heads = tensor.view(config.num_attention_heads, own + value, -1)
+            yield key.replace("kv_b", "k_b"), heads[:, :own].transpose(1, 2).contiguous()
+            yield key.replace("kv_b", "v_b"), heads[:, own:].contiguous()
+        elif key.endswith("experts.gate_up_proj"):
             for name, half in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
                 yield key.replace("gate_up", name), half.contiguous()
         else:
@@ -82,12 +103,18 @@ def _apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _expert_name(key: str) -> str:
-    """GGUF's name of a router or of stacked experts, "" for other tensors."""
-    router = re.fullmatch(r"model\.layers\.(\d+)\.(?:mlp\.gate|.*\.router)\.weight", key)
+    """GGUF's name of a router, of stacked experts or of sinks, "" for other tensors."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", key)
+    if found is None:
+        return ""
+    router = re.fullmatch(r"(?:mlp\.gate|.*\.router)\.(weight|bias)", found[2])
     if router:
-        return f"blk.{router[1]}.ffn_gate_inp.weight"
-    stack = re.fullmatch(r"model\.layers\.(\d+)\..*\.experts\.(gate|up|down)_proj", key)
-    return f"blk.{stack[1]}.ffn_{stack[2]}_exps.weight" if stack else ""
+        return f"blk.{found[1]}.ffn_gate_inp.{router[1]}"
+    if found[2] == "self_attn.sinks":
+        return f"blk.{found[1]}.attn_sinks.weight"
+    stack = re.fullmatch(r".*\.experts\.(gate|up|down)_proj(_bias)?", found[2])
+    end = "bias" if stack and stack[2] else "weight"
+    return f"blk.{found[1]}.ffn_{stack[1]}_exps.{end}" if stack else ""
 
 
 def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -145,7 +172,8 @@ def _hyperparameters(writer: Any, config: Any) -> None:
     writer.add_key_length(size)
     writer.add_value_length(size)
     writer.add_vocab_size(config.vocab_size)
-    if count := getattr(config, "num_local_experts", 0):
+    count = getattr(config, "num_local_experts", 0) or getattr(config, "n_routed_experts", 0)
+    if count:
         writer.add_expert_count(count)
         writer.add_expert_used_count(config.num_experts_per_tok)
         width = getattr(config, "moe_intermediate_size", config.intermediate_size)
@@ -171,17 +199,46 @@ def _hyperparameters(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_factor(ropes["factor"])
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(ropes["original_max_position_embeddings"])
+        if ropes.get("mscale_all_dim"):
+            writer.add_rope_scaling_yarn_log_mul(0.1 * ropes["mscale_all_dim"])
     if kind == "longrope":
-        original = config.original_max_position_embeddings
+        own = getattr(config, "original_max_position_embeddings", 0)
+        original = own or ropes["original_max_position_embeddings"]
         stretch = config.max_position_embeddings / original
         writer.add_rope_scaling_orig_ctx_len(original)
         writer.add_rope_scaling_attn_factors(np.sqrt(1 + np.log(stretch) / np.log(original)))
-    if config.model_type in ("phi3", "gemma2", "gemma3_text"):
+    if config.model_type in ("phi3", "gemma2", "gemma3_text", "gpt_oss"):
         writer.add_sliding_window(config.sliding_window or 0)
     if config.model_type in ("gemma2", "gemma3_text"):
         for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
             if getattr(config, cap, None):
                 getattr(writer, f"add_{cap}")(getattr(config, cap))
+
+
+def _latent(writer: Any, config: Any, name: str, apart: bool) -> None:
+    """Keys of deepseek2 and minicpm3, some of them once more."""
+    turning, rank = config.qk_rope_head_dim, config.kv_lora_rank
+    whole, value = config.qk_nope_head_dim + turning, config.v_head_dim
+    sizes = {"key_length": whole, "value_length": value}
+    if apart:
+        sizes = {"key_length": rank + turning, "value_length": rank, "head_count_kv": 1}
+        sizes |= {"key_length_mla": whole, "value_length_mla": value}
+    for data in writer.kv_data:
+        for key in (*sizes, "rope.dimension_count"):
+            data.pop(f"{name}.attention.{key}", None)
+            data.pop(f"{name}.{key}", None)
+    for key, size in sizes.items():
+        writer.add_uint32(f"{name}.attention.{key}", size)
+    writer.add_rope_dimension_count(turning)
+    writer.add_kv_lora_rank(rank)
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    if name == "minicpm3":
+        return
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(False)
 
 
 def _scaling_type(kind: str) -> Any:

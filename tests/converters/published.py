@@ -583,9 +583,10 @@ def shrunk(name: str) -> Config:
         )
     scaling = config.get("rope_scaling")
     if scaling:
-        pairs = int(16 * config.get("partial_rotary_factor", 1)) // 2
+        size = config.get("qk_rope_head_dim", 16)
+        pairs = int(size * config.get("partial_rotary_factor", 1)) // 2
         for key in {"short_factor", "long_factor"} & set(scaling):
-            scaling[key] = scaling[key][:: 48 // pairs][:pairs]
+            scaling[key] = scaling[key][:: len(scaling[key]) // pairs][:pairs]
         if "original_max_position_embeddings" in scaling:
             scaling["original_max_position_embeddings"] = ORIGINAL
     return config

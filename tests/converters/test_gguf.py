@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from edgert.converters.convert import convert
 from edgert.converters.kept import FLOATS
-from edgert.converters.sources.gguf_config import ARCHITECTURES
+from edgert.converters.sources.gguf_architectures import ARCHITECTURES
 from edgert.converters.sources.gguf_tensors import KEPT
 from edgert.kernels.encodings import dequantize
 from numpy.typing import NDArray
@@ -29,8 +29,18 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 RMS = 1e-4
 # Cases of which a GGUF file does not tell all, and what it takes for granted there.
 UNTOLD = ("llama-dynamic", "mistral-window", "qwen2-window", "smollm3-head", "smollm3-window",
-          "gemma2-mild", "gemma3-scaled")  # fmt: skip
+          "gemma2-mild", "gemma3-scaled", "minicpm3-plain")  # fmt: skip
 GRANTED: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 0.9,
+            "mscale_all_dim": 0.9, "original_max_position_embeddings": 128,
+        },
+    },
+    "deepseek_v2-narrow": {"attention_bias": False},
+    "minicpm3": {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
+    "gpt_oss": {"swiglu_limit": 7.0},
+    "gpt_oss-plain": {"layer_types": None, "sliding_window": 24},
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3": {"query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": None},
     "smollm3": {
@@ -79,7 +89,8 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
 
 
 QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "phi3-longrope", "smollm3",
-         "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe")  # fmt: skip
+         "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v2",
+         "deepseek_v2-narrow", "minicpm3")  # fmt: skip
 
 
 def cases() -> list[Any]:

@@ -67,9 +67,75 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "not-utf8": (
         {"tokenizer.ggml.merges": Typed(ARRAY, (TEXT, [b"\xff \xfe"]))}, "expected UTF-8",
     ),
+    "temperature": ({"general.sampling.temp": -1.0}, "general.sampling 'temperature' is '-1'"),
+    "no-number": (
+        {"general.sampling.top_p": float("nan")}, "general.sampling 'top_p' is 'nan', expected",
+    ),
+    "text-for-sampling": ({"general.sampling.top_k": "40"}, "expected a number"),
     "split": ({"split.count": 3}, "is one of 3 parts"),
     "splits": ({"split.count": 1 << 30}, "is one of 1073741824 parts"),
 }  # fmt: skip
+
+
+def of(name: str, **more: Any) -> dict[str, Any]:
+    """Keys of another architecture with the sizes of the good model."""
+    sizes = {k.partition(".")[2]: v for k, v in KEYS.items() if k.startswith("llama.")}
+    own = {f"{name}.{key}": value for key, value in {**sizes, **more}.items()}
+    gone = dict.fromkeys((k for k in KEYS if k.startswith("llama.")), None)
+    return {"general.architecture": name, **gone, **own}
+
+
+def latent(**more: Any) -> dict[str, Any]:
+    good = {
+        "attention.head_count_kv": 2, "attention.kv_lora_rank": 32, "attention.key_length": 16,
+        "attention.value_length": 8, "rope.dimension_count": 8, "expert_count": 4,
+        "expert_used_count": 2, "expert_shared_count": 1, "expert_feed_forward_length": 16,
+        "expert_weights_scale": 1.0,
+    }  # fmt: skip
+    return of("deepseek2", **{**good, **more})
+
+
+def picked(**more: Any) -> dict[str, Any]:
+    good = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 16}
+    return of("gpt-oss", **{**good, **more})
+
+
+LATENT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "gating": (latent(expert_gating_func=2), "expert_gating_func is 2, expected 1"),
+    "normed": (latent(expert_weights_norm=True), "'norm_topk_prob' is True, expected False"),
+    "normed-kind": (latent(expert_weights_norm=1), "expected true or false"),
+    "groups": (latent(expert_group_count=8), "'n_group' is 8, expected 1"),
+    "no-rank": (latent(**{"attention.kv_lora_rank": 0}), "'kv_lora_rank' is 0, expected 1"),
+    "rank": (latent(**{"attention.kv_lora_rank": 1 << 31}), "'kv_lora_rank' is 2147483648"),
+    "queries": (latent(**{"attention.q_lora_rank": 1 << 31}), "'q_lora_rank' is 2147483648"),
+    "no-turning": (latent(**{"rope.dimension_count": 0}), "'head_dim' is 0"),
+    "turning": (latent(**{"rope.dimension_count": 24}), "'qk_nope_head_dim' is -8, expected 1"),
+    "values": (latent(**{"attention.value_length": 24}), "'v_head_dim' is 24, expected at most"),
+    "one-head": (latent(**{"attention.head_count_kv": 1}), "'num_key_value_heads' is 1, expected"),
+    "half-told": (
+        latent(**{"attention.key_length_mla": 16, "attention.head_count_kv": 1}),
+        "'num_key_value_heads' is 1, expected",
+    ),
+    "experts": (latent(expert_count=1 << 31), "'n_routed_experts' is 2147483648, expected 1 to"),
+    "no-experts": (latent(expert_used_count=None), "'num_experts_per_tok' is 0, expected 1 to 4"),
+    "shared": (latent(expert_shared_count=0), "'n_shared_experts' is 0"),
+    "width": (latent(expert_feed_forward_length=24), "'moe_intermediate_size' is 24, expected a"),
+    "scale": (latent(expert_weights_scale=-1.0), "'routed_scaling_factor' is -1.0, expected"),
+    "stretch": (
+        latent(**{
+            "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+            "rope.scaling.yarn_log_multiplier": float("inf"),
+        }), "mscale",
+    ),
+    "gpt-oss-picked": (picked(expert_used_count=None), "'num_experts_per_tok' is 0, expected 1"),
+    "gpt-oss-experts": (picked(expert_count=None), "'num_local_experts' is 0, expected 1 to"),
+    "gpt-oss-width": (picked(expert_feed_forward_length=20), "'intermediate_size' is 20, expected"),
+    "gpt-oss-gating": (picked(expert_gating_func=2), "'gpt-oss.expert_gating_func' .= 2. is unkn"),
+    "gpt-oss-window": (
+        picked(**{"attention.sliding_window": Typed(I32, -1)}), "expected a whole number",
+    ),
+}  # fmt: skip
+FAULTS |= LATENT_FAULTS
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -97,6 +163,14 @@ def test_h15_types_that_are_not_read(tmp_path: Path) -> None:
     rows = Tensor("blk.0.ffn_up.weight", (WIDTH, FF), 24, bytes(FF * WIDTH))
     error = refusal(model(blk_0_ffn_up_weight=rows), tmp_path)
     assert "tensor 'blk.0.ffn_up.weight' is I8, expected one of ['F32', 'F16'" in error.message
+
+
+def test_h17_exponents_of_mxfp4_that_are_no_numbers(tmp_path: Path) -> None:
+    blocks = b"".join(bytes([255 - i % 2 * 130]) + bytes(range(16)) for i in range(FF))
+    rows = Tensor("blk.0.ffn_up.weight", (WIDTH, FF), 39, blocks)
+    error = refusal(model(blk_0_ffn_up_weight=rows), tmp_path)
+    assert error.code == "weight-values"
+    assert "32 of 64 scales are not finite" in error.message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -50,7 +50,7 @@ DENSE = (
     "gemma", "ministral", "ministral3", "granite", "internlm3", "olmo2", "olmo3", "exaone4",
     "ernie4_5", "helium", "glm4", "cohere2", "stablelm", "phi", "starcoder2", "gpt_neox",
     "arcee", "apertus", "hunyuan_v1_dense", "gpt2", "gemma4_text", "qwen3_moe", "granitemoe",
-    "gpt_oss", "deepseek_v2",
+    "gpt_oss", "deepseek_v2", "minicpm3",
 )  # fmt: skip
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
@@ -151,6 +151,16 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 16,
         "v_head_dim": 24,
+    },
+    "minicpm3": _COMMON
+    | {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 48,
+        "kv_lora_rank": 40,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "scale_emb": 2.0,
+        "dim_model_base": 48,
     },
     "gpt_oss": _COMMON
     | {
