@@ -91,6 +91,7 @@ def test_a_later_model_goes_on_with_the_same_text(
         assert_nothing_is_held(third)
 
 
+@pytest.mark.parametrize("kind", ["kv8", "whole", "lfm2"])
 def test_an_answer_is_a_beginning_as_well(kind: str, kernel_folder: Path, tmp_path: Path) -> None:
     with kept(opened(kind, kernel_folder), tmp_path) as model:
         first = answer(model, SYSTEM, max_tokens=80)
@@ -393,7 +394,7 @@ HARMS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize(
     ("kind", "harm"),
     [("kv", harm) for harm in HARMS]
-    + [(kind, harm) for kind in ("kv8", "tail", "lfm2") for harm in ("flipped", "cut", "tokens")],
+    + [(kind, harm) for kind in ("kv8", "tail", "lfm2") for harm in ("flipped", "tokens")],
 )
 def test_h37_damaged_files_are_passed_over_and_written_again(
     kind: str, harm: str, kernel_folder: Path, good: Callable[[str], Path], tmp_path: Path,
@@ -524,14 +525,14 @@ def test_two_at_once(kernel_folder: Path, tmp_path: Path) -> None:
 
     def job(_: int) -> list[tuple[int, ...]]:
         got = []
-        for _ in range(4):
+        for _ in range(3):
             with kept(cpu_session(kernel_folder), tmp_path, budget=size) as model:
                 got += [answer(model, prompt).token_ids for prompt in prompts]
         return got
 
     with ThreadPoolExecutor(2) as pool:
         for got in pool.map(job, range(2)):
-            assert got == expected * 4
+            assert got == expected * 3
 
 
 def most_of_page(session: Any) -> int:
@@ -569,7 +570,7 @@ def test_eight_conversations_of_a_later_process_hold_the_prompt_once(
 
 @pytest.mark.parametrize("kind", ["kv", "tail"])
 @pytest.mark.parametrize(
-    "count", [40, pytest.param(2000, marks=pytest.mark.slow)], ids=["few", "many"]
+    "count", [24, pytest.param(2000, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_a_soak_with_a_small_disk(
     kind: str, count: int, kernel_folder: Path, tmp_path: Path
