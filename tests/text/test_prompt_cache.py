@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgert.kernels import library
 
 import edgert
 from edgert.cli import run
@@ -205,10 +206,18 @@ def test_adapters_have_beginnings_of_their_own(tmp_path: Path) -> None:
     assert len(roots) == 8
 
 
+def unreadable() -> str:
+    raise library.LibraryError("the kernel sources cannot be read")
+
+
 def test_devices_that_share_nothing_say_so(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     with pytest.raises(DeviceError, match="a prompt cache on 'reference'"):
         edgert.load(path, device="reference", prompt_cache=tmp_path / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "sources_hash", unreadable)
+        with pytest.raises(DeviceError, match="sources cannot be read, so that nobody can tell"):
+            edgert.load(path, prompt_cache=tmp_path / "cache")
     with pytest.raises(RequestError, match="expected a folder prompt_cache with it"):
         edgert.load(path, prompt_cache_size=1 << 20)
     for wrong in ({"prompt_cache": ""}, {"prompt_cache": 3}):
