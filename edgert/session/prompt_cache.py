@@ -50,7 +50,8 @@ def most_of(cache: PrefixCache) -> int:
 
 def owner_of(session: Any, bundle: Bundle) -> str:
     """A hash of all that a session's states depend on, hex: weights, graph (with its rotary
-    settings), precision and layout of pages, and the code that computes."""
+    settings), precision and layout of pages, and the code that computes. Raises DeviceError where
+    that cannot be told."""
     from ..kernels import isa, library
     from ..kernels.cpu import code
 
@@ -58,7 +59,14 @@ def owner_of(session: Any, bundle: Bundle) -> str:
     part = manifest.parts[bundle.part("")]
     cpu: CpuSession = session
     parts = [FORMAT, cpu.fingerprint, str(PAGE_TOKENS), "half" if cpu.slots.half else "whole"]
-    parts += [isa.chosen(), library.sources_hash()]
+    try:
+        parts += [isa.chosen(), library.sources_hash()]
+    except library.LibraryError as error:
+        raise DeviceError(
+            f"{error}, so that nobody can tell what a prompt cache was computed by",
+            code="prompt-cache-device",
+            hint="leave --prompt-cache (prompt_cache) out, or install edgert again",
+        ) from None
     parts += [manifest.files[name].sha256 for name in (part.weights, part.graph)]
     if code.shipped() is None:
         from ..kernels.cpu import jit

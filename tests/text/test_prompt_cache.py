@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgert.kernels import library
 
 import edgert
 from edgert.cli import run
@@ -91,6 +92,7 @@ def test_a_later_model_goes_on_with_the_same_text(
         assert_nothing_is_held(third)
 
 
+@pytest.mark.parametrize("kind", ["kv8", "whole", "lfm2"])
 def test_an_answer_is_a_beginning_as_well(kind: str, kernel_folder: Path, tmp_path: Path) -> None:
     with kept(opened(kind, kernel_folder), tmp_path) as model:
         first = answer(model, SYSTEM, max_tokens=80)
@@ -204,10 +206,18 @@ def test_adapters_have_beginnings_of_their_own(tmp_path: Path) -> None:
     assert len(roots) == 8
 
 
+def unreadable() -> str:
+    raise library.LibraryError("the kernel sources cannot be read")
+
+
 def test_devices_that_share_nothing_say_so(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "a.edge")
     with pytest.raises(DeviceError, match="a prompt cache on 'reference'"):
         edgert.load(path, device="reference", prompt_cache=tmp_path / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "sources_hash", unreadable)
+        with pytest.raises(DeviceError, match="sources cannot be read, so that nobody can tell"):
+            edgert.load(path, prompt_cache=tmp_path / "cache")
     with pytest.raises(RequestError, match="expected a folder prompt_cache with it"):
         edgert.load(path, prompt_cache_size=1 << 20)
     for wrong in ({"prompt_cache": ""}, {"prompt_cache": 3}):
@@ -393,7 +403,7 @@ HARMS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize(
     ("kind", "harm"),
     [("kv", harm) for harm in HARMS]
-    + [(kind, harm) for kind in ("kv8", "tail", "lfm2") for harm in ("flipped", "cut", "tokens")],
+    + [(kind, harm) for kind in ("kv8", "tail", "lfm2") for harm in ("flipped", "tokens")],
 )
 def test_h37_damaged_files_are_passed_over_and_written_again(
     kind: str, harm: str, kernel_folder: Path, good: Callable[[str], Path], tmp_path: Path,
@@ -524,14 +534,14 @@ def test_two_at_once(kernel_folder: Path, tmp_path: Path) -> None:
 
     def job(_: int) -> list[tuple[int, ...]]:
         got = []
-        for _ in range(4):
+        for _ in range(3):
             with kept(cpu_session(kernel_folder), tmp_path, budget=size) as model:
                 got += [answer(model, prompt).token_ids for prompt in prompts]
         return got
 
     with ThreadPoolExecutor(2) as pool:
         for got in pool.map(job, range(2)):
-            assert got == expected * 4
+            assert got == expected * 3
 
 
 def most_of_page(session: Any) -> int:
@@ -569,7 +579,7 @@ def test_eight_conversations_of_a_later_process_hold_the_prompt_once(
 
 @pytest.mark.parametrize("kind", ["kv", "tail"])
 @pytest.mark.parametrize(
-    "count", [40, pytest.param(2000, marks=pytest.mark.slow)], ids=["few", "many"]
+    "count", [24, pytest.param(2000, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_a_soak_with_a_small_disk(
     kind: str, count: int, kernel_folder: Path, tmp_path: Path
