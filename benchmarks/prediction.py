@@ -9,10 +9,11 @@ median error of times at most 10 %, none above 25 %, memory within 5 %, pictures
 Loading and cold starts are rows of their own, without a goal. About a minute a bundle and number of
 threads.
 
-Another machine is made of this one by `--isa portable`, and by `--busy`, which keeps one core busy
-all the while, in the probe too. On a machine that others keep busy, `--clock cpu` times one thread
-by the processor time it takes, in the probe and here, and says so in its results; the numbers of a
-quiet machine are `--clock wall`. Results are appended to benchmarks/results/prediction.jsonl.
+Another machine is made of this one by `--isa portable` (prompts take fifty times as long: give it
+small bundles), and by `--busy`, which keeps one core busy all the while, in the probe too. On a
+machine that others keep busy, `--clock cpu` times one thread by the processor time it takes, in the
+probe and here, and says so in its results; the numbers of a quiet machine are `--clock wall`.
+Results are appended to benchmarks/results/prediction.jsonl.
 """
 
 from __future__ import annotations

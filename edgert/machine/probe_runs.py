@@ -40,6 +40,7 @@ BLOCKS = {
     "wide convolutions by tiles": Block(32, 192, 2),
 }
 SECOND = 6  # layers of shapes of which many rows are timed as well
+LEAST, LONG = 5, 4  # steps that are timed at least; times `seconds` from which on half as many
 TYPICAL = 0.25  # quantile of a step's times
 
 
@@ -144,15 +145,20 @@ def _step(session: CpuSession, state: CpuState, rows: int, *, keep: bool = False
 
 
 def _typical(step: Callable[[], object], seconds: float, clock: Clock) -> float:
-    """Seconds of a step that leaves nothing behind, so that each one is the same."""
-    for _ in range(3):
+    """Seconds of a step that leaves nothing behind, so that each one is the same; of one that takes
+    several times `seconds` few are made."""
+    begin = time.perf_counter()
+    step()
+    long = time.perf_counter() - begin > LONG * seconds > 0
+    for _ in range(0 if long else 2):
         step()
+    least = LEAST // 2 if long else LEAST
     times: list[float] = []
     collecting = gc.isenabled()
     gc.disable()
     try:
         until = time.perf_counter() + seconds
-        while len(times) < 5 or (time.perf_counter() < until and len(times) < 400):
+        while len(times) < least or (time.perf_counter() < until and len(times) < 400):
             start = clock()
             step()
             times.append(clock() - start)
