@@ -148,7 +148,6 @@ def test_stacked_tensors_of_other_sizes_are_refused(
         ({**MINI, "scale_depth": 0.0}, "'scale_depth' is 0.0, expected a positive number"),
         ({**MINI, "scale_emb": -1}, "'scale_emb' is -1.0, expected a positive number"),
         ({**MINI, "dim_model_base": 0}, "'dim_model_base' is 0.0, expected a positive number"),
-        ("'altup_correct_scale' is False, expected True",),
         ({**GRANITE, "num_local_experts": -1}, "'num_local_experts' is -1, expected 1 to 1024"),
         ({**GRANITE, "intermediate_size": 500}, "is 500, expected a multiple of 16"),
     ],

@@ -313,7 +313,8 @@ def test_products_and_convolutions_get_codes(quant: str, made: Make, tmp_path: P
         codes = {name: weight.encoding for name, weight in graph.weights.items()}
         assert codes["mid_block.resnets.0.conv1"] == f"{quant}-g32"
         assert codes["mid_block.resnets.0.time"] == "int8-g32"
-        assert codes["mid_block.attentions.0.transformer_blocks.0.ff.up"] == f"{quant}-g32"
+        products = {"int8": "int8-channel", "int4": "int4-g32"}[quant]
+        assert codes["mid_block.attentions.0.transformer_blocks.0.ff.up"] == products
         assert codes["conv_in"] == codes["conv_out"] == "f16"
         inputs = models.inputs_of("wide", (8, 8), captions=77)
         want, got = (models.run(device, graph, weights, inputs)["out"]
