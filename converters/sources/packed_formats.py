@@ -31,6 +31,7 @@ from .packed import Channels, Codes, Entries, Float, Packed, whole
 from .packed_floats import bitsandbytes, e4m3, floats, fp8
 from .packed_mx import mxfp4
 
+BY_CHANNEL = {"num_bits": 8, "type": "int", "strategy": "channel"}  # weights
 BY_TOKEN = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}  # activations
 FLOATS = ("F16", "BF16", "F32")
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where column i of eight stands
@@ -199,8 +200,13 @@ def compressed_tensors(settings: Settings, entries: Entries) -> None:
     if len(schemes) != 1 or not isinstance(schemes[0], dict):
         raise entries.fault(f"{len(schemes)} groups of schemes, expected one")
     inputs = next(iter(groups.values())).get("input_activations") if groups else None
-    by_channel = isinstance(inputs, dict) and inputs.items() >= BY_TOKEN.items()
-    by_channel = by_channel and schemes[0].get("strategy") == "channel"
+    by_channel = (
+        isinstance(inputs, dict)
+        and inputs.items() >= BY_TOKEN.items()
+        and inputs.get("symmetric") is not False
+        and schemes[0].items() >= BY_CHANNEL.items()
+        and not entries.stems(".weight_packed")
+    )
     if inputs and not by_channel:
         notice(f"{entries.where}: activations are not quantized as its scheme asks, only weights")
     scheme = schemes[0]

@@ -18,7 +18,15 @@ from edgert.session.reference import ReferenceSession
 from tests.arm.check_kernels import LIMITS
 from tests.closeness import assert_close
 from tests.converters.checkpoints import CASES, expected_logits, prompt, write_checkpoint
-from tests.converters.packers import METHODS, gptq_ordered, repack
+from tests.converters.packers import (
+    BY_TOKEN,
+    METHODS,
+    compressed,
+    compressed_int8,
+    gptq_ordered,
+    repack,
+    scheme,
+)
 from tests.converters.test_families import run
 from tests.converters.test_layouts import change
 
@@ -86,6 +94,29 @@ def test_logits_are_those_of_the_methods_own_values(name: str, plain: Path, tmp_
     ids = prompt(63)
     got = dense(out, ids)
     assert_close(name, reference(folder, values, ids), got, rms=RMS)
+
+
+ODD = {
+    "asymmetric": (
+        {**BY_TOKEN, "symmetric": False}, {"num_bits": 8, "strategy": "channel"}, compressed_int8,
+    ),
+    "four-bits": (BY_TOKEN, {"strategy": "channel"}, lambda w: compressed(w, group=w.shape[1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_activations_that_are_left_as_they_are_are_told_of(
+    name: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Only 8 bits by tokens beside 8-bit weights by rows are computed as they ask."""
+    inputs, weights, packer = ODD[name]
+    monkeypatch.setitem(METHODS, name, (scheme(inputs, group_size=None, **weights), packer, ""))
+    folder = copied(plain, tmp_path / "m")
+    repack(folder, name)
+    report = convert(folder, tmp_path / "m.edge", golden=False, progress=False)
+    assert "int8-channel" not in {w.encoding for w in report.weights}
+    assert "activations are not quantized as its scheme asks" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["gptq-zeros", "awq"])
