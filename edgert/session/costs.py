@@ -41,12 +41,10 @@ class Cost:
 
 
 class StepCosts:
-    """Seconds of a step of so many rows. lanes: sequences in the last step. head: of a guess of the
-    model's own draft head."""
+    """Seconds of a step of so many rows. lanes: sequences in the last step."""
 
     def __init__(self) -> None:
         self.lanes = 1
-        self.head = Cost()
         self._widths: dict[int, Cost] = {}
         self._ratios: dict[int, list[float]] = {}
         self._steps = 0

@@ -96,20 +96,25 @@ def draw(ids: Ids, probs: F64, seed: int, position: int) -> int:
     return int(ids[_scores(ids, probs, seed, position).argmax()])
 
 
-def draw_from_all(z: F32, ranked: Ranked, temperature: float, seed: int, position: int) -> int:
+def draw_from_all(
+    z: F32, ranked: Ranked, temperature: float, seed: int, position: int, names: Ids | None = None
+) -> int:
     """`draw` from softmax(z / temperature), which is worked out for those that may win only.
 
-    z: float32 [V]; ranked: the same.
+    z: float32 [n]; ranked: the same. names: int64 [n], ids of the values, None for 0 to n - 1.
+    Returns an index of z.
     """
     if temperature <= GREEDY_BELOW:
         return _best(z)
     scale, front = 1.0 / temperature, ranked.reaching(min(FRONT, len(z)))
     e = weights(z[front], ranked.peak, scale)
-    score = _scores(front, e, seed, position).max()
-    rest = below(seed, position, range(len(z)), float(e.min() / score))
-    ids = np.concatenate([front, rest])
-    e = weights(z[ids], ranked.peak, scale)
-    return int(ids[_scores(ids, e, seed, position).argmax()])
+    score = _scores(front if names is None else names[front], e, seed, position).max()
+    every = range(len(z)) if names is None else names
+    rest = below(seed, position, every, float(e.min() / score))
+    found = np.concatenate([front, rest])
+    e = weights(z[found], ranked.peak, scale)
+    ids = found if names is None else names[found]
+    return int(found[_scores(ids, e, seed, position).argmax()])
 
 
 def _scores(ids: Ids, probs: F64, seed: int, position: int) -> F64:
@@ -139,7 +144,12 @@ def below(seed: int, position: int, ids: Ids | range, limit: float) -> Ids:
 
 
 class Sampler:
-    """`process` and `draw` for one request: picks the token at each position."""
+    """`process` and `draw` for one request: picks the token at each position.
+
+    names: int64 [n], rising: the ids that logits float32 [n] are of, and the only ones that are
+    drawn; None for rows of the whole vocabulary. What is drawn is what a whole row of `allowed`
+    values would give that has -inf everywhere else.
+    """
 
     def __init__(
         self,
@@ -148,14 +158,30 @@ class Sampler:
         allowed: int = 0,
         holes: Sequence[int] = (),
         breakers: Breakers | None = None,
+        names: Ids | None = None,
     ) -> None:
         self.params, self.allowed, self.breakers = params, allowed, breakers
         self.holes: Ids = np.array(holes, np.int64)
+        self.names = names
         self._history = History() if params.penalised or params.dry else None
         self._row: F32 | None = None
+        # where nothing asks for other ids, a row of few is looked at as it is
+        self._whole: F32 | None = None
+        if names is not None and (self._asks_for_all or not self._all_exist(names)):
+            self.names = names = names[: names.searchsorted(allowed or names[-1] + 1)]
+            self._whole = np.full(max(allowed, int(names[-1]) + 1), -np.inf, np.float32)
+
+    @property
+    def _asks_for_all(self) -> bool:
+        touched = bool(self.params.logit_bias) or self._history is not None
+        return touched or self.params.dynatemp_range > 0.0
+
+    def _all_exist(self, names: Ids) -> bool:
+        past = bool(self.allowed) and int(names[-1]) >= self.allowed
+        return not past and not np.isin(self.holes, names).any()
 
     @classmethod
-    def of(cls, params: Resolved, tokenizer: Tokenizer) -> Sampler:
+    def of(cls, params: Resolved, tokenizer: Tokenizer, names: Ids | None = None) -> Sampler:
         """The sampler of a request to a model with this tokenizer."""
         texts = params.dry_sequence_breakers if params.dry else ()
         return cls(
@@ -163,33 +189,52 @@ class Sampler:
             allowed=tokenizer.size,
             holes=tokenizer.holes,
             breakers=breakers_of(tokenizer, texts) if texts else None,
+            names=names,
         )
 
     def pick(self, logits: F32, history: Sequence[int]) -> int:
-        """The token that follows `history`, from its logits float32 [V]. Quickest for a history
-        that begins with the one before."""
-        z, params, position = self._adjusted(logits, history), self.params, len(history)
+        """The token that follows `history`, from its logits float32 [V], or [n] of `names`.
+        Quickest for a history that begins with the one before."""
+        z, names = self._adjusted(logits, history)
+        params, position = self.params, len(history)
         if params.greedy:
-            return _best(z)
+            return _named(_best(z), names)
         ranked = _ranked(z)
         if params.whole and len(z) > RACE_DIRECT:
-            return draw_from_all(z, ranked, temperature_of(z, params), params.seed, position)
-        return draw(*_law(z, ranked, params, position), params.seed, position)
+            temperature = temperature_of(z, params)
+            found = draw_from_all(z, ranked, temperature, params.seed, position, names)
+            return _named(found, names)
+        ids, probs = _law(z, ranked, params, position)
+        return draw(ids if names is None else names[ids], probs, params.seed, position)
 
     def law(self, logits: F32, history: Sequence[int]) -> tuple[Ids, F64]:
         """What `pick` draws from: `process` of the same."""
-        z = self._adjusted(logits, history)
+        z, names = self._adjusted(logits, history)
         if self.params.greedy:
-            return np.array([_best(z)]), np.ones(1)
-        return _law(z, _ranked(z), self.params, len(history))
+            return np.array([_named(_best(z), names)]), np.ones(1)
+        ids, probs = _law(z, _ranked(z), self.params, len(history))
+        return ids if names is None else names[ids], probs
 
-    def _adjusted(self, logits: F32, history: Sequence[int]) -> F32:
+    def _adjusted(self, logits: F32, history: Sequence[int]) -> tuple[F32, Ids | None]:
+        """Logits after bias and penalties, and what ids they are of."""
+        names, whole = self.names, self._whole
+        if names is not None and whole is None:
+            return logits, names
+        if names is not None and whole is not None:
+            whole[names] = logits[: len(names)]
+            logits = whole
         past = history if self._history is None else self._history.follow(history)
         given = logits[: self.allowed or len(logits)]
         z = adjusted(given, self.params, past, self.holes, self.breakers, out=self._row)
         if z is not given:
             self._row = z
-        return z
+        if names is None or self.params.dynatemp_range > 0.0:  # whose entropy is a share of all
+            return z, None
+        return z[names], names
+
+
+def _named(index: int, names: Ids | None) -> int:
+    return index if names is None else int(names[index])
 
 
 def _check_peak(peak: float) -> None:

@@ -207,6 +207,37 @@ def test_a_sampler_reads_each_row_afresh() -> None:
         history = [*history, token]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {}, {"temperature": 0.0}, {"top_k": 20, "temperature": 0.7}, {"top_p": 0.9},
+        {"min_p": 0.05}, {"typical_p": 0.8}, {"repeat_penalty": 1.3, "presence_penalty": 0.4},
+        {"logit_bias": {3: 4.0, 40: -90.0, 41: 5.0}}, {"dynatemp_range": 0.6},
+        {"xtc_probability": 0.6, "xtc_threshold": 0.05},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("size", "few"), [(300, 90), (9000, 5000)])
+def test_rows_of_few_ids_are_whole_rows_with_nothing_else(
+    asked: dict[str, Any], size: int, few: int
+) -> None:
+    """Ids past the tokenizer's, and holes, are not drawn from either."""
+    rng = np.random.default_rng(few)
+    names = np.sort(rng.permutation(size)[:few])
+    one = params(**asked)
+    for limits in (
+        {"allowed": size},
+        {"allowed": size - 9, "holes": [int(names[2]), int(names[3]) + 1]},
+    ):
+        some, every = Sampler(one, names=names, **limits), Sampler(one, **limits)  # type: ignore
+        for turn in range(6):
+            z = np.full(size, -np.inf, np.float32)
+            z[names] = rng.standard_normal(few).astype(np.float32) * (1 + 2 * turn)
+            history = rng.integers(0, size - 9, 12 + turn).tolist()
+            assert some.pick(z[names], history) == every.pick(z, history)
+            (ids, probs), whole = some.law(z[names], history), dense(size, every.law(z, history))
+            np.testing.assert_allclose(dense(size, (ids, probs)), whole, rtol=1e-5, atol=1e-9)
+
+
 def test_draws_depend_on_seed_position_and_id_alone() -> None:
     ids = np.arange(500)
     whole = uniforms(9, 4, ids)

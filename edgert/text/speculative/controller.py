@@ -1,12 +1,13 @@
 """How many guesses are worth their time, from what was accepted and what steps cost.
 
 With a(k) the share of accepted guesses at place k, A(i) = a(1) .. a(i), v(m) the cost of a step
-of m rows and c that of a guess, both in plain steps, g guesses give
+of m rows, c that of a guess and p that of picking a token, all in plain steps, g guesses give
 
-    S(g) = (1 + A(1) + .. + A(g)) / (v(g + 1) + g c)
+    S(g) = (1 + p) n / (v(g + 1) + g c + n p),    n = 1 + A(1) + .. + A(g)
 
-tokens in the time of one, S(0) = 1 (arXiv 2211.17192, with steps that cost more by their rows).
-The largest S is taken; where none is worth it guessing rests, and is tried again after a while.
+tokens in the time of one, S(0) = 1 (arXiv 2211.17192, with steps that cost more by their rows, and
+picks that guesses do not save). The largest S is taken; where none is worth it guessing rests, and
+is tried again after a while. What requests before found out (`Past`) is believed at first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ...session.costs import SAMPLES, Cost, StepCosts
 LONGEST = 16  # guesses of one cycle
 FIRST = 3  # guesses to begin with
 PRIOR, PRIOR_COUNT = 0.6, 2.0  # what is believed of a place before anything was seen, and how much
+PAST_WEIGHT = 0.02  # of a cycle in what later requests believe
 PRIORS = {"ngram-2": 0.3, "ngram-3": 0.45, "ngram-8": 0.8}
 HEAD = "head"
 HEAD_COUNT = 8.0  # heads are made for their model: one wrong draft, as answers begin, says little
@@ -30,17 +32,35 @@ PROBE_LENGTH, PROBES = 2, 4
 PLAIN_STEPS = SAMPLES  # that are timed before anything is guessed
 
 
+class Past:
+    """What requests found out about a model's guesses, for the next ones of their kind: greedy ones
+    and others are kept apart, for drawing costs more and agrees less.
+
+    pick: cost of a token's choice from its logits. accepted: what is believed of a head's places.
+    """
+
+    def __init__(self, accepted: float = PRIOR) -> None:
+        self.head, self.pick = Cost(), Cost()
+        self.accepted = [accepted] * LONGEST
+
+    def see(self, proposed: int, accepted: int) -> None:
+        """Of a head's `proposed` guesses the first `accepted` were right."""
+        for place in range(min(proposed, accepted + 1, LONGEST)):
+            self.accepted[place] += PAST_WEIGHT * ((place < accepted) - self.accepted[place])
+
+
 class Estimate:
     """What is known of the guesses of one key.
 
     accepted: share at each place. cost: of a guess. length: guesses of the present.
     """
 
-    def __init__(self, key: str, limit: int, cost: Cost) -> None:
-        self.accepted = [PRIORS.get(key, PRIOR)] * LONGEST
-        self.first = HEAD_COUNT if key == HEAD else PRIOR_COUNT
+    def __init__(self, key: str, limit: int, past: Past) -> None:
+        head = key == HEAD  # others depend on the text more than on the model
+        self.accepted = list(past.accepted) if head else [PRIORS.get(key, PRIOR)] * LONGEST
+        self.first = HEAD_COUNT if head else PRIOR_COUNT
         self.counts = [self.first] * LONGEST
-        self.cost = cost
+        self.cost = past.head if head else Cost()
         self.length = min(FIRST, limit)
         self.resting_until = 0
         self.rest, self.probes = REST, 0
@@ -69,17 +89,19 @@ class Estimate:
 class Controller:
     """Lengths of one request's guesses. costs: of the model's steps, of all requests. limit: most
     guesses of a cycle. redo: whether the kept part of a step is fed again with the next
-    one, as of recurrent states without a tail."""
+    one, as of recurrent states without a tail. past: of requests of the same kind."""
 
-    def __init__(self, costs: StepCosts, limit: int, *, redo: bool = False) -> None:
+    def __init__(
+        self, costs: StepCosts, limit: int, *, redo: bool = False, past: Past | None = None
+    ) -> None:
         self.costs, self.limit, self.redo = costs, min(limit, LONGEST), redo
+        self.past = past or Past()
         self.known: dict[str, Estimate] = {}
 
     def of(self, key: str) -> Estimate:
         found = self.known.get(key)
         if found is None:
-            cost = self.costs.head if key == HEAD else Cost()  # a head's is that of all requests
-            found = self.known[key] = Estimate(key, self.limit, cost)
+            found = self.known[key] = Estimate(key, self.limit, self.past)
         return found
 
     def length(self, key: str, written: int) -> int:
@@ -118,10 +140,11 @@ class Controller:
         for share in guess.accepted[:length]:
             reach *= share
             tokens += reach
-        time = ratios[length] + length * self._share(guess)
+        pick = self._in_steps(self.past.pick)
+        time = ratios[length] + length * self._share(guess) + tokens * pick
         if self.redo and length:  # the kept tokens stand in front of the next step's rows
             time += (1 - reach) * (ratios[length] - ratios[0])
-        return tokens / time
+        return (1 + pick) * tokens / time
 
     def worth(self, key: str, made: int, reach: float) -> bool:
         """Whether a guess more pays, after `made` guesses of this cycle, when it is reached and
@@ -134,6 +157,8 @@ class Controller:
         """What became of guesses."""
         guess = self.of(key)
         guess.see(proposed, accepted)
+        if key == HEAD:
+            self.past.see(proposed, accepted)
         if guess.probes:
             guess.probes -= 1
             if self.best(guess)[1] >= GAIN:
@@ -143,7 +168,14 @@ class Controller:
         """Seconds that a guess took."""
         self.of(key).cost.note(each)
 
+    def picked(self, each: float) -> None:
+        """Seconds that the choice of a token took."""
+        self.past.pick.note(each)
+
     def _share(self, guess: Estimate) -> float:
-        plain = self.costs.seconds(self.costs.lanes)
-        share = guess.cost.seconds / plain if plain and guess.cost.count else 0.0
+        share = self._in_steps(guess.cost)
         return share if guess.cost.count >= SAMPLES else min(share, COLD)
+
+    def _in_steps(self, cost: Cost) -> float:
+        plain = self.costs.seconds(self.costs.lanes)
+        return cost.seconds / plain if plain and cost.count else 0.0

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ...notices import notice
+from ...session.costs import clock_for
 from ..ranking import F32
 from ..results import DraftStats
 from ..sampling import Sampler
@@ -71,7 +72,7 @@ class Speculation:
         self.sees_all = any(taps_of(p) and not getattr(p, "gaps", False) for p in self.proposers)
         self.cycle = 0
         self._draft, self._by, self._made_for = Draft(), self.proposers[0], -1
-        self._counts = _Counts(limit)
+        self._counts, self._clock = _Counts(limit), clock_for("cpu")  # where tokens are picked
         self._warned = False
 
     # --- guessing -------------------------------------------------------------------------------
@@ -134,9 +135,14 @@ class Speculation:
     def accept(self, rows: F32, sampler: Sampler, tokens: Sequence[int]) -> list[int]:
         """Accepted guesses and the token after them; rows: float32 [guesses + 1, V]."""
         draft, history = self._draft, list(tokens)
+        start = self._clock()
         if draft.laws is not None and self.verify == "rejection":
-            return accept_drawn(rows, draft, sampler, history, self.cycle)
-        return accept_coupled(rows, draft.tokens, sampler.pick, history)
+            picked = accept_drawn(rows, draft, sampler, history, self.cycle)
+        else:
+            picked = accept_coupled(rows, draft.tokens, sampler.pick, history)
+        if self.controller is not None:
+            self.controller.picked((self._clock() - start) / len(picked))
+        return picked
 
     def took(self, written: int, accepted: int) -> None:
         """A step gave `written` tokens, the first `accepted` of them guessed."""

@@ -54,18 +54,18 @@ Lookup = Callable[[NDArray[np.int32]], F32]
 
 class HeadModel(GuessingModel):
     """A head's session. ids: int64 [V_d], what its logits are of. taps: values of the model, in the
-    order in which the head reads them. lookup: rows float32 [n, C] of tokens. vocabulary: width of
-    the model's logits."""
+    order in which the head reads them. lookup: rows float32 [n, C] of tokens. accepted: share of
+    its guesses that were right when it was made, greedy (True) and at a temperature (False)."""
 
     usual = USUAL
 
     def __init__(
         self, session: Session, tokenizer: Tokenizer, *, ids: Ids, taps: Sequence[str],
-        lookup: Lookup, vocabulary: int,
+        lookup: Lookup, accepted: Mapping[bool, float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(session)
+        self.accepted = dict(accepted or {})
         self.tokenizer, self.ids, self.taps, self.lookup = tokenizer, ids, tuple(taps), lookup
-        self.vocabulary = vocabulary
         widths = {n: int(value.shape[-1]) for n, value in step_inputs(session.graph).items()}
         self.width, self.read = widths[HIDDEN], widths[FEATURES]
 
@@ -105,12 +105,11 @@ class HeadProposer:
     ) -> None:
         self.maker, self.controller, self.verify = maker, controller, verify
         self.taps = maker.taps
-        self.sampler = Sampler.of(params, maker.tokenizer)
+        self.sampler = Sampler.of(params, maker.tokenizer, maker.ids)
         self.ends = frozenset(maker.tokenizer.eos_token_ids) | frozenset(params.stop_token_ids)
         self.state: State | None = None
         self.known = self.place = 0
         self.waiting: deque[F32] = deque(maxlen=KEPT)
-        self._row: F32 = np.full(maker.vocabulary, -np.inf, np.float32)
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
         ask = Ask(self, tokens, limit, len(tokens))
@@ -147,11 +146,6 @@ class HeadProposer:
             self.state.close()
         self.state, self.known = None, 0
         self.waiting.clear()
-
-    def full_row(self, logits: F32) -> F32:
-        """Logits [V_d] among those of all tokens, [V]; the same array each time."""
-        self._row[self.maker.ids] = logits
-        return self._row
 
 
 class _Work(Work):
@@ -217,7 +211,7 @@ class _Work(Work):
         else:
             self._state().commit(1)
         self.behind = result.taps[NEXT][-1:]
-        return self.guess(self.proposer.full_row(result.logits[0]))
+        return self.guess(result.logits[0])
 
     def end(self) -> None:
         state = self.proposer.state
@@ -246,8 +240,14 @@ def open_head(bundle: Bundle, options: SessionOptions, tokenizer: Tokenizer) -> 
     lookup = _lookup(text, bundle.weights())
     return HeadModel(
         open_session(bundle, options, part=part), tokenizer, ids=ids, taps=spec.taps,
-        lookup=lookup, vocabulary=int(text.outputs[0].shape[-1]),
+        lookup=lookup, accepted=_accepted(spec.measured),
     )  # fmt: skip
+
+
+def _accepted(measured: Mapping[str, float]) -> dict[bool, float]:
+    """Shares of accepted guesses that a manifest tells, by whether they are greedy ones."""
+    told = {True: measured.get("accepted_greedy"), False: measured.get("accepted_sampled")}
+    return {mode: share for mode, share in told.items() if share and 0 < share < 1}
 
 
 def _lookup(graph: Any, weights: Mapping[str, Any]) -> Lookup:

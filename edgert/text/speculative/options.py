@@ -14,7 +14,7 @@ from ...session.base import Session
 from ...session.costs import StepCosts
 from ..params import Resolved
 from ..tokenizer import Tokenizer
-from .controller import LONGEST, Controller
+from .controller import LONGEST, Controller, Past
 from .cycle import Speculation
 from .head import HeadModel, no_head
 from .ngram import NGramProposer
@@ -129,6 +129,7 @@ class Drafting:
         self.default = DraftOptions("none")
         self._tokenizer, self._costs, self._device = tokenizer, costs, device
         self._opened, self._open_head = opened, head
+        self._past = {greedy: Past() for greedy in (False, True)}
         self._head: HeadModel | None = None
         self._small: dict[object, tuple[Source, SmallModel]] = {}  # a kept source keeps its id
         self._lock = threading.Lock()
@@ -150,8 +151,11 @@ class Drafting:
         if not sources:
             return None
         controller = None
+        if "head" in sources:
+            self.head()  # what it is worth was measured when it was made
         if options.adapt:
-            controller = Controller(self._costs, options.max_tokens, redo=redo)
+            past = self._past[params.greedy]
+            controller = Controller(self._costs, options.max_tokens, redo=redo, past=past)
         proposers: list[Proposer] = []
         if "ngram" in sources:
             proposers.append(NGramProposer(OVERRIDE if len(sources) > 1 else 0))
@@ -171,6 +175,8 @@ class Drafting:
                 if self._open_head is None:
                     raise no_head("")
                 self._head = self._open_head()
+                for greedy, share in self._head.accepted.items():
+                    self._past[greedy] = Past(share)
             return self._head
 
     def small(self, source: Source) -> SmallModel:

@@ -74,7 +74,7 @@ def with_head(
     def opened() -> HeadModel:
         return HeadModel(
             head or CpuSession(made, held, threads=1, cache=folder), tokenizer(), ids=IDS,
-            taps=taps, lookup=lookup_of(session.graph, weights), vocabulary=VOCAB,
+            taps=taps, lookup=lookup_of(session.graph, weights),
         )  # fmt: skip
 
     return text_model(session, head=opened)

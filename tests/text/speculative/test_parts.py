@@ -21,7 +21,7 @@ from edgert.errors import BundleError, RequestError, ResourceError
 from edgert.session.costs import AGE, REFRESH, SAMPLES, StepCosts
 from edgert.text.model import TextModel
 from edgert.text.sampling import process
-from edgert.text.speculative.controller import GAIN, PROBES, REST, Controller
+from edgert.text.speculative.controller import GAIN, PROBES, REST, Controller, Past
 from edgert.text.speculative.ngram import COMPARED, SHORTEST, NGramProposer
 from edgert.text.speculative.options import DraftOptions
 from edgert.text.speculative.proposer import Draft
@@ -184,11 +184,35 @@ def test_one_wrong_draft_says_little_of_a_head() -> None:
 
 
 def test_what_a_heads_guesses_cost_is_known_to_the_next_request() -> None:
-    known = costs(0.1)
+    known, past = costs(0.1), Past()
     for _ in range(SAMPLES):
-        Controller(known, 7).spent("head", 0.009)
-    assert Controller(known, 7).length("head", 0) == 0, "nine tenths of a step are too much"
-    assert Controller(known, 7).length("draft", 0) > 0
+        Controller(known, 7, past=past).spent("head", 0.009)
+    after = Controller(known, 7, past=past)
+    assert after.length("head", 0) == 0, "nine tenths of a step are too much"
+    assert after.length("draft", 0) > 0
+    assert Controller(known, 7, past=Past()).length("head", 0) > 0, "another kind of request"
+
+
+def test_what_became_of_a_heads_guesses_is_believed_by_the_next_request() -> None:
+    known, past = costs(0.2), Past(0.7)
+    for _ in range(12):
+        first = Controller(known, 7, past=past)
+        for _ in range(20):
+            first.observe("head", 2, 0)
+            first.spent("head", 0.002)
+    assert Controller(known, 7, past=past).length("head", 0) == 0
+    assert Controller(known, 7, past=Past(0.7)).length("head", 0) > 0
+
+
+def test_picks_are_not_saved_by_guesses() -> None:
+    """Two tokens in 1.2 steps, and half a step for picking each of them."""
+    controller = Controller(costs(0.2), 8)
+    guess = controller.of("draft")
+    guess.accepted = [1.0] * len(guess.accepted)
+    assert controller.speed(guess, 1) == pytest.approx(2 / 1.2)
+    for _ in range(SAMPLES):
+        controller.picked(0.005)
+    assert controller.speed(guess, 1) == pytest.approx(2 * 1.5 / (1.2 + 2 * 0.5))
 
 
 def test_steps_that_are_computed_again_pay_less() -> None:
