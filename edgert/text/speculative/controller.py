@@ -28,6 +28,8 @@ WEIGHT, PROBE_WEIGHT = 0.05, 0.25  # of a new observation; while resting ends
 GAIN = 1.03  # what S must promise, and what another length must promise more
 REST = 128  # tokens until guesses that were not worth it are tried again; twice as many each time
 LONGEST_REST = 1024
+FAR = 0.15  # below GAIN where a rest is a whole one: what nearly pays costs little to try again
+SHORTEST = 0.125  # of a rest
 PROBE_LENGTH, PROBES = 2, 4
 PLAIN_STEPS = SAMPLES  # that are timed before anything is guessed
 
@@ -63,7 +65,7 @@ class Estimate:
         self.cost = past.head if head else Cost()
         self.length = min(FIRST, limit)
         self.resting_until = 0
-        self.rest, self.probes = REST, 0
+        self.rest, self.probes = REST, PROBES if head else 0  # the past is another text's
         self.choice: tuple[int, float] | None = None  # the best length and its S
 
     def see(self, proposed: int, accepted: int) -> None:
@@ -113,24 +115,27 @@ class Controller:
         if guess.resting_until:
             if written < guess.resting_until:
                 return 0
-            guess.resting_until, guess.probes = 0, PROBES
-        if guess.probes:
-            return min(PROBE_LENGTH, self.limit)
+            guess.resting_until, guess.probes, guess.choice = 0, PROBES, None
         best, speed = self.best(guess)
+        fresh = guess.counts[0] == guess.first
+        if guess.probes and not (fresh and speed < GAIN - FAR):
+            return min(PROBE_LENGTH, self.limit)
         if speed < GAIN:
-            guess.resting_until = written + guess.rest
+            share = max(SHORTEST, min(1.0, (GAIN - speed) / FAR))
+            guess.resting_until = written + round(share * guess.rest)
             guess.rest = min(2 * guess.rest, LONGEST_REST)
+            guess.probes = 0
             return 0
         if guess.length == 0 or speed > GAIN * self.speed(guess, guess.length):
             guess.length = best
         return guess.length
 
     def best(self, guess: Estimate) -> tuple[int, float]:
-        """The length with the largest S, and that."""
+        """The length from 1 on with the largest S, and that."""
         if guess.choice is None:
-            speeds = [self.speed(guess, length) for length in range(self.limit + 1)]
+            speeds = [self.speed(guess, length) for length in range(1, self.limit + 1)]
             best = max(speeds)
-            guess.choice = speeds.index(best), best
+            guess.choice = 1 + speeds.index(best), best
         return guess.choice
 
     def speed(self, guess: Estimate, length: int) -> float:

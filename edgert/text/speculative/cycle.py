@@ -184,7 +184,7 @@ class Speculation:
         used = [guess for guess in known.values() if guess.counts[0] > guess.first]
         if self.controller is None or not used:
             return 0.0
-        return max(self.controller.best(guess)[1] for guess in used)
+        return max(1.0, *(self.controller.best(guess)[1] for guess in used))
 
     def release(self) -> None:
         """Give memory back; it is made again when guesses are wanted."""
