@@ -6,8 +6,8 @@ Without a profile this machine is probed first (three to five minutes). For each
 threads and depth: the next token, a prompt of 512; of bundles that draw a picture as they draw it,
 and one without cache; loading, a cold start, and the peak memory of a fresh process. The goals:
 median error of times at most 10 %, none above 25 %, memory within 5 %, pictures within 20 %.
-Loading and cold starts are rows of their own, without a goal. About a minute a bundle and number of
-threads.
+Loading and cold starts are rows of their own, without a goal. Everything is timed twice, minutes
+apart, and the quicker time counts, as in the probe. About a minute a bundle and number of threads.
 
 Another machine is made of this one by `--isa portable` (prompts take fifty times as long: give it
 small bundles), and by `--busy`, which keeps one core busy all the while, in the probe too. On a
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -45,6 +46,7 @@ from edgert.session import Session, SessionOptions, open_session
 
 RESULTS = Path(__file__).resolve().parent / "results" / "prediction.jsonl"
 PROMPT, TOKENS, ROUNDS = 512, 24, 5
+TIMES = 2
 GOALS = {"median": 0.10, "worst": 0.25, "memory": 0.05, "pictures": 0.20}
 STARTING = ("load", "cold start")  # tests whose errors have no goal
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -132,10 +134,15 @@ def lines(
     paths: list[Path], profile: Profile, threads: list[int], depths: list[int], clock: str
 ) -> Iterator[dict[str, Any]]:
     """One comparison a line."""
-    for path in paths:
-        for count in threads:
+    found: dict[tuple[Path, int, str], tuple[float, float]] = {}
+    for _ in range(TIMES):  # as the probe does: minutes apart, and the quicker time counts
+        for path, count in itertools.product(paths, threads):
             for test, expected, real in compared(path, profile, count, depths, CLOCKS[clock]):
-                yield row(path, count, test, expected, real)
+                before = found.get((path, count, test), (expected, real))
+                found[path, count, test] = expected, min(real, before[1])
+    for (path, count, test), (expected, real) in found.items():
+        yield row(path, count, test, expected, real)
+    for path in paths:
         most = threads[-1]
         begun = prediction_runs.started(path, most, cpu=clock == "cpu")
         said = prediction_runs.expected_start(path, profile, most)

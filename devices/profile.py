@@ -127,7 +127,8 @@ class Rates(_Strict, frozen=True):
     row_s: each of many rows, an instruction. values_s, rows_s: float values a second of everything
     between products, for one row and for many. read: (bytes, bytes a second) of streaming through
     a block of that size. attend_bytes_s, attend_row_ops_s: keys and values that one row looks at,
-    and its operations on them; attend_ops_s: operations of many rows.
+    and its operations on them; attend_ops_s: operations of many rows. attend_read: (bytes, bytes a
+    second) of keys and values by the size of all that a step reads; () for attend_bytes_s always.
     """
 
     threads: int
@@ -141,6 +142,7 @@ class Rates(_Strict, frozen=True):
     attend_ops_s: float
     read: tuple[tuple[float, float], ...]
     products: tuple[Product, ...]
+    attend_read: tuple[tuple[float, float], ...] = ()
 
 
 class Measured(_Strict, frozen=True):

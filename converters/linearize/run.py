@@ -218,17 +218,24 @@ class Run:
         return found
 
     def attempt(
-        self, turned: list[int], aligned: Leaves
+        self, turned: list[int], aligned: Leaves, begun: Mapping[str, Matrix] | None = None
     ) -> tuple[Graph, dict[str, Matrix], Verdict]:
-        """Stage 2 of a hybrid from stage 1 on, and its verdict."""
+        """Stage 2 of a hybrid from stage 1 on, and its verdict. begun: weights of this hybrid from
+        an earlier stage 2, which this one goes on from."""
         graph = hybrid_graph(self.graph, turned, self.options)
-        weights = self.weights_of(graph, turned, aligned)
+        if begun is None:
+            weights = self.weights_of(graph, turned, aligned)
+        else:
+            weights = {
+                n: torch.tensor(np.asarray(begun[n]), dtype=torch.float32, device=self.device)
+                for n in graph.weights
+            }
         leaves = {n: w.requires_grad_() for n, w in weights.items() if not is_frequency(graph, n)}
         student = TwoPieces(graph, weights, self.device, half=self.half, end=self.text.end)
         attention = attention_weights(graph, self._chosen(turned))
         parameters = sum(w.numel() for w in self.teacher.weights.values())
         stage = self.stage(f"distil-{len(turned)}", True)
-        left = Left((ALIGNED, 1.0), stage.seed, self.ranks, self.device)
+        left = Left((1.0 if begun else ALIGNED, 1.0), stage.seed, self.ranks, self.device)
         left.watch([student.body])
         trainer: Trainer = distil(
             student, self.fast, leaves, attention, self.text.train, stage, self.keeper,

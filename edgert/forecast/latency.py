@@ -3,8 +3,8 @@ device.
 
     t = step + sum_i ( launch_i + max(bytes_i / bandwidth, operations_i / compute) + looking back )
 
-Bandwidth is that of the product's kernel at the size of all weights that a step reads, for a model
-that fits a cache is read from there. Of many rows each output costs its operations, and a constant
+Bandwidth is that of the product's kernel, or of attention, at the size of all weights, keys and
+values that a step reads, for what fits a cache is read from there. Of many rows each output costs its operations, and a constant
 for being summed up and stored. One row looks back at keys and values by their bytes and its
 operations on them, many rows by operations alone, for they share what they read.
 """
@@ -46,6 +46,8 @@ def _parts(
     found: Sequence[Work], rates: Rates, counts: Mapping[str, int], depth: int
 ) -> dict[str, float]:
     size = weight_bytes(list(found))
+    if counts.get("T") == 1:  # of many rows keys and values are read once for all
+        size += sum(_visible(work, depth) * work.cache for work in found)
     parts = {"launches": rates.step_s, "products": 0.0, "attention": 0.0, "rest": 0.0}
     for work in found:
         count = rows_of(work.rows, counts)
@@ -63,7 +65,7 @@ def _parts(
             pairs = count * rows_of(work.against, counts)
             parts["attention"] += pairs * work.look_ops / product_of(rates, work.kernel).ops_s
         elif work.look_ops:
-            parts["attention"] += _looking_back(work, rates, count, depth)
+            parts["attention"] += _looking_back(work, rates, count, depth, size)
     return parts
 
 
@@ -85,15 +87,20 @@ def _product(work: Work, rates: Rates, count: int, size: float) -> float:
     return max(reading, count * each)
 
 
-def _looking_back(work: Work, rates: Rates, count: int, depth: int) -> float:
+def _looking_back(work: Work, rates: Rates, count: int, depth: int, size: float) -> float:
     """Rows look back at `depth` tokens and at those before them in the step."""
     if count == 1:
-        visible = min(depth + 1, work.window or depth + 1)
-        return visible * (
-            work.cache / rates.attend_bytes_s + work.look_ops / rates.attend_row_ops_s
+        reading = at_size(rates.attend_read, size) if rates.attend_read else rates.attend_bytes_s
+        return _visible(work, depth) * (
+            work.cache / reading + work.look_ops / rates.attend_row_ops_s
         )
     seen = sum_seen(count, depth, work.window)
     return seen * work.look_ops / rates.attend_ops_s
+
+
+def _visible(work: Work, depth: int) -> int:
+    """Tokens that one row sees, itself among them."""
+    return min(depth + 1, work.window or depth + 1)
 
 
 def sum_seen(count: int, depth: int, window: int = 0) -> float:

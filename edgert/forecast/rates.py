@@ -151,7 +151,7 @@ def _scaled(rates: Rates, bandwidth: float, compute: float) -> Rates:
     )
     return msgspec.structs.replace(
         rates, read=faster(rates.read), products=products,
-        attend_bytes_s=rates.attend_bytes_s * bandwidth,
+        attend_bytes_s=rates.attend_bytes_s * bandwidth, attend_read=faster(rates.attend_read),
         attend_row_ops_s=rates.attend_row_ops_s * compute,
         attend_ops_s=rates.attend_ops_s * compute,
     )  # fmt: skip

@@ -4,7 +4,7 @@ Each timed step is one equation, step + launches + bytes / rates + operations / 
 the same terms as `forecast.latency` adds them up; the unknowns are the costs. Equations are divided
 by their seconds, so that a microsecond step counts as much as a long one, and costs are not
 negative (`forecast.nnls`). Steps of one row read weights at a rate that depends on the size of all
-of them: each shape that was timed for its size has an unknown of its own. What an output costs
+of them: each shape that was timed for its size has an unknown of its own; so do keys and values. What an output costs
 besides its operations is one unknown for all kernels that finish outputs by the same code.
 """
 
@@ -32,8 +32,8 @@ def fit(found: Sequence[Timed], read: Sequence[tuple[float, float]]) -> Rates:
     """Rates of one number of threads. read: streaming rates by size. Raises DeviceError where the
     steps do not determine them."""
     kept = [timed for timed in found if timed.run.kept]
-    grid = _sizes(kept)
-    equations = [_equation(timed, grid) for timed in kept]
+    grid, attended = _sizes(kept), _attended(kept)
+    equations = [_equation(timed, grid, attended) for timed in kept]
     names = sorted({name for equation in equations for name in equation})
     matrix = np.array([[equation.get(name, 0.0) for name in names] for equation in equations])
     seconds = np.array([timed.seconds for timed in kept])
@@ -44,7 +44,7 @@ def fit(found: Sequence[Timed], read: Sequence[tuple[float, float]]) -> Rates:
         )  # fmt: skip
     found_costs = nnls(matrix / seconds[:, None], np.ones(len(kept))).tolist()
     costs = dict(zip(names, found_costs, strict=True))
-    return _rates(found[0].threads, costs, grid, read)
+    return _rates(found[0].threads, costs, grid, attended, read)
 
 
 def _work(timed: Timed) -> list[Work]:
@@ -69,6 +69,22 @@ def _sizes(found: Sequence[Timed]) -> dict[str, list[float]]:
     return {kernel: sorted(sizes) for kernel, sizes in grid.items() if sizes}
 
 
+def _attended(found: Sequence[Timed]) -> list[float]:
+    """Sizes of all that steps of one row behind some depth read, rising, at which reading keys and
+    values has an unknown."""
+    steps = [t for t in found if not isinstance(t.run.shape, Block) and t.rows == 1 and t.depth]
+    sizes: list[float] = []
+    for size in sorted(_read_bytes(_work(timed), timed) for timed in steps):
+        if not sizes or not _near(size, sizes[-1]):
+            sizes.append(size)
+    return sizes
+
+
+def _read_bytes(found: Sequence[Work], timed: Timed) -> float:
+    """Weights, keys and values that a step of one row reads."""
+    return weight_bytes(list(found)) + (timed.depth + 1) * sum(work.cache for work in found)
+
+
 def _outs(kernel: str) -> str:
     """The unknown of an output of a kernel."""
     return f"outs:{kernel if kernel in GRIDS else kin_of(kernel)}"
@@ -78,10 +94,15 @@ def _near(a: float, b: float) -> bool:
     return max(a, b) / min(a, b) < NEAR
 
 
-def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
+def _nearest(sizes: Sequence[float], size: float) -> int:
+    """The index of the size nearest to one; 0 where there are none."""
+    return int(np.argmin([abs(np.log(size / s)) for s in sizes])) if sizes else 0
+
+
+def _equation(timed: Timed, grid: dict[str, list[float]], attended: list[float]) -> Equation:
     """What a step costs, by the names of the unknowns."""
     found = _work(timed)
-    size = weight_bytes(found)
+    size = _read_bytes(found, timed) if timed.rows == 1 else weight_bytes(found)
     out: Equation = {"step": 1.0}
 
     def add(name: str, amount: float) -> None:
@@ -97,8 +118,7 @@ def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
         if not one and not on_grid(work):
             add("row", count)
         if work.nbytes and one:
-            sizes = grid.get(work.kernel) or [0.0]
-            index = int(np.argmin([abs(np.log(size / s)) if s else 0.0 for s in sizes]))
+            index = _nearest(grid.get(work.kernel, []), size)
             add(f"read:{work.kernel}:{index}", work.nbytes)
         elif work.nbytes:
             add(f"ops:{work.kernel}", count * work.ops)
@@ -106,7 +126,7 @@ def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
         if work.against:
             add(f"ops:{work.kernel}", count * rows_of(work.against, counts) * work.look_ops)
         elif work.look_ops and one:
-            add("cache", (timed.depth + 1) * work.cache)
+            add(f"cache:{_nearest(attended, size)}", (timed.depth + 1) * work.cache)
             add("look", (timed.depth + 1) * work.look_ops)
         elif work.look_ops:
             add("looks", sum_seen(count, timed.depth) * work.look_ops)
@@ -115,7 +135,7 @@ def _equation(timed: Timed, grid: dict[str, list[float]]) -> Equation:
 
 def _rates(
     threads: int, costs: dict[str, float], grid: dict[str, list[float]],
-    read: Sequence[tuple[float, float]],
+    attended: Sequence[float], read: Sequence[tuple[float, float]],
 ) -> Rates:  # fmt: skip
     def rate(name: str) -> float:
         return float(1 / max(costs.get(name, 0.0), FASTEST))
@@ -135,9 +155,10 @@ def _rates(
     return Rates(
         threads=threads, step_s=float(max(costs["step"], 1e-9)),
         launch_s=float(max(costs["launch"], 1e-9)), row_s=float(max(costs.get("row", 0), 1e-15)),
-        values_s=rate("values"), rows_s=rate("rows"), attend_bytes_s=rate("cache"),
+        values_s=rate("values"), rows_s=rate("rows"), attend_bytes_s=rate("cache:0"),
         attend_row_ops_s=rate("look"), attend_ops_s=rate("looks"), read=tuple(read),
         products=tuple(products),
+        attend_read=tuple((size, rate(f"cache:{i}")) for i, size in enumerate(attended)),
     )  # fmt: skip
 
 

@@ -41,7 +41,6 @@ BLOCKS = {
 }
 SECOND = 6  # layers of shapes of which many rows are timed as well
 LEAST, LONG = 5, 4  # steps that are timed at least; times `seconds` from which on half as many
-TYPICAL = 0.25  # quantile of a step's times
 
 
 class Run(NamedTuple):
@@ -77,6 +76,14 @@ def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run
         Run("all heads", Shape(6, 256, 8, 8, 64, 256), ((1, 0), (1, depth), (ROWS, depth))),
         Run("shared heads", Shape(6, 256, 8, 1, 64, 256), ((1, 0), (1, depth), (ROWS, depth))),
     ]
+    found += (
+        []
+        if quick
+        else [
+            Run(f"{name}, many layers", Shape(24, 256, 8, kv_heads, 64, 256), ((1, 0), (1, depth)))
+            for name, kv_heads in (("all heads", 8), ("shared heads", 1))
+        ]
+    )
     for encoding in encodings:
         for layers in SIZES.get(encoding, SIZES[CODES[0]])[: 1 if quick else 3]:
             shape = LAYER._replace(layers=layers, encoding=encoding, ends=encoding)
@@ -98,8 +105,7 @@ def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run
 def timed(
     run: Run, threads: int, *, seconds: float = 0.25, clock: Clock = time.perf_counter
 ) -> Iterator[Timed]:
-    """Each step of a run on so many threads: the lower quartile of its repetitions in about
-    `seconds`, which neighbours that interrupt some of them do not move.
+    """Each step of a run on so many threads: the median of its repetitions in about `seconds`.
     clock: `time.thread_time` tells what one thread takes on a machine that is busy."""
     graph = graph_of(run.shape)
     context = 4096 if graph.states else 0
@@ -165,7 +171,7 @@ def _typical(step: Callable[[], object], seconds: float, clock: Clock) -> float:
     finally:
         if collecting:
             gc.enable()
-    return float(np.quantile(times, TYPICAL))
+    return float(np.median(times))
 
 
 def random_weights(graph: Graph) -> dict[str, Matrix]:

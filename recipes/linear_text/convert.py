@@ -5,7 +5,8 @@
 Stopped and started again with the same options it goes on where it was, at most half a minute
 back; the seconds of a stage are counted over all starts. Stages: statistics, alignment, ranking of
 layers, distillation of each hybrid that `--keep` lists (layers that keep softmax; 0 is all linear),
-each measured as soon as it stands.
+each measured as soon as it stands. With `--start DIR` a model that an earlier run wrote is distilled
+further instead, with other batches.
 """
 
 from __future__ import annotations
@@ -107,9 +108,12 @@ class Conversion:
         self.bits = sizes["held"] / sizes["held_bytes"] / math.log(2)
         held = arrays["held"][: asked.held]
         first, _, rest = (share * asked.deadline for share in SPLIT)
+        if asked.start:
+            rest = sum(SPLIT) * asked.deadline
         self.options = LinearizeOptions(
             "all", asked.tokens, mode=asked.mode, features=asked.features,
             seconds=(first, rest / len(self.keep)), rate=asked.rate, batch=asked.batch,
+            seed=asked.seed,
             micro_batch=asked.micro, lengths=(512, 1024, 2048), device=asked.device,
             **window_fields(asked.window),
         )  # fmt: skip
@@ -149,13 +153,7 @@ class Conversion:
                 self.teacher, self.teacher, self.bits,
             ))  # fmt: skip
             self.say(**self.rows[0])
-            aligned = run.aligned()
-            errors = run.aligner.errors(run.held[:8], run.device)
-            self.say(aligned={n: round(e, 4) for n, e in errors.items()})
-            order = run.order(aligned)
-            self.say(order=order)
-            for kept in self.keep:
-                self.hybrid(sorted({turn.layer for turn in run.turns} - set(order[:kept])), aligned)
+            self.turned()
         gate = (
             f"Gate: KL <= {KL} or loss <= +{NATS}, agreement >= {AGREEMENT:.0%}, pass keys >= "
             f"{FOUND:.0%} of the original's, linear_share >= {SHARE}."
@@ -164,13 +162,30 @@ class Conversion:
         (asked.work / "table.md").write_text(text + "\n", "utf-8")
         print(text, flush=True)
 
-    def hybrid(self, turned: list[int], aligned: Any) -> None:
+    def turned(self) -> None:
+        """All models but the original."""
+        run = self.run
+        if self.asked.start:
+            kinds = json.loads((self.asked.start / "config.json").read_text("utf-8"))["layer_types"]
+            _, begun = load(self.asked.start)
+            layers = [n for n, kind in enumerate(kinds) if kind == "linear_attention"]
+            return self.hybrid(layers, {}, begun)
+        aligned = run.aligned()
+        errors = run.aligner.errors(run.held[:8], run.device)
+        self.say(aligned={n: round(e, 4) for n, e in errors.items()})
+        order = run.order(aligned)
+        self.say(order=order)
+        for kept in self.keep:
+            self.hybrid(sorted({turn.layer for turn in run.turns} - set(order[:kept])), aligned)
+        return None
+
+    def hybrid(self, turned: list[int], aligned: Any, begun: Any = None) -> None:
         """Distil, measure and write one model."""
         run, kept = self.run, self.asked.work / "state" / f"row-{len(turned)}.json"
         if kept.exists():
             self.rows.append(json.loads(kept.read_text("utf-8")))
             return
-        graph, weights, told = run.attempt(turned, aligned)
+        graph, weights, told = run.attempt(turned, aligned, begun)
         pieces = TwoPieces(graph, weights, run.device, half=run.half)
         keys = self.passkeys.found(pieces, run.device)
         name = f"{len(turned)} of {len(run.turns)} layers linear"
@@ -195,6 +210,8 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=1500.0, help="seconds of all stages")
     parser.add_argument("--tokens", type=int, default=300_000_000, help="of training, at most")
     parser.add_argument("--keep", default="0,6", help="softmax layers kept, by attempt")
+    parser.add_argument("--start", type=Path, help="model of an earlier run, to be distilled on")
+    parser.add_argument("--seed", type=int, default=42, help="of batches")
     parser.add_argument("--mode", default="shifted")
     parser.add_argument("--features", type=int, default=None)
     parser.add_argument("--reset", help="token that ends a document: the next one begins anew")
