@@ -4,9 +4,10 @@ device.
     t = step + sum_i ( launch_i + max(bytes_i / bandwidth, operations_i / compute) + looking back )
 
 Bandwidth is that of the product's kernel, or of attention, at the size of all weights, keys and
-values that a step reads, for what fits a cache is read from there. Of many rows each output costs its operations, and a constant
-for being summed up and stored. One row looks back at keys and values by their bytes and its
-operations on them, many rows by operations alone, for they share what they read.
+values that a step reads, for what fits a cache is read from there. Of many rows each output costs
+its operations, and a constant for being summed up and stored. One row looks back at keys and values
+by their bytes and its operations on them, many rows by operations alone, for they share what they
+read.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Each timed step is one equation, step + launches + bytes / rates + operations / 
 the same terms as `forecast.latency` adds them up; the unknowns are the costs. Equations are divided
 by their seconds, so that a microsecond step counts as much as a long one, and costs are not
 negative (`forecast.nnls`). Steps of one row read weights at a rate that depends on the size of all
-of them: each shape that was timed for its size has an unknown of its own; so do keys and values. What an output costs
-besides its operations is one unknown for all kernels that finish outputs by the same code.
+of them: each shape that was timed for its size has an unknown of its own; so do keys and values.
+What an output costs besides its operations is one unknown for all kernels that finish outputs by
+the same code.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python -m recipes.linear_text.convert --model DIR --work linear_text_work --deadline 1500
 
-Stopped and started again with the same options it goes on where it was, at most half a minute
-back; the seconds of a stage are counted over all starts. Stages: statistics, alignment, ranking of
+Stopped and started again with the same options it goes on where it was, at most half a minute back;
+the seconds of a stage are counted over all starts. Stages: statistics, alignment, ranking of
 layers, distillation of each hybrid that `--keep` lists (layers that keep softmax; 0 is all linear),
-each measured as soon as it stands. With `--start DIR` a model that an earlier run wrote is distilled
-further instead, with other batches.
+each measured as soon as it stands. With `--start DIR` a model that an earlier run wrote is
+distilled further instead, with other batches.
 """
 
 from __future__ import annotations
