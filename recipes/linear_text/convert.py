@@ -108,11 +108,10 @@ class Conversion:
         self.bits = sizes["held"] / sizes["held_bytes"] / math.log(2)
         held = arrays["held"][: asked.held]
         first, _, rest = (share * asked.deadline for share in SPLIT)
-        if asked.start:
-            rest = sum(SPLIT) * asked.deadline
+        rest = sum(SPLIT) * asked.deadline if asked.start else rest / len(self.keep)
         self.options = LinearizeOptions(
             "all", asked.tokens, mode=asked.mode, features=asked.features,
-            seconds=(first, rest / len(self.keep)), rate=asked.rate, batch=asked.batch,
+            seconds=(first, rest), rate=asked.rate, batch=asked.batch,
             seed=asked.seed,
             micro_batch=asked.micro, lengths=(512, 1024, 2048), device=asked.device,
             **window_fields(asked.window),
