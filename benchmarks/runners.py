@@ -176,6 +176,25 @@ class LlamaRunner(Runner):
             raise SystemExit(f"llama.cpp does not trim to {length} tokens")
         self.length = length
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sequence's keys and values."""
+        return int(self.api.llama_state_seq_get_size(self.context, 0))
+
+    def content(self) -> NDArray[np.uint8]:
+        """The sequence's keys and values, as llama.cpp writes them."""
+        held = np.empty(self.nbytes, np.uint8)
+        size = self.api.llama_state_seq_get_data(self.context, _pointer(held), held.size, 0)
+        if size != held.size:
+            raise SystemExit(f"llama.cpp wrote {size} bytes of a sequence, expected {held.size}")
+        return held
+
+    def become(self, content: NDArray[np.uint8], length: int) -> None:
+        """Hold the `length` tokens of such content."""
+        if not self.api.llama_state_seq_set_data(self.context, _pointer(content), content.size, 0):
+            raise SystemExit(f"llama.cpp does not read {length} tokens:\n{''.join(self.log[-20:])}")
+        self.length = length
+
     def facts(self) -> dict[str, Any]:
         """Build flags, and what its log says about repacking, buffers and attention."""
         words = ("repack", "buffer size", "flash", "n_threads")
@@ -189,6 +208,10 @@ class LlamaRunner(Runner):
         self.api.llama_batch_free(self.batch)
         self.api.llama_free(self.context)
         self.api.llama_model_free(self.model)
+
+
+def _pointer(array: NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 _LOG: list[str] = []
