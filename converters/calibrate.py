@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -48,13 +48,15 @@ Chats = tuple[tuple[dict[str, Any], ...], ...]
 @dataclass(frozen=True)
 class Calibration:
     """A text, or chats, and how much of it a model is run over: `sequences` pieces of `length`
-    tokens. name: what it is called in errors and reports."""
+    tokens. name: what it is called in errors and reports. end: token behind each document, see
+    `ending`; None for none."""
 
     text: str
     sequences: int = 64
     length: int = LENGTH
     chats: Chats = ()
     name: str = "the calibration text"
+    end: int | None = None
 
     @classmethod
     def sample(cls, sequences: int = QUICK, length: int = LENGTH) -> Calibration:
@@ -80,18 +82,41 @@ class Calibration:
     def ids(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
         """All of it as tokens. Chats are written as the model's template has them, without one as
         lines of `role: content`. Raises ConvertError for chats that the template rejects."""
-        if not self.chats:
+        if not self.chats and self.end is None:
             check_text(self.text, self.name)
             return tokens_of(tokenizer, self.text)
         found: list[int] = []
+        for ids in self.documents(tokenizer, template):
+            found += ids
+            if self.end is not None and ids[-1:] != [self.end]:
+                found.append(self.end)
+        return found
+
+    def ending(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> int | None:
+        """The token that documents can be told apart by: of a text the one of those that end an
+        answer whose name the text has in it, of chats the first of them that no chat has before
+        its end. None where there is no such token, and for a single document."""
+        if not self.chats:
+            return next((token for token, name in _marks(tokenizer) if name in self.text), None)
+        inside = {i for ids in self.documents(tokenizer, template) for i in ids[:-1]}
+        found = [token for token in tokenizer.eos_token_ids if token not in inside]
+        return found[0] if found and len(self.chats) > 1 else None
+
+    def documents(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> Iterator[list[int]]:
+        """Tokens of each chat, or of what stands between the names of the end in a text, without
+        the line breaks around these. Raises as `ids`."""
+        if not self.chats:
+            check_text(self.text, self.name)
+            name = next((name for token, name in _marks(tokenizer) if token == self.end), None)
+            pieces = [self.text] if name is None else self.text.split(name)
+            texts = pieces if name is None else [piece.strip("\r\n") for piece in pieces]
+            yield from (tokens_of(tokenizer, text) for text in texts if text)
         for number, chat in enumerate(self.chats, 1):
             try:
                 if template is None:
-                    found += tokenizer.encode(lines_of(chat))
+                    yield tokenizer.encode(lines_of(chat))
                     continue
-                found += tokenizer.encode_segments(
-                    template.render(chat, add_generation_prompt=False)
-                )
+                yield tokenizer.encode_segments(template.render(chat, add_generation_prompt=False))
             except RequestError as error:
                 said = "the model's chat template says this; " if template is not None else ""
                 raise ConvertError(
@@ -99,7 +124,6 @@ class Calibration:
                     code="calibration-text",
                     hint=f"{said}mend the chat or leave it out",
                 ) from None
-        return found
 
     def token_sequences(
         self, tokenizer: Tokenizer | None, template: ChatTemplate | None, context: int
@@ -201,6 +225,12 @@ def lines_of(chat: Sequence[Mapping[str, Any]]) -> str:
             )
         lines.append(f"{message['role']}: {''.join(texts)}\n")
     return "".join(lines) + "\n"
+
+
+def _marks(tokenizer: Tokenizer) -> list[tuple[int, str]]:
+    """Special tokens that end an answer, with their names."""
+    named = [(token, tokenizer.text_of(token)) for token in tokenizer.eos_token_ids]
+    return [(token, name) for token, name in named if name and name in tokenizer.control]
 
 
 def _bad_line(name: str, number: int, what: str) -> ConvertError:

@@ -111,8 +111,7 @@ def answered(
             _write(file, some, writer, seed + 1000 * index)
         if told is not None:
             told(index + 1, len(every))
-    if ranks.world > 1:
-        ranks.add_up([_waiting()])
+    ranks.wait()
     texts: list[Ids] = []
     for index in range(len(every)):
         if (file := _file(folder, index)).exists():
@@ -126,12 +125,6 @@ def answered(
         )
     order = np.random.default_rng(seed).permutation(len(texts))
     return np.concatenate([texts[i] for i in order])
-
-
-def _waiting() -> torch.Tensor:
-    """What ranks send each other to wait for all, on the device of their group."""
-    cuda = torch.distributed.get_backend() == "nccl"
-    return torch.zeros(1, device="cuda" if cuda else "cpu")
 
 
 def _file(folder: Path, index: int) -> Path:

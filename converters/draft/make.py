@@ -74,13 +74,15 @@ class DraftRequest:
 
 @dataclass(frozen=True)
 class DraftReport:
-    """told: of the training, see `TrainedHead`. measured: see `attach`. nbytes: of the head."""
+    """told: of the training, see `TrainedHead`. measured: see `attach`. nbytes: of the head. rank:
+    of this process under torchrun; the first one has written the bundle, others measure nothing."""
 
     path: str
     told: Mapping[str, Any]
     measured: Mapping[str, float]
     nbytes: int
     seconds: float
+    rank: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -114,6 +116,7 @@ def make(
         else:
             ranks = joined(local_device(request.train.device))
             head, held = _trained(bundle, request, work, ranks)
+            ranks.wait()  # all have it: the first one may clear up
         nbytes, measured = 0, dict[str, float]()
         if ranks.rank == 0:
             nbytes, measured = attach(
@@ -121,7 +124,8 @@ def make(
             )
     if not request.keep and ranks.rank == 0:
         remove_folder(work)
-    return DraftReport(str(out), head.told, measured, nbytes, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return DraftReport(str(out), head.told, measured, nbytes, seconds, ranks.rank)
 
 
 def _trained(

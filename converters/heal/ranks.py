@@ -35,6 +35,12 @@ class Ranks:
         if self.world > 1:
             self._each(tensors, lambda flat: dist.broadcast(flat, src=0))
 
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            cuda = dist.get_backend() == "nccl"
+            self.add_up([torch.zeros(1, device="cuda" if cuda else "cpu")])
+
     def _each(self, tensors: Sequence[Tensor], send: Callable[[Tensor], Any]) -> None:
         """Send tensors of one type as one message."""
         sizes = [tensor.numel() for tensor in tensors]

@@ -89,8 +89,12 @@ class Keeper:
     def __init__(self, folder: Path | None, ranks: Ranks, key: str) -> None:
         """key: what the states depend on; what lies there under another one is removed."""
         self.folder, self.ranks = folder, ranks
-        if folder is None or ranks.rank:
-            return
+        if folder is not None and not ranks.rank:
+            self._clear(folder, key)
+        ranks.wait()  # nobody loads what is being removed
+
+    @staticmethod
+    def _clear(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         told = folder / KEY
         if not told.exists() or told.read_text("utf-8") != key:

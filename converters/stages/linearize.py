@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from ..linearize.plan import turnable
 from ..weights import stored_nbytes, whole
 from .base import Context, PartInProgress
 from .read import Reading
+
+if TYPE_CHECKING:
+    from ...text.template import ChatTemplate
+    from ...text.tokenizer import Tokenizer
 
 
 class Linearize:
@@ -83,15 +88,18 @@ class Linearize:
         served = self.options.serve or part.graph.context
         memory = memory_of(turnable(part.graph, self.options), self.options.mode)
         told["memory"] = memory.to_dict(served)
+        if text.end is not None and context.tokenizer is not None:
+            told["document_end"] = context.tokenizer.piece_of(text.end)
         return part.replace(graph=made.graph, weights=weights).reported(self.name, **told)
 
     def _text(self, part: PartInProgress, context: Context) -> Text:
         """All of the text but what a result is measured on."""
         template = context.template() if self.text.chats else None
         length, tokenizer = part.graph.context, context.tokenizer
-        held = self.text.held(tokenizer, template, length)
+        asked = self._ended(part.graph, tokenizer, template)
+        held = asked.held(tokenizer, template, length)
         kept = {ids.tobytes() for ids in held}
-        every = self.text.every_sequence(tokenizer, template, length)
+        every = asked.every_sequence(tokenizer, template, length)
         train = [ids for ids in every if ids.tobytes() not in kept]
         if not train or tokenizer is None:
             raise ConvertError(
@@ -101,8 +109,31 @@ class Linearize:
                 hint="give a longer text",
             )
         held_ids = np.concatenate(held)
-        prompts = passkey_prompts(held_ids, tokenizer.encode, length)
-        return Text(np.concatenate(train), held_ids, prompts)
+        filler = held_ids if asked.end is None else held_ids[held_ids != asked.end]
+        prompts = passkey_prompts(filler, tokenizer.encode, length)  # each is one document
+        return Text(np.concatenate(train), held_ids, prompts, asked.end)
+
+    def _ended(
+        self, graph: Graph, tokenizer: Tokenizer | None, template: ChatTemplate | None
+    ) -> Calibration:
+        """The text with the token at which documents end, where one can be told and the graph
+        can begin anew behind it."""
+        from ..torch_packed import check_resets
+
+        end = None if tokenizer is None else self.text.ending(tokenizer, template)
+        if tokenizer is None or end is None:
+            return self.text
+        try:
+            check_resets(graph)
+        except ConvertError as error:
+            notice(f"documents of {self.text.name} run into each other: {error.message}")
+            return self.text
+        if self.options.progress:
+            notice(
+                f"documents of {self.text.name} end at {tokenizer.piece_of(end)!r}: in training "
+                "each begins anew"
+            )
+        return replace(self.text, end=end)
 
 
 def windows(graph: Graph) -> int:

@@ -77,6 +77,8 @@ def command(
     train = TrainOptions(**{name: given.pop(name) for name in names if name in given})
     request = DraftRequest(data, head, train, progress=not as_json, **given)
     report = draft(target, output, request)
+    if report.rank:  # it only took part in the training
+        return 0
     if as_json:
         emit_json({"schema": 1, **report.to_dict()})
         return 0

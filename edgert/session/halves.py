@@ -8,6 +8,7 @@ changes an element by at most 2^-8 of itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,3 +48,24 @@ def widened(content: Mapping[str, Parts]) -> dict[str, Parts]:
         }
         for name, parts in content.items()
     }
+
+
+def filed(content: Mapping[str, Parts]) -> dict[str, Parts]:
+    """A slot's content as files hold it: bfloat16 as int16, for these have a name for that."""
+    return {name: {k: _seen_as(v, np.uint16, np.int16) for k, v in parts.items()}
+            for name, parts in content.items()}  # fmt: skip
+
+
+def unfiled(content: Any) -> Any:
+    """What `filed` gave with all matrices as float32; anything else as it is."""
+    if not isinstance(content, Mapping):
+        return content
+    found = {
+        name: {k: _seen_as(v, np.int16, np.uint16) if k == ROUNDED else v for k, v in parts.items()}
+        for name, parts in content.items() if isinstance(parts, Mapping)
+    }  # fmt: skip
+    return {**content, **widened(found)}
+
+
+def _seen_as(value: Any, old: type[np.generic], new: type[np.generic]) -> Any:
+    return value.view(new) if getattr(value, "dtype", None) == old else value

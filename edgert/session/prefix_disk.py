@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResourceError
-from .halves import widened
+from .halves import filed, unfiled
 from .pages import PAGE_TOKENS, Bytes, PagePool
 from .prefix_files import Piece, PrefixFiles, key_of, root_of
 from .prefixes import WORTH, Kind, Node, PrefixCache
@@ -125,6 +125,8 @@ class PrefixDisk:
         brought = list[Node]()
         for index, piece in enumerate(pieces[: self._room(len(pieces), held)]):
             content = self.files.load(piece)
+            if content is not None and piece.state:
+                content["state"] = unfiled(content.get("state"))
             page = None if content is None else self._page(piece, content)
             if content is None or page is None:
                 if not self.files.has(piece):  # what is behind it may be damaged as well
@@ -266,7 +268,7 @@ class PrefixDisk:
             content["fresh"] = np.concatenate([a[at] for a in pool.fresh_pools.values()])
         if seen and seen not in node.snapshots:
             return None
-        return content | {"state": widened(node.snapshots[seen])} if seen else content
+        return content | {"state": filed(node.snapshots[seen])} if seen else content
 
     def _key(self, node: Node) -> str:
         """The key of a text that ends with a full page; ancestors know theirs afterwards."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edgert.kernels import library
+from edgert.kernels.states import RecurrentState
 
 import edgert
 from edgert.cli import run
@@ -90,6 +91,47 @@ def test_a_later_model_goes_on_with_the_same_text(
         recurrent = kind in ("tail", "whole", *HYBRID)
         assert other.usage.cached_tokens >= (256 if recurrent else len(SYSTEM))
         assert_nothing_is_held(third)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "mamba2"])
+def test_rounded_states_come_back_as_they_were(
+    kind: str, kernel_folder: Path, tmp_path: Path
+) -> None:
+    """Later processes go on from the very bits that the first one goes on from, in smaller
+    files."""
+    graph, weights = target(kind)
+    prompts = [SYSTEM + question for question in ("What?", "Who is it?")]
+    sizes = {}
+    for bits in (32, 16):
+        got, states = [], []
+        for _ in range(2):
+            session = CpuSession(graph, weights, threads=1, cache=kernel_folder, snapshot_bits=bits)
+            with kept(session, tmp_path / str(bits)) as model:
+                if not got:
+                    for prompt in prompts:
+                        answer(model, prompt)
+                again = [answer(model, prompt) for prompt in prompts]
+                assert all(a.usage.cached_tokens >= len(SYSTEM) for a in again)
+                got.append([a.token_ids for a in again])
+                cache, ids = cache_of(model), model.tokenize(prompts[0])
+                states.append(cache.resumable(*cache.match(ids, ("", False)))[1])
+        assert got[0] == got[1]
+        assert_same(*states)
+        found = [path.stat().st_size for path in files_in(tmp_path / str(bits))]
+        sizes[bits] = sum(found)
+    specs = [s for s in graph.states.values() if isinstance(s, RecurrentState)]
+    matrices = 4 * sum(s.heads * s.key_dim * s.value_dim for s in specs)
+    count = sum(path.suffix == ".state" for path in files_in(tmp_path / "16"))
+    assert sizes[32] - sizes[16] == pytest.approx(count * matrices / 2, rel=0.02)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Recurrent content, bit for bit and in the same precision."""
+    assert one.keys() == other.keys()
+    for name, parts in one.items():
+        for key, value in parts.items():
+            assert np.asarray(value).dtype == np.asarray(other[name][key]).dtype
+            assert np.array_equal(value, other[name][key])
 
 
 @pytest.mark.parametrize("kind", ["kv8", "whole", "lfm2"])
@@ -178,6 +220,16 @@ def test_models_quantisations_and_rotary_settings_do_not_mix(tmp_path: Path) -> 
         assert cached(made, folder, kv_bits=bits)[0] == whole
     assert cached(made, folder, ctx_size=400)[0] == whole, "a context changes no bits"
     assert len(list(folder.iterdir())) == 7
+
+
+def test_rounded_and_whole_states_do_not_mix(tmp_path: Path) -> None:
+    graph, weights = target("mamba2")
+    made = tiny_bundle(tmp_path / "a.edge", graph=graph, weights=weights)
+    whole, expected = len(SYSTEM) - 1, cached(made, tmp_path / "other")[1]
+    for bits in (16, 32):
+        assert cached(made, tmp_path / "cache", snapshot_bits=bits) == (0, expected)
+        assert cached(made, tmp_path / "cache", snapshot_bits=bits)[0] == whole
+    assert cached(made, tmp_path / "cache", snapshot_bits=32) == (whole, expected)
 
 
 def test_files_of_another_model_are_passed_over(

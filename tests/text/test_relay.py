@@ -192,12 +192,20 @@ class Often(Relay):
         return self._turn("small" if self.writer == "large" else "large")
 
 
+@pytest.fixture
+def turning(
+    pair: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
+) -> tuple[TextModel, TextModel]:
+    """Both models, which take turns as `Often` says."""
+    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    return pair
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_10_5_drafts_change_nothing(
-    pair: tuple[TextModel, TextModel], sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    turning: tuple[TextModel, TextModel], sampler: dict[str, Any]
 ) -> None:
-    large, small = pair
-    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    large, small = turning
     relay = RelayOptions(small)
     plain = answer(large, relay=relay, **sampler).token_ids
     assert plain != answer(large, **sampler).token_ids
@@ -209,10 +217,9 @@ def test_10_5_drafts_change_nothing(
 
 
 def test_10_5_after_every_switch_the_states_are_those_of_a_fresh_prefill(
-    pair: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
+    turning: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large, small = pair
-    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    large, small = turning
     seen = {"large": 0, "small": 0}
     take, write = RelayRun.take, RelayRun._write_small
 
@@ -235,10 +242,9 @@ def test_10_5_after_every_switch_the_states_are_those_of_a_fresh_prefill(
 
 
 def test_several_relays_and_others_at_once(
-    pair: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
+    turning: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large, small = pair
-    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    large, small = turning
     monkeypatch.setattr(module, "CHUNK", 2)
     asked: list[dict[str, Any]] = [
         {"relay": RelayOptions(small)},
@@ -262,10 +268,9 @@ def test_several_relays_and_others_at_once(
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_a_guard_that_lets_all_through_changes_nothing(
-    pair: tuple[TextModel, TextModel], sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    turning: tuple[TextModel, TextModel], sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large, small = pair
-    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    large, small = turning
     plain = answer(large, relay=RelayOptions(small), **sampler)
     for span, draft in ((48, "none"), (2, "none"), (48, DraftOptions(small, adapt=False))):
         monkeypatch.setattr("edgert.text.relay_guard.SPAN", span)
@@ -276,10 +281,9 @@ def test_a_guard_that_lets_all_through_changes_nothing(
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_what_a_guard_refuses_the_large_model_writes(
-    pair: tuple[TextModel, TextModel], sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    turning: tuple[TextModel, TextModel], sampler: dict[str, Any]
 ) -> None:
-    large, small = pair
-    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    large, small = turning
     got = answer(large, relay=RelayOptions(small, guard=0.0), **sampler)
     assert got.token_ids == answer(large, **sampler).token_ids
     assert got.relay is not None
@@ -288,11 +292,10 @@ def test_what_a_guard_refuses_the_large_model_writes(
 
 
 def test_a_guard_throws_away_what_the_large_model_finds_unlikely(
-    pair: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
+    turning: tuple[TextModel, TextModel],
 ) -> None:
     """Every part of three tokens against the large model's logits of the whole text."""
-    large, small = pair
-    monkeypatch.setattr("edgert.text.model.Relay", Often)
+    large, small = turning
     prompt = large.tokenize(PROMPT)
 
     def picks(model: TextModel, tokens: list[int], count: int) -> list[int]:

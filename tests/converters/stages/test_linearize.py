@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from edgert.converters import torch_packed  # noqa: E402
 from edgert.converters.calibrate import Calibration  # noqa: E402
 from edgert.converters.linearize import LinearizeOptions  # noqa: E402
 from edgert.converters.linearize import run as running  # noqa: E402
 from edgert.converters.linearize.options import window_fields  # noqa: E402
 from edgert.converters.pipeline import Options, Pipeline  # noqa: E402
 from edgert.converters.recipes import Asked, Plan, resolve  # noqa: E402
+from edgert.converters.stages import linearize as stage  # noqa: E402
 from edgert.converters.stages.base import Context, PartInProgress  # noqa: E402
 from edgert.converters.stages.emit import Emit  # noqa: E402
 from edgert.converters.stages.linearize import Linearize  # noqa: E402
@@ -24,7 +27,10 @@ from edgert.converters.stages.quantize import Quantize  # noqa: E402
 
 from edgert.bundle import Bundle  # noqa: E402
 from edgert.errors import ConvertError  # noqa: E402
+from edgert.text.template import ChatTemplate  # noqa: E402
+from edgert.text.tokenizer import Tokenizer  # noqa: E402
 from tests.converters.stages.toy import ToySource  # noqa: E402
+from tests.tiny import BOS, EOS, SPECIAL, VOCAB, tiny_tokenizer  # noqa: E402
 
 WORDS = " ".join(f"{i} times {j} is {i * j}." for i in range(20) for j in range(20))
 TEXT = Calibration(WORDS, 8, 64)
@@ -121,10 +127,67 @@ def test_a_window_is_told_as_it_was_asked_for(tokens: int | None, told: list[str
     assert ("--window" in words) == bool(told)
 
 
+def told_text(calibration: Calibration, tmp_path: Path) -> Any:
+    """The text that the command's stage linearizes on."""
+    with mock.patch.object(stage, "linearize", side_effect=OSError("seen")) as called:
+        row = (Linearize(ASKED, calibration), Emit())
+        asked = Options(tmp_path / "m.edge", "toy", Plan("f32", "f32", "rtn"), progress=False)
+        with pytest.raises(OSError, match="seen"):
+            Pipeline(ToySource(), asked, row).run()
+    return called.call_args.args[2]
+
+
+def test_lines_and_marked_texts_are_documents_in_training(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(
+        tiny_tokenizer().encode(), vocab_size=VOCAB, eos_token_ids=(EOS,), special=SPECIAL
+    )
+    stories = [f"{i} and {i} are {2 * i}." for i in range(150)]
+    chats = tuple(({"role": "user", "content": story},) for story in stories)
+    lines = told_text(Calibration("", 8, 64, chats), tmp_path)
+    marked = told_text(Calibration(f"\n{SPECIAL[EOS]}\n".join(stories), 8, 64), tmp_path)
+    for text, front in ((lines, "user: "), (marked, "")):
+        assert text.end == EOS
+        ids = np.concatenate([text.train, text.held])
+        said = [
+            tokenizer.decode(each.tolist()).strip()
+            for each in np.split(ids, np.flatnonzero(ids == EOS) + 1)
+        ]
+        assert len({each.removeprefix(front) for each in said} & set(stories)) > 100
+        assert text.passkeys
+        assert not any(EOS in prompt for each in text.passkeys.values() for prompt, _ in each)
+    assert told_text(Calibration(" ".join(stories), 8, 64), tmp_path).end is None
+
+
+def test_the_end_is_no_token_that_chats_have_inside() -> None:
+    def ending(
+        template: str | None, *chats: Sequence[str], eos: tuple[int, ...] = (EOS, BOS)
+    ) -> int | None:
+        tokenizer = Tokenizer(
+            tiny_tokenizer().encode(), vocab_size=VOCAB, eos_token_ids=eos, special=SPECIAL
+        )
+        rows = tuple(tuple({"role": "user", "content": said} for said in chat) for chat in chats)
+        rendered = template and ChatTemplate(template, {}, control=tokenizer.control)
+        return Calibration("", 1, 8, rows).ending(tokenizer, rendered or None)
+
+    turns = "{% for m in messages %}{{ m.content }}<|eos|>{% endfor %}"
+    assert ending(turns, ["a"], ["b"]) == EOS, "it stands at the ends of chats alone"
+    assert ending(turns, ["a", "b"], ["c"]) == BOS
+    assert ending(turns, ["a", "b"], ["c"], eos=(EOS,)) is None
+    assert ending(turns, ["a"]) is None, "a single document"
+    assert ending(None, ["a <|eos|> b"], ["c"]) == EOS, "what a message says is text"
+
+
+def test_a_model_that_cannot_begin_anew_is_trained_on_running_text(tmp_path: Path) -> None:
+    refused = ConvertError("node 'x' has a state of its own", code="torch-packed")
+    text = f"{WORDS}{SPECIAL[EOS]}{WORDS}"
+    with mock.patch.object(torch_packed, "check_resets", side_effect=refused):
+        assert told_text(Calibration(text, 8, 64), tmp_path).end is None
+
+
 def test_a_short_text_is_refused(tmp_path: Path) -> None:
-    stage = Linearize(ASKED, Calibration(WORDS[:100], 1, 64))
+    short = Linearize(ASKED, Calibration(WORDS[:100], 1, 64))
     asked = Options(tmp_path / "m.edge", "toy", Plan("f32", "f32", "rtn"), progress=False)
     with pytest.raises(ConvertError) as info:
-        Pipeline(ToySource(), asked, (stage, Emit())).run()
+        Pipeline(ToySource(), asked, (short, Emit())).run()
     assert info.value.code == "calibration-text"
     assert not np.any([path.name.endswith(".edge") for path in tmp_path.iterdir()])
