@@ -3,7 +3,8 @@
 `llama_state_seq_get_data` gives, little-endian: in newer versions two words (a mark, the number of
 the sequence), the number of streams, of cells; for each cell its position, 1, the sequence; whether
 values are transposed, the number of layers; for each layer a type, the bytes of a row, and the
-cells' rows of keys, then the same of values (llama.cpp, `llama_kv_cache::state_write`).
+cells' rows of keys; then the same of values, transposed ones as a type, the bytes of a value, the
+number of columns, and the cells' values of each column (llama.cpp, `llama_kv_cache::state_write`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ CELL, HEAD = 12, 12  # bytes: position, how many sequences, which; type, bytes o
 
 def repeated(content: Content, times: int) -> Content:
     """The content with its cells `times` times, at positions 0, 1, 2 and so on. Raises ValueError
-    where it is laid out otherwise than the above: several streams, transposed values."""
+    where it is laid out otherwise than the above, as several streams are."""
     start = 0 if _word(content, 0) == 1 else 8
     streams, cells = _word(content, start), _word(content, start + 4)
     at = start + 8
@@ -30,28 +31,22 @@ def repeated(content: Content, times: int) -> Content:
         )
     at += CELL * cells
     transposed, layers = _word(content, at), _word(content, at + 4)
-    if transposed:
-        raise ValueError("llama.cpp keeps values transposed, as it does without flash attention")
     more = np.tile(rows, (times, 1))
     more[:, 0] = np.arange(cells * times)
-    fixed = at + 8 + 2 * layers * HEAD
-    out = np.empty(fixed - CELL * cells + more.nbytes + times * (len(content) - fixed), np.uint8)
-    out[:start] = content[:start]
-    out[start : start + 8] = np.array([1, cells * times], "<u4").view(np.uint8)
-    to = start + 8
-    for piece in (more.reshape(-1).view(np.uint8), content[at : at + 8]):
-        out[to : to + len(piece)] = piece
-        to += len(piece)
+    out = [content[:start], np.array([1, cells * times], "<u4"), more, content[at : at + 8]]
     at += 8
-    for _ in range(2 * layers):
-        size = cells * int(content[at + 4 : at + HEAD].view("<u8")[0])
-        out[to : to + HEAD] = content[at : at + HEAD]
-        at, to = at + HEAD, to + HEAD
-        out[to : to + times * size].reshape(times, size)[:] = content[at : at + size]
-        at, to = at + size, to + times * size
-    if (at, to) != (len(content), len(out)):
+    for part in range(2 * layers):
+        across = part >= layers and transposed
+        size = _word(content, at + 4)  # of a row, or of a value
+        columns = _word(content, at + 8) if across else 1
+        out.append(content[at : at + HEAD])
+        at += HEAD
+        held = content[at : at + columns * cells * size].reshape(columns, -1)
+        out.append(np.tile(held, (1, times)))
+        at += held.size
+    if at != len(content):
         raise ValueError(f"{len(content)} bytes of content, the parts make {at}")
-    return out
+    return np.concatenate([part.reshape(-1).view(np.uint8) for part in out])
 
 
 def _word(content: Content, at: int) -> int:

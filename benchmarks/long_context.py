@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.gguf_copy import write_gguf
 from benchmarks.llama_cache import Content, repeated
-from benchmarks.long_context_page import Key, Row, latest, read, write_page
+from benchmarks.long_context_page import PLAIN, Key, Row, latest, read, write_page
 from benchmarks.make_checkpoint import SHAPES
 from benchmarks.random_bundle import random_bundle
 from benchmarks.runners import Ids, LlamaRunner, SessionRunner
@@ -191,7 +191,8 @@ def opened(shape: str, names: Sequence[str], args: argparse.Namespace) -> Iterat
             else:
                 runner = LlamaRunner(
                     gguf_of(shape, args.work), args.threads, context=context, batch=PIECES[0],
-                    cache=name.removeprefix(f"{LLAMA}-"),
+                    cache=name.removeprefix(f"{LLAMA}-").removesuffix(PLAIN),
+                    flash=not name.endswith(PLAIN),
                 )  # fmt: skip
             stack.callback(runner.close)
             engines.append(Measured(name, runner, before[-1] if before else 1.0))
@@ -207,9 +208,10 @@ def tokens_of(shape: str) -> Ids:
 
 
 def names_of(shape: str, args: argparse.Namespace) -> list[str]:
-    """Engines that are asked for. llama.cpp's q8_0 takes head sizes that are multiples of 32."""
+    """Engines that are asked for. llama.cpp's q8_0 takes head sizes that are multiples of 32, and
+    flash attention, which makes its tokens slower with f16."""
     _, width, heads, *_ = SHAPES[shape]
-    kinds = ["f16", "q8_0"] if width // heads % 32 == 0 else ["f16"]
+    kinds = ["f16", f"f16{PLAIN}"] + ["q8_0"] * (width // heads % 32 == 0)
     return [*args.engines, *(f"{LLAMA}-{kind}" for kind in kinds if args.llama)]
 
 

@@ -17,7 +17,9 @@ Row = dict[str, Any]
 Key = tuple[str, int, str, int]  # shape, threads, engine, depth
 Cells = Mapping[tuple[str, int], Row]  # by engine and depth, of one shape
 BASE, LINEAR, LLAMA = "softmax-f16", "2mamba", "llama.cpp"
-ENGINES = (BASE, "softmax-int8", LINEAR, "hybrid", f"{LLAMA}-f16", f"{LLAMA}-q8_0")
+PLAIN = ", plain"  # behind the name of a llama.cpp without flash attention
+LLAMAS = (f"{LLAMA}-f16", f"{LLAMA}-f16{PLAIN}", f"{LLAMA}-q8_0")
+ENGINES = (BASE, "softmax-int8", LINEAR, "hybrid", *LLAMAS)
 LINEAR_GROWTH = 1.05  # exponent of a prompt's time that still counts as linear
 PAGE = """# A long text: speed and memory at depth
 

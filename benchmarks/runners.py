@@ -110,9 +110,11 @@ class LlamaRunner(Runner):
     name = "llama.cpp"
 
     def __init__(
-        self, path: Path, threads: int, *, context: int, batch: int = 512, cache: str = "f16"
-    ) -> None:
-        """cache: type of keys and values, f16 or q8_0."""
+        self, path: Path, threads: int, *, context: int, batch: int = 512, cache: str = "f16",
+        flash: bool = True,
+    ) -> None:  # fmt: skip
+        """cache: type of keys and values, f16 or q8_0. flash: its attention may be flash
+        attention, as by default."""
         import llama_cpp
 
         self.api = llama_cpp
@@ -126,6 +128,8 @@ class LlamaRunner(Runner):
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, batch, batch
         params.n_threads = params.n_threads_batch = threads
+        if not flash:
+            params.flash_attn_type = 0
         if cache != "f16":
             params.type_k = params.type_v = getattr(llama_cpp, f"GGML_TYPE_{cache.upper()}")
         self.context = llama_cpp.llama_init_from_model(self.model, params)

@@ -126,12 +126,19 @@ def test_a_prompt_is_the_sum_of_its_pieces() -> None:
 
 
 @pytest.mark.parametrize("mark", [b"", b"mark\0\0\0\0"])
-def test_content_of_llama_is_repeated(mark: bytes) -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+def test_content_of_llama_is_repeated(mark: bytes, transposed: bool) -> None:
     def content(cells: int, times: int) -> bytes:
         head = np.array([1, cells * times], "<u4").tobytes()
         where = [(i, 1, 0) for i in range(cells * times)]
-        found = mark + head + np.array(where, "<i4").tobytes() + np.array([0, 2], "<u4").tobytes()
+        found = mark + head + np.array(where, "<i4").tobytes()
+        found += np.array([transposed, 2], "<u4").tobytes()
         for matrix in range(4):
+            if transposed and matrix >= 2:
+                found += np.array([8, 2, 3], "<u4").tobytes()
+                for column in range(3):
+                    found += bytes(range(column, column + 2 * cells)) * times
+                continue
             size = 3 + matrix
             found += np.array([8], "<i4").tobytes() + np.array([size], "<u8").tobytes()
             found += bytes(range(matrix, matrix + cells * size)) * times
@@ -139,21 +146,20 @@ def test_content_of_llama_is_repeated(mark: bytes) -> None:
 
     short = np.frombuffer(content(5, 1), np.uint8)
     assert repeated(short, 3).tobytes() == content(5, 3)
-    other = short.copy()
-    other[len(mark) + 8 + 5 * 12] = 1
-    with pytest.raises(ValueError, match="transposed"):
-        repeated(other, 3)
+    with pytest.raises(ValueError, match="the parts make"):
+        repeated(np.append(short, np.uint8(0)), 3)
     two = np.frombuffer(b"mark\0\0\0\0\2\0\0\0" + content(5, 1)[len(mark) + 4 :], np.uint8)
     with pytest.raises(ValueError, match="2 streams"):
         repeated(two, 3)
 
 
-def test_llama_stands_where_its_content_says(work: Path) -> None:
+@pytest.mark.parametrize("name", ["llama.cpp-f16", f"llama.cpp-f16{long_context_page.PLAIN}"])
+def test_llama_stands_where_its_content_says(work: Path, name: str) -> None:
     """Content that is repeated once is what was there; more of it goes on at its end."""
     pytest.importorskip("llama_cpp")
     args = asked(work, engines=[])
     token = np.array([7], np.int32)
-    with long_context.opened("tiny", ["llama.cpp-f16"], args) as (engine,):
+    with long_context.opened("tiny", [name], args) as (engine,):
         runner = engine.runner
         assert isinstance(runner, LlamaRunner)
         one = runner.step(token).copy()
