@@ -60,7 +60,7 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
             notice(f"{others} tensors of other parts than the text are left out")
     for name in drafting(config, out):
         out.pop(name, None)
-    if kind in ("gemma4", "gemma4_text"):
+    if kind in ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"):
         out = _without_shared(config.get("text_config", config), out)
     if isinstance(kind, str) and kind in RENAMED:
         old, new = RENAMED[kind]
