@@ -42,7 +42,8 @@ def _head_norm(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
 
 def _mix_streams(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     (x, by), count = inputs, attrs["streams"]
-    mixed: Tensor = by.unflatten(-1, (-1, count)) @ x.unflatten(-1, (count, -1))
+    rows = x.reshape(*x.shape[:-1], count, -1)
+    mixed: Tensor = by.reshape(*by.shape[:-1], -1, count) @ rows
     return mixed.flatten(-2)
 
 

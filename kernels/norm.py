@@ -52,7 +52,7 @@ def row_rms(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[st
     if attrs["centred"]:
         x = x - x.mean(axis=-1, keepdims=True)
     root: F32 = np.sqrt(np.maximum(np.square(x).mean(axis=-1, keepdims=True), floor))
-    return 1 / root if attrs["inverse"] else root
+    return np.reciprocal(root) if attrs["inverse"] else root
 
 
 def lower_rms_norm(b: Builder, node: Any) -> None:

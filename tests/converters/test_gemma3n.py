@@ -70,7 +70,7 @@ def test_streams_whose_size_is_below_the_floor(tmp_path: Path) -> None:
 
 
 def test_what_mixes_streams_has_16_bits(tmp_path: Path) -> None:
-    write_checkpoint("gemma3n", tmp_path / "m")
+    write_checkpoint("gemma3n-whole", tmp_path / "m")
     convert(tmp_path / "m", tmp_path / "out.edge", quant="int4", method="rtn", golden=False,
             progress=False)  # fmt: skip
     with Bundle.open(tmp_path / "out.edge") as bundle:
@@ -78,7 +78,7 @@ def test_what_mixes_streams_has_16_bits(tmp_path: Path) -> None:
         for name in ("predict_router", "correct_router", "predicted_coefficients",
                      "corrected_coefficients", "streams_coefficients"):  # fmt: skip
             assert weights[f"layers.1.{name}"].encoding == "f16", name
-        assert weights["layers.1.gate"].encoding == "int4-g32"
+        assert weights["layers.1.gate_up"].encoding == "int4-g32"
         answers = [
             run(open_session(bundle, SessionOptions(device, threads=1)), prompt(40))
             for device in ("reference", "cpu")
