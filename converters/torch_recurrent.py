@@ -40,6 +40,13 @@ def _head_norm(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     return rows
 
 
+def _mix_streams(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    (x, by), count = inputs, attrs["streams"]
+    rows = x.reshape(*x.shape[:-1], count, -1)
+    mixed: Tensor = by.reshape(*by.shape[:-1], -1, count) @ rows
+    return mixed.flatten(-2)
+
+
 def _causal_conv(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     x = F.pad(inputs[0].transpose(1, 2), (attrs["width"] - 1, 0))  # [B, C, width - 1 + T]
     y = F.conv1d(x, w["weight"][:, None], w.get("bias"), groups=attrs["channels"])
@@ -129,6 +136,7 @@ def packed_conv(x: Tensor, w: Slots, attrs: Attrs, packed: Packed) -> Tensor:
 RECURRENT: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "gate": _gate,
     "head_norm": _head_norm,
+    "mix_streams": _mix_streams,
     "causal_conv": _causal_conv,
     "ssd": _ssd,
     "gated_delta": _gated_delta,

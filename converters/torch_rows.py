@@ -28,6 +28,14 @@ def _layer_norm(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], w.get("weight"), w.get("bias"), attrs["eps"])
 
 
+def _row_rms(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
+    (x,) = inputs
+    if attrs["centred"]:
+        x = x - x.mean(-1, keepdim=True)
+    mean = x.square().mean(-1, keepdim=True).clamp(min=attrs["floor"])
+    return mean.rsqrt() if attrs["inverse"] else mean.sqrt()
+
+
 def _activation(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
     x, act = inputs[0], attrs["act"]
     if act == "relu":
@@ -129,6 +137,7 @@ def _columns(inputs: Rows, w: Slots, attrs: Attrs) -> Tensor:
 
 ROWS: dict[str, Callable[[Rows, Slots, Attrs], Tensor]] = {
     "layer_norm": _layer_norm,
+    "row_rms": _row_rms,
     "activation": _activation,
     "xielu": _xielu,
     "modulate": _modulate,

@@ -1,8 +1,9 @@
-"""What recurrent layers do to rows besides.
+"""What some layers do to rows by other rows, or by parts.
 
-gate        y = x act(gate)          act: identity | silu | sigmoid; a gate a value, or a row
-head_norm   y = x / sqrt(mean(x^2) + eps) * weight, over parts of `size` columns: heads, or the
-            groups of a gated norm (arXiv 2405.21060). One weight for all parts, or of all columns.
+gate         y = x act(gate)         act: identity | silu | sigmoid; a gate a value, or a row
+head_norm    y = x / sqrt(mean(x^2) + eps) * weight, over parts of `size` columns: heads, or the
+             groups of a gated norm (arXiv 2405.21060). One weight for all parts, or of all columns.
+mix_streams  y_i = sum_j by_ij x_j   over the `streams` parts x_j of a row (AltUp, arXiv 2301.13310)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from .cpu.layout import GATES
 from .elementwise import activate
-from .lowering import Builder, Lower, weight
+from .lowering import Builder, Lower, Word, weight
 from .norm import emit_norm_by, normalise
 from .onnx_tools import Call, EmitContext
 from .operands import operands
@@ -24,6 +25,9 @@ from .quant import F32
 GATE = operands("x", "gate", "y", "stride", "gate_stride", "one", "act")
 HEAD_NORM = operands(
     "x", "x_stride", "width", "size", "weight", "weight_step", "eps", "y", "y_stride"
+)
+MIX_STREAMS = operands(
+    "x", "x_stride", "by", "by_stride", "streams", "made", "width", "y", "y_stride"
 )
 
 
@@ -44,6 +48,13 @@ def head_norm(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[
     (x,), size = inputs, attrs["size"]
     parts = x.reshape(*x.shape[:-1], -1, size)
     return normalise(parts, weights["weight"].reshape(-1, size), attrs["eps"]).reshape(x.shape)
+
+
+def mix_streams(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
+    """x float32 [N, J * C], by float32 [N, I * J] -> float32 [N, I * C]."""
+    (x, by), count = inputs, attrs["streams"]
+    made: F32 = by.reshape(len(by), -1, count) @ x.reshape(len(x), count, -1)
+    return made.reshape(len(x), -1)
 
 
 def lower_gate(b: Builder, node: Any) -> None:
@@ -70,8 +81,21 @@ def lower_head_norm(b: Builder, node: Any) -> None:
     b.step("head_norm", HEAD_NORM, y, [x], words)
 
 
-LOWER: dict[str, Lower] = {"gate": lower_gate, "head_norm": lower_head_norm}
-REFERENCE = {"gate": gate, "head_norm": head_norm}
+def lower_mix_streams(b: Builder, node: Any) -> None:
+    """mix_streams, columns shared out."""
+    (x, by), y, count = node.inputs, b.floats(node.output), b.attrs(node)["streams"]
+    words: dict[str, Word] = {
+        "x": x, "x_stride": b.stride(x), "by": by, "by_stride": b.stride(by), "streams": count,
+        "made": b.width(by) // count, "width": b.width(x) // count, "y": y,
+        "y_stride": b.stride(y),
+    }  # fmt: skip
+    b.step("mix_streams", MIX_STREAMS, y, [x, by], words)
+
+
+LOWER: dict[str, Lower] = {
+    "gate": lower_gate, "head_norm": lower_head_norm, "mix_streams": lower_mix_streams,
+}  # fmt: skip
+REFERENCE = {"gate": gate, "head_norm": head_norm, "mix_streams": mix_streams}
 
 
 def emit_gate(ctx: EmitContext, call: Call) -> None:
@@ -96,4 +120,14 @@ def emit_head_norm(ctx: EmitContext, call: Call) -> None:
     ctx.op("Reshape", [made, ctx.ints(0, 0, width)], call.output)
 
 
-ONNX = {"gate": emit_gate, "head_norm": emit_head_norm}
+def emit_mix_streams(ctx: EmitContext, call: Call) -> None:
+    """MatMul of [B, S, I, J] and [B, S, J, C]."""
+    (x, by), count = call.inputs, call.attrs["streams"]
+    width, made = (int(shape[-1]) // count for shape in call.shapes)
+    streams = ctx.op("Reshape", [x, ctx.ints(0, 0, count, width)])
+    shares = ctx.op("Reshape", [by, ctx.ints(0, 0, made, count)])
+    mixed = ctx.op("MatMul", [shares, streams])
+    ctx.op("Reshape", [mixed, ctx.ints(0, 0, made * width)], call.output)
+
+
+ONNX = {"gate": emit_gate, "head_norm": emit_head_norm, "mix_streams": emit_mix_streams}

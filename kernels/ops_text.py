@@ -10,6 +10,7 @@ from .states import KVState, StateSpec
 Sizes = Mapping[str, tuple[int, ...]]
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # of gates
+STREAMS = 64  # that rows consist of, at most
 
 
 def _embed(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
@@ -26,6 +27,31 @@ def _rms_norm(
     need(weights["weight"] == (x[-1],), f"rms_norm: weight {weights['weight']} for rows of {x[-1]}")
     need(attrs["eps"] > 0, f"rms_norm: eps is {attrs['eps']}, expected > 0")
     return tuple(x)
+
+
+def _row_rms(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
+    (x,) = inputs
+    need(len(x) == 2, f"row_rms: {x}, expected rows [N, C]")
+    need(attrs["floor"] > 0, f"row_rms: floor is {attrs['floor']}, expected > 0")
+    return (x[0], 1)
+
+
+def _mix_streams(inputs: Sequence[Shape], weights: Sizes, attrs: Attrs) -> Shape:
+    (x, by), count = inputs, attrs["streams"]
+    need(1 <= count <= STREAMS, f"mix_streams: {count} streams, expected 1 to {STREAMS}")
+    need(
+        len(x) == len(by) == 2 and x[0] == by[0],
+        f"mix_streams: rows {x} by {by}, expected as many of both",
+    )
+    need(
+        int(x[1]) % (16 * count) == 0,
+        f"mix_streams: rows of {x[1]}, expected {count} streams of a multiple of 16 columns",
+    )
+    need(
+        int(by[1]) % count == 0,
+        f"mix_streams: {by[1]} coefficients, expected a multiple of {count} streams",
+    )
+    return (x[0], int(x[1]) // count * (int(by[1]) // count))
 
 
 def _linear(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
@@ -171,6 +197,10 @@ TEXT: tuple[Op, ...] = (
         weights={"weight": True}, attrs={"eps": Attr(float)},
     ),
     Op(
+        "row_rms", "norm", ("x",), _row_rms,
+        attrs={"floor": Attr(float), "centred": Attr(bool, False), "inverse": Attr(bool, False)},
+    ),
+    Op(
         "linear", "linear", ("x",), _linear,
         weights={"weight": True, "bias": False}, matrix=("weight",),
     ),
@@ -203,4 +233,5 @@ TEXT: tuple[Op, ...] = (
     Op("add", "elementwise", ("a", "b"), _add),
     Op("select", "elementwise", ("x", "rows"), _select, integer=("rows",)),
     Op("softcap", "elementwise", ("x",), _softcap, attrs={"cap": Attr(float)}),
+    Op("mix_streams", "gating", ("x", "by"), _mix_streams, attrs={"streams": Attr(int)}),
 )  # fmt: skip

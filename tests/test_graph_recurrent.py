@@ -76,6 +76,10 @@ def plus(op: str, inputs: list[str], weight: list[int] | None = None, **attrs: A
         (plus("head_norm", ["x0"], [12], size=16, eps=1e-5), r"weight \(12,\), expected \(16,\)"),
         (plus("head_norm", ["x0"], [16], size=16, eps=0.0), "head_norm: eps is 0.0"),
         (plus("head_norm", ["x0"], [16], size=0, eps=1e-5), "in parts of 0"),
+        (plus("row_rms", ["x0"], floor=0.0), "row_rms: floor is 0.0, expected > 0"),
+        (plus("mix_streams", ["x0", "dt0"], streams=0), "mix_streams: 0 streams, expected 1 to 64"),
+        (plus("mix_streams", ["x0", "dt0"], streams=2), "rows of 48, expected 2 streams of a mult"),
+        (plus("mix_streams", ["in0", "dt0"], streams=2), "3 coefficients, expected a multiple of"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(data: bytes, says: str) -> None:

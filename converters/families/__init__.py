@@ -35,6 +35,7 @@ FAMILIES: Mapping[str, str] = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
+    "gemma3n_text": "gemma3n_text",
     "gemma4_text": "gemma4_text",
     "glm4": "glm4",
     "gpt2": "gpt2",

@@ -37,6 +37,19 @@ COMPOSITES: Mapping[str, Composite] = {
             "max_position_embeddings": 131_072,
         },
     ),
+    "gemma3n": Composite(
+        "Gemma3nForConditionalGeneration",
+        {"gemma3n_text": "gemma3n_text"},
+        {
+            "vocab_size": 262_400, "hidden_size": 2048, "intermediate_size": 16_384,
+            "num_hidden_layers": 35, "num_attention_heads": 8, "num_key_value_heads": 2,
+            "max_position_embeddings": 32_768,
+        },
+        frozenset(
+            "audio_config audio_soft_tokens_per_image audio_token_id boa_token_id eoa_token_id "
+            "eoa_token_index vision_soft_tokens_per_image".split()
+        ),
+    ),
     "gemma4": Composite(
         "Gemma4ForConditionalGeneration",
         {"gemma4_text": "gemma4_text"},

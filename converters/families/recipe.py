@@ -126,7 +126,9 @@ class FamilyModel:
         linear = [node.weights.get("bias", "") for node in self.graph.nodes if node.op == "linear"]
         gone = {
             name for name in linear
-            if name and all(chosen(part.name) for part in self.tensors[name].parts)
+            if name
+            and (parts := self.tensors[name].parts)
+            and all(chosen(part.name) for part in parts)
         }  # fmt: skip
         if not gone:
             return self

@@ -165,7 +165,7 @@ class GgufSource:
                 continue
             heads = heads_of(self.row, name, self.config)
             named[hf_name(self.row, name)] = GgufTensor(tensor.file, tensor.info, heads)
-        return named
+        return layouts.without_shared(self.config, named)
 
     def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, SourceTensor]:
         """Matrices that the file has in two, taken out of `plain`: those of latent attention."""

@@ -7,12 +7,15 @@ rule, every fourth layer of SmolLM3 has no positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from ... import limits
 from ...storage.gguf_values import Metadata
 
 Config = dict[str, Any]
@@ -22,6 +25,15 @@ GEMMA = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+GEMMA3N = {
+    **GEMMA,
+    "inp_gate": "per_layer_input_gate", "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm", "altup_correct_coef": "altup.correction_coefs",
+    "altup_correct_scale": "altup.correct_output_scale",
+    "altup_predict_coef": "altup.prediction_coefs", "altup_router": "altup.modality_router",
+    "altup_router_norm": "altup.router_norm", "laurel_l": "laurel.linear_left",
+    "laurel_r": "laurel.linear_right", "laurel_post_norm": "laurel.post_laurel_norm",
+}  # fmt: skip
 GRANITE = {"ffn_gate_inp": "block_sparse_moe.router.layer"}
 FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 GPT_OSS = {
@@ -79,6 +91,13 @@ class Keys:
             return int(each[0])
         return self.meta.whole(full)
 
+    def each(self, key: str) -> list[float] | None:
+        """A number or truth value of each layer."""
+        found = self.meta.numbers(f"{self.name}.{key}")
+        if found is None or found.size > limits.LAYERS:
+            return None if found is None else [math.nan]  # which no layer has
+        return [float(value) for value in found]
+
     def number(self, key: str) -> float | None:
         """A number, without the digits that float32 added to it."""
         value = self.meta.number(f"{self.name}.{key}")
@@ -118,6 +137,29 @@ def _gemma3(keys: Keys, config: Config) -> None:
     config["rope_theta"] = config.get("rope_theta") or 1_000_000.0
     if f"{keys.name}.attention.sliding_window_pattern" in keys.meta:
         config["sliding_window_pattern"] = keys.whole("attention.sliding_window_pattern")
+
+
+def _gemma3n(keys: Keys, config: Config) -> None:
+    """What older files do not tell is as the published models have it."""
+    _window(keys, config)
+    local = keys.number("rope.freq_base_swa") or keys.number("rope.local.freq_base")
+    config |= {
+        "rope_local_base_freq": local or 10_000.0,
+        "rope_theta": config.get("rope_theta") or 1_000_000.0,
+        "final_logit_softcapping": keys.number("final_logit_softcapping") or 30.0,
+        "altup_num_inputs": keys.whole("altup.num_inputs") or 0,
+        "altup_active_idx": keys.whole("altup.active_idx") or 0,
+        "hidden_size_per_layer_input": keys.whole("embedding_length_per_layer_input") or 0,
+        "num_kv_shared_layers": keys.whole("attention.shared_kv_layers") or 0,
+    }
+    slides = keys.each("attention.sliding_window_pattern")
+    if slides is not None:
+        kinds = {0.0: "full_attention", 1.0: "sliding_attention"}
+        config["layer_types"] = [kinds.get(value, "neither") for value in slides]
+    cuts = keys.each("activation_sparsity_scale")
+    if cuts is not None:  # in deviations, of which the config has the shares below them
+        shares = [float(f"{NormalDist().cdf(cut):.7g}") for cut in cuts]
+        config["activation_sparsity_pattern"] = shares
 
 
 def _phi3(keys: Keys, config: Config) -> None:
@@ -241,6 +283,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "attention.sliding_window_pattern",
         },
         GEMMA, shifted=True,
+    ),
+    "gemma3n": Architecture(
+        "gemma3n_text", _gemma3n,
+        WINDOW | frozenset(
+            """
+            final_logit_softcapping rope.freq_base_swa rope.local.freq_base altup.num_inputs
+            altup.active_idx embedding_length_per_layer_input attention.shared_kv_layers
+            attention.sliding_window_pattern activation_sparsity_scale
+            """.split()
+        ),
+        GEMMA3N,
     ),
     "gpt-oss": Architecture(
         "gpt_oss", _gpt_oss, EXPERTS | WINDOW, GPT_OSS, experts="mlp.experts"

@@ -20,7 +20,20 @@ from .gguf_architectures import ARCHITECTURES, Architecture, Config, Keys
 Vectors = Mapping[str, Callable[[], list[float]]]
 
 HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+WHOLE = {
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}  # fmt: skip
+STREAMS = {
+    "altup_proj.weight": "model.altup_projections.",
+    "altup_unembd_proj.weight": "model.altup_unembed_projections.",
+}  # stacks of matrices, one a stream
+SHAPED = {
+    "vocab_size_per_layer_input": "per_layer_token_embd.weight",
+    "laurel_rank": "blk.0.laurel_l.weight",
+}  # keys that are rows of tensors
 LAYER = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -36,7 +49,7 @@ LAYER = {
 }
 STACKS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 KEYS_APART = ".attn_k_b."
-BARE = ("self_attn.sinks",)  # names that the family has without an end
+BARE = ("self_attn.sinks", "altup.correct_output_scale")  # names that the family has without an end
 SIZES = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -117,6 +130,9 @@ def config_of(
         faults.append("tensor 'token_embd.weight' is missing, or no matrix")
     if faults:
         return config
+    for ours, tensor in SHAPED.items():
+        if len(shape := shapes.get(tensor, ())) == 2:
+            config[ours] = shape[0]
     config["rope_theta"] = keys.number("rope.freq_base") or None
     if row.model_type.startswith("gemma"):
         del config["hidden_act"]
@@ -252,8 +268,10 @@ def hf_name(row: Architecture, name: str) -> str:
 
 
 def experts_of(row: Architecture, name: str) -> tuple[str, str] | None:
-    """What stands before and behind the number in the family's names of experts that a tensor
-    stacks; None for other tensors."""
+    """What stands before and behind the number in the family's names of experts, or of matrices of
+    streams, that a tensor stacks; None for other tensors."""
+    if name in STREAMS and "altup_router" in row.own:
+        return STREAMS[name], ".weight"
     found = BLOCK.fullmatch(name)
     if found is None or not row.experts or found[2] not in STACKS:
         return None

@@ -60,8 +60,8 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
             notice(f"{others} tensors of other parts than the text are left out")
     for name in drafting(config, out):
         out.pop(name, None)
-    if kind in ("gemma4", "gemma4_text"):
-        out = _without_shared(config.get("text_config", config), out)
+    if kind in ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"):
+        out = without_shared(config.get("text_config", config), out)
     if isinstance(kind, str) and kind in RENAMED:
         old, new = RENAMED[kind]
         out = {old.sub(new, n): t for n, t in out.items()}
@@ -70,7 +70,7 @@ def named(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> Ten
     return out
 
 
-def _without_shared(text: Any, tensors: Tensors) -> Tensors:
+def without_shared(text: Any, tensors: Tensors) -> Tensors:
     """The tensors without keys and values of layers that read another layer's, as transformers
     reads them. text: config of the text."""
     said = text if isinstance(text, dict) else {}

@@ -40,6 +40,17 @@ def made_for(graph: Graph, wanted: str) -> set[str]:
     return found
 
 
+def mixing(graph: Graph) -> set[str]:
+    """Matrices by which streams are mixed: of coefficients, and of the routers that these take."""
+    makers, found = {node.output: node for node in graph.nodes}, set[str]()
+    for node in graph.nodes:
+        maker = makers.get(node.inputs[1]) if node.op == "mix_streams" else None
+        while maker is not None and maker.op in ("linear", "softcap"):
+            found |= {maker.weights["weight"]} if maker.op == "linear" else set()
+            maker = makers.get(maker.inputs[0])
+    return found
+
+
 def experts_of(graph: Graph) -> set[str]:
     """Matrices of stacked experts."""
     stacked = [node for node in graph.nodes if node.op == "experts"]
@@ -73,16 +84,16 @@ def _rough(graph: Graph) -> set[str]:
 
 def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[str, str]:
     """Encodings of a part's weights where they are others than `quant`: of a language model those
-    of gates, stored as embeddings are, and of routers, in 16 bits; of other parts small matrices
-    and all of autoencoders. Matrices that only single rows go through, of timesteps and labels,
-    are stored as embeddings are: they are read once a step. So are those that one scale a row is
-    too coarse for, where it is asked for, and all of text encoders, whose activations have
-    outliers."""
+    of gates, stored as embeddings are, and of routers and what mixes streams, in 16 bits; of other
+    parts small matrices and all of autoencoders. Matrices that only single rows go through, of
+    timesteps and labels, are stored as embeddings are: they are read once a step. So are those
+    that one scale a row is too coarse for, where it is asked for, and all of text encoders, whose
+    activations have outliers."""
     if ENCODINGS[quant].plain:
         return {}
     if role in STEPPED:
         gates = dict.fromkeys(made_for(graph, "gates"), embed_quant)
-        return gates | dict.fromkeys(made_for(graph, "logits"), HALF)
+        return gates | dict.fromkeys(made_for(graph, "logits") | mixing(graph), HALF)
     chosen, held = dict[str, str](), matrices(graph)
     shapes, single = graph.shapes(), set(held)
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""Gates, and norms of parts of rows, on the CPU."""
+"""Gates, norms of parts of rows, and mixed parts, on the CPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 from numba import njit
 
-from ..gating import GATE, HEAD_NORM
+from ..gating import GATE, HEAD_NORM, MIX_STREAMS
 from ..operands import COUNT
-from ..simd import bcast_f32, f32, ld_f32, ld_i64, load_f32, mul, splat, store_f32
+from ..simd import bcast_f32, f32, fma, ld_f32, ld_i64, load_f32, mul, splat, store_f32
 from .activation import norm_row, share
 from .layout import BY_SILU, IDENTITY
 from .scalar_math import LOG2_E
@@ -55,3 +55,25 @@ def head_norm(ins: int, thread: int, threads: int) -> None:
             at = 4 * size * part
             w = weight + step * part
             norm_row(x + row * stride + at, w, y + row * y_stride + at, size, eps)
+
+
+@kernel
+def mix_streams(ins: int, thread: int, threads: int) -> None:
+    """Streams that are sums of others; columns shared out, so that one row uses every thread."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, x_stride = ld_i64(ins + MIX_STREAMS.x), ld_i64(ins + MIX_STREAMS.x_stride)
+    by, by_stride = ld_i64(ins + MIX_STREAMS.by), ld_i64(ins + MIX_STREAMS.by_stride)
+    streams, made = ld_i64(ins + MIX_STREAMS.streams), ld_i64(ins + MIX_STREAMS.made)
+    size = 4 * ld_i64(ins + MIX_STREAMS.width)
+    y, y_stride = ld_i64(ins + MIX_STREAMS.y), ld_i64(ins + MIX_STREAMS.y_stride)
+    start, stop = share(size // 64, thread, threads)
+    for row in range(n):
+        shares, read, to = by + row * by_stride, x + row * x_stride, y + row * y_stride
+        for i in range(made):
+            for at in range(64 * start, 64 * stop, 64):
+                total = mul(bcast_f32(shares), load_f32(read + at))
+                for j in range(1, streams):
+                    part = load_f32(read + j * size + at)
+                    total = fma(bcast_f32(shares + 4 * j), part, total)
+                store_f32(to + i * size + at, total)
+            shares += 4 * streams

@@ -1,4 +1,5 @@
-"""Layer norm, modulation, activations and timesteps on the CPU: one pass over each row.
+"""Layer norm, sizes of rows, modulation, activations and timesteps on the CPU: one pass over each
+row.
 
 A layer norm and the modulation after it are one gain and one offset for every column, which each
 thread works out once:
@@ -16,6 +17,7 @@ from numba import njit
 from .. import simd
 from ..elementwise import ACTIVATION, XIELU
 from ..modulation import ADD_ROW, AFFINE, GATED_ADD, TIMESTEP
+from ..norm import ROW_RMS
 from ..operands import COUNT
 from ..simd import (
     add,
@@ -80,23 +82,36 @@ def _deviation(v: Any, mean: Any, rest: int) -> Any:
 
 
 @njit(error_model="numpy")
-def normed_row(x: int, gain: int, offset: int, y: int, width: int, eps: float) -> None:
-    """One row's layer norm with gain and offset; y may be x."""
+def _mean(x: int, width: int) -> Any:
+    """The mean of a row, in every lane."""
     whole, rest = width - width % 16, width % 16
     total = zero = splat(f32(0.0))
     for i in range(0, whole, 16):
         total = add(total, load_f32(x + 4 * i))
     if rest:
         total = add(total, _deviation(load_f32(x + 4 * whole), zero, rest))
-    mean = splat(f32(sum_f32(total) / f32(width)))
-    total = zero
+    return splat(f32(sum_f32(total) / f32(width)))
+
+
+@njit(error_model="numpy")
+def _mean_square(x: int, mean: Any, width: int) -> float:
+    """The mean of a row's squared deviations from what stands in every lane of `mean`."""
+    whole, rest = width - width % 16, width % 16
+    total = splat(f32(0.0))
     for i in range(0, whole, 16):
         v = sub(load_f32(x + 4 * i), mean)
         total = fma(v, v, total)
     if rest:
         v = _deviation(load_f32(x + 4 * whole), mean, rest)
         total = fma(v, v, total)
-    variance = f32(sum_f32(total) / f32(width))
+    return f32(sum_f32(total) / f32(width))
+
+
+@njit(error_model="numpy")
+def normed_row(x: int, gain: int, offset: int, y: int, width: int, eps: float) -> None:
+    """One row's layer norm with gain and offset; y may be x."""
+    mean = _mean(x, width)
+    variance = _mean_square(x, mean, width)
     factor = splat(f32(f32(1.0) / f32(sqrt(f32(variance + f32(eps))))))
     for i in range(0, width, 16):
         v = mul(sub(load_f32(x + 4 * i), mean), factor)
@@ -131,6 +146,24 @@ def layer_norm(ins: int, thread: int, threads: int) -> None:
         affine(ins + AFFINE.weight, gain, offset, width)
     for row in range(start, stop):
         normed_row(x + row * x_stride, gain, offset, y + row * y_stride, width, eps)
+
+
+@kernel
+def row_rms(ins: int, thread: int, threads: int) -> None:
+    """Each row's root mean square, or its deviation; rows shared out."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    x, x_stride = ld_i64(ins + ROW_RMS.x), ld_i64(ins + ROW_RMS.x_stride)
+    y, y_stride = ld_i64(ins + ROW_RMS.y), ld_i64(ins + ROW_RMS.y_stride)
+    width, floor = ld_i64(ins + ROW_RMS.width), ld_f32(ins + ROW_RMS.floor)
+    centred, inverse = ld_i64(ins + ROW_RMS.centred), ld_i64(ins + ROW_RMS.inverse)
+    start, stop = share(n, thread, threads)
+    for row in range(start, stop):
+        at = x + row * x_stride
+        mean = _mean(at, width) if centred != 0 else splat(f32(0.0))
+        square = f32(_mean_square(at, mean, width))
+        root = f32(sqrt(floor if square < floor else square))  # a NaN stays one
+        value = f32(f32(1.0) / root) if inverse != 0 else root
+        store_f32(y + row * y_stride, splat(value))
 
 
 @kernel

@@ -267,6 +267,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "activation_function": "relu", "n_inner": 80,
         },
     ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            "head_dim": 16, "intermediate_size": [96, 96, 64, 96, 80, 96], "num_hidden_layers": 6,
+            "sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 240, "altup_num_inputs": 3, "altup_active_idx": 1,
+            "laurel_rank": 12, "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0, 0.8, 0.0],
+        },
+    ),
+    "gemma3n-whole": (
+        "Gemma3nTextConfig",
+        {
+            "head_dim": 32, "num_hidden_layers": 2, "sliding_window": 512,
+            "layer_types": ["full_attention"] * 2, "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB,
+            "num_key_value_heads": 4, "tie_word_embeddings": False, "attention_bias": True,
+            "final_logit_softcapping": 20.0, "activation_sparsity_pattern": [0.0, 0.0],
+        },
+    ),
     "gemma4": (
         "Gemma4TextConfig",
         {
@@ -423,7 +443,7 @@ def scatter(model: Any) -> None:
     import torch
 
     kind = model.config.model_type
-    gemma = kind.startswith("gemma") and not kind.startswith("gemma4")
+    gemma = kind.startswith("gemma") and not kind.startswith(("gemma3n", "gemma4"))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             spread = 0.3 if weight.dim() == 1 else 1.4 / weight.shape[1] ** 0.5

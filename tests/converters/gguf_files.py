@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
 NAMES = {
-    "deepseek_v2": "deepseek2", "gemma3_text": "gemma3", "gpt_oss": "gpt-oss",
+    "deepseek_v2": "deepseek2", "gemma3_text": "gemma3", "gemma3n_text": "gemma3n",
+    "gpt_oss": "gpt-oss",
     "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
     "qwen3_moe": "qwen3moe",
 }  # fmt: skip
@@ -50,6 +52,8 @@ def write_model(
     name = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), name)
     _hyperparameters(writer, config)
+    if hasattr(config, "altup_num_inputs"):
+        _streams(writer, config)
     if hasattr(config, "kv_lora_rank"):
         _latent(writer, config, name, apart)
     _vocabulary(writer, config.vocab_size)
@@ -63,10 +67,11 @@ def write_model(
         if tied and key == "lm_head.weight":
             continue
         values = tensor.float().numpy()
-        if name.startswith("gemma") and key.endswith("norm.weight"):
+        if name.startswith("gemma") and name != "gemma3n" and key.endswith("norm.weight"):
             values = values + np.float32(1)
         pairs = _pairs(key, name, config)
         rows = interleaved(values, pairs) if pairs else values
+        key += ".weight" * key.endswith("correct_output_scale")
         target = _expert_name(key) or names.get_name(key, try_suffixes=(".weight", ".bias"))
         small = rows.ndim == 1 or key.endswith("bias")
         kind = "F32" if small else kinds if isinstance(kinds, str) else kinds(key, rows)
@@ -83,13 +88,19 @@ def write_model(
 
 def _apart(tensors: Mapping[str, Any], config: Any, apart: bool) -> Iterator[tuple[str, Any]]:
     """Stacked gates and ups of experts as two tensors, gpt-oss's turned; where they shall be apart,
-    keys of latent attention, turned, and values."""
+    keys of latent attention, turned, and values; matrices of streams stacked."""
+    import torch
+
     for key, tensor in tensors.items():
         if config.model_type == "gpt_oss" and ".experts." in key:
             rows = tensor if key.endswith("bias") else tensor.transpose(1, 2)
             both = {"gate": rows[:, 0::2], "up": rows[:, 1::2]} if "gate_up" in key else {"": rows}
             for name, half in both.items():
                 yield key.replace("gate_up", name) if name else key, half.contiguous()
+        elif stack := re.fullmatch(r"(model\.altup_\w+)\.(\d+)\.weight", key):
+            if stack[2] == "0":
+                each = [t for n, t in tensors.items() if n.startswith(f"{stack[1]}.")]
+                yield f"{stack[1]}.weight", torch.stack(each)
         elif apart and key.endswith("kv_b_proj.weight"):
             own, value = config.qk_nope_head_dim, config.v_head_dim
             heads = tensor.view(config.num_attention_heads, own + value, -1)
@@ -207,12 +218,23 @@ def _hyperparameters(writer: Any, config: Any) -> None:
         stretch = config.max_position_embeddings / original
         writer.add_rope_scaling_orig_ctx_len(original)
         writer.add_rope_scaling_attn_factors(np.sqrt(1 + np.log(stretch) / np.log(original)))
-    if config.model_type in ("phi3", "gemma2", "gemma3_text", "gpt_oss"):
+    if config.model_type in ("phi3", "gemma2", "gemma3_text", "gemma3n_text", "gpt_oss"):
         writer.add_sliding_window(config.sliding_window or 0)
     if config.model_type in ("gemma2", "gemma3_text"):
         for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
             if getattr(config, cap, None):
                 getattr(writer, f"add_{cap}")(getattr(config, cap))
+
+
+def _streams(writer: Any, config: Any) -> None:
+    """Keys of gemma3n."""
+    cuts = [NormalDist().inv_cdf(p) if p else -np.inf for p in config.activation_sparsity_pattern]
+    writer.add_altup_active_idx(config.altup_active_idx)
+    writer.add_altup_num_inputs(config.altup_num_inputs)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_activation_sparsity_scale([float(np.float32(cut)) for cut in cuts])
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
 
 
 def _latent(writer: Any, config: Any, name: str, apart: bool) -> None:

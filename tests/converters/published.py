@@ -507,6 +507,20 @@ CONFIGS: dict[str, Config] = {
         "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 16,
         "tie_word_embeddings": False,
     },
+    "gemma-3n-E2B": {
+        **sizes(2048, 8192, 30, 8, 2, 262400, 32768), "altup_active_idx": 0,
+        "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 20, "altup_coef_clip": 120.0,
+        "altup_correct_scale": True, "altup_lr_multiplier": 1.0, "altup_num_inputs": 4,
+        "architectures": ["Gemma3nForCausalLM"], "attention_bias": False,
+        "attention_dropout": 0.0, "final_logit_softcapping": 30.0, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size_per_layer_input": 256,
+        "intermediate_size": [8192] * 30,
+        "laurel_rank": 64, "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 6,
+        "model_type": "gemma3n_text", "num_kv_shared_layers": 10, "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000.0, "rope_scaling": None,
+        "rope_theta": 1000000.0, "sliding_window": 512, "torch_dtype": "bfloat16",
+        "use_cache": True, "vocab_size_per_layer_input": 262144,
+    },
     "SmolLM3-3B": {
         **sizes(2048, 11008, 36, 16, 4, 128256, 65536),
         "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -538,6 +552,7 @@ PARAMETERS = {  # millions, as published
     "GLM-4-9B-0414": 9400.3, "command-r7b": 8028.0, "stablelm-2-1.6b": 1644.5, "phi-2": 2779.7,
     "starcoder2-3b": 3030.4, "pythia-160m": 162.3,
     "Apertus-8B-2509": 8053.3, "Hunyuan-1.8B-Instruct": 1791.1, "gpt2": 124.4, "AFM-4.5B": 4619.2,
+    "gemma-3n-E2B": 4437.5,  # of the text, without keys and values that no layer reads
 }  # fmt: skip
 
 CONFIGS |= expert_cases.CONFIGS
@@ -570,11 +585,15 @@ def shrunk(name: str) -> Config:
         "linear_num_key_heads": 2, "linear_num_value_heads": 6, "block_ff_dim": 72,
         "block_multiple_of": 16, "full_attn_idxs": [1],
         "no_rope_layers": [1, 0, 1], "sliding_window_pattern": 2, "_sliding_window_pattern": 2,
+        "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.95, 0.0, 0.5],
+        "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 250, "laurel_rank": 12,
     }  # fmt: skip
     if config.get("n_groups", 1) > 1:
         small["n_groups"] = 2
     config |= {key: value for key, value in small.items() if config.get(key) is not None}
     config |= {key: value for key, value in expert_cases.SMALL.items() if config.get(key)}
+    if config["model_type"] == "gemma3n_text":
+        config["query_pre_attn_scalar"] = 16  # it must be the head's size
     if config.get("num_local_experts"):
         config["intermediate_size"] = 80  # of an expert
     if kinds := config.get("layer_types"):

@@ -29,7 +29,7 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 RMS = 1e-4
 # Cases of which a GGUF file does not tell all, and what it takes for granted there.
 UNTOLD = ("llama-dynamic", "mistral-window", "qwen2-window", "smollm3-head", "smollm3-window",
-          "gemma2-mild", "gemma3-scaled", "minicpm3-plain")  # fmt: skip
+          "gemma2-mild", "gemma3-scaled", "gemma3n-whole", "minicpm3-plain")  # fmt: skip
 GRANTED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
         "rope_parameters": {
@@ -43,6 +43,7 @@ GRANTED: dict[str, dict[str, Any]] = {
     "gpt_oss-plain": {"layer_types": None, "sliding_window": 24},
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3": {"query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": None},
+    "gemma3n": {"intermediate_size": 96},
     "smollm3": {
         "no_rope_layers": None, "no_rope_layer_interval": 4, "num_hidden_layers": 4,
     },
@@ -88,8 +89,8 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
     return np.random.default_rng(length).integers(0, vocab, length).astype(np.int32)
 
 
-QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "phi3-longrope", "smollm3",
-         "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v2",
+QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "gemma3n", "phi3-longrope",
+         "smollm3", "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v2",
          "deepseek_v2-narrow", "minicpm3")  # fmt: skip
 
 

@@ -135,7 +135,32 @@ LATENT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         picked(**{"attention.sliding_window": Typed(I32, -1)}), "expected a whole number",
     ),
 }  # fmt: skip
-FAULTS |= LATENT_FAULTS
+
+
+def streams(**more: Any) -> dict[str, Any]:
+    good = {
+        "altup.num_inputs": 2, "embedding_length_per_layer_input": 16, "attention.key_length": 16,
+        "attention.sliding_window": 8, "attention.sliding_window_pattern": [False],
+        "activation_sparsity_scale": [1.5],
+    }  # fmt: skip
+    return of("gemma3n", **{**good, **more})
+
+
+STREAM_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "streams": (streams(**{"altup.num_inputs": 1 << 31}), "'altup_num_inputs' is 2147483648"),
+    "no-streams": (streams(**{"altup.num_inputs": None}), "'altup_num_inputs' is 0"),
+    "active": (streams(**{"altup.active_idx": 2}), "'altup_active_idx' 2"),
+    "each": (streams(embedding_length_per_layer_input=1 << 31), "'hidden_size_per_layer_input' is"),
+    "shared-keys": (streams(**{"attention.shared_kv_layers": 1}), "'num_kv_shared_layers' is 1"),
+    "kinds": (
+        streams(**{"attention.sliding_window_pattern": [True] * 5000}), "'layer_types' has 1 entr",
+    ),
+    "kinds-kind": (streams(**{"attention.sliding_window_pattern": 5}), "expected an array"),
+    "cuts": (streams(activation_sparsity_scale=[float("nan")]), "'activation_sparsity_pattern' is"),
+    "cut-of-all": (streams(activation_sparsity_scale=[99.0]), "'activation_sparsity_pattern' is"),
+    "more-cuts": (streams(activation_sparsity_scale=[0.5] * 9), "expected 1 numbers"),
+}  # fmt: skip
+FAULTS |= LATENT_FAULTS | STREAM_FAULTS
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -21,6 +21,13 @@ def _head_norm(width: int, size: int, rows: int, *, shared: bool) -> Spec:
     }  # fmt: skip
 
 
+def _mixed(width: int, streams: int, made: int, rows: int) -> Spec:
+    return {
+        "width": streams * width, "rows": rows, "attrs": {"streams": streams},
+        "inputs": {"by": ("T", made * streams)}, "label": f"{streams}-{made}",
+    }  # fmt: skip
+
+
 def _conv(channels: int, width: int, rows: int, *, bias: bool = False, **more: Any) -> Spec:
     weights = {"weight": ((channels, width), "f32")}
     if bias:
@@ -64,6 +71,13 @@ CASES: dict[str, list[Spec]] = {
         _head_norm(63, 21, 63, shared=False),
         _head_norm(500, 500, 1, shared=False),
         _head_norm(60, 5, 5, shared=True),
+    ],
+    "mix_streams": [
+        _mixed(64, 4, 4, 63),
+        _mixed(48, 6, 4, 500),
+        _mixed(16, 1, 3, 5),
+        _mixed(160, 5, 1, 1),
+        _mixed(512, 2, 2, 1000),
     ],
     "causal_conv": [
         _conv(64, 4, 63, bias=True, act="silu"),

@@ -20,6 +20,11 @@ def _layer_norm(width: int, rows: int, slots: tuple[str, ...]) -> Spec:
             "label": label}  # fmt: skip
 
 
+def _row_rms(width: int, rows: int, floor: float, **more: bool) -> Spec:
+    label = "-".join([str(floor), *more])
+    return {"width": width, "rows": rows, "attrs": {"floor": floor, **more}, "label": label}
+
+
 def _modulated(
     width: int, rows: int, chunks: int, label: str, *, table: int = 0, **chosen: int
 ) -> Spec:
@@ -72,6 +77,14 @@ CASES: dict[str, list[Spec]] = {
         _layer_norm(500, 1, ("weight",)),
         _layer_norm(1000, 500, ()),
         _layer_norm(384, 1000, ("weight", "bias")),
+    ],
+    "row_rms": [
+        _row_rms(1, 5, 1e-5),
+        _row_rms(63, 63, 1.0),
+        _row_rms(500, 1, 1e-12, centred=True),
+        _row_rms(1000, 500, 1e-5, inverse=True),
+        _row_rms(384, 1000, 1.0, centred=True, inverse=True),
+        _row_rms(17, 7, 1e-5, centred=True),
     ],
     "activation": [
         {"width": width, "rows": rows, "attrs": {"act": act}, "label": act}

@@ -49,8 +49,8 @@ _LAYER_NORM = _without("rms_norm_eps") | {"layer_norm_eps": 1e-5}
 DENSE = (
     "gemma", "ministral", "ministral3", "granite", "internlm3", "olmo2", "olmo3", "exaone4",
     "ernie4_5", "helium", "glm4", "cohere2", "stablelm", "phi", "starcoder2", "gpt_neox",
-    "arcee", "apertus", "hunyuan_v1_dense", "gpt2", "gemma4_text", "qwen3_moe", "granitemoe",
-    "gpt_oss", "deepseek_v2", "minicpm3",
+    "arcee", "apertus", "hunyuan_v1_dense", "gpt2", "gemma3n_text", "gemma4_text", "qwen3_moe",
+    "granitemoe", "gpt_oss", "deepseek_v2", "minicpm3",
 )  # fmt: skip
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "llama": _COMMON,
@@ -63,6 +63,18 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     | {"sliding_window": 40, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
     "gemma3_text": _GEMMA
     | {"sliding_window": 40, "sliding_window_pattern": 2, "rope_local_base_freq": 1000.0},
+    "gemma3n_text": _without("hidden_act")
+    | {
+        "head_dim": 16,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 100,
+        "sliding_window": 40,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.9, 0.0, 0.5, 0.0],
+    },
     "gemma4_text": _without("hidden_act", "rope_theta")
     | {
         "head_dim": 16,
