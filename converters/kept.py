@@ -49,15 +49,10 @@ def is_kept(recipe: Recipe, tensors: Tensors, encoding: str) -> bool:
 
 
 def encodings(part: PlannedPart, tensors: Tensors) -> dict[str, str]:
-    """The encoding of each weight of a part that `split` has seen. Codes of experts that have no
-    kernels are chosen anew."""
+    """The encoding of each weight of a part that `split` has seen. Stacks of experts in several
+    encodings cannot be divided: their codes are chosen anew."""
     found = {name: _encoding(recipe, tensors) for name, recipe in part.weights.items()}
-    for name in experts_of(part.graph):
-        row = ENCODINGS[found[name] or ANEW]
-        if row.cpu is None or not row.cpu.experts:
-            found[name] = ANEW
-        found[name] = found[name] or ANEW
-    return found
+    return found | {name: ANEW for name in experts_of(part.graph) if not found[name]}
 
 
 def _encoding(recipe: Recipe, tensors: Tensors) -> str:

@@ -45,8 +45,11 @@ def _unfit(graph: Graph, name: str, variant: Variant) -> str:
         if row.dense:
             return "an embedding in ONNX is not sparse"
         return "an embedding in ONNX has codes of 4 or 8 bits without zero points"
-    convolved = any(node.op == "conv2d" and name in node.weights.values() for node in graph.nodes)
-    if not (variant.standard or convolved) or row.dense:
+    values = any(
+        name == node.weights.get({"conv2d": "weight", "experts": "down"}.get(node.op, ""))
+        for node in graph.nodes
+    )
+    if not (variant.standard or values) or row.dense:
         return ""
     if row.onnx_bits == 2:
         return f"DequantizeLinear of opset {tools.OPSET} has no codes of 2 bits, expected 4 or 8"

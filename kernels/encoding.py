@@ -38,7 +38,7 @@ class Cpu(NamedTuple):
     activation quantizer takes off again, None where products take float activations. every: blocks
     of 32 inputs that share a scale. gated: whether there is a `gated_` kernel. kept: values of a
     row that come with indices, 0 where all inputs have theirs. input_scratch: bytes of scratch
-    for each input. experts: whether there are kernels of stacked experts (`experts_gated_`).
+    for each input.
     """
 
     kernel: str
@@ -49,7 +49,6 @@ class Cpu(NamedTuple):
     gated: bool = True
     kept: int = 0
     input_scratch: int = 0
-    experts: bool = False
 
 
 @dataclass(frozen=True)

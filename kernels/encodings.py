@@ -111,13 +111,13 @@ _ROWS = (
     Encoding(
         "f32", 32, (Tensor("", "F32", _same),), lambda t, _: t[""].astype(np.float32),
         quantize=lambda w: {"": w},
-        cpu=Cpu("f32", layout.CODE_F32, lambda k: layout.ROWS * k * 4, experts=True),
+        cpu=Cpu("f32", layout.CODE_F32, lambda k: layout.ROWS * k * 4),
         ranks=(1, 2, 3, 4), plain="float32",
     ),
     Encoding(
         "f16", 16, (Tensor("", "F16", _same),), lambda t, _: t[""].astype(np.float32),
         quantize=quant.quantize_f16,
-        cpu=Cpu("f16", layout.CODE_F16, lambda k: layout.ROWS * k * 2, experts=True),
+        cpu=Cpu("f16", layout.CODE_F16, lambda k: layout.ROWS * k * 2),
         ranks=(2, 3, 4), plain="float16",
     ),
     Encoding(
@@ -127,7 +127,7 @@ _ROWS = (
         quantize=quant.quantize_int8, blocks=quant.blocks_int8,
         cpu=Cpu(
             "int8", layout.CODE_INT8, lambda k: layout.blocks_of(k) * layout.INT8_BYTES,
-            layout.INT8_OFFSET, experts=True,
+            layout.INT8_OFFSET,
         ),
         onnx_bits=8, grid=Grid(8, layout.GROUP, symmetric=True), group=layout.GROUP, alias="int8",
     ),
@@ -150,7 +150,7 @@ _ROWS = (
         quantize=quant.quantize_int4, blocks=quant.blocks_int4,
         cpu=Cpu(
             "int4", layout.CODE_INT4, lambda k: layout.blocks_of(k) * layout.INT4_BYTES,
-            layout.INT4_OFFSET, experts=True,
+            layout.INT4_OFFSET,
         ),
         onnx_bits=4, grid=Grid(4, layout.GROUP, symmetric=True), group=layout.GROUP, alias="int4",
         ends="int8-g32",

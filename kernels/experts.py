@@ -22,12 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import isa
-from .cpu.layout import ACTS, CHUNK, GROUP, ROWS, SPAN, TILE, TOKEN_BLOCK, blocks_of
+from .cpu.layout import (
+    ACTS,
+    EXPERT_HEAD,
+    EXPERT_SUMS,
+    GROUP,
+    ROWS,
+    TILE,
+    TOKEN_BLOCK,
+    blocks_of,
+)
 from .elementwise import activate
 from .encodings import rows_of
 from .experts_onnx import ONNX
-from .linear import product
-from .lowering import Builder, Lower, Word, stride_of, weight
+from .linear import product, product_scratch
+from .lowering import Builder, Lower, Word, kernel_at, stride_of, weight
 from .op import OpError
 from .operands import operands
 from .quant import F32
@@ -40,11 +49,13 @@ PLAN = operands("choices", "choice_stride", "experts", "active", "plan")
 # each: how many rows stand for a row of the step.
 EACH = operands("x", "x_stride", "width", "blocks", "each", "offset", "y", "y_stride", "scratch",
                 "scratch_bytes")  # fmt: skip
-# groups: of 16 outputs of an expert, pairs of them where gated. depth: blocks of 32 inputs, or
-# inputs (float weights). each: picks that read one row of x: `active`, or 1.
+# groups: of 16 outputs of an expert, pairs of them where gated; group_bytes: of 16 packed rows.
+# each: picks that read one row of x: `active`, or 1. coded: whether rows of x are int8 tiles.
+# product: the kernel that multiplies; depth, past, every and kept are its own, see `LINEAR`.
 EXPERTS = operands(
-    "weights", "groups", "depth", "experts", "x", "x_stride", "each", "y", "y_stride", "bias",
-    "act", "limit", "shift", "plan", "scratch", "scratch_bytes", "ctrl", "past",
+    "weights", "groups", "group_bytes", "experts", "x", "x_stride", "each", "coded", "y",
+    "y_stride", "bias", "act", "limit", "shift", "plan", "scratch", "scratch_bytes", "ctrl",
+    "product", "depth", "past", "every", "kept",
 )  # fmt: skip
 MIX = operands("parts", "stride", "active", "choices", "choice_stride", "y", "residual")
 
@@ -95,10 +106,9 @@ def lower_experts(b: Builder, node: Any) -> None:
     attrs, (x, logits) = b.attrs(node), node.inputs
     for slot in ("gate_up", "down"):
         name = node.weights[slot]
-        if b.shared(name) or not b.encoding(name).experts:
-            raise OpError(f"experts: {slot} {name!r} is used by others, or has no such kernels")
+        if b.shared(name):
+            raise OpError(f"experts: {slot} {name!r} is used by others")
     b.pair(node.weights["gate_up"])
-    b.scratch(1024 + CHUNK * SPAN * 64)
     choices, plan = _routed(b, node, logits, attrs)
     count, active, rows = attrs["experts"], attrs["active"], b.rows(x)
     width = b.weight_shape(node.weights["down"])[1]
@@ -157,26 +167,27 @@ def _product(
     """gate_up with its activation, or down, for every pick. x: float rows, `stride` bytes apart."""
     matrix, gated, rows = node.weights[slot], slot == "gate_up", b.rows(node.inputs[0])
     encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
-    outputs = n // int(words["experts"])
+    outputs, coded = n // int(words["experts"]), encoding.offset is not None
     if encoding.offset is not None:
-        x, stride = _tiles(b, x, stride, depth, each, encoding.offset, node.inputs[0])
-        depth = blocks_of(depth)
-        b.scratch(2 * TILE * 64 + TILE * TOKEN_BLOCK * depth + 4096)
+        x, stride = _tiles(b, x, stride, depth, encoding.offset, node.inputs[0])
+    b.scratch(EXPERT_HEAD + EXPERT_SUMS + TILE * stride + product_scratch(encoding, depth))
     b.step(
-        f"experts_{'gated' if gated else 'down'}_{encoding.kernel}", EXPERTS, y,
-        [x, str(words["plan"])],
+        "experts_gated" if gated else "experts_down", EXPERTS, y, [x, str(words["plan"])],
         {
-            **words, "weights": weight(node, slot), "depth": depth,
+            **words, "weights": weight(node, slot), "group_bytes": encoding.group_bytes(depth),
             "groups": outputs // (2 * ROWS if gated else ROWS), "x": x, "x_stride": stride,
-            "each": each, "y": y, "bias": weight(node, f"{slot}_bias"),
+            "each": each, "coded": int(coded), "y": y, "bias": weight(node, f"{slot}_bias"),
             "y_stride": stride_of(outputs // (2 if gated else 1)),
+            "product": kernel_at(f"linear_{encoding.kernel}"),
+            "depth": blocks_of(depth) if coded else depth, "every": encoding.every,
+            "kept": encoding.kept,
         },
         rows=rows,
     )  # fmt: skip
 
 
 def _tiles(
-    b: Builder, x: str, stride: int, width: int, each: int, offset: int, source: str
+    b: Builder, x: str, stride: int, width: int, offset: int, source: str
 ) -> tuple[str, int]:
     """Every row quantized on its own: the buffer, and the bytes of a row in it."""
     blocks, rows = blocks_of(width), b.rows(source)

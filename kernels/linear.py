@@ -21,7 +21,7 @@ import numpy as np
 from . import isa
 from .before import work_before
 from .cpu.layout import ACTS, CHUNK, GROUP, ROWS, SPAN, TILE, TOKEN_BLOCK, blocks_of, groups_of
-from .encodings import dequantize, encoding_of, tensors_of
+from .encodings import Cpu, dequantize, encoding_of, tensors_of
 from .linear_onnx import ONNX
 from .low_rank import lower_down, lower_up
 from .lowering import Builder, Lower, Word, stride_of, weight
@@ -46,7 +46,9 @@ QUANTIZE = operands(
 )  # fmt: skip
 
 
-__all__ = ["LINEAR", "LOWER", "ONNX", "QUANTIZE", "REFERENCE", "linear", "product"]
+__all__ = [
+    "LINEAR", "LOWER", "ONNX", "QUANTIZE", "REFERENCE", "linear", "product", "product_scratch",
+]  # fmt: skip
 
 
 def product(x: F32, w: Matrix) -> F32:
@@ -131,11 +133,16 @@ def _activations(b: Builder, x: str, offset: int) -> str:
     return tiles
 
 
+def product_scratch(encoding: Cpu, depth: int) -> int:
+    """Bytes of scratch that a thread needs for rows of `depth` inputs."""
+    coded = 4096 + 2 * TILE * 64 + encoding.input_scratch * blocks_of(depth) * GROUP
+    return max(1024 + CHUNK * SPAN * 64, coded)
+
+
 def _product(b: Builder, node: Any, y: str, *, gated: str = "", residual: str = "") -> None:
     matrix, x = node.weights["weight"], node.inputs[0]
     encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
-    b.scratch(1024 + CHUNK * SPAN * 64)
-    b.scratch(4096 + 2 * TILE * 64 + encoding.input_scratch * blocks_of(depth) * GROUP)
+    b.scratch(product_scratch(encoding, depth))
     if encoding.offset is not None:
         x, depth = _activations(b, x, encoding.offset), blocks_of(depth)
         stride = -(-depth * TOKEN_BLOCK // 64) * 64

@@ -15,8 +15,10 @@ import numpy as np
 from .encodings import Cpu
 
 # An operand: a whole number, a float (its float32 bits), or the name of what has an address: a
-# value, a weight ($...), a buffer of lowering (#...), the session's memory (@...); "" is 0.
+# value, a weight ($...), a buffer of lowering (#...), the session's memory (@...), a kernel that
+# the instruction's own one calls (@kernel:...); "" is 0.
 Word = int | float | str
+CALLED = "@kernel:"
 
 
 class NodeLike(Protocol):
@@ -164,6 +166,11 @@ def weight(node: NodeLike, slot: str) -> str:
     """Name of the address of a node's weight, "" where the slot is empty."""
     name = node.weights.get(slot, "")
     return f"${name}" if name else ""
+
+
+def kernel_at(name: str) -> str:
+    """Name of the address of a kernel, for those that call it."""
+    return f"{CALLED}{name}"
 
 
 def rows_of(node: NodeLike, slot: str) -> str:

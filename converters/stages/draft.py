@@ -13,27 +13,19 @@ from typing import Any
 import numpy as np
 
 from ...bundle.draft import ROLE
-from ...errors import ConvertError
 from ...graph import Graph
 from ...storage.safetensors_writer import TensorWriter
-from ..kept import ANEW
 from ..quantize.rtn import encode_weight
 from ..weights import specs_of, stored_nbytes
 from .base import Context, NativeDraft, PartInProgress
 from .emit import part_files
-from .part_encodings import check_experts, encodings_of
+from .part_encodings import encodings_of
 from .quantize import encoded
 
 
 def stored(draft: NativeDraft, quant: str) -> Graph:
-    """The graph with its matrices as `quant`, or in 8 bits where its experts have no kernels."""
-    own = encodings_of(ROLE, draft.graph, quant, quant)
-    graph = encoded(draft.graph, quant, quant, own)
-    try:
-        check_experts(graph)
-    except ConvertError:
-        return stored(draft, ANEW)
-    return graph
+    """The graph with its matrices as `quant`."""
+    return encoded(draft.graph, quant, quant, encodings_of(ROLE, draft.graph, quant, quant))
 
 
 class Draft:

@@ -7,9 +7,8 @@ in 16 bits what is small and known to be sensitive.
 
 from __future__ import annotations
 
-from ...errors import ConvertError
 from ...graph import Graph
-from ...kernels.encodings import ENCODINGS, on_cpu
+from ...kernels.encodings import ENCODINGS
 from ...kernels.ops import CATALOGUE
 from ...roles import STEPPED
 
@@ -55,21 +54,6 @@ def experts_of(graph: Graph) -> set[str]:
     """Matrices of stacked experts."""
     stacked = [node for node in graph.nodes if node.op == "experts"]
     return {node.weights[slot] for node in stacked for slot in CATALOGUE["experts"].matrix}
-
-
-def check_experts(graph: Graph) -> None:
-    """Experts are in encodings that the CPU session has kernels of experts for. Raises
-    ConvertError."""
-    for name in sorted(experts_of(graph)):
-        weight = graph.weights[name]
-        row = ENCODINGS[weight.encoding]
-        if row.cpu is None or not on_cpu(row.name, weight.shape[-1]).experts:
-            known = sorted(r.name for r in ENCODINGS.values() if r.cpu and r.cpu.experts)
-            raise ConvertError(
-                f"experts ({name!r}) would be stored in {row.name}, expected one of {known}",
-                code="quant",
-                hint="convert this model with --quant int4, int8 or f16",
-            )
 
 
 def _rough(graph: Graph) -> set[str]:

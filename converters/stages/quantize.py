@@ -18,7 +18,7 @@ from ..report import relative
 from ..weights import WeightReader, stored_nbytes, whole
 from .base import Context, PartInProgress
 from .ends import ends_of
-from .part_encodings import check_experts, encodings_of, experts_of, matrices
+from .part_encodings import encodings_of, experts_of, matrices
 from .weight_cache import WeightCache
 
 
@@ -93,9 +93,7 @@ class Quantize:
     def _encoded(self, part: PartInProgress, chosen: Mapping[str, str]) -> Graph:
         """The part's graph with all encodings."""
         own = encodings_of(part.role, part.graph, self.quant, self.embed_quant)
-        graph = encoded(part.graph, self.quant, self.embed_quant, {**own, **chosen})
-        check_experts(graph)
-        return graph
+        return encoded(part.graph, self.quant, self.embed_quant, {**own, **chosen})
 
     def run(self, part: PartInProgress, context: Context) -> PartInProgress:
         from tqdm import tqdm

@@ -131,7 +131,7 @@ def _experts(
     attrs = program.attrs(nodes[step.writes.partition("#")[0]])
     share = attrs["active"] / attrs["experts"]
     found = _product(program, step, waits)
-    kernel = step.kernel.rpartition("_")[2]
+    kernel = str(step.words["product"]).partition("_")[2]  # as of `linear_` ones
     return found._replace(
         kernel=kernel, nbytes=share * found.nbytes, ops=share * found.ops, outs=share * found.outs
     )

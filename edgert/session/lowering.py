@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..graph import Graph, Node
 from ..kernels.encodings import Cpu, on_cpu
 from ..kernels.kv_codes import CODED
-from ..kernels.lowering import Lent, Pages, Word, stride_of
+from ..kernels.lowering import CALLED, Lent, Pages, Word, stride_of
 from ..kernels.ops import CATALOGUE
 from ..kernels.states import BorrowedState, KVState
 from .pages import FRESH_BITS, page_bytes
@@ -90,8 +90,10 @@ class Lowering:
 
     @property
     def kernels(self) -> list[str]:
-        """Kernels the program uses, without repeats."""
-        return sorted({step.kernel for step in self.steps})
+        """Kernels the program uses, without repeats, those that other ones call among them."""
+        words = (word for step in self.steps for word in step.words.values())
+        called = {w[len(CALLED) :] for w in words if isinstance(w, str) and w.startswith(CALLED)}
+        return sorted(called.union(step.kernel for step in self.steps))
 
     # --- what the families ask (documented in `kernels.lowering.Builder`) --------------------
 

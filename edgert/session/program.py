@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..kernels.cpu.layout import PAGE, SEGMENT
-from ..kernels.lowering import Word
+from ..kernels.lowering import Word, kernel_at
 from ..kernels.operands import ROW, WORD
 from .arena import place
 from .base import F32
@@ -64,7 +64,8 @@ class Program:
         self.control = team.control_block()
         self._kept = kept, self._embeddings()
         at = {name: self.arena.ctypes.data + offset for name, offset in offsets.items()}
-        self.table = self._emit({**addresses, **at, **self._named()}, code)
+        called = {kernel_at(name): address for name, address in code.items()}
+        self.table = self._emit({**addresses, **at, **called, **self._named()}, code)
         self.address, self.count = self.table.ctypes.data, len(self.table)
         self.nbytes = size
 

@@ -39,6 +39,11 @@ SPAN = 4
 WINOGRAD_TILES = 24  # of 2 x 2 outputs of a convolution that are worked on at a time
 MOMENT_ROWS = 128  # rows whose moments are summed in float32
 
+# Products of stacked experts: their calls of other kernels (`experts.py`).
+SPREAD = 8  # groups of outputs of a unit of work
+EXPERT_HEAD = 384  # scratch before the sums
+EXPERT_SUMS = 64 * TILE * 2 * SPREAD
+
 # Keys and values.
 PAGE = 64  # tokens of one sequence in a page
 SEGMENT = 4  # pages whose softmax is one partial result

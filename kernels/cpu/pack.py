@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import sparse
-from ..encodings import encoding_of, on_cpu, packed_bytes, rows_of
+from ..encodings import encoding_of, on_cpu, packed_bytes, rows_of, tensors_of
 from ..gguf_blocks import FORMS
 from ..quant import Matrix, Quantized
 from .code import entry_point
@@ -89,19 +89,21 @@ def _scatter(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> No
 def _scatter_kept(w: Quantized, out: NDArray[np.uint8], first: int, every: int) -> None:
     """Rows of a kept format, some at a time: their fields take several times their bytes."""
     form, (n, k) = FORMS[w.encoding], w.shape
-    if form.packed:
-        _scatter(form.widened(w.tensors, w.shape), out, first, every)
-        return
     size, head, together = kept_bytes(form.bits, form.sub, form.minima, form.scaled)
     step = max(1, CHUNK // k // ROWS) * ROWS
     for start in range(0, n, step):
-        found = form.parts({key: t[start : start + step] for key, t in w.tensors.items()})
+        rows = rows_of(w, slice(start, min(start + step, n)))
+        tensors, at = tensors_of(rows), first + start // ROWS * every
+        if form.packed:
+            _scatter(form.widened(tensors, rows.shape), out, at, every)
+            continue
+        found = form.parts(tensors)
         codes = found.codes if form.bits < 8 else found.codes.view(np.uint8) ^ np.uint8(128)
         fields = (codes, found.d, found.m, found.s, found.t)
         arrays = [None if part is None else np.ascontiguousarray(part) for part in fields]
         entry_point("scatter_kept")(
             *(0 if array is None else array.ctypes.data for array in arrays),
-            len(codes), k // GROUP, out.ctypes.data, first + start // ROWS * every, every,
+            len(codes), k // GROUP, out.ctypes.data, at, every,
             form.bits, together, GROUP // form.sub, size, head,
         )  # fmt: skip
 

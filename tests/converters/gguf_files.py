@@ -156,9 +156,10 @@ def encoded(rows: NDArray[np.float32], kind: str) -> tuple[NDArray[Any], NDArray
 
 
 def blocks_of(name: str, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Random blocks of about the size of the rows' values."""
+    """Random blocks of about the size of the values of rows [.., K]."""
     form, rng = FORMS[name], np.random.default_rng(rows.shape[0])
-    n, k = rows.shape
+    lead, k = rows.shape[:-1], rows.shape[-1]
+    n = rows.size // k
     blocks = rng.integers(0, 256, (n, k // form.values, form.nbytes)).astype(np.uint8)
     places = {"q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
     steps = {"q2_k": 15, "q3_k": 20, "q4_k": 40, "q5_k": 40, "q6_k": 74, "iq4_xs": 20}
@@ -168,7 +169,7 @@ def blocks_of(name: str, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         if at == places.get(name, (0, 0))[-1] and form.minima:
             d *= 2.0**form.bits / 2
         blocks[..., at : at + 2] = d.astype("<f2")[..., None].view(np.uint8)
-    return blocks.reshape(n, -1)
+    return blocks.reshape(*lead, -1)
 
 
 def _hyperparameters(writer: Any, config: Any) -> None:

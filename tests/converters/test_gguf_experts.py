@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 from edgert.converters.convert import convert
 from edgert.converters.sources.gguf_config import sampling_of
+from edgert.converters.sources.gguf_tensors import KEPT
 from edgert.kernels.encodings import dequantize
 
 from edgert import notices
 from edgert.bundle import Bundle
 from edgert.errors import ConvertError
+from edgert.session import SessionOptions, open_session
 from edgert.storage.gguf_header import read_gguf
 from tests.closeness import assert_close
 from tests.converters.checkpoints import CASES, make_model
-from tests.converters.gguf_files import write_model
-from tests.converters.test_gguf import GRANTED, bundle_of, expected, logits, prompt
+from tests.converters.gguf_files import TYPES, write_model
+from tests.converters.test_families import run
+from tests.converters.test_gguf import GRANTED, bundle_of, expected, logits, model_of, prompt
 from tests.hostile.gguf_models import model as small
 
 LATENT = "deepseek_v2"
@@ -89,6 +92,79 @@ def test_keys_and_values_that_do_not_fit_are_refused(
     with pytest.raises(ConvertError, match=r"kv_b_proj.weight' .* is missing") as caught:
         convert(tmp_path / "m.gguf", tmp_path / "m.edge", progress=False)
     assert "'blk.0.attn_k_b.weight' [4, 64, 32] is unexpected" in caught.value.message
+
+
+def carried(
+    model: Any, kinds: Any, folder: Path, *, layer: int = 1
+) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+    """Encodings of the stacks of a file's layer, their values, and those that the package reads.
+    The CPU computes with them as the reference does."""
+    read = write_model(model, folder / "m.gguf", kinds)
+    convert(folder / "m.gguf", folder / "m.edge", golden=False, progress=False)
+    stacks = {
+        key: next(v for name, v in read.items() if f".{layer}." in name and name.endswith(end))
+        for key in ("gate", "up", "down")
+        for end in [f"experts.{key}_proj"]
+    }
+    answers = []
+    with Bundle.open(folder / "m.edge") as bundle:
+        names = {slot: f"layers.{layer}.experts_{slot}" for slot in ("gate_up", "down")}
+        weights, specs = bundle.weights(), bundle.graph().weights
+        found = {slot: dequantize(weights[name]) for slot, name in names.items()}
+        encodings = {slot: specs[name].encoding for slot, name in names.items()}
+        for device in ("reference", "cpu"):
+            session = open_session(bundle, SessionOptions(device, threads=1, kv_bits=32))
+            answers.append(run(session, prompt(24)))
+            session.close()
+    assert_close("experts", *answers, rms=2e-2)
+    wanted = {"gate_up": np.concatenate([stacks["gate"], stacks["up"]]), "down": stacks["down"]}
+    return encodings, found, {slot: wanted[slot].reshape(x.shape) for slot, x in found.items()}
+
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in ("F32", "F16", "BF16")])
+def test_stacks_are_taken_over_bit_for_bit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("granitemoe", monkeypatch, **WIDE)
+    encodings, found, wanted = carried(model, kind, tmp_path)
+    assert set(encodings.values()) == {KEPT[kind].encoding}
+    for slot, rows in wanted.items():
+        assert np.array_equal(found[slot], rows), slot
+
+
+@pytest.mark.parametrize("case", ["qwen3_moe", "deepseek_v2", "gpt_oss"])
+def test_stacks_of_every_architecture_keep_their_blocks(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each matrix in a type of its own, as llama.cpp mixes them."""
+    sizes = {"moe_intermediate_size": 256} if case != "gpt_oss" else {}
+    model = model_of(case, monkeypatch, **WIDE, **sizes)
+
+    def kinds(key: str, rows: Any) -> str:
+        return "F32" if ".experts." not in key else "Q6_K" if ".down" in key else "Q4_K"
+
+    encodings, found, wanted = carried(model, kinds, tmp_path)
+    assert encodings == {"gate_up": "q4_k", "down": "q6_k"}
+    for slot, rows in wanted.items():
+        assert np.array_equal(found[slot], rows), slot
+
+
+def test_gates_and_ups_of_two_types_are_chosen_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are one matrix, which nothing divides."""
+    model = model_of("granitemoe", monkeypatch, **WIDE)
+
+    def kinds(key: str, rows: Any) -> str:
+        return "Q4_K" if ".experts.gate" in key else "Q5_K" if ".experts." in key else "F32"
+
+    encodings, found, wanted = carried(model, kinds, tmp_path)
+    assert encodings == {"gate_up": "int8-g32", "down": "q5_k"}
+    assert np.array_equal(found["down"], wanted["down"])
+    assert_close("anew", wanted["gate_up"], found["gate_up"], rms=1e-2)
 
 
 ASKED = {"temp": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0, "penalty_repeat": 1.1}

@@ -133,6 +133,37 @@ def test_the_cpu_session_computes_them(name: str, plain: Path, tmp_path: Path) -
     assert_close(name, *found, rms=LIMITS[32])
 
 
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts, each with tensors of its own, whose rows are whole groups of 64."""
+    folder = tmp_path_factory.mktemp("packed-experts") / "m"
+    with pytest.MonkeyPatch.context() as patch:
+        kind, changes = CASES["qwen3_moe"]
+        sizes = {"moe_intermediate_size": 64, "num_hidden_layers": 2}
+        patch.setitem(CASES, "qwen3_moe", (kind, {**changes, **sizes}))
+        write_checkpoint("qwen3_moe", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "compressed-w8a8"])
+def test_experts_keep_their_codes(name: str, experts: Path, tmp_path: Path) -> None:
+    folder = copied(experts, tmp_path / "m")
+    values = repack(folder, name)
+    out, found = tmp_path / "m.edge", []
+    report = convert(folder, out, golden=False, progress=False)
+    stacks = [w for w in report.weights if "experts_" in w.name]
+    assert {w.encoding for w in stacks} == {METHODS[name][2]}
+    assert max(w.error for w in stacks) == 0
+    ids = prompt(63)
+    for device in ("reference", "cpu"):
+        with Bundle.open(out) as bundle:
+            session = open_session(bundle, SessionOptions(device, threads=1, kv_bits=32))
+            found.append(run(session, ids))
+            session.close()
+    assert_close(name, *found, rms=2e-2)
+    assert_close(name, reference(folder, values, ids), dense(out, ids), rms=RMS)
+
+
 def test_an_order_of_importance_is_refused_and_can_be_chosen_anew(
     plain: Path, tmp_path: Path
 ) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 Spec = dict[str, Any]
-STORED = ("f32", "f16", "int8-g32", "int4-g32")  # those with kernels
 
 
 def _experts(
@@ -43,26 +43,30 @@ def _first(parts: int, size: int, keep: int, rows: int) -> Spec:
     }  # fmt: skip
 
 
-CASES: dict[str, list[Spec]] = {
-    "latent_heads": [_latent(4, 16, 32, 32, 63), _latent(3, 2, 5, 7, 500), _latent(1, 8, 8, 3, 1)],
-    "first_columns": [_first(4, 48, 32, 63), _first(3, 7, 5, 500), _first(1, 16, 16, 1)],
-    "experts": [
-        *(
-            _experts(encoding, rows, (64, 48, 8, 2))
-            for encoding in STORED
-            for rows in (1, 63, 500)
-        ),
-        *(_experts(encoding, 17, (80, 160, 3, 3)) for encoding in STORED),
-        _experts("int4-g32", 1000, (32, 16, 5, 1), normalised=False),
-        _experts("f32", 63, (48, 32, 16, 4), "-shares", normalised=False, scale=2.5),
-        _experts("f32", 63, (48, 32, 4, 2), "-gelu", act="gelu"),
-        _experts("f16", 63, (48, 32, 4, 2), "-tanh", act="gelu_tanh"),
-        _experts(
-            "int8-g32", 63, (64, 96, 4, 2), "-clamped",
-            act="quick_gelu", limit=0.5, shift=1.0, bias=True,
-        ),
-        _experts(
-            "f32", 63, (64, 96, 4, 2), "-clamped", act="quick_gelu", limit=0.5, shift=1.0, bias=True
-        ),
-    ]
-}  # fmt: skip
+def cases(everywhere: Sequence[str], stored: Sequence[str]) -> dict[str, list[Spec]]:
+    """By op. everywhere: encodings that every executor has; stored: those with kernels."""
+    return {
+        "latent_heads": [
+            _latent(4, 16, 32, 32, 63), _latent(3, 2, 5, 7, 500), _latent(1, 8, 8, 3, 1),
+        ],
+        "first_columns": [_first(4, 48, 32, 63), _first(3, 7, 5, 500), _first(1, 16, 16, 1)],
+        "experts": [
+            *(
+                _experts(encoding, rows, (64, 48, 8, 2))
+                for encoding in everywhere
+                for rows in (1, 63, 500)
+            ),
+            *(_experts(encoding, 17, (80, 160, 3, 3)) for encoding in stored),
+            _experts("int4-g32", 1000, (32, 16, 5, 1), normalised=False),
+            _experts("f32", 63, (48, 32, 16, 4), "-shares", normalised=False, scale=2.5),
+            _experts("f32", 63, (48, 32, 4, 2), "-gelu", act="gelu"),
+            _experts("f16", 63, (48, 32, 4, 2), "-tanh", act="gelu_tanh"),
+            *(
+                _experts(
+                    encoding, 63, (64, 96, 4, 2), "-clamped",
+                    act="quick_gelu", limit=0.5, shift=1.0, bias=True,
+                )
+                for encoding in ("int8-g32", "f32")
+            ),
+        ],
+    }  # fmt: skip

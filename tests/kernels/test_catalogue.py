@@ -33,7 +33,7 @@ from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
 from ..onnx_model import ort_session
-from .cases_experts import CASES as EXPERTS
+from .cases_experts import cases as expert_cases
 from .cases_grid import cases as grid_cases
 from .cases_linear import CASES as LINEAR
 from .cases_recurrent import CASES as RECURRENT
@@ -196,7 +196,10 @@ CASES: dict[str, list[Case]] = {
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in ROWS.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in RECURRENT.items()}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in LINEAR.items()}
-CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in EXPERTS.items()}
+CASES |= {
+    op: [Case(op, **spec) for spec in specs]
+    for op, specs in expert_cases(EVERYWHERE, STORED).items()
+}
 CASES |= {op: [Case(op, **spec) for spec in specs] for op, specs in grid_cases(STORED).items()}
 ALL = [case for cases in CASES.values() for case in cases]
 
@@ -385,8 +388,7 @@ def test_every_op_has_cases_and_faces() -> None:
         assert callable(op.onnx), op.name
         encodings = {c.weights[slot][1] for c in CASES[op.name] for slot in op.matrix}
         fixed = {name for name in encodings if not sparse.parse(name)}
-        every = EVERYWHERE if op.name == "experts" else STORED
-        assert not op.matrix or fixed == set(every)
+        assert not op.matrix or fixed == set(STORED)
     assert {case.rows for case in ALL} >= set(SIZES)
     assert {case.width for case in ALL} >= set(SIZES)
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgert.kernels.encodings import quantize
+from edgert.kernels import sparse
+from edgert.kernels.encodings import ENCODINGS, quantize
 from edgert.kernels.experts import picked
+from edgert.kernels.gguf_blocks import FORMS
 from edgert.kernels.quant import Matrix, Quantized
 from edgert.kernels.states import KVState
 from numpy.typing import NDArray
@@ -20,37 +22,50 @@ from edgert.session.cpu import CpuSession
 from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
-from .cases_experts import STORED
+from .test_catalogue import STORED
+from .test_kept import random_rows
 
 F32 = NDArray[np.float32]
 WIDTH, INNER, COUNT, ACTIVE = 64, 48, 8, 3
+SPARSE = ("sparse4-s40", "sparse8-s2", "sparse16-s2")  # the last two with indices
+
+
+def stored(encoding: str, shape: tuple[int, int], rng: np.random.Generator) -> Matrix:
+    """A random matrix. GGUF's blocks of any bytes, whose values are as large as the others'."""
+    if encoding in FORMS:
+        return random_rows(encoding, *shape, size=0.25)
+    dense = (rng.standard_normal(shape) / 8).astype(np.float32)
+    if form := sparse.parse(encoding):
+        order = np.abs(dense).argsort(axis=1).argsort(axis=1)
+        return sparse.quantize(dense, order >= shape[1] - form.count, form.bits)
+    return quantize(dense, encoding)
 
 
 def moe(encoding: str, *, residual: bool = False, **more: Any) -> tuple[Graph, dict[str, Matrix]]:
-    """A graph of one `experts` node, maybe with a sum behind it, and random weights."""
-    rng = np.random.default_rng(5)
-    shapes = {"gate_up": (2 * COUNT * INNER, WIDTH), "down": (COUNT * WIDTH, INNER)}
-    weights: dict[str, Matrix] = {
-        name: quantize((rng.standard_normal(shape) / 8).astype(np.float32), encoding)
-        for name, shape in shapes.items()
-    }
+    """A graph of one `experts` node, maybe with a sum behind it, and random weights; rows are whole
+    blocks of the encoding."""
+    rng, width, inner = np.random.default_rng(5), WIDTH, INNER
+    if ENCODINGS[encoding].whole > 1:
+        width = inner = 256
+    shapes = {"gate_up": (2 * COUNT * inner, width), "down": (COUNT * width, inner)}
+    weights = {name: stored(encoding, shape, rng) for name, shape in shapes.items()}
     attrs = {"experts": COUNT, "active": ACTIVE, "act": "silu", **more}
     nodes = [Node("experts", ("x", "logits"), "e", {n: n for n in shapes}, attrs)]
     if residual:
         nodes.append(Node("add", ("x", "e"), "y"))
     graph = Graph(
-        "moe", (Value("x", ("T", WIDTH)), Value("logits", ("T", COUNT))),
-        (Value(nodes[-1].output, ("T", WIDTH)),), tuple(nodes),
+        "moe", (Value("x", ("T", width)), Value("logits", ("T", COUNT))),
+        (Value(nodes[-1].output, ("T", width)),), tuple(nodes),
         {name: Weight(shape, encoding) for name, shape in shapes.items()},
     )  # fmt: skip
     return graph, weights
 
 
-def inputs(rows: int, seed: int = 0) -> dict[str, F32]:
-    rng = np.random.default_rng(seed)
+def inputs(rows: int, width: int = WIDTH) -> dict[str, F32]:
+    rng = np.random.default_rng(0)
     return {
-        name: rng.standard_normal((rows, width)).astype(np.float32)
-        for name, width in (("x", WIDTH), ("logits", COUNT))
+        name: rng.standard_normal((rows, columns)).astype(np.float32)
+        for name, columns in (("x", width), ("logits", COUNT))
     }
 
 
@@ -61,11 +76,13 @@ def answers(graph: Graph, weights: dict[str, Matrix], given: dict[str, F32], thr
     return out
 
 
-@pytest.mark.parametrize("encoding", STORED)
-def test_a_row_does_not_depend_on_its_batch_nor_on_threads(encoding: str) -> None:
+@pytest.mark.parametrize("encoding", [*STORED, *FORMS, *SPARSE])
+def test_a_row_is_the_references_whatever_its_batch_and_threads(encoding: str) -> None:
     graph, weights = moe(encoding, residual=True)
-    given = inputs(150)
+    given = inputs(150, weights["down"].shape[0] // COUNT)
     whole = answers(graph, weights, given, 1)
+    expected = ReferenceSession(graph, weights).run(given)["y"]
+    assert_close(encoding, expected - given["x"], whole - given["x"], rms=2e-3)
     for threads in (2, 3):
         assert np.array_equal(whole, answers(graph, weights, given, threads))
     session = CpuSession(graph, weights, threads=1)
@@ -128,11 +145,11 @@ def test_of_equal_logits_the_first_are_picked() -> None:
     assert_close("equal logits", expected, answers(graph, weights, given, 1), rms=2e-5)
 
 
-def test_other_encodings_are_refused_by_name() -> None:
+def test_encodings_without_products_are_refused_by_name() -> None:
     graph, weights = moe("int8-g32")
-    wrong = Weight((COUNT * WIDTH, INNER), "int5-g64")
+    wrong = Weight((COUNT * WIDTH, INNER), "uint8-g64")
     odd = graph.replace(weights={**graph.weights, "down": wrong})
-    with pytest.raises(DeviceError, match=r"experts \('down'\) in int5-g64, expected one of"):
+    with pytest.raises(DeviceError, match=r"no kernels for \['uint8-g64'\] weights"):
         CpuSession(odd, weights, threads=1)
 
 
