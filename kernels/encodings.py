@@ -319,8 +319,8 @@ def rows_of(w: Matrix, index: slice | NDArray[Any]) -> Matrix:
         return w[index]
     by_row = {t.key: t.by_row for t in ENCODINGS[w.encoding].tensors}
     tensors = {key: array[index] if by_row[key] else array for key, array in w.tensors.items()}
-    count = len(np.empty((w.shape[0], 0))[index])
-    return Quantized(w.encoding, (count, *w.shape[1:]), tensors)
+    chosen = range(w.shape[0])[index] if isinstance(index, slice) else index
+    return Quantized(w.encoding, (len(chosen), *w.shape[1:]), tensors)
 
 
 def on_cpu(name: str, k: int) -> Cpu:

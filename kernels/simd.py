@@ -37,6 +37,7 @@ BASELINE = ISA == "portable" and isa.machine() == "x86_64"
 
 _LLVM = {
     "f32": ir.FloatType(),
+    "i64": ir.IntType(64),
     "i32": ir.IntType(32),
     "i16": ir.IntType(16),
     "i8": ir.IntType(8),
@@ -280,6 +281,7 @@ def _scalar(kind: Any, llvm: Any) -> tuple[Any, Any]:
 ld_f32, st_f32 = _scalar(f32, _LLVM["f32"])
 ld_i32, st_i32 = _scalar(i32, _I32)
 ld_i64, st_i64 = _scalar(i64, _I64)
+ld_f64, st_f64 = _scalar(types.float64, ir.DoubleType())
 ld_i8, st_i8 = _scalar(types.int8, _LLVM["i8"])
 
 

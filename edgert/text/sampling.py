@@ -20,9 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeviceError, RequestError
+from ..kernels.race import GOLDEN as GOLDEN
+from ..kernels.race import ROUNDS
 from .breakers import breakers_of
 from .params import GREEDY_BELOW, Resolved
 from .penalties import Breakers, History, adjusted
+from .race import race_for
 from .ranking import F32, F64, Ids, Ranked, reaching
 from .ranking import largest as largest
 from .tokenizer import Tokenizer
@@ -33,8 +36,6 @@ FRONT = 256  # likeliest tokens, whose score prunes the others
 CHUNK = 8192  # numbers that are mixed at a time: they stay in the nearest cache
 COIN = -1  # an id that no token has: its number decides about XTC
 WORD = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
-ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 _GOLDEN, _DROPPED = np.uint64(GOLDEN), np.uint64(11)  # 53 of 64 bits make a float64
 _STEPS = np.arange(CHUNK, dtype=np.uint64) * _GOLDEN
 _ROUNDS = tuple((np.uint64(shift), np.uint64(factor)) for shift, factor in ROUNDS)
@@ -170,6 +171,7 @@ class Sampler:
         if names is not None and (self._asks_for_all or not self._all_exist(names)):
             self.names = names = names[: names.searchsorted(allowed or names[-1] + 1)]
             self._whole = np.full(max(allowed, int(names[-1]) + 1), -np.inf, np.float32)
+        self._race = race_for(params, names)
 
     @property
     def _asks_for_all(self) -> bool:
@@ -199,6 +201,8 @@ class Sampler:
         params, position = self.params, len(history)
         if params.greedy:
             return _named(_best(z), names)
+        if self._race is not None and (found := self._race.winner(z, position)) >= 0:
+            return _named(found, names)
         ranked = _ranked(z)
         if params.whole and len(z) > RACE_DIRECT:
             temperature = temperature_of(z, params)

@@ -129,10 +129,12 @@ def is_ready(name: str) -> bool:
     return _compiler(name).is_cached(name, _cache_folder)
 
 
-def entry_point(name: str) -> Callable[..., Any]:
-    """One of the functions that Python calls, see ENTRIES. The GIL is released meanwhile."""
+def entry_point(name: str, *, brief: bool = False) -> Callable[..., Any]:
+    """One of the functions that Python calls, see ENTRIES. The GIL is released meanwhile, but for
+    `brief` ones: whoever takes it may keep it for milliseconds."""
     arguments, result = ENTRIES[name]
-    kind = ctypes.CFUNCTYPE(I64 if result else None, *[I64] * arguments)
+    function = ctypes.PYFUNCTYPE if brief else ctypes.CFUNCTYPE
+    kind = function(I64 if result else None, *[I64] * arguments)
     return kind(address(name))
 
 

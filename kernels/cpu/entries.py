@@ -9,6 +9,8 @@ ENTRIES = {
     "work": (3, True),
     "stream": (3, True),
     "fold_tail": (7, False),
+    "race": (4, True),
+    "race_largest": (4, True),
     "scatter_int4": (7, False),
     "scatter_int8": (7, False),
     "scatter_channel": (7, False),

@@ -6,6 +6,7 @@ shipped kernel may have no symbol that it does not define itself (`kernels/build
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import ir
@@ -16,6 +17,7 @@ from ..simd import emits, f32
 f64 = types.float64
 
 LOG2_E = 1.4426950408889634
+SQRT2 = 1.4142135623730951
 LN2_HIGH, LN2_LOW = 0.693147180369123816490, 1.90821492927058770002e-10  # the first: 33 bits
 TWO_OVER_PI = 0.6366197723675814
 # pi / 2 in three parts; the first two have 33 bits, so k times them is exact for k < 2 ** 20
@@ -64,6 +66,14 @@ def power_of_two(b: Any, n: Any) -> Any:
     return b.bitcast(b.shl(biased, word(52)), ir.DoubleType())
 
 
+@emits(f64, f64)
+def exponent(b: Any, x: Any) -> Any:
+    """The n of x = m * 2 ** n with 1 <= m < 2, for normal x > 0."""
+    word = ir.IntType(64)
+    biased = b.lshr(b.bitcast(x, word), word(52))
+    return b.sitofp(b.sub(biased, word(1023)), ir.DoubleType())
+
+
 @njit(error_model="numpy")
 def round_even(x: float) -> float:
     """To the nearest whole number, ties to even, for |x| < 2 ** 51."""
@@ -88,6 +98,34 @@ def exp64(x: float) -> float:
     p = p * r + 1.0 / 6.0
     p = p * r + 0.5
     return (p * r * r + r + 1.0) * power_of_two(n)
+
+
+@njit(error_model="numpy")
+def _artanh2(s: float) -> float:
+    """2 artanh(s) for |s| < 0.18, relative error below 1e-15, by its series."""
+    z = s * s
+    p = 1.0 / 21.0
+    for k in range(9, -1, -1):
+        p = p * z + 1.0 / (2.0 * k + 1.0)
+    return 2.0 * s * p
+
+
+@njit(error_model="numpy")
+def log64(x: float) -> float:
+    """log(x) for 2 ** -1022 <= x < 2 ** 1022, error below 1e-15 of the larger of 1 and itself."""
+    n = exponent(x)
+    m = x * power_of_two(-n)
+    if m > SQRT2:
+        n, m = n + 1.0, 0.5 * m
+    return n * LN2_HIGH + (n * LN2_LOW + _artanh2((m - 1.0) / (m + 1.0)))
+
+
+@njit(error_model="numpy")
+def exponential64(v: float) -> float:
+    """-log(1 - v) for 0 < v <= 1, relative error below 1e-14: what a uniform number makes."""
+    if v < 0.25:
+        return _artanh2(v / (2.0 - v))
+    return math.inf if v >= 1.0 else -log64(1.0 - v)
 
 
 @njit(error_model="numpy")

@@ -32,6 +32,16 @@ def softplus(x: float) -> float:
 
 
 @vectorize(["float64(float64)"])
+def log(x: float) -> float:
+    return scalar_math.log64(x)  # type: ignore[no-any-return]
+
+
+@vectorize(["float64(float64)"])
+def exponential(x: float) -> float:
+    return scalar_math.exponential64(x)  # type: ignore[no-any-return]
+
+
+@vectorize(["float64(float64)"])
 def cosine(x: float) -> float:
     return scalar_math.cos_sin(x)[0]  # type: ignore[no-any-return]
 
@@ -77,6 +87,21 @@ def test_the_polynomial_of_erfc_is_what_its_comment_says() -> None:
 def test_exp() -> None:
     xs = np.linspace(-690, 690, 20011)
     assert np.abs(exp(xs) / exact(math.exp, xs) - 1).max() < 1e-15
+
+
+def test_log() -> None:
+    xs = np.concatenate([np.linspace(0.4, 3, 20011), 2.0 ** np.linspace(-1022, 1021, 4001)])
+    expected = exact(math.log, xs)
+    assert (np.abs(log(xs) - expected) / np.maximum(1, np.abs(expected))).max() < 1e-15
+
+
+def test_exponential_numbers() -> None:
+    """Of every size that a uniform number of 53 bits has."""
+    small = 2.0 ** -np.linspace(0.001, 54, 4001)
+    xs = np.concatenate([small, 1 - small[small >= 2.0**-53], np.linspace(0.001, 0.999, 20011)])
+    expected = exact(lambda v: -math.log1p(-v), xs)
+    assert np.abs(exponential(xs) / expected - 1).max() < 1e-14
+    assert exponential(np.ones(1))[0] == np.inf
 
 
 def test_cos_and_sin() -> None:
