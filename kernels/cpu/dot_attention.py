@@ -227,7 +227,8 @@ def _add_biases(scores: int, rows: int, padded: int, waves: int) -> None:
 
 
 @njit(error_model="numpy")
-def _rescale(row: int, padded: int, factor: float) -> None:
+def rescale(row: int, padded: int, factor: float) -> None:
+    """`padded` values of a row times a factor, in place."""
     times = splat(f32(factor))
     for d in range(0, padded, 16):
         store_f32(row + 4 * d, mul(load_f32(row + 4 * d), times))
@@ -248,22 +249,20 @@ def _softmax(
         if not first and m != before:
             keep = max_f32(exp2(splat(f32(before - m))))
             st_f32(stats + STATS + 4 * r, f32(ld_f32(stats + STATS + 4 * r) * keep))
-            _rescale(out + 4 * r * padded, padded, keep)
+            rescale(out + 4 * r * padded, padded, keep)
         so_far = f32(0.0) if first else ld_f32(stats + STATS + 4 * r)
         st_f32(stats + STATS + 4 * r, f32(so_far + total))
 
 
 @njit(error_model="numpy")
-def _finish(out: int, stats: int, n: int, size: int, padded: int, y: int, stride: int) -> None:
-    whole = size - size % 16
-    for r in range(n):
-        row, to = out + 4 * r * padded, y + r * stride
-        inverse = f32(f32(1.0) / ld_f32(stats + STATS + 4 * r))
-        times = splat(inverse)
-        for d in range(0, whole, 16):
-            store_f32(to + 4 * d, mul(load_f32(row + 4 * d), times))
-        for d in range(whole, size):
-            st_f32(to + 4 * d, f32(ld_f32(row + 4 * d) * inverse))
+def divided(row: int, size: int, norm: float, y: int) -> None:
+    """`size` values of a row over its sum of weights, to y."""
+    whole, inverse = size - size % 16, f32(f32(1.0) / f32(norm))
+    times = splat(inverse)
+    for d in range(0, whole, 16):
+        store_f32(y + 4 * d, mul(load_f32(row + 4 * d), times))
+    for d in range(whole, size):
+        st_f32(y + 4 * d, f32(ld_f32(row + 4 * d) * inverse))
 
 
 @njit(error_model="numpy")
@@ -302,7 +301,9 @@ def _attend(ins: int, head: int, t0: int, n: int, private: int) -> None:
         _sums(scores, rows, v, padded, count, out, int(j0 == 0))
     y_stride = ld_i64(ins + DOT_ATTENTION.y_stride)
     y = ld_i64(ins + DOT_ATTENTION.y) + t0 * y_stride + 4 * head * size
-    _finish(out, stats, n, size, padded, y, y_stride)
+    for r in range(n):
+        norm = ld_f32(stats + STATS + 4 * r)
+        divided(out + 4 * r * padded, size, norm, y + r * y_stride)
 
 
 @kernel

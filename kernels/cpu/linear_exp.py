@@ -22,7 +22,6 @@ from ..simd import (
     ld_i64,
     load_f32,
     max_f32,
-    mul,
     splat,
     splat_i32,
     st_f32,
@@ -32,6 +31,7 @@ from ..simd import (
     vmax,
     where_less,
 )
+from .dot_attention import divided, rescale
 from .layout import BLOCK_KEYS, BLOCK_QUERIES
 from .linear_read import LOWEST, decays, key_groups
 from .linear_state import gathered
@@ -79,24 +79,6 @@ def _weights(scores: int, seen: int, mark: int, sums: int, peak: float) -> tuple
 
 
 @njit(error_model="numpy")
-def _rescale(out: int, padded: int, factor: float) -> None:
-    by = splat(f32(factor))
-    for d in range(0, padded, 16):
-        store_f32(out + 4 * d, mul(load_f32(out + 4 * d), by))
-
-
-@njit(error_model="numpy")
-def _finish(out: int, size: int, norm: float, y: int) -> None:
-    """A row's values over its sum of weights, to the output."""
-    factor = f32(f32(1.0) / f32(norm))
-    whole, by = size - size % 16, splat(factor)
-    for d in range(0, whole, 16):
-        store_f32(y + 4 * d, mul(load_f32(out + 4 * d), by))
-    for d in range(whole, size):
-        st_f32(y + 4 * d, f32(ld_f32(out + 4 * d) * factor))
-
-
-@njit(error_model="numpy")
 def _rows(ins: int, index: int, i: int, n: int, g: int, room: int) -> None:
     """Rows i .. i + n - 1 of a sequence for one key/value head."""
     state, r = ld_i64(ins + LINEAR_EXP.state), ld_i64(ins + LINEAR_EXP.features)
@@ -134,7 +116,7 @@ def _rows(ins: int, index: int, i: int, n: int, g: int, room: int) -> None:
             line, before = scores + 4 * k * BLOCK_KEYS, ld_f32(peaks + 4 * k)
             norm, peak = _weights(line, seen, marks + 4 * (k // share), sums, before)
             fade: Any = exp1(f32(before - peak))
-            _rescale(out + 4 * k * padded, padded, fade)
+            rescale(out + 4 * k * padded, padded, fade)
             st_f32(norms + 4 * k, f32(f32(ld_f32(norms + 4 * k) * fade) + norm))
             st_f32(peaks + 4 * k, peak)
         values = block + 4 * (groups * r + g * padded)
@@ -144,7 +126,7 @@ def _rows(ins: int, index: int, i: int, n: int, g: int, room: int) -> None:
     y, y_stride = ld_i64(ins + LINEAR_EXP.y), ld_i64(ins + LINEAR_EXP.y_stride)
     for k in range(count):
         at = y + (first + i + k // share) * y_stride + 4 * (g * share + k % share) * size
-        _finish(out + 4 * k * padded, size, ld_f32(norms + 4 * k), at)
+        divided(out + 4 * k * padded, size, ld_f32(norms + 4 * k), at)
 
 
 @kernel
