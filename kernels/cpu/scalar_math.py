@@ -91,6 +91,16 @@ def exp64(x: float) -> float:
 
 
 @njit(error_model="numpy")
+def log64(x: float) -> float:
+    """log(x) for 1 <= x < 10 ** 22, absolute error below 1e-12: by Halley's steps of up to 2."""
+    y = 0.0
+    for _ in range(32):
+        e = exp64(y)
+        y += 2.0 * (x - e) / (x + e)
+    return y
+
+
+@njit(error_model="numpy")
 def softplus64(x: float) -> float:
     """log(1 + e ** x) for |x| < 700, relative error below 1e-12: the larger of x and 0, and
     log(1 + u) = 2 artanh(u / (2 + u)) with u = e ** -|x| by its series."""
