@@ -86,9 +86,9 @@ class Cache(NamedTuple):
 
 
 def _rotate(x: Tensor, position: Tensor, inv_freq: Tensor, scale: float) -> Tensor:
-    """x [B, heads, T, D] rotated by position [T, half], or [B, 1, T, half]; channels past the
-    rotary ones pass."""
-    half = len(inv_freq)
+    """x [B, heads, T, D] rotated by position [T, half], or [B, 1, T, half]; inv_freq [half], or as
+    position; channels past the rotary ones pass."""
+    half = inv_freq.shape[-1]
     angle = position * inv_freq.to(torch.float32)
     cos, sin = (angle.cos() * scale).to(x.dtype), (angle.sin() * scale).to(x.dtype)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -108,7 +108,18 @@ def _rotated(x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None) -> Ten
     position = positions.to(torch.float32)[axes].movedim(0, -1)
     if "inv_freq_long" in w and length > attrs["rope_switch"]:
         return _rotate(x, position, w["inv_freq_long"], attrs["rope_long_scale"])
-    return _rotate(x, position, w["inv_freq"], attrs["rope_scale"])
+    return _rotate(x, position, _grown(w["inv_freq"], position, attrs), attrs["rope_scale"])
+
+
+def _grown(inv_freq: Tensor, position: Tensor, attrs: Attrs) -> Tensor:
+    """Frequencies [half], or of rows as their positions are, as `attention.grown` has them."""
+    growth, length = attrs["rope_growth"], attrs["rope_length"]
+    if not growth:
+        return inv_freq
+    stretch = (growth * (position.double() + 1) / length - growth + 1).clamp(min=1)
+    share = torch.arange(len(inv_freq), device=inv_freq.device) / (len(inv_freq) - 1)
+    made: Tensor = (inv_freq.double() * stretch ** -share.double()).float()
+    return made
 
 
 def _visible(length: int, window: int, device: torch.device) -> Tensor:

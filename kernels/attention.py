@@ -9,9 +9,11 @@ Input rows are [q | k | v] of widths H*D, G*D, G*D. For a token at position p of
     y      = sum_j softmax(s)_j v_j            over the tokens j that this one sees
 
 rotate: angle = p * inv_freq; (a, b) -> (a cos - b sin, b cos + a sin), times `rope_scale`
-(arXiv 2104.09864). With `rope_axes`, character i names the axis of p = (time, height, width) that
-frequency i turns by (M-RoPE, arXiv 2409.12191). Sequences longer than `rope_switch` use
-inv_freq_long and rope_long_scale.
+(arXiv 2104.09864). With `rope_growth` f, frequency i of n at positions from L, `rope_length`, on
+is times (f (p + 1) / L - f + 1)^(-i / (n - 1)): the dynamic scaling of a text of p + 1 tokens.
+With `rope_axes`, character i names the axis of p = (time, height, width) that frequency i turns by
+(M-RoPE, arXiv 2409.12191). Sequences longer than `rope_switch` use inv_freq_long and
+rope_long_scale.
 
 With `sinks` a head's softmax has one term more, e^sink, that no value belongs to
 (arXiv 2309.17453, as gpt-oss learns it).
@@ -83,11 +85,25 @@ class KVRows:
         return seen
 
 
+def grown(
+    inv_freq: F32, position: NDArray[np.integer[Any]], attrs: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """Frequencies of rows, float32 [T, half], or as they are where nothing grows; position: of
+    each row, int [T]."""
+    growth, length = attrs["rope_growth"], attrs["rope_length"]
+    if not growth:
+        return inv_freq
+    stretch = np.maximum(growth * (position.astype(np.float64) + 1) / length - growth + 1, 1.0)
+    share = np.arange(len(inv_freq)) / (len(inv_freq) - 1)
+    made: F32 = (inv_freq.astype(np.float64) * stretch[:, None] ** -share).astype(np.float32)
+    return made
+
+
 def rotate(x: F32, position: NDArray[np.int64], inv_freq: F32, scale: float) -> F32:
-    """x float32 [T, H, D] rotated by position * inv_freq, position int [T] or [T, half];
-    channels past the rotary ones pass."""
-    half = len(inv_freq)
-    angle = position.reshape(len(x), -1).astype(np.float32) * inv_freq[None, :]  # [T, half]
+    """x float32 [T, H, D] rotated by position * inv_freq, position int [T] or [T, half], inv_freq
+    [half] or [T, half]; channels past the rotary ones pass."""
+    half = inv_freq.shape[-1]
+    angle = position.reshape(len(x), -1).astype(np.float32) * inv_freq  # [T, half]
     cos = (np.cos(angle) * np.float32(scale))[:, None, :]
     sin = (np.sin(angle) * np.float32(scale))[:, None, :]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -100,7 +116,8 @@ def rotated(
     if "inv_freq" not in weights:
         return x
     position = kv.position[axes_of(attrs, len(weights["inv_freq"]))].T  # [T, half]
-    out = rotate(x, position, weights["inv_freq"], attrs["rope_scale"])
+    frequencies = grown(weights["inv_freq"], kv.position[0], attrs)
+    out = rotate(x, position, frequencies, attrs["rope_scale"])
     if "inv_freq_long" in weights:
         long = rotate(x, position, weights["inv_freq_long"], attrs["rope_long_scale"])
         long_row = np.array(kv.long_rope, bool)[kv.sequence]

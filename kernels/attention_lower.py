@@ -14,10 +14,11 @@ from .lowering import Builder, Lower, Pages, weight
 from .operands import operands
 
 # positions: int32 [3][max rows], `axis_stride` bytes apart. axes: int32 a frequency, or 0 when all
-# turn by the first. long_flags: int32 a row. table: float32 [T][2][half], cosines and sines.
+# turn by the first. growth, length: as the op has them. long_flags: int32 a row. table: float32
+# [T][2][half], cosines and sines.
 ROPE_TABLE = operands(
     "positions", "axis_stride", "axes", "inv_freq", "inv_freq_long", "half", "long_flags",
-    "table", "scale", "long_scale",
+    "table", "scale", "long_scale", "growth", "length",
 )  # fmt: skip
 # kv_heads: 0 where only queries are prepared. norm_last: whether norms come behind the rotation.
 # slots: int32 a row, where its key goes. tables: int64
@@ -59,7 +60,9 @@ def rope_table(b: Builder, node: Any, attrs: dict[str, Any]) -> tuple[str, int]:
     if not short:
         return "", 0
     scales = attrs["rope_scale"], attrs["rope_long_scale"]
-    half, key = b.weight_shape(short)[0], (short, long, *scales, attrs["rope_axes"])
+    growth = {"growth": attrs["rope_growth"], "length": attrs["rope_length"]}
+    half = b.weight_shape(short)[0]
+    key = (short, long, *scales, attrs["rope_axes"], *growth.values())
     if have := b.made("rope", key):
         return have, half
     axes = ""
@@ -71,7 +74,7 @@ def rope_table(b: Builder, node: Any, attrs: dict[str, Any]) -> tuple[str, int]:
         "positions": "@positions", "axis_stride": "@axis_stride", "axes": axes,
         "inv_freq": weight(node, "inv_freq"), "inv_freq_long": weight(node, "inv_freq_long"),
         "half": half, "long_flags": "@long_flags", "table": name, "scale": scales[0],
-        "long_scale": scales[1],
+        "long_scale": scales[1], **growth,
     }  # fmt: skip
     b.step("rope_table", ROPE_TABLE, name, [], words, rows="T")
     return name, half

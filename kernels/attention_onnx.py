@@ -63,6 +63,8 @@ def rope_name(weights: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
         parts += [weights["inv_freq_long"], f"{attrs['rope_long_scale']:g}"]
     if attrs["rope_axes"]:
         parts.append(f"axes-{attrs['rope_axes']}")
+    if attrs["rope_growth"]:
+        parts.append(f"grows-{attrs['rope_growth']:g}-{attrs['rope_length']}")
     return "|".join(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .op import Attr, Attrs, Op, Shape, need
+from .ops_text import check_growth
 from .states import RecurrentState, StateSpec
 
 # What is made of x = s q . k: x^2, (x + beta)^2 + gamma, x without a normaliser and with steps dt
@@ -96,6 +97,7 @@ def _weights(weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> None:
         not axes or (len(axes) == count and set(axes) <= set("012")),
         f"linear_attention: rope_axes {axes!r}, expected 0, 1 or 2 for each of {count} frequencies",
     )
+    check_growth("linear_attention", weights, attrs)
     if "inv_freq_long" in weights:
         same = pairs == weights["inv_freq_long"] and attrs["rope_switch"] > 0
         need(same, "linear_attention: long rope needs inv_freq and rope_switch")
@@ -127,6 +129,7 @@ LINEAR: tuple[Op, ...] = (
             "qk_eps": Attr(float, 1e-6), "rope_scale": Attr(float, 1.0),
             "rope_long_scale": Attr(float, 1.0), "rope_switch": Attr(int, 0),
             "rope_axes": Attr(str, ""), "window": Attr(bool, False),
+            "rope_growth": Attr(float, 0.0), "rope_length": Attr(int, 0),
         },
         state_of=_state,
     ),

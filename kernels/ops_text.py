@@ -103,6 +103,7 @@ def _attended(x: Shape, packed: int, weights: Mapping[str, tuple[int, ...]], att
             len(axes) == count and set(axes) <= set("012"),
             f"attention: rope_axes {axes!r}, expected 0, 1 or 2 for each of {count} frequencies",
         )
+    check_growth("attention", weights, attrs)
     for slot in ("inv_freq", "inv_freq_long"):
         if slot in weights:
             pairs = weights[slot]
@@ -115,6 +116,21 @@ def _attended(x: Shape, packed: int, weights: Mapping[str, tuple[int, ...]], att
             same and attrs["rope_switch"] > 0, "attention: long rope needs inv_freq and rope_switch"
         )
     return (*x[:-1], heads * size)
+
+
+def check_growth(op: str, weights: Sizes, attrs: Attrs) -> None:
+    """What a node says of frequencies that follow the length of a text."""
+    growth, length = attrs["rope_growth"], attrs["rope_length"]
+    need(
+        0 <= growth <= 1e12 and length >= 0,
+        f"{op}: rope_growth {growth} and rope_length {length}, expected 0 to 1e12",
+    )
+    need((growth > 0) == (length > 0), f"{op}: only one of rope_growth, rope_length")
+    alone = not attrs["rope_axes"] and "inv_freq_long" not in weights
+    need(
+        not growth or (alone and weights.get("inv_freq", (0,))[0] > 1),
+        f"{op}: rope_growth needs two frequencies or more, without axes and long ones",
+    )
 
 
 def _kv_state(attrs: Attrs) -> StateSpec:
@@ -184,6 +200,7 @@ _ATTENTION_ATTRS = {
     "qk_eps": Attr(float, 1e-6), "rope_scale": Attr(float, 1.0),
     "rope_long_scale": Attr(float, 1.0), "rope_switch": Attr(int, 0),
     "rope_axes": Attr(str, ""), "norm_last": Attr(bool, False),
+    "rope_growth": Attr(float, 0.0), "rope_length": Attr(int, 0),
 }  # fmt: skip
 
 TEXT: tuple[Op, ...] = (

@@ -146,6 +146,8 @@ COMPLAINTS: dict[str, tuple[Change, str]] = {
     "heads": (attr("attention", heads=5), "5 heads are no multiple of 2"),
     "qkv width": (attr("attention", heads=6), "rows of 128, expected 160"),
     "softcap": (attr("attention", softcap=-1.0), "softcap is -1.0, expected >= 0"),
+    "growth": (attr("attention", rope_growth=2.0), "only one of rope_growth, rope_length"),
+    "much growth": (attr("attention", rope_growth=2e12, rope_length=9), "expected 0 to 1e12"),
     "q_norm": (plus_weight([9], "attention", "q_norm"), r"q_norm \(9,\), expected \(16,\)"),
     "only q_norm": (plus_weight([16], "attention", "q_norm"), "only one of q_norm, k_norm"),
     "inv_freq": (weight("inv_freq", shape=[9]), r"inv_freq \(9,\), head 16"),

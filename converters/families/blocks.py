@@ -167,6 +167,8 @@ def rotary(b: Builder, rope: Rope, name: str = "inv_freq") -> Rotary:
     if rope.long is not None:
         slots["inv_freq_long"] = b.weight(f"{name}_long", Recipe(values=rope.long))
         attrs |= {"rope_long_scale": rope.scale, "rope_switch": rope.switch}
+    if rope.growth:
+        attrs |= {"rope_growth": rope.growth, "rope_length": rope.grows_from}
     return Rotary(slots, attrs)
 
 

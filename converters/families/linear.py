@@ -41,7 +41,7 @@ KEY, LINEAR, FULL = "linear_attention", "linear_attention", "full_attention"
 EPS = {"square": 1e-6, "relu": 1e-6}  # added to the sum of weights, where nothing bounds it
 _KEPT = (
     "heads", "kv_heads", "head_dim", "scale", "qk_eps", "rope_scale", "rope_long_scale",
-    "rope_switch", "rope_axes",
+    "rope_switch", "rope_axes", "rope_growth", "rope_length",
 )  # fmt: skip
 
 

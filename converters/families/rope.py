@@ -7,7 +7,8 @@
     longrope   default / short_factor or / long_factor, by length   (arXiv 2402.13753; "su")
     proportional  1 / theta^(2i/d) / factor of the first pairs, 0 of the others     (Gemma 4)
     ntk_alpha  default with theta alpha^(d/(d-2))                   (HunYuan calls it dynamic)
-    dynamic    default up to max_position_embeddings, which is the context of the bundle
+    dynamic    default up to max_position_embeddings; behind them of theta s^(d/(d-2)) for each row,
+               s = factor (p + 1) / max_position_embeddings - factor + 1
 
 Frequencies are computed in float64 and rounded once.
 """
@@ -64,13 +65,16 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
 class Rope:
     """inv_freq float32 [d/2]; cos and sin are multiplied by `scale`. Sequences longer than
     `switch` tokens (0: none) use `long` instead. length: tokens that it is stretched to, 0 where
-    that is max_position_embeddings."""
+    that is max_position_embeddings. growth: factor by which frequencies follow the position behind
+    `grows_from` tokens, 0 for none."""
 
     inv_freq: F32
     scale: float = 1.0
     long: F32 | None = None
     switch: int = 0
     length: int = 0
+    growth: float = 0.0
+    grows_from: int = 0
 
 
 def rope_parameters(config: Decoder, *, theta: float = 10_000.0) -> dict[str, Any]:
@@ -177,6 +181,14 @@ def _default(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
     return Rope(base.astype(np.float32))
 
 
+def _dynamic(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
+    factor, context = float(p["factor"]), p["context"]
+    if factor <= 1 or dim < 4:  # nothing to grow to
+        return _default(base, p, dim)
+    length = int(context * factor)
+    return Rope(base.astype(np.float32), length=length, growth=factor, grows_from=context)
+
+
 def _linear(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
     return Rope((base / p["factor"]).astype(np.float32))
 
@@ -242,7 +254,7 @@ def _proportional(base: F64, p: Mapping[str, Any], dim: int) -> Rope:
 _MAKERS: Mapping[str, Callable[[F64, Mapping[str, Any], int], Rope]] = {
     "default": _default,
     "linear": _linear,
-    "dynamic": _default,
+    "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError
 from ..graph import Graph, Node
+from ..kernels.attention import grown
 from ..kernels.attention_onnx import rope_name
 from ..kernels.onnx_ports import Dialect, Memory, NodePorts, Port, ports_of
 from ..kernels.onnx_tools import Call, StoredWeight
@@ -111,13 +112,16 @@ PLAIN = Variant()  # float32, com.microsoft ops, symbolic shapes
 @dataclass(frozen=True)
 class Rope:
     """Rotary tables: weight names and scales, short and long ("" where there is no long one).
-    axes: axis of position of each frequency, "" where all are 0."""
+    axes: axis of position of each frequency, "" where all are 0. growth, length: as the op
+    `attention` has them."""
 
     short: str
     scale: float
     long: str = ""
     long_scale: float = 1.0
     axes: str = ""
+    growth: float = 0.0
+    length: int = 0
 
 
 def embedded(graph: Graph) -> Node | None:
@@ -210,6 +214,8 @@ def ropes(graph: Graph) -> dict[str, Rope]:
                 node.weights.get("inv_freq_long", ""),
                 attrs["rope_long_scale"],
                 attrs["rope_axes"],
+                attrs["rope_growth"],
+                attrs["rope_length"],
             )
     return found
 
@@ -225,10 +231,12 @@ def rope_tables(
     """cos and sin [n, R/2], scaled, in the activations' dtype, at positions [n] or, by axis,
     [3, n]."""
     name, scale = (rope.long, rope.long_scale) if long and rope.long else (rope.short, rope.scale)
-    inverse = np.asarray(weights[name], np.float32)
+    growth = {"rope_growth": rope.growth, "rope_length": rope.length}
+    place = positions[0] if positions.ndim == 2 else positions
+    inverse = grown(np.asarray(weights[name], np.float32), place, growth)
     turns = positions.astype(np.float32)
     turns = turns[[int(axis) for axis in rope.axes]].T if turns.ndim == 2 else turns[:, None]
-    angle = turns * inverse[None, :]
+    angle = turns * inverse
     kind = np.float16 if half else np.float32
     return (
         (np.cos(angle) * np.float32(scale)).astype(kind),

@@ -26,7 +26,7 @@ from ..simd import (
 )
 from .activation import norm_row
 from .layout import PAGE
-from .scalar_math import cos_sin
+from .scalar_math import cos_sin, exp64, log64
 from .vm import kernel
 
 
@@ -38,14 +38,22 @@ def rope_table(ins: int, thread: int, threads: int) -> None:
     axes, out = ld_i64(ins + ROPE_TABLE.axes), ld_i64(ins + ROPE_TABLE.table)
     short, long = ld_i64(ins + ROPE_TABLE.inv_freq), ld_i64(ins + ROPE_TABLE.inv_freq_long)
     half, flags = ld_i64(ins + ROPE_TABLE.half), ld_i64(ins + ROPE_TABLE.long_flags)
+    growth, length = ld_f32(ins + ROPE_TABLE.growth), ld_i64(ins + ROPE_TABLE.length)
     for t in range(n * thread // threads, n * (thread + 1) // threads):
         freq, scale = short, ld_f32(ins + ROPE_TABLE.scale)
         if long != 0 and ld_i32(flags + 4 * t) != 0:
             freq, scale = long, ld_f32(ins + ROPE_TABLE.long_scale)
         row, at = out + t * half * 8, positions + 4 * t
+        slower = 0.0  # per frequency, as a logarithm
+        if length != 0 and ld_i32(at) >= length:
+            stretch = growth * (ld_i32(at) + 1.0) / length - growth + 1.0
+            slower = log64(stretch) / (half - 1.0)
         for i in range(half):
             axis = ld_i32(axes + 4 * i) * apart if axes != 0 else 0
-            angle = f32(f32(ld_i32(at + axis)) * ld_f32(freq + 4 * i))
+            turn = ld_f32(freq + 4 * i)
+            if slower != 0.0:
+                turn = f32(turn * exp64(-slower * i))
+            angle = f32(f32(ld_i32(at + axis)) * turn)
             cos, sin = cos_sin(types.float64(angle))
             st_f32(row + 4 * i, f32(f32(cos) * scale))
             st_f32(row + 4 * (half + i), f32(f32(sin) * scale))

@@ -43,21 +43,37 @@ def test_linear_turns_alike_at_any_position(tmp_path: Path) -> None:
     session.close()
 
 
-def test_dynamic_ends_where_its_frequencies_would_change(tmp_path: Path) -> None:
-    """transformers turns every row anew with each token behind max_position_embeddings, so that a
-    text fed at once and one fed token by token differ there; up to it both are as here."""
+def test_dynamic_grows_with_the_text(tmp_path: Path) -> None:
+    """Behind max_position_embeddings a row turns as transformers has it of a text that comes token
+    by token, whatever chunks it comes in here."""
+    import torch
+
     model, session = opened("llama-dynamic", tmp_path)
-    ids = prompt(CONTEXT + 1)
-    got = run(session, ids[:CONTEXT], chunk=100)
-    assert_close("whole context", expected_logits(model, ids[:CONTEXT]), got, rms=RMS)
-    longer = expected_logits(model, ids)[:CONTEXT]
-    assert distance(longer, got)[0] > 10 * RMS, "one token more changes all rows in transformers"
-    assert session.context == CONTEXT
-    state = session.new_state(CONTEXT)
-    for half in np.split(ids[:CONTEXT], 2):
-        session.step([Feed(state, half, "none")])
-        state.commit(len(half))
-    with pytest.raises(RequestError, match="512 tokens and 1 more do not fit") as caught:
-        session.step([Feed(state, ids[CONTEXT:])])
+    ids = prompt(CONTEXT + 60)
+    with torch.no_grad():
+        known = torch.from_numpy(ids.astype(np.int64))[None]
+        out = model(known[:, :CONTEXT], use_cache=True)
+        rows = [out.logits[0]]
+        for at in range(CONTEXT, len(ids)):
+            out = model(known[:, at : at + 1], past_key_values=out.past_key_values)
+            rows.append(out.logits[0])
+    expected = torch.cat(rows).numpy()
+    for chunk in (100, 200):
+        got = run(session, ids, chunk=chunk)
+        assert_close(f"chunks of {chunk}", expected, got, rms=RMS)
+    at_once = expected_logits(model, ids)
+    assert distance(at_once, got)[0] > 10 * RMS, "a prompt at once turns by its whole length there"
+    session.close()
+
+
+def test_dynamic_ends_at_factor_times_its_context(tmp_path: Path) -> None:
+    _, session = opened("llama-dynamic", tmp_path)
+    assert session.context == 2 * CONTEXT
+    state = session.new_state(2 * CONTEXT)
+    for part in np.split(prompt(2 * CONTEXT), 4):
+        session.step([Feed(state, part, "none")])
+        state.commit(len(part))
+    with pytest.raises(RequestError, match="1024 tokens and 1 more do not fit") as caught:
+        session.step([Feed(state, prompt(1))])
     assert caught.value.code == "context"
     session.close()

@@ -151,6 +151,8 @@ CASES: dict[str, list[Case]] = {
         _attention(4, 2, 16, 8, 63, "window-1", window=1),
         _attention(4, 2, 16, 8, 500, "sinks", sinks=True),
         _attention(6, 2, 32, 12, 63, "sinks-window", sinks=True, window=17),
+        _attention(4, 2, 16, 8, 63, "growing", rope_growth=4.0, rope_length=20),
+        _attention(4, 2, 20, 6, 500, "growing-partial", rope_growth=2.5, rope_length=100),
         _attention(4, 2, 24, 12, 63, "all", norm=True, softcap=3.0, window=17, rope_scale=1.3),
         _attention(
             4, 2, 16, 8, 63, "long-rope-short",
