@@ -43,7 +43,7 @@ KEPT: Mapping[str, Kept] = {
     "Q4_0": Kept("int4-g32", gguf_blocks.int4),
     "Q5_0": Kept("int5-g32", gguf_blocks.int5),
     "Q8_0": Kept("int8-g32", gguf_blocks.int8),
-    "MXFP4": Kept("int8-g32", gguf_mxfp4),
+    "MXFP4": Kept("int5-g32", gguf_mxfp4),
     **{name.upper(): Kept(name, _whole) for name in FORMS},
 }
 READ = (*FLOATS, *KEPT)

@@ -6,7 +6,7 @@
     <module>.experts.down_proj_blocks      uint8 [E, C, F / 32, 16]
     <module>.experts.down_proj_scales      uint8 [E, C, F / 32]
 
-Doubled, the values of a code are whole numbers up to 12, so that int8-g32 has them all: experts
+Doubled, the values of a code are whole numbers up to 12, so that int5-g32 has them all: experts
 become tensors of their own, in that encoding.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.encodings import ENCODINGS
+from ...kernels.grid import Grid, pack_codes
 from ...kernels.ops_experts import EXPERTS
 from ..families.recipe import F32
 from .checkpoint import Tensor
@@ -27,22 +28,26 @@ from .stacked import STACKS
 
 U8 = NDArray[np.uint8]
 BYTES = 16  # of a block's 32 codes
+GRID = Grid(5, 2 * BYTES, symmetric=True)  # the smallest that has all values
 E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # doubled
 
 
 def microscaled(codes: U8, exponents: U8) -> dict[str, NDArray[Any]]:
     """Values of E2M1, codes [N, KB, 32], times 2^(exponent - 127), exponents [N, KB], as the
-    tensors of int8-g32.
+    tensors of int5-g32.
 
-    The same values where float16 has a power of two for them: up to 2^18 in codes three bits
-    larger, below 2^-24 rounded to multiples of that. Larger scales, and exponent 255, which is no
-    number, become infinite, for `damage` to tell.
+    The same values where float16 has a power of two for them; below 2^-24 rounded to multiples of
+    that. Scales beyond 2^15, and exponent 255, which is no number, become infinite, for `damage` to
+    tell.
     """
     powers = exponents.astype(np.int64) - 128
     held = np.clip(powers, -24, 15)
-    values = np.rint(E2M1[codes] * np.exp2(np.minimum(powers - held, 3))[..., None])
-    scales = np.where(powers - held > 3, np.inf, np.exp2(held)).astype(np.float16)
-    return {"q": (values.astype(np.int16) + 128).astype(np.uint8), "scales": scales}
+    values = np.rint(E2M1[codes] * np.exp2(np.minimum(powers - held, 0))[..., None])
+    scales = np.where(powers > held, np.inf, np.exp2(held))
+    return {
+        "q": pack_codes((values.astype(np.int8) + GRID.middle).astype(np.uint8), GRID.bits),
+        "scales": scales.astype(np.float16),
+    }
 
 
 def gguf_mxfp4(rows: U8) -> dict[str, NDArray[Any]]:
@@ -56,7 +61,7 @@ def gguf_mxfp4(rows: U8) -> dict[str, NDArray[Any]]:
 class Microscaled:
     """A matrix [N, K] of one expert: rows first, first + step ... of those of blocks and scales."""
 
-    dtype, kept, instead = "F32", "int8-g32", INSTEAD
+    dtype, kept, instead = "F32", GRID.name, INSTEAD
 
     def __init__(self, blocks: Tensor, scales: Tensor, expert: int, first: int, step: int) -> None:
         _, rows, self.groups, _ = blocks.shape
@@ -65,7 +70,7 @@ class Microscaled:
         self._first, self._step = expert * rows + first, step
 
     def stored(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        """Rows [start, stop) as the tensors of int8-g32, by key."""
+        """Rows [start, stop) as the tensors of int5-g32, by key."""
         low = self._first + start * self._step
         high = self._first + (stop - 1) * self._step + 1
         each = self.groups

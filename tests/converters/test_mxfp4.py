@@ -77,7 +77,7 @@ def bundle(published: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("mxfp4") / "m.edge"
     report = convert(published[0], out, golden=False, progress=False)
     assert max(w.error for w in report.weights) == 0
-    assert {w.encoding for w in report.weights if "experts_" in w.name} == {"int8-g32", "f32"}
+    assert {w.encoding for w in report.weights if "experts_" in w.name} == {"int5-g32", "f32"}
     return out
 
 
@@ -110,7 +110,7 @@ def test_the_cpu_computes_codes_as_the_reference_does(bundle: Path) -> None:
     for device in ("reference", "cpu"):
         with Bundle.open(bundle) as held, closing(opened(held, device)) as session:
             found.append(run(session, prompt(40)))
-    assert_close("int8-g32", *found, rms=LIMITS[32])
+    assert_close("int5-g32", *found, rms=LIMITS[32])
 
 
 def test_greedy_text_through_onnxruntime(published: tuple[Path, Any], tmp_path: Path) -> None:
