@@ -73,9 +73,13 @@ class State(ABC):
     def commit(self, path: int | Sequence[int]) -> None:
         """Keep pending tokens, forget the others: the first `path` of them, or the ones whose
         numbers `path` lists in rising order (one branch of a tree)."""
-        kept = range(path) if isinstance(path, int) else [int(row) for row in path]
-        rising = all(a < b for a, b in pairwise((-1, *kept, self.pending)))
-        if not rising or (isinstance(path, int) and path < 0):
+        if isinstance(path, int):
+            kept: Sequence[int] = range(path)
+            fits = 0 <= path <= self.pending
+        else:
+            kept = [int(row) for row in path]
+            fits = all(a < b for a, b in pairwise((-1, *kept, self.pending)))
+        if not fits:
             raise RequestError(
                 f"commit of {path if isinstance(path, int) else kept[:16]}, {self.pending} "
                 "tokens are pending, expected as many at most, in rising order",
@@ -235,7 +239,11 @@ class Feed:
     @property
     def rows(self) -> int:
         """How many tokens: n."""
-        for given in (self.tokens, self.embeddings, *self.inputs.values()):
+        if self.tokens is not None:
+            return len(self.tokens)
+        if self.embeddings is not None:
+            return len(self.embeddings)
+        for given in self.inputs.values():
             if given is not None:
                 return len(given)
         return 0

@@ -304,23 +304,21 @@ class CpuSession(Session):
         memory.slots[:total], memory.places[:total] = rows.slot, rows.place
         memory.positions[:, :total] = rows.place if rows.axes is None else rows.axes
         memory.visible[:total, 0] = -1 if rows.paths is None else rows.paths
-        tiles = memory.tile_rows
-        count = deepest = 0
-        memory.sequences[0] = len(feeds)
-        spans = memory.sequences[1 : 1 + 3 * len(feeds)].reshape(-1, 3)
-        for at, feed, start, stop in zip(spans, feeds, rows.starts, rows.starts[1:], strict=False):
+        spans, tiles, deepest = [len(feeds)], list[int](), 0
+        for feed, start, stop in zip(feeds, rows.starts, rows.starts[1:], strict=False):
             state = _own(feed.state, self.pool)
             state.reserve(state.length + stop - start)
-            at[:] = start, stop - start, state.slot
+            spans += start, stop - start, state.slot
             memory.tables[start:stop] = state.table_address
             memory.long_flags[start:stop] = state.long_rope
             memory.visible[start:stop, 1] = state.length
             for first in range(start, stop, TILE_TOKENS):
-                tiles[count] = first, min(TILE_TOKENS, stop - first)
-                count += 1
+                tiles += first, min(TILE_TOKENS, stop - first)
             last = state.length + stop - start - 1
             deepest = max(deepest, last // (PAGE * SEGMENT) + 1)
-        memory.tiles[:2] = count, deepest if total <= SPLIT_ROWS else 1
+        memory.sequences[: len(spans)] = spans
+        memory.tile_rows.reshape(-1)[: len(tiles)] = tiles
+        memory.tiles[:2] = len(tiles) // 2, deepest if total <= SPLIT_ROWS else 1
         if program.lowering.lent:
             self.adapters.fill(memory, feeds, rows)
 

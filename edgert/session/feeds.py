@@ -176,15 +176,9 @@ class FeedChecker:
 
     def _inputs(self, feed: Feed, count: int) -> None:
         """Tokens or embeddings, and every other float input, of one length."""
-        tokens = feed.tokens
-        others = self.floats or feed.inputs or feed.taps or feed.embeddings is not None
-        if (
-            count == 1
-            and isinstance(tokens, np.ndarray)
-            and tokens.dtype == np.int32
-            and (self.tokens and not others and tokens.ndim == 1)
-        ):  # a token of plain text, by far the most frequent feed
-            self._range(int(tokens[0]), int(tokens[0]))
+        if self._usual(feed, count):
+            if feed.tokens is not None:
+                self._of_tokens(feed.tokens)
             return
         given: dict[str, F32] = dict(feed.inputs)
         wanted = dict(self.floats)
@@ -219,9 +213,25 @@ class FeedChecker:
             )
         if feed.tokens is not None:
             _require("tokens", feed.tokens, [(count,)], "iu", "step-inputs")
-            self._range(int(np.min(feed.tokens)), int(np.max(feed.tokens)))
+            self._of_tokens(feed.tokens)
 
-    def _range(self, low: int, high: int) -> None:
+    def _usual(self, feed: Feed, count: int) -> bool:
+        """Whether a feed brings just what the graph reads, in arrays: then nothing is wrong with
+        these but ids. Most feeds do."""
+        tokens, given = feed.tokens, feed.inputs
+        if feed.embeddings is not None or (tokens is None) != (not self.tokens):
+            return False
+        if tokens is not None and not _is(tokens, (count,), "iu"):
+            return False
+        if given.keys() != self.floats.keys() or not self.elsewhere.isdisjoint(feed.taps):
+            return False
+        return all(_is(given[name], (count, width), "iuf") for name, width in self.floats.items())
+
+    def _of_tokens(self, tokens: NDArray[np.int32]) -> None:
+        """Raises RequestError for ids that the graph has no rows for."""
+        one = len(tokens) == 1
+        low = int(tokens[0] if one else np.min(tokens))
+        high = low if one else int(np.max(tokens))
         if low < 0 or high >= self.ids:
             raise RequestError(
                 f"token ids from {low} to {high}, expected 0 to {self.ids - 1}",
@@ -256,6 +266,11 @@ class FeedChecker:
                     code="step-tree",
                     hint="feed the branches one after the other, each from a fork of the state",
                 )
+
+
+def _is(array: Any, shape: tuple[int, ...], kinds: str) -> bool:
+    """Whether something is an array of a shape and one of the NumPy kinds."""
+    return isinstance(array, np.ndarray) and array.shape == shape and array.dtype.kind in kinds
 
 
 def _require(

@@ -148,7 +148,9 @@ class Team:
         """Leave a step that was opened and not led, because an interrupt came in between: the
         workers wait in there."""
         word, held = self._controls.word, self._held.get(control)
-        if held is None or word(control, CTRL_GO).value == word(control, CTRL_LED).value:
+        if held is None or held.threads == 1:  # then none was opened
+            return
+        if word(control, CTRL_GO).value == word(control, CTRL_LED).value:
             return
         self.cancel(control)
         for worker in held.workers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -139,8 +140,8 @@ class GuessingModel(ABC):
         """Common steps of as many feeds as fit; works whose memory was not there drop out."""
         done: list[tuple[Work, StepResult]] = []
         while fed:
-            rows = np.cumsum([feed.rows for _, feed in fed])
-            count = max(1, int((rows <= self.session.max_rows).sum()))
+            rows = accumulate(feed.rows for _, feed in fed)
+            count = max(1, sum(total <= self.session.max_rows for total in rows))
             try:
                 results = self.session.step([feed for _, feed in fed[:count]])
             except ResourceError:

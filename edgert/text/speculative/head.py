@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256  # rows that a state catches up with at a time; until it has, there are no guesses
 KEPT = 1024  # rows that wait for it at most: older ones are forgotten
+LOOKED_UP = 512  # tokens whose rows are kept
 USUAL = 9  # rows of a feed while guessing: those of a step that was kept whole
 
 Lookup = Callable[[NDArray[np.int32]], F32]
@@ -68,6 +70,9 @@ class HeadModel(GuessingModel):
         self.tokenizer, self.ids, self.taps, self.lookup = tokenizer, ids, tuple(taps), lookup
         widths = {n: int(value.shape[-1]) for n, value in step_inputs(session.graph).items()}
         self.width, self.read = widths[HIDDEN], widths[FEATURES]
+        # what rows have no values of: nobody writes there
+        self.no_hidden = np.zeros((USUAL, self.width), np.float32)
+        self.no_features = np.zeros((1, self.read), np.float32)
 
     def proposer(
         self, params: Resolved, *, verify: Verify, controller: Controller | None
@@ -178,12 +183,14 @@ class _Work(Work):
 
     def _text(self, count: int) -> Feed:
         """The first rows that wait. The last one's token behind it is the text's newest."""
-        waiting = self.proposer.waiting
-        rows = np.concatenate([waiting[index] for index in range(count)])
+        waiting, maker = self.proposer.waiting, self.proposer.maker
+        rows = waiting[0] if count == 1 else np.concatenate([*islice(waiting, count)])
         start = len(self.ask.tokens) - len(waiting)
-        hidden = np.zeros((count, self.proposer.maker.width), np.float32)
+        hidden = maker.no_hidden[:count]
+        if count > USUAL:
+            hidden = np.zeros((count, maker.width), np.float32)
         tokens = self.ask.tokens[start : start + count]
-        return self.proposer.maker.feed(self._state(), rows, hidden, tokens)
+        return maker.feed(self._state(), rows, hidden, tokens)
 
     def _keep(self, count: int) -> None:
         """Rows of the text were fed."""
@@ -202,8 +209,7 @@ class _Work(Work):
         if self.behind is None:
             return self._text(len(self.proposer.waiting))
         maker = self.proposer.maker
-        features = np.zeros((1, maker.read), np.float32)
-        return maker.feed(self._state(), features, self.behind, self.tokens[-1:])
+        return maker.feed(self._state(), maker.no_features, self.behind, self.tokens[-1:])
 
     def take(self, result: StepResult) -> bool:
         if self.behind is None:
@@ -256,11 +262,21 @@ def _lookup(graph: Any, weights: Mapping[str, Any]) -> Lookup:
     if node is None:
         raise RuntimeError("a draft head was opened for a graph without a table of tokens")
     op = CATALOGUE[node.op]
-    attrs = op.check_attrs(node.attrs)
+    attrs, looked_up = op.check_attrs(node.attrs), op.reference
     held = {slot: weights[name] for slot, name in node.weights.items()}
 
+    known: dict[int, F32] = {}
+
     def rows(tokens: NDArray[np.int32]) -> F32:
-        found: F32 = op.reference([tokens], held, attrs)
+        """Of one token, as all but the first guess want, the very array of last time."""
+        token = int(tokens[0]) if len(tokens) == 1 else -1
+        found: F32 | None = known.get(token)
+        if found is None:
+            found = looked_up([tokens], held, attrs)
+            if len(known) == LOOKED_UP:
+                known.clear()
+            if token >= 0:
+                known[token] = found
         return found
 
     return rows
