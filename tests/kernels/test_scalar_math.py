@@ -27,11 +27,6 @@ def exp(x: float) -> float:
 
 
 @vectorize(["float64(float64)"])
-def log(x: float) -> float:
-    return scalar_math.log64(x)  # type: ignore[no-any-return]
-
-
-@vectorize(["float64(float64)"])
 def softplus(x: float) -> float:
     return scalar_math.softplus64(x)  # type: ignore[no-any-return]
 
@@ -65,11 +60,6 @@ def test_erfc() -> None:
     found, expected = erfc(xs), exact(math.erfc, xs)
     assert np.abs(found / expected - 1).max() < 1e-12
     assert list(erfc(np.array([6.6, 1e30, np.inf, -1e30]))) == [0, 0, 0, 2]
-
-
-def test_log() -> None:
-    xs = 1 + np.concatenate([[0.0], 10.0 ** np.linspace(-9, 21.9, 400)])
-    assert np.abs(log(xs) - np.log(xs)).max() < 1e-12
 
 
 def test_softplus() -> None:
