@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgert.kernels import race
 from numpy.typing import NDArray
 
 from edgert.errors import DeviceError, RequestError
+from edgert.text import race
 from edgert.text.params import Resolved, SamplingParams
 from edgert.text.race import race_for
 from edgert.text.sampling import Sampler, draw, process
