@@ -76,14 +76,9 @@ def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run
         Run("all heads", Shape(6, 256, 8, 8, 64, 256), ((1, 0), (1, depth), (ROWS, depth))),
         Run("shared heads", Shape(6, 256, 8, 1, 64, 256), ((1, 0), (1, depth), (ROWS, depth))),
     ]
-    found += (
-        []
-        if quick
-        else [
-            Run(f"{name}, many layers", Shape(24, 256, 8, kv_heads, 64, 256), ((1, 0), (1, depth)))
-            for name, kv_heads in (("all heads", 8), ("shared heads", 1))
-        ]
-    )
+    for name, kv_heads in () if quick else (("all heads", 8), ("shared heads", 1)):
+        shape = Shape(24, 256, 8, kv_heads, 64, 256)
+        found.append(Run(f"{name}, many layers", shape, ((1, 0), (1, depth))))
     for encoding in encodings:
         for layers in SIZES.get(encoding, SIZES[CODES[0]])[: 1 if quick else 3]:
             shape = LAYER._replace(layers=layers, encoding=encoding, ends=encoding)
