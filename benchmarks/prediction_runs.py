@@ -85,11 +85,11 @@ def drawings(expected: Expected, profile: Profile, threads: int) -> dict[str, Dr
 
 def drawn(
     path: Path, profile: Profile, threads: int, clock: Callable[[], float]
-) -> dict[str, tuple[float, float]]:
-    """Seconds of pictures by name, predicted and measured."""
+) -> dict[str, tuple[Drawing, float]]:
+    """Pictures by name, and the seconds that they take."""
     with Bundle.open(path) as bundle:
         expected = Expected(bundle)
-    rates, out = rates_of(profile, threads), {}
+    out = {}
     with open_model(path, SessionOptions(threads=threads), kind="image") as model:
         text = ASKED.get(model.spec.conditioning, "")
         for name, asked in drawings(expected, profile, threads).items():
@@ -103,6 +103,11 @@ def drawn(
                 start = clock()
                 model(text, **options)
                 spent.append(clock() - start)
-            value = picture_seconds(expected.pieces(asked), rates)
-            out[f"{name}, {steps} steps"] = value, float(np.median(spent[1:]))
+            out[f"{name}, {steps} steps"] = asked, float(np.median(spent[1:]))
     return out
+
+
+def expected_picture(path: Path, asked: Drawing, profile: Profile) -> float:
+    """Predicted seconds of a picture."""
+    with Bundle.open(path) as bundle:
+        return picture_seconds(Expected(bundle).pieces(asked), rates_of(profile, asked.threads))

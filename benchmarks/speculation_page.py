@@ -37,7 +37,14 @@ others as many as pay by what they measure meanwhile, which a busy machine misle
 
 {prompts}
 
-{replayed}"""
+{batches}{replayed}"""
+BATCHES = """## Several conversations and threads
+
+`python -m benchmarks.speculation_batches`: all prompts that the model answers itself, so many at a
+time, prompts included; times of plain decoding over those of drafted, by the time that passes.
+
+{batches}
+"""
 REPLAYED = """
 ## Drafts of known acceptance
 
@@ -74,6 +81,7 @@ def write_page(results: Path) -> None:
             known = latest.get(model, [{}])[0]
             if set(known) & GUESSERS <= set(mine[0]):  # a run with those that guess says more
                 latest[model] = mine
+    batches = [line for run in runs for line in run["lines"] if line["what"] == "batch"]
     kinds = sorted(name for name in latest if name.startswith("prompt "))
     prompts = [line for name in kinds for line in latest.pop(name)]
     rest = [line for lines in latest.values() for line in lines]
@@ -84,6 +92,7 @@ def write_page(results: Path) -> None:
         load=head["load"],
         costs=_costs([line for line in rest if line["what"] == "costs"]),
         prompts=_prompts(prompts),
+        batches=_batches(batches),
         replayed=_replayed(rest),
     )
     (results.parent.parent / "SPECULATION.md").write_text(page, encoding="utf-8")
@@ -116,6 +125,20 @@ def _prompts(lines: Lines) -> str:
         ]  # fmt: skip
         rows.append([kind, str(temperature), draft, *(f"{value:.2f}" for value in numbers)])
     return table(HEAD, rows)
+
+
+def _batches(lines: Lines) -> str:
+    """The latest line of each setting, a row for each draft."""
+    latest = {(x["threads"], x["callers"], x["draft"], x["temperature"]): x for x in lines}
+    if not latest:
+        return ""
+    heat = sorted({key[3] for key in latest})
+    rows = [
+        [*map(str, row), *(f"{latest[(*row, t)]['speed']:.2f}" for t in heat)]
+        for row in dict.fromkeys(key[:3] for key in latest)
+    ]
+    made = table(["threads", "at a time", "draft", *(f"temperature {t}" for t in heat)], rows)
+    return BATCHES.format(batches=made)
 
 
 def _replayed(lines: Lines) -> str:

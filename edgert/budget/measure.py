@@ -4,6 +4,10 @@ Bursts of all that is measured take turns, so that what disturbs the machine for
 fall on one limit alone. A burst is 16 tokens, a prompt, a process from its start to its first
 token, or a picture. Tokens are random; tokenizing and sampling are not measured, but for cold
 starts, which are processes that answer.
+
+An interval tells of the seconds that were measured, and a machine drifts from one half minute to
+the next. So a time near its limit is looked at twice, `APART` seconds apart, and what is measured
+from then on has to decide the same by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,6 +34,8 @@ from .statistics import F64, Band
 
 BURST = 16  # tokens
 TURN = 0.5  # seconds of bursts of one kind, until the others have theirs
+APART = 20.0  # seconds between the looks at what is near its limit, at most a quarter of all
+NEAR = 1.3  # times the limit, or part of it, within which the interval is near
 Progress = Callable[[str], None]
 
 
@@ -107,13 +114,35 @@ def sampled(limit: Limit) -> str:
     return SAMPLES.get(limit.name, limit.metric.kind)
 
 
-class Run:
-    """Limits that share a source, and what has been found for them."""
+class First(NamedTuple):
+    """A first look that decided: when, and how. again: bursts before the second one."""
 
-    def __init__(self, source: Source, wanted: Sequence[Limit]) -> None:
+    at: float
+    outcome: str
+    again: int = -1
+
+
+def near(limit: Limit, found: Verdict) -> bool:
+    """Whether a verdict could become another one by what a machine drifts. Memory does not."""
+    if limit.metric.unit == "MB":
+        return False
+    ends = [end for end in (found.low, found.high) if end]
+    return any(limit.value / NEAR < end < limit.value * NEAR for end in ends)
+
+
+class Run:
+    """Limits that share a source, and what has been found for them. apart: seconds between the
+    looks at what is near its limit."""
+
+    def __init__(
+        self, source: Source, wanted: Sequence[Limit], *, apart: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
         self.source, self.wanted = source, list(wanted)
+        self.apart, self.clock = apart, clock
         self.bursts: dict[str, list[F64]] = {}
         self.count = 0
+        self.first: dict[Limit, First] = {}
         self.decided: dict[Limit, Verdict] = {}
 
     @property
@@ -138,12 +167,29 @@ class Run:
         for limit in self.wanted:
             if limit not in self.decided:
                 found = self.verdict(limit, alpha)
-                if found.outcome != "undecided" or not found.count:
+                settled = found.outcome != "undecided" and self._twice(limit, found, alpha)
+                if settled or not found.count:
                     self.decided[limit] = found
 
-    def verdict(self, limit: Limit, alpha: float) -> Verdict:
-        """What can be said of a limit now."""
-        bursts = self.bursts.get(sampled(limit), [])
+    def _twice(self, limit: Limit, found: Verdict, alpha: float) -> bool:
+        """Whether what was found is clear, or was found before and is found again by itself."""
+        if not self.apart or not near(limit, found):
+            return True
+        first = self.first.get(limit)
+        if first is None or first.outcome != found.outcome:
+            self.first[limit] = First(self.clock(), found.outcome)
+        elif first.again < 0 and self.clock() - first.at >= self.apart:
+            self.first[limit] = first._replace(again=len(self.bursts[sampled(limit)]))
+        elif first.again >= 0:
+            second = self.verdict(limit, alpha, since=first.again).outcome
+            if second not in ("undecided", first.outcome):
+                del self.first[limit]  # it drifts: two looks more
+            return second == first.outcome
+        return False
+
+    def verdict(self, limit: Limit, alpha: float, since: int = 0) -> Verdict:
+        """What can be said of a limit now. since: bursts before those that count."""
+        bursts = self.bursts.get(sampled(limit), [])[since:]
         if not bursts:
             why = f"this machine does not show {limit.metric.unit}" if self.count else "no time"
             return missing(limit, "measured", why)
@@ -170,7 +216,7 @@ def measure(
     bytes that processes may take, see `children`. Raises what loading raises.
     """
     deadline = time.perf_counter() + seconds
-    runs, session = _runs(bundle, wanted, options, limit_memory)
+    runs, session = _runs(bundle, wanted, options, limit_memory, min(APART, seconds / 4))
     try:
         while time.perf_counter() < deadline:
             left = [run for run in runs if not run.done or run.count < least_bursts]
@@ -206,8 +252,9 @@ def _with_samples(last: Verdict, now: Verdict) -> Verdict:
 
 
 def _runs(
-    bundle: Path, wanted: Sequence[Limit], options: SessionOptions, limit_memory: int | None
-) -> tuple[list[Run], Session | None]:
+    bundle: Path, wanted: Sequence[Limit], options: SessionOptions, limit_memory: int | None,
+    apart: float,
+) -> tuple[list[Run], Session | None]:  # fmt: skip
     groups: dict[tuple[str, int], list[Limit]] = {}
     for limit in wanted:
         kind = "token" if limit.metric.kind == "power" else str(limit.metric.kind)
@@ -224,7 +271,7 @@ def _runs(
                 session = session or _open(bundle, options)
                 where = {"depth": tokens} if kind == "token" else {"prompt": tokens}
                 source = Steps(session, **where)
-            runs.append(Run(source, members))
+            runs.append(Run(source, members, apart=apart))
     except EdgertError:
         for run in runs:
             run.source.close()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -77,23 +77,72 @@ class Options(NamedTuple):
     clock: Clock | None = None
 
 
-def probe(
-    options: Options | None = None, *, name: str = "", progress: Progress = lambda what, share: None
-) -> Profile:
-    """Measure this machine. progress: called with what comes next and the share that is done.
-    Raises DeviceError where kernels do not run here."""
-    from ..kernels import isa
-    from ..session import has_kernels
+class Looks:
+    """Timed steps of all runs, each the quickest of the looks at it. A look takes a minute or two;
+    looks that are far apart find the machine in more of its states."""
 
-    options = options or Options()
-    if not has_kernels():
-        raise DeviceError(
-            "there are no kernels for this machine, expected compiled ones or Numba",
-            code="probe-kernels", hint="edgert doctor says what is missing",
-        )  # fmt: skip
-    threads = options.threads or default_threads()
+    def __init__(self, options: Options | None = None) -> None:
+        from ..session import has_kernels
+
+        self.options = options or Options()
+        if not has_kernels():
+            raise DeviceError(
+                "there are no kernels for this machine, expected compiled ones or Numba",
+                code="probe-kernels", hint="edgert doctor says what is missing",
+            )  # fmt: skip
+        self.threads = self.options.threads or default_threads()
+        self.read: dict[tuple[int, int], float] = {}  # by threads and megabytes, bytes a second
+        self.best: dict[tuple[int, str, int, int], Timed] = {}
+
+    def look(self, progress: Progress = lambda what, share: None) -> None:
+        """Time everything once more."""
+        from ..kernels.bandwidth import read_gbps
+
+        options = self.options
+        wanted = runs(options.encodings, quick=options.quick)
+        for index, count in enumerate(self.threads):
+            at, share = index / len(self.threads), 1 / len(self.threads)
+            progress(f"streaming reads, {count} threads", at)
+            for size in (8, 64) if options.quick else (8, 64, 512):
+                rate = read_gbps(count, megabytes=size, passes=5) * 1e9
+                self.read[count, size] = max(rate, self.read.get((count, size), 0.0))
+            for number, run in enumerate(wanted):
+                progress(f"{run.name}, {count} threads", at + share * number / len(wanted))
+                for step in _timed(run, count, options):
+                    key = count, run.name, step.rows, step.depth
+                    best = self.best.get(key, step)
+                    self.best[key] = min(step, best, key=lambda one: one.seconds)
+
+    def rates(self) -> tuple[list[Rates], float]:
+        """Rates for each number of threads, and the deviation of steps that no fit has seen."""
+        rates, unseen = [], list[float]()
+        for count in self.threads:
+            found = [step for (threads, *_), step in self.best.items() if threads == count]
+            read = [(float(mb << 20), r) for (threads, mb), r in self.read.items()
+                    if threads == count]  # fmt: skip
+            rates.append(fit(found, read))
+            seen = zip(found, errors(found, rates[-1]), strict=True)
+            unseen += [error for step, error in seen if not step.run.kept]
+        return rates, max(LEAST_SPREAD, float(np.sqrt(np.mean(np.square(unseen)))))
+
+
+def probe(
+    options: Options | None = None, *, name: str = "", looks: Looks | None = None,
+    progress: Progress = lambda what, share: None,
+) -> Profile:  # fmt: skip
+    """Measure this machine. looks: that were made already, instead of two now. progress: called
+    with what comes next and the share that is done. Raises DeviceError where kernels do not run
+    here."""
+    from ..kernels import isa
+
     watch = Busy()
-    rates, spread = _all_rates(threads, options, progress)
+    rounds = 0
+    if looks is None:
+        looks, rounds = Looks(options), 1 if options and options.quick else ROUNDS
+    options, threads = looks.options, looks.threads
+    for index in range(rounds):
+        looks.look(_part(progress, 0.9 * index / rounds, 0.9 / rounds))
+    rates, spread = looks.rates()
     progress("memory of a process", 0.92)
     cpu = options.clock in (time.process_time, time.thread_time)
     base, pace = own_process(max(threads), cpu=cpu)
@@ -111,37 +160,14 @@ def probe(
     return _profile(name or platform.node() or "this-machine", measured, reading)
 
 
+def _part(progress: Progress, at: float, share: float) -> Progress:
+    return lambda what, done: progress(what, at + share * done)
+
+
 def default_threads() -> tuple[int, ...]:
     """One, half and all of the performance cores."""
     cores = len(performance_cores())
     return tuple(sorted({1, max(1, cores // 2), cores}))
-
-
-def _all_rates(
-    threads: Sequence[int], options: Options, progress: Progress
-) -> tuple[list[Rates], float]:
-    """Rates for each number of threads, and the deviation of steps that no fit has seen."""
-    from ..kernels.bandwidth import read_gbps
-
-    wanted = runs(options.encodings, quick=options.quick)
-    rates, unseen = [], list[float]()
-    sizes = (8, 64) if options.quick else (8, 64, 512)
-    for index, count in enumerate(threads):
-        at, share = 0.9 * index / len(threads), 0.9 / len(threads)
-        progress(f"streaming reads, {count} threads", at)
-        read = [(float(mb << 20), read_gbps(count, megabytes=mb, passes=5) * 1e9) for mb in sizes]
-        best: dict[tuple[str, int, int], Timed] = {}
-        turns = wanted if options.quick else wanted * ROUNDS
-        for number, run in enumerate(turns):
-            progress(f"{run.name}, {count} threads", at + share * number / len(turns))
-            for step in _timed(run, count, options):
-                key = run.name, step.rows, step.depth
-                best[key] = min(step, best.get(key, step), key=lambda one: one.seconds)
-        found = list(best.values())
-        rates.append(fit(found, read))
-        seen = zip(found, errors(found, rates[-1]), strict=True)
-        unseen += [error for step, error in seen if not step.run.kept]
-    return rates, max(LEAST_SPREAD, float(np.sqrt(np.mean(np.square(unseen)))))
 
 
 def _timed(run: Run, threads: int, options: Options) -> list[Timed]:
@@ -304,4 +330,4 @@ def is_here(profile: Profile) -> bool:
     return any(name.lower() in said for name in match.names)
 
 
-__all__ = ["Options", "default_threads", "is_here", "own_process", "probe", "storage_read"]
+__all__ = ["Looks", "Options", "default_threads", "is_here", "own_process", "probe", "storage_read"]

@@ -33,8 +33,7 @@ from recipes.linear_text.checkpoint import load
 
 from .prepare import HELD
 
-SHARES = (0.17, 0.34)  # of the deadline: answers, one training; the rest measures
-LOSSES = ("kl", "lambda")
+LOSSES = {"kl": "KL", "lambda": "LK-lambda"}
 GAMMAS, TEMPERATURES = (2, 4, 7), (0.0, 0.7, 1.0)
 ENDS = [0, 2]  # <|endoftext|>, <|im_end|>
 PAPER = (
@@ -76,10 +75,10 @@ class Run:
 
     def all(self) -> None:
         """All stages."""
-        ids = self.answers()
-        heads = {}
-        for loss in LOSSES:
-            before = heads.get(LOSSES[0])
+        ids, losses = self.answers(), self.asked.losses
+        heads: dict[str, TrainedHead] = {}
+        for loss in losses:
+            before = heads.get(losses[0])
             heads[loss] = self.head(loss, ids, before)
         rows = [self.row(gamma, heat, heads) for heat in TEMPERATURES for gamma in GAMMAS]
         told = {loss: dict(head.told) for loss, head in heads.items()}
@@ -107,7 +106,7 @@ class Run:
         writer = OnTorch(self.target, size, max(map(len, self.prompts)), asked.answer, ENDS)
         ids = answered(
             self.prompts, writer, asked.work / "answers", batch=size, seed=asked.seed,
-            seconds=SHARES[0] * asked.deadline,
+            seconds=asked.shares[0] * asked.deadline,
         )  # fmt: skip
         aside = kept.with_suffix(".new.npy")
         np.save(aside, ids)
@@ -121,7 +120,7 @@ class Run:
         asked, folder = self.asked, self.asked.work / f"head-{loss}"
         if (folder / FILES[1]).exists():
             return load_head(folder)
-        seconds = SHARES[1] * asked.deadline
+        seconds = asked.shares[1] * asked.deadline
         options = TrainOptions(
             loss, tokens=asked.tokens if before is None else int(before.told["tokens"]),
             seconds=seconds if before is None else math.inf, batch=asked.batch, micro=asked.micro,
@@ -137,7 +136,7 @@ class Run:
         return made
 
     def row(self, gamma: int, heat: float, heads: dict[str, TrainedHead]) -> dict[str, Any]:
-        """A line of the table: both heads on the same prompts."""
+        """A line of the table: all heads on the same prompts."""
         kept = self.asked.work / f"row-{gamma}-{heat}.json"
         if kept.exists():
             found: dict[str, Any] = json.loads(kept.read_text("utf-8"))
@@ -147,11 +146,12 @@ class Run:
         for loss, one in written.items():
             row[loss] = [round(x, 4) for x in (one.tau, *one.interval())]
             row[f"{loss}_kinds"] = self.by_kind(one)
-        first, second = (written[loss] for loss in LOSSES)
-        row["ratio"] = [round(x, 4) for x in ratio(second, first)]
-        if heat == 0:
-            pairs = zip(first.texts, second.texts, strict=True)
-            row["same"] = float(np.mean([np.array_equal(*pair) for pair in pairs]))
+        if len(written) == 2:
+            first, second = written.values()
+            row["ratio"] = [round(x, 4) for x in ratio(second, first)]
+            if heat == 0:
+                pairs = zip(first.texts, second.texts, strict=True)
+                row["same"] = float(np.mean([np.array_equal(*pair) for pair in pairs]))
         kept.write_text(json.dumps(row), "utf-8")
         self.say(**row)
         return row
@@ -176,12 +176,13 @@ class Run:
 
 def table(rows: list[dict[str, Any]], told: dict[str, Any], prompts: int) -> str:
     """Markdown: what was found beside the paper's claim."""
-    head = ["T", "gamma", "tau KL (95 %)", "tau LK-lambda (95 %)", "ratio (95 %)"]
+    columns = {loss: f"tau {LOSSES[loss]} (95 %)" for loss in told}
+    columns |= {"ratio": "ratio (95 %)"} if len(told) == 2 else {}
+    head = ["T", "gamma", *columns.values()]
     lines = [head, ["---:"] * len(head)]
     for row in rows:
         cells = [f"{row['temperature']:g}", str(row["gamma"])]
-        cells += ["{:.3f} ({:.3f} to {:.3f})".format(*row[loss]) for loss in LOSSES]
-        lines.append([*cells, "{:.3f} ({:.3f} to {:.3f})".format(*row["ratio"])])
+        lines.append(cells + ["{:.3f} ({:.3f} to {:.3f})".format(*row[name]) for name in columns])
     made = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = [
         f"{loss}: {t['steps']} steps, {t['tokens']:,} tokens, {t['seconds']:.0f} s; alpha by place "
@@ -200,6 +201,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("draft_head_work"))
     parser.add_argument("--deadline", type=float, default=690.0, help="seconds of all stages")
+    parser.add_argument("--losses", nargs="+", choices=[*LOSSES], default=[*LOSSES])
+    parser.add_argument(
+        "--shares", type=float, nargs=2, default=(0.17, 0.34), metavar=("ANSWERS", "TRAINING"),
+        help="of the deadline for answers and for one training; the rest measures",
+    )  # fmt: skip
     parser.add_argument("--tokens", type=int, default=1_000_000_000, help="of a training, at most")
     parser.add_argument("--prompts", type=int, default=1_000_000, help="answered at most")
     parser.add_argument("--prompts-at-once", type=int, default=1024)

@@ -37,7 +37,8 @@ def test_an_unknown_device_is_an_error(edgert: Edgert) -> None:
 def test_probe_writes_what_show_reads(
     edgert: Edgert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_all_rates", lambda *_: ([measured(1).rates[0]], 0.12))
+    monkeypatch.setattr(probe.Looks, "look", lambda self, progress: progress("a run", 0.5))
+    monkeypatch.setattr(probe.Looks, "rates", lambda self: ([measured(1).rates[0]], 0.12))
     monkeypatch.setattr(probe, "own_process", lambda threads, cpu: (8e7, 1.0))
     monkeypatch.setattr(probe, "storage_read", lambda: 1e9)
     out = tmp_path / "here.toml"

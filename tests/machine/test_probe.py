@@ -118,7 +118,8 @@ def test_an_encoding_that_no_kernel_reads_is_refused() -> None:
 
 def test_a_probe_writes_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the timing replaced: the profile is whole, and is what is read again."""
-    monkeypatch.setattr(module, "_all_rates", lambda *_: ([measured(1).rates[0]], 0.12))
+    monkeypatch.setattr(module.Looks, "look", lambda self, progress: progress("a run", 0.5))
+    monkeypatch.setattr(module.Looks, "rates", lambda self: ([measured(1).rates[0]], 0.12))
     monkeypatch.setattr(module, "own_process", lambda threads, cpu: (8e7, 1.5))
     monkeypatch.setattr(module, "storage_read", lambda: 1e9)
     told: list[str] = []
@@ -128,7 +129,24 @@ def test_a_probe_writes_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert profile.spread == 0.12
     assert pace_of(profile) == 1.5
     assert module.is_here(profile)
-    assert told == ["memory of a process", "storage"]
+    assert told == ["a run", "a run", "memory of a process", "storage"]
+
+
+def test_each_step_counts_as_quick_as_any_look_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    paces = iter([3.0, 1.0, 2.0])
+    pace = [0.0]
+
+    def timed(run: Run, threads: int, options: object) -> list[Timed]:
+        return [Timed(run, 1, 0, threads, pace[0] / threads)]
+
+    monkeypatch.setattr(module, "_timed", timed)
+    monkeypatch.setattr("edgert.kernels.bandwidth.read_gbps", lambda *_, **__: 6 / pace[0])
+    looks = module.Looks(module.Options((1, 2), quick=True))
+    for pace[0] in paces:
+        looks.look()
+    assert {step.seconds for step in looks.best.values()} == {1.0, 0.5}
+    assert len(looks.best) == 2 * len(runs(quick=True))
+    assert set(looks.read.values()) == {6e9}
 
 
 def test_this_machine_is_none_of_the_boards() -> None:
