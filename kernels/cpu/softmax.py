@@ -85,7 +85,9 @@ def update(scores: int, row: int, padded: int, first: int, last: int, cap: float
     """Online softmax of one row's scores: weights in place, its partial result rescaled."""
     before = ld_f32(row)
     m, total = _softmax(scores, before, first, last, cap)
-    keep = _exp1(f32(before - f32(m)))
+    keep = f32(1.0)
+    if before != m:
+        keep = _exp1(f32(before - f32(m)))
     st_f32(row, f32(m))
     st_f32(row + 4, f32(f32(ld_f32(row + 4) * keep) + total))
     if keep != f32(1.0):
