@@ -140,11 +140,13 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
             entry = ld_i32(table + 4 * index)
             k = k_pool + entry * k_page + g * PAGE * size * element
             v = v_pool + entry * v_page + g * PAGE * padded * element
-            next_k, next_v = k, v
-            if (index + 1) * PAGE <= newest:
-                entry = ld_i32(table + 4 * index + 4)
-                next_k = k_pool + entry * k_page + g * PAGE * size * element
-                next_v = v_pool + entry * v_page + g * PAGE * padded * element
+            # asked for on the way: the page behind, or the next head's first one
+            behind, head = index + 1, g
+            if behind * PAGE > newest:
+                behind, head = start, min(g + 1, groups - 1)
+            entry = ld_i32(table + 4 * behind)
+            next_k = k_pool + entry * k_page + head * PAGE * size * element
+            next_v = v_pool + entry * v_page + head * PAGE * padded * element
             for r0 in range(0, rows, SPAN):
                 page(
                     mine, positions, share, r0, min(SPAN, rows - r0), index * PAGE, window, k, v,
