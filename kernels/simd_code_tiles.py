@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .cpu.layout import CHANNEL_BYTES, CHANNEL_HEAD, TILE
-from .simd import ISA, _load, _splat, _store, _vpdpbusd, _widen, f32x16, i8x64, i64
+from .simd import ISA, _load, _prefetch, _splat, _store, _vpdpbusd, _widen, f32x16, i8x64, i64
 from .simd_tiles import _fma, _Loop
 
 HAS_CODE_TILES = ISA == "avx512vnni"
@@ -59,17 +59,37 @@ def _block(b: Any, bits: int, at: list[Any], tokens: list[tuple[Any, Any, Any]],
     return nexts
 
 
-def _body(b: Any, bits: int, arguments: Any) -> None:
+def _ask(b: Any, bits: int, at: list[Any], ahead: Any, past: Any) -> None:
+    """Ask for the cache lines that lie `ahead` of a block of each group; past: not 0 to have them
+    pass the outer caches (`simd.prefetch_once`)."""
+    lines = [
+        b.add(b.add(block, ahead), _I64(64 * i))
+        for block in at
+        for i in range(-(-(_HEAD + 64 * bits) // 64))
+    ]
+    with b.if_else(b.icmp_signed("!=", past, _I64(0))) as (once, again):
+        with once:
+            for line in lines:
+                _prefetch(b, line, 0)
+        with again:
+            for line in lines:
+                _prefetch(b, line, 2)
+
+
+def _body(b: Any, bits: int, tall: int, wide: int, asked: Any, arguments: Any) -> None:
+    """asked: how far ahead and whether past the outer caches (`_ask`); None for neither."""
     w, apart, blocks, x, scales, n, acc, acc_apart = arguments
-    zeros = [ir.Constant(f32x16.llvm, [0.0] * 16)] * (TALL * WIDE)
+    zeros = [ir.Constant(f32x16.llvm, [0.0] * 16)] * (tall * wide)
     corrections = b.add(scales, b.mul(b.mul(blocks, n), _I64(4)))
     starts = [blocks, w, x, scales, corrections, *zeros]
     loop = _Loop(b, starts)
     left, w, x, scales, corrections, *sums = loop.phis
-    at = [b.add(w, b.mul(apart, _I64(g))) for g in range(WIDE)]
+    at = [b.add(w, b.mul(apart, _I64(g))) for g in range(wide)]
+    if asked is not None:
+        _ask(b, bits, at, *asked)
     tokens = [
         (b.add(x, _I64(32 * t)), b.add(scales, _I64(4 * t)), b.add(corrections, _I64(4 * t)))
-        for t in range(TALL)
+        for t in range(tall)
     ]
     sums = _block(b, bits, at, tokens, sums)
     left, four = b.sub(left, _I64(1)), b.mul(n, _I64(4))
@@ -77,7 +97,7 @@ def _body(b: Any, bits: int, arguments: Any) -> None:
     nexts = [left, w, x, b.add(scales, four), b.add(corrections, four), *sums]
     loop.again_while(b.icmp_signed(">", left, _I64(0)), nexts)
     for i, value in enumerate(sums):
-        place = b.add(acc, b.add(b.mul(acc_apart, _I64(i % WIDE)), _I64(64 * (i // WIDE))))
+        place = b.add(acc, b.add(b.mul(acc_apart, _I64(i % wide)), _I64(64 * (i // wide))))
         _store(b, place, value)
 
 
@@ -94,12 +114,34 @@ def code_tile(bits: int) -> Any:
         ctx: Any, w: Any, apart: Any, blocks: Any, x: Any, scales: Any, n: Any, acc: Any, each: Any
     ) -> Any:
         def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            _body(b, bits, arguments)
+            _body(b, bits, TALL, WIDE, None, arguments)
             return context.get_dummy_value()
 
         return types.void(i64, i64, i64, i64, i64, i64, i64, i64), codegen
 
     typing.__name__ = typing.__qualname__ = f"code_tile_{bits}"
+    return intrinsic(typing)
+
+
+def few_tile(bits: int, tall: int, wide: int) -> Any:
+    """An intrinsic (w, apart, blocks, x, acc, acc_apart, ahead, past), int64 all: `code_tile` for a
+    whole tile of `tall` tokens by `wide` groups, which asks for the weights that lie `ahead` bytes
+    further; past: as `cpu.linear.ahead` has it."""
+
+    def typing(
+        ctx: Any, w: Any, apart: Any, blocks: Any, x: Any, acc: Any, each: Any, ahead: Any,
+        past: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            w, apart, blocks, x, acc, each, ahead, past = arguments
+            scales, n = b.add(x, b.mul(blocks, _I64(32 * tall))), _I64(tall)
+            whole = w, apart, blocks, x, scales, n, acc, each
+            _body(b, bits, tall, wide, (ahead, past), whole)
+            return context.get_dummy_value()
+
+        return types.void(i64, i64, i64, i64, i64, i64, i64, i64), codegen
+
+    typing.__name__ = typing.__qualname__ = f"few_tile_{bits}_{tall}x{wide}"
     return intrinsic(typing)
 
 

@@ -33,7 +33,7 @@ from .lowering import Lowering, symbols
 from .pages import PagePool
 from .plan import plan_pages
 from .prefixes import PrefixCache
-from .program import SPLIT_ROWS, Program
+from .program import SPLIT_ROWS, Program, StepMemory
 from .replay import Replaying
 from .sequence import CpuState
 from .slots import SlotPool
@@ -301,6 +301,10 @@ class CpuSession(Session):
         memory, total = program.step, rows.total
         if memory is None:
             return
+        if len(feeds) == 1 and rows.axes is None and not program.lowering.lent:
+            self._fill_chain(memory, _own(feeds[0].state, self.pool), rows)
+            return
+        memory.chain = ()
         memory.slots[:total], memory.places[:total] = rows.slot, rows.place
         memory.positions[:, :total] = rows.place if rows.axes is None else rows.axes
         memory.visible[:total, 0] = -1 if rows.paths is None else rows.paths
@@ -312,15 +316,34 @@ class CpuSession(Session):
             memory.tables[start:stop] = state.table_address
             memory.long_flags[start:stop] = state.long_rope
             memory.visible[start:stop, 1] = state.length
-            for first in range(start, stop, TILE_TOKENS):
-                tiles += first, min(TILE_TOKENS, stop - first)
+            tiles += _tiles(start, stop)
             last = state.length + stop - start - 1
             deepest = max(deepest, last // (PAGE * SEGMENT) + 1)
         memory.sequences[: len(spans)] = spans
-        memory.tile_rows.reshape(-1)[: len(tiles)] = tiles
+        memory.tile_rows[: len(tiles)] = tiles
         memory.tiles[:2] = len(tiles) // 2, deepest if total <= SPLIT_ROWS else 1
         if program.lowering.lent:
             self.adapters.fill(memory, feeds, rows)
+
+    def _fill_chain(self, memory: StepMemory, state: CpuState, rows: Rows) -> None:
+        """Where the rows of one feed stand that follow each other: of most steps only the length
+        has changed."""
+        total, length = rows.total, state.length
+        state.reserve(length + total)
+        memory.standing[:, :total] = rows.slot
+        memory.visible[:total, 1] = length
+        deepest = (length + total - 1) // (PAGE * SEGMENT) + 1 if total <= SPLIT_ROWS else 1
+        chain = total, state.slot, deepest, state.table_address, state.long_rope
+        if chain == memory.chain:
+            return
+        memory.visible[:total, 0] = -1
+        memory.tables[:total] = state.table_address
+        memory.long_flags[:total] = state.long_rope
+        memory.sequences[:4] = 1, 0, total, state.slot
+        tiles = _tiles(0, total)
+        memory.tile_rows[: len(tiles)] = tiles
+        memory.tiles[:2] = len(tiles) // 2, deepest
+        memory.chain = chain
 
     def _fill_inputs(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
         checker = self.checker
@@ -386,6 +409,12 @@ class _Adapted(NamedTuple):
 
     taps: frozenset[str]
     version: int
+
+
+def _tiles(start: int, stop: int) -> list[int]:
+    """Rows start to stop - 1 of one sequence as tiles: first row and rows of each."""
+    firsts = range(start, stop, TILE_TOKENS)
+    return [n for first in firsts for n in (first, min(TILE_TOKENS, stop - first))]
 
 
 def _own(state: State, pool: PagePool) -> CpuState:

@@ -45,7 +45,7 @@ class Program:
         self.pace = Pace()
         graph = lowering.graph
         self.symbols = {symbol: index for index, symbol in enumerate(self._symbols())}
-        self.counts = np.zeros(len(self.symbols), np.int64)
+        self.counts, self._sizes = np.zeros(len(self.symbols), np.int64), dict[str, int]()
         for symbol, index in self.symbols.items():
             if symbol.isdecimal():
                 self.counts[index] = int(symbol)
@@ -119,9 +119,12 @@ class Program:
 
     def set_counts(self, sizes: Mapping[str, int]) -> None:
         """How many rows each symbol has in the next run."""
+        if sizes == self._sizes:
+            return
         for symbol, count in sizes.items():
             if symbol in self.symbols:
                 self.counts[self.symbols[symbol]] = count
+        self._sizes = dict(sizes)
 
     def fill(self, name: str, array: NDArray[Any], start: int = 0) -> None:
         """Rows of an input, from row `start` on."""
@@ -167,27 +170,34 @@ def _word(word: Word, at: Mapping[str, int], views: Mapping[str, tuple[str, int]
 
 
 class StepMemory:
-    """What kernels read of a step's rows: where each stands in its sequence (`feeds.Rows`)."""
+    """What kernels read of a step's rows: where each stands in its sequence (`feeds.Rows`).
+
+    standing: int32 [5, T], slots, places and three axes of positions, which are one where rows
+    follow each other. chain: what the rest was filled for, where it was a single such feed: its
+    rows, slot, segments, page table and factors; the next step is mostly like it.
+    """
 
     def __init__(self, lowering: Lowering, context: int) -> None:
         rows = lowering.limits["T"]
         states = lowering.graph.states.values()
         groups = max((getattr(spec, "kv_heads", 1) for spec in states), default=1)
         segments = -(-context // (PAGE * SEGMENT))
-        self.slots, self.places = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        self.positions = np.zeros((3, rows), np.int32)
+        self.standing = np.zeros((5, rows), np.int32)
+        self.slots, self.places, self.positions = *self.standing[:2], self.standing[2:]
         self.visible = np.zeros((rows, 2), np.int64)
         self.long_flags = np.zeros(rows, np.int32)
         self.tables = np.zeros(rows, np.int64)
         self.tiles = np.zeros(2 + rows, np.int64)  # one tile a row at worst
-        self.tile_rows = self.tiles[2:].view(np.int32).reshape(-1, 2)
+        self.tile_rows = self.tiles[2:].view(np.int32)
         self.sequences = np.zeros(1 + 3 * rows, np.int64)  # how many, then first row, rows, slot
         self.runs_t, self.order_t = np.zeros(1 + 3 * rows, np.int64), np.zeros(rows, np.int32)
         self.runs_r, self.order_r = self.runs_t.copy(), self.order_t.copy()  # see `low_rank`
         self.counters = np.zeros(rows * groups, np.int64)
         self.partials = reserve(SPLIT_ROWS * segments * lowering.partial_bytes + 64)
+        self.chain: tuple[int, ...] = ()
 
     def named(self) -> dict[str, int]:
         """The arrays' addresses as operands name them: @slots, @places, ..."""
-        named = {f"@{name}": array.ctypes.data for name, array in vars(self).items()}
+        arrays = {n: a for n, a in vars(self).items() if isinstance(a, np.ndarray)}
+        named = {f"@{name}": array.ctypes.data for name, array in arrays.items()}
         return named | {"@axis_stride": self.positions.strides[0]}

@@ -166,8 +166,10 @@ class Team:
         so that an interrupt leaves nothing half taken."""
         with self._turn:
             self._held.pop(control, None)  # left by an interrupted run
-            threads = min(threads, self._share())
-            if self._queue or self._idle_cores() < threads:
+            met = bool(self._held or self._queue)
+            if met or threads > 1:
+                threads = min(threads, self._share())
+            if met and (self._queue or self._idle_cores() < threads):
                 self._wait(threads)
             idle = self._workers
             if self._held and threads > 1:

@@ -31,6 +31,7 @@ from ..simd import (
     load_f32,
     st_f32,
 )
+from ..simd_page_tiles import SPAN
 from .attention_tile import key_products, value_products
 from .attention_tree import tree_page
 from .layout import PAGE, SEGMENT, TILE_TOKENS
@@ -38,20 +39,20 @@ from .softmax import add_sink, clear, finish, merge, update, zero_scores
 from .vm import claim, kernel
 
 
-def paged(load: Any, element: int, scores4: Any, scores1: Any, *, own: bool = False) -> Any:
+def paged(load: Any, element: int, scores: Any, scores1: Any, *, own: bool = False) -> Any:
     """A function that adds a page to partial results. own: for rows that stand in the page alone;
     others get nothing of it."""
-    values4, values1 = value_products(load, element)
+    values, values1 = value_products(load, element)
 
     @njit(error_model="numpy")
     def page(
         q: int, positions: int, share: int, r0: int, rows: int, base: int, window: int, k: int,
-        v: int, size: int, cap: float, part: int, step: int, scores: int, next_k: int, next_v: int,
+        v: int, size: int, cap: float, part: int, step: int, room: int, next_k: int, next_v: int,
     ) -> None:  # fmt: skip
-        """Query rows r0 .. r0 + rows (at most four) of a tile over one page, into their partials.
+        """Query rows r0 .. r0 + rows (at most SPAN) of a tile over one page, into their partials.
 
         q float32 [n * share, D]; row r is token r // share. Rows past the tile's last are computed
-        with the others and never read.
+        with the others and never read. room: 256 bytes of scratch a row.
         """
         padded = (size + 15) // 16 * 16
         low = ld_i32(positions + 4 * (r0 // share))
@@ -60,14 +61,14 @@ def paged(load: Any, element: int, scores4: Any, scores1: Any, *, own: bool = Fa
             return
         mine = q + r0 * size * 4
         if rows > 1:
-            scores4(mine, size * 4, k, size, scores, next_k, next_v)
+            scores(mine, size * 4, rows, k, size, room, next_k, next_v)
         else:
-            scores1(mine, k, size, scores)
+            scores1(mine, k, size, room)
         for r in range(rows):
             position = ld_i32(positions + 4 * ((r0 + r) // share))
             last = min(position - base, PAGE - 1)
             first = max(0, position - window + 1 - base) if window > 0 else 0
-            row = scores + 256 * r
+            row = room + 256 * r
             if last < 0 or first >= PAGE or (own and position - base >= PAGE):
                 zero_scores(row)
                 continue
@@ -75,9 +76,9 @@ def paged(load: Any, element: int, scores4: Any, scores1: Any, *, own: bool = Fa
         count = min(high - base, PAGE - 1) + 1
         out = part + r0 * step + 64
         if rows > 1:
-            values4(scores, v, padded, count, out, step)
+            values(room, v, rows, padded, count, out, step)
         else:
-            values1(scores, v, padded, count, out)
+            values1(room, v, padded, count, out)
 
     return page
 
@@ -98,12 +99,18 @@ def prepare(ins: int, t0: int, n: int, g: int, part: int, mine: int) -> None:
             st_f32(mine + (r * size + d) * 4, ld_f32(at + 4 * d))
 
 
+@njit(error_model="numpy")
+def _room(size: int) -> int:
+    """Scores of SPAN rows, and what a tree's row needs."""
+    return 256 * SPAN
+
+
 def _segmented(page: Any, tree: Any, element: int) -> Any:
     @njit(error_model="numpy")
     def segment(ins: int, t0: int, n: int, g: int, which: int, part: int, scores: int) -> None:
         """n tokens' query heads of one kv head over one segment; partials [n][share] to part.
 
-        scores: 1024 bytes of scratch, followed by room for the tile's queries.
+        scores: `_room` bytes of scratch, followed by room for the tile's queries.
         """
         heads, groups = ld_i64(ins + ATTEND.heads), ld_i64(ins + ATTEND.kv_heads)
         size = ld_i64(ins + ATTEND.size)
@@ -112,7 +119,7 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
         k_page, v_page = ld_i64(ins + ATTEND.k_page), ld_i64(ins + ATTEND.v_page)
         share, padded = heads // groups, (size + 15) // 16 * 16
         step, rows = 64 + 4 * padded, n * share
-        mine = scores + 1024
+        mine = scores + _room(size)
         prepare(ins, t0, n, g, part, mine)
         table = ld_i64(ld_i64(ins + ATTEND.tables) + 8 * t0)
         positions = ld_i64(ins + ATTEND.places) + 4 * t0
@@ -133,14 +140,16 @@ def _segmented(page: Any, tree: Any, element: int) -> Any:
             entry = ld_i32(table + 4 * index)
             k = k_pool + entry * k_page + g * PAGE * size * element
             v = v_pool + entry * v_page + g * PAGE * padded * element
-            next_k, next_v = k, v
-            if (index + 1) * PAGE <= newest:
-                entry = ld_i32(table + 4 * index + 4)
-                next_k = k_pool + entry * k_page + g * PAGE * size * element
-                next_v = v_pool + entry * v_page + g * PAGE * padded * element
-            for r0 in range(0, rows, 4):
+            # asked for on the way: the page behind, or the next head's first one
+            behind, head = index + 1, g
+            if behind * PAGE > newest:
+                behind, head = start, min(g + 1, groups - 1)
+            entry = ld_i32(table + 4 * behind)
+            next_k = k_pool + entry * k_page + head * PAGE * size * element
+            next_v = v_pool + entry * v_page + head * PAGE * padded * element
+            for r0 in range(0, rows, SPAN):
                 page(
-                    mine, positions, share, r0, min(4, rows - r0), index * PAGE, window, k, v,
+                    mine, positions, share, r0, min(SPAN, rows - r0), index * PAGE, window, k, v,
                     size, cap, part, step, scores, next_k, next_v,
                 )  # fmt: skip
                 next_k, next_v = k, v
@@ -229,15 +238,10 @@ def attended(segment: Any, before: Any) -> Any:
     return run
 
 
-@njit(error_model="numpy")
-def _room(size: int) -> int:
-    return 1024
-
-
 def _floats(load: Any, element: int) -> Any:
-    scores4, scores1 = key_products(load, element)
+    scores, scores1 = key_products(load, element)
     tree = tree_page(scores1, load, element)
-    page = paged(load, element, scores4, scores1)
+    page = paged(load, element, scores, scores1)
     return attended(_segmented(page, tree, element), _room)
 
 

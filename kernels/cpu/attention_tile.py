@@ -10,17 +10,21 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import bcast_f32, f32, fma, load_f32, prefetch, splat, store_f32
+from ..simd import bcast_f32, f32, fma, load_f16, load_f32, prefetch, splat, store_f32
+from ..simd_page_tiles import HAS_PAGE_TILES, score_tile, value_tile
 
 
 @cache
 def key_products(load: Any, element: int) -> tuple[Any, Any]:
-    """Scores of four rows and of one, for one cache element type: load widens 16 elements of
-    `element` bytes."""
+    """Scores of up to SPAN rows (`_several_scores`) and of one, for one cache element type: load
+    widens 16 elements of `element` bytes."""
 
     @njit(error_model="numpy")
-    def scores4(q: int, step: int, k: int, size: int, out: int, next_k: int, next_v: int) -> None:
-        """Four query rows, `step` bytes apart, times 64 keys; float32 [4][64] to out.
+    def scores4(
+        q: int, step: int, rows: int, k: int, size: int, out: int, next_k: int, next_v: int
+    ) -> None:
+        """Four query rows, `step` bytes apart, times 64 keys; float32 [4][64] to out. rows: how
+        many of them are wanted.
 
         next_k, next_v: the page that follows, asked for on the way (pages of one head lie apart,
         so the hardware's prefetchers lose the stream at each).
@@ -57,12 +61,38 @@ def key_products(load: Any, element: int) -> tuple[Any, Any]:
         store_f32(out + 128, a2)
         store_f32(out + 192, a3)
 
-    return scores4, scores1
+    return _several_scores(load is load_f16) if HAS_PAGE_TILES else scores4, scores1
+
+
+def _several_scores(half: bool) -> Any:
+    """`scores4` for up to eight rows; those past `rows` that it writes are of no use."""
+    two, four = score_tile(2, 4, half=half), score_tile(4, 2, half=half)
+    six, eight = score_tile(6, 2, half=half), score_tile(8, 2, half=half)
+    element = 2 if half else 4
+
+    @njit(error_model="numpy")
+    def scores(
+        q: int, step: int, rows: int, k: int, size: int, out: int, next_k: int, next_v: int
+    ) -> None:
+        line = size * 64
+        if rows <= 2:
+            two(q, step, k, size, out, next_k, line)
+            return
+        for c in range(2):
+            keys, to, ahead = k + c * line * element // 2, out + 128 * c, next_v if c else next_k
+            if rows <= 4:
+                four(q, step, keys, size, to, ahead, line)
+            elif rows <= 6:
+                six(q, step, keys, size, to, ahead, line)
+            else:
+                eight(q, step, keys, size, to, ahead, line)
+
+    return scores
 
 
 @cache
 def value_products(load: Any, element: int) -> tuple[Any, Any]:
-    """Weighted sums of four rows and of one, as `key_products`."""
+    """Weighted sums of up to SPAN rows and of one, as `key_products`."""
 
     @njit(error_model="numpy")
     def strip(w: int, v: int, padded: int, d: int, count: int, out: int) -> None:
@@ -73,8 +103,9 @@ def value_products(load: Any, element: int) -> tuple[Any, Any]:
         store_f32(out + 4 * d, a)
 
     @njit(error_model="numpy")
-    def values4(w: int, v: int, padded: int, count: int, out: int, step: int) -> None:
-        """Add weights [4][64] times values [count][padded] to four rows of out, `step` apart."""
+    def values4(w: int, v: int, rows: int, padded: int, count: int, out: int, step: int) -> None:
+        """Add weights [4][64] times values [count][padded] to four rows of out, `step` apart.
+        rows: how many of them are wanted."""
         for d in range(0, padded - 31, 32):
             at = out + 4 * d
             a0, b0 = load_f32(at), load_f32(at + 64)
@@ -108,4 +139,53 @@ def value_products(load: Any, element: int) -> tuple[Any, Any]:
         for d in range(0, padded, 16):
             strip(w, v, padded, d, count, out)
 
-    return values4, values1
+    return _several_values(load is load_f16) if HAS_PAGE_TILES else (values4, values1)
+
+
+def _several_values(half: bool) -> tuple[Any, Any]:
+    """`values4` for up to eight rows, and `values1`."""
+    one, two, four = (value_tile(rows, 4, half=half) for rows in (1, 2, 4))
+    six, eight = value_tile(6, 2, half=half), value_tile(8, 2, half=half)
+    one_strip, two_strip, four_strip = (value_tile(rows, 1, half=half) for rows in (1, 2, 4))
+    six_strip, eight_strip = value_tile(6, 1, half=half), value_tile(8, 1, half=half)
+    element = 2 if half else 4
+
+    @njit(error_model="numpy")
+    def wide(w: int, v: int, rows: int, padded: int, count: int, out: int, step: int) -> int:
+        """The columns that fill tiles; returns where the others begin."""
+        apart, tile = padded * element, 64 if rows <= 4 else 32
+        for d in range(0, padded - tile + 1, tile):
+            at, to = v + d * element, out + 4 * d
+            if rows == 1:
+                one(w, at, apart, count, to, step)
+            elif rows <= 2:
+                two(w, at, apart, count, to, step)
+            elif rows <= 4:
+                four(w, at, apart, count, to, step)
+            elif rows <= 6:
+                six(w, at, apart, count, to, step)
+            else:
+                eight(w, at, apart, count, to, step)
+        return padded - padded % tile
+
+    @njit(error_model="numpy")
+    def values(w: int, v: int, rows: int, padded: int, count: int, out: int, step: int) -> None:
+        apart = padded * element
+        for d in range(wide(w, v, rows, padded, count, out, step), padded, 16):
+            at, to = v + d * element, out + 4 * d
+            if rows == 1:
+                one_strip(w, at, apart, count, to, step)
+            elif rows <= 2:
+                two_strip(w, at, apart, count, to, step)
+            elif rows <= 4:
+                four_strip(w, at, apart, count, to, step)
+            elif rows <= 6:
+                six_strip(w, at, apart, count, to, step)
+            else:
+                eight_strip(w, at, apart, count, to, step)
+
+    @njit(error_model="numpy")
+    def values1(w: int, v: int, padded: int, count: int, out: int) -> None:
+        values(w, v, 1, padded, count, out, 0)
+
+    return values, values1

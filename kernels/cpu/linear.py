@@ -353,8 +353,8 @@ def quantized_gated(row_kernel: Any, wide_kernel: Any, block_bytes: int, head: i
     return run
 
 
-wide_int4 = wide_tile(4, tile_int4, INT4_BYTES, FEW)
-wide_int8 = wide_tile(8, tile_int8, INT8_BYTES, FEW)
+wide_int4 = wide_tile(4, tile_int4, INT4_BYTES, AHEAD)
+wide_int8 = wide_tile(8, tile_int8, INT8_BYTES, AHEAD)
 _int4 = quantized(row_int4, tile_int4, wide_int4, INT4_BYTES)
 _int8 = quantized(row_int8, tile_int8, wide_int8, INT8_BYTES)
 _int4_gated = quantized_gated(row_int4, wide_int4, INT4_BYTES)

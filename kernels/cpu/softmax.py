@@ -6,6 +6,8 @@ values [DP], all float32. Everything here works on one row at a time, in a fixed
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit
 
 from .. import simd
@@ -85,7 +87,9 @@ def update(scores: int, row: int, padded: int, first: int, last: int, cap: float
     """Online softmax of one row's scores: weights in place, its partial result rescaled."""
     before = ld_f32(row)
     m, total = _softmax(scores, before, first, last, cap)
-    keep = _exp1(f32(before - f32(m)))
+    keep: Any = f32(1.0)
+    if before != m:
+        keep = _exp1(f32(before - f32(m)))
     st_f32(row, f32(m))
     st_f32(row + 4, f32(f32(ld_f32(row + 4) * keep) + total))
     if keep != f32(1.0):

@@ -148,6 +148,32 @@ def test_sequences_of_one_step_do_not_touch_each_other(
         state.close()
 
 
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(3, 3, 16), (4, 2, 80), (7, 1, 48), (6, 2, 64)]
+)
+def test_rows_of_any_heads_have_the_bits_of_single_ones(
+    heads: int, kv_heads: int, size: int, bits: int, kernel_folder: Path
+) -> None:
+    """A page is read for several query rows at once, the heads of a group by the step's rows."""
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": size}
+    graph = tiny_graph(quant="int4", layers=1, **shape)
+    session = CpuSession(
+        graph, tiny_weights(graph, seed=3), threads=1, kv_bits=bits, cache=kernel_folder
+    )
+    tokens = TOKENS[:100] % vocab_size(graph)
+    expected = logits(session, tokens, [1] * len(tokens))
+    for depth in (0, 60, 84):  # in a page, across the end of one, behind it
+        for rows in range(2, 12):
+            state = session.new_state()
+            for start in range(0, depth, 30):
+                feed(state, session, tokens[start : min(start + 30, depth)])
+            got = feed(state, session, tokens[depth : depth + rows])
+            state.close()
+            assert same_bits(expected[depth : depth + rows], got), (depth, rows)
+    session.close()
+
+
 @pytest.mark.parametrize("window", [0, 1, 63, 64, 65, 256, 257, 500])
 def test_windows_and_segments_against_numpy(window: int, kernel_folder: Path) -> None:
     graph = tiny_graph(quant="f32", context=CONTEXT, window=window)

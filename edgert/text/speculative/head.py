@@ -267,17 +267,23 @@ def _lookup(graph: Any, weights: Mapping[str, Any]) -> Lookup:
 
     known: dict[int, F32] = {}
 
-    def rows(tokens: NDArray[np.int32]) -> F32:
-        """Of one token, as all but the first guess want, the very array of last time."""
-        token = int(tokens[0]) if len(tokens) == 1 else -1
-        found: F32 | None = known.get(token)
+    def row(token: int) -> F32:
+        """The very array of last time, [1, C]."""
+        found = known.get(token)
         if found is None:
-            found = looked_up([tokens], held, attrs)
+            found = looked_up([np.array([token], np.int32)], held, attrs)
             if len(known) == LOOKED_UP:
                 known.clear()
-            if token >= 0:
-                known[token] = found
+            known[token] = found
         return found
+
+    def rows(tokens: NDArray[np.int32]) -> F32:
+        if len(tokens) == 1:
+            return row(int(tokens[0]))
+        if len(tokens) <= USUAL:
+            return np.concatenate([row(token) for token in tokens.tolist()])
+        made: F32 = looked_up([tokens], held, attrs)
+        return made
 
     return rows
 
