@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgert.converters.families import deepseek_v2, minicpm3
 from edgert.kernels.states import BorrowedState, LatentState
 
 from edgert.bundle.describe import cache_per_token
 from edgert.errors import BundleError, DeviceError
 from edgert.forecast.memory import cache_bytes
+from edgert.forecast.work import lowered, works
 from edgert.graph import Graph, Node, Value, Weight
 from edgert.session.base import Feed, Session
 from edgert.session.cpu import CpuSession
@@ -19,6 +21,7 @@ from edgert.session.pages import page_bytes
 from edgert.session.reference import ReferenceSession
 
 from ..closeness import assert_close
+from ..converters.expert_cases import CONFIGS
 from . import toy
 from .test_toy_graphs import EXACT, EXECUTORS, TOKENS, TREE, Opener, _chains, feed
 
@@ -129,6 +132,24 @@ def test_a_token_takes_one_row_a_layer() -> None:
     state.commit(64)
     assert state.nbytes == 64 * cache_per_token(graph)
     session.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "layers", "rank", "turning"),
+    [("DeepSeek-V2-Lite", deepseek_v2, 27, 512, 64), ("MiniCPM3-4B", minicpm3, 62, 256, 32)],
+)
+def test_published_models_keep_rank_and_rotary_part(
+    name: str, family: Any, layers: int, rank: int, turning: int
+) -> None:
+    faults: list[str] = []
+    graph = family.build(CONFIGS[name], faults).graph
+    assert not faults
+    assert cache_per_token(graph) == layers * (rank + turning) * 2
+    reads = sum(work.cache for work in works(lowered(graph, kv_bits=16)))
+    assert reads == cache_per_token(graph)
+    looks = sum(work.look_ops for work in works(lowered(graph, kv_bits=16)))
+    heads = CONFIGS[name]["num_attention_heads"]
+    assert looks == layers * heads * 2 * (2 * rank + turning)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
