@@ -8,6 +8,8 @@ from ..kernels import onnx_tools as tools
 from ..kernels.encodings import ENCODINGS
 from ..session.onnx_io import Variant
 
+_DEQUANTIZED = {"conv2d": "weight", "experts": "down", "head_linear": "weight"}  # slots by op
+
 
 def check_encodings(graph: Graph, variant: Variant) -> None:
     """ConvertError for weights whose stored bytes are nothing that ONNX can read."""
@@ -46,7 +48,10 @@ def _unfit(graph: Graph, name: str, variant: Variant) -> str:
             return "an embedding in ONNX is not sparse"
         return "an embedding in ONNX has codes of 4 or 8 bits without zero points"
     values = any(
-        name == node.weights.get({"conv2d": "weight", "experts": "down"}.get(node.op, ""))
+        name
+        == node.weights.get(
+            {"conv2d": "weight", "experts": "down", "head_linear": "weight"}.get(node.op, "")
+        )
         for node in graph.nodes
     )
     if not (variant.standard or values) or row.dense:

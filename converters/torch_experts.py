@@ -71,6 +71,19 @@ def _latent_heads(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     return torch.cat([q, keys.flatten(-2), values.flatten(-2)], dim=-1)
 
 
+def _latent_rows(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    turning, still, key, latent = inputs
+    apart = [x.reshape(*x.shape[:-1], attrs["heads"], -1) for x in (turning, still)]
+    return torch.cat([torch.cat(apart, dim=-1).flatten(-2), key, latent], dim=-1)
+
+
+def _head_linear(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
+    (x,), matrix, heads = inputs, w["weight"], attrs["heads"]
+    rows = x.reshape(*x.shape[:-1], heads, 1, -1)
+    made: Tensor = rows @ matrix.reshape(heads, -1, matrix.shape[1]).transpose(1, 2)
+    return made.flatten(-3)
+
+
 def _first_columns(inputs: tuple[Tensor, ...], w: Slots, attrs: Attrs) -> Tensor:
     (x,) = inputs
     parts = x.reshape(*x.shape[:-1], -1, attrs["size"])
@@ -81,4 +94,6 @@ EXPERTS: dict[str, Callable[[tuple[Tensor, ...], Slots, Attrs], Tensor]] = {
     "experts": experts,
     "latent_heads": _latent_heads,
     "first_columns": _first_columns,
+    "latent_rows": _latent_rows,
+    "head_linear": _head_linear,
 }

@@ -25,7 +25,7 @@ from ..kernels.attention_lower import axes_of
 from ..kernels.encodings import dequantize
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
-from ..kernels.states import BorrowedState, KVState
+from ..kernels.states import BorrowedState, KVState, LatentState
 from ..roles import row_input, token_input
 from .torch_experts import EXPERTS
 from .torch_grid import GRIDS
@@ -176,8 +176,14 @@ def _prepared(x: Tensor, norm: str, w: Slots, attrs: Attrs, positions: Tensor | 
 def _attention(
     x: Tensor, w: Slots, attrs: Attrs, positions: Tensor | None, own: Packed | None
 ) -> tuple[Tensor, Cache]:
-    """Rows [q | k | v] -> attended rows and the cache they make."""
-    q, k, v = heads_of(x, w, attrs, positions)
+    """Rows [q | k | v], or [q | k], -> attended rows and the cache they make."""
+    if attrs["values"]:  # the last channels of keys
+        rows = x.view(*x.shape[:2], attrs["heads"] + 1, -1)
+        rows = _rotated(rows, w, attrs, positions)
+        q, k = rows[:, :-1], rows[:, -1:]
+        v = k[..., -attrs["values"] :]
+    else:
+        q, k, v = heads_of(x, w, attrs, positions)
     cache = Cache(k, v)
     return _attend(q, cache, attrs, w.get("sinks"), own), cache
 
@@ -325,7 +331,7 @@ class TorchGraph:
                 made = _shared_attention(reads[0], slots, attrs, positions, cache, own)
             elif isinstance(state, KVState) and attend is not None:
                 made = attend(node, reads[0], slots, attrs)
-            elif isinstance(state, KVState):
+            elif isinstance(state, KVState | LatentState):
                 made, cache = _attention(reads[0], slots, attrs, positions, own)
                 caches[node.state] = cache
             elif node.op == "linear_attention":

@@ -18,6 +18,9 @@ rope_long_scale.
 With `sinks` a head's softmax has one term more, e^sink, that no value belongs to
 (arXiv 2309.17453, as gpt-oss learns it).
 
+With `values` > 0 (latent attention, arXiv 2405.04434) a key's last channels are its values, as many
+as that says, and rows are [q | k]: one key of D for all heads, y of H * values.
+
 A token sees itself and what came before it, the last `window` of them (0: all). In a tree it sees
 its ancestors.
 
@@ -160,12 +163,14 @@ def attend(
 
 
 def _attended(q: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows) -> F32:
-    """Queries float32 [T, H, D] of all sequences -> rows [T, H * D]."""
-    out = np.empty_like(q)
+    """Queries float32 [T, H, D] of all sequences -> rows [T, H * D], or H * `values`."""
+    inside = attrs.get("values", 0)
+    out = np.empty((*q.shape[:2], inside or q.shape[2]), np.float32)
     for index in np.unique(kv.sequence):
         mine = kv.sequence == index
         seen = kv.seen(index, attrs["window"])
-        keys, values = kv.keys[index], kv.values[index]
+        keys = kv.keys[index]
+        values = keys[..., -inside:] if inside else kv.values[index]
         out[mine] = attend(q[mine], keys, values, seen, attrs, weights.get("sinks"))
     return out.reshape(len(out), -1)
 
@@ -173,12 +178,13 @@ def _attended(q: F32, weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: 
 def attention(
     inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any], kv: KVRows
 ) -> F32:
-    """qkv float32 [T, (H + 2G) * D] -> float32 [T, H * D]; extends `kv`."""
+    """qkv float32 [T, (H + 2G) * D] -> float32 [T, H * D]; extends `kv`. With `values`: [T, (H + 1)
+    * D] -> [T, H * values], and no values are appended."""
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
-    rows = inputs[0].reshape(len(inputs[0]), heads + 2 * groups, size)
+    rows = inputs[0].reshape(len(inputs[0]), -1, size)
     q, k, v = np.split(rows, [heads, heads + groups], axis=1)
     q, k = _prepared(q, "q_norm", weights, attrs, kv), _prepared(k, "k_norm", weights, attrs, kv)
-    kv.append(k, v)
+    kv.append(k, k[..., :0] if attrs["values"] else v)
     return _attended(q, weights, attrs, kv)
 
 

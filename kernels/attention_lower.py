@@ -24,6 +24,7 @@ ROPE_TABLE = operands(
 # slots: int32 a row, where its key goes. tables: int64
 # a row, address of its sequence's page table. k_page, v_page: bytes of a page. fresh: where pages
 # are coded, int32 a page, the page of float16 that its last tokens are written to; else 0.
+# values: 0 where keys are stored as rows, for their channels are the values, too.
 APPEND = operands(
     "qkv", "stride", "heads", "kv_heads", "size", "rope", "half", "q_norm", "k_norm", "eps",
     "norm_last", "scale", "slots", "tables", "keys", "values", "k_page", "v_page", "element_bytes",
@@ -40,12 +41,15 @@ CODE_PAGE = operands(
 # segments that threads share. counters: int64 a tile and kv head. The scratch bytes of a thread
 # stand in the word before the scratch. sinks: float32 a head, 0 for none. fresh, ...: as
 # `CODE_PAGE` has them, 0 without codes.
+# skip: of keys that are values, too, the channels that are none. y's heads have size - skip.
 ATTEND = operands(
     "q", "q_stride", "heads", "kv_heads", "size", "window", "softcap", "slots", "places",
     "visible", "tables", "keys", "values", "k_page", "v_page", "y", "y_stride", "tiles",
     "partials", "counters", "scratch", "ctrl", "fresh", "fresh_keys", "fresh_values", "sinks",
+    "skip",
 )  # fmt: skip
 
+MOST_SHARING = 8  # query heads that a thread takes together, where all heads share one key
 ELEMENTS = {32: "f32", 16: "f16", 8: "int8", 4: "int4"}  # bits of a cache -> its kernel's name
 
 
@@ -129,6 +133,9 @@ def _code(b: Builder, attrs: dict[str, Any], pages: Pages, fresh: Pages, queries
 def _attend(b: Builder, node: Any, attrs: dict[str, Any], queries: str) -> None:
     y, pages = b.floats(node.output), b.pages(node.state)
     heads, groups, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+    inside = attrs.get("values", 0)
+    if inside:  # all heads read one key: groups of them are for threads to share
+        groups = heads // max(n for n in range(1, MOST_SHARING + 1) if heads % n == 0)
     rows = TILE_TOKENS * (heads // groups) + 3
     tile = rows * (64 + 4 * (-(-size // 16) * 16))
     b.scratch(2048 + max(1024, -(-size // 16) * 256) + rows * size * 4 + 2 * tile)
@@ -143,9 +150,10 @@ def _attend(b: Builder, node: Any, attrs: dict[str, Any], queries: str) -> None:
         "counters": "@counters", "scratch": "@scratch", "ctrl": "@ctrl",
         "fresh": "@fresh" if fresh else "", "fresh_keys": fresh.keys if fresh else "",
         "fresh_values": fresh.values if fresh else "",
-        "sinks": weight(node, "sinks"),
+        "sinks": weight(node, "sinks"), "skip": size - inside if inside else 0,
     }  # fmt: skip
-    b.step(f"attend_{ELEMENTS[pages.bits]}", ATTEND, y, [queries], words)
+    kind = "attend_latent" if inside else "attend"
+    b.step(f"{kind}_{ELEMENTS[pages.bits]}", ATTEND, y, [queries], words)
 
 
 def lower_attention(b: Builder, node: Any) -> None:

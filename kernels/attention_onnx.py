@@ -6,7 +6,8 @@ Three styles, decided a node (`style`):
     rotary  RotaryEmbedding on q and k, then GroupQueryAttention (head sizes and rotary widths that
             the rotary of GroupQueryAttention refuses)
     plain   standard ops: the standard dialect, head sizes that are no multiple of 8, rotary axes,
-            sinks, and shared_attention everywhere (GroupQueryAttention wants new keys)
+            sinks, values inside keys, and shared_attention everywhere (GroupQueryAttention wants
+            new keys)
 
 Keys and values of the first two live in buffers [B, G, P, D] that are past and present at once (the
 session binds one buffer to both). `plain` reads past buffers and a mask made by the session, and
@@ -38,7 +39,7 @@ from .onnx_tools import MICROSOFT, Body, Call, EmitContext, Signature
 def style(attrs: Mapping[str, Any], pairs: int, *, standard: bool) -> str:
     """How an attention with `pairs` rotary pairs a head is emitted: gqa, rotary or plain."""
     size = attrs["head_dim"]
-    if standard or size % 8 or attrs["rope_axes"]:
+    if standard or size % 8 or attrs["rope_axes"] or attrs.get("values"):
         return "plain"
     inside = size % 16 == 0 and pairs % 8 == 0 and not attrs["norm_last"]
     return "gqa" if not pairs or inside else "rotary"
@@ -89,7 +90,7 @@ def ports(call: Call, dialect: Dialect) -> NodePorts:
             _cache_port(f"{made}_{kv}.{call.state}", rows, sizes, dialect),
             how != "plain",
         )
-        for kv in ("key", "value")
+        for kv in ("key", "value")[: 1 if sizes.get("values") else 2]
     )
     turned_inside = how == "gqa" and _pairs(call) > 0
     return NodePorts(tuple(inputs), memory, positions=not turned_inside, trees=how == "plain")
@@ -176,8 +177,11 @@ def _with_heads(call: Call, q: str, k: str) -> tuple[tuple[str, int], tuple[str,
 
 
 def _split(ctx: EmitContext, call: Call) -> list[str]:
-    """q, k, v as [B, S, heads * D]."""
+    """q, k, v as [B, S, heads * D]; q and k alone where values are inside keys."""
     size, heads, groups = (call.attrs[key] for key in ("head_dim", "heads", "kv_heads"))
+    if call.attrs["values"]:
+        widths = ctx.ints(heads * size, size)
+        return ctx.ops("Split", [call.inputs[0], widths], [None, None], axis=-1)
     widths = ctx.ints(heads * size, groups * size, groups * size)
     return ctx.ops("Split", [call.inputs[0], widths], [None, None, None], axis=-1)
 
@@ -255,15 +259,20 @@ def heads_apart(
 
 def _plain(ctx: EmitContext, call: Call) -> None:
     groups, state = call.attrs["kv_heads"], call.state
-    q, k, v = _split(ctx, call)
+    q, k, *v = _split(ctx, call)
     tables = rope_inputs(ctx, call)
     q = heads_apart(ctx, call, q, call.attrs["heads"], "q_norm", tables)
     k = heads_apart(ctx, call, k, groups, "k_norm", tables)
-    v = ctx.op("Reshape", [v, ctx.ints(0, 0, groups, call.attrs["head_dim"])])
     k = ctx.op("Transpose", [k], f"new_key.{state}", perm=[0, 2, 1, 3])
-    v = ctx.op("Transpose", [v], f"new_value.{state}", perm=[0, 2, 1, 3])
     keys = ctx.op("Concat", [f"past_key.{state}", k], axis=2)  # [B, G, P + S, D]
-    values = ctx.op("Concat", [f"past_value.{state}", v], axis=2)
+    if v:
+        rows = ctx.op("Reshape", [v[0], ctx.ints(0, 0, groups, call.attrs["head_dim"])])
+        rows = ctx.op("Transpose", [rows], f"new_value.{state}", perm=[0, 2, 1, 3])
+        values = ctx.op("Concat", [f"past_value.{state}", rows], axis=2)
+    else:
+        size, inside = call.attrs["head_dim"], call.attrs["values"]
+        ends = ctx.ints(size - inside), ctx.ints(size), ctx.ints(3)
+        values = ctx.op("Slice", [keys, *ends])
     ctx.caches[state] = keys, values
     _attended(ctx, call, q, "mask")
 
@@ -280,6 +289,7 @@ def _attended(ctx: EmitContext, call: Call, q: str, mask: str) -> None:
     """q [B, S, H, D] over the cache of the node's state, or of its lender's."""
     attrs = call.attrs
     size, heads, groups = (attrs[key] for key in ("head_dim", "heads", "kv_heads"))
+    width = attrs.get("values") or size
     keys, values = ctx.caches[(call.lender or call).state]
     swap = [0, 2, 1, 3]
     q = ctx.op("Transpose", [ctx.op("Mul", [q, ctx.scalar(attrs["scale"])])], perm=swap)
@@ -292,9 +302,9 @@ def _attended(ctx: EmitContext, call: Call, q: str, mask: str) -> None:
     scores = ctx.op("Add", [scores, f"{mask}.{attrs['window']}"])
     shares = _shares(ctx, call, scores)
     shares = ctx.op("Reshape", [shares, ctx.ints(0, groups, -1, 0)])
-    y = ctx.op("Reshape", [ctx.op("MatMul", [shares, values]), ctx.ints(0, heads, -1, size)])
+    y = ctx.op("Reshape", [ctx.op("MatMul", [shares, values]), ctx.ints(0, heads, -1, width)])
     y = ctx.op("Transpose", [y], perm=swap)
-    ctx.op("Reshape", [y, ctx.ints(0, 0, heads * size)], call.output)
+    ctx.op("Reshape", [y, ctx.ints(0, 0, heads * width)], call.output)
 
 
 def _shares(ctx: EmitContext, call: Call, scores: str) -> str:

@@ -59,7 +59,8 @@ EXPERTS = operands(
 )  # fmt: skip
 MIX = operands("parts", "stride", "active", "choices", "choice_stride", "y", "residual")
 
-__all__ = ["EACH", "EXPERTS", "LOWER", "MIX", "ONNX", "PLAN", "REFERENCE", "ROUTE", "picked"]
+__all__ = ["EACH", "EXPERTS", "LOWER", "MIX", "ONNX", "PLAN", "REFERENCE", "ROUTE", "picked",
+           "planned", "stacked_product"]  # fmt: skip
 
 
 def picked(logits: F32, attrs: Mapping[str, Any]) -> tuple[NDArray[np.int64], F32]:
@@ -120,8 +121,8 @@ def lower_experts(b: Builder, node: Any) -> None:
         "ctrl": "@ctrl", "past": int(isa.reads_past_caches()), "act": ACTS[attrs["act"]],
         "limit": attrs["limit"], "shift": attrs["shift"],
     }  # fmt: skip
-    _product(b, node, "gate_up", x, b.stride(x), active, hidden, words)
-    _product(b, node, "down", hidden, stride_of(width), 1, parts, words)
+    stacked_product(b, node, "gate_up", x, b.stride(x), active, hidden, words)
+    stacked_product(b, node, "down", hidden, stride_of(width), 1, parts, words)
     reader = b.only_reader(node.output)
     y, residual = node.output, ""
     if reader is not None and reader.op == "add":
@@ -142,29 +143,40 @@ def lower_experts(b: Builder, node: Any) -> None:
 
 def _routed(b: Builder, node: Any, logits: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
     """The picks of each row, and which rows go to which expert."""
-    choices, plan, count = f"{node.output}#choices", f"{node.output}#plan", attrs["experts"]
-    active, rows = attrs["active"], b.rows(logits)
+    by: dict[str, Word] = {"experts": attrs["experts"], "normalised": int(attrs["normalised"])}
+    by |= {"active": attrs["active"], "scale": attrs["scale"]}
+    where = logits, b.stride(logits)
+    return planned(b, node.output, b.rows(logits), where, by)
+
+
+def planned(
+    b: Builder, name: str, rows: str, logits: tuple[str, int], by: Mapping[str, Word]
+) -> tuple[str, str]:
+    """`_routed` of logits that lie so many bytes apart, 0 for one row of a constant. by: experts,
+    active, normalised, scale."""
+    choices, plan = f"{name}#choices", f"{name}#plan"
+    count, active = int(by["experts"]), int(by["active"])
     b.buffer(choices, rows, -(-12 * active // 64) * 64)
     b.buffer(plan, rows, 8 * active, more=8 * (2 * count + 2))
     b.scratch(8 * count)
     words: dict[str, Word] = {
-        "logits": logits, "stride": b.stride(logits), "experts": count, "active": active,
-        "normalised": int(attrs["normalised"]), "scale": attrs["scale"], "choices": choices,
+        **by, "logits": logits[0], "stride": logits[1], "choices": choices,
         "choice_stride": b.stride(choices), "scratch": "@scratch",
         "scratch_bytes": "@scratch_bytes",
     }  # fmt: skip
-    b.step("route", ROUTE, choices, [logits], words, rows=rows)
+    b.step("route", ROUTE, choices, [logits[0]] if logits[1] else [], words, rows=rows)
     keep = ("choices", "choice_stride", "experts", "active")
     words = {**{name: words[name] for name in keep}, "plan": plan}
     b.step("plan_experts", PLAN, plan, [choices], words, rows=rows)
     return choices, plan
 
 
-def _product(
+def stacked_product(
     b: Builder, node: Any, slot: str, x: str, stride: int, each: int, y: str,
     words: Mapping[str, Word],
 ) -> None:  # fmt: skip
-    """gate_up with its activation, or down, for every pick. x: float rows, `stride` bytes apart."""
+    """gate_up with its activation, or another matrix, for every pick. x: float rows, `stride` bytes
+    apart."""
     matrix, gated, rows = node.weights[slot], slot == "gate_up", b.rows(node.inputs[0])
     encoding, (n, depth) = b.encoding(matrix), b.weight_shape(matrix)
     outputs, coded = n // int(words["experts"]), encoding.offset is not None

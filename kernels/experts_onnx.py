@@ -32,7 +32,7 @@ def _shares(ctx: EmitContext, logits: str, call: Call) -> str:
     return ctx.op("ReduceSum", [spread, ctx.ints(-2)], keepdims=0)
 
 
-def _values(ctx: EmitContext, call: Call, slot: str) -> str:
+def values_of(ctx: EmitContext, call: Call, slot: str) -> str:
     """A stacked matrix in the activations' dtype."""
     w = call.weights[slot]
     if ENCODINGS[w.encoding].dense:
@@ -70,7 +70,7 @@ def emit_experts(ctx: EmitContext, call: Call) -> None:
     hidden = _hidden(ctx, call, width)
     weighted = ctx.op("Mul", [hidden, ctx.op("Unsqueeze", [shares, ctx.ints(-1)])])
     rows = ctx.op("Reshape", [weighted, ctx.ints(0, 0, count * width)])
-    stacked = ctx.op("Reshape", [_values(ctx, call, "down"), ctx.ints(count, columns, width)])
+    stacked = ctx.op("Reshape", [values_of(ctx, call, "down"), ctx.ints(count, columns, width)])
     turned = ctx.op("Transpose", [stacked], perm=[0, 2, 1])
     matrix = ctx.op("Reshape", [turned, ctx.ints(count * width, columns)])
     biased = "down_bias" in call.weights

@@ -1,7 +1,10 @@
-"""What latent attention needs besides attention: its rows as those of ordinary heads.
+"""What latent attention needs besides attention: its rows as those of ordinary heads, or as
+queries over latents.
 
 latent_heads   per token, with one key part for all heads (arXiv 2405.04434):
                q as it is | k_h = [shared, own_h] | v_h, padded with zeros to the size of a key
+latent_rows    per token, [turning_h, still_h] of each head's query | [key, latent]: rows of
+               `attention` whose keys' last channels are the values
 first_columns  of each part of `size` columns the first `keep`
 """
 
@@ -20,6 +23,10 @@ from .quant import F32
 LATENT_HEADS = operands(
     "q", "q_stride", "kv", "kv_stride", "shared", "shared_stride", "heads", "shared_width", "own",
     "value", "y", "y_stride",
+)  # fmt: skip
+LATENT_ROWS = operands(
+    "turning", "turning_stride", "still", "still_stride", "key", "key_stride", "latent",
+    "latent_stride", "heads", "shared", "rank", "y", "y_stride",
 )  # fmt: skip
 FIRST_COLUMNS = operands("x", "x_stride", "parts", "size", "keep", "y", "y_stride")
 
@@ -48,6 +55,25 @@ def first_columns(
     return parts[..., : attrs["keep"]].reshape(len(x), -1)
 
 
+def latent_rows(inputs: Sequence[F32], weights: Mapping[str, Any], attrs: Mapping[str, Any]) -> F32:
+    """turning float32 [T, H * R], still [T, H * C], key [T, R], latent [T, C] -> float32
+    [T, (H + 1) * (R + C)]. R: `shared`, C: `rank`."""
+    turning, still, key, latent = inputs
+    apart = (len(turning), attrs["heads"], -1)
+    queries = np.concatenate([turning.reshape(apart), still.reshape(apart)], axis=-1)
+    return np.concatenate([queries.reshape(len(turning), -1), key, latent], axis=1)
+
+
+def lower_latent_rows(b: Builder, node: Any) -> None:
+    """latent_rows by rows."""
+    y, attrs, slots = b.floats(node.output), b.attrs(node), ("turning", "still", "key", "latent")
+    words: dict[str, Word] = {key: attrs[key] for key in ("heads", "shared", "rank")}
+    for slot, x in zip(slots, node.inputs, strict=True):
+        words |= {slot: x, f"{slot}_stride": b.stride(x)}
+    words |= {"y": y, "y_stride": b.stride(y)}
+    b.step("latent_rows", LATENT_ROWS, y, list(node.inputs), words)
+
+
 def lower_latent_heads(b: Builder, node: Any) -> None:
     """latent_heads by rows."""
     (q, kv, shared), y, attrs = node.inputs, b.floats(node.output), b.attrs(node)
@@ -72,8 +98,11 @@ def lower_first_columns(b: Builder, node: Any) -> None:
 
 LOWER: dict[str, Lower] = {
     "latent_heads": lower_latent_heads, "first_columns": lower_first_columns,
+    "latent_rows": lower_latent_rows,
 }  # fmt: skip
-REFERENCE = {"latent_heads": latent_heads, "first_columns": first_columns}
+REFERENCE = {
+    "latent_heads": latent_heads, "first_columns": first_columns, "latent_rows": latent_rows,
+}  # fmt: skip
 
 
 def emit_latent_heads(ctx: EmitContext, call: Call) -> None:
@@ -102,4 +131,20 @@ def emit_first_columns(ctx: EmitContext, call: Call) -> None:
     ctx.op("Reshape", [kept, ctx.ints(0, 0, parts * keep)], call.output)
 
 
-ONNX = {"latent_heads": emit_latent_heads, "first_columns": emit_first_columns}
+def emit_latent_rows(ctx: EmitContext, call: Call) -> None:
+    """Concat by heads, and of rows."""
+    turning, still, key, latent = call.inputs
+    heads, shared, rank = (call.attrs[k] for k in ("heads", "shared", "rank"))
+    parts = [
+        ctx.op("Reshape", [x, ctx.ints(0, 0, heads, size)])
+        for x, size in ((turning, shared), (still, rank))
+    ]
+    rows = ctx.op("Concat", parts, axis=-1)
+    queries = ctx.op("Reshape", [rows, ctx.ints(0, 0, heads * (shared + rank))])
+    ctx.op("Concat", [queries, key, latent], call.output, axis=-1)
+
+
+ONNX = {
+    "latent_heads": emit_latent_heads, "first_columns": emit_first_columns,
+    "latent_rows": emit_latent_rows,
+}  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .op import Attr, Attrs, Op, Shape, need
-from .states import KVState, StateSpec
+from .states import KVState, LatentState, StateSpec
 
 Sizes = Mapping[str, tuple[int, ...]]
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # of gates
 STREAMS = 64  # that rows consist of, at most
+LANES = 16  # channels that kernels take at once
 
 
 def _embed(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs) -> Shape:
@@ -65,8 +66,20 @@ def _linear(inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], att
 def _attention(
     inputs: Sequence[Shape], weights: Mapping[str, tuple[int, ...]], attrs: Attrs
 ) -> Shape:
-    kv_heads = attrs["kv_heads"]
-    return _attended(inputs[0], attrs["heads"] + 2 * kv_heads, weights, attrs)
+    heads, kv_heads = attrs["heads"], attrs["kv_heads"]
+    if not attrs["values"]:
+        return _attended(inputs[0], heads + 2 * kv_heads, weights, attrs)
+    values, size = attrs["values"], attrs["head_dim"]
+    need(
+        0 < values < size and values % LANES == size % LANES == 0,
+        f"attention: values of {values} in keys of {size}, expected multiples of {LANES}",
+    )
+    odd = kv_heads != 1 or attrs["window"] or attrs["softcap"] or {"q_norm", "sinks"} & {*weights}
+    need(
+        not odd, "attention: values in keys go with one kv head, without window, cap, norms, sinks"
+    )
+    rows = _attended(inputs[0], heads + 1, weights, attrs)[0]
+    return (rows, heads * values)
 
 
 def _shared_attention(
@@ -134,6 +147,8 @@ def check_growth(op: str, weights: Sizes, attrs: Attrs) -> None:
 
 
 def _kv_state(attrs: Attrs) -> StateSpec:
+    if attrs.get("values"):
+        return LatentState(attrs["head_dim"])
     return KVState(attrs["kv_heads"], attrs["head_dim"], attrs["window"])
 
 
@@ -227,7 +242,7 @@ TEXT: tuple[Op, ...] = (
             "q_norm": False, "k_norm": False, "inv_freq": False, "inv_freq_long": False,
             "sinks": False,
         },
-        attrs=_ATTENTION_ATTRS,
+        attrs=_ATTENTION_ATTRS | {"values": Attr(int, 0)},
         state_of=_kv_state,
     ),
     Op(

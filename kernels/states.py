@@ -5,6 +5,7 @@ A node that remembers names a state of its graph; the op says which state that m
 a sequence for the others.
 
 kv           keys and values of every token, in pages; rewinds to any length
+latent       one row of every token that is key and values at once, in pages like those of kv
 block-stats  a few rows for each block of tokens, beside the pages; rewinds with them
 recurrent    a matrix, a normaliser, the last tokens not yet folded in; rewinds within these
 conv         the last inputs of a causal convolution; rewinds within the inputs kept
@@ -23,6 +24,20 @@ class KVState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="kv",
     kv_heads: int
     head_dim: int
     window: int = 0
+
+
+class LatentState(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="latent", tag_field="kind"
+):
+    """One row of `size` channels for every token: the key of all heads, whose last channels are
+    their values (latent attention, arXiv 2405.04434)."""
+
+    size: int
+
+    @property
+    def window(self) -> int:
+        """How many tokens the owner looks back: all."""
+        return 0
 
 
 class BlockStatsState(
@@ -88,7 +103,7 @@ def folded(spec: RecurrentState, length: int) -> int:
     return spec.chunk * max(0, (length - spec.tail) // spec.chunk + 1)
 
 
-StateSpec = KVState | BlockStatsState | RecurrentState | ConvState | BorrowedState
+StateSpec = KVState | LatentState | BlockStatsState | RecurrentState | ConvState | BorrowedState
 
 
 def faults(spec: StateSpec) -> list[str]:

@@ -231,8 +231,9 @@ def op_row(op: Op) -> list[str]:
     state = ""
     if op.state_of is not None:
         ones: dict[str, Any] = dict.fromkeys(op.attrs, 1)
-        kind = op.state_of(ones).__struct_config__.tag
-        state = f"{'borrows' if op.borrows else 'owns'} {kind}"
+        given = ({**ones, "values": 0}, ones) if "values" in ones else (ones,)
+        kinds = [op.state_of(attrs).__struct_config__.tag for attrs in given]
+        state = f"{'borrows' if op.borrows else 'owns'} {' or '.join(map(str, kinds))}"
     attrs = ", ".join(_attribute(*item) for item in op.attrs.items())
     return [f"`{op.name}`", inputs, weights or "–", attrs or "–", state or "–"]
 

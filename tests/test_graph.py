@@ -12,6 +12,7 @@ from edgert.kernels.states import (
     BorrowedState,
     ConvState,
     KVState,
+    LatentState,
     RecurrentState,
 )
 from hypothesis import given, settings
@@ -282,6 +283,7 @@ def test_a_borrowed_state_has_an_owner() -> None:
 def test_states_of_every_kind_are_read_and_written() -> None:
     states = {
         "kv": KVState(1, 4),
+        "latents": LatentState(64),
         "stats": BlockStatsState(1, 4, 32, rows=2),
         "s": RecurrentState(2, 3, 4, normaliser=True, tail=8, tail_width=9),
         "c": ConvState(5, 4, tail=8),
@@ -295,8 +297,8 @@ def test_states_of_every_kind_are_read_and_written() -> None:
         Graph.from_json(data)
     decoded = json.loads(data)["states"]
     assert {name: spec["kind"] for name, spec in decoded.items()} == {
-        "kv": "kv", "stats": "block-stats", "s": "recurrent", "c": "conv", "lent": "borrowed",
-        "other": "borrowed",
+        "kv": "kv", "latents": "latent", "stats": "block-stats", "s": "recurrent", "c": "conv",
+        "lent": "borrowed", "other": "borrowed",
     }  # fmt: skip
     with pytest.raises(BundleError, match="tail is 8 and tail_width 0"):
         sharing(states={**sharing().states, "s": RecurrentState(1, 1, 1, tail=8)}).shapes()

@@ -1,7 +1,10 @@
 """Latent attention, as DeepSeek has it: keys and values of all heads from one narrow row, a part of
 the key shared by all (arXiv 2405.04434).
 
-Heads are made whole before they are stored, so the cache has the size of ordinary attention's.
+What a token leaves is its narrow row and that part of the key, and nothing for each head: the
+matrices that make keys of narrow rows are multiplied into queries, those that make values into
+what heads give out (the paper's section 2.1.2). Sizes that are no multiples of 16, which no
+published model has, keep keys and values of all heads.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import limits
-from ...kernels.states import KVState
+from ...kernels.ops_latent import WHOLE
+from ...kernels.states import KVState, LatentState
 from .blocks import Builder, Rotary
 from .config import size_faults
-from .recipe import Part
+from .recipe import Part, Recipe
 
 CAPS = {
     "kv_lora_rank": limits.TENSOR_DIM - 1, "qk_nope_head_dim": limits.HEAD_DIM,
@@ -42,6 +46,11 @@ class Latent:
     @property
     def size(self) -> int:
         return self.turning + self.still
+
+    @property
+    def whole(self) -> bool:
+        """Whether kernels take all sizes, so that narrow rows are what is kept."""
+        return not any(n % WHOLE for n in (self.turning, self.still, self.value, self.rank))
 
     @property
     def pairs(self) -> tuple[int, int] | None:
@@ -105,8 +114,9 @@ def _normed(b: Builder, layer: int, x: str, label: str, tensor: str, width: int)
     return b.node("rms_norm", [x], f"layers.{layer}.{label}", weights=weights, attrs={"eps": EPS})
 
 
-def _queries(b: Builder, layer: int, x: str, p: Latent) -> str:
-    """Rows of heads, the turning part of each first, its pairs half of it apart."""
+def _queries(b: Builder, layer: int, x: str, p: Latent) -> tuple[str, list[tuple[Part, Part]]]:
+    """What queries are made of, and of each head the rows of its turning part, whose pairs are half
+    of it apart, and those of the other."""
     at, tensor, width = f"layers.{layer}", "q_proj", b.width
     if p.query_rank:
         part = Part(b.at(layer, "self_attn.q_a_proj.weight"), (p.query_rank, b.width))
@@ -117,22 +127,47 @@ def _queries(b: Builder, layer: int, x: str, p: Latent) -> str:
     parts = []
     for start in range(0, b.heads * p.size, p.size):
         middle = start + p.still
-        parts.append(Part(name, shape, rows=(middle, start + p.size), pairs=p.pairs))
-        parts.append(Part(name, shape, rows=(start, middle)))
-    return b.linear(x, f"{at}.q", parts)
+        turning = Part(name, shape, rows=(middle, start + p.size), pairs=p.pairs)
+        parts.append((turning, Part(name, shape, rows=(start, middle))))
+    return x, parts
 
 
-def attention(
-    b: Builder, layer: int, x: str, rope: Rotary, p: Latent, *, residual: float = 1.0
+def _by_head(b: Builder, x: str, label: str, parts: list[Part]) -> str:
+    """Each head's part of a row times its own matrix."""
+    weights = {"weight": b.weight(label, Recipe(tuple(parts)))}
+    return b.node("head_linear", [x], label, weights=weights, attrs={"heads": b.heads})
+
+
+def _over_latents(
+    b: Builder, layer: int, x: str, shared: str, narrow: str, rope: Rotary, p: Latent
 ) -> str:
-    """Latent attention from rows of C to rows of C, over a new state "kv<layer>". residual: factor
-    of what it gives."""
-    at, name = f"layers.{layer}", b.at(layer, "self_attn.kv_a_proj_with_mqa.weight")
-    q, shape = _queries(b, layer, x, p), (p.rank + p.turning, b.width)
-    narrow = b.linear(x, f"{at}.kv_a", [Part(name, shape, rows=(0, p.rank))], bias=p.bias)
-    narrow = _normed(b, layer, narrow, "kv_a_norm", "kv_a_layernorm", p.rank)
-    spread = Part(name, shape, rows=(p.rank, p.rank + p.turning), pairs=p.pairs)
-    shared = b.linear(x, f"{at}.k_shared", [spread], bias=p.bias)
+    """Values of heads [T, H * V], over narrow rows and shared parts of keys."""
+    at, (x, parts) = f"layers.{layer}", _queries(b, layer, x, p)
+    turning = b.linear(x, f"{at}.q_turning", [first for first, _ in parts])
+    still = b.linear(x, f"{at}.q_still", [second for _, second in parts])
+    name, size = b.at(layer, "self_attn.kv_b_proj.weight"), p.still + p.value
+    shape, starts = (b.heads * size, p.rank), range(0, b.heads * size, size)
+    keys = [Part(name, shape, transposed=True, inputs=(i, i + p.still)) for i in starts]
+    still = _by_head(b, still, f"{at}.k_b", keys)
+    attrs = {"heads": b.heads, "shared": p.turning, "rank": p.rank}
+    rows = b.node("latent_rows", [turning, still, shared, narrow], f"{at}.qkv", attrs=attrs)
+    state, width = f"kv{layer}", p.turning + p.rank
+    b.states[state] = LatentState(width)
+    attrs = {"heads": b.heads, "kv_heads": 1, "head_dim": width, "values": p.rank}
+    y = b.node(
+        "attention", [rows], f"{at}.attention", weights=dict(rope.slots),
+        attrs={**attrs, "scale": p.scale, **rope.attrs}, state=state,
+    )  # fmt: skip
+    values = [Part(name, shape, rows=(i + p.still, i + size)) for i in starts]
+    return _by_head(b, y, f"{at}.v_b", values)
+
+
+def _over_heads(
+    b: Builder, layer: int, x: str, shared: str, narrow: str, rope: Rotary, p: Latent
+) -> str:
+    """The same, over keys and values of all heads."""
+    at, (x, turns) = f"layers.{layer}", _queries(b, layer, x, p)
+    q = b.linear(x, f"{at}.q", [part for both in turns for part in both])
     part = Part(b.at(layer, "self_attn.kv_b_proj.weight"), (b.heads * (p.still + p.value), p.rank))
     kv = b.linear(narrow, f"{at}.kv_b", [part])
     attrs = {"heads": b.heads, "shared": p.turning, "own": p.still, "value": p.value}
@@ -146,6 +181,22 @@ def attention(
     )  # fmt: skip
     if p.value < p.size:
         y = b.node("first_columns", [y], f"{at}.values", attrs={"size": p.size, "keep": p.value})
+    return y
+
+
+def attention(
+    b: Builder, layer: int, x: str, rope: Rotary, p: Latent, *, residual: float = 1.0
+) -> str:
+    """Latent attention from rows of C to rows of C, over a new state "kv<layer>". residual: factor
+    of what it gives."""
+    at, name = f"layers.{layer}", b.at(layer, "self_attn.kv_a_proj_with_mqa.weight")
+    shape = (p.rank + p.turning, b.width)
+    narrow = b.linear(x, f"{at}.kv_a", [Part(name, shape, rows=(0, p.rank))], bias=p.bias)
+    narrow = _normed(b, layer, narrow, "kv_a_norm", "kv_a_layernorm", p.rank)
+    spread = Part(name, shape, rows=(p.rank, p.rank + p.turning), pairs=p.pairs)
+    shared = b.linear(x, f"{at}.k_shared", [spread], bias=p.bias)
+    made = _over_latents if p.whole else _over_heads
+    y = made(b, layer, x, shared, narrow, rope, p)
     name = b.at(layer, "self_attn.o_proj.weight")
     part = Part(name, (b.width, b.heads * p.value), scale=residual)
     return b.linear(y, f"{at}.o", [part], bias=p.bias)

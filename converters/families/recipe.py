@@ -24,8 +24,9 @@ class Part(NamedTuple):
 
     pairs: (head size, rotary channels) of heads whose rotary pairs are neighbours: the rows of each
     head are taken in another order, the first of all pairs before the second ones, which is the one
-    that the op `attention` turns. transposed: the tensor is [K, N] and means [N, K]. A tensor of
-    shape () means a vector of one value.
+    that the op `attention` turns. transposed: the tensor is [K, N] and means [N, K]; inputs: of
+    its rows those [start, stop) alone, where not all of K are meant. A tensor of shape () means a
+    vector of one value.
     """
 
     name: str
@@ -35,10 +36,13 @@ class Part(NamedTuple):
     scale: float = 1.0
     pairs: tuple[int, int] | None = None
     transposed: bool = False
+    inputs: tuple[int, int] | None = None
 
     @property
     def meant(self) -> tuple[int, ...]:
         """The shape of all rows, as the graph has them."""
+        if self.inputs is not None:
+            return self.shape[1], self.inputs[1] - self.inputs[0]
         return self.shape[::-1] if self.transposed else self.shape or (1,)
 
     @property
@@ -67,9 +71,9 @@ class Part(NamedTuple):
             return rows(start, stop).reshape(1)
         if self.transposed:
             step = max(1, (1 << 19) // max(1, self.shape[1]))
+            first, last = self.inputs or (0, self.shape[0])
             pieces = [
-                rows(at, min(at + step, self.shape[0]))[:, start:stop]
-                for at in range(0, self.shape[0], step)
+                rows(at, min(at + step, last))[:, start:stop] for at in range(first, last, step)
             ]
             return np.ascontiguousarray(np.concatenate(pieces).T)
         if self.pairs is None:

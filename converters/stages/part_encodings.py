@@ -56,6 +56,11 @@ def experts_of(graph: Graph) -> set[str]:
     return {node.weights[slot] for node in stacked for slot in CATALOGUE["experts"].matrix}
 
 
+def by_head(graph: Graph) -> set[str]:
+    """Matrices of single heads, whose codes no calibration chooses."""
+    return {node.weights["weight"] for node in graph.nodes if node.op == "head_linear"}
+
+
 def _rough(graph: Graph) -> set[str]:
     """Matrices whose inputs are too uneven for one scale a row: what comes out of activations, and
     patches under convolutions."""
@@ -68,15 +73,15 @@ def _rough(graph: Graph) -> set[str]:
 
 def encodings_of(role: str, graph: Graph, quant: str, embed_quant: str) -> dict[str, str]:
     """Encodings of a part's weights where they are others than `quant`: of a language model those
-    of gates, stored as embeddings are, and of routers and what mixes streams, in 16 bits; of other
-    parts small matrices and all of autoencoders. Matrices that only single rows go through, of
-    timesteps and labels, are stored as embeddings are: they are read once a step. So are those
-    that one scale a row is too coarse for, where it is asked for, and all of text encoders, whose
-    activations have outliers."""
+    of gates and of single heads, stored as embeddings are, and of routers and what mixes streams,
+    in 16 bits; of other parts small matrices and all of autoencoders. Matrices that only single
+    rows go through, of timesteps and labels, are stored as embeddings are: they are read once a
+    step. So are those that one scale a row is too coarse for, where it is asked for, and all of
+    text encoders, whose activations have outliers."""
     if ENCODINGS[quant].plain:
         return {}
     if role in STEPPED:
-        gates = dict.fromkeys(made_for(graph, "gates"), embed_quant)
+        gates = dict.fromkeys(made_for(graph, "gates") | by_head(graph), embed_quant)
         return gates | dict.fromkeys(made_for(graph, "logits") | mixing(graph), HALF)
     chosen, held = dict[str, str](), matrices(graph)
     shapes, single = graph.shapes(), set(held)

@@ -16,7 +16,7 @@ from ..errors import RequestError
 from ..forecast.memory import BASE, footprint
 from ..graph import Graph, Weight
 from ..kernels.encodings import ENCODINGS, asked, on_cpu, packed_bytes
-from ..kernels.states import ConvState, KVState, RecurrentState
+from ..kernels.states import ConvState, KVState, LatentState, RecurrentState
 from ..roles import vocab_size
 from ..storage.safetensors import nbytes_of
 from .check import tensors_of
@@ -234,4 +234,5 @@ def state_bytes(graph: Graph) -> int:
 def cache_per_token(graph: Graph) -> int:
     """Bytes of keys and values of one token at 16 bits."""
     states = graph.states.values()
-    return sum(4 * s.kv_heads * s.head_dim for s in states if isinstance(s, KVState))
+    whole = sum(4 * s.kv_heads * s.head_dim for s in states if isinstance(s, KVState))
+    return whole + sum(2 * s.size for s in states if isinstance(s, LatentState))

@@ -13,7 +13,7 @@ import msgspec
 
 from ..graph import Graph
 from ..kernels.kv_codes import CODED
-from ..kernels.states import BlockStatsState, ConvState, KVState, RecurrentState
+from ..kernels.states import BlockStatsState, ConvState, KVState, LatentState, RecurrentState
 from ..session.arena import place
 from ..session.lowering import Lowering
 from ..session.packed import in_slots, plan
@@ -77,9 +77,9 @@ def cache_bytes(graph: Graph, tokens: int, kv_bits: int) -> float:
     """Bytes of what one sequence of `tokens` tokens remembers."""
     total, pages = 0.0, pages_for(tokens)
     for spec in graph.states.values():
-        if isinstance(spec, KVState):
+        if isinstance(spec, KVState | LatentState):
             total += pages * sum(page_bytes(spec, kv_bits))
-            if kv_bits in CODED:  # the pages that are not coded yet
+            if kv_bits in CODED and isinstance(spec, KVState):  # the pages that are not coded yet
                 total += min(pages, FRESH) * sum(page_bytes(spec, FRESH_BITS))
         elif isinstance(spec, BlockStatsState):
             total += (

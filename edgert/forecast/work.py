@@ -15,7 +15,7 @@ from ..kernels.cpu.layout import ROWS
 from ..kernels.encodings import ENCODINGS, packed_bytes
 from ..kernels.experts import EXPERTS
 from ..kernels.linear import LINEAR
-from ..kernels.states import BorrowedState, KVState, RecurrentState
+from ..kernels.states import BorrowedState, KVState, LatentState, RecurrentState
 from ..session.lowering import Lowering, Step
 from ..session.pages import PAGE_TOKENS, page_bytes
 
@@ -127,9 +127,10 @@ def _convolution(program: Lowering, step: Step, waits: tuple[bool, bool]) -> Wor
 def _experts(
     program: Lowering, step: Step, waits: tuple[bool, bool], nodes: Mapping[str, Node]
 ) -> Work:
-    """Those that one row picks; several rows pick others, so steps of many read more bytes."""
+    """Those that one row picks; several rows pick others, so steps of many read more bytes. Heads
+    with a matrix each have no picks: all are read."""
     attrs = program.attrs(nodes[step.writes.partition("#")[0]])
-    share = attrs["active"] / attrs["experts"]
+    share = attrs["active"] / attrs["experts"] if "active" in attrs else 1.0
     found = _product(program, step, waits)
     kernel = str(step.words["product"]).partition("_")[2]  # as of `linear_` ones
     return found._replace(
@@ -146,9 +147,9 @@ def _attention(
     if isinstance(state, BorrowedState):
         state = program.graph.states[state.owner]
     cache = 0.0
-    if isinstance(state, KVState):
+    if isinstance(state, KVState | LatentState):
         cache = sum(page_bytes(state, program.kv_bits)) / PAGE_TOKENS
-    look = 4.0 * attrs["heads"] * attrs["head_dim"]
+    look = 2.0 * attrs["heads"] * (attrs["head_dim"] + (attrs.get("values") or attrs["head_dim"]))
     return Work(
         "", step.rows, waits, cache=cache, look_ops=look, window=int(attrs.get("window", 0))
     )

@@ -26,7 +26,7 @@ from ..bundle.describe import stored_bytes
 from ..errors import RequestError
 from ..graph import Graph
 from ..kernels.cpu.layout import PAGE
-from ..kernels.states import BorrowedState, KVState, RecurrentState
+from ..kernels.states import BorrowedState, KVState, LatentState, RecurrentState
 from ..session.base import Feed, Session, State
 from ..session.options import SessionOptions
 from ..system_memory import peak_resident
@@ -171,7 +171,10 @@ def feed(session: Session, state: State, tokens: Ids) -> None:
 
 def is_recurrent(session: Session) -> bool:
     """Whether a state of this session cannot go back to any length."""
-    return any(not isinstance(s, KVState | BorrowedState) for s in session.graph.states.values())
+    return any(
+        not isinstance(s, KVState | LatentState | BorrowedState)
+        for s in session.graph.states.values()
+    )
 
 
 def go_back(state: State, depth: int, kept: dict[str, Any] | None) -> None:
@@ -231,14 +234,16 @@ def bytes_per_token(graph: Graph, state: State) -> float:
     weights = sum(stored_bytes(graph.weights[name]) for name in once)
     if not state.length or not graph.states:
         return weights
-    specs = [spec for spec in graph.states.values() if isinstance(spec, KVState)]
+    states = graph.states.values()
+    specs = [(s.kv_heads * s.head_dim, s.window) for s in states if isinstance(s, KVState)]
+    specs += [(s.size, 0) for s in states if isinstance(s, LatentState)]
     whole = sum(4 * spec.heads * spec.key_dim * spec.value_dim
                 for spec in graph.states.values() if isinstance(spec, RecurrentState))  # fmt: skip
     if not specs:
         return weights + whole
     pages = -(-state.length // PAGE) * PAGE
-    each = (state.nbytes - whole) / pages / sum(s.kv_heads * s.head_dim for s in specs)
-    seen = sum(s.kv_heads * s.head_dim * min(state.length, s.window or state.length) for s in specs)
+    each = (state.nbytes - whole) / pages / sum(size for size, _ in specs)
+    seen = sum(size * min(state.length, window or state.length) for size, window in specs)
     return weights + whole + each * seen
 
 

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeviceError, EdgertError, RequestError, ResourceError
+from ..errors import EdgertError, RequestError, ResourceError
 from ..graph import Graph
 from ..kernels.cpu import code as machine_code
 from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
-from ..kernels.encodings import ENCODINGS
 from ..kernels.kv_codes import CODED
 from ..kernels.low_rank import Fitted
 from ..kernels.lowering import Lent
@@ -37,7 +36,7 @@ from .program import SPLIT_ROWS, Program, StepMemory
 from .replay import Replaying
 from .sequence import CpuState
 from .slots import SlotPool
-from .supported import check_encodings
+from .supported import cache_bits, check_encodings
 
 MAX_ROWS = 256
 SEQUENCES_PER_CONTEXT = 16  # short sequences that may live in the pages of a full one
@@ -78,7 +77,7 @@ class CpuSession(Session):
         check_values(graph, {})
         self.graph, self.max_rows = graph, max_rows
         self.threads = thread_count(threads)
-        self.kv_bits = self._kv_bits(kv_bits)
+        self.kv_bits = cache_bits(graph, kv_bits)
         plan = plan_pages(graph, self.kv_bits, context or graph.context, kv_memory)
         self.context = plan.context
         self.fingerprint = f"{key[:24]}-kv{self.kv_bits}{CODES if self.kv_bits in CODED else ''}"
@@ -108,12 +107,6 @@ class CpuSession(Session):
         except BaseException:
             self.close()
             raise
-
-    def _kv_bits(self, wanted: int) -> int:
-        if wanted not in (0, 4, 8, 16, 32):
-            raise DeviceError(f"kv_bits is {wanted}, expected 4, 8, 16 or 32", code="kv-bits")
-        exact = all(ENCODINGS[w.encoding].bits == 32 for w in self.graph.weights.values())
-        return wanted or (32 if exact else 16)
 
     # --- building ---------------------------------------------------------------------------
 
@@ -148,6 +141,7 @@ class CpuSession(Session):
             self._addresses[f"@columns:{name}"] = table.ctypes.data
         for name in self.pool.keys:
             self._addresses[f"@k:{name}"] = self.pool.keys[name].ctypes.data
+        for name in self.pool.values:
             self._addresses[f"@v:{name}"] = self.pool.values[name].ctypes.data
         for name in self.pool.fresh_keys:
             self._addresses[f"@fresh_k:{name}"] = self.pool.fresh_keys[name].ctypes.data

@@ -20,7 +20,7 @@ from ..kernels.encodings import Cpu, on_cpu
 from ..kernels.kv_codes import CODED
 from ..kernels.lowering import CALLED, Lent, Pages, Word, stride_of
 from ..kernels.ops import CATALOGUE
-from ..kernels.states import BorrowedState, KVState
+from ..kernels.states import BorrowedState, KVState, LatentState
 from .pages import FRESH_BITS, page_bytes
 
 NOTHING = Lent()  # of adapters
@@ -181,6 +181,8 @@ class Lowering:
         if isinstance(spec, BorrowedState):
             state = spec.owner
             spec = self.graph.states[state]
+        if isinstance(spec, LatentState):
+            return Pages(f"@k:{state}", "", *page_bytes(spec, self.kv_bits), self.kv_bits)
         if not isinstance(spec, KVState):
             raise TypeError(f"state {state!r} is {spec}, expected keys and values")
         fresh = None

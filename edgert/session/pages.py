@@ -2,6 +2,7 @@
 
     K page       [G][4][D][16]   groups of 16 tokens, the token is the vector lane
     V page       [G][64][DP]     DP = D rounded up to 16
+    latents      [64][D]         one row of a token, in place of a K page; no V page
     block stats  float32 [64 / block][rows][G][D]
 
 Elements are float32 or float16, or pages are coded (`kernels/kv_codes.py`). Pages have reference
@@ -26,7 +27,7 @@ from ..errors import DeviceError, ResourceError
 from ..graph import Graph
 from ..kernels.cpu.layout import PAGE
 from ..kernels.kv_codes import CODED, key_page, page_sizes, value_page
-from ..kernels.states import BlockStatsState, KVState
+from ..kernels.states import BlockStatsState, KVState, LatentState
 from .memory import Indices, reserve
 
 PAGE_TOKENS = PAGE
@@ -41,8 +42,11 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE_TOKENS)
 
 
-def page_bytes(spec: KVState, bits: int) -> tuple[int, int]:
-    """Bytes of a K and of a V page of a cache of `bits` bits: 32, 16, or 8 and 4 in codes."""
+def page_bytes(spec: KVState | LatentState, bits: int) -> tuple[int, int]:
+    """Bytes of a K and of a V page of a cache of `bits` bits: 32, 16, or 8 and 4 in codes, which
+    latents have none of."""
+    if isinstance(spec, LatentState):
+        return PAGE_TOKENS * spec.size * bits // 8, 0
     if bits in CODED:
         return page_sizes(spec.kv_heads, spec.head_dim, bits)
     padded = -(-spec.head_dim // LANES) * LANES
@@ -70,7 +74,7 @@ class PagePool:
         self.indices = Indices(pages, self._freed)
         self.summaries = dict(summaries or {})
         states = graph.states.items()
-        self.specs = {name: s for name, s in states if isinstance(s, KVState)}
+        self.specs = {name: s for name, s in states if isinstance(s, KVState | LatentState)}
         self.blocks = {name: s for name, s in states if isinstance(s, BlockStatsState)}
         self.coded = bits in CODED and bool(self.specs)
         self.keys, self.values = self._reserved(bits)
@@ -86,7 +90,8 @@ class PagePool:
         for name, spec in self.specs.items() if bits else ():
             key, value = page_bytes(spec, bits)
             keys[name] = reserve(self.pages * key).reshape(self.pages, key)
-            values[name] = reserve(self.pages * value).reshape(self.pages, value)
+            if value:
+                values[name] = reserve(self.pages * value).reshape(self.pages, value)
         return keys, values
 
     def _stat_pages(self, name: str, spec: BlockStatsState) -> Bytes:
@@ -107,6 +112,9 @@ class PagePool:
         lanes: list[NDArray[Any]] = []
         rows: list[NDArray[Any]] = []
         for name, spec in self.specs.items():
+            if isinstance(spec, LatentState):
+                rows.append(self.keys[name].view(wide).reshape(self.pages, 1, PAGE_TOKENS, -1))
+                continue
             pages, heads, size = self.pages, spec.kv_heads, spec.head_dim
             key = (self.fresh_keys if self.coded else self.keys)[name]
             value = (self.fresh_values if self.coded else self.values)[name]
@@ -193,9 +201,8 @@ class PagePool:
     def code(self, page: int) -> None:
         """Code a full page as the kernels do."""
         at = int(self.fresh[page])
-        for (name, spec), lanes, rows in zip(
-            self.specs.items(), self._lanes, self._rows, strict=True
-        ):
+        specs = [(name, spec) for name, spec in self.specs.items() if isinstance(spec, KVState)]
+        for (name, spec), lanes, rows in zip(specs, self._lanes, self._rows, strict=True):
             keys = lanes[at].view(np.float16).transpose(1, 3, 0, 2)  # [4, 16, G, D]
             keys = keys.reshape(PAGE_TOKENS, spec.kv_heads, spec.head_dim).astype(np.float32)
             values = rows[at].view(np.float16)[..., : spec.head_dim].transpose(1, 0, 2)

@@ -8,7 +8,7 @@ from .. import system_memory
 from ..errors import DeviceError
 from ..graph import Graph
 from ..kernels.kv_codes import CODED
-from ..kernels.states import BlockStatsState, KVState
+from ..kernels.states import BlockStatsState, KVState, LatentState
 from ..notices import notice
 from .pages import FRESH_BITS, PAGE_TOKENS, page_bytes, pages_for
 
@@ -62,7 +62,7 @@ def bytes_per_page(graph: Graph, bits: int) -> int:
     """Bytes of one page in every state of the graph."""
     total = 0
     for spec in graph.states.values():
-        if isinstance(spec, KVState):
+        if isinstance(spec, KVState | LatentState):
             total += sum(page_bytes(spec, bits))
         elif isinstance(spec, BlockStatsState):
             total += PAGE_TOKENS // spec.block * spec.rows * spec.kv_heads * spec.head_dim * 4

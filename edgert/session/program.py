@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..kernels.attention_lower import ATTEND
 from ..kernels.cpu.layout import PAGE, SEGMENT
 from ..kernels.lowering import Word, kernel_at
 from ..kernels.operands import ROW, WORD
@@ -181,6 +182,8 @@ class StepMemory:
         rows = lowering.limits["T"]
         states = lowering.graph.states.values()
         groups = max((getattr(spec, "kv_heads", 1) for spec in states), default=1)
+        attended = [step for step in lowering.steps if step.operands is ATTEND]
+        groups = max([groups, *(int(step.words["kv_heads"]) for step in attended)])
         segments = -(-context // (PAGE * SEGMENT))
         self.standing = np.zeros((5, rows), np.int32)
         self.slots, self.places, self.positions = *self.standing[:2], self.standing[2:]

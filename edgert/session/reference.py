@@ -15,7 +15,14 @@ from ..kernels.low_rank import Fitted
 from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..kernels.slot_rows import SlotRows
-from ..kernels.states import BorrowedState, ConvState, KVState, RecurrentState, StateSpec
+from ..kernels.states import (
+    BorrowedState,
+    ConvState,
+    KVState,
+    LatentState,
+    RecurrentState,
+    StateSpec,
+)
 from ..roles import row_input
 from .adapters import AdapterSet, row_keys
 from .base import F32, Feed, Session, State, StepResult
@@ -37,6 +44,13 @@ def _empty(spec: StateSpec) -> F32 | None:
     return None
 
 
+def _widths(spec: KVState | LatentState) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Heads and channels of a token's keys and of its values."""
+    if isinstance(spec, LatentState):
+        return (1, spec.size), (1, 0)
+    return (spec.kv_heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
+
+
 class ReferenceState(State):
     """Keys and values as float32 arrays [n, G, D] a state name; `slots`, what recurrent states
     hold, and `made`, what they will hold once all pending tokens are committed."""
@@ -45,9 +59,9 @@ class ReferenceState(State):
         super().__init__(context)
         self.long_rope, self.closed = long_rope, False
         self.kv = {
-            name: tuple(np.zeros((0, s.kv_heads, s.head_dim), np.float32) for _ in range(2))
+            name: tuple(np.zeros((0, *sizes), np.float32) for sizes in _widths(s))
             for name, s in graph.states.items()
-            if isinstance(s, KVState)
+            if isinstance(s, KVState | LatentState)
         }
         found = {name: _empty(spec) for name, spec in graph.states.items()}
         self.empty = {name: array for name, array in found.items() if array is not None}
@@ -106,7 +120,7 @@ class ReferenceState(State):
                 code="snapshot",
             )
         self._check_remembered(snapshot)
-        shapes = {name: (length, *pair[0].shape[1:]) for name, pair in self.kv.items()}
+        shapes = {n: [(length, *a.shape[1:]) for a in pair] for n, pair in self.kv.items()}
         names = sorted(kv) if isinstance(kv, Mapping) else []
         if names != sorted(shapes) or not all(_pair(kv[n], shapes[n]) for n in names):
             raise RequestError(
@@ -245,7 +259,7 @@ class ReferenceSession(Session):
                 out = out + self._added(node, inputs[0], out.shape[1], feeds, rows)
             return out
         state = self.graph.states[node.state]
-        if not isinstance(state, KVState | BorrowedState):
+        if not isinstance(state, KVState | LatentState | BorrowedState):
             own = [_own(feed.state) for feed in feeds]
             slots = SlotRows(
                 rows.starts,
@@ -284,13 +298,13 @@ def _own(state: State) -> ReferenceState:
     return state
 
 
-def _pair(arrays: Any, shape: tuple[int, ...]) -> bool:
-    """Whether these are keys and values of a shape."""
+def _pair(arrays: Any, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether these are keys and values of two shapes."""
     if not isinstance(arrays, tuple | list) or len(arrays) != 2:
         return False
     return all(
         isinstance(array, np.ndarray) and array.dtype == np.float32 and array.shape == shape
-        for array in arrays
+        for array, shape in zip(arrays, shapes, strict=True)
     )
 
 

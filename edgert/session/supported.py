@@ -1,11 +1,13 @@
-"""Whether the CPU has kernels for how a graph's weights are stored."""
+"""Whether the CPU has kernels for how a graph's weights are stored, and its cache may be."""
 
 from __future__ import annotations
 
 from ..errors import DeviceError
 from ..graph import Graph, Node
 from ..kernels.encodings import ENCODINGS
+from ..kernels.kv_codes import CODED
 from ..kernels.ops import CATALOGUE
+from ..kernels.states import LatentState
 
 
 def check_encodings(graph: Graph) -> None:
@@ -34,3 +36,18 @@ def _check_experts(graph: Graph, node: Node) -> None:
                 code="device-weights",
                 hint="convert the model again",
             )
+
+
+def cache_bits(graph: Graph, wanted: int) -> int:
+    """Bits of keys and values, 0: the graph's own. Raises DeviceError for what there is none of."""
+    if wanted not in (0, 4, 8, 16, 32):
+        raise DeviceError(f"kv_bits is {wanted}, expected 4, 8, 16 or 32", code="kv-bits")
+    if wanted in CODED and any(isinstance(s, LatentState) for s in graph.states.values()):
+        raise DeviceError(
+            f"kv_bits is {wanted}, this model keeps latents of its tokens, which have no codes, "
+            "expected 16 or 32",
+            code="kv-bits",
+            hint="leave kv_bits out (--kv-bits): latents are several times smaller as they are",
+        )
+    exact = all(ENCODINGS[w.encoding].bits == 32 for w in graph.weights.values())
+    return wanted or (32 if exact else 16)

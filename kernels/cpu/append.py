@@ -146,5 +146,8 @@ def append(ins: int, thread: int, threads: int) -> None:
             page = ld_i32(fresh + 4 * page)
         g, slot = head - heads, place % PAGE
         k, v = k_pool + page * k_page, v_pool + page * v_page
+        if v_pool == 0:  # the key is the values, too
+            _store_value(x, k, g, size, slot, element)
+            continue
         _store_key(x, k, g, size, slot, element)
         _store_value(x + groups * size * 4, v, g, size, slot, element)

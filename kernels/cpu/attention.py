@@ -175,13 +175,15 @@ def _span(ins: int, t0: int, n: int) -> tuple[int, int]:
 def _give_out(ins: int, part: int, t0: int, n: int, g: int) -> None:
     """The whole results of n tokens' query heads of a kv head, with their sinks, as rows of y."""
     size, sinks = ld_i64(ins + ATTEND.size), ld_i64(ins + ATTEND.sinks)
+    skip = ld_i64(ins + ATTEND.skip)
     y, y_stride = ld_i64(ins + ATTEND.y), ld_i64(ins + ATTEND.y_stride)
     share, padded = ld_i64(ins + ATTEND.heads) // ld_i64(ins + ATTEND.kv_heads), -(-size // 16) * 16
     for r in range(n * share):
         head, total = g * share + r % share, part + r * (64 + 4 * padded)
         if sinks != 0:
             add_sink(total, padded, ld_f32(sinks + 4 * head))
-        finish(total, y + (t0 + r // share) * y_stride + head * size * 4, size)
+        to = y + (t0 + r // share) * y_stride + head * (size - skip) * 4
+        finish(total, to, size, skip)
 
 
 def attended(segment: Any, before: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from ..latent import FIRST_COLUMNS, LATENT_HEADS
+from ..latent import FIRST_COLUMNS, LATENT_HEADS, LATENT_ROWS
 from ..operands import COUNT
 from ..simd import f32, ld_i64, st_f32
 from .activation import share
@@ -57,3 +57,25 @@ def first_columns(ins: int, thread: int, threads: int) -> None:
         to = y + row * stride
         for part in range(parts):
             to = _copied(x + row * x_stride + 4 * part * size, to, keep)
+
+
+@kernel
+def latent_rows(ins: int, thread: int, threads: int) -> None:
+    """Queries of two parts, and the row that is cached; rows shared out."""
+    n = ld_i64(ld_i64(ins + COUNT))
+    turning, still = ld_i64(ins + LATENT_ROWS.turning), ld_i64(ins + LATENT_ROWS.still)
+    turning_apart = ld_i64(ins + LATENT_ROWS.turning_stride)
+    still_apart = ld_i64(ins + LATENT_ROWS.still_stride)
+    key, key_apart = ld_i64(ins + LATENT_ROWS.key), ld_i64(ins + LATENT_ROWS.key_stride)
+    latent, latent_apart = ld_i64(ins + LATENT_ROWS.latent), ld_i64(ins + LATENT_ROWS.latent_stride)
+    y, stride = ld_i64(ins + LATENT_ROWS.y), ld_i64(ins + LATENT_ROWS.y_stride)
+    heads, shared = ld_i64(ins + LATENT_ROWS.heads), ld_i64(ins + LATENT_ROWS.shared)
+    rank = ld_i64(ins + LATENT_ROWS.rank)
+    start, stop = share(n, thread, threads)
+    for row in range(start, stop):
+        to = y + row * stride
+        for h in range(heads):
+            to = _copied(turning + row * turning_apart + 4 * h * shared, to, shared)
+            to = _copied(still + row * still_apart + 4 * h * rank, to, rank)
+        to = _copied(key + row * key_apart, to, shared)
+        _copied(latent + row * latent_apart, to, rank)

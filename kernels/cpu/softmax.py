@@ -130,7 +130,8 @@ def add_sink(total: int, padded: int, sink: float) -> None:
 
 
 @njit(error_model="numpy")
-def finish(total: int, out: int, size: int) -> None:
+def finish(total: int, out: int, size: int, skip: int) -> None:
+    """A result's channels from `skip` on."""
     inverse = f32(f32(1.0) / ld_f32(total + 4))
-    for d in range(size):
-        st_f32(out + 4 * d, f32(ld_f32(total + 64 + 4 * d) * inverse))
+    for d in range(skip, size):
+        st_f32(out + 4 * (d - skip), f32(ld_f32(total + 64 + 4 * d) * inverse))

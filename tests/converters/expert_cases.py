@@ -65,7 +65,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 3,
             "moe_intermediate_size": 32, "first_k_dense_replace": 1, "q_lora_rank": None,
-            "kv_lora_rank": 40, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+            "kv_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 16,
             "routed_scaling_factor": 1.7, "n_group": 1, "topk_group": 1,
             "rope_parameters": {
                 "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32,
@@ -86,12 +86,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "minicpm3": (
         "MiniCPM3Config",
         {
-            "num_key_value_heads": 4, "q_lora_rank": 48, "kv_lora_rank": 40,
-            "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "scale_emb": 3,
+            "num_key_value_heads": 4, "q_lora_rank": 48, "kv_lora_rank": 48,
+            "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "scale_emb": 3,
             "dim_model_base": 24,
             "rope_parameters": {
                 "rope_type": "longrope", "rope_theta": 10000.0,
-                "short_factor": [1.0, 1.1, 1.2, 1.5], "long_factor": [1.0, 2.0, 4.0, 7.5],
+                "short_factor": [1.0, 1.1, 1.2, 1.5, 1.6, 1.7, 1.8, 1.9],
+                "long_factor": [1.0, 2.0, 4.0, 7.5, 8.0, 8.5, 9.0, 9.5],
                 "original_max_position_embeddings": 128,
             },
         },

@@ -62,18 +62,20 @@ def test_rows_in_another_order_keep_their_codes(latent: Any, tmp_path: Path) -> 
     write_model(latent, tmp_path / "m.gguf", "Q8_0")
     report = convert(tmp_path / "m.gguf", tmp_path / "m.edge", golden=False, progress=False)
     assert {w.encoding for w in report.weights if len(w.shape) == 2} == {"int8-g32"}
-    assert max(w.error for w in report.weights) == 0
+    turned = {f"layers.{layer}.k_b" for layer in range(3)}  # columns in the file, rows here
+    assert {w.name for w in report.weights if w.error} == turned
+    assert max(w.error for w in report.weights) < 0.01
     dense = values(bundle_of(tmp_path / "m.gguf", tmp_path / "f32.edge", quant="f32"))
     kept = values(tmp_path / "m.edge")
-    assert all(np.array_equal(kept[name], dense[name]) for name in dense)
+    assert all(np.array_equal(kept[name], dense[name]) for name in dense if name not in turned)
 
 
-def test_blocks_of_keys_apart_are_chosen_anew(latent: Any, tmp_path: Path) -> None:
+def test_blocks_of_keys_apart_come_out_as_they_are(latent: Any, tmp_path: Path) -> None:
     write_model(latent, tmp_path / "m.gguf", "Q8_0", apart=True)
     report = convert(tmp_path / "m.gguf", tmp_path / "m.edge", golden=False, progress=False)
-    lost = {w.name for w in report.weights if w.error}
-    assert lost == {f"layers.{layer}.kv_b" for layer in range(3)}
-    assert max(w.error for w in report.weights) < 0.01
+    apart = {f"layers.{layer}.{name}" for layer in range(3) for name in ("k_b", "v_b")}
+    assert apart <= {w.name for w in report.weights}
+    assert not {w.name for w in report.weights if w.error}
 
 
 def test_keys_and_values_that_do_not_fit_are_refused(

@@ -36,6 +36,24 @@ def _latent(heads: int, shared: int, own: int, value: int, rows: int) -> Spec:
     }  # fmt: skip
 
 
+def _latent_rows(heads: int, shared: int, rank: int, rows: int) -> Spec:
+    return {
+        "width": heads * shared, "rows": rows, "label": f"{heads}x{shared}-{rank}",
+        "attrs": {"heads": heads, "shared": shared, "rank": rank},
+        "inputs": {
+            "still": ("T", heads * rank), "key": ("T", shared), "latent": ("T", rank),
+        },
+    }  # fmt: skip
+
+
+def _by_head(encoding: str, heads: int, inner: int, outer: int, rows: int) -> Spec:
+    return {
+        "width": heads * inner, "rows": rows, "attrs": {"heads": heads},
+        "weights": {"weight": ((heads * outer, inner), encoding)},
+        "label": f"{encoding}-{heads}x{inner}-{outer}",
+    }  # fmt: skip
+
+
 def _first(parts: int, size: int, keep: int, rows: int) -> Spec:
     return {
         "width": parts * size, "rows": rows, "attrs": {"size": size, "keep": keep},
@@ -48,6 +66,18 @@ def cases(everywhere: Sequence[str], stored: Sequence[str]) -> dict[str, list[Sp
     return {
         "latent_heads": [
             _latent(4, 16, 32, 32, 63), _latent(3, 2, 5, 7, 500), _latent(1, 8, 8, 3, 1),
+        ],
+        "latent_rows": [
+            _latent_rows(4, 16, 48, 63), _latent_rows(3, 2, 7, 500), _latent_rows(1, 8, 16, 1),
+        ],
+        "head_linear": [
+            *(
+                _by_head(encoding, 4, 32, 48, rows)
+                for encoding in everywhere
+                for rows in (1, 63, 500)
+            ),
+            *(_by_head(encoding, 3, 64, 16, 17) for encoding in stored),
+            _by_head("int8-g32", 20, 64, 256, 2), _by_head("f32", 5, 16, 16, 1000),
         ],
         "first_columns": [_first(4, 48, 32, 63), _first(3, 7, 5, 500), _first(1, 16, 16, 1)],
         "experts": [

@@ -45,7 +45,7 @@ CODES = 2e-3  # ... with activations quantized: a value on the edge may take the
 FLOATS = 2e-2  # float activations against quantized ones
 HALF = 4e-3  # float16 activations
 F32 = NDArray[np.float32]
-PRODUCTS = {"linear": "weight", "conv2d": "weight", "experts": "down"}
+PRODUCTS = {"linear": "weight", "conv2d": "weight", "experts": "down", "head_linear": "weight"}
 
 
 @dataclass(frozen=True)
@@ -422,7 +422,7 @@ def test_agrees_with_reference(case: Case, executor: str, tmp_path: Path) -> Non
             FLOATS  # MatMulNBits rounds activations in blocks as large as the weights' groups
         )
     by_rows = any(ENCODINGS[n].channels for n in encodings)
-    if executor == "onnx" and (by_rows or case.op in ("conv2d", "experts")):
+    if executor == "onnx" and (by_rows or case.op in ("conv2d", "experts", "head_linear")):
         quantized = FLOATS  # weights are dequantized, activations stay float
     limit = quantized if case.quantized else plain
     assert_close(f"{case.name} {executor}", expected, got, rms=limit)

@@ -162,15 +162,15 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "kv_lora_rank": 48,
         "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 16,
-        "v_head_dim": 24,
+        "v_head_dim": 16,
     },
     "minicpm3": _COMMON
     | {
         "num_key_value_heads": 4,
         "q_lora_rank": 48,
-        "kv_lora_rank": 40,
+        "kv_lora_rank": 48,
         "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8,
+        "qk_rope_head_dim": 16,
         "scale_emb": 2.0,
         "dim_model_base": 48,
     },

@@ -16,6 +16,7 @@ from edgert.kernels.kv_codes import CODED, key_page, value_page
 from edgert.kernels.states import (
     BlockStatsState,
     KVState,
+    LatentState,
     RecurrentState,
     StateSpec,
     folded,
@@ -130,7 +131,13 @@ class CpuMemory:
             else:
                 self._feed_recurrent(state, slots, before, tokens)
 
-    def _feed_pages(self, state: CpuState, name: str, spec: KVState, tokens: Sequence[int]) -> None:
+    def _feed_pages(
+        self, state: CpuState, name: str, spec: KVState | LatentState, tokens: Sequence[int]
+    ) -> None:
+        if isinstance(spec, LatentState):
+            for index, row in enumerate(vectors(tokens, (spec.size,), 1), state.length):
+                self._rows(name, spec)[state.table[index // 64], index % 64] = row
+            return
         heads, size, pool = spec.kv_heads, spec.head_dim, self.pool
         padded, wide = -(-size // 16) * 16, 2 if pool.coded else pool.bits // 8
         kind = {2: np.float16, 4: np.float32}[wide]
@@ -197,7 +204,19 @@ class CpuMemory:
             else:
                 self._check_recurrent(state, slots, text, fold_at)
 
-    def _check_pages(self, state: CpuState, name: str, spec: KVState, text: Sequence[int]) -> None:
+    def _rows(self, name: str, spec: LatentState) -> NDArray[Any]:
+        """Pages of latents, [pages, 64, D]."""
+        kind = np.float32 if self.pool.bits == 32 else np.float16
+        return self.pool.keys[name].view(kind).reshape(PAGES, 64, spec.size)
+
+    def _check_pages(
+        self, state: CpuState, name: str, spec: KVState | LatentState, text: Sequence[int]
+    ) -> None:
+        if isinstance(spec, LatentState):
+            got = self._rows(name, spec)[state.pages].reshape(-1, spec.size)[: len(text)]
+            assert np.array_equal(got, vectors(text, (spec.size,), 1))
+            assert name not in self.pool.values
+            return
         pool, shape = self.pool, (spec.kv_heads, spec.head_dim)
         rows = [vectors(text, shape, salt) for salt in (1, 2)]
         full = len(text) - len(text) % 64 if pool.coded else 0
@@ -283,33 +302,40 @@ class CpuMemory:
         return found
 
 
+def _widths(spec: KVState | LatentState) -> tuple[tuple[int, int], tuple[int, int]]:
+    if isinstance(spec, LatentState):
+        return (1, spec.size), (1, 0)
+    return ((spec.kv_heads, spec.head_dim),) * 2
+
+
 class ReferenceMemory:
     """The NumPy session's states, extended as its ops extend them."""
 
     def __init__(self, states: Mapping[str, StateSpec]) -> None:
         self.graph = graph_of(states)
-        self.specs = {n: s for n, s in states.items() if isinstance(s, KVState)}
+        self.specs: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+            n: _widths(s) for n, s in states.items() if isinstance(s, KVState | LatentState)
+        }
 
     def new(self) -> ReferenceState:
         return ReferenceState(self.graph, CONTEXT, long_rope=False)
 
     def feed(self, state: State, before: Sequence[int], tokens: Sequence[int]) -> None:
         assert isinstance(state, ReferenceState)
-        for name, spec in self.specs.items():
-            shape = (spec.kv_heads, spec.head_dim)
+        for name, shapes in self.specs.items():
             state.kv[name] = tuple(
                 np.concatenate([rows[: len(before)], vectors(tokens, shape, salt)])
-                for rows, salt in zip(state.kv[name], (1, 2), strict=True)
+                for rows, shape, salt in zip(state.kv[name], shapes, (1, 2), strict=True)
             )
         state.pending = len(tokens)
 
     def check(self, state: State, text: Sequence[int], fold_at: int, first: int) -> None:
         assert isinstance(state, ReferenceState)
         assert state.length == len(text)
-        for name, spec in self.specs.items():
-            for rows, salt in zip(state.kv[name], (1, 2), strict=True):
+        for name, shapes in self.specs.items():
+            for rows, shape, salt in zip(state.kv[name], shapes, (1, 2), strict=True):
                 assert len(rows) == len(text) + state.pending
-                wanted = vectors(text, (spec.kv_heads, spec.head_dim), salt)
+                wanted = vectors(text, shape, salt)
                 assert np.array_equal(rows[: len(text)], wanted)
 
     def cut(self, state: Any, length: int) -> int:
@@ -319,5 +345,5 @@ class ReferenceMemory:
         for state in states:
             rows = state.length + state.pending
             assert state.nbytes == sum(
-                2 * 4 * rows * spec.kv_heads * spec.head_dim for spec in self.specs.values()
+                4 * rows * heads * size for shapes in self.specs.values() for heads, size in shapes
             )

@@ -20,6 +20,7 @@ from edgert.kernels.states import (
     BorrowedState,
     ConvState,
     KVState,
+    LatentState,
     RecurrentState,
     StateSpec,
 )
@@ -57,6 +58,8 @@ KINDS: dict[str, tuple[Callable[..., Memory], Mapping[str, StateSpec], tuple[int
     "kv-int8": (CpuMemory, TWO, (8,)),
     "kv-int4": (CpuMemory, {"a": KVState(2, 40)}, (4,)),
     "kv-stats": (CpuMemory, {"a": KVState(2, 5), "m": STATS}, (16,)),
+    "latent-f32": (CpuMemory, {"l": LatentState(48)}, (32,)),
+    "latent-f16": (CpuMemory, {"a": KVState(2, 5), "l": LatentState(16)}, (16,)),
     "recurrent": (CpuMemory, {"s": TAILED}, ()),
     "recurrent-plain": (CpuMemory, {"s": RecurrentState(1, 3, 2, tail=3, tail_width=5)}, ()),
     "recurrent-endless": (
@@ -73,6 +76,7 @@ KINDS: dict[str, tuple[Callable[..., Memory], Mapping[str, StateSpec], tuple[int
     "borrowed": (CpuMemory, {"a": KVState(2, 5), "l": BorrowedState("a")}, (16,)),
     "borrowed-only": (CpuMemory, {"l": BorrowedState("a", "model")}, (32,)),
     "reference": (ReferenceMemory, TWO, ()),
+    "reference-latent": (ReferenceMemory, {"l": LatentState(16), "b": KVState(1, 16)}, ()),
     "reference-borrowed": (ReferenceMemory, {**TWO, "l": BorrowedState("b")}, ()),
 }
 

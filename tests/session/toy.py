@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 from edgert.kernels.quant import Matrix
-from edgert.kernels.states import BorrowedState, ConvState, KVState, RecurrentState
+from edgert.kernels.states import (
+    BorrowedState,
+    ConvState,
+    KVState,
+    LatentState,
+    RecurrentState,
+)
 
 from edgert.graph import Graph, Node, Value, Weight
 
@@ -79,6 +85,44 @@ def shared(*, window: int = 0, head: int = SIZE, norm: bool = True, reads: int =
     ]  # fmt: skip
     states = {"kv": KVState(GROUPS, head, window), "lent": BorrowedState("kv")}
     return _made(_text("shared", nodes, weights, states))
+
+
+def latents(shared: int = 16, rank: int = 32, heads: int = HEADS) -> Made:
+    """Two nodes of attention over latents, and what stands around them."""
+    width, value = shared + rank, 16
+    weights = {
+        "embed": Weight((VOCAB, WIDTH)), "turning": Weight((heads * shared, WIDTH)),
+        "still": Weight((heads * 16, WIDTH)), "narrow": Weight((rank, WIDTH)),
+        "key": Weight((shared, WIDTH)), "inv_freq": Weight((shared // 2,)),
+        "keys": Weight((heads * rank, 16)), "values": Weight((heads * value, rank)),
+        "o": Weight((WIDTH, heads * value)), "head": Weight((VOCAB, WIDTH)),
+    }  # fmt: skip
+    attrs = {"heads": heads, "kv_heads": 1, "head_dim": width, "values": rank, "scale": 0.3}
+    nodes, x, each = [Node("embed", ("tokens",), "x0", {"weight": "embed"})], "x0", {"heads": heads}
+    for i in range(2):
+        at = {name: f"{name}{i}" for name in ("turning", "still", "key", "narrow", "keys")}
+        nodes += [
+            *(
+                Node("linear", (x,), at[name], {"weight": name})
+                for name in ("turning", "still", "key", "narrow")
+            ),
+            Node("head_linear", (at["still"],), at["keys"], {"weight": "keys"}, each),
+            Node(
+                "latent_rows", (at["turning"], at["keys"], at["key"], at["narrow"]), f"rows{i}", {},
+                {**each, "shared": shared, "rank": rank},
+            ),
+            Node("attention", (f"rows{i}",), f"a{i}", {"inv_freq": "inv_freq"}, attrs, f"kv{i}"),
+            Node("head_linear", (f"a{i}",), f"v{i}", {"weight": "values"}, each),
+            Node("linear", (f"v{i}",), f"o{i}", {"weight": "o"}),
+            Node("add", (x, f"o{i}"), f"layers.{i}"),
+        ]  # fmt: skip
+        x = f"layers.{i}"
+    nodes += [
+        Node("select", (x, "rows"), "picked"),
+        Node("linear", ("picked",), "logits", {"weight": "head"}),
+    ]
+    states = {f"kv{i}": LatentState(width) for i in range(2)}
+    return _made(_text("latents", nodes, weights, states))
 
 
 def placed(every: int = 10) -> Made:
