@@ -47,13 +47,7 @@ def _unfit(graph: Graph, name: str, variant: Variant) -> str:
         if row.dense:
             return "an embedding in ONNX is not sparse"
         return "an embedding in ONNX has codes of 4 or 8 bits without zero points"
-    values = any(
-        name
-        == node.weights.get(
-            {"conv2d": "weight", "experts": "down", "head_linear": "weight"}.get(node.op, "")
-        )
-        for node in graph.nodes
-    )
+    values = any(name == node.weights.get(_DEQUANTIZED.get(node.op, "")) for node in graph.nodes)
     if not (variant.standard or values) or row.dense:
         return ""
     if row.onnx_bits == 2:

@@ -34,11 +34,6 @@ class LatentState(
 
     size: int
 
-    @property
-    def window(self) -> int:
-        """How many tokens the owner looks back: all."""
-        return 0
-
 
 class BlockStatsState(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="block-stats", tag_field="kind"

@@ -171,10 +171,8 @@ def feed(session: Session, state: State, tokens: Ids) -> None:
 
 def is_recurrent(session: Session) -> bool:
     """Whether a state of this session cannot go back to any length."""
-    return any(
-        not isinstance(s, KVState | LatentState | BorrowedState)
-        for s in session.graph.states.values()
-    )
+    paged = KVState | LatentState | BorrowedState
+    return any(not isinstance(spec, paged) for spec in session.graph.states.values())
 
 
 def go_back(state: State, depth: int, kept: dict[str, Any] | None) -> None:
