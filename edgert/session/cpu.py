@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ..errors import EdgertError, RequestError, ResourceError
 from ..graph import Graph
 from ..kernels.cpu import code as machine_code
-from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.kv_codes import CODED
 from ..kernels.low_rank import Fitted
 from ..kernels.lowering import Lent
@@ -32,7 +31,7 @@ from .lowering import Lowering, symbols
 from .pages import PagePool
 from .plan import plan_pages
 from .prefixes import PrefixCache
-from .program import SPLIT_ROWS, Program, StepMemory
+from .program import SPLIT_ROWS, Program
 from .replay import Replaying
 from .sequence import CpuState
 from .slots import SlotPool
@@ -292,52 +291,15 @@ class CpuSession(Session):
     def _fill(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
         self._fill_inputs(program, feeds, rows)
         program.set_counts({"T": rows.total, "R": len(rows.picked)})
-        memory, total = program.step, rows.total
+        memory = program.step
         if memory is None:
             return
-        if len(feeds) == 1 and rows.axes is None and not program.lowering.lent:
-            self._fill_chain(memory, _own(feeds[0].state, self.pool), rows)
-            return
-        memory.chain = ()
-        memory.slots[:total], memory.places[:total] = rows.slot, rows.place
-        memory.positions[:, :total] = rows.place if rows.axes is None else rows.axes
-        memory.visible[:total, 0] = -1 if rows.paths is None else rows.paths
-        spans, tiles, deepest = [len(feeds)], list[int](), 0
-        for feed, start, stop in zip(feeds, rows.starts, rows.starts[1:], strict=False):
-            state = _own(feed.state, self.pool)
+        states = [_own(feed.state, self.pool) for feed in feeds]
+        for state, start, stop in zip(states, rows.starts, rows.starts[1:], strict=False):
             state.reserve(state.length + stop - start)
-            spans += start, stop - start, state.slot
-            memory.tables[start:stop] = state.table_address
-            memory.long_flags[start:stop] = state.long_rope
-            memory.visible[start:stop, 1] = state.length
-            tiles += _tiles(start, stop)
-            last = state.length + stop - start - 1
-            deepest = max(deepest, last // (PAGE * SEGMENT) + 1)
-        memory.sequences[: len(spans)] = spans
-        memory.tile_rows[: len(tiles)] = tiles
-        memory.tiles[:2] = len(tiles) // 2, deepest if total <= SPLIT_ROWS else 1
+        memory.fill(states, rows)
         if program.lowering.lent:
             self.adapters.fill(memory, feeds, rows)
-
-    def _fill_chain(self, memory: StepMemory, state: CpuState, rows: Rows) -> None:
-        """Where the rows of one feed stand that follow each other: of most steps only the length
-        has changed."""
-        total, length = rows.total, state.length
-        state.reserve(length + total)
-        memory.standing[:, :total] = rows.slot
-        memory.visible[:total, 1] = length
-        deepest = (length + total - 1) // (PAGE * SEGMENT) + 1 if total <= SPLIT_ROWS else 1
-        chain = total, state.slot, deepest, state.table_address, state.long_rope
-        if chain == memory.chain:
-            return
-        memory.visible[:total, 0] = -1
-        memory.tables[:total] = state.table_address
-        memory.long_flags[:total] = state.long_rope
-        memory.sequences[:4] = 1, 0, total, state.slot
-        tiles = _tiles(0, total)
-        memory.tile_rows[: len(tiles)] = tiles
-        memory.tiles[:2] = len(tiles) // 2, deepest
-        memory.chain = chain
 
     def _fill_inputs(self, program: Program, feeds: Sequence[Feed], rows: Rows) -> None:
         checker = self.checker
@@ -403,12 +365,6 @@ class _Adapted(NamedTuple):
 
     taps: frozenset[str]
     version: int
-
-
-def _tiles(start: int, stop: int) -> list[int]:
-    """Rows start to stop - 1 of one sequence as tiles: first row and rows of each."""
-    firsts = range(start, stop, TILE_TOKENS)
-    return [n for first in firsts for n in (first, min(TILE_TOKENS, stop - first))]
 
 
 def _own(state: State, pool: PagePool) -> CpuState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..kernels.attention_lower import ATTEND
-from ..kernels.cpu.layout import PAGE, SEGMENT
+from ..kernels.cpu.layout import PAGE, SEGMENT, TILE_TOKENS
 from ..kernels.lowering import Word, kernel_at
 from ..kernels.operands import ROW, WORD
 from .arena import place
 from .base import F32
+from .feeds import Rows
 from .fit import check_program
 from .lowering import Lowering, Step
 from .memory import reserve
 from .pace import Pace
+from .sequence import CpuState
 from .team import Team
 
 SPLIT_ROWS = 8  # steps of at most this many rows share a sequence's context out between threads
@@ -204,3 +206,53 @@ class StepMemory:
         arrays = {n: a for n, a in vars(self).items() if isinstance(a, np.ndarray)}
         named = {f"@{name}": array.ctypes.data for name, array in arrays.items()}
         return named | {"@axis_stride": self.positions.strides[0]}
+
+    def fill(self, states: Sequence[CpuState], rows: Rows) -> None:
+        """Where the rows of a step stand; states: of its feeds, with room for their rows."""
+        if len(states) == 1 and rows.axes is None:
+            self._fill_chain(states[0], rows)
+            return
+        total, self.chain = rows.total, ()
+        self.slots[:total], self.places[:total] = rows.slot, rows.place
+        self.positions[:, :total] = rows.place if rows.axes is None else rows.axes
+        self.visible[:total, 0] = -1 if rows.paths is None else rows.paths
+        spans, tiles, deepest = [len(states)], list[int](), 0
+        for state, start, stop in zip(states, rows.starts, rows.starts[1:], strict=False):
+            spans += start, stop - start, state.slot
+            self.tables[start:stop] = state.table_address
+            self.long_flags[start:stop] = state.long_rope
+            self.visible[start:stop, 1] = state.length
+            tiles += _tiles(start, stop)
+            deepest = max(deepest, _segments(state.length + stop - start))
+        self.sequences[: len(spans)] = spans
+        self.tile_rows[: len(tiles)] = tiles
+        self.tiles[:2] = len(tiles) // 2, deepest if total <= SPLIT_ROWS else 1
+
+    def _fill_chain(self, state: CpuState, rows: Rows) -> None:
+        """Of one feed whose rows follow each other: mostly only its length has changed."""
+        total, length = rows.total, state.length
+        self.standing[:, :total] = rows.slot
+        self.visible[:total, 1] = length
+        split = _segments(length + total) if total <= SPLIT_ROWS else 1
+        chain = total, state.slot, split, state.table_address, state.long_rope
+        if chain == self.chain:
+            return
+        self.visible[:total, 0] = -1
+        self.tables[:total] = state.table_address
+        self.long_flags[:total] = state.long_rope
+        self.sequences[:4] = 1, 0, total, state.slot
+        tiles = _tiles(0, total)
+        self.tile_rows[: len(tiles)] = tiles
+        self.tiles[:2] = len(tiles) // 2, split
+        self.chain = chain
+
+
+def _segments(tokens: int) -> int:
+    """Segments that a sequence of `tokens` tokens has."""
+    return (tokens - 1) // (PAGE * SEGMENT) + 1
+
+
+def _tiles(start: int, stop: int) -> list[int]:
+    """Rows start to stop - 1 of one sequence as tiles: first row and rows of each."""
+    firsts = range(start, stop, TILE_TOKENS)
+    return [n for first in firsts for n in (first, min(TILE_TOKENS, stop - first))]

@@ -118,6 +118,25 @@ def test_the_split_path_and_the_prompt_path_agree(
     state.close()
 
 
+def test_steps_of_all_kinds_take_turns(sessions: Sessions, alone: dict[int, F32]) -> None:
+    """A step of one chain keeps what the chain before it was filled with, others do not."""
+    session, expected = sessions[1, 16], alone[16]
+    state, other = session.new_state(), session.new_state()
+    for kind in "chain chain tree chain pair chain other chain short chain".split():
+        mine = other if kind == "other" else state
+        start, rows = mine.length, 2 if kind == "short" else 3
+        parents = np.arange(-1, rows - 1, dtype=np.int32) if kind == "tree" else None
+        feeds = [Feed(mine, TOKENS[start : start + rows], "all", parents=parents)]
+        if kind == "pair":
+            feeds.insert(0, Feed(other, TOKENS[:2], "all"))
+        got = session.step(feeds)[-1].logits
+        for fed in feeds:
+            fed.state.commit(fed.rows)
+        assert same_bits(expected[start : start + rows], got), kind
+    state.close()
+    other.close()
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(key=KEYS, data=st.data())
 def test_sequences_of_one_step_do_not_touch_each_other(
