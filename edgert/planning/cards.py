@@ -165,6 +165,8 @@ def card_faults(card: Card) -> list[str]:
         for name, value in card.accepted.items()
         if not 0 <= value <= DRAFT_TOKENS
     ]
+    if card.loss is not None and not 0 < card.loss <= LARGEST:
+        out.append(f"{card.name}: loss is {card.loss}, expected more than 0")
     if card.score is not None and not 0 <= card.score <= 1:
         out.append(f"{card.name}: score is {card.score}, expected 0 to 1")
     if not 0 <= card.linear_attention <= 1:

@@ -105,6 +105,8 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         faults = [str(error)[:300]]
     else:
         faults = [fault for row in rows for fault in _faults(row)]
+        if not rows:
+            faults = ["no [[picture]] in it"]
     if faults:
         raise RequestError(
             f"{path}: {'; '.join(faults[:8])}", code="plan-models",

@@ -87,7 +87,7 @@ class PrefixFiles:
         try:
             for folder in (root, self.folder):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = os.stat(self.folder)
+            found = [(folder, os.stat(folder)) for folder in (root, self.folder)]
         except OSError as error:
             raise ResourceError(
                 f"{root} cannot be used for the prompt cache: {error.strerror or error}, expected "
@@ -96,10 +96,12 @@ class PrefixFiles:
                 hint="name another folder with --prompt-cache (prompt_cache)",
                 path=root,
             ) from None
-        self._check_private(found)
+        for folder, stat_ in found:
+            self._check_private(folder, stat_)
 
-    def _check_private(self, found: os.stat_result) -> None:
-        """Who writes here decides what answers are computed from."""
+    @staticmethod
+    def _check_private(folder: Path, found: os.stat_result) -> None:
+        """Who writes here, or renames what is here, decides what answers are computed from."""
         if not hasattr(os, "geteuid"):
             return
         me = os.geteuid()
@@ -107,11 +109,11 @@ class PrefixFiles:
         if others or (me != 0 and found.st_uid not in (0, me)):
             what = "can be written by everybody" if others else f"belongs to user {found.st_uid}"
             raise ResourceError(
-                f"{self.folder} {what}, expected a folder of user {me} alone",
+                f"{folder} {what}, expected a folder of user {me} alone",
                 code="prompt-cache",
                 hint="name another folder with --prompt-cache (prompt_cache), or change its owner "
                 "and permissions",
-                path=self.folder,
+                path=folder,
             )
 
     # --- looking up -----------------------------------------------------------------------------

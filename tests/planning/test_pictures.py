@@ -110,6 +110,14 @@ def test_rows_that_cannot_be(tmp_path: Path, line: str, said: str) -> None:
         read_rows(path)
 
 
+@pytest.mark.parametrize("text", ["", "[[model]]\nname = 'x'", "[[pictures]]\nmodel = 'x'"])
+def test_a_table_without_rows_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cards.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match=r"no \[\[picture\]\]"):
+        read_rows(path)
+
+
 def test_the_verb_plans_pictures(edgert: Edgert, tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "cards.toml"
     path.write_text(CARDS, encoding="utf-8")

@@ -282,6 +282,8 @@ def test_a_workload_that_means_nothing_is_refused(values: dict[str, object], sai
         ("", r"no \[\[model\]\]|Expected"), ("[[model]]\nname = 'x'", "missing required field"),
         ("[[model]]\nname='x'\nlayers=0\nwidth=1\nheads=1\nkv_heads=1\nhead_dim=1\nff=1\n"
          "vocabulary=1\ntokens=1e9", "layers is 0, expected more than 0"),
+        ("[[model]]\nname='x'\nlayers=1\nwidth=1\nheads=1\nkv_heads=1\nhead_dim=1\nff=1\n"
+         "vocabulary=1\ntokens=1e9\nloss=nan", "loss is nan, expected more than 0"),
     ],
 )  # fmt: skip
 def test_cards_that_are_none_are_refused(tmp_path: Path, text: str, said: str) -> None:

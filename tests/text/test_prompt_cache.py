@@ -362,16 +362,17 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     folder = tmp_path / "open"
     edgert.load(bundle, prompt_cache=folder).close()
     (inner,) = folder.iterdir()
-    inner.chmod(0o777)
-    with pytest.raises(ResourceError, match="can be written by everybody"):
-        edgert.load(bundle, prompt_cache=folder)
-    inner.chmod(0o700)
+    for opened in (inner, folder):
+        opened.chmod(0o777)
+        with pytest.raises(ResourceError, match=f"{opened.name} can be written by everybody"):
+            edgert.load(bundle, prompt_cache=folder)
+        opened.chmod(0o700)
     assert folder.stat().st_mode & 0o77 == 0
     found = os.stat_result((0o40700, 1, 1, 1, os.geteuid() + 1, 1, 1, 1, 1, 1))
     files = PrefixFiles(tmp_path / "other", OWNER, 1, 1)
     if os.geteuid():
         with pytest.raises(ResourceError, match="belongs to user"):
-            files._check_private(found)
+            files._check_private(files.folder, found)
 
 
 # --- files that are not what they were -----------------------------------------------------------
