@@ -59,6 +59,12 @@ def run(
             f"a limit on memory needs Linux, this is {sys.platform}", code="test-memory",
             hint="leave --limit-memory out; peak_mb in the budget is measured everywhere",
         )  # fmt: skip
+    if ask.limit_memory and not any(limit.metric.kind == "process" for limit in limits):
+        raise DeviceError(
+            "the limit on memory is of processes that load and start the model, and nothing of the "
+            "budget starts one",
+            code="test-memory", hint="add load_s, cold_start_s or peak_mb",
+        )  # fmt: skip
     from ..machine.probe import Busy
     from .children import how_limited
     from .measure import measure

@@ -121,14 +121,16 @@ def probe_command(
     from ..devices.load import to_toml
     from ..machine.probe import Options, probe
     from ..machine.probe_runs import CODES, check_encodings
+    from ..storage.aside import check_target, replace_file
 
+    check_target(output)
     options = Options(
         threads, check_encodings(encodings) or CODES, 0.1 if quick else 0.25, thermal, quick
     )
     profile = probe(options, name=name, progress=_progress(as_json))
     text = to_toml(profile)
     if output is not None:
-        output.write_text(text, encoding="utf-8")
+        replace_file(output, text.encode("utf-8"))
         say(f"{output}: written; edgert test BUNDLE --device {output} --predict")
     if as_json:
         emit_json({"schema": 1, "profile": msgspec.to_builtins(profile)})

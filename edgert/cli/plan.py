@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from ..planning.decide import Plan
     from ..scaling.frontier import Frontier
 
+TEXT_ONLY = {  # options that say nothing of pictures, by their names here
+    "trained": "--tokens", "fits": "--fits", "task": "--task", "bits": "--bits",
+    "ratios": "--ratio", "allow_risky": "--allow-risky", "drafts": "--drafts",
+    "prompt_tokens": "--prompt-tokens", "new_tokens": "--max-tokens", "context": "--ctx-size",
+    "ttft_budget_s": "--ttft", "tok_budget_s": "--token",
+}  # fmt: skip
 NOTHING = 1  # exit code where no candidate keeps the limits
 
 
@@ -77,8 +83,12 @@ def command(
     """
     from ..devices.load import load
     from ..planning import page
+    from ..storage.aside import check_target, replace_file
 
+    for target in (report, drawn):
+        check_target(target)
     wanted = _workload(workload, asked)
+    _check_options(wanted, click.get_current_context().params)
     if wanted.kind == "image":
         plan = _pictures(device, wanted, models, risk)
     else:
@@ -91,7 +101,7 @@ def command(
             risk=risk, **grid,
         )  # fmt: skip
     if report is not None:
-        report.write_text(page.markdown(plan), encoding="utf-8")
+        replace_file(report, page.markdown(plan).encode("utf-8"))
     if drawn is not None:
         page.picture(plan, drawn)
     if as_json:
@@ -101,6 +111,20 @@ def command(
     if plan.choice is None:
         say("nothing keeps the limits: relax one, or name smaller models")
     return 0 if plan.choice else NOTHING
+
+
+def _check_options(wanted: Workload, given: dict[str, Any]) -> None:
+    """Raises UsageError for options that the kind of workload has no use for."""
+    from ..planning.candidates import BITS
+
+    if wanted.kind == "image":
+        odd = [label for name, label in TEXT_ONLY.items() if given.get(name)]
+        if odd:
+            raise click.UsageError(f"{odd[0]} is of text, a plan of pictures has no use for it")
+    elif wanted.width or wanted.height:
+        raise click.UsageError("--width and --height are of pictures, expected --kind image")
+    if few := [bits for bits in given["bits"] if bits not in BITS]:
+        raise click.UsageError(f"--bits {few[0]}, expected some of {BITS}")
 
 
 def _pictures(device: str, wanted: Workload, models: tuple[str, ...], risk: float) -> Plan:
@@ -114,11 +138,17 @@ def _pictures(device: str, wanted: Workload, models: tuple[str, ...], risk: floa
 
     tables = [Path(model) for model in models if model.endswith(".toml")]
     rows = [row for table in tables for row in read_rows(table)]
-    drawn = []
+    drawn: list[Drawn] = []
     for path in [m for m in models if not m.endswith(".toml")] or [str(image_bundle())]:
         with Bundle.open(path) as bundle:
             stored = sum(file.size for file in bundle.manifest.files.values())
             drawn.append(Drawn(bundle.manifest.name, Expected(bundle), float(stored), rows))
+    names = sorted({one.name for one in drawn})
+    if odd := [row.model for row in rows if row.model not in names]:
+        raise RequestError(
+            f"a [[picture]] is of {odd[0][:60]!r}, expected one of {names}", code="plan-models",
+            hint="name its bundle with another --models",
+        )  # fmt: skip
     return prescribe_pictures(load(device), wanted, drawn, risk)
 
 

@@ -60,7 +60,7 @@ def command(
     `edgert chat LARGE --relay SMALL --relay-cues FILE` lets it write on there. The two have one
     tokenizer. Questions should be those of the models' use; a hundred answers are plenty.
     """
-    from ..storage.aside import replace_file
+    from ..storage.aside import check_target, replace_file
     from ..text.relay_calibrate import (
         CalibrateOptions,
         calibrate_relay,
@@ -71,6 +71,8 @@ def command(
 
     if (problems is None) == (traces is None):
         raise click.UsageError("give either --problems or --traces")
+    for target in (output, keep_traces):
+        check_target(target)
     asked = CalibrateOptions(
         **{name: value for name, value in options.items() if value is not None}
     )

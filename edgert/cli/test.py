@@ -57,16 +57,18 @@ def command(
     from ..budget import report as reports
     from ..budget.limits import budget_of, read_budget
     from ..budget.run import Ask, run
+    from ..storage.aside import check_target, replace_file
 
     limits = (read_budget(budget) if budget else ()) + (budget_of(_pairs(more)) if more else ())
     if not limits:
         raise click.UsageError("nothing to test: give --budget FILE or --limit NAME=VALUE")
+    check_target(junit)
     asked["compute"] = asked.pop("provider")
     before = reports.read_report(baseline) if baseline else None
     ask = Ask(device=device, baseline=before, **asked)
     found = run(bundle, limits, ask, _progress())
     if junit is not None:
-        junit.write_bytes(reports.junit(found))
+        replace_file(junit, reports.junit(found))
     if as_json:
         emit_json(found.to_dict())
     else:

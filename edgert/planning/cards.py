@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from ..errors import RequestError
+from ..errors import RequestError, printable
 from ..graph import Graph
 from ..kernels.states import KVState
 from ..storage.typed import Reader
 
 LARGEST = 1e15
+MOST = 100  # cards, for each is planned in hundreds of forms
+NAME = 80  # characters
+LEAST_S, MOST_S = 1e-6, 1e9  # of a budget
 COUNTS = ("prompt_tokens", "new_tokens", "context", "batch", "caption_tokens")
 ABSENT = ("image_tokens", "width", "height")  # numbers of a workload that may be 0
 DRAFT_TOKENS = 4  # proposed a step by a model that drafts
@@ -131,20 +134,37 @@ def read_cards(path: Path) -> tuple[Card, ...]:
     """Cards of a TOML file, one `[[model]]` each."""
     from ..budget.limits import read_toml
 
-    found = read_toml(path, "plan-models").get("model")
+    found = read_toml(path, "plan-models")
     try:
-        cards = CARDS.convert(found)
+        cards = CARDS.convert(found.get("model", ()))
         faults = [fault for card in cards for fault in card_faults(card)]
+        faults += table_faults(found, "model", [card.name for card in cards])
+        if len(set(card.name for card in cards)) < len(cards):
+            faults.append("two cards have one name")
     except msgspec.ValidationError as error:
         faults = [str(error)[:300]]
         cards = ()
     if faults or not cards:
         raise RequestError(
-            f"{path}: {'; '.join(faults[:8]) or 'no [[model]] in it'}",
+            f"{path}: {'; '.join(faults[:8])}",
             code="plan-models",
-            hint="a card holds layers, width, heads, kv_heads, head_dim, ff, vocabulary, tokens",
+            hint=f"a card holds {', '.join(Card.__struct_fields__[:9])}",
         )
     return cards
+
+
+def table_faults(found: dict[str, Any], table: str, names: Sequence[str]) -> list[str]:
+    """What is wrong with a file of `[[table]]` as a whole."""
+    faults = [f"{printable(key)[:40]!r} is no table of it, expected [[{table}]] alone"
+              for key in found if key != table]  # fmt: skip
+    faults += [] if names else [f"no [[{table}]] in it"]
+    faults += [f"{len(names)} of [[{table}]], expected at most {MOST}"] if len(names) > MOST else []
+    faults += [
+        f"a name is {printable(name)[:40]!r}, expected 1 to {NAME} printable characters without |"
+        for name in names
+        if not 0 < len(name) <= NAME or not name.isprintable() or "|" in name
+    ]
+    return faults
 
 
 def card_faults(card: Card) -> list[str]:
@@ -153,25 +173,29 @@ def card_faults(card: Card) -> list[str]:
     values = {name: getattr(card, name) for name in sizes}
     values |= {f"probes.{bits}": value for bits, value in card.probes.items()}
     out = [
-        f"{card.name}: {name} is {value}, expected more than 0"
+        f"{card.name}: {name} is {value:g}, expected more than 0, at most {LARGEST:g}"
         for name, value in values.items()
         if not 0 < value <= LARGEST
     ]
     out += [
-        f"{card.name}: probes has {b!r}, expected bits" for b in card.probes if not b.isdecimal()
+        f"{card.name}: probes has {b[:20]!r}, expected bits from 2 to 16"
+        for b in card.probes
+        if b not in map(str, range(2, 17))
     ]
+    if card.kv_heads > 0 and card.heads % card.kv_heads:
+        out.append(f"{card.name}: {card.heads} heads do not share {card.kv_heads} kv_heads evenly")
     out += [
         f"{card.name}: accepted.{name} is {value}, expected 0 to {DRAFT_TOKENS}"
         for name, value in card.accepted.items()
         if not 0 <= value <= DRAFT_TOKENS
     ]
     if card.loss is not None and not 0 < card.loss <= LARGEST:
-        out.append(f"{card.name}: loss is {card.loss}, expected more than 0")
+        out.append(f"{card.name}: loss is {card.loss}, expected more than 0, at most {LARGEST:g}")
     if card.score is not None and not 0 <= card.score <= 1:
         out.append(f"{card.name}: score is {card.score}, expected 0 to 1")
     if not 0 <= card.linear_attention <= 1:
         out.append(f"{card.name}: linear_attention is {card.linear_attention}, expected a share")
-    if not 0 <= card.kv_layers <= card.layers:
+    if not 0 <= card.kv_layers <= max(0, card.layers):
         out.append(f"{card.name}: kv_layers is {card.kv_layers}, expected 0 to {card.layers}")
     return out
 
@@ -181,15 +205,14 @@ def workload_of(values: dict[str, Any], where: str = "the workload") -> Workload
     try:
         found = WORKLOAD.convert(values)
         faults = [
-            f"{name} is {value}, expected {'0' if name in ABSENT else '1'} or more"
+            f"{name} is {value}, expected {'0' if name in ABSENT else '1'} to {1 << 24}"
             for name in (*COUNTS, *ABSENT)
             if not (0 if name in ABSENT else 1) <= (value := getattr(found, name)) <= 1 << 24
         ]
         faults += [
-            f"{name} is {value}, expected more than 0"
+            f"{name} is {value}, expected {LEAST_S:g} to {MOST_S:g} seconds"
             for name in ("ttft_budget_s", "tok_budget_s", "total_budget_s")
-            if (value := getattr(found, name)) is not None
-            and not (math.isfinite(value) and value > 0)
+            if (value := getattr(found, name)) is not None and not LEAST_S <= value <= MOST_S
         ]
         if not 0.5 <= found.percentile < 1:
             faults.append(f"percentile is {found.percentile}, expected 0.5 to less than 1")
@@ -201,6 +224,8 @@ def workload_of(values: dict[str, Any], where: str = "the workload") -> Workload
     except msgspec.ValidationError as error:
         faults = [str(error)[:300]]
     if faults:
-        raise RequestError(f"{where}: {'; '.join(faults)}", code="workload",
-                           hint="edgert plan --help names what a workload holds")  # fmt: skip
+        raise RequestError(
+            f"{where}: {'; '.join(faults)}", code="workload",
+            hint=f"a workload holds {', '.join(Workload.__struct_fields__)}",
+        )  # fmt: skip
     return found

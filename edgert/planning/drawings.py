@@ -31,7 +31,7 @@ from ..image.loop import SHORTEST
 from ..scaling.loss import F64
 from ..storage.typed import Reader
 from .candidates import MARGIN, Costs
-from .cards import Workload
+from .cards import Workload, table_faults
 from .quality import BY_LAW, Quality
 
 STEPS = (4, 8, 12, 16, 20, 28, 36, 50)
@@ -99,14 +99,14 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """`[[picture]]` rows of a TOML file. Raises RequestError."""
     from ..budget.limits import read_toml
 
+    found = read_toml(path, "plan-models")
     try:
-        rows = ROWS.convert(read_toml(path, "plan-models").get("picture", []))
+        rows = ROWS.convert(found.get("picture", []))
     except msgspec.ValidationError as error:
         faults = [str(error)[:300]]
     else:
         faults = [fault for row in rows for fault in _faults(row)]
-        if not rows:
-            faults = ["no [[picture]] in it"]
+        faults += table_faults(found, "picture", [row.model for row in rows])
     if faults:
         raise RequestError(
             f"{path}: {'; '.join(faults[:8])}", code="plan-models",
@@ -121,8 +121,8 @@ def _faults(row: Row) -> list[str]:
         out.append(f"{row.model}: score is {row.score}, expected 0 to 1")
     if not (1 <= row.steps <= 1000 and 0 <= row.nfe <= row.steps and row.items >= 1):
         out.append(
-            f"{row.model}: {row.steps} steps, nfe {row.nfe}, {row.items} items, expected 1 or more "
-            "and no more evaluations than steps"
+            f"{row.model}: {row.steps} steps, nfe {row.nfe}, {row.items} items, expected 1 to 1000 "
+            "steps, no more evaluations than steps, and an item or more"
         )
     if not (0 <= row.guidance <= 1000 and 0 <= row.width <= 1 << 16 and 0 <= row.height <= 1 << 16):
         out.append(f"{row.model}: guidance {row.guidance}, {row.width} x {row.height}")

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from ..errors import ResourceError
@@ -30,6 +31,19 @@ def remove_leftovers(folder: Path) -> None:
         if pid.isdigit() and not pid_exists(int(pid)):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def check_target(target: Path | None) -> None:
+    """Raise what `replace_file` would, before work that takes long; None: nothing to write."""
+    if target is None:
+        return
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise _refused(target, 0, error) from error
 
 
 def replace_file(target: Path, data: bytes) -> None:

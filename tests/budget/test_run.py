@@ -160,6 +160,24 @@ def test_a_process_that_does_not_get_its_memory_is_an_error(bundle: Path) -> Non
         Child(bundle, SessionOptions(threads=1), 12_000_000)
 
 
+def test_a_limit_on_memory_that_holds_for_nothing_is_an_error(bundle: Path) -> None:
+    limits = budget_of({"p90_token_ms": 1e4})
+    with pytest.raises(DeviceError, match="nothing of the budget starts one"):
+        run(bundle, limits, Ask(limit_memory=1 << 20))
+
+
+def test_what_cannot_be_written_is_said_before_measuring(
+    edgert: Edgert,  # noqa: F811
+    bundle: Path,
+    tmp_path: Path,
+) -> None:
+    there = tmp_path / "no" / "junit.xml"
+    start = time.perf_counter()
+    ran = edgert("test", bundle, "--limit", "p90_token_ms=1e4", "--seconds", 60, "--junit", there)
+    assert (ran.code, "expected a writable folder" in ran.err) == (2, True)
+    assert time.perf_counter() - start < 10
+
+
 def test_a_context_that_is_too_short_is_an_error(bundle: Path) -> None:
     with pytest.raises(RequestError, match="need 517 tokens, the context holds 128"):
         run(bundle, budget_of({"p90_token_ms": {500: 10}}), Ask(seconds=1))

@@ -114,7 +114,7 @@ def test_rows_that_cannot_be(tmp_path: Path, line: str, said: str) -> None:
 def test_a_table_without_rows_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "cards.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(RequestError, match=r"no \[\[picture\]\]"):
+    with pytest.raises(RequestError, match=r"\[\[picture\]\]"):
         read_rows(path)
 
 
@@ -125,6 +125,10 @@ def test_the_verb_plans_pictures(edgert: Edgert, tmp_path: Path) -> None:  # noq
     told = edgert(*common, "--total", "4")
     assert told.code == 0
     assert "s a step" in told.out
+    other = tmp_path / "other.toml"
+    other.write_text(CARDS.replace("edgert-draw", "edgert-drew"), encoding="utf-8")
+    odd = edgert(*common, "--models", str(other))
+    assert (odd.code, "'edgert-drew', expected one of ['edgert-draw']" in odd.err) == (2, True)
     bundle = str(image_bundle())
     found = edgert(*common, "--models", str(path), "--models", bundle, "--json")
     plan = json.loads(found.out)

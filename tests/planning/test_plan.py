@@ -262,8 +262,9 @@ def test_a_bundle_s_graph_is_a_card() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"prompt_tokens": 0}, "prompt_tokens is 0, expected 1 or more"),
-        ({"tok_budget_s": -1.0}, "tok_budget_s is -1.0, expected more than 0"),
+        ({"prompt_tokens": 0}, "prompt_tokens is 0, expected 1 to 16777216"),
+        ({"tok_budget_s": -1.0}, "tok_budget_s is -1.0, expected 1e-06 to 1e"),
+        ({"total_budget_s": 5e-324}, "total_budget_s is 5e-324, expected 1e-06"),
         ({"tok_budget_s": float("nan")}, "tok_budget_s is nan"),
         ({"percentile": 2.0}, "percentile is 2.0"),
         ({"context": 100}, "do not fit a context of 100"),
@@ -276,6 +277,19 @@ def test_a_workload_that_means_nothing_is_refused(values: dict[str, object], sai
         workload_of(values)
 
 
+CARD = """[[model]]
+name = "{name}"
+layers = 1
+width = 1
+heads = {heads}
+kv_heads = {kv_heads}
+head_dim = 1
+ff = 1
+vocabulary = 1
+tokens = 1e9
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -284,6 +298,14 @@ def test_a_workload_that_means_nothing_is_refused(values: dict[str, object], sai
          "vocabulary=1\ntokens=1e9", "layers is 0, expected more than 0"),
         ("[[model]]\nname='x'\nlayers=1\nwidth=1\nheads=1\nkv_heads=1\nhead_dim=1\nff=1\n"
          "vocabulary=1\ntokens=1e9\nloss=nan", "loss is nan, expected more than 0"),
+        (CARD.format(name="x", heads=4, kv_heads=3), "4 heads do not share 3 kv_heads evenly"),
+        (CARD.format(name="a|b", heads=4, kv_heads=2), r"a name is 'a\|b', expected 1 to 80"),
+        (CARD.format(name="x" * 81, heads=4, kv_heads=2), "expected 1 to 80 printable"),
+        (CARD.format(name="x", heads=4, kv_heads=2) * 2, "two cards have one name"),
+        (CARD.format(name="x", heads=4, kv_heads=2) + "[extra]\n", "'extra' is no table of it"),
+        (CARD.format(name="x", heads=4, kv_heads=2) + "probes = {'99' = 0.1}", "probes has '99'"),
+        ("".join(CARD.format(name=f"m{i}", heads=4, kv_heads=2) for i in range(101)),
+         r"101 of \[\[model\]\], expected at most 100"),
     ],
 )  # fmt: skip
 def test_cards_that_are_none_are_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -309,6 +331,22 @@ def test_the_verb(edgert: Edgert, tmp_path: Path) -> None:  # noqa: F811
     pytest.importorskip("matplotlib")
     assert edgert("plan", "--device", "steam-deck", *args, "--picture", png).code == 0
     assert png.read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--width", "512"], "--width and --height are of pictures"),
+        (["--bits", "9"], "--bits 9, expected some of"),
+        (["--kind", "image", "--bits", "4"], "--bits is of text"),
+        (["--kind", "image", "--ttft", "0.1"], "--ttft is of text"),
+        (["--kind", "image", "--drafts"], "--drafts is of text"),
+        (["--report", "nowhere/at/all.md"], "could not be written"),
+    ],
+)
+def test_no_option_is_passed_over(edgert: Edgert, args: list[str], said: str) -> None:  # noqa: F811
+    ran = edgert("plan", "--device", "laptop-avx2", *args)
+    assert (ran.code, said in ran.err) == (2, True), ran.err
 
 
 def test_a_plan_takes_a_fitted_frontier(edgert: Edgert, tmp_path: Path) -> None:  # noqa: F811
