@@ -53,6 +53,8 @@ class OnTorch:
     def __call__(self, prompts: Sequence[Ids], heat: Sequence[float], seed: int) -> list[Ids]:
         self.decoder = self.decoder or Decoder(self.target, *self.sizes)
         device = self.target.device
+        if torch.device(device).type == "cuda":
+            torch.cuda.empty_cache()  # what batches of other lengths left lies in pieces
         random = torch.Generator(device).manual_seed(seed)
         warm = torch.tensor(list(heat), device=device)
         return self.decoder.write(prompts, self.count, warm, self.ends, random)
