@@ -190,7 +190,7 @@ def check_same(tokenizer: Tokenizer, target: Tokenizer, name: str) -> None:
             f"{tokenizer.piece_of(at)[:40]!r}, expected {target.piece_of(at)[:40]!r}"
         )
     raise RequestError(
-        f"the draft model {name or ''} has another tokenizer: {found}",
+        f"the smaller model {name or ''} has another tokenizer: {found}",
         code="draft-tokenizer",
-        hint="draft with a model of the same family, or with ngram",
+        hint="take a model of the same family, or draft with ngram",
     )
