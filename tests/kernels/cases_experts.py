@@ -75,7 +75,8 @@ def cases(everywhere: Sequence[str], stored: Sequence[str]) -> dict[str, list[Sp
                 _by_head(encoding, 4, 32, 48, rows)
                 for encoding in everywhere
                 for rows in (1, 63)
-            ),  # other encodings go the way of experts
+            ),
+            *(_by_head(encoding, 3, 64, 16, 17) for encoding in stored),
             _by_head("int8-g32", 20, 64, 256, 500), _by_head("f32", 5, 16, 16, 1000),
         ],
         "first_columns": [_first(4, 48, 32, 63), _first(3, 7, 5, 500), _first(1, 16, 16, 1)],
