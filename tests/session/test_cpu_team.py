@@ -314,6 +314,7 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.parametrize("session", [1, 2], indirect=True)
 def test_nothing_is_kept_per_token(session: CpuSession) -> None:
     """Rejected drafts among the tokens, within one window of positions.
 

@@ -296,6 +296,7 @@ np.savez(f"{sys.argv[1]}/{os.environ.get('RANK', '0')}.npz", **arrays)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_give_what_one_gives(tmp_path: Path) -> None:
     """Batches of three and one: the ranks' shares differ, one is empty. Of codes few steps: a sum
     that is rounded to the other side of a code's edge makes another run."""
