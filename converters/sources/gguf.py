@@ -29,6 +29,7 @@ from .checkpoint import as_convert_error
 from .gguf_config import (
     VECTORS,
     architecture_of,
+    change_of,
     config_of,
     experts_of,
     heads_of,
@@ -36,7 +37,7 @@ from .gguf_config import (
     joined_name,
     sampling_of,
 )
-from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues
+from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, changed, in_halves
 from .gguf_tokenizer import ROLES, endings_of, tokenizer_of, vocabulary_of
 from .hf_text import read_text
 
@@ -160,11 +161,14 @@ class GgufSource:
         for name, tensor in plain.items():
             stack = experts_of(self.row, name)
             if stack is not None and (pieces := tensor.pieces()):
-                found = enumerate(pieces)
-                named |= {f"{stack[0]}{number}{stack[1]}": one for number, one in found}
+                named |= {f"{stack[0]}{i}{stack[1]}": one for i, one in enumerate(pieces)}
                 continue
             heads = heads_of(self.row, name, self.config)
-            named[hf_name(self.row, name)] = GgufTensor(tensor.file, tensor.info, heads)
+            change, count = change_of(self.row, name), tensor.shape[0]
+            order = in_halves(count, heads) if heads else change.order_of(self.config, count)
+            found = GgufTensor(tensor.file, tensor.info, order)
+            shape = change.shape(tensor.shape) if change.shape else tensor.shape
+            named[hf_name(self.row, name)] = changed(found, shape, change.values)
         return layouts.without_shared(self.config, named)
 
     def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, SourceTensor]:

@@ -7,18 +7,10 @@ rule, every fourth layer of SmolLM3 has no positions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from statistics import NormalDist
-from typing import Any
 
-import numpy as np
-
-from ... import limits
-from ...storage.gguf_values import Metadata
-
-Config = dict[str, Any]
+from .gguf_keys import Architecture, Config, Keys, window
 
 GEMMA = {
     "post_attention_norm": "post_attention_layernorm",
@@ -57,66 +49,9 @@ DEEPSEEK = {
 }
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER.
-    more: adds keys of the family, from metadata. keys: that `more` reads. interleaved: whether rows
-    of q and k stand in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added.
-    experts: what the family calls the module of stacked experts, "" without.
-    """
-
-    model_type: str
-    more: Callable[[Keys, Config], None] = lambda keys, config: None
-    keys: frozenset[str] = frozenset()
-    own: Mapping[str, str] = field(default_factory=dict)
-    interleaved: bool = False
-    shifted: bool = False
-    experts: str = ""
-
-
-class Keys:
-    """The keys of one architecture."""
-
-    def __init__(self, meta: Metadata, name: str, faults: list[str]) -> None:
-        self.meta, self.name, self.faults = meta, name, faults
-
-    def whole(self, key: str) -> int | None:
-        """A whole number; where a file has one for each layer, they must be equal."""
-        full = f"{self.name}.{key}"
-        if self.meta.is_array(full):
-            each = self.meta.numbers(full)
-            if each is None or not each.size or each.dtype.kind not in "iu" or np.ptp(each):
-                self.faults.append(f"key {full!r} differs between layers, expected one number")
-                return None
-            return int(each[0])
-        return self.meta.whole(full)
-
-    def each(self, key: str) -> list[float] | None:
-        """A number or truth value of each layer."""
-        found = self.meta.numbers(f"{self.name}.{key}")
-        if found is None or found.size > limits.LAYERS:
-            return None if found is None else [math.nan]  # which no layer has
-        return [float(value) for value in found]
-
-    def number(self, key: str) -> float | None:
-        """A number, without the digits that float32 added to it."""
-        value = self.meta.number(f"{self.name}.{key}")
-        return None if value is None else float(f"{value:.7g}")
-
-    def text(self, key: str) -> str | None:
-        return self.meta.text(f"{self.name}.{key}")
-
-    def flag(self, key: str) -> bool | None:
-        return self.meta.flag(f"{self.name}.{key}")
-
-
-def _window(keys: Keys, config: Config) -> None:
-    config["sliding_window"] = keys.whole("attention.sliding_window") or None
-
-
 def _gemma(keys: Keys, config: Config, large: int) -> None:
     """Queries are scaled by the head's size; of the largest model, by the width for each head."""
-    _window(keys, config)
+    window(keys, config)
     heads = config.get("num_attention_heads") or 1
     if config.get("num_hidden_layers") == large:
         config["query_pre_attn_scalar"] = config.get("hidden_size", 0) / heads
@@ -141,7 +76,7 @@ def _gemma3(keys: Keys, config: Config) -> None:
 
 def _gemma3n(keys: Keys, config: Config) -> None:
     """What older files do not tell is as the published models have it."""
-    _window(keys, config)
+    window(keys, config)
     local = keys.number("rope.freq_base_swa") or keys.number("rope.local.freq_base")
     config |= {
         "rope_local_base_freq": local or 10_000.0,
@@ -163,7 +98,7 @@ def _gemma3n(keys: Keys, config: Config) -> None:
 
 
 def _phi3(keys: Keys, config: Config) -> None:
-    _window(keys, config)
+    window(keys, config)
     turning, size = keys.whole("rope.dimension_count"), config["head_dim"]
     if turning and turning != size:
         config["partial_rotary_factor"] = turning / size
@@ -194,7 +129,7 @@ def _local_experts(keys: Keys, config: Config) -> None:
 
 def _gpt_oss(keys: Keys, config: Config) -> None:
     """Every second layer has a window, from the first on, as the family has it."""
-    _window(keys, config)
+    window(keys, config)
     _local_experts(keys, config)
 
 

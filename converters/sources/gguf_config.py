@@ -15,7 +15,8 @@ import numpy as np
 from ...errors import ConvertError
 from ...storage.gguf_values import Metadata
 from ..families.config import short
-from .gguf_architectures import ARCHITECTURES, Architecture, Config, Keys
+from .gguf_architectures import ARCHITECTURES
+from .gguf_keys import Architecture, Change, Config, Keys
 
 Vectors = Mapping[str, Callable[[], list[float]]]
 
@@ -251,7 +252,7 @@ def sampling_of(meta: Metadata) -> dict[str, Any]:
     return asked
 
 
-BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_]+)\.(weight|bias)")
+BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_]+)(?:\.(weight|bias))?")
 
 
 def hf_name(row: Architecture, name: str) -> str:
@@ -259,12 +260,19 @@ def hf_name(row: Architecture, name: str) -> str:
     found = BLOCK.fullmatch(name)
     if found is None:
         stem, _, end = name.rpartition(".")
-        return f"{WHOLE[stem]}.{end}" if stem in WHOLE else name
+        whole = row.whole.get(stem) or WHOLE.get(stem)
+        return f"{whole}.{end}" if whole else name
     layer, role, end = found.groups()
     ours = row.own.get(role) or LAYER.get(role)
-    if ours in BARE:
-        return f"model.layers.{int(layer)}.{ours}"
-    return f"model.layers.{int(layer)}.{ours}.{end}" if ours else name
+    if ours is None:
+        return name
+    bare = end is None or ours in BARE
+    return f"model.layers.{int(layer)}.{ours}" + ("" if bare else f".{end}")
+
+
+def change_of(row: Architecture, name: str) -> Change:
+    """How a tensor differs from the family's."""
+    return row.changes.get(re.sub(r"^blk\.\d{1,6}\.", "", name), Change())
 
 
 def experts_of(row: Architecture, name: str) -> tuple[str, str] | None:

@@ -18,6 +18,7 @@ from ...kernels.ops_experts import EXPERTS
 from ...storage.folder import open_regular
 from ...storage.gguf_header import KINDS, TensorInfo, parse_gguf
 from ...storage.safetensors import DTYPES
+from .base import SourceTensor
 from .checkpoint import F32, RawFile, as_convert_error, widened
 from .packed import INSTEAD
 from .packed_mx import gguf_mxfp4
@@ -26,6 +27,7 @@ from .stacked import piece
 Stored = dict[str, NDArray[Any]]
 U8 = NDArray[np.uint8]
 FLOATS = ("F32", "F16", "BF16")
+NEAR = 4  # rows that are read at once, times those that are wanted, where their order is another
 
 
 class Kept(NamedTuple):
@@ -100,21 +102,30 @@ class KeysAndValues:
         return out.reshape(-1, self.shape[1])[start - at : stop - at]
 
 
+def in_halves(count: int, heads: int) -> NDArray[np.int64] | None:
+    """Rows of heads that stand in pairs (2i, 2i + 1), taken as (i, D/2 + i); None where they are no
+    whole pairs."""
+    if count % (2 * heads):
+        return None
+    return np.arange(count).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
 class GgufTensor:
-    """A tensor by rows. heads: that stand in pairs and are read in halves, 0 for none.
+    """A tensor by rows. order: which row of the file each row is, where it is not the same one.
 
     dtype: of floats as safetensors calls it, F32 for blocks. kept: the encoding that its blocks are
     taken over in, "" for floats.
     """
 
-    def __init__(self, file: GgufFile, info: TensorInfo, heads: int = 0) -> None:
-        self.file, self.info, self.shape = file, info, info.shape
+    def __init__(
+        self, file: GgufFile, info: TensorInfo, order: NDArray[np.int64] | None = None
+    ) -> None:
+        self.file, self.info, self.shape, self._order = file, info, info.shape, order
         self.dtype = info.kind if info.kind in FLOATS else "F32"
         self.kept = KEPT[info.kind].encoding if info.kind in KEPT and len(self.shape) == 2 else ""
         block, width = _BLOCKS[info.kind], int(np.prod(info.shape[1:], dtype=np.int64))
         self.vector = len(info.shape) == 1  # whose one axis is rows of one value
         self.row_bytes = block.nbytes if self.vector else width // block.values * block.nbytes
-        self.head = info.shape[0] // heads if heads and not info.shape[0] % (2 * heads) else 0
 
     def rows(self, start: int, stop: int) -> F32:
         """Rows [start, stop) as float32."""
@@ -136,15 +147,14 @@ class GgufTensor:
 
     def _bytes(self, start: int, stop: int) -> U8:
         """Bytes [stop - start, row bytes] of rows in the family's order."""
-        if not self.head:
+        if self._order is None:
             return self._read(start, stop)
-        size, half = self.head, self.head // 2
-        first = start // size * size
-        whole = self._read(first, -(-stop // size) * size)
-        wanted = np.arange(start, stop)
-        at = wanted % size
-        at = np.where(at < half, 2 * at, 2 * (at - half) + 1)
-        return np.ascontiguousarray(whole[wanted // size * size + at - first])
+        wanted = self._order[start:stop]
+        first, last = int(wanted.min()), int(wanted.max()) + 1
+        if last - first <= NEAR * len(wanted):
+            return np.ascontiguousarray(self._read(first, last)[wanted - first])
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        return np.concatenate([self._read(int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def _read(self, start: int, stop: int) -> U8:
         out = np.empty((stop - start, self.row_bytes), np.uint8)
@@ -166,3 +176,36 @@ class GgufTensor:
             code="gguf-type",
             hint="convert the model to GGUF again",
         )
+
+
+class Changed:
+    """A tensor of another shape, or of other values, than the file has: floats, read by rows.
+
+    shape: keeps the number of rows, or makes one row of each value of a row. values: of each one.
+    """
+
+    kept = ""
+
+    def __init__(
+        self, tensor: GgufTensor, shape: tuple[int, ...], values: Callable[[F32], F32] | None
+    ) -> None:
+        self._tensor, self.shape, self._values = tensor, shape, values or (lambda found: found)
+        self.dtype = tensor.dtype
+
+    def rows(self, start: int, stop: int) -> F32:
+        """Rows [start, stop) as float32."""
+        shape = (stop - start, *self.shape[1:])
+        if self.shape[0] == self._tensor.shape[0]:
+            return self._values(self._tensor.rows(start, stop)).reshape(shape)
+        whole = self._values(self._tensor.rows(0, self._tensor.shape[0]))
+        return whole.reshape(self.shape)[start:stop]
+
+
+def changed(
+    tensor: GgufTensor, shape: tuple[int, ...], values: Callable[[F32], F32] | None
+) -> SourceTensor:
+    """The tensor in another shape and with other values; itself where neither is, or where the
+    shape holds another number of values, for the comparison of all shapes to complain of."""
+    if np.prod(shape, dtype=object) != np.prod(tensor.shape, dtype=object):
+        shape = tensor.shape
+    return tensor if shape == tensor.shape and values is None else Changed(tensor, shape, values)

@@ -1,0 +1,93 @@
+"""What a row of GGUF's architectures says, and how it reads the keys of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import limits
+from ...storage.gguf_values import Metadata
+
+Config = dict[str, Any]
+F32 = NDArray[np.float32]
+
+
+class Change(NamedTuple):
+    """How a tensor differs from the family's, beside its name: the family's shape, from that of the
+    file; its values, from those of the file, one by one; and which row of the file each of its rows
+    is, from the config and the number of rows, None where they do not fit each other."""
+
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+    values: Callable[[F32], F32] | None = None
+    order: Callable[[Mapping[str, Any], int], NDArray[np.int64] | None] | None = None
+
+    def order_of(self, config: Mapping[str, Any], count: int) -> NDArray[np.int64] | None:
+        """The order of so many rows; None where it is the file's."""
+        return self.order(config, count) if self.order else None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER.
+    more: adds keys of the family, from metadata. keys: that `more` reads. interleaved: whether rows
+    of q and k stand in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added.
+    experts: what the family calls the module of stacked experts, "" without. whole: names of
+    tensors outside of layers, beside WHOLE. changes: by the name of a tensor, those of a layer by
+    their role and end (`ssm_a`, `ssm_conv1d.weight`).
+    """
+
+    model_type: str
+    more: Callable[[Keys, Config], None] = lambda keys, config: None
+    keys: frozenset[str] = frozenset()
+    own: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
+    shifted: bool = False
+    experts: str = ""
+    whole: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+
+class Keys:
+    """The keys of one architecture."""
+
+    def __init__(self, meta: Metadata, name: str, faults: list[str]) -> None:
+        self.meta, self.name, self.faults = meta, name, faults
+
+    def whole(self, key: str) -> int | None:
+        """A whole number; where a file has one for each layer, they must be equal."""
+        full = f"{self.name}.{key}"
+        if self.meta.is_array(full):
+            each = self.meta.numbers(full)
+            if each is None or not each.size or each.dtype.kind not in "iu" or np.ptp(each):
+                self.faults.append(f"key {full!r} differs between layers, expected one number")
+                return None
+            return int(each[0])
+        return self.meta.whole(full)
+
+    def each(self, key: str) -> list[float] | None:
+        """A number or truth value of each layer."""
+        found = self.meta.numbers(f"{self.name}.{key}")
+        if found is None or found.size > limits.LAYERS:
+            return None if found is None else [math.nan]  # which no layer has
+        return [float(value) for value in found]
+
+    def number(self, key: str) -> float | None:
+        """A number, without the digits that float32 added to it."""
+        value = self.meta.number(f"{self.name}.{key}")
+        return None if value is None else float(f"{value:.7g}")
+
+    def text(self, key: str) -> str | None:
+        return self.meta.text(f"{self.name}.{key}")
+
+    def flag(self, key: str) -> bool | None:
+        return self.meta.flag(f"{self.name}.{key}")
+
+
+def window(keys: Keys, config: Config) -> None:
+    """The window of attention, none where it is not told."""
+    config["sliding_window"] = keys.whole("attention.sliding_window") or None
