@@ -2,14 +2,13 @@
 
     python -m benchmarks.prediction BUNDLE [BUNDLE ...] [--profile here.toml] [--threads 1 2]
 
-Without a profile this machine is probed, in four looks between the bundles. For each bundle, number
-of threads and depth: the next token, a prompt of 512; of bundles that draw a picture as they draw
-it, and one without cache; loading, a cold start, and the peak memory of a fresh process. The goals:
-median error of times at most 10 %, none above 25 %, memory within 5 %, pictures within 20 %.
-Loading and cold starts are rows of their own, without a goal. Everything is timed twice, minutes
-apart, and the quickest time counts, as in the probe, whose looks are spread over the same minutes:
-what a neighbour of a virtual machine does to its caches is to be no error of the model. About a
-minute a bundle and number of threads.
+Without a profile this machine is probed. For each bundle, number of threads and depth: the next
+token, a prompt of 512; of bundles that draw a picture as they draw it, and one without cache;
+loading, a cold start, and the peak memory of a fresh process. The goals: median error of times at
+most 10 %, none above 25 %, memory within 5 %, pictures within 20 %. Loading and cold starts are
+rows of their own, without a goal. In each of several turns, minutes apart, everything is timed once
+and the probe looks once, and of both the quickest times count: what a neighbour of a virtual
+machine does to its caches is to be no error of the model. All bundles stay open, in memory.
 
 Another machine is made of this one by `--isa portable` (prompts take fifty times as long: give it
 small bundles), and by `--busy`, which keeps one core busy all the while, in the probe too. On a
@@ -28,7 +27,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,71 +34,21 @@ import numpy as np
 from edgert.devices.load import load, to_toml
 from edgert.devices.profile import Profile
 
-from benchmarks import machine, prediction_runs, timing
-from benchmarks.prediction_runs import drawn, expected_picture
+from benchmarks import machine, prediction_runs
+from benchmarks.prediction_runs import Expect
 from edgert.bundle import Bundle
-from edgert.forecast.latency import prompt_seconds, step_seconds
+from edgert.bundle.draft import head_graph
 from edgert.forecast.memory import footprint
-from edgert.forecast.rates import rates_of
-from edgert.forecast.work import lowered, works
 from edgert.image.expected import Drawing, Expected
-from edgert.machine.bench import feed, go_back, is_recurrent, random_tokens
 from edgert.machine.probe import Looks, Options, probe
-from edgert.session import Session, SessionOptions, open_session
 
 RESULTS = Path(__file__).resolve().parent / "results" / "prediction.jsonl"
-PROMPT, TOKENS, ROUNDS = 512, 24, 5
-TIMES = 2
+TURNS = 6
 GOALS = {"median": 0.10, "worst": 0.25, "memory": 0.05, "pictures": 0.20}
 STARTING = ("load", "cold start")  # tests whose errors have no goal
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 MEMORY_TOKENS = 128
-Expect = Callable[[Profile], float]  # seconds that a profile predicts
 Found = tuple[Expect, float]  # and those that were measured
-
-
-def measured_times(
-    session: Session, depths: list[int], clock: Callable[[], float]
-) -> dict[str, float]:
-    """Median seconds of a token at each depth and of a prompt."""
-    generator = np.random.default_rng(0)
-    tokens = random_tokens(generator, max(*depths, PROMPT), session.vocab_size)
-    state = session.new_state(max(depths) + PROMPT)
-    kept, found = None, {}
-    for depth in sorted(depths):
-        feed(session, state, tokens[state.length : depth])
-        kept = state.snapshot() if is_recurrent(session) else None
-        spent: list[float] = []
-        with timing.no_collection():
-            for _ in range(ROUNDS):
-                feed(session, state, tokens[:1])
-                for at in range(TOKENS):
-                    start = clock()
-                    feed(session, state, tokens[at : at + 1])
-                    spent.append(clock() - start)
-                go_back(state, depth, kept)
-        found[f"token at {depth}"] = float(np.median(spent))
-    state.rewind(0)
-    spent = []
-    for _ in range(ROUNDS):
-        start = clock()
-        feed(session, state, tokens[:PROMPT])
-        spent.append(clock() - start)
-        state.rewind(0)
-    found[f"prompt of {PROMPT}"] = float(np.median(spent))
-    state.close()
-    return found
-
-
-def predicted_times(
-    path: Path, profile: Profile, threads: int, depths: list[int]
-) -> dict[str, float]:
-    """The same from the graph and the profile, without running anything."""
-    with Bundle.open(path) as bundle:
-        found = works(lowered(bundle.graph(), threads=threads))
-    rates = rates_of(profile, threads)
-    out = {f"token at {d}": step_seconds(found, rates, depth=d + TOKENS // 2) for d in depths}
-    return out | {f"prompt of {PROMPT}": prompt_seconds(found, rates, PROMPT)}
 
 
 def memory(path: Path, profile: Profile, threads: int) -> float:
@@ -110,54 +58,37 @@ def memory(path: Path, profile: Profile, threads: int) -> float:
         if bundle.manifest.kind == "image":
             once = Drawing(steps=1, cache="none", threads=threads)
             return Expected(bundle).memory(once, **base)
-        graph = bundle.graph()
+        graph, head = bundle.graph(), head_graph(bundle)
     return footprint(
-        graph, tokens=MEMORY_TOKENS, threads=threads,
+        graph, tokens=MEMORY_TOKENS, threads=threads, head=head,
         tokenizer=(path / "tokenizer.json").stat().st_size, **base,
     ).total  # fmt: skip
-
-
-def compared(
-    path: Path, profile: Profile, threads: int, depths: list[int], clock_name: str
-) -> Iterator[tuple[str, Expect, float]]:
-    """(test, what predicts it, measured) of one bundle and number of threads."""
-    clock = CLOCKS[clock_name]
-    with Bundle.open(path) as bundle:
-        if bundle.manifest.kind == "image":
-            for name, (asked, seconds) in drawn(path, profile, threads, clock).items():
-                yield name, partial(expected_picture, path, asked), seconds
-            return
-        fitting = [d for d in depths if d + PROMPT <= bundle.graph().context]
-        session = open_session(bundle, SessionOptions(threads=threads))
-    try:
-        real = measured_times(session, fitting, clock)
-    finally:
-        session.close()
-
-    def expect(test: str, profile: Profile) -> float:
-        return predicted_times(path, profile, threads, fitting)[test]
-
-    yield from ((test, partial(expect, test), seconds) for test, seconds in real.items())
 
 
 def measured(
     paths: list[Path], given: Profile | None, args: argparse.Namespace
 ) -> tuple[Profile, dict[tuple[Path, int, str], Found]]:
-    """The profile, of four looks at this machine where none is given, and what each test took."""
+    """The profile, of a look at this machine in each turn where none is given, and what each test
+    took."""
     found: dict[tuple[Path, int, str], Found] = {}
-    looks = None if given else Looks(Options(tuple(args.threads), clock=CLOCKS[args.clock]))
+    clock = CLOCKS[args.clock]
+    looks = None if given else Looks(Options(tuple(args.threads), clock=clock))
     if looks is not None:
         looks.look()
-    profile = given or probe(looks=looks)
-    for turn, path in itertools.product(range(TIMES), paths):
-        at = paths.index(path)
-        print(f"  {turn + 1} of {TIMES}: {path.name}", flush=True)
-        if looks is not None and (at == len(paths) // 2 or (turn and at == 0)):
-            looks.look()
-        for count in args.threads:
-            for test, expect, real in compared(path, profile, count, args.depths, args.clock):
-                before = found.get((path, count, test))
-                found[path, count, test] = expect, min(real, before[1]) if before else real
+    first = given or probe(looks=looks)
+    with contextlib.ExitStack() as stack:
+        models = {}
+        for path, count in itertools.product(paths, args.threads):
+            models[path, count] = prediction_runs.opened(path, count, args.depths, first, clock)
+            stack.callback(models[path, count].close)
+        for turn in range(args.turns):
+            print(f"  turn {turn + 1} of {args.turns}", flush=True)
+            if looks is not None and turn:
+                looks.look()
+            for (path, count), model in models.items():
+                for test, expect, real in model.turn():
+                    before = found.get((path, count, test))
+                    found[path, count, test] = expect, min(real, before[1]) if before else real
     return given or probe(looks=looks), found
 
 
@@ -226,6 +157,7 @@ def main() -> None:
     parser.add_argument("--profile", help="of this machine; default: probe it now")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--depths", nargs="+", type=int, default=[0, 4096])
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--isa", help="instruction set of the kernels, such as portable")
     parser.add_argument("--busy", action="store_true", help="keep a core busy all the while")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")

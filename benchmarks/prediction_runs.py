@@ -1,4 +1,7 @@
-"""What `benchmarks.prediction` compares besides tokens: pictures, loading, cold starts, memory."""
+"""What `benchmarks.prediction` times: tokens and prompts, pictures, loading, cold starts, memory.
+
+Models stay open from one turn to the next, so that a turn is short and there are many.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,34 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edgert.devices.profile import Profile
 
+from benchmarks import timing
 from edgert.api import open_model
 from edgert.budget.children import ASKED
 from edgert.budget.limits import budget_of
 from edgert.budget.predict import predict
 from edgert.bundle import Bundle
+from edgert.forecast.latency import prompt_seconds, step_seconds
 from edgert.forecast.pictures import picture_seconds
 from edgert.forecast.rates import rates_of
+from edgert.forecast.work import lowered, works
 from edgert.image.expected import Drawing, Expected
-from edgert.session import SessionOptions
+from edgert.machine.bench import feed, go_back, is_recurrent, random_tokens
+from edgert.session import SessionOptions, open_session
+from edgert.session.base import State
 
 LONGEST = 12.0  # predicted seconds of a picture that is drawn; longer ones get fewer steps
-STARTS, DRAWN = 5, 3
+STARTS = 5
+PROMPT, TOKENS, ROUNDS = 512, 24, 2  # tokens of a prompt and of a round, rounds of a turn
+Clock = Callable[[], float]
+Expect = Callable[[Profile], float]  # seconds that a profile predicts
 CHILD = """
 import json, sys, time
 path, threads, asked, begun = json.loads(sys.argv[1])
@@ -83,28 +95,103 @@ def drawings(expected: Expected, profile: Profile, threads: int) -> dict[str, Dr
     return found
 
 
-def drawn(
-    path: Path, profile: Profile, threads: int, clock: Callable[[], float]
-) -> dict[str, tuple[Drawing, float]]:
-    """Pictures by name, and the seconds that they take."""
-    with Bundle.open(path) as bundle:
-        expected = Expected(bundle)
-    out = {}
-    with open_model(path, SessionOptions(threads=threads), kind="image") as model:
+class Writer:
+    """A bundle that writes text, open, with a state behind each depth."""
+
+    def __init__(self, path: Path, threads: int, depths: list[int], clock: Clock) -> None:
+        with Bundle.open(path) as bundle:
+            graph = bundle.graph()
+            self._session = open_session(bundle, SessionOptions(threads=threads))
+        self._works = works(lowered(graph, threads=threads))
+        self._threads, self._clock = threads, clock
+        self._depths = [d for d in depths if d + PROMPT <= graph.context]
+        generator = np.random.default_rng(0)
+        most = max(*self._depths, PROMPT)
+        self._tokens = random_tokens(generator, most, self._session.vocab_size)
+        self._states = [self._behind(depth) for depth in self._depths]
+        self._empty = self._behind(0)
+
+    def _behind(self, depth: int) -> tuple[State, Any]:
+        """A state behind so many tokens, and what recurrent ones go back to."""
+        state = self._session.new_state(depth + PROMPT)
+        feed(self._session, state, self._tokens[:depth])
+        return state, state.snapshot() if is_recurrent(self._session) else None
+
+    def turn(self) -> Iterator[tuple[str, Expect, float]]:
+        """(test, what predicts it, median seconds) of tokens at each depth, and of prompts."""
+        for depth, (state, kept) in zip(self._depths, self._states, strict=True):
+            spent: list[float] = []
+            with timing.no_collection():
+                for _ in range(ROUNDS):
+                    self._timed(state, self._tokens[:1])
+                    spent += [self._timed(state, self._tokens[i : i + 1]) for i in range(TOKENS)]
+                    go_back(state, depth, kept)
+            yield f"token at {depth}", partial(self._token, depth), float(np.median(spent))
+        state, kept = self._empty
+        spent = []
+        for _ in range(ROUNDS):
+            spent.append(self._timed(state, self._tokens[:PROMPT]))
+            go_back(state, 0, kept)
+        yield f"prompt of {PROMPT}", self._prompt, float(np.median(spent))
+
+    def _timed(self, state: State, tokens: Any) -> float:
+        start = self._clock()
+        feed(self._session, state, tokens)
+        return self._clock() - start
+
+    def _token(self, depth: int, profile: Profile) -> float:
+        rates = rates_of(profile, self._threads)
+        return step_seconds(self._works, rates, depth=depth + TOKENS // 2)
+
+    def _prompt(self, profile: Profile) -> float:
+        return prompt_seconds(self._works, rates_of(profile, self._threads), PROMPT)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class Painter:
+    """A bundle that draws pictures, open. profile: says which ones take too long."""
+
+    def __init__(self, path: Path, threads: int, profile: Profile, clock: Clock) -> None:
+        with Bundle.open(path) as bundle:
+            self._expected = Expected(bundle)
+        self._path, self._clock = path, clock
+        self._drawings = drawings(self._expected, profile, threads)
+        self._model = open_model(path, SessionOptions(threads=threads), kind="image")
+
+    def turn(self) -> Iterator[tuple[str, Expect, float]]:
+        """(test, what predicts it, median seconds) of each picture."""
+        model = self._model
         text = ASKED.get(model.spec.conditioning, "")
-        for name, asked in drawings(expected, profile, threads).items():
+        for name, drawing in self._drawings.items():
+            asked = drawing
             if model.captions is not None:
                 asked = asked._replace(caption_tokens=len(model.captions.tokens(text)))
             options: dict[str, Any] = {"steps": asked.steps, "cache": asked.cache, "seed": 0}
-            spent, steps = [], expected.denoising(asked).steps
-            for _ in range(DRAWN + 1):
+            spent, steps = [], self._expected.denoising(asked).steps
+            for _ in range(ROUNDS + 1):
                 if model.captions is not None:
                     model.captions._rows.clear()  # the caption is encoded each time
-                start = clock()
+                start = self._clock()
                 model(text, **options)
-                spent.append(clock() - start)
-            out[f"{name}, {steps} steps"] = asked, float(np.median(spent[1:]))
-    return out
+                spent.append(self._clock() - start)
+            seconds = float(np.median(spent[1:]))
+            yield f"{name}, {steps} steps", partial(expected_picture, self._path, asked), seconds
+
+    def close(self) -> None:
+        self._model.close()
+
+
+def opened(
+    path: Path, threads: int, depths: list[int], profile: Profile, clock: Clock
+) -> Writer | Painter:
+    """A bundle of either kind, ready to be timed."""
+    with Bundle.open(path) as bundle:
+        draws = bundle.manifest.kind == "image"
+    if draws:
+        return Painter(path, threads, profile, clock)
+    return Writer(path, threads, depths, clock)
 
 
 def expected_picture(path: Path, asked: Drawing, profile: Profile) -> float:

@@ -124,22 +124,20 @@ def code_tile(bits: int) -> Any:
 
 
 def few_tile(bits: int, tall: int, wide: int) -> Any:
-    """An intrinsic (w, apart, blocks, x, acc, acc_apart, ahead, past), int64 all: `code_tile` for a
-    whole tile of `tall` tokens by `wide` groups, which asks for the weights that lie `ahead` bytes
-    further; past: as `cpu.linear.ahead` has it."""
+    """An intrinsic (w, apart, blocks, x, scales, n, acc, acc_apart, ahead, past), int64 all:
+    `code_tile` for `tall` tokens by `wide` groups, which asks for the weights that lie `ahead`
+    bytes further; past: as `cpu.linear.ahead` has it."""
 
     def typing(
-        ctx: Any, w: Any, apart: Any, blocks: Any, x: Any, acc: Any, each: Any, ahead: Any,
-        past: Any,
+        ctx: Any, w: Any, apart: Any, blocks: Any, x: Any, scales: Any, n: Any, acc: Any,
+        each: Any, ahead: Any, past: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            w, apart, blocks, x, acc, each, ahead, past = arguments
-            scales, n = b.add(x, b.mul(blocks, _I64(32 * tall))), _I64(tall)
-            whole = w, apart, blocks, x, scales, n, acc, each
+            *whole, ahead, past = arguments
             _body(b, bits, tall, wide, (ahead, past), whole)
             return context.get_dummy_value()
 
-        return types.void(i64, i64, i64, i64, i64, i64, i64, i64), codegen
+        return types.void(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64), codegen
 
     typing.__name__ = typing.__qualname__ = f"few_tile_{bits}_{tall}x{wide}"
     return intrinsic(typing)

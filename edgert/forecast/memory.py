@@ -47,12 +47,17 @@ def footprint(
     kv_bits: int = 0,
     tokenizer: float = 0.0,
     base: float = BASE,
+    head: Graph | None = None,
 ) -> Footprint:
-    """What a graph takes with `tokens` in one sequence. tokenizer: bytes of its file."""
+    """What a graph takes with `tokens` in one sequence. tokenizer: bytes of its file. head: of a
+    draft head, which has a session of its own, and the graph a program more that it reads."""
     program = lowered(graph, threads=threads, kv_bits=kv_bits)
-    rest = base + TOKENIZER * tokenizer
+    weights, arena = held_bytes(graph, program), arena_bytes(program, tokens)
     cache = cache_bytes(graph, tokens, program.kv_bits)
-    return Footprint(held_bytes(graph, program), cache, arena_bytes(program, tokens), rest)
+    if head is not None:
+        own = footprint(head, tokens=tokens, threads=threads, kv_bits=kv_bits, base=0.0)
+        weights, cache, arena = weights + own.weights, cache + own.cache, 2 * arena + own.arena
+    return Footprint(weights, cache, arena, base + TOKENIZER * tokenizer)
 
 
 def held_bytes(graph: Graph, program: Lowering) -> float:

@@ -99,7 +99,7 @@ class Looks:
         from ..kernels.bandwidth import read_gbps
 
         options = self.options
-        wanted = runs(options.encodings, quick=options.quick)
+        wanted = runs(options.encodings, quick=options.quick, free=system_memory.free())
         for index, count in enumerate(self.threads):
             at, share = index / len(self.threads), 1 / len(self.threads)
             progress(f"streaming reads, {count} threads", at)

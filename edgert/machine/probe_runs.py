@@ -27,8 +27,12 @@ from ..session.sequence import CpuState
 Clock = Callable[[], float]
 LAYER = Shape(1, 1024, 16, 4, 64, 2816)  # of the runs that find out about products
 CODES = ("int4-g32", "int8-g32", "f16")  # encodings that are timed
-SIZES = {"int4-g32": (1, 6, 30), "int8-g32": (1, 4, 18), "f16": (1, 2, 9)}  # layers
-ROWS = 256
+# layers of about 10, 40, 90, 200 and 500 MB: the last is past the caches of servers
+SIZES = {"int4-g32": (1, 6, 14, 30, 80), "int8-g32": (1, 4, 8, 18, 40), "f16": (1, 2, 4, 9, 20)}
+LAYER_VALUES = 11.3e6
+SURELY = 100e6  # bytes of weights that are timed however little memory is free
+SHARE = 0.25  # of the free memory that weights may take, twice for a while
+FEW, ROWS = 32, 256
 DEPTHS = (512, 2048)  # of shapes that tell what an output costs from what its operations do
 WHOLE = ((0, 0),)  # the steps of a block
 BLOCKS = {
@@ -63,13 +67,17 @@ class Timed(NamedTuple):
     seconds: float
 
 
-def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run]:
-    """All runs of a probe, the quickest first. quick: fewer sizes, for tests."""
-    both = ((1, 0), (ROWS, 0))
+def runs(
+    encodings: tuple[str, ...] = CODES, *, quick: bool = False, free: float = 1e12
+) -> list[Run]:
+    """All runs of a probe, the quickest first. quick: fewer sizes, for tests. free: bytes of memory
+    that are."""
+    both, some = ((1, 0), (ROWS, 0)), ((1, 0), (FEW, 0), (ROWS, 0))
     found = [
         Run("small, few layers", Shape(4, 64, 4, 4, 16, 96), ((1, 0),)),
-        Run("small, many layers", Shape(32, 64, 4, 4, 16, 96), both),
-        Run("narrow", Shape(12, 256, 4, 4, 64, 512), both),
+        Run("small, many layers", Shape(32, 64, 4, 4, 16, 96), some),
+        Run("narrow", Shape(12, 256, 4, 4, 64, 512), some),
+        Run("as wide as pictures", Shape(8, 384, 6, 6, 64, 1536), some[1:]),
     ]
     depth = 512 if quick else 3072
     found += [
@@ -80,7 +88,7 @@ def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run
         shape = Shape(24, 256, 8, kv_heads, 64, 256)
         found.append(Run(f"{name}, many layers", shape, ((1, 0), (1, depth))))
     for encoding in encodings:
-        for layers in SIZES.get(encoding, SIZES[CODES[0]])[: 1 if quick else 3]:
+        for layers in _layers(encoding, free)[: 1 if quick else None]:
             shape = LAYER._replace(layers=layers, encoding=encoding, ends=encoding)
             found.append(
                 Run(f"{encoding}, {layers} layers", shape, both if layers <= SECOND else both[:1])
@@ -95,6 +103,12 @@ def runs(encodings: tuple[str, ...] = CODES, *, quick: bool = False) -> list[Run
     found.append(Run("held out", held, steps, kept=False))
     drawn = Run("held out, drawing", Block(32, 96, 3), WHOLE, kept=False)
     return found if quick else [*found, Run("held out, wide", wide, steps, kept=False), drawn]
+
+
+def _layers(encoding: str, free: float) -> list[int]:
+    """Layers of the shapes that differ in their size, as far as there is memory."""
+    each, most = LAYER_VALUES * ENCODINGS[encoding].bits / 8, max(SURELY, SHARE * free)
+    return [n for n in SIZES.get(encoding, SIZES[CODES[0]]) if n * each <= most]
 
 
 def timed(

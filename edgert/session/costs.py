@@ -1,8 +1,10 @@
 """What steps cost by their rows, measured as they run: for whoever decides how many to ask for.
 
-Only steps of tokens that are being generated count; prompts are another matter. Other work on the
-machine makes steps slower and never quicker, so a cost falls at once and rises slowly. Widths that
-nobody asked for in a while are forgotten: what was measured on a bad day must not stay true.
+A step's cost is that of a turn of the engine with it: what is fed is gathered before it, tokens are
+picked and made text behind it, and of many sequences that is no small part. Only steps of tokens
+that are being generated count; prompts are another matter. Other work on the machine makes steps
+slower and never quicker, so a cost falls at once and rises slowly. Widths that nobody asked for in
+a while are forgotten: what was measured on a bad day must not stay true.
 """
 
 from __future__ import annotations
@@ -73,9 +75,10 @@ class StepCosts:
     def seconds(self, rows: int) -> float:
         """A step's cost: measured, else between or past the nearest measured ones; 0 before any
         was."""
+        width = self._widths.get(rows)
+        if width is not None and width.count >= SAMPLES:
+            return width.seconds
         known = {n: w.seconds for n, w in self._widths.items() if w.count >= SAMPLES}
-        if rows in known:
-            return known[rows]
         below = max((n for n in known if n < rows), default=0)
         above = min((n for n in known if n > rows), default=0)
         if below and above:

@@ -18,7 +18,7 @@ import atexit
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import RequestError, ResourceError
 from .base import Feed, Session, StepResult
@@ -137,10 +137,16 @@ class Engine(Driving):
                 self._admit()
             lanes = sorted(self._open, key=_by_service) if len(self._open) > 1 else self._open[:]
         self._turns += 1
+        watch = _Watch(self._clock, lanes) if any(lane.drafting for lane in lanes) else None
         fed = self._feeds(lanes)
+        timed = watch is not None and bool(fed) and all(lane.generating for lane, _ in fed)
         try:
-            for lane, feed, result in self._step(fed):
+            done = self._step(fed)
+            for lane, feed, result in done:
                 self._take(lane, feed, result)
+            if timed and watch is not None and len(done) == len(fed):
+                rows = sum(feed.rows for _, feed in fed)
+                self.costs.note(rows, len(fed), watch.seconds())
         except BaseException:  # an interrupt: the others feed the same again
             _discard(fed)
             raise
@@ -260,9 +266,7 @@ class Engine(Driving):
             return []
         before = [feed.state.length for _, feed in fed] if len(fed) > 1 else []
         try:
-            alone = len(fed) == 1  # the quick way to the same
-            timed = fed[0][0].drafting if alone else any(lane.drafting for lane, _ in fed)
-            results = self._timed(fed) if timed else self.session.step(_feeds(fed))
+            results = self.session.step(_feeds(fed))
             return [(*pair, result) for pair, result in zip(fed, results, strict=True)]
         except ResourceError as error:
             _discard(fed)
@@ -276,15 +280,6 @@ class Engine(Driving):
         pairs = zip(fed, before, strict=True)
         same = [pair for pair, length in pairs if pair[1].state.length == length]
         return [done for pair in same for done in self._step([pair])]
-
-    def _timed(self, fed: list[tuple[Lane, Feed]]) -> list[StepResult]:
-        """The step; what it cost is noted, unless it feeds a prompt."""
-        start = self._clock()
-        results = self.session.step(_feeds(fed))
-        if all(lane.generating for lane, _ in fed):
-            rows = sum(feed.rows for _, feed in fed)
-            self.costs.note(rows, len(fed), self._clock() - start)
-        return results
 
     def _make_room(self, fed: list[Lane], error: ResourceError) -> None:
         """Give up the memory that is missed least: beginnings that nobody uses, parked memory,
@@ -327,6 +322,20 @@ class Engine(Driving):
         thread = self._thread
         if thread is not None and not self.forked:
             thread.join(10)
+
+
+class _Watch:
+    """What a turn takes, less what models guessed in it: that is counted apart."""
+
+    def __init__(self, clock: Callable[[], float], lanes: Sequence[Lane]) -> None:
+        self._clock, self._lanes = clock, lanes
+        self._guessed, self._start = self._guesses(), clock()
+
+    def _guesses(self) -> float:
+        return sum([lane.guess_s for lane in self._lanes])
+
+    def seconds(self) -> float:
+        return self._clock() - self._start - (self._guesses() - self._guessed)
 
 
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -17,10 +17,11 @@ class Lane(ABC):
     state: its memory, None until it is opened and after it ended. cancelled: set it to end the lane
     within a step. finished: it has nothing more to feed. done: it ended, with `error` if it failed.
     generating: its prompt is fed. background: its reader cannot block. drafting: whether it feeds
-    drafts, so that it wants to know what steps cost.
+    drafts, so that it wants to know what steps cost. guess_s: seconds that models guessed for it.
     """
 
     drafting = False
+    guess_s = 0.0
     advanced = False  # whether its last feed got on without feeding anything
 
     def __init__(self) -> None:

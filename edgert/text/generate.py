@@ -115,6 +115,10 @@ class Run(Lane):
                 tell()
 
     @property
+    def guess_s(self) -> float:  # type: ignore[override]
+        return 0.0 if self.speculation is None else self.speculation.guess_s
+
+    @property
     def paused(self) -> bool:
         return len(self.pieces) >= self.ahead
 

@@ -13,36 +13,45 @@ from ..simd_code_tiles import HAS_CODE_TILES, TALL, WIDE, code_tile, few_tile
 from .layout import TILE
 
 
+MORE = 2 * TALL  # tokens up to which weights are asked for before they are read
+
+
 def few_tiles(bits: int, block_bytes: int, far: int) -> Any:
-    """A function (w, blocks, x, n, acc, past), float32 [WIDE][TILE][16] to acc, for 2 to 8 tokens.
-    Two groups at once while registers hold their sums. far: bytes between a single group's weights
-    and what is asked for; of two it is the next two."""
-    two, three, four = (few_tile(bits, tall, WIDE) for tall in (2, 3, 4))
+    """A function (w, blocks, x, scales, n, rows, acc, past), float32 [WIDE][TILE][16] to acc, for 1
+    to 8 tokens of a tile of n: x and scales are the first one's. Two groups at once while registers
+    hold their sums. far: bytes between a single group's weights and what is asked for; of two it is
+    the next two."""
+    one, two, three, four = (few_tile(bits, tall, WIDE) for tall in (1, 2, 3, 4))
     five, six, seven, eight = (few_tile(bits, tall, 1) for tall in (5, 6, 7, 8))
 
     @njit(error_model="numpy")
-    def few(w: int, blocks: int, x: int, n: int, acc: int, past: int) -> None:
+    def few(
+        w: int, blocks: int, x: int, scales: int, n: int, rows: int, acc: int, past: int
+    ) -> None:
         apart = blocks * block_bytes
-        ahead = WIDE * apart
-        if n == 2:
-            two(w, apart, blocks, x, acc, 64 * TILE, ahead, past)
+        ahead, each = WIDE * apart, 64 * TILE
+        if rows == 1:
+            one(w, apart, blocks, x, scales, n, acc, each, ahead, past)
             return
-        if n == 3:
-            three(w, apart, blocks, x, acc, 64 * TILE, ahead, past)
+        if rows == 2:
+            two(w, apart, blocks, x, scales, n, acc, each, ahead, past)
             return
-        if n == 4:
-            four(w, apart, blocks, x, acc, 64 * TILE, ahead, past)
+        if rows == 3:
+            three(w, apart, blocks, x, scales, n, acc, each, ahead, past)
+            return
+        if rows == 4:
+            four(w, apart, blocks, x, scales, n, acc, each, ahead, past)
             return
         for g in range(WIDE):
             wg, out = w + g * apart, acc + 64 * TILE * g
-            if n == 5:
-                five(wg, 0, blocks, x, out, 0, far, past)
-            elif n == 6:
-                six(wg, 0, blocks, x, out, 0, far, past)
-            elif n == 7:
-                seven(wg, 0, blocks, x, out, 0, far, past)
+            if rows == 5:
+                five(wg, 0, blocks, x, scales, n, out, 0, far, past)
+            elif rows == 6:
+                six(wg, 0, blocks, x, scales, n, out, 0, far, past)
+            elif rows == 7:
+                seven(wg, 0, blocks, x, scales, n, out, 0, far, past)
             else:
-                eight(wg, 0, blocks, x, out, 0, far, past)
+                eight(wg, 0, blocks, x, scales, n, out, 0, far, past)
 
     return few
 
@@ -68,15 +77,12 @@ def wide_tile(bits: int, tile: Any, block_bytes: int, far: int) -> Any:
         if n == 1:
             each(w, blocks, x, n, acc, past)
             return
-        if n <= TALL:
-            few(w, blocks, x, n, acc, past)
-            return
         scales = x + blocks * n * 32
-        for start in range(0, n, TALL):
-            t = min(start, n - TALL)  # the last ones overlap, with the same bits
-            inner(
-                w, blocks * block_bytes, blocks, x + 32 * t, scales + 4 * t, n, acc + 64 * t,
-                64 * TILE,
-            )  # fmt: skip
+        for t in range(0, n, TALL):
+            rows, at = min(TALL, n - t), acc + 64 * t
+            if n <= MORE or rows < TALL:
+                few(w, blocks, x + 32 * t, scales + 4 * t, n, rows, at, past)
+            else:
+                inner(w, blocks * block_bytes, blocks, x + 32 * t, scales + 4 * t, n, at, 64 * TILE)
 
     return wide

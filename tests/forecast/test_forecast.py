@@ -140,6 +140,15 @@ def test_memory_is_what_a_session_takes() -> None:
         session.close()
 
 
+def test_memory_with_a_head_is_that_of_both() -> None:
+    graph, head = decoder(SHAPE), decoder(SHAPE._replace(layers=1))
+    apart, both = (footprint(graph, tokens=64, head=h) for h in (None, head))
+    alone = footprint(head, tokens=64, base=0.0)
+    assert both.weights == apart.weights + alone.weights
+    assert both.arena > apart.arena + alone.arena, "the graph has a program more, with its taps"
+    assert both.rest == apart.rest
+
+
 def test_memory_grows_with_what_is_remembered() -> None:
     graph = decoder(SHAPE)
     totals = [footprint(graph, tokens=n).total for n in (1, 64, 65, 4096)]

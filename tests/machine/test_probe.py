@@ -89,6 +89,16 @@ def test_runs_hold_some_back() -> None:
     assert {run.shape.encoding for run in runs()} == set(CODES)
 
 
+def test_the_largest_weights_are_timed_where_there_is_memory() -> None:
+    names = {run.name for run in runs()}
+    assert names >= {"int4-g32, 80 layers", "int8-g32, 40 layers", "f16, 20 layers"}
+    few = {run.name for run in runs(free=3e8)}
+    assert names - few == {
+        "int4-g32, 30 layers", "int4-g32, 80 layers", "int8-g32, 18 layers", "int8-g32, 40 layers",
+        "f16, 9 layers", "f16, 20 layers",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("encoding", CODES)
 def test_random_weights_are_of_their_encoding(encoding: str) -> None:
     shape = runs()[0].shape._replace(layers=1, encoding=encoding)

@@ -1,13 +1,13 @@
 """How many guesses are worth their time, from what was accepted and what steps cost.
 
 With a(k) the share of accepted guesses at place k, A(i) = a(1) .. a(i), v(m) the cost of a step
-of m rows, c that of a guess and p that of picking a token, all in plain steps, g guesses give
+of m rows with all that is done about it and c that of a guess, both in plain steps, g guesses give
 
-    S(g) = (1 + p) n / (v(g + 1) + g c + n p),    n = 1 + A(1) + .. + A(g)
+    S(g) = n / (v(g + 1) + g c),    n = 1 + A(1) + .. + A(g)
 
-tokens in the time of one, S(0) = 1 (arXiv 2211.17192, with steps that cost more by their rows, and
-picks that guesses do not save). The largest S is taken; where none is worth it guessing rests, and
-is tried again after a while. What requests before found out (`Past`) is believed at first.
+tokens in the time of one, S(0) = 1 (arXiv 2211.17192, with steps that cost more by their rows). The
+largest S is taken; where none is worth it guessing rests, and is tried again after a while. What
+requests before found out (`Past`) is believed at first.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Past:
     """What requests found out about a model's guesses, for the next ones of their kind: greedy ones
     and others are kept apart, for drawing costs more and agrees less.
 
-    pick: cost of a token's choice from its logits. accepted: what is believed of a head's places.
+    head: cost of a head's guess. accepted: what is believed of a head's places.
     """
 
     def __init__(self, accepted: float = PRIOR) -> None:
-        self.head, self.pick = Cost(), Cost()
+        self.head = Cost()
         self.accepted = [accepted] * LONGEST
 
     def see(self, proposed: int, accepted: int) -> None:
@@ -66,11 +66,11 @@ class Estimate:
         self.length = min(FIRST, limit)
         self.resting_until = 0
         self.rest, self.probes = REST, PROBES if head else 0  # the past is another text's
-        self.choice: tuple[int, float] | None = None  # the best length and its S
+        self.speeds: list[float] = []  # S of lengths from 1 on; none where it is not worked out
 
     def see(self, proposed: int, accepted: int) -> None:
         """Of `proposed` guesses the first `accepted` were right."""
-        self.choice = None
+        self.speeds = []
         least = PROBE_WEIGHT if self.probes else WEIGHT
         for place in range(min(proposed, accepted + 1, LONGEST)):
             self.counts[place] += 1
@@ -115,7 +115,7 @@ class Controller:
         if guess.resting_until:
             if written < guess.resting_until:
                 return 0
-            guess.resting_until, guess.probes, guess.choice = 0, PROBES, None
+            guess.resting_until, guess.probes, guess.speeds = 0, PROBES, []
         best, speed = self.best(guess)
         fresh = guess.counts[0] == guess.first
         if guess.probes and not (fresh and speed < GAIN - FAR):
@@ -132,24 +132,27 @@ class Controller:
 
     def best(self, guess: Estimate) -> tuple[int, float]:
         """The length from 1 on with the largest S, and that."""
-        if guess.choice is None:
-            speeds = [self.speed(guess, length) for length in range(1, self.limit + 1)]
-            best = max(speeds)
-            guess.choice = 1 + speeds.index(best), best
-        return guess.choice
+        speeds = self.speeds(guess)
+        best = max(speeds)
+        return 1 + speeds.index(best), best
 
     def speed(self, guess: Estimate, length: int) -> float:
         """S of a length: tokens in the time of a plain step's one."""
-        ratios = self.costs.ratios(self.limit + 1)
-        tokens = reach = 1.0
-        for share in guess.accepted[:length]:
-            reach *= share
-            tokens += reach
-        pick = self._in_steps(self.past.pick)
-        time = ratios[length] + length * self._share(guess) + tokens * pick
-        if self.redo and length:  # the kept tokens stand in front of the next step's rows
-            time += (1 - reach) * (ratios[length] - ratios[0])
-        return (1 + pick) * tokens / time
+        return self.speeds(guess)[length - 1] if length else 1.0
+
+    def speeds(self, guess: Estimate) -> list[float]:
+        """S of lengths from 1 on."""
+        if not guess.speeds:
+            ratios, share = self.costs.ratios(self.limit + 1), self._share(guess)
+            tokens = reach = 1.0
+            for length in range(1, self.limit + 1):
+                reach *= guess.accepted[length - 1]
+                tokens += reach
+                time = ratios[length] + length * share
+                if self.redo:  # the kept tokens stand in front of the next step's rows
+                    time += (1 - reach) * (ratios[length] - ratios[0])
+                guess.speeds.append(tokens / time)
+        return guess.speeds
 
     def worth(self, key: str, made: int, reach: float) -> bool:
         """Whether a guess more pays, after `made` guesses of this cycle, when it is reached and
@@ -173,14 +176,7 @@ class Controller:
         """Seconds that a guess took."""
         self.of(key).cost.note(each)
 
-    def picked(self, each: float) -> None:
-        """Seconds that the choice of a token took."""
-        self.past.pick.note(each)
-
     def _share(self, guess: Estimate) -> float:
-        share = self._in_steps(guess.cost)
-        return share if guess.cost.count >= SAMPLES else min(share, COLD)
-
-    def _in_steps(self, cost: Cost) -> float:
-        plain = self.costs.seconds(self.costs.lanes)
-        return cost.seconds / plain if plain and cost.count else 0.0
+        cost, plain = guess.cost, self.costs.seconds(self.costs.lanes)
+        share = cost.seconds / plain if plain and cost.count else 0.0
+        return share if cost.count >= SAMPLES else min(share, COLD)

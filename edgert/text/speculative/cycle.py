@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ...notices import notice
-from ...session.costs import clock_for
 from ..ranking import F32
 from ..results import DraftStats
 from ..sampling import Sampler
@@ -67,12 +66,14 @@ class Speculation:
     ) -> None:
         self.proposers, self.limit = list(proposers), limit
         self.verify, self.controller = verify, controller
+        self.guess_s = 0.0  # that models took
         self.taps = tuple(sorted({name for p in self.proposers for name in taps_of(p)}))
+        self._readers: list[Any] = [p for p in self.proposers if taps_of(p)]
         # whether a reader of taps must see every place of a text
         self.sees_all = any(taps_of(p) and not getattr(p, "gaps", False) for p in self.proposers)
         self.cycle = 0
         self._draft, self._by, self._made_for = Draft(), self.proposers[0], -1
-        self._counts, self._clock = _Counts(limit), clock_for("cpu")  # where tokens are picked
+        self._counts = _Counts(limit)
         self._warned = False
 
     # --- guessing -------------------------------------------------------------------------------
@@ -104,6 +105,7 @@ class Speculation:
         """What came of a wish."""
         self._draft = ask.draft
         self._counts.seconds += ask.seconds
+        self.guess_s += ask.seconds
         if self.controller is None:
             return
         if ask.each:
@@ -135,14 +137,9 @@ class Speculation:
     def accept(self, rows: F32, sampler: Sampler, tokens: Sequence[int]) -> list[int]:
         """Accepted guesses and the token after them; rows: float32 [guesses + 1, V]."""
         draft, history = self._draft, list(tokens)
-        start = self._clock()
         if draft.laws is not None and self.verify == "rejection":
-            picked = accept_drawn(rows, draft, sampler, history, self.cycle)
-        else:
-            picked = accept_coupled(rows, draft.tokens, sampler.pick, history)
-        if self.controller is not None:
-            self.controller.picked((self._clock() - start) / len(picked))
-        return picked
+            return accept_drawn(rows, draft, sampler, history, self.cycle)
+        return accept_coupled(rows, draft.tokens, sampler.pick, history)
 
     def took(self, written: int, accepted: int) -> None:
         """A step gave `written` tokens, the first `accepted` of them guessed."""
@@ -159,10 +156,9 @@ class Speculation:
 
     def see(self, start: int, rows: Mapping[str, F32]) -> None:
         """Rows of the taps of committed tokens from place `start` on."""
-        for proposer in self.proposers:
-            if names := taps_of(proposer):
-                reader: Any = proposer
-                reader.see(start, {name: rows[name] for name in names})
+        for reader in self._readers:
+            alone = len(self._readers) == 1
+            reader.see(start, rows if alone else {name: rows[name] for name in reader.taps})
 
     def _warn(self, key: str) -> None:
         counts = self._counts

@@ -98,8 +98,8 @@ class HeadModel(GuessingModel):
 class HeadProposer:
     """One request's guesses by a head. It is asked through its maker, see `cycle.Shared`.
 
-    known: rows of its state that are the text's. waiting: rows [1, k C] that follow them. place: of
-    the text, where the next row belongs.
+    known: rows of its state that are the text's. waiting: rows that follow them, of each tap [1, C].
+    place: of the text, where the next row belongs.
     """
 
     key = "head"
@@ -114,7 +114,7 @@ class HeadProposer:
         self.ends = frozenset(maker.tokenizer.eos_token_ids) | frozenset(params.stop_token_ids)
         self.state: State | None = None
         self.known = self.place = 0
-        self.waiting: deque[F32] = deque(maxlen=KEPT)
+        self.waiting: deque[tuple[F32, ...]] = deque(maxlen=KEPT)
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
         ask = Ask(self, tokens, limit, len(tokens))
@@ -130,11 +130,13 @@ class HeadProposer:
             self.close()
         elif start < self.place:
             self._forget(self.place - start)
-        found = np.concatenate([rows[name] for name in self.taps], axis=1)
-        if len(self.waiting) + len(found) > KEPT:
+        found = [rows[name] for name in self.taps]
+        count = len(found[0])
+        if len(self.waiting) + count > KEPT:
             self.close()
-        self.waiting.extend(found[-KEPT:, None])
-        self.place = start + len(found)
+        for at in range(max(0, count - KEPT), count):
+            self.waiting.append(tuple([tap[at : at + 1] for tap in found]))
+        self.place = start + count
 
     def _forget(self, count: int) -> None:
         """Take the newest rows back."""
@@ -184,13 +186,13 @@ class _Work(Work):
     def _text(self, count: int) -> Feed:
         """The first rows that wait. The last one's token behind it is the text's newest."""
         waiting, maker = self.proposer.waiting, self.proposer.maker
-        rows = waiting[0] if count == 1 else np.concatenate([*islice(waiting, count)])
+        taps = [np.concatenate(tap) for tap in zip(*islice(waiting, count), strict=True)]
         start = len(self.ask.tokens) - len(waiting)
         hidden = maker.no_hidden[:count]
         if count > USUAL:
             hidden = np.zeros((count, maker.width), np.float32)
         tokens = self.ask.tokens[start : start + count]
-        return maker.feed(self._state(), rows, hidden, tokens)
+        return maker.feed(self._state(), np.concatenate(taps, axis=1), hidden, tokens)
 
     def _keep(self, count: int) -> None:
         """Rows of the text were fed."""

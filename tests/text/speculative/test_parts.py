@@ -211,21 +211,19 @@ def test_what_became_of_a_heads_guesses_is_believed_by_the_next_request() -> Non
     assert Controller(known, 7, past=Past(0.7)).length("head", 0) > 0
 
 
-def test_picks_are_not_saved_by_guesses() -> None:
-    """Two tokens in 1.2 steps, and half a step for picking each of them."""
+def test_speed_is_tokens_in_the_time_of_a_plain_step() -> None:
+    """Two tokens in a step of 1.2 and a guess of a tenth."""
     controller = Controller(costs(0.2), 8)
     guess = controller.of("draft")
     guess.accepted = [1.0] * len(guess.accepted)
-    assert controller.speed(guess, 1) == pytest.approx(2 / 1.2)
     for _ in range(SAMPLES):
-        controller.picked(0.005)
-    assert controller.speed(guess, 1) == pytest.approx(2 * 1.5 / (1.2 + 2 * 0.5))
+        controller.spent("draft", 0.001)
+    assert controller.speed(guess, 1) == pytest.approx(2 / 1.3)
 
 
 def test_steps_that_are_computed_again_pay_less() -> None:
     plain, redo = (Controller(costs(0.15), 8, redo=redo) for redo in (False, True))
-    guess = plain.of("draft")
-    assert redo.speed(guess, 4) < plain.speed(guess, 4)
+    assert redo.speed(redo.of("draft"), 4) < plain.speed(plain.of("draft"), 4)
 
 
 def test_an_unlikely_next_guess_is_not_made() -> None:
