@@ -22,6 +22,7 @@ from ...roles import vocab_size
 from ...storage.gguf_header import MAGIC
 from ...storage.hash_cache import HashCache
 from .. import families
+from ..families.recipe import Recipe
 from ..match import same_values
 from . import layouts
 from .base import Image, PlannedPart, SourceTensor, Text
@@ -35,6 +36,7 @@ from .gguf_config import (
     heads_of,
     hf_name,
     joined_name,
+    pieces_of,
     sampling_of,
 )
 from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, changed, in_halves
@@ -168,7 +170,10 @@ class GgufSource:
             order = in_halves(count, heads) if heads else change.order_of(self.config, count)
             found = GgufTensor(tensor.file, tensor.info, order)
             shape = change.shape(tensor.shape) if change.shape else tensor.shape
-            named[hf_name(self.row, name)] = changed(found, shape, change.values)
+            ours = hf_name(self.row, name)
+            if ours in named:
+                self.faults.append(f"tensor {name!r} is there under another name as well")
+            named[ours] = changed(found, shape, change.values)
         return layouts.without_shared(self.config, named)
 
     def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, SourceTensor]:
@@ -196,7 +201,14 @@ class GgufSource:
         weights = dict(model.tensors)
         if self.row.shifted:
             weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
+        if self.row.cut:
+            weights = {name: self._cut(recipe) for name, recipe in weights.items()}
         return (PlannedPart("model", "text", model.graph, weights, model.tied),)
+
+    def _cut(self, recipe: Recipe) -> Recipe:
+        """The recipe with the tensors that the file has for one of the family's."""
+        parts = [piece for part in recipe.parts for piece in pieces_of(self.row, part)]
+        return replace(recipe, parts=tuple(parts))
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
         """Tokenizer, template, special tokens and sampling defaults, from the metadata."""
