@@ -22,7 +22,7 @@ from ...roles import vocab_size
 from ...storage.gguf_header import MAGIC
 from ...storage.hash_cache import HashCache
 from .. import families
-from ..families.recipe import Recipe
+from ..families.recipe import Part, Recipe
 from ..match import same_values
 from . import layouts
 from .base import Image, PlannedPart, SourceTensor, Text
@@ -111,7 +111,8 @@ class GgufSource:
             self.family = self.row.model_type
             self._plain = self._tensors()
             self.config = self._config()
-            self.tensors: Mapping[str, SourceTensor] = self._named()
+            self._whole = self._named()
+            self.tensors: Mapping[str, SourceTensor] = self._whole
         except BundleError as error:
             self.close()
             raise as_convert_error(error) from None
@@ -183,7 +184,7 @@ class GgufSource:
             other, whole = joined_name(self.row, name)
             if other in plain and whole not in plain:
                 keys, values = plain[name], plain[other]
-                if KeysAndValues.fit(keys, values):
+                if KeysAndValues.fit(keys, values, self.config.get("qk_nope_head_dim", 0)):
                     joined[hf_name(self.row, whole)] = KeysAndValues(keys, values)
                     del plain[name], plain[other]
         return joined
@@ -203,7 +204,26 @@ class GgufSource:
             weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
         if self.row.cut:
             weights = {name: self._cut(recipe) for name, recipe in weights.items()}
+        weights |= self._by_head(model)
         return (PlannedPart("model", "text", model.graph, weights, model.tied),)
+
+    def _by_head(self, model: families.FamilyModel) -> dict[str, Recipe]:
+        """Recipes of matrices of single heads that the file has as the graph has them. The tensors
+        become those of the plan."""
+        found: dict[str, Recipe] = {}
+        tensors = dict(self._whole)
+        for node in model.graph.nodes:
+            label = node.weights.get("weight", "")
+            name = model.tensors[label].parts[0].name if node.op == "head_linear" else ""
+            both = self._whole.get(name)
+            if isinstance(both, KeysAndValues):
+                role = label.rpartition(".")[2]
+                own, tensor = name.replace("kv_b", role), both.apart()[role]
+                found[label] = Recipe((Part(own, model.tensors[label].shape),))
+                tensors[own] = tensor
+                tensors.pop(name, None)
+        self.tensors = tensors
+        return found
 
     def _cut(self, recipe: Recipe) -> Recipe:
         """The recipe with the tensors that the file has for one of the family's."""
