@@ -111,8 +111,7 @@ class GgufSource:
             self.family = self.row.model_type
             self._plain = self._tensors()
             self.config = self._config()
-            self._whole = self._named()
-            self.tensors: Mapping[str, SourceTensor] = self._whole
+            self.tensors: Mapping[str, SourceTensor] = self._named()
         except BundleError as error:
             self.close()
             raise as_convert_error(error) from None
@@ -160,26 +159,31 @@ class GgufSource:
     def _named(self) -> dict[str, SourceTensor]:
         """By the family's names, rows of interleaved heads in halves."""
         plain = {name: t for name, t in self._plain.items() if name not in VECTORS}
-        named: dict[str, SourceTensor] = self._joined(plain)
+        self._both = self._joined(plain)
+        named: dict[str, SourceTensor] = dict(self._both)
         for name, tensor in plain.items():
             stack = experts_of(self.row, name)
             if stack is not None and (pieces := tensor.pieces()):
                 named |= {f"{stack[0]}{i}{stack[1]}": one for i, one in enumerate(pieces)}
                 continue
-            heads = heads_of(self.row, name, self.config)
-            change, count = change_of(self.row, name), tensor.shape[0]
-            order = in_halves(count, heads) if heads else change.order_of(self.config, count)
-            found = GgufTensor(tensor.file, tensor.info, order)
-            shape = change.shape(tensor.shape) if change.shape else tensor.shape
             ours = hf_name(self.row, name)
             if ours in named:
-                self.faults.append(f"tensor {name!r} is there under another name as well")
-            named[ours] = changed(found, shape, change.values)
+                self.faults.append(f"tensor {name!r} is {ours!r}, which another one is as well")
+            named[ours] = self._in_order(name, tensor)
         return layouts.without_shared(self.config, named)
 
-    def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, SourceTensor]:
+    def _in_order(self, name: str, tensor: GgufTensor) -> SourceTensor:
+        """A tensor with its rows, shape and values as the family has them."""
+        heads, change = heads_of(self.row, name, self.config), change_of(self.row, name)
+        count = tensor.shape[0]
+        order = in_halves(count, heads) if heads else change.order_of(self.config, count)
+        found = GgufTensor(tensor.file, tensor.info, order)
+        shape = change.shape(tensor.shape) if change.shape else tensor.shape
+        return changed(found, shape, change.values)
+
+    def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, KeysAndValues]:
         """Matrices that the file has in two, taken out of `plain`: those of latent attention."""
-        joined: dict[str, SourceTensor] = {}
+        joined: dict[str, KeysAndValues] = {}
         for name in list(plain):
             other, whole = joined_name(self.row, name)
             if other in plain and whole not in plain:
@@ -208,19 +212,17 @@ class GgufSource:
         return (PlannedPart("model", "text", model.graph, weights, model.tied),)
 
     def _by_head(self, model: families.FamilyModel) -> dict[str, Recipe]:
-        """Recipes of matrices of single heads that the file has as the graph has them. The tensors
-        become those of the plan."""
+        """Recipes of matrices of single heads that the file has as the graph has them, whose
+        tensors take the place of the joined ones."""
         found: dict[str, Recipe] = {}
-        tensors = dict(self._whole)
-        for node in model.graph.nodes:
-            label = node.weights.get("weight", "")
-            name = model.tensors[label].parts[0].name if node.op == "head_linear" else ""
-            both = self._whole.get(name)
-            if isinstance(both, KeysAndValues):
-                role = label.rpartition(".")[2]
-                own, tensor = name.replace("kv_b", role), both.apart()[role]
-                found[label] = Recipe((Part(own, model.tensors[label].shape),))
-                tensors[own] = tensor
+        tensors = dict(self.tensors)
+        for label in [n.weights["weight"] for n in model.graph.nodes if n.op == "head_linear"]:
+            recipe, role = model.tensors[label], label.rpartition(".")[2]
+            name = recipe.parts[0].name
+            if name in self._both:
+                own = name.replace("kv_b", role)
+                found[label] = Recipe((Part(own, recipe.shape),))
+                tensors[own] = self._both[name].apart()[role]
                 tensors.pop(name, None)
         self.tensors = tensors
         return found

@@ -110,16 +110,16 @@ def config_of(
     keys = Keys(meta, name, faults, shapes)
     config: Config = {"model_type": row.model_type, "hidden_act": "silu"}
     for key, ours in SIZES.items():
+        if key in row.keys:
+            continue
         value = keys.whole(key)
-        if key in row.absent:
-            if value:
-                faults.append(f"key '{name}.{key}' is {value}, expected 0")
-        elif not value:
+        if not value:
             faults.append(f"key '{name}.{key}' is {'missing' if value is None else 'zero'}")
         else:
             config[ours] = value
-    kv = keys.whole("attention.head_count_kv", zeros="attention.head_count_kv" in row.keys)
-    config["num_key_value_heads"] = kv or config.get("num_attention_heads")
+    if "attention.head_count_kv" not in row.keys:
+        kv = keys.whole("attention.head_count_kv")
+        config["num_key_value_heads"] = kv or config.get("num_attention_heads")
     eps = keys.number("attention.layer_norm_rms_epsilon")
     if eps is None:
         faults.append(f"key '{name}.attention.layer_norm_rms_epsilon' is missing")
@@ -299,7 +299,7 @@ def experts_of(row: Architecture, name: str) -> tuple[str, str] | None:
     found = BLOCK.fullmatch(name)
     if found is None or not row.experts or found[2] not in STACKS:
         return None
-    return f"{row.prefix}.{int(found[1])}.{row.experts}.", f".{STACKS[found[2]]}.{found[3]}"
+    return f"model.layers.{int(found[1])}.{row.experts}.", f".{STACKS[found[2]]}.{found[3]}"
 
 
 def joined_name(row: Architecture, name: str) -> tuple[str, str]:

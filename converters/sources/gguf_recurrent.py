@@ -18,6 +18,7 @@ from ... import limits
 from .gguf_keys import F32, Architecture, Change, Config, Keys
 
 KV = "attention.head_count_kv"
+NOTHING = frozenset({"context_length", "feed_forward_length", "attention.head_count", KV})
 SSM = frozenset(
     "ssm.conv_kernel ssm.inner_size ssm.state_size ssm.time_step_rank ssm.group_count".split()
 )
@@ -78,9 +79,11 @@ def _mixer(keys: Keys) -> dict[str, Any]:
 
 
 def _mamba2(keys: Keys, config: Config) -> None:
-    """The context that files tell is one of nothing."""
+    """Sizes of attention and feed-forward, and the context, are of nothing."""
     found = _mixer(keys)
-    del config["max_position_embeddings"]
+    for key in sorted(NOTHING - {"context_length"}):
+        if value := keys.whole(key):
+            keys.faults.append(f"key '{keys.name}.{key}' is {value}, expected 0")
     config |= {
         "num_heads": found["heads"], "head_dim": found["head_dim"],
         "state_size": found["state"], "n_groups": found["groups"], "conv_kernel": found["width"],
@@ -108,11 +111,14 @@ def _falcon_h1(keys: Keys, config: Config) -> None:
 
 
 def _kinds(keys: Keys, config: Config, without: str) -> list[str]:
-    """Type of each layer: `without` where it has no heads of keys."""
+    """Type of each layer, `without` where it has no heads of keys; how many these are in others."""
+    heads = keys.whole(KV, zeros=True)
+    config["num_key_value_heads"] = heads or config["num_attention_heads"]
     if keys.meta.is_array(f"{keys.name}.{KV}"):
         each = keys.each(KV) or []
     else:
-        each = [config["num_key_value_heads"]] * min(config["num_hidden_layers"], limits.LAYERS)
+        count = min(config["num_hidden_layers"], limits.LAYERS)
+        each = [float(1 if heads is None else heads)] * count
     return ["full_attention" if n > 0 else without if n == 0 else "neither" for n in each]
 
 
@@ -128,6 +134,7 @@ def _granite_hybrid(keys: Keys, config: Config) -> None:
     """Without experts the feed-forward of all rows has the width of a usual one."""
     experts, width = keys.whole("expert_count") or 0, config["intermediate_size"]
     shared = keys.whole("expert_shared_feed_forward_length") or 0
+    usual = max(config["head_dim"], 1)  # of more heads than channels, which the family refuses
     config |= {
         **_attached(keys), "mamba_proj_bias": keys.has("ssm_in.bias"),
         "mamba_expand": (keys.whole("ssm.inner_size") or 0) // config["hidden_size"],
@@ -138,10 +145,22 @@ def _granite_hybrid(keys: Keys, config: Config) -> None:
         "num_experts_per_tok": keys.whole("expert_used_count") or 0,
         "shared_intermediate_size": shared if experts else width,
         "intermediate_size": keys.whole("expert_feed_forward_length") or width,
-        "attention_multiplier": keys.number("attention.scale") or config["head_dim"] ** -0.5,
+        "attention_multiplier": keys.number("attention.scale") or usual**-0.5,
     }  # fmt: skip
     for ours, key in MULTIPLIERS.items():
         config[ours] = keys.number(key) or 1.0
+    _unscaled(config)
+
+
+def _unscaled(config: Config) -> None:
+    """The same model with rows between layers 1 / residual_multiplier times as large, which norms
+    do not see: products keep their codes, where a factor beside them would have others."""
+    residual, eps = config["residual_multiplier"], config["rms_norm_eps"]
+    if 1e-9 < residual < 1e9 and 0 < eps / residual**2 < 1:
+        config["embedding_multiplier"] /= residual
+        config |= {
+            "residual_multiplier": 1.0, "rms_norm_eps": eps / residual**2, "mamba_norm_eps": eps,
+        }  # fmt: skip
 
 
 FALCON_H1 = {
@@ -176,9 +195,8 @@ ROWS: Mapping[str, Architecture] = {
         changes={"shortconv.conv.weight": CONVOLVED},
     ),
     "mamba2": Architecture(
-        "mamba2", _mamba2, SSM, {**_mixer_names("mixer"), "attn_norm": "norm"},
+        "mamba2", _mamba2, SSM | NOTHING, {**_mixer_names("mixer"), "attn_norm": "norm"},
         whole={"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"},
         changes=MIXED, prefix="backbone.layers",
-        absent=frozenset({"attention.head_count", "feed_forward_length"}),
     ),
 }  # fmt: skip

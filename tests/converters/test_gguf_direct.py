@@ -156,7 +156,9 @@ WHOLE: dict[str, dict[str, Any]] = {
     "lfm2-bias": {}, "falcon_h1": {}, "falcon_h1-norm": {"mamba_conv_bias": True},
     "falcon_h1-before": {}, "granitemoehybrid": {},
     "granitemoehybrid-rope": {"mamba_proj_bias": False, "mamba_conv_bias": True},
-    "granitemoehybrid-experts": {},
+    "granitemoehybrid-experts": {}, "qwen3_moe": {}, "granitemoe": {},
+    "deepseek_v2": {"num_hidden_layers": 27},  # by which llama.cpp knows V2-Lite
+    "deepseek_v2-narrow": {"kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16},
 }  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def test_llama_cpp_computes_what_transformers_does(
     float32, lest their rounding be compared."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model, ids = model_of(case, monkeypatch, **WHOLE[case]), prompt(63)
-    write_model(model, tmp_path / "m.gguf")
+    write_model(model, tmp_path / "m.gguf", apart=case.startswith("deepseek"))
     theirs = llama_cpp.Llama(
         str(tmp_path / "m.gguf"), n_ctx=64, logits_all=True, verbose=False, n_threads=1,
         type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,

@@ -199,6 +199,10 @@ RECURRENT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "lfm2-no-heads": (conv(**{KV: Typed(ARRAY, (I32, [-1]))}), "'num_key_value_heads' is -1"),
     "lfm2-heads": (conv(**{KV: Typed(ARRAY, (I32, [1, 2]))}), "differs between layers"),
     "hybrid-kinds": (mixed("granitehybrid", **{KV: "1"}), "expected a whole number"),
+    "hybrid-heads": (
+        mixed("granitehybrid", **{"attention.head_count": 64, "rope.dimension_count": None}),
+        "'head_dim' is 0, expected 1",
+    ),
     "hybrid-turning": (
         mixed("granitehybrid", **{"rope.dimension_count": 8}), "rope.dimension_count is 8",
     ),
