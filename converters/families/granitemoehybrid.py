@@ -22,7 +22,8 @@ FACTORS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "att
 
 
 class Config(Decoder, frozen=True, kw_only=True):
-    """config.json of a Granite 4.0."""
+    """config.json of a Granite 4.0. mamba_norm_eps: of a mixer's norm, where it is not that of the
+    others, as sources have it that scale rows between layers."""
 
     attention_bias: bool = False
     embedding_multiplier: float = 1.0
@@ -43,6 +44,7 @@ class Config(Decoder, frozen=True, kw_only=True):
     mamba_expand: int = 2
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
+    mamba_norm_eps: float | None = None
     time_step_limit: list[float] | None = None
 
 
@@ -75,8 +77,10 @@ def _mixer(c: Config, out: float, kinds: list[str], faults: list[str]) -> recurr
     mixer = recurrent.Mixer(
         c.mamba_n_heads, size, c.mamba_n_groups, c.mamba_d_state, c.mamba_d_conv,
         conv_bias=c.mamba_conv_bias, bias=c.mamba_proj_bias,
-        steps=recurrent.step_limits(c.time_step_limit), out=out,
+        steps=recurrent.step_limits(c.time_step_limit), out=out, eps=c.mamba_norm_eps,
     )  # fmt: skip
+    if c.mamba_norm_eps is not None:
+        blocks.epsilon(c.mamba_norm_eps, "mamba_norm_eps", faults)
     return mixer.checked(inner, faults) if MIXER in kinds else mixer
 
 

@@ -66,7 +66,7 @@ class Mixer:
 
     norm: "gated" for a norm of what was gated, by group, "before" for one before the gate, "" for
     none. steps: least and largest. scales: of z, x, B, C and the steps where they are projected;
-    out: of what the mixer gives.
+    out: of what the mixer gives. eps: of the norm, where it is not that of the layers'.
     """
 
     heads: int
@@ -80,6 +80,7 @@ class Mixer:
     steps: tuple[float, float] = (0.0, math.inf)
     scales: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
     out: float = 1.0
+    eps: float | None = None
 
     @property
     def inner(self) -> int:
@@ -187,6 +188,6 @@ def _ssd(b: Stacked, layer: int, x: str, dt: str, prefix: str, m: Mixer) -> str:
 
 
 def _group_norm(b: Stacked, x: str, label: str, tensor: str, m: Mixer) -> str:
-    attrs = {"size": m.inner // m.groups, "eps": b.eps}
+    attrs = {"size": m.inner // m.groups, "eps": m.eps or b.eps}
     weights = {"weight": b.vector(label, tensor, m.inner)}
     return b.node("head_norm", [x], label, weights=weights, attrs=attrs)

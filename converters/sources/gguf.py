@@ -22,6 +22,7 @@ from ...roles import vocab_size
 from ...storage.gguf_header import MAGIC
 from ...storage.hash_cache import HashCache
 from .. import families
+from ..families.recipe import Part, Recipe
 from ..match import same_values
 from . import layouts
 from .base import Image, PlannedPart, SourceTensor, Text
@@ -35,6 +36,7 @@ from .gguf_config import (
     heads_of,
     hf_name,
     joined_name,
+    pieces_of,
     sampling_of,
 )
 from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, changed, in_halves
@@ -157,28 +159,36 @@ class GgufSource:
     def _named(self) -> dict[str, SourceTensor]:
         """By the family's names, rows of interleaved heads in halves."""
         plain = {name: t for name, t in self._plain.items() if name not in VECTORS}
-        named: dict[str, SourceTensor] = self._joined(plain)
+        self._both = self._joined(plain)
+        named: dict[str, SourceTensor] = dict(self._both)
         for name, tensor in plain.items():
             stack = experts_of(self.row, name)
             if stack is not None and (pieces := tensor.pieces()):
                 named |= {f"{stack[0]}{i}{stack[1]}": one for i, one in enumerate(pieces)}
                 continue
-            heads = heads_of(self.row, name, self.config)
-            change, count = change_of(self.row, name), tensor.shape[0]
-            order = in_halves(count, heads) if heads else change.order_of(self.config, count)
-            found = GgufTensor(tensor.file, tensor.info, order)
-            shape = change.shape(tensor.shape) if change.shape else tensor.shape
-            named[hf_name(self.row, name)] = changed(found, shape, change.values)
+            ours = hf_name(self.row, name)
+            if ours in named:
+                self.faults.append(f"tensor {name!r} is {ours!r}, which another one is as well")
+            named[ours] = self._in_order(name, tensor)
         return layouts.without_shared(self.config, named)
 
-    def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, SourceTensor]:
+    def _in_order(self, name: str, tensor: GgufTensor) -> SourceTensor:
+        """A tensor with its rows, shape and values as the family has them."""
+        heads, change = heads_of(self.row, name, self.config), change_of(self.row, name)
+        count = tensor.shape[0]
+        order = in_halves(count, heads) if heads else change.order_of(self.config, count)
+        found = GgufTensor(tensor.file, tensor.info, order)
+        shape = change.shape(tensor.shape) if change.shape else tensor.shape
+        return changed(found, shape, change.values)
+
+    def _joined(self, plain: dict[str, GgufTensor]) -> dict[str, KeysAndValues]:
         """Matrices that the file has in two, taken out of `plain`: those of latent attention."""
-        joined: dict[str, SourceTensor] = {}
+        joined: dict[str, KeysAndValues] = {}
         for name in list(plain):
             other, whole = joined_name(self.row, name)
             if other in plain and whole not in plain:
                 keys, values = plain[name], plain[other]
-                if KeysAndValues.fit(keys, values):
+                if KeysAndValues.fit(keys, values, self.config.get("qk_nope_head_dim", 0)):
                     joined[hf_name(self.row, whole)] = KeysAndValues(keys, values)
                     del plain[name], plain[other]
         return joined
@@ -196,7 +206,31 @@ class GgufSource:
         weights = dict(model.tensors)
         if self.row.shifted:
             weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
+        if self.row.cut:
+            weights = {name: self._cut(recipe) for name, recipe in weights.items()}
+        weights |= self._by_head(model)
         return (PlannedPart("model", "text", model.graph, weights, model.tied),)
+
+    def _by_head(self, model: families.FamilyModel) -> dict[str, Recipe]:
+        """Recipes of matrices of single heads that the file has as the graph has them, whose
+        tensors take the place of the joined ones."""
+        found: dict[str, Recipe] = {}
+        tensors = dict(self.tensors)
+        for label in [n.weights["weight"] for n in model.graph.nodes if n.op == "head_linear"]:
+            recipe, role = model.tensors[label], label.rpartition(".")[2]
+            name = recipe.parts[0].name
+            if name in self._both:
+                own = name.replace("kv_b", role)
+                found[label] = Recipe((Part(own, recipe.shape),))
+                tensors[own] = self._both[name].apart()[role]
+                tensors.pop(name, None)
+        self.tensors = tensors
+        return found
+
+    def _cut(self, recipe: Recipe) -> Recipe:
+        """The recipe with the tensors that the file has for one of the family's."""
+        parts = [piece for part in recipe.parts for piece in pieces_of(self.row, part)]
+        return replace(recipe, parts=tuple(parts))
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
         """Tokenizer, template, special tokens and sampling defaults, from the metadata."""

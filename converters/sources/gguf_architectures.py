@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from statistics import NormalDist
 
 from .gguf_keys import Architecture, Config, Keys, window
+from .gguf_recurrent import ROWS as RECURRENT
 
 GEMMA = {
     "post_attention_norm": "post_attention_layernorm",
@@ -247,4 +248,5 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "qwen3_moe", _qwen3moe, EXPERTS, {"ffn_gate_inp": "mlp.gate"}, experts="mlp.experts"
     ),
     "smollm3": Architecture("smollm3", interleaved=True),
+    **RECURRENT,
 }  # fmt: skip

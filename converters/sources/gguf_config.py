@@ -15,6 +15,7 @@ import numpy as np
 from ...errors import ConvertError
 from ...storage.gguf_values import Metadata
 from ..families.config import short
+from ..families.recipe import Part
 from .gguf_architectures import ARCHITECTURES
 from .gguf_keys import Architecture, Change, Config, Keys
 
@@ -106,22 +107,25 @@ def config_of(
     """config.json of a file. shapes: of its tensors, by GGUF's names. vectors: reads those that
     belong to the rotary frequencies, by name."""
     name, row = architecture_of(meta)
-    keys = Keys(meta, name, faults)
+    keys = Keys(meta, name, faults, shapes)
     config: Config = {"model_type": row.model_type, "hidden_act": "silu"}
     for key, ours in SIZES.items():
+        if key in row.keys:
+            continue
         value = keys.whole(key)
         if not value:
             faults.append(f"key '{name}.{key}' is {'missing' if value is None else 'zero'}")
         else:
             config[ours] = value
-    kv = keys.whole("attention.head_count_kv")
-    config["num_key_value_heads"] = kv or config.get("num_attention_heads")
+    if "attention.head_count_kv" not in row.keys:
+        kv = keys.whole("attention.head_count_kv")
+        config["num_key_value_heads"] = kv or config.get("num_attention_heads")
     eps = keys.number("attention.layer_norm_rms_epsilon")
     if eps is None:
         faults.append(f"key '{name}.attention.layer_norm_rms_epsilon' is missing")
     else:
         config["rms_norm_eps"] = eps
-    if not faults:
+    if not faults and "num_attention_heads" in config:
         size = keys.whole("attention.key_length")
         config["head_dim"] = size or config["hidden_size"] // config["num_attention_heads"]
     table = shapes.get("token_embd.weight", ())
@@ -179,7 +183,7 @@ def _scaling(keys: Keys, config: Config, vectors: Vectors) -> Config | None:
         return {
             "rope_type": "longrope", "short_factor": each, "long_factor": each,
             "attention_factor": attention,
-            "original_max_position_embeddings": config["max_position_embeddings"],
+            "original_max_position_embeddings": config.get("max_position_embeddings"),
         }  # fmt: skip
     if kind == "none" or (kind == "linear" and factor == 1):
         if attention != 1:
@@ -218,7 +222,7 @@ def _own(keys: Keys, key: str) -> bool:
 
 def _check(keys: Keys, row: Architecture, config: Config) -> None:
     """Faults: keys that nothing reads, and sizes that contradict each other."""
-    size, faults, meta = config["head_dim"], keys.faults, keys.meta
+    size, faults, meta = config.get("head_dim"), keys.faults, keys.meta
     values = keys.whole("attention.value_length")
     if values not in (None, size) and "attention.value_length" not in row.keys:
         faults.append(f"attention.value_length is {values}, expected key_length, {size}")
@@ -252,7 +256,7 @@ def sampling_of(meta: Metadata) -> dict[str, Any]:
     return asked
 
 
-BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_]+)(?:\.(weight|bias))?")
+BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_.]+?)(?:\.(weight|bias))?")
 
 
 def hf_name(row: Architecture, name: str) -> str:
@@ -263,16 +267,28 @@ def hf_name(row: Architecture, name: str) -> str:
         whole = row.whole.get(stem) or WHOLE.get(stem)
         return f"{whole}.{end}" if whole else name
     layer, role, end = found.groups()
-    ours = row.own.get(role) or LAYER.get(role)
+    whole = row.own.get(f"{role}.{end or ''}")
+    ours = whole or row.own.get(role) or LAYER.get(role)
     if ours is None:
         return name
-    bare = end is None or ours in BARE
-    return f"model.layers.{int(layer)}.{ours}" + ("" if bare else f".{end}")
+    bare = whole or end is None or ours in BARE
+    return f"{row.prefix}.{int(layer)}.{ours}" + ("" if bare else f".{end}")
 
 
 def change_of(row: Architecture, name: str) -> Change:
     """How a tensor differs from the family's."""
     return row.changes.get(re.sub(r"^blk\.\d{1,6}\.", "", name), Change())
+
+
+def pieces_of(row: Architecture, part: Part) -> list[Part]:
+    """The tensors of a file that a tensor of the family is put together from, by its rows; itself
+    where it is one."""
+    found = re.fullmatch(rf"({re.escape(row.prefix)}\.\d+\.)(.+)\.weight", part.name)
+    names = row.cut.get(found[2], ()) if found else ()
+    if not found or not names or part.rows is not None:
+        return [part]
+    shape = (part.shape[0] // len(names), *part.shape[1:])
+    return [part._replace(name=f"{found[1]}{name}.weight", shape=shape) for name in names]
 
 
 def experts_of(row: Architecture, name: str) -> tuple[str, str] | None:

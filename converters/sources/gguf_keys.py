@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,12 +34,15 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER.
-    more: adds keys of the family, from metadata. keys: that `more` reads. interleaved: whether rows
-    of q and k stand in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added.
-    experts: what the family calls the module of stacked experts, "" without. whole: names of
-    tensors outside of layers, beside WHOLE. changes: by the name of a tensor, those of a layer by
-    their role and end (`ssm_a`, `ssm_conv1d.weight`).
+    """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER,
+    by their role, or whole ones by role and end (`ssm_dt.bias`, `ssm_a.` without one).
+    more: adds keys of the family, from metadata. keys: that `more` reads, those of sizes in place
+    of what is read of every file. interleaved: whether rows of q and k stand in pairs, as llama.cpp
+    turns them. shifted: whether norms have their 1 added. experts: what the family calls the module
+    of stacked experts, "" without. whole: names of tensors outside of layers, beside WHOLE.
+    changes: by the name of a tensor, those of a layer by their role and end (`ssm_a`,
+    `ssm_conv1d.weight`). prefix: of the family's layers. cut: modules of the family whose rows the
+    file has in several tensors of equal shape, by the names of these.
     """
 
     model_type: str
@@ -50,19 +54,34 @@ class Architecture:
     experts: str = ""
     whole: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
+    prefix: str = "model.layers"
+    cut: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Keys:
-    """The keys of one architecture."""
+    """The keys of one architecture. shapes: of the file's tensors, by GGUF's names."""
 
-    def __init__(self, meta: Metadata, name: str, faults: list[str]) -> None:
-        self.meta, self.name, self.faults = meta, name, faults
+    def __init__(
+        self,
+        meta: Metadata,
+        name: str,
+        faults: list[str],
+        shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
+        self.meta, self.name, self.faults, self.shapes = meta, name, faults, shapes
 
-    def whole(self, key: str) -> int | None:
-        """A whole number; where a file has one for each layer, they must be equal."""
+    def has(self, tensor: str) -> bool:
+        """Whether some layer has a tensor, by its role and end."""
+        return any(name.startswith("blk.") and name.endswith(f".{tensor}") for name in self.shapes)
+
+    def whole(self, key: str, *, zeros: bool = False) -> int | None:
+        """A whole number; where a file has one for each layer, they must be equal, but for zeros
+        where some layers may have none."""
         full = f"{self.name}.{key}"
         if self.meta.is_array(full):
             each = self.meta.numbers(full)
+            if zeros and each is not None and each.any():
+                each = each[each != 0]
             if each is None or not each.size or each.dtype.kind not in "iu" or np.ptp(each):
                 self.faults.append(f"key {full!r} differs between layers, expected one number")
                 return None

@@ -72,7 +72,8 @@ class KeysAndValues:
     """What latent attention makes of a narrow row, `kv_b_proj` [H * (N + V), R], of a file that has
     it in two: keys [H, R, N], those of a head turned, and values [H, V, R].
 
-    Of blocks the codes are chosen anew, for rows of the keys are columns there.
+    Of blocks the codes are chosen anew, for rows of the keys are columns there. Heads that multiply
+    by one or the other take them as they are: `apart`.
     """
 
     kept = ""
@@ -87,10 +88,14 @@ class KeysAndValues:
         self.instead = INSTEAD if blocks else ""
 
     @staticmethod
-    def fit(keys: GgufTensor, values: GgufTensor) -> bool:
-        """Whether their shapes are those of one matrix."""
+    def fit(keys: GgufTensor, values: GgufTensor, own: int) -> bool:
+        """Whether their shapes are those of one matrix, with so many channels of a key."""
         k, v = keys.shape, values.shape
-        return len(k) == len(v) == 3 and (k[0], k[1]) == (v[0], v[2])
+        return len(k) == len(v) == 3 and (k[0], k[1], k[2]) == (v[0], v[2], own)
+
+    def apart(self) -> dict[str, GgufTensor]:
+        """Keys as [H * R, N] and values as [H * V, R], by what their matrices are called."""
+        return {"k_b": self._keys.flat(), "v_b": self._values.flat()}
 
     def rows(self, start: int, stop: int) -> F32:
         """Rows [start, stop) as float32."""
@@ -160,6 +165,11 @@ class GgufTensor:
         out = np.empty((stop - start, self.row_bytes), np.uint8)
         self.file.read(self.info.begin + start * self.row_bytes, out)
         return out
+
+    def flat(self) -> GgufTensor:
+        """A stack [E, N, K] as one matrix [E * N, K]."""
+        experts, rows, width = self.info.shape
+        return GgufTensor(self.file, self.info._replace(shape=(experts * rows, width)))
 
     def pieces(self) -> list[GgufTensor]:
         """Of a stack [E, N, K] of matrices or [E, N] of vectors each as a tensor; none of others,

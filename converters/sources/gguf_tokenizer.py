@@ -117,6 +117,7 @@ CUTS: Mapping[str, Cut] = {
         {"type": "Punctuation", "behavior": "Contiguous"}, _level(regex=True),
         {"type": "Digits", "individual_digits": False}, _split("[0-9][0-9][0-9]"),
     )),
+    **dict.fromkeys(("falcon-h1", "lfm2"), Cut(_by(LLAMA3), whole=True, begins=True)),
 }  # fmt: skip
 # Control tokens that end an answer in the formats of chats that use them, as llama.cpp has it.
 ENDINGS = (

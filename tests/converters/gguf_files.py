@@ -16,11 +16,13 @@ import numpy as np
 from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
+from tests.converters import gguf_recurrent
+
 NAMES = {
     "deepseek_v2": "deepseek2", "gemma3_text": "gemma3", "gemma3n_text": "gemma3n",
     "gpt_oss": "gpt-oss",
     "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
-    "qwen3_moe": "qwen3moe",
+    "qwen3_moe": "qwen3moe", **gguf_recurrent.NAMES,
 }  # fmt: skip
 TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
@@ -51,7 +53,7 @@ def write_model(
     config = model.config
     name = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), name)
-    _hyperparameters(writer, config)
+    gguf_recurrent.WRITTEN.get(config.model_type, _hyperparameters)(writer, config)
     if hasattr(config, "altup_num_inputs"):
         _streams(writer, config)
     if hasattr(config, "kv_lora_rank"):
@@ -63,7 +65,8 @@ def write_model(
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     read: dict[str, NDArray[np.float32]] = {}
     tied = config.tie_word_embeddings
-    for key, tensor in _apart(model.state_dict(), config, apart):
+    state = dict(gguf_recurrent.tensors(model.state_dict(), config))
+    for key, tensor in _apart(state, config, apart):
         if tied and key == "lm_head.weight":
             continue
         values = tensor.float().numpy()
@@ -136,7 +139,7 @@ def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def _pairs(key: str, name: str, config: Any) -> int:
     """Heads of a tensor that the script permutes."""
-    if name not in ("arcee", "llama", "smollm3", "granitemoe"):
+    if name not in ("arcee", "llama", "smollm3", "granitemoe", "granitehybrid"):
         return 0
     if ".q_proj." in key:
         return int(config.num_attention_heads)
@@ -272,7 +275,7 @@ def _scaling_type(kind: str) -> Any:
 
 def _factors(config: Any) -> dict[str, NDArray[np.float32]]:
     """Factors of rotary frequencies, as tensors."""
-    ropes = dict(config.rope_parameters or {})
+    ropes = dict(getattr(config, "rope_parameters", None) or {})
     if ropes.get("rope_type") == "longrope":
         return {
             f"rope_factors_{which}.weight": np.array(ropes[f"{which}_factor"], np.float32)

@@ -21,6 +21,7 @@ from edgert.graph import Graph, Weight
 from edgert.session.base import Feed, Session
 from edgert.session.reference import ReferenceSession
 from tests.closeness import assert_close
+from tests.converters import gguf_recurrent
 from tests.converters.checkpoints import CASES, make_model
 from tests.converters.gguf_files import TYPES, write_model
 
@@ -47,6 +48,7 @@ GRANTED: dict[str, dict[str, Any]] = {
     "smollm3": {
         "no_rope_layers": None, "no_rope_layer_interval": 4, "num_hidden_layers": 4,
     },
+    **gguf_recurrent.GRANTED,
 }  # fmt: skip
 
 
@@ -91,7 +93,7 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
 
 QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "gemma3n", "phi3-longrope",
          "smollm3", "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v2",
-         "deepseek_v2-narrow", "minicpm3")  # fmt: skip
+         "deepseek_v2-narrow", "minicpm3", *gguf_recurrent.QUICK)  # fmt: skip
 
 
 def cases() -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from edgert.bundle.converted import as_bundle, is_gguf
 from edgert.cli import run
 from edgert.errors import BundleError, ConvertError, ResourceError
 from edgert.session import SessionOptions, open_session
-from tests.closeness import distance
+from tests.closeness import assert_close, distance
 from tests.converters.gguf_files import write_model
-from tests.converters.test_gguf import Demo, logits, mostly, prompt, rows
+from tests.converters.test_gguf import RMS, Demo, expected, logits, model_of, mostly, prompt, rows
 from tests.hostile.gguf_models import model
 
 TOKENS = 24
@@ -147,3 +148,35 @@ def test_llama_cpp_goes_on_alike(kind: str, tmp_path: Path) -> None:
     apart = np.sqrt(np.mean((got - want) ** 2, axis=1))
     assert (lead <= 3 * apart).all()
     assert np.mean(lead == 0) > 0.8
+
+
+# Cases with what their files cannot tell llama.cpp, or it does not compute.
+WHOLE: dict[str, dict[str, Any]] = {
+    "mamba2": {}, "mamba2-tied": {"use_bias": False, "use_conv_bias": True}, "lfm2": {},
+    "lfm2-bias": {}, "falcon_h1": {}, "falcon_h1-norm": {"mamba_conv_bias": True},
+    "falcon_h1-before": {}, "granitemoehybrid": {},
+    "granitemoehybrid-rope": {"mamba_proj_bias": False, "mamba_conv_bias": True},
+    "granitemoehybrid-experts": {}, "qwen3_moe": {}, "granitemoe": {},
+    "deepseek_v2": {"num_hidden_layers": 27},  # by which llama.cpp knows V2-Lite
+    "deepseek_v2-narrow": {"kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WHOLE)
+def test_llama_cpp_computes_what_transformers_does(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the files that the tests write: they are what llama.cpp reads. Its keys and values in
+    float32, lest their rounding be compared."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model, ids = model_of(case, monkeypatch, **WHOLE[case]), prompt(63)
+    write_model(model, tmp_path / "m.gguf", apart=case.startswith("deepseek"))
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "m.gguf"), n_ctx=64, logits_all=True, verbose=False, n_threads=1,
+        type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+    )  # fmt: skip
+    theirs.eval(ids.tolist())
+    got = np.array(theirs.scores[: len(ids)])
+    theirs.close()
+    assert_close(case, expected(model, ids), got, rms=RMS)

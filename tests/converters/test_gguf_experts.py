@@ -78,6 +78,59 @@ def test_blocks_of_keys_apart_come_out_as_they_are(latent: Any, tmp_path: Path) 
     assert not {w.name for w in report.weights if w.error}
 
 
+@pytest.mark.parametrize(
+    ("still", "keys", "values_"),
+    [(32, "Q5_0", "Q4_K"), (32, "IQ4_NL", "Q6_K"), (256, "Q4_K", "Q3_K"), (16, "F16", "Q4_0")],
+)
+def test_heads_take_blocks_of_keys_and_values_as_they_are(
+    still: int, keys: str, values_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the types that llama.cpp falls back to where rows are no whole blocks, and of others. The
+    CPU computes with them as the reference does."""
+    sizes = {"kv_lora_rank": 256, "qk_nope_head_dim": still, "v_head_dim": 32}
+    model = model_of(LATENT, monkeypatch, **sizes, num_hidden_layers=2)
+
+    def kinds(key: str, rows: Any) -> str:
+        return keys if ".k_b_" in key else values_ if ".v_b_" in key else "F32"
+
+    read = write_model(model, tmp_path / "m.gguf", kinds, apart=True)
+    report = convert(tmp_path / "m.gguf", tmp_path / "m.edge", golden=False, progress=False)
+    assert not {w.name for w in report.weights if w.error}
+    answers, dense = [], values(tmp_path / "m.edge")
+    with Bundle.open(tmp_path / "m.edge") as bundle:
+        for role, kind in (("k_b", keys), ("v_b", values_)):
+            weight = bundle.graph().weights[f"layers.1.{role}"]
+            wanted = read[f"model.layers.1.self_attn.{role}_proj.weight"]
+            assert weight.encoding == (KEPT[kind].encoding if kind in KEPT else "f16")
+            assert np.array_equal(dense[f"layers.1.{role}"], wanted.reshape(weight.shape))
+        for device in ("reference", "cpu"):
+            session = open_session(bundle, SessionOptions(device, threads=1, kv_bits=32))
+            answers.append(run(session, prompt(24)))
+            session.close()
+    assert_close("heads", *answers, rms=2e-2)
+
+
+def test_keys_of_another_size_than_the_heads_are_refused(
+    latent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel more of the keys and one less of the values are as many rows of both."""
+    from tests.converters import gguf_files
+
+    plain = gguf_files._apart
+
+    def moved(*args: Any) -> Any:
+        for key, tensor in plain(*args):
+            if key.endswith("k_b_proj.weight"):
+                yield key, tensor.repeat(1, 1, 2)[:, :, :33]
+            else:
+                yield key, tensor[:, :-1] if key.endswith("v_b_proj.weight") else tensor
+
+    monkeypatch.setattr(gguf_files, "_apart", moved)
+    write_model(latent, tmp_path / "m.gguf", apart=True)
+    with pytest.raises(ConvertError, match=r"kv_b_proj.weight' .* is missing"):
+        convert(tmp_path / "m.gguf", tmp_path / "m.edge", progress=False)
+
+
 def test_keys_and_values_that_do_not_fit_are_refused(
     latent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

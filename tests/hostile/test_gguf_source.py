@@ -160,7 +160,67 @@ STREAM_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "cut-of-all": (streams(activation_sparsity_scale=[99.0]), "'activation_sparsity_pattern' is"),
     "more-cuts": (streams(activation_sparsity_scale=[0.5] * 9), "expected 1 numbers"),
 }  # fmt: skip
-FAULTS |= LATENT_FAULTS | STREAM_FAULTS
+
+
+def mixed(name: str, **more: Any) -> dict[str, Any]:
+    good = {
+        "ssm.conv_kernel": 4, "ssm.inner_size": 64, "ssm.state_size": 16, "ssm.time_step_rank": 4,
+        "ssm.group_count": 1,
+    }  # fmt: skip
+    return of(name, **{**good, **more})
+
+
+def mamba2(**more: Any) -> dict[str, Any]:
+    none = dict.fromkeys(("attention.head_count_kv", "rope.dimension_count"))
+    return mixed("mamba2", **{"attention.head_count": 0, "feed_forward_length": 0, **none, **more})
+
+
+def conv(**more: Any) -> dict[str, Any]:
+    return of("lfm2", **{"shortconv.l_cache": 3, **more})
+
+
+KV, LARGE = "attention.head_count_kv", 1 << 31
+RECURRENT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "mamba2-heads": (mamba2(**{"attention.head_count": 2}), "head_count' is 2, expected 0"),
+    "mamba2-layers": (mamba2(block_count=LARGE), "'num_hidden_layers' is 2147483648"),
+    "mixers": (mamba2(**{"ssm.time_step_rank": LARGE}), "2147483648 heads of a mixer"),
+    "no-mixers": (mamba2(**{"ssm.time_step_rank": None}), "0 heads of a mixer"),
+    "inner": (mamba2(**{"ssm.inner_size": LARGE}), "536870912 head size of a mixer"),
+    "odd-inner": (mamba2(**{"ssm.inner_size": 80}), "4 heads of 20 are 80 channels, expected 64"),
+    "no-groups": (mamba2(**{"ssm.group_count": None}), "0 groups of a mixer"),
+    "states": (mamba2(**{"ssm.state_size": LARGE}), "2147483648 state of a mixer"),
+    "convolution": (mamba2(**{"ssm.conv_kernel": LARGE}), "a convolution of 2147483648"),
+    "falcon-h1-mixers": (mixed("falcon-h1", **{"ssm.time_step_rank": 3}), "3 heads of 21 are 63"),
+    "lfm2-width": (conv(**{"shortconv.l_cache": LARGE}), "'conv_L_cache' is 2147483648"),
+    "lfm2-no-width": (conv(**{"shortconv.l_cache": None}), "'conv_L_cache' is 0"),
+    "lfm2-layers": (conv(block_count=LARGE), "'num_hidden_layers' is 2147483648"),
+    "lfm2-kinds": (conv(**{KV: Typed(ARRAY, (I32, [1] * 5000))}), "1 entries of .'neither'"),
+    "lfm2-more-kinds": (conv(**{KV: Typed(ARRAY, (I32, [1, 0]))}), "'layer_types' has 2 entries"),
+    "lfm2-no-heads": (conv(**{KV: Typed(ARRAY, (I32, [-1]))}), "'num_key_value_heads' is -1"),
+    "lfm2-heads": (conv(**{KV: Typed(ARRAY, (I32, [1, 2]))}), "differs between layers"),
+    "hybrid-kinds": (mixed("granitehybrid", **{KV: "1"}), "expected a whole number"),
+    "hybrid-heads": (
+        mixed("granitehybrid", **{"attention.head_count": 64, "rope.dimension_count": None}),
+        "'head_dim' is 0, expected 1",
+    ),
+    "hybrid-turning": (
+        mixed("granitehybrid", **{"rope.dimension_count": 8}), "rope.dimension_count is 8",
+    ),
+    "hybrid-switch": (
+        mixed("granitehybrid", **{"rope.scaling.finetuned": 1}), "expected true or false",
+    ),
+    "hybrid-scale": (
+        mixed("granitehybrid", **{"attention.scale": float("nan")}), "attention_multiplier' is nan",
+    ),
+    "hybrid-experts": (
+        mixed("granitehybrid", expert_count=LARGE), "'num_local_experts' is 2147483648, expected 1",
+    ),
+    "hybrid-shared": (
+        mixed("granitehybrid", expert_count=4, expert_used_count=2),
+        "'shared_intermediate_size' is 0, expected 1",
+    ),
+}  # fmt: skip
+FAULTS |= LATENT_FAULTS | STREAM_FAULTS | RECURRENT_FAULTS
 
 
 @pytest.mark.parametrize("name", FAULTS)
