@@ -22,12 +22,14 @@ from ...roles import vocab_size
 from ...storage.gguf_header import MAGIC
 from ...storage.hash_cache import HashCache
 from .. import families
+from ..families.recipe import Recipe
 from ..match import same_values
 from . import layouts
 from .base import Image, PlannedPart, SourceTensor, Text
 from .checkpoint import as_convert_error
 from .gguf_config import (
     VECTORS,
+    apart_of,
     architecture_of,
     change_of,
     config_of,
@@ -36,8 +38,9 @@ from .gguf_config import (
     hf_name,
     joined_name,
     sampling_of,
+    told_of,
 )
-from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, changed, in_halves
+from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, Told, changed, in_halves
 from .gguf_tokenizer import ROLES, endings_of, tokenizer_of, vocabulary_of
 from .hf_text import read_text
 
@@ -106,9 +109,9 @@ class GgufSource:
             self.label = path.name
             self.nbytes = sum(file.nbytes for file in self.files)
             self.architecture, self.row = architecture_of(self.meta)
-            self.family = self.row.model_type
             self._plain = self._tensors()
             self.config = self._config()
+            self.family = str(self.config["model_type"])
             self.tensors: Mapping[str, SourceTensor] = self._named()
         except BundleError as error:
             self.close()
@@ -158,6 +161,8 @@ class GgufSource:
         """By the family's names, rows of interleaved heads in halves."""
         plain = {name: t for name, t in self._plain.items() if name not in VECTORS}
         named: dict[str, SourceTensor] = self._joined(plain)
+        named |= {name: Told(*told) for name, told in told_of(self.meta, self.row, self.config)}
+        plain = self._apart(plain)
         for name, tensor in plain.items():
             stack = experts_of(self.row, name)
             if stack is not None and (pieces := tensor.pieces()):
@@ -183,6 +188,14 @@ class GgufSource:
                     del plain[name], plain[other]
         return joined
 
+    def _apart(self, plain: Mapping[str, GgufTensor]) -> dict[str, GgufTensor]:
+        """Queries, keys and values that the file has in one, and the family has not."""
+        apart: dict[str, GgufTensor] = {}
+        for name, tensor in plain.items():
+            pieces = apart_of(self.row, name, tensor.shape[0], self.config)
+            apart |= {piece: tensor.cut(*span) for piece, span in pieces} or {name: tensor}
+        return apart
+
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
         """The one part of a causal language model."""
         found: list[str] = []
@@ -196,6 +209,8 @@ class GgufSource:
         weights = dict(model.tensors)
         if self.row.shifted:
             weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
+        if self.row.turned:
+            weights = {name: _upright(recipe) for name, recipe in weights.items()}
         return (PlannedPart("model", "text", model.graph, weights, model.tied),)
 
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
@@ -254,6 +269,13 @@ class GgufSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _upright(recipe: Recipe) -> Recipe:
+    """The same of matrices that the file has as the graph has them."""
+    turned = [part._replace(shape=part.meant, transposed=False) for part in recipe.parts]
+    parts = zip(recipe.parts, turned, strict=True)
+    return replace(recipe, parts=tuple(new if old.transposed else old for old, new in parts))
 
 
 def _files(path: Path) -> list[GgufFile]:

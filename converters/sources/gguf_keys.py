@@ -38,7 +38,11 @@ class Architecture:
     of q and k stand in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added.
     experts: what the family calls the module of stacked experts, "" without. whole: names of
     tensors outside of layers, beside WHOLE. changes: by the name of a tensor, those of a layer by
-    their role and end (`ssm_a`, `ssm_conv1d.weight`).
+    their role and end (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. also: other
+    families that a file may be of. layer_norm: what the config calls the epsilon of layer norms, ""
+    for norms by the root mean square. turned: whether matrices that the family's checkpoints have
+    as [inputs, outputs] stand as [outputs, inputs]. told: keys with a number for each layer that
+    are tensors of the family, and their shapes. last: changes the config when `rope_scaling` is in.
     """
 
     model_type: str
@@ -50,13 +54,27 @@ class Architecture:
     experts: str = ""
     whole: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
+    prefix: str = "model.layers"
+    also: tuple[str, ...] = ()
+    layer_norm: str = ""
+    turned: bool = False
+    told: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    last: Callable[[Keys, Config], None] = lambda keys, config: None
 
 
 class Keys:
-    """The keys of one architecture."""
+    """The keys of one architecture. shapes: of the file's tensors."""
 
-    def __init__(self, meta: Metadata, name: str, faults: list[str]) -> None:
-        self.meta, self.name, self.faults = meta, name, faults
+    def __init__(
+        self, meta: Metadata, name: str, faults: list[str], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.meta, self.name, self.faults, self._shapes = meta, name, faults, shapes
+
+    def has(self, tensor: str) -> bool:
+        """Whether the first layer has a tensor, by its role and end; what queries have may stand in
+        one with keys and values."""
+        roles = (tensor, tensor.replace("attn_q.", "attn_qkv."))
+        return any(f"blk.0.{role}" in self._shapes for role in roles)
 
     def whole(self, key: str) -> int | None:
         """A whole number; where a file has one for each layer, they must be equal."""
@@ -86,6 +104,16 @@ class Keys:
 
     def flag(self, key: str) -> bool | None:
         return self.meta.flag(f"{self.name}.{key}")
+
+
+def turning(keys: Keys, config: Config) -> None:
+    """The share of a head's channels that turns: all, where it is not told."""
+    size = config["head_dim"]
+    found = keys.whole("rope.dimension_count") or size
+    share = found / size
+    if int(size * share) != found:  # rounded down
+        share = math.nextafter(share, 2.0)
+    config["partial_rotary_factor"] = share
 
 
 def window(keys: Keys, config: Config) -> None:

@@ -16,7 +16,10 @@ import numpy as np
 from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
+from tests.converters import gguf_dense
+
 NAMES = {
+    **gguf_dense.NAMES,
     "deepseek_v2": "deepseek2", "gemma3_text": "gemma3", "gemma3n_text": "gemma3n",
     "gpt_oss": "gpt-oss",
     "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
@@ -51,7 +54,7 @@ def write_model(
     config = model.config
     name = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), name)
-    _hyperparameters(writer, config)
+    gguf_dense.WRITERS.get(config.model_type, _hyperparameters)(writer, config)
     if hasattr(config, "altup_num_inputs"):
         _streams(writer, config)
     if hasattr(config, "kv_lora_rank"):
@@ -63,8 +66,9 @@ def write_model(
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     read: dict[str, NDArray[np.float32]] = {}
     tied = config.tie_word_embeddings
-    for key, tensor in _apart(model.state_dict(), config, apart):
-        if tied and key == "lm_head.weight":
+    each = gguf_dense.tensors(_apart(model.state_dict(), config, apart), writer, config)
+    for key, tensor in each:
+        if tied and key in ("lm_head.weight", "embed_out.weight"):
             continue
         values = tensor.float().numpy()
         if name.startswith("gemma") and name != "gemma3n" and key.endswith("norm.weight"):
@@ -73,7 +77,7 @@ def write_model(
         rows = interleaved(values, pairs) if pairs else values
         key += ".weight" * key.endswith("correct_output_scale")
         target = _expert_name(key) or names.get_name(key, try_suffixes=(".weight", ".bias"))
-        small = rows.ndim == 1 or key.endswith("bias")
+        small = rows.ndim == 1 or key.endswith(("bias", "wpe.weight"))
         kind = "F32" if small else kinds if isinstance(kinds, str) else kinds(key, rows)
         data, back = encoded(rows, kind)
         writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType[kind])
@@ -136,7 +140,7 @@ def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def _pairs(key: str, name: str, config: Any) -> int:
     """Heads of a tensor that the script permutes."""
-    if name not in ("arcee", "llama", "smollm3", "granitemoe"):
+    if name not in ("arcee", "llama", "smollm3", "granitemoe", *gguf_dense.PERMUTED):
         return 0
     if ".q_proj." in key:
         return int(config.num_attention_heads)
@@ -272,7 +276,7 @@ def _scaling_type(kind: str) -> Any:
 
 def _factors(config: Any) -> dict[str, NDArray[np.float32]]:
     """Factors of rotary frequencies, as tensors."""
-    ropes = dict(config.rope_parameters or {})
+    ropes = dict(getattr(config, "rope_parameters", None) or {})
     if ropes.get("rope_type") == "longrope":
         return {
             f"rope_factors_{which}.weight": np.array(ropes[f"{which}_factor"], np.float32)

@@ -1,0 +1,126 @@
+"""GGUF files of dense models that older scripts wrote, or that differ from what their architecture
+is named for; matrices that stand otherwise than the family's keep their codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgert.converters.convert import convert
+from edgert.converters.sources.base import open_source
+from edgert.kernels.encodings import dequantize
+
+from edgert.bundle import Bundle
+from tests.closeness import assert_close
+from tests.converters.checkpoints import make_model
+from tests.converters.gguf_files import write_model
+from tests.converters.test_gguf import bundle_of, expected, logits, model_of, prompt
+from tests.hostile.gguf_models import model as small
+from tests.hostile.test_gguf_source import of
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+RMS = 1e-4
+
+
+def assert_alike(file: Path, model: Any, out: Path) -> None:
+    ids = prompt(63)
+    assert_close(file.name, expected(model, ids), logits(bundle_of(file, out), ids), rms=RMS)
+
+
+class Fused:
+    """A model whose queries, keys and values are one matrix, as phi-2 was first published."""
+
+    def __init__(self, model: Any) -> None:
+        self.config, self._tensors = model.config, model.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        import torch
+
+        found = dict(self._tensors)
+        for layer in range(self.config.num_hidden_layers):
+            for end in ("weight", "bias"):
+                names = [f"model.layers.{layer}.self_attn.{key}_proj.{end}" for key in "qkv"]
+                whole = torch.cat([found.pop(name) for name in names])
+                found[f"model.layers.{layer}.self_attn.qkv_proj.{end}"] = whole
+        return found
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_queries_keys_and_values_in_one(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("phi", monkeypatch)
+    write_model(model, tmp_path / "three.gguf", kind)
+    write_model(Fused(model), tmp_path / "one.gguf", kind)
+    found = []
+    for name in ("three", "one"):
+        with Bundle.open(bundle_of(tmp_path / f"{name}.gguf", tmp_path / name)) as bundle:
+            found.append({n: dequantize(w) for n, w in bundle.weights().items()})
+    assert set(found[0]) == set(found[1])
+    assert all(np.array_equal(values, found[1][name]) for name, values in found[0].items())
+
+
+@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "glm4"])
+def test_matrices_that_stand_otherwise_keep_their_codes(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(model_of(case, monkeypatch), tmp_path / "m.gguf", "Q8_0")
+    report = convert(tmp_path / "m.gguf", tmp_path / "m.edge", golden=False, progress=False)
+    matrices = [w for w in report.weights if len(w.shape) == 2 and w.name != "position_table"]
+    assert {w.encoding for w in matrices} == {"int8-g32"}
+    assert not [w.name for w in matrices if w.error]
+
+
+def test_olmo_3s_first_files(tmp_path: Path) -> None:
+    """They have the whole factor of attention under another key, and no ramp."""
+    model = make_model("olmo3")
+    factor = model.config.rope_parameters["full_attention"].pop("attention_factor")
+    kind = gguf.GGUFValueType.FLOAT32
+    keys = {"olmo2.rope.scaling.attn_factor": (factor, kind)}
+    write_model(model, tmp_path / "m.gguf", keys=keys)
+    with open_source(tmp_path / "m.gguf") as source:
+        assert source.family == "olmo3"
+    assert_alike(tmp_path / "m.gguf", make_model("olmo3"), tmp_path / "m.edge")
+
+
+def read(folder: Path, name: str, **keys: Any) -> dict[str, Any]:
+    """What the config of a file with these keys becomes."""
+    path = folder / f"{name}.gguf"
+    path.write_bytes(small(of(name, **keys)).bytes())
+    with open_source(path) as source:
+        return dict(source.config)
+
+
+def test_what_files_do_not_tell(tmp_path: Path) -> None:
+    """Every fourth layer of EXAONE 4 32B sees everything, the others 4096 tokens; of GPT-NeoX only
+    that of 44 layers approximates GELU."""
+    large = read(tmp_path, "exaone4", block_count=64)
+    full = [i for i, kind in enumerate(large["layer_types"]) if kind == "full_attention"]
+    assert (large["sliding_window"], full) == (4096, list(range(3, 64, 4)))
+    assert read(tmp_path, "exaone4", block_count=30)["sliding_window"] is None
+    eps = {"attention.layer_norm_epsilon": 1e-5}
+    found = [read(tmp_path, "gptneox", block_count=n, **eps)["hidden_act"] for n in (12, 44)]
+    assert found == ["gelu", "gelu_fast"]
+    assert read(tmp_path, "granite", logit_scale=8.0)["attention_multiplier"] == 0.25
+    assert read(tmp_path, "olmo2")["rope_theta"] == 1e4
+
+
+def test_mistral_3_without_growing_queries_is_mistral(tmp_path: Path) -> None:
+    """The text of Mistral Small 3.1, whose files have the architecture's name as well."""
+
+    class Small:
+        config = make_model("ministral3").config
+        state_dict = make_model("mistral-full").state_dict
+
+    model = make_model("mistral-full")
+    Small.config.head_dim = model.config.head_dim
+    Small.config.rope_parameters = {
+        **model.config.rope_parameters, "mscale_all_dim": 0.0, "llama_4_scaling_beta": 0.0,
+    }  # fmt: skip
+    Small.config.rms_norm_eps = model.config.rms_norm_eps
+    write_model(Small(), tmp_path / "m.gguf")
+    with open_source(tmp_path / "m.gguf") as source:
+        assert source.family == "mistral"
+    assert_alike(tmp_path / "m.gguf", model, tmp_path / "m.edge")
