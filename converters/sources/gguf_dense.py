@@ -104,7 +104,7 @@ def _whole_factor(keys: Keys, config: Config) -> None:
 
 def granite_factors(keys: Keys, config: Config) -> None:
     """Multipliers; of none, or 0, there are none, and attention is scaled by the head's size."""
-    usual = {"attention_multiplier": config["head_dim"] ** -0.5}
+    usual = {"attention_multiplier": max(config["head_dim"], 1) ** -0.5}
     for ours, key in MULTIPLIERS.items():
         config[ours] = keys.number(key) or usual.get(ours, 1.0)
     if keys.flag("rope.scaling.finetuned") is False:

@@ -108,7 +108,7 @@ class Keys:
 
 def turning(keys: Keys, config: Config) -> None:
     """The share of a head's channels that turns: all, where it is not told."""
-    size = config["head_dim"]
+    size = max(config["head_dim"], 1)  # of more heads than channels, which the family refuses
     found = keys.whole("rope.dimension_count") or size
     share = found / size
     if int(size * share) != found:  # rounded down

@@ -16,12 +16,17 @@ from edgert.bundle import Bundle
 from tests.closeness import assert_close
 from tests.converters.checkpoints import make_model
 from tests.converters.gguf_files import write_model
-from tests.converters.test_gguf import bundle_of, expected, logits, model_of, prompt
+from tests.converters.test_gguf import DENSE, bundle_of, expected, logits, model_of, prompt
 from tests.hostile.gguf_models import model as small
 from tests.hostile.test_gguf_source import of
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 RMS = 1e-4
+# Of cases that llama.cpp does not read: it has no biases there, or windows in 64 layers alone.
+READ: dict[str, dict[str, Any]] = {
+    "ernie4_5": {"use_bias": False},
+    "exaone4": {"num_hidden_layers": 64, "sliding_window_pattern": 4},
+}
 
 
 def assert_alike(file: Path, model: Any, out: Path) -> None:
@@ -124,3 +129,23 @@ def test_mistral_3_without_growing_queries_is_mistral(tmp_path: Path) -> None:
     with open_source(tmp_path / "m.gguf") as source:
         assert source.family == "mistral"
     assert_alike(tmp_path / "m.gguf", model, tmp_path / "m.edge")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DENSE)
+def test_llama_cpp_reads_the_same(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written here is what its own script writes: its logits are transformers', up to a
+    table of GELU in float16."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model = model_of(case, monkeypatch, **READ.get(case, {}))
+    write_model(model, tmp_path / "m.gguf")
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "m.gguf"), n_ctx=64, logits_all=True, verbose=False, n_threads=1,
+        type_k=0, type_v=0,
+    )  # fmt: skip
+    ids = prompt(63)
+    theirs.eval(ids.tolist())
+    assert_close(case, expected(model, ids), np.array(theirs.scores[: len(ids)]), rms=1e-3)
+    theirs.close()

@@ -185,6 +185,8 @@ DENSE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "turning": (
         normed("stablelm", **{"rope.dimension_count": 24}), "partial_rotary_factor 1.5",
     ),
+    "narrow-turning": (of("glm4", **{"attention.head_count": 64}), "'head_dim' is 0, expected"),
+    "narrow-factors": (of("granite", **{"attention.head_count": 64}), "expected the head's size, 0"),
     "odd-turning": (
         normed("gptneox", **{"rope.dimension_count": 3}), "expected an even number of channel",
     ),
