@@ -110,6 +110,16 @@ def granite_factors(keys: Keys, config: Config) -> None:
     if keys.flag("rope.scaling.finetuned") is False:
         keys.faults.append("rope.scaling.finetuned is false: attention without positions")
     config["attention_bias"] = keys.has("attn_q.bias")
+    _unscaled(config)
+
+
+def _unscaled(config: Config) -> None:
+    """The same model whose rows between layers are 1 / residual_multiplier times as large, which
+    norms do not see: products keep their codes, where a factor beside them would have others."""
+    residual, eps = config["residual_multiplier"], config["rms_norm_eps"]
+    if 1e-9 < residual < 1e9 and 0 < eps / residual**2 < 1:
+        config["embedding_multiplier"] /= residual
+        config |= {"residual_multiplier": 1.0, "rms_norm_eps": eps / residual**2}
 
 
 def _granite(keys: Keys, config: Config) -> None:

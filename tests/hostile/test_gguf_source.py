@@ -186,7 +186,7 @@ DENSE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         normed("stablelm", **{"rope.dimension_count": 24}), "partial_rotary_factor 1.5",
     ),
     "narrow-turning": (of("glm4", **{"attention.head_count": 64}), "'head_dim' is 0, expected"),
-    "narrow-factors": (of("granite", **{"attention.head_count": 64}), "expected the head's size, 0"),
+    "narrow-factors": (of("granite", **{"attention.head_count": 64}), "expected the head.s size"),
     "odd-turning": (
         normed("gptneox", **{"rope.dimension_count": 3}), "expected an even number of channel",
     ),
