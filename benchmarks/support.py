@@ -57,8 +57,9 @@ def _by_family(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def family_table() -> str:
     """One row a family: what it is, where it is read from, what it was compared with."""
-    gguf = _by_family((row.model_type, name) for name, row in ARCHITECTURES.items())
-    gguf["mistral"] = gguf["llama"]  # as llama.cpp calls it
+    gguf = _by_family(
+        (kind, name) for name, row in ARCHITECTURES.items() for kind in (row.model_type, *row.also)
+    )
     whole = _by_family((text, name) for name, c in COMPOSITES.items() for text in c.texts.values())
     tiny, shapes = checkpoints(), published()
     rows = [

@@ -29,6 +29,7 @@ from .base import Image, PlannedPart, SourceTensor, Text
 from .checkpoint import as_convert_error
 from .gguf_config import (
     VECTORS,
+    apart_of,
     architecture_of,
     change_of,
     config_of,
@@ -38,8 +39,9 @@ from .gguf_config import (
     joined_name,
     pieces_of,
     sampling_of,
+    told_of,
 )
-from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, changed, in_halves
+from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, Told, changed, in_halves
 from .gguf_tokenizer import ROLES, endings_of, tokenizer_of, vocabulary_of
 from .hf_text import read_text
 
@@ -108,9 +110,9 @@ class GgufSource:
             self.label = path.name
             self.nbytes = sum(file.nbytes for file in self.files)
             self.architecture, self.row = architecture_of(self.meta)
-            self.family = self.row.model_type
             self._plain = self._tensors()
             self.config = self._config()
+            self.family = str(self.config["model_type"])
             self.tensors: Mapping[str, SourceTensor] = self._named()
         except BundleError as error:
             self.close()
@@ -161,6 +163,8 @@ class GgufSource:
         plain = {name: t for name, t in self._plain.items() if name not in VECTORS}
         self._both = self._joined(plain)
         named: dict[str, SourceTensor] = dict(self._both)
+        named |= {name: Told(*told) for name, told in told_of(self.meta, self.row, self.config)}
+        plain = self._apart(plain)
         for name, tensor in plain.items():
             stack = experts_of(self.row, name)
             if stack is not None and (pieces := tensor.pieces()):
@@ -193,6 +197,14 @@ class GgufSource:
                     del plain[name], plain[other]
         return joined
 
+    def _apart(self, plain: Mapping[str, GgufTensor]) -> dict[str, GgufTensor]:
+        """Queries, keys and values that the file has in one, and the family has not."""
+        apart: dict[str, GgufTensor] = {}
+        for name, tensor in plain.items():
+            pieces = apart_of(self.row, name, tensor.shape[0], self.config)
+            apart |= {piece: tensor.cut(*span) for piece, span in pieces} or {name: tensor}
+        return apart
+
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
         """The one part of a causal language model."""
         found: list[str] = []
@@ -208,6 +220,8 @@ class GgufSource:
             weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
         if self.row.cut:
             weights = {name: self._cut(recipe) for name, recipe in weights.items()}
+        if self.row.turned:
+            weights = {name: _upright(recipe) for name, recipe in weights.items()}
         weights |= self._by_head(model)
         return (PlannedPart("model", "text", model.graph, weights, model.tied),)
 
@@ -288,6 +302,13 @@ class GgufSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _upright(recipe: Recipe) -> Recipe:
+    """The same of matrices that the file has as the graph has them."""
+    turned = [part._replace(shape=part.meant, transposed=False) for part in recipe.parts]
+    parts = zip(recipe.parts, turned, strict=True)
+    return replace(recipe, parts=tuple(new if old.transposed else old for old, new in parts))
 
 
 def _files(path: Path) -> list[GgufFile]:

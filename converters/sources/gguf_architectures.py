@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import NormalDist
 
-from .gguf_keys import Architecture, Config, Keys, window
-from .gguf_recurrent import ROWS as RECURRENT
+from . import gguf_dense, gguf_recurrent
+from .gguf_dense import MULTIPLIERS, granite_factors
+from .gguf_keys import Architecture, Config, Keys, turning, window
 
 GEMMA = {
     "post_attention_norm": "post_attention_layernorm",
@@ -100,9 +101,7 @@ def _gemma3n(keys: Keys, config: Config) -> None:
 
 def _phi3(keys: Keys, config: Config) -> None:
     window(keys, config)
-    turning, size = keys.whole("rope.dimension_count"), config["head_dim"]
-    if turning and turning != size:
-        config["partial_rotary_factor"] = turning / size
+    turning(keys, config)
     original = keys.whole("rope.scaling.original_context_length")
     if original:
         config["original_max_position_embeddings"] = original
@@ -181,14 +180,9 @@ def _deepseek2(keys: Keys, config: Config) -> None:
 
 def _granitemoe(keys: Keys, config: Config) -> None:
     _local_experts(keys, config)
-    for ours, key in MULTIPLIERS.items():
-        config[ours] = keys.number(key)
+    granite_factors(keys, config)
 
 
-MULTIPLIERS = {
-    "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-    "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
-}  # fmt: skip
 WINDOW = frozenset({"attention.sliding_window"})
 EXPERTS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
 GATES = frozenset(
@@ -239,7 +233,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "granitemoe", _granitemoe, EXPERTS | set(MULTIPLIERS.values()), GRANITE, interleaved=True,
         experts="block_sparse_moe.experts",
     ),
-    "llama": Architecture("llama", interleaved=True),
+    "llama": Architecture("llama", interleaved=True, also=("internlm3", "mistral")),
     "minicpm3": Architecture("minicpm3", _minicpm3, MLA, NARROW),
     "phi3": Architecture("phi3", _phi3, WINDOW | {"rope.dimension_count"}, FUSED),
     "qwen2": Architecture("qwen2"),
@@ -248,5 +242,5 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "qwen3_moe", _qwen3moe, EXPERTS, {"ffn_gate_inp": "mlp.gate"}, experts="mlp.experts"
     ),
     "smollm3": Architecture("smollm3", interleaved=True),
-    **RECURRENT,
+    **gguf_dense.ROWS, **gguf_recurrent.ROWS,
 }  # fmt: skip

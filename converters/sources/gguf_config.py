@@ -7,14 +7,15 @@ that llama.cpp computes may go unnoticed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ...errors import ConvertError
 from ...storage.gguf_values import Metadata
-from ..families.config import short
+from ..families.config import refused, short
 from ..families.recipe import Part
 from .gguf_architectures import ARCHITECTURES
 from .gguf_keys import Architecture, Change, Config, Keys
@@ -120,11 +121,12 @@ def config_of(
     if "attention.head_count_kv" not in row.keys:
         kv = keys.whole("attention.head_count_kv")
         config["num_key_value_heads"] = kv or config.get("num_attention_heads")
-    eps = keys.number("attention.layer_norm_rms_epsilon")
+    norm = "attention.layer_norm_epsilon" if row.layer_norm else "attention.layer_norm_rms_epsilon"
+    eps = keys.number(norm)
     if eps is None:
-        faults.append(f"key '{name}.attention.layer_norm_rms_epsilon' is missing")
+        faults.append(f"key '{name}.{norm}' is missing")
     else:
-        config["rms_norm_eps"] = eps
+        config[row.layer_norm or "rms_norm_eps"] = eps
     if not faults and "num_attention_heads" in config:
         size = keys.whole("attention.key_length")
         config["head_dim"] = size or config["hidden_size"] // config["num_attention_heads"]
@@ -143,14 +145,15 @@ def config_of(
         del config["hidden_act"]
     row.more(keys, config)
     if row.model_type in ("arcee", "gpt_oss", "hunyuan_v1_dense", "llama", "qwen3", "smollm3"):
-        config["attention_bias"] = "blk.0.attn_q.bias" in shapes
+        config["attention_bias"] = keys.has("attn_q.bias")
     if row.model_type in ("arcee", "llama", "smollm3"):
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in shapes
+        config["mlp_bias"] = keys.has("ffn_up.bias")
     scaling = _scaling(keys, config, vectors)
     if row.model_type == "gpt_oss":  # its own ramp is not cut to whole channels
         scaling = {**scaling, "truncate": False} if scaling else {"rope_type": "default"}
     if scaling:
         config["rope_scaling"] = scaling
+    row.last(keys, config)
     _check(keys, row, config)
     return {key: value for key, value in config.items() if value is not None or key in _NULLS}
 
@@ -205,9 +208,12 @@ def _scaling(keys: Keys, config: Config, vectors: Vectors) -> Config | None:
             found[ours] = value
     if more := keys.number("rope.scaling.yarn_log_multiplier"):
         found["mscale"] = found["mscale_all_dim"] = float(f"{10 * more:.6g}")
-    attention *= keys.number("rope.scaling.yarn_attn_factor") or 1.0
+    usual = 0.1 * float(np.log(max(factor, 1.0))) + 1.0
+    whole = keys.number("rope.scaling.yarn_attn_factor") or 1.0
+    if whole != 1 and abs(whole - usual) > 1e-5:
+        keys.faults.append(f"rope.scaling.yarn_attn_factor is {whole}, expected 1 or {usual:.7g}")
     if attention != 1:
-        found["attention_factor"] = attention * (0.1 * np.log(factor) + 1.0)
+        found["attention_factor"] = attention * usual
     return found
 
 
@@ -309,6 +315,36 @@ def joined_name(row: Architecture, name: str) -> tuple[str, str]:
         return "", ""
     other, whole = (name.replace(KEYS_APART, f".attn_{key}_b.") for key in ("v", "kv"))
     return other, whole
+
+
+def apart_of(
+    row: Architecture, name: str, count: int, config: Mapping[str, Any]
+) -> list[tuple[str, tuple[int, int]]]:
+    """Of queries, keys and values in one, where the family has them apart: GGUF's name of each, and
+    its rows. None of other tensors, or of so many rows as do not fit."""
+    found = BLOCK.fullmatch(name)
+    heads, groups = (int(config[f"num_{key}_heads"]) for key in ("attention", "key_value"))
+    size, rest = divmod(count, heads + 2 * groups)
+    if found is None or found[2] != "attn_qkv" or "attn_qkv" in row.own or rest:
+        return []
+    ends = np.cumsum([0, heads * size, groups * size, groups * size]).tolist()
+    names = [name.replace("attn_qkv", f"attn_{key}") for key in "qkv"]
+    return list(zip(names, pairwise(ends), strict=True))
+
+
+def told_of(
+    meta: Metadata, row: Architecture, config: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[float, tuple[int, ...]]]]:
+    """Tensors that a file has among its keys: the family's name, value and shape of each. Raises
+    ConvertError where they are missing, or not as many as layers."""
+    layers = config["num_hidden_layers"]
+    for key, (ours, shape) in row.told.items():
+        found = meta.numbers(key)
+        if found is None or found.size != layers:
+            size = "missing" if found is None else f"an array of {found.size}"
+            raise refused([f"key {key!r} is {size}, expected a number for each of {layers} layers"])
+        for layer, value in enumerate(found):
+            yield f"{row.prefix}.{layer}.{ours}", (float(value), shape)
 
 
 def heads_of(row: Architecture, name: str, config: Mapping[str, Any]) -> int:

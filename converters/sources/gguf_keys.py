@@ -42,7 +42,11 @@ class Architecture:
     of stacked experts, "" without. whole: names of tensors outside of layers, beside WHOLE.
     changes: by the name of a tensor, those of a layer by their role and end (`ssm_a`,
     `ssm_conv1d.weight`). prefix: of the family's layers. cut: modules of the family whose rows the
-    file has in several tensors of equal shape, by the names of these.
+    file has in several tensors of equal shape, by the names of these. also: other families that a
+    file may be of. layer_norm: what the config calls the epsilon of layer norms, "" for norms by
+    the root mean square. turned: whether matrices that the family's checkpoints have as [inputs,
+    outputs] stand as [outputs, inputs]. told: keys with a number for each layer that are tensors of
+    the family, and their shapes. last: changes the config when `rope_scaling` is in.
     """
 
     model_type: str
@@ -56,6 +60,11 @@ class Architecture:
     changes: Mapping[str, Change] = field(default_factory=dict)
     prefix: str = "model.layers"
     cut: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    layer_norm: str = ""
+    turned: bool = False
+    told: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    last: Callable[[Keys, Config], None] = lambda keys, config: None
 
 
 class Keys:
@@ -71,8 +80,12 @@ class Keys:
         self.meta, self.name, self.faults, self.shapes = meta, name, faults, shapes
 
     def has(self, tensor: str) -> bool:
-        """Whether some layer has a tensor, by its role and end."""
-        return any(name.startswith("blk.") and name.endswith(f".{tensor}") for name in self.shapes)
+        """Whether some layer has a tensor, by its role and end; what queries have may stand in one
+        with keys and values."""
+        roles = tensor, tensor.replace("attn_q.", "attn_qkv.")
+        return any(
+            name.startswith("blk.") and name.split(".", 2)[-1] in roles for name in self.shapes
+        )
 
     def whole(self, key: str, *, zeros: bool = False) -> int | None:
         """A whole number; where a file has one for each layer, they must be equal, but for zeros
@@ -105,6 +118,16 @@ class Keys:
 
     def flag(self, key: str) -> bool | None:
         return self.meta.flag(f"{self.name}.{key}")
+
+
+def turning(keys: Keys, config: Config) -> None:
+    """The share of a head's channels that turns: all, where it is not told."""
+    size = max(config["head_dim"], 1)  # of more heads than channels, which the family refuses
+    found = keys.whole("rope.dimension_count") or size
+    share = found / size
+    if int(size * share) != found:  # rounded down
+        share = math.nextafter(share, 2.0)
+    config["partial_rotary_factor"] = share
 
 
 def window(keys: Keys, config: Config) -> None:

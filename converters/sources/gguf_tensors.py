@@ -180,12 +180,32 @@ class GgufTensor:
         each = (piece(info, number, 0, self.shape[1]) for number in range(self.shape[0]))
         return [GgufTensor(self.file, one._replace(shape=self.shape[1:])) for one in each]
 
+    def cut(self, start: int, stop: int) -> GgufTensor:
+        """Rows [start, stop), in the file's order, as a tensor."""
+        count, *rest = self.shape
+        flat = self.info._replace(shape=(1, count, int(np.prod(rest))))
+        one = piece(flat, 0, start, stop - start)
+        return GgufTensor(self.file, one._replace(shape=(stop - start, *rest)))
+
     def _odd(self) -> ConvertError:
         return ConvertError(
             f"{self.file.path}: a vector in blocks of {self.info.kind}, expected floats",
             code="gguf-type",
             hint="convert the model to GGUF again",
         )
+
+
+class Told:
+    """A tensor of one value, that the file has among its keys."""
+
+    kept, dtype = "", "F32"
+
+    def __init__(self, value: float, shape: tuple[int, ...]) -> None:
+        self._value, self.shape = value, shape
+
+    def rows(self, start: int, stop: int) -> F32:
+        """The value, as rows of a vector."""
+        return np.full(stop - start, self._value, np.float32)
 
 
 class Changed:

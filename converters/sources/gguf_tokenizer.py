@@ -87,13 +87,17 @@ class Cut(NamedTuple):
 _GPT2 = Cut((_level(regex=True),))
 _DIGITS: Step = {"type": "Digits", "individual_digits": True}
 CUTS: Mapping[str, Cut] = {
-    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jina-en", "roberta-bpe"), _GPT2),
+    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "jina-en", "roberta-bpe", "exaone4"), _GPT2),
+    **dict.fromkeys(("olmo", "mpt"), Cut(_GPT2.steps, nfc=True)),  # GPT-NeoX's and Pythia's
     **dict.fromkeys(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"),
         Cut(_by(LLAMA3), whole=True, begins=True),
     ),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), Cut(_by(QWEN2), nfc=True)),
+    **dict.fromkeys(
+        ("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), Cut(_by(QWEN2), nfc=True)
+    ),
     **dict.fromkeys(("smollm", "starcoder", "refact"), Cut((_DIGITS, _level(regex=True)))),
+    "command-r": Cut((_DIGITS, _level(regex=True)), nfc=True),
     "qwen35": Cut(_by(QWEN35)),
     "deepseek-coder": Cut((
         _split(r"[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"),
@@ -112,7 +116,7 @@ CUTS: Mapping[str, Cut] = {
     ),
     "tekken": Cut(_by(TEKKEN), whole=True, begins=True),
     **dict.fromkeys(("gpt-4o", "llama4"), Cut(_by(GPT4O), whole=True)),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), Cut(_by(LLAMA3))),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), Cut(_by(LLAMA3))),
     "falcon": Cut((
         {"type": "Punctuation", "behavior": "Contiguous"}, _level(regex=True),
         {"type": "Digits", "individual_digits": False}, _split("[0-9][0-9][0-9]"),

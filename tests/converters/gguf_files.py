@@ -16,9 +16,10 @@ import numpy as np
 from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
-from tests.converters import gguf_recurrent
+from tests.converters import gguf_dense, gguf_recurrent
 
 NAMES = {
+    **gguf_dense.NAMES,
     "deepseek_v2": "deepseek2", "gemma3_text": "gemma3", "gemma3n_text": "gemma3n",
     "gpt_oss": "gpt-oss",
     "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
@@ -53,7 +54,8 @@ def write_model(
     config = model.config
     name = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), name)
-    gguf_recurrent.WRITTEN.get(config.model_type, _hyperparameters)(writer, config)
+    written = {**gguf_dense.WRITERS, **gguf_recurrent.WRITTEN}
+    written.get(config.model_type, _hyperparameters)(writer, config)
     if hasattr(config, "altup_num_inputs"):
         _streams(writer, config)
     if hasattr(config, "kv_lora_rank"):
@@ -66,8 +68,8 @@ def write_model(
     read: dict[str, NDArray[np.float32]] = {}
     tied = config.tie_word_embeddings
     state = dict(gguf_recurrent.tensors(model.state_dict(), config))
-    for key, tensor in _apart(state, config, apart):
-        if tied and key == "lm_head.weight":
+    for key, tensor in gguf_dense.tensors(_apart(state, config, apart), writer, config):
+        if tied and key in ("lm_head.weight", "embed_out.weight"):
             continue
         values = tensor.float().numpy()
         if name.startswith("gemma") and name != "gemma3n" and key.endswith("norm.weight"):
@@ -76,7 +78,7 @@ def write_model(
         rows = interleaved(values, pairs) if pairs else values
         key += ".weight" * key.endswith("correct_output_scale")
         target = _expert_name(key) or names.get_name(key, try_suffixes=(".weight", ".bias"))
-        small = rows.ndim == 1 or key.endswith("bias")
+        small = rows.ndim == 1 or key.endswith(("bias", "wpe.weight"))
         kind = "F32" if small else kinds if isinstance(kinds, str) else kinds(key, rows)
         data, back = encoded(rows, kind)
         writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType[kind])
@@ -139,7 +141,8 @@ def halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def _pairs(key: str, name: str, config: Any) -> int:
     """Heads of a tensor that the script permutes."""
-    if name not in ("arcee", "llama", "smollm3", "granitemoe", "granitehybrid"):
+    permuted = ("arcee", "llama", "smollm3", "granitemoe", "granitehybrid", *gguf_dense.PERMUTED)
+    if name not in permuted:
         return 0
     if ".q_proj." in key:
         return int(config.num_attention_heads)

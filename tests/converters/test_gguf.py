@@ -30,7 +30,8 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 RMS = 1e-4
 # Cases of which a GGUF file does not tell all, and what it takes for granted there.
 UNTOLD = ("llama-dynamic", "mistral-window", "qwen2-window", "smollm3-head", "smollm3-window",
-          "gemma2-mild", "gemma3-scaled", "gemma3n-whole", "minicpm3-plain")  # fmt: skip
+          "gemma2-mild", "gemma3-scaled", "gemma3n-whole", "minicpm3-plain", "cohere2-bias",
+          "gpt2-untied", "qwen3_moe-shares", "qwen3_moe-step")  # fmt: skip
 GRANTED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
         "rope_parameters": {
@@ -45,6 +46,18 @@ GRANTED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3": {"query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": None},
     "gemma3n": {"intermediate_size": 96},
+    "gpt_neox-serial": {"hidden_act": "gelu"},
+    "internlm3": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e7}},
+    "ministral3-far": {
+        "sliding_window": None,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "beta_fast": 32.0,
+            "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.4,
+        },
+    },
+    "phi": {"intermediate_size": 256, "num_key_value_heads": 4},
+    "starcoder2": {"sliding_window": None},
     "smollm3": {
         "no_rope_layers": None, "no_rope_layer_interval": 4, "num_hidden_layers": 4,
     },
@@ -91,6 +104,8 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
     return np.random.default_rng(length).integers(0, vocab, length).astype(np.int32)
 
 
+DENSE = ("apertus", "cohere2", "ernie4_5", "exaone4", "gemma", "glm4", "gpt2", "gpt_neox",
+         "granite", "ministral3-far", "olmo3", "phi", "stablelm", "starcoder2")  # fmt: skip
 QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "gemma3n", "phi3-longrope",
          "smollm3", "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v2",
          "deepseek_v2-narrow", "minicpm3", *gguf_recurrent.QUICK)  # fmt: skip
@@ -100,13 +115,13 @@ def cases() -> list[Any]:
     """One of each architecture, the others slow."""
     import transformers
 
-    known = {row.model_type for row in ARCHITECTURES.values()} | {"mistral"}
+    known = {kind for row in ARCHITECTURES.values() for kind in (row.model_type, *row.also)}
     told = [
         case
         for case, (kind, _) in CASES.items()
         if case not in UNTOLD and getattr(transformers, kind).model_type in known
     ]
-    return [pytest.param(c, marks=[] if c in QUICK else pytest.mark.slow) for c in told]
+    return [pytest.param(c, marks=[] if c in QUICK + DENSE else pytest.mark.slow) for c in told]
 
 
 @pytest.mark.parametrize("case", cases())

@@ -223,6 +223,76 @@ RECURRENT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 FAULTS |= LATENT_FAULTS | STREAM_FAULTS | RECURRENT_FAULTS
 
 
+def normed(name: str, **more: Any) -> dict[str, Any]:
+    """Of an architecture with layer norms."""
+    return of(name, **{"attention.layer_norm_epsilon": 1e-5, **more})
+
+
+def grown(**more: Any) -> dict[str, Any]:
+    good = {
+        "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 16, "rope.scaling.yarn_log_multiplier": 1.0,
+        "attention.temperature_scale": 0.1,
+    }  # fmt: skip
+    return of("mistral3", **{**good, **more})
+
+
+SLIDE = {"attention.sliding_window": 8}
+DENSE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no-epsilon": (of("gpt2"), "'gpt2.attention.layer_norm_epsilon' is missing"),
+    "epsilon": (
+        normed("phi2", **{"attention.layer_norm_epsilon": 2.0}), "'layer_norm_eps' is 2.0, expect",
+    ),
+    "turning": (
+        normed("stablelm", **{"rope.dimension_count": 24}), "partial_rotary_factor 1.5",
+    ),
+    "narrow-turning": (of("glm4", **{"attention.head_count": 64}), "'head_dim' is 0, expected"),
+    "narrow-factors": (of("granite", **{"attention.head_count": 64}), "expected the head.s size"),
+    "odd-turning": (
+        normed("gptneox", **{"rope.dimension_count": 3}), "expected an even number of channel",
+    ),
+    "sections": (of("glm4", **{"rope.dimension_sections": [1, 2]}), "'glm4.rope.dimension_section"),
+    "no-positions": (
+        of("granite", **{"rope.scaling.finetuned": False}), "attention without positions",
+    ),
+    "moe-no-positions": (
+        of("granitemoe", **{"rope.scaling.finetuned": False}), "attention without positions",
+    ),
+    "logit-scale": (of("granite", logit_scale=float("inf")), "'logits_scaling' is inf, expected a"),
+    "deepstack": (of("granite", deepstack_mapping=[0]), "'granite.deepstack_mapping' .= an array"),
+    "no-window": (normed("cohere2", logit_scale=0.5), "'sliding_window' is 0, expected 1 or more"),
+    "window-layers": (
+        normed("cohere2", block_count=1 << 31, **SLIDE), "'num_hidden_layers' is 2147483648",
+    ),
+    "window-kinds": (
+        of("exaone4", **SLIDE, **{"attention.sliding_window_pattern": [True] * 5000}),
+        "'layer_types' has 1 entr",
+    ),
+    "window-base": (
+        of("olmo2", **SLIDE, **{"rope.freq_base_swa": 5.0}), "rope.freq_base_swa is 5.0, expecte",
+    ),
+    "growth": (grown(**{"attention.temperature_scale": float("inf")}), "llama_4_scaling_beta is i"),
+    "growth-length": (
+        grown(**{"attention.temperature_length": 8}), "temperature_length is 8, expected that of",
+    ),
+    "growth-alone": (
+        of("mistral3", **{"attention.temperature_scale": 0.1}), "'original_max_position_embedd",
+    ),
+    "no-numbers": (of("apertus"), "'xielu.alpha_p' is missing, expected a number for each of 1"),
+    "more-numbers": (
+        {**of("apertus"), "xielu.alpha_p": [0.1] * 9}, "'xielu.alpha_p' is an array of 9, expec",
+    ),
+    "no-array": ({**of("apertus"), "xielu.alpha_p": 0.1}, "expected an array of numbers"),
+    "attention-factor": (
+        of("qwen2", **{
+            "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+            "rope.scaling.yarn_attn_factor": 1.5,
+        }), "yarn_attn_factor is 1.5, expected 1 or 1.13",
+    ),
+}  # fmt: skip
+FAULTS |= DENSE_FAULTS
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_h16_metadata_that_no_model_has(name: str, tmp_path: Path) -> None:
     changes, says = FAULTS[name]
@@ -242,6 +312,19 @@ def test_h15_tensors_that_do_not_fit(tmp_path: Path) -> None:
         "'blk.0.attn_sinks.weight' [2] is unexpected",
     ):  # fmt: skip
         assert part in error.message
+
+
+def test_h15_queries_keys_and_values_in_one_that_do_not_fit(tmp_path: Path) -> None:
+    """What is no whole number of heads is not taken apart, and no row of heads by turns."""
+    for name, rows, says in (
+        ("phi2", 63, "'blk.0.attn_qkv.weight' .63, 32. is unexpected"),
+        ("phi2", 68, "q_proj.weight' is .34, 32., expected .32, 32."),
+        ("gptneox", 95, "query_key_value.weight' is .95, 32., expected .96, 32."),
+    ):
+        one = Tensor("blk.0.attn_qkv.weight", (WIDTH, rows), 8, q8_0((rows, WIDTH)))
+        made = model(normed(name, **{"rope.dimension_count": 8}))
+        with pytest.raises(ConvertError, match=says):
+            raise refusal(replace(made, tensors=[*made.tensors, one]), tmp_path)
 
 
 def test_h15_types_that_are_not_read(tmp_path: Path) -> None:
