@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import NormalDist
 
+from .gguf_delta import ROWS as DELTA
 from .gguf_keys import Architecture, Config, Keys, window
 
 GEMMA = {
@@ -247,4 +248,4 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "qwen3_moe", _qwen3moe, EXPERTS, {"ffn_gate_inp": "mlp.gate"}, experts="mlp.experts"
     ),
     "smollm3": Architecture("smollm3", interleaved=True),
-}  # fmt: skip
+} | DELTA  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,30 +16,41 @@ from ...storage.gguf_values import Metadata
 
 Config = dict[str, Any]
 F32 = NDArray[np.float32]
+Order = Callable[[Mapping[str, Any], int], NDArray[np.int64] | None]
 
 
 class Change(NamedTuple):
     """How a tensor differs from the family's, beside its name: the family's shape, from that of the
-    file; its values, from those of the file, one by one; and which row of the file each of its rows
-    is, from the config and the number of rows, None where they do not fit each other."""
+    file; its values, from those of the file, one by one; which row of the file each of its rows
+    is, from the config and the number of rows, None where they do not fit each other; and the same
+    of its columns."""
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
     values: Callable[[F32], F32] | None = None
-    order: Callable[[Mapping[str, Any], int], NDArray[np.int64] | None] | None = None
+    order: Order | None = None
+    columns: Order | None = None
 
     def order_of(self, config: Mapping[str, Any], count: int) -> NDArray[np.int64] | None:
         """The order of so many rows; None where it is the file's."""
         return self.order(config, count) if self.order else None
 
+    def columns_of(
+        self, config: Mapping[str, Any], shape: tuple[int, ...]
+    ) -> NDArray[np.int64] | None:
+        """The order of a matrix's columns; None where it is the file's."""
+        return self.columns(config, shape[1]) if self.columns and len(shape) == 2 else None
+
 
 @dataclass(frozen=True)
 class Architecture:
     """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER.
-    more: adds keys of the family, from metadata. keys: that `more` reads. interleaved: whether rows
-    of q and k stand in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added.
-    experts: what the family calls the module of stacked experts, "" without. whole: names of
-    tensors outside of layers, beside WHOLE. changes: by the name of a tensor, those of a layer by
-    their role and end (`ssm_a`, `ssm_conv1d.weight`).
+    more: adds keys of the family, from metadata. keys: that `more` reads, those of sizes in place
+    of what is read of every file. interleaved: whether rows of q and k stand in pairs, as llama.cpp
+    turns them. shifted: whether norms have their 1 added. experts: what the family calls the module
+    of stacked experts, "" without. whole: names of tensors outside of layers, beside WHOLE.
+    changes: by the name of a tensor, those of a layer by their role and end (`ssm_a`,
+    `ssm_conv1d.weight`). factors: takes `rope_freqs.weight`, none where the file has none, where
+    these are no factors of a scaling. drafts: whether layers behind the model's own may guess.
     """
 
     model_type: str
@@ -50,13 +62,21 @@ class Architecture:
     experts: str = ""
     whole: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
+    factors: Callable[[Keys, Config, list[float]], None] | None = None
+    drafts: bool = False
 
 
 class Keys:
-    """The keys of one architecture."""
+    """The keys of one architecture. shapes: of the file's tensors, by GGUF's names."""
 
-    def __init__(self, meta: Metadata, name: str, faults: list[str]) -> None:
-        self.meta, self.name, self.faults = meta, name, faults
+    def __init__(
+        self,
+        meta: Metadata,
+        name: str,
+        faults: list[str],
+        shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
+        self.meta, self.name, self.faults, self.shapes = meta, name, faults, shapes
 
     def whole(self, key: str) -> int | None:
         """A whole number; where a file has one for each layer, they must be equal."""
@@ -75,6 +95,18 @@ class Keys:
         if found is None or found.size > limits.LAYERS:
             return None if found is None else [math.nan]  # which no layer has
         return [float(value) for value in found]
+
+    def layered(self, key: str, layers: int) -> list[int] | None:
+        """A whole number of each of so many layers, which a file may say once."""
+        full = f"{self.name}.{key}"
+        if not self.meta.is_array(full):
+            value = self.meta.whole(full)
+            return None if value is None else [value] * layers
+        each = self.meta.numbers(full)
+        if each is None or each.size != layers or each.dtype.kind not in "iu" or np.any(each < 0):
+            self.faults.append(f"key {full!r} is no list of {layers} whole numbers, one a layer")
+            return None
+        return [int(value) for value in each]
 
     def number(self, key: str) -> float | None:
         """A number, without the digits that float32 added to it."""

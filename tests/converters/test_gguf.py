@@ -29,7 +29,8 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 RMS = 1e-4
 # Cases of which a GGUF file does not tell all, and what it takes for granted there.
 UNTOLD = ("llama-dynamic", "mistral-window", "qwen2-window", "smollm3-head", "smollm3-window",
-          "gemma2-mild", "gemma3-scaled", "gemma3n-whole", "minicpm3-plain")  # fmt: skip
+          "gemma2-mild", "gemma3-scaled", "gemma3n-whole", "minicpm3-plain", "qwen3_next",
+          "qwen3_next-listed")  # fmt: skip
 GRANTED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
         "rope_parameters": {
@@ -44,6 +45,9 @@ GRANTED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3": {"query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": None},
     "gemma3n": {"intermediate_size": 96},
+    "gemma4-equal": {"attention_bias": False},
+    "qwen3_5-tied": {"attention_bias": False},
+    "qwen3_next-experts": {"norm_topk_prob": True},
     "smollm3": {
         "no_rope_layers": None, "no_rope_layer_interval": 4, "num_hidden_layers": 4,
     },
@@ -91,7 +95,8 @@ def prompt(length: int, vocab: int = 256) -> NDArray[np.int32]:
 
 QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "gemma3n", "phi3-longrope",
          "smollm3", "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v2",
-         "deepseek_v2-narrow", "minicpm3")  # fmt: skip
+         "deepseek_v2-narrow", "minicpm3", "qwen3_5", "qwen3_5_moe", "qwen3_next-experts",
+         "gemma4")  # fmt: skip
 
 
 def cases() -> list[Any]:
