@@ -52,6 +52,7 @@ GEMMA4 = {
     "layer_output_scale": "layer_scalar",
 }  # fmt: skip
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
+CAP = 30.0  # of logits, where a file of Gemma 4 tells none
 STILL = 1e29  # a factor from which on a pair does not turn
 
 
@@ -197,8 +198,9 @@ def _gemma4(keys: Keys, config: Config) -> None:
         "num_kv_shared_layers": shared,
         "layer_types": [SLIDING if slid else FULL for slid in slides],
         "hidden_size_per_layer_input": keys.whole("embedding_length_per_layer_input") or 0,
-        "final_logit_softcapping": keys.number("final_logit_softcapping") or None,
     }  # fmt: skip
+    cap = keys.number("final_logit_softcapping")
+    config["final_logit_softcapping"] = CAP if cap is None else cap or None
     widths = keys.layered("feed_forward_length", count) or [0]
     config["intermediate_size"] = widths[0]
     config["use_double_wide_mlp"] = widths[-1] == 2 * widths[0] > 0

@@ -45,7 +45,7 @@ GRANTED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3": {"query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": None},
     "gemma3n": {"intermediate_size": 96},
-    "gemma4-equal": {"attention_bias": False},
+    "gemma4-equal": {"attention_bias": False, "final_logit_softcapping": 30.0},
     "qwen3_5-tied": {"attention_bias": False},
     "qwen3_next-experts": {"norm_topk_prob": True},
     "smollm3": {
@@ -121,6 +121,17 @@ def test_a_family_is_transformers(
     ids = prompt(63)
     got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), ids)
     assert_close(case, expected(model, ids), got, rms=RMS)
+
+
+def test_a_scaling_without_a_type_is_linear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older files have it."""
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_scaling_type", lambda *_: None)
+    model = model_of("llama-linear", monkeypatch)
+    write_model(model, tmp_path / "m.gguf")
+    got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), prompt(63))
+    assert_close("linear", expected(model, prompt(63)), got, rms=RMS)
 
 
 # --- the demo model in every type of blocks ---------------------------------------------------

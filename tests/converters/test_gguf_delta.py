@@ -38,6 +38,15 @@ def test_older_files_of_qwen3_next(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_close("older", expected(model, ids), got, rms=RMS)
 
 
+def test_gemma_4_caps_logits_where_its_file_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(model_of("gemma4", monkeypatch, final_logit_softcapping=None), tmp_path / "m.gguf")
+    with open_source(tmp_path / "m.gguf") as source:
+        found: Any = source
+        assert found.config["final_logit_softcapping"] == 30.0
+
+
 def test_gates_and_ups_in_one_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("qwen3_moe", monkeypatch)
     for name, fused in (("two", False), ("one", True)):
@@ -113,3 +122,26 @@ def test_a_layer_that_guesses_may_be_another(
     write_model(whole, tmp_path / "m.gguf")
     with Bundle.open(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge")) as opened:
         assert list(opened.manifest.parts) == ["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "rms"),
+    [
+        ("qwen3_5", 1e-4), ("qwen3_5_moe", 1e-4), ("qwen3_next-experts", 1e-4),
+        ("gemma4", 5e-3), ("gemma4-equal", 5e-3),  # its gelu is a table of float16
+    ],
+)  # fmt: skip
+def test_llama_cpp_computes_the_same(
+    case: str, rms: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So files are those that it reads."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model, ids = model_of(case, monkeypatch), prompt(48)
+    write_model(model, tmp_path / "m.gguf")
+    options = {"n_ctx": 64, "logits_all": True, "verbose": False, "n_threads": 1}
+    theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), type_k=0, type_v=0, **options)  # float32
+    theirs.eval(ids.tolist())
+    got = np.array(theirs.scores[: len(ids)])
+    theirs.close()
+    assert_close(case, expected(model, ids), got, rms=rms)
