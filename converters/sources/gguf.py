@@ -216,7 +216,10 @@ class GgufSource:
         model = layouts.as_stored(plan, self.config, self.tensors)
         faults += found
         text = PlannedPart("model", "text", model.graph, model.tensors, model.tied)
-        special = self._vocabulary().special() if self.drafting else ()
+        special: list[int] = []
+        if self.drafting:
+            vocab = self._vocabulary()
+            special = [*vocab.special(), *endings_of(vocab)]
         draft = drafting.planned(self.config, model, self.drafting, self.tensors, special)
         self.tensors = {**self.tensors, **(draft[1] if draft else {})}
         return tuple(self._shifted(part) for part in ((text, draft[0]) if draft else (text,)))

@@ -62,8 +62,16 @@ def _gemma(keys: Keys, config: Config, large: int) -> None:
 
 
 def _gemma2(keys: Keys, config: Config) -> None:
+    """What the first files do not tell is as the published models have it."""
     _gemma(keys, config, 46)
+    told = {key: f"{keys.name}.{key}" in keys.meta for key in (*CAPS, *WINDOW)}
     config["attn_logit_softcapping"] = keys.number("attn_logit_softcapping") or None
+    if not told["attn_logit_softcapping"]:
+        config["attn_logit_softcapping"] = 50.0
+    if not told["final_logit_softcapping"]:
+        config["final_logit_softcapping"] = 30.0
+    if not told["attention.sliding_window"]:
+        config["sliding_window"] = 4096
 
 
 def _gemma3(keys: Keys, config: Config) -> None:

@@ -63,8 +63,11 @@ def _delta(writer: Any, config: Any) -> None:
     writer.add_ssm_group_count(config.linear_num_key_heads)
     writer.add_ssm_time_step_rank(config.linear_num_value_heads)
     writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
-    every = next(n for n in range(2, 9) if linear == [(i + 1) % n > 0 for i in range(len(linear))])
-    writer.add_full_attention_interval(every)
+    turns = (n for n in range(2, 9) if linear == [(i + 1) % n > 0 for i in range(len(linear))])
+    if every := next(turns, 0):
+        writer.add_full_attention_interval(every)
+    else:  # which the script never writes, and llama.cpp reads
+        writer.add_array(f"{writer.arch}.attention.recurrent_layers", linear)
 
 
 def _gemma4(writer: Any, config: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from edgert.converters.convert import convert
 from edgert.converters.kept import FLOATS
+from edgert.converters.sources.base import open_source
 from edgert.converters.sources.gguf_architectures import ARCHITECTURES
 from edgert.converters.sources.gguf_tensors import KEPT
 from edgert.kernels.encodings import dequantize
@@ -132,6 +133,21 @@ def test_a_scaling_without_a_type_is_linear(
     write_model(model, tmp_path / "m.gguf")
     got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), prompt(63))
     assert_close("linear", expected(model, prompt(63)), got, rms=RMS)
+
+
+def test_first_files_of_gemma_2_tell_no_caps_and_no_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window"):
+        monkeypatch.setattr(gguf.GGUFWriter, f"add_{key}", lambda *_: None)
+    published = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    model = model_of("gemma2", monkeypatch, sliding_window=4096, **published)
+    write_model(model, tmp_path / "m.gguf")
+    got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), prompt(63))
+    assert_close("gemma2", expected(model, prompt(63)), got, rms=RMS)
+    with open_source(tmp_path / "m.gguf") as source:
+        found: Any = source
+        assert found.config["sliding_window"] == 4096
 
 
 # --- the demo model in every type of blocks ---------------------------------------------------

@@ -38,6 +38,14 @@ def test_older_files_of_qwen3_next(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_close("older", expected(model, ids), got, rms=RMS)
 
 
+def test_layers_in_no_regular_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ["full_attention", "linear_attention", "full_attention"]
+    model = model_of("qwen3_5-tied", monkeypatch, layer_types=kinds)
+    write_model(model, tmp_path / "m.gguf")
+    got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), prompt(20))
+    assert_close("kinds", expected(model, prompt(20)), got, rms=RMS)
+
+
 def test_gemma_4_caps_logits_where_its_file_does_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
