@@ -112,7 +112,7 @@ def rewritten(
     tensors: Iterator[tuple[str, Any]], config: Any, older: bool
 ) -> Iterator[tuple[str, Any]]:
     """Tensors of these models as the script has them. older: as its first version for Qwen3-Next
-    had them, with one projection of the input."""
+    had them, with one projection of the input, and the gate of its shared expert as a vector."""
     kind = config.model_type
     for key, tensor in tensors:
         if kind == "gemma4_text":
@@ -121,6 +121,8 @@ def rewritten(
             yield key, tensor
         elif key.endswith("in_proj_qkvz.weight") and not older:
             yield from _apart(key, tensor, config)
+        elif older and key.endswith("shared_expert_gate.weight"):
+            yield key, tensor[0]
         else:
             yield _changed(key, tensor, config)
 
