@@ -283,17 +283,21 @@ _GEMMA4 = _named(
     expert_count expert_used_count expert_feed_forward_length
     """
 )
+_WIDTH = frozenset({"feed_forward_length"})
 ROWS: dict[str, Architecture] = {
-    "gemma4": Architecture("gemma4_text", _gemma4, _GEMMA4, GEMMA4, factors=_gemma4_turning),
+    "gemma4": Architecture(
+        "gemma4_text", _gemma4, _GEMMA4, GEMMA4, factors=_gemma4_turning,
+        sizes=_WIDTH | {"attention.head_count_kv"},
+    ),
     "qwen35": Architecture(
         "qwen3_5_text", _qwen35, _QWEN35, QWEN35, shifted=True, changes=TILED, drafts=True
     ),
     "qwen35moe": Architecture(
         "qwen3_5_moe_text", _qwen35moe, _QWEN35 | _EXPERTS, {**QWEN35, **SHARED}, shifted=True,
-        experts="mlp.experts", changes=TILED, drafts=True,
+        experts="mlp.experts", changes=TILED, drafts=True, sizes=_WIDTH,
     ),
     "qwen3next": Architecture(
         "qwen3_next", _qwen3next, _SSM | _EXPERTS, {**QWEN3NEXT, **SHARED}, shifted=True,
-        experts="mlp.experts", changes=PLAIN,
+        experts="mlp.experts", changes=PLAIN, sizes=_WIDTH,
     ),
 }  # fmt: skip

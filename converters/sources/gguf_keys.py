@@ -44,13 +44,14 @@ class Change(NamedTuple):
 @dataclass(frozen=True)
 class Architecture:
     """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER.
-    more: adds keys of the family, from metadata. keys: that `more` reads, those of sizes in place
-    of what is read of every file. interleaved: whether rows of q and k stand in pairs, as llama.cpp
-    turns them. shifted: whether norms have their 1 added. experts: what the family calls the module
-    of stacked experts, "" without. whole: names of tensors outside of layers, beside WHOLE.
-    changes: by the name of a tensor, those of a layer by their role and end (`ssm_a`,
-    `ssm_conv1d.weight`). factors: takes `rope_freqs.weight`, none where the file has none, where
-    these are no factors of a scaling. drafts: whether layers behind the model's own may guess.
+    more: adds keys of the family, from metadata. keys: that `more` reads. sizes: of these, keys
+    that are read of other files in another way. interleaved: whether rows of q and k stand in
+    pairs, as llama.cpp turns them. shifted: whether norms have their 1 added. experts: what the
+    family calls the module of stacked experts, "" without. whole: names of tensors outside of
+    layers, beside WHOLE. changes: by the name of a tensor, those of a layer by their role and end
+    (`ssm_a`, `ssm_conv1d.weight`). factors: takes `rope_freqs.weight`, none where the file has
+    none, where these are no factors of a scaling. drafts: whether layers behind the model's own may
+    guess.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Architecture:
     changes: Mapping[str, Change] = field(default_factory=dict)
     factors: Callable[[Keys, Config, list[float]], None] | None = None
     drafts: bool = False
+    sizes: frozenset[str] = frozenset()
 
 
 class Keys:
