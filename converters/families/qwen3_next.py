@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from . import blocks, delta, experts, mtp
+from . import blocks, delta, experts, mtp, qwen3_5_text
 from .config import Schema, read_config
 from .recipe import FamilyModel, Part
 from .recurrent import span
 
 
 class Config(delta.Config, frozen=True, kw_only=True):
-    """config.json of a Qwen3-Next."""
+    """config.json of a Qwen3-Next. in_proj_apart: whether in_proj_qkvz is in two tensors,
+    in_proj_qkv and in_proj_z, as GGUF files have it; no published config says so."""
 
+    in_proj_apart: bool = False
     num_experts: int = 512
     num_experts_per_tok: int = 10
     moe_intermediate_size: int = 512
@@ -44,6 +47,8 @@ def _projections(c: Config, layer: int) -> delta.Projections:
         for first in (0, share)
         for start in range(first, 2 * count * share, 2 * share)
     ]
+    if c.in_proj_apart:
+        return replace(qwen3_5_text.projections_of(c, layer), gates=gates)
     qkv = [*rows(0, keys), *rows(keys, keys), *rows(2 * keys, values)]
     return delta.Projections(qkv, rows(2 * keys + values, values), gates)
 

@@ -24,7 +24,7 @@ from ...storage.hash_cache import HashCache
 from .. import families
 from ..families.recipe import Part, Recipe
 from ..match import same_values
-from . import layouts
+from . import drafting, layouts
 from .base import Image, PlannedPart, SourceTensor, Text
 from .checkpoint import as_convert_error
 from .gguf_config import (
@@ -33,6 +33,7 @@ from .gguf_config import (
     architecture_of,
     change_of,
     config_of,
+    drafting_name,
     experts_of,
     heads_of,
     hf_name,
@@ -41,8 +42,17 @@ from .gguf_config import (
     sampling_of,
     told_of,
 )
-from .gguf_tensors import READ, GgufFile, GgufTensor, KeysAndValues, Told, changed, in_halves
-from .gguf_tokenizer import ROLES, endings_of, tokenizer_of, vocabulary_of
+from .gguf_tensors import (
+    READ,
+    Columns,
+    GgufFile,
+    GgufTensor,
+    KeysAndValues,
+    Told,
+    changed,
+    in_halves,
+)
+from .gguf_tokenizer import ROLES, Vocabulary, endings_of, tokenizer_of, vocabulary_of
 from .hf_text import read_text
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
@@ -113,7 +123,11 @@ class GgufSource:
             self._plain = self._tensors()
             self.config = self._config()
             self.family = str(self.config["model_type"])
-            self.tensors: Mapping[str, SourceTensor] = self._named()
+            named = self._named()
+            self.drafting = drafting.drafting(self.config, named)
+            self.tensors: Mapping[str, SourceTensor] = {
+                name: t for name, t in named.items() if name not in self.drafting
+            }
         except BundleError as error:
             self.close()
             raise as_convert_error(error) from None
@@ -167,21 +181,31 @@ class GgufSource:
         plain = self._apart(plain)
         for name, tensor in plain.items():
             stack = experts_of(self.row, name)
-            if stack is not None and (pieces := tensor.pieces()):
-                named |= {f"{stack[0]}{i}{stack[1]}": one for i, one in enumerate(pieces)}
+            if stack is not None and (pieces := tensor.pieces(len(stack[1]))):
+                before, ends = stack
+                named |= {
+                    f"{before}{i // len(ends)}{ends[i % len(ends)]}": one
+                    for i, one in enumerate(pieces)
+                }
                 continue
             ours = hf_name(self.row, name)
             if ours in named:
                 self.faults.append(f"tensor {name!r} is {ours!r}, which another one is as well")
             named[ours] = self._in_order(name, tensor)
+        if self.row.drafts:
+            layers = self.config["num_hidden_layers"]
+            named = {drafting_name(ours, layers): t for ours, t in named.items()}
         return layouts.without_shared(self.config, named)
 
     def _in_order(self, name: str, tensor: GgufTensor) -> SourceTensor:
-        """A tensor with its rows, shape and values as the family has them."""
+        """A tensor with its rows, columns, shape and values as the family has them."""
         heads, change = heads_of(self.row, name, self.config), change_of(self.row, name)
         count = tensor.shape[0]
         order = in_halves(count, heads) if heads else change.order_of(self.config, count)
         found = GgufTensor(tensor.file, tensor.info, order)
+        columns = change.columns_of(self.config, tensor.shape)
+        if columns is not None:
+            return Columns(found, columns)
         shape = change.shape(tensor.shape) if change.shape else tensor.shape
         return changed(found, shape, change.values)
 
@@ -206,7 +230,7 @@ class GgufSource:
         return apart
 
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
-        """The one part of a causal language model."""
+        """The one part of a causal language model, and the layer that guesses for it."""
         found: list[str] = []
 
         def plan(config: Mapping[str, Any]) -> families.FamilyModel:
@@ -215,15 +239,33 @@ class GgufSource:
 
         model = layouts.as_stored(plan, self.config, self.tensors)
         faults += found
-        weights = dict(model.tensors)
+        text = PlannedPart("model", "text", model.graph, model.tensors, model.tied)
+        text = replace(text, weights={**self._as_held(text).weights, **self._by_head(model)})
+        special: list[int] = []
+        if self.drafting:
+            vocab = self._vocabulary()
+            special = [*vocab.special(), *endings_of(vocab)]
+        draft = drafting.planned(self.config, model, self.drafting, self.tensors, special)
+        self.tensors = {**self.tensors, **(draft[1] if draft else {})}
+        return (text, self._as_held(draft[0])) if draft else (text,)
+
+    def _as_held(self, part: PlannedPart) -> PlannedPart:
+        """A part whose recipes read what the file has: norms with their 1, tensors cut in several,
+        matrices upright."""
+        weights = dict(part.weights)
         if self.row.shifted:
             weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
         if self.row.cut:
             weights = {name: self._cut(recipe) for name, recipe in weights.items()}
         if self.row.turned:
             weights = {name: _upright(recipe) for name, recipe in weights.items()}
-        weights |= self._by_head(model)
-        return (PlannedPart("model", "text", model.graph, weights, model.tied),)
+        return replace(part, weights=weights)
+
+    def _vocabulary(self) -> Vocabulary:
+        try:
+            return vocabulary_of(self.meta)
+        except BundleError as error:
+            raise as_convert_error(error) from None
 
     def _by_head(self, model: families.FamilyModel) -> dict[str, Recipe]:
         """Recipes of matrices of single heads that the file has as the graph has them, whose
@@ -249,7 +291,7 @@ class GgufSource:
     def text(self, parts: Sequence[PlannedPart], faults: list[str]) -> Text | None:
         """Tokenizer, template, special tokens and sampling defaults, from the metadata."""
         try:
-            vocab = vocabulary_of(self.meta)
+            vocab = self._vocabulary()
             data = tokenizer_of(self.meta, vocab)
             config = self._tokenizer_config(vocab.tokens, vocab.ids)
             sampling = sampling_of(self.meta)
@@ -261,6 +303,9 @@ class GgufSource:
             "tokenizer.json": data, "generation_config.json": b"",
         }  # fmt: skip
         self.generation: dict[str, Any] = {"eos_token_id": endings_of(vocab), **sampling}
+        barred = self.meta.numbers("tokenizer.ggml.suppress_tokens")
+        if barred is not None and barred.size:
+            self.generation["suppress_tokens"] = barred[: limits.LISTED_FAULTS].tolist()
         if vocab.ids["bos"] is not None:
             self.generation["bos_token_id"] = vocab.ids["bos"]
         self.special_tokens: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import NormalDist
 
-from . import gguf_dense, gguf_recurrent
+from . import gguf_delta, gguf_dense, gguf_recurrent
 from .gguf_dense import MULTIPLIERS, granite_factors
 from .gguf_keys import Architecture, Config, Keys, turning, window
 
@@ -63,8 +63,16 @@ def _gemma(keys: Keys, config: Config, large: int) -> None:
 
 
 def _gemma2(keys: Keys, config: Config) -> None:
+    """What the first files do not tell is as the published models have it."""
     _gemma(keys, config, 46)
+    told = {key: f"{keys.name}.{key}" in keys.meta for key in (*CAPS, *WINDOW)}
     config["attn_logit_softcapping"] = keys.number("attn_logit_softcapping") or None
+    if not told["attn_logit_softcapping"]:
+        config["attn_logit_softcapping"] = 50.0
+    if not told["final_logit_softcapping"]:
+        config["final_logit_softcapping"] = 30.0
+    if not told["attention.sliding_window"]:
+        config["sliding_window"] = 4096
 
 
 def _gemma3(keys: Keys, config: Config) -> None:
@@ -242,5 +250,5 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "qwen3_moe", _qwen3moe, EXPERTS, {"ffn_gate_inp": "mlp.gate"}, experts="mlp.experts"
     ),
     "smollm3": Architecture("smollm3", interleaved=True),
-    **gguf_dense.ROWS, **gguf_recurrent.ROWS,
+    **gguf_delta.ROWS, **gguf_dense.ROWS, **gguf_recurrent.ROWS,
 }  # fmt: skip

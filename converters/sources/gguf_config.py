@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import ConvertError
 from ...storage.gguf_values import Metadata
+from ..families import mtp
 from ..families.config import refused, short
 from ..families.recipe import Part
 from .gguf_architectures import ARCHITECTURES
@@ -50,9 +51,17 @@ LAYER = {
     "ffn_down": "mlp.down_proj",
     "ffn_norm": "post_attention_layernorm",
 }
-STACKS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+STACKS: Mapping[str, tuple[str, ...]] = {
+    "ffn_gate_exps": ("gate_proj",), "ffn_up_exps": ("up_proj",), "ffn_down_exps": ("down_proj",),
+    "ffn_gate_up_exps": ("gate_proj", "up_proj"),
+}  # fmt: skip
 KEYS_APART = ".attn_k_b."
-BARE = ("self_attn.sinks", "altup.correct_output_scale")  # names that the family has without an end
+BARE = (
+    "self_attn.sinks",
+    "altup.correct_output_scale",
+    "layer_scalar",
+    "linear_attn.dt_bias",
+)  # names that the family has without an end
 SIZES = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -111,14 +120,14 @@ def config_of(
     keys = Keys(meta, name, faults, shapes)
     config: Config = {"model_type": row.model_type, "hidden_act": "silu"}
     for key, ours in SIZES.items():
-        if key in row.keys:
+        if key in row.sizes:
             continue
         value = keys.whole(key)
         if not value:
             faults.append(f"key '{name}.{key}' is {'missing' if value is None else 'zero'}")
         else:
             config[ours] = value
-    if "attention.head_count_kv" not in row.keys:
+    if "attention.head_count_kv" not in row.sizes:
         kv = keys.whole("attention.head_count_kv")
         config["num_key_value_heads"] = kv or config.get("num_attention_heads")
     norm = "attention.layer_norm_epsilon" if row.layer_norm else "attention.layer_norm_rms_epsilon"
@@ -148,7 +157,13 @@ def config_of(
         config["attention_bias"] = keys.has("attn_q.bias")
     if row.model_type in ("arcee", "llama", "smollm3"):
         config["mlp_bias"] = keys.has("ffn_up.bias")
+    if row.factors is not None:
+        own = vectors.get("rope_freqs.weight", list)
+        row.factors(keys, config, own())
+        vectors = {}
     scaling = _scaling(keys, config, vectors)
+    if scaling and row.factors is not None:
+        faults.append(f"rope scaling {scaling['rope_type']!r}, expected none")
     if row.model_type == "gpt_oss":  # its own ramp is not cut to whole channels
         scaling = {**scaling, "truncate": False} if scaling else {"rope_type": "default"}
     if scaling:
@@ -165,7 +180,7 @@ _NULLS = (
 
 def _scaling(keys: Keys, config: Config, vectors: Vectors) -> Config | None:
     """rope_scaling. Factors of each frequency (Llama 3's, or LongRoPE's) come as tensors."""
-    kind = keys.text("rope.scaling.type") or "none"
+    kind = keys.text("rope.scaling.type") or "linear"  # as llama.cpp has it
     factor = keys.number("rope.scaling.factor") or keys.number("rope.scale_linear") or 1.0
     original = keys.whole("rope.scaling.original_context_length")
     attention = keys.number("rope.scaling.attn_factor") or 1.0
@@ -262,6 +277,7 @@ def sampling_of(meta: Metadata) -> dict[str, Any]:
     return asked
 
 
+_NUMBERED = re.compile(r"model\.layers\.(\d{1,6})\.(nextn\.)?")
 BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_.]+?)(?:\.(weight|bias))?")
 
 
@@ -281,6 +297,15 @@ def hf_name(row: Architecture, name: str) -> str:
     return f"{row.prefix}.{int(layer)}.{ours}" + ("" if bare else f".{end}")
 
 
+def drafting_name(name: str, layers: int) -> str:
+    """A tensor's name by the family's, of a model of so many layers: those behind them guess."""
+    found = _NUMBERED.match(name)
+    if found is None or int(found[1]) < layers:
+        return name
+    at = "" if found[2] else f"layers.{int(found[1]) - layers}."
+    return f"{mtp.PREFIX}.{at}{name[found.end() :]}"
+
+
 def change_of(row: Architecture, name: str) -> Change:
     """How a tensor differs from the family's."""
     return row.changes.get(re.sub(r"^blk\.\d{1,6}\.", "", name), Change())
@@ -297,15 +322,17 @@ def pieces_of(row: Architecture, part: Part) -> list[Part]:
     return [part._replace(name=f"{found[1]}{name}.weight", shape=shape) for name in names]
 
 
-def experts_of(row: Architecture, name: str) -> tuple[str, str] | None:
+def experts_of(row: Architecture, name: str) -> tuple[str, tuple[str, ...]] | None:
     """What stands before and behind the number in the family's names of experts, or of matrices of
-    streams, that a tensor stacks; None for other tensors."""
+    streams, that a tensor stacks: several ends where each piece is that many tensors, one below the
+    other. None for other tensors."""
     if name in STREAMS and "altup_router" in row.own:
-        return STREAMS[name], ".weight"
+        return STREAMS[name], (".weight",)
     found = BLOCK.fullmatch(name)
     if found is None or not row.experts or found[2] not in STACKS:
         return None
-    return f"model.layers.{int(found[1])}.{row.experts}.", f".{STACKS[found[2]]}.{found[3]}"
+    ends = tuple(f".{key}.{found[3]}" for key in STACKS[found[2]])
+    return f"{row.prefix}.{int(found[1])}.{row.experts}.", ends
 
 
 def joined_name(row: Architecture, name: str) -> tuple[str, str]:
@@ -323,9 +350,11 @@ def apart_of(
     """Of queries, keys and values in one, where the family has them apart: GGUF's name of each, and
     its rows. None of other tensors, or of so many rows as do not fit."""
     found = BLOCK.fullmatch(name)
+    if found is None or found[2] != "attn_qkv" or "attn_qkv" in row.own:
+        return []
     heads, groups = (int(config[f"num_{key}_heads"]) for key in ("attention", "key_value"))
     size, rest = divmod(count, heads + 2 * groups)
-    if found is None or found[2] != "attn_qkv" or "attn_qkv" in row.own or rest:
+    if rest:
         return []
     ends = np.cumsum([0, heads * size, groups * size, groups * size]).tolist()
     names = [name.replace("attn_qkv", f"attn_{key}") for key in "qkv"]

@@ -16,37 +16,48 @@ from ...storage.gguf_values import Metadata
 
 Config = dict[str, Any]
 F32 = NDArray[np.float32]
+Order = Callable[[Mapping[str, Any], int], NDArray[np.int64] | None]
 
 
 class Change(NamedTuple):
     """How a tensor differs from the family's, beside its name: the family's shape, from that of the
-    file; its values, from those of the file, one by one; and which row of the file each of its rows
-    is, from the config and the number of rows, None where they do not fit each other."""
+    file; its values, from those of the file, one by one; which row of the file each of its rows
+    is, from the config and the number of rows, None where they do not fit each other; and the same
+    of its columns."""
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
     values: Callable[[F32], F32] | None = None
-    order: Callable[[Mapping[str, Any], int], NDArray[np.int64] | None] | None = None
+    order: Order | None = None
+    columns: Order | None = None
 
     def order_of(self, config: Mapping[str, Any], count: int) -> NDArray[np.int64] | None:
         """The order of so many rows; None where it is the file's."""
         return self.order(config, count) if self.order else None
+
+    def columns_of(
+        self, config: Mapping[str, Any], shape: tuple[int, ...]
+    ) -> NDArray[np.int64] | None:
+        """The order of a matrix's columns; None where it is the file's."""
+        return self.columns(config, shape[1]) if self.columns and len(shape) == 2 else None
 
 
 @dataclass(frozen=True)
 class Architecture:
     """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER,
     by their role, or whole ones by role and end (`ssm_dt.bias`, `ssm_a.` without one).
-    more: adds keys of the family, from metadata. keys: that `more` reads, those of sizes in place
-    of what is read of every file. interleaved: whether rows of q and k stand in pairs, as llama.cpp
-    turns them. shifted: whether norms have their 1 added. experts: what the family calls the module
-    of stacked experts, "" without. whole: names of tensors outside of layers, beside WHOLE.
-    changes: by the name of a tensor, those of a layer by their role and end (`ssm_a`,
-    `ssm_conv1d.weight`). prefix: of the family's layers. cut: modules of the family whose rows the
-    file has in several tensors of equal shape, by the names of these. also: other families that a
-    file may be of. layer_norm: what the config calls the epsilon of layer norms, "" for norms by
-    the root mean square. turned: whether matrices that the family's checkpoints have as [inputs,
-    outputs] stand as [outputs, inputs]. told: keys with a number for each layer that are tensors of
-    the family, and their shapes. last: changes the config when `rope_scaling` is in.
+    more: adds keys of the family, from metadata. keys: that `more` reads. sizes: of these, keys
+    that are read of other files in another way. interleaved: whether rows of q and k stand in
+    pairs, as llama.cpp turns them. shifted: whether norms have their 1 added. experts: what the
+    family calls the module of stacked experts, "" without. whole: names of tensors outside of
+    layers, beside WHOLE. changes: by the name of a tensor, those of a layer by their role and end
+    (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. cut: modules of the family whose
+    rows the file has in several tensors of equal shape, by the names of these. also: other families
+    that a file may be of. layer_norm: what the config calls the epsilon of layer norms, "" for
+    norms by the root mean square. turned: whether matrices that the family's checkpoints have as
+    [inputs, outputs] stand as [outputs, inputs]. told: keys with a number for each layer that are
+    tensors of the family, and their shapes. last: changes the config when `rope_scaling` is in.
+    factors: takes `rope_freqs.weight`, none where the file has none, where these are no factors of
+    a scaling. drafts: whether layers behind the model's own may guess.
     """
 
     model_type: str
@@ -65,6 +76,9 @@ class Architecture:
     turned: bool = False
     told: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     last: Callable[[Keys, Config], None] = lambda keys, config: None
+    factors: Callable[[Keys, Config, list[float]], None] | None = None
+    drafts: bool = False
+    sizes: frozenset[str] = frozenset()
 
 
 class Keys:
@@ -107,6 +121,18 @@ class Keys:
         if found is None or found.size > limits.LAYERS:
             return None if found is None else [math.nan]  # which no layer has
         return [float(value) for value in found]
+
+    def layered(self, key: str, layers: int) -> list[int] | None:
+        """A whole number of each of so many layers, which a file may say once."""
+        full = f"{self.name}.{key}"
+        if not self.meta.is_array(full):
+            value = self.meta.whole(full)
+            return None if value is None else [value] * layers
+        each = self.meta.numbers(full)
+        if each is None or each.size != layers or each.dtype.kind not in "iu" or np.any(each < 0):
+            self.faults.append(f"key {full!r} is no list of {layers} whole numbers, one a layer")
+            return None
+        return [int(value) for value in each]
 
     def number(self, key: str) -> float | None:
         """A number, without the digits that float32 added to it."""

@@ -136,21 +136,21 @@ class GgufTensor:
         """Rows [start, stop) as float32."""
         shape, kind = (stop - start, *self.shape[1:]), self.info.kind
         if kind in FLOATS:
-            values = self._bytes(start, stop).reshape(-1).view(DTYPES[kind])
+            values = self.raw(start, stop).reshape(-1).view(DTYPES[kind])
             return widened(values.reshape(shape), kind)
         if self.vector:
             raise self._odd()
         row = ENCODINGS[KEPT[kind].encoding]
         flat = (int(np.prod(shape[:-1])), shape[-1])
-        raw = self._bytes(start, stop).reshape(flat[0], -1)
+        raw = self.raw(start, stop).reshape(flat[0], -1)
         with np.errstate(invalid="ignore"):  # readers tell what is no number
             return row.dequantize(KEPT[kind].tensors(raw), flat).reshape(shape)
 
     def stored(self, start: int, stop: int) -> Stored:
         """The same rows as tensors of the encoding `kept`, by key."""
-        return KEPT[self.info.kind].tensors(self._bytes(start, stop))
+        return KEPT[self.info.kind].tensors(self.raw(start, stop))
 
-    def _bytes(self, start: int, stop: int) -> U8:
+    def raw(self, start: int, stop: int) -> U8:
         """Bytes [stop - start, row bytes] of rows in the family's order."""
         if self._order is None:
             return self._read(start, stop)
@@ -171,14 +171,21 @@ class GgufTensor:
         experts, rows, width = self.info.shape
         return GgufTensor(self.file, self.info._replace(shape=(experts * rows, width)))
 
-    def pieces(self) -> list[GgufTensor]:
-        """Of a stack [E, N, K] of matrices or [E, N] of vectors each as a tensor; none of others,
-        or where there are more than experts may be."""
+    def pieces(self, parts: int = 1) -> list[GgufTensor]:
+        """Of a stack [E, N, K] of matrices or [E, N] of vectors each as a tensor, or as `parts`
+        equal ones, one behind the other; none of others, or where there are more than experts may
+        be."""
         if len(self.shape) not in (2, 3) or not 0 < self.shape[0] <= EXPERTS:
             return []
-        info = self.info._replace(shape=(*self.shape, 1)[:3])
-        each = (piece(info, number, 0, self.shape[1]) for number in range(self.shape[0]))
-        return [GgufTensor(self.file, one._replace(shape=self.shape[1:])) for one in each]
+        info, rows = self.info._replace(shape=(*self.shape, 1)[:3]), self.shape[1] // parts
+        if rows * parts != self.shape[1]:
+            return []
+        each = (
+            piece(info, number, part * rows, rows)
+            for number in range(self.shape[0])
+            for part in range(parts)
+        )
+        return [GgufTensor(self.file, i._replace(shape=(rows, *self.shape[2:]))) for i in each]
 
     def cut(self, start: int, stop: int) -> GgufTensor:
         """Rows [start, stop), in the file's order, as a tensor."""
@@ -229,6 +236,41 @@ class Changed:
             return self._values(self._tensor.rows(start, stop)).reshape(shape)
         whole = self._values(self._tensor.rows(0, self._tensor.shape[0]))
         return whole.reshape(self.shape)[start:stop]
+
+
+class Columns:
+    """A matrix [N, K] whose columns stand in another order in its file. Blocks that move as a whole
+    are taken over as they are; of others the codes are chosen anew.
+
+    order: which column of the file each column is.
+    """
+
+    def __init__(self, tensor: GgufTensor, order: NDArray[np.int64]) -> None:
+        self._tensor, self._order, self.shape, self.dtype = (
+            tensor,
+            order,
+            tensor.shape,
+            tensor.dtype,
+        )
+        kind = tensor.info.kind
+        size = _BLOCKS[kind].values
+        runs = order.reshape(-1, size) if order.size % size == 0 else order[:0].reshape(0, size)
+        self._blocks = runs[:, 0] // size
+        whole = runs.size > 0 and np.array_equal(
+            runs, (self._blocks * size)[:, None] + np.arange(size)
+        )
+        self.kept = tensor.kept if whole else ""
+        self.instead = "" if whole or kind in FLOATS else INSTEAD
+
+    def rows(self, start: int, stop: int) -> F32:
+        """Rows [start, stop) as float32."""
+        return np.ascontiguousarray(self._tensor.rows(start, stop)[:, self._order])
+
+    def stored(self, start: int, stop: int) -> Stored:
+        """The same rows as tensors of the encoding `kept`, by key."""
+        raw = self._tensor.raw(start, stop).reshape(stop - start, len(self._blocks), -1)
+        moved = np.ascontiguousarray(raw[:, self._blocks]).reshape(stop - start, -1)
+        return KEPT[self._tensor.info.kind].tensors(moved)
 
 
 def changed(

@@ -1,9 +1,10 @@
 """tokenizer.json of a GGUF file's vocabulary, with the steps of the tokenizer it was made from.
 
-Two kinds are read, by `tokenizer.ggml.model`:
+Three kinds are read, by `tokenizer.ggml.model`:
 
     llama   SentencePiece's BPE: pieces with scores. The merge list is every way to join two pieces
             into a third, best result first.
+    gemma4  the same pieces with their merges.
     gpt2    byte-level BPE with its merges. `tokenizer.ggml.pre` names how text is cut first, a row
             of CUTS each: the patterns of the tokenizers that llama.cpp knows by those names.
 
@@ -23,6 +24,7 @@ from ...storage.gguf_values import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf token types
 SPACE = "\u2581"
+KINDS = "'llama', 'gpt2' and 'gemma4'"
 Step = dict[str, Any]
 
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -126,7 +128,7 @@ CUTS: Mapping[str, Cut] = {
 # Control tokens that end an answer in the formats of chats that use them, as llama.cpp has it.
 ENDINGS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<|end_of_text|>", "< EOT >", "_<EOT>", "<|return|>", "<|call|>",
+    "<|end_of_text|>", "< EOT >", "_<EOT>", "<|return|>", "<|call|>", "<turn|>", "<|tool_response>",
 )  # fmt: skip
 
 
@@ -174,8 +176,10 @@ def tokenizer_of(meta: Metadata, vocab: Vocabulary) -> bytes:
         found = _sentencepiece(meta, vocab)
     elif kind == "gpt2":
         found = _byte_level(meta, vocab)
+    elif kind == "gemma4":
+        found = _merged(meta, vocab)
     else:
-        raise _fault(meta, f"has a tokenizer of kind {kind!r}", "of the kinds 'llama' and 'gpt2'")
+        raise _fault(meta, f"has a tokenizer of kind {kind!r}", f"of the kinds {KINDS}")
     return json.dumps(found, ensure_ascii=False).encode("utf-8")
 
 
@@ -202,15 +206,31 @@ def _sentencepiece(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
     return tokenizer_json(vocab.tokens, scores.tolist(), vocab.types, bos=bos, prefix=prefix)
 
 
+def _merged(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
+    """Pieces with merges. No space comes in front, BOS always."""
+    bos, unknown = vocab.ids["bos"], vocab.ids["unknown"]
+    if meta.flag("tokenizer.ggml.add_space_prefix"):
+        raise _fault(meta, "says add_space_prefix", "none in a tokenizer of kind 'gemma4'")
+    return _of_pieces(
+        vocab.tokens, vocab.types, _pairs(meta), bos=bos, prefix=False, unknown=unknown or 0
+    )
+
+
+def _pairs(meta: Metadata) -> list[list[str]]:
+    """The merges of a file."""
+    pairs = [merge.split(" ", 1) for merge in meta.texts("tokenizer.ggml.merges") or ()]
+    odd = next((pair for pair in pairs if len(pair) != 2), None)
+    if odd is not None or not pairs:
+        raise _fault(meta, f"has the merge {str(odd)[:40]}", "two tokens and a space between")
+    return pairs
+
+
 def _byte_level(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
     name = meta.text("tokenizer.ggml.pre", 64)
     cut = CUTS.get(name or "")
     if cut is None:
         raise _fault(meta, f"cuts texts by {name!r} (tokenizer.ggml.pre)", f"one of {sorted(CUTS)}")
-    pairs = [merge.split(" ", 1) for merge in meta.texts("tokenizer.ggml.merges") or ()]
-    odd = next((pair for pair in pairs if len(pair) != 2), None)
-    if odd is not None or not pairs:
-        raise _fault(meta, f"has the merge {str(odd)[:40]}", "two tokens and a space between")
+    pairs = _pairs(meta)
     ids = {token: i for i, token in enumerate(vocab.tokens) if vocab.types[i] != UNUSED}
     bos = _begins(meta, vocab, cut.begins)
     return {
@@ -241,6 +261,19 @@ def tokenizer_json(
     SentencePiece merges the pair whose result has the best score; the merge list is every way to
     join two pieces into a third, best result first. prefix: whether a space comes in front.
     """
+    return _of_pieces(pieces, types, merges(pieces, scores, types), bos=bos, prefix=prefix)
+
+
+def _of_pieces(
+    pieces: Sequence[str],
+    types: Sequence[int],
+    pairs: list[list[str]],
+    *,
+    bos: int | None,
+    prefix: bool,
+    unknown: int = 0,
+) -> dict[str, Any]:
+    """The same of given merges. unknown: the token that stands for what no piece has."""
     vocab = {piece: i for i, piece in enumerate(pieces)}
     normalizers: list[Step] = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     strip: list[Step] = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
@@ -270,14 +303,14 @@ def tokenizer_json(
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": pieces[0],
+            "unk_token": pieces[unknown],
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": merges(pieces, scores, types),
+            "merges": pairs,
         },
     }
 

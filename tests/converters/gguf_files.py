@@ -16,14 +16,14 @@ import numpy as np
 from edgert.kernels.gguf_blocks import FORMS
 from numpy.typing import NDArray
 
-from tests.converters import gguf_dense, gguf_recurrent
+from tests.converters import gguf_delta, gguf_dense, gguf_recurrent
 
 NAMES = {
     **gguf_dense.NAMES,
     "deepseek_v2": "deepseek2", "gemma3_text": "gemma3", "gemma3n_text": "gemma3n",
     "gpt_oss": "gpt-oss",
     "hunyuan_v1_dense": "hunyuan-dense", "mistral": "llama",
-    "qwen3_moe": "qwen3moe", **gguf_recurrent.NAMES,
+    "qwen3_moe": "qwen3moe", **gguf_recurrent.NAMES, **gguf_delta.NAMES,
 }  # fmt: skip
 TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
@@ -45,17 +45,23 @@ def write_model(
     *,
     keys: Mapping[str, Any] | None = None,
     apart: bool = False,
+    older: bool = False,
+    fused: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
     """A transformers model as a GGUF file with a byte-level vocabulary; gives the values that the
     package reads of each tensor, by transformers' names and in its order. keys: more metadata.
-    apart: keys and values of latent attention in two tensors, as newer files have them."""
+    apart: keys and values of latent attention in two tensors, as newer files have them. older: of
+    Qwen3-Next, as its first files were. fused: gates and ups of experts in one stack."""
     import gguf
 
     config = model.config
     name = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), name)
-    written = {**gguf_dense.WRITERS, **gguf_recurrent.WRITTEN}
-    written.get(config.model_type, _hyperparameters)(writer, config)
+    stored = dict(gguf_recurrent.tensors(model.state_dict(), config))
+    guessing = int(any(key.startswith("mtp.") for key in stored))
+    if not gguf_delta.hyperparameters(writer, config, guessing):
+        written = {**gguf_dense.WRITERS, **gguf_recurrent.WRITTEN}
+        written.get(config.model_type, _hyperparameters)(writer, config)
     if hasattr(config, "altup_num_inputs"):
         _streams(writer, config)
     if hasattr(config, "kv_lora_rank"):
@@ -64,26 +70,28 @@ def write_model(
     for key, value in (keys or {}).items():
         writer.add_key_value(key, *value)
     arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers + guessing)
     read: dict[str, NDArray[np.float32]] = {}
     tied = config.tie_word_embeddings
-    state = dict(gguf_recurrent.tensors(model.state_dict(), config))
-    for key, tensor in gguf_dense.tensors(_apart(state, config, apart), writer, config):
+    tensors = gguf_delta.rewritten(_apart(stored, config, apart, fused), config, older)
+    for key, tensor in gguf_dense.tensors(tensors, writer, config):
         if tied and key in ("lm_head.weight", "embed_out.weight"):
             continue
         values = tensor.float().numpy()
-        if name.startswith("gemma") and name != "gemma3n" and key.endswith("norm.weight"):
+        shifts = name.startswith("gemma") and name not in ("gemma3n", "gemma4")
+        if shifts and key.endswith("norm.weight"):
             values = values + np.float32(1)
         pairs = _pairs(key, name, config)
         rows = interleaved(values, pairs) if pairs else values
         key += ".weight" * key.endswith("correct_output_scale")
-        target = _expert_name(key) or names.get_name(key, try_suffixes=(".weight", ".bias"))
+        target = _expert_name(key) or gguf_delta.name_of(key, config)
+        target = target or names.get_name(key, try_suffixes=(".weight", ".bias"))
         small = rows.ndim == 1 or key.endswith(("bias", "wpe.weight"))
         kind = "F32" if small else kinds if isinstance(kinds, str) else kinds(key, rows)
         data, back = encoded(rows, kind)
         writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType[kind])
         read[key] = halves(back, pairs) if pairs else back
-    for target, vector in _factors(config).items():
+    for target, vector in (_factors(config) | gguf_delta.factors(config)).items():
         writer.add_tensor(target, vector)
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file"):
         getattr(writer, step)()
@@ -91,7 +99,9 @@ def write_model(
     return read
 
 
-def _apart(tensors: Mapping[str, Any], config: Any, apart: bool) -> Iterator[tuple[str, Any]]:
+def _apart(
+    tensors: Mapping[str, Any], config: Any, apart: bool, fused: bool
+) -> Iterator[tuple[str, Any]]:
     """Stacked gates and ups of experts as two tensors, gpt-oss's turned; where they shall be apart,
     keys of latent attention, turned, and values; matrices of streams stacked."""
     import torch
@@ -111,7 +121,7 @@ def _apart(tensors: Mapping[str, Any], config: Any, apart: bool) -> Iterator[tup
             heads = tensor.view(config.num_attention_heads, own + value, -1)
             yield key.replace("kv_b", "k_b"), heads[:, :own].transpose(1, 2).contiguous()
             yield key.replace("kv_b", "v_b"), heads[:, own:].contiguous()
-        elif key.endswith("experts.gate_up_proj"):
+        elif key.endswith("experts.gate_up_proj") and not fused:
             for name, half in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
                 yield key.replace("gate_up", name), half.contiguous()
         else:
@@ -128,7 +138,7 @@ def _expert_name(key: str) -> str:
         return f"blk.{found[1]}.ffn_gate_inp.{router[1]}"
     if found[2] == "self_attn.sinks":
         return f"blk.{found[1]}.attn_sinks.weight"
-    stack = re.fullmatch(r".*\.experts\.(gate|up|down)_proj(_bias)?", found[2])
+    stack = re.fullmatch(r".*\.experts\.(gate|up|gate_up|down)_proj(_bias)?", found[2])
     end = "bias" if stack and stack[2] else "weight"
     return f"blk.{found[1]}.ffn_{stack[1]}_exps.{end}" if stack else ""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from edgert.converters.convert import convert
 from edgert.converters.kept import FLOATS
+from edgert.converters.sources.base import open_source
 from edgert.converters.sources.gguf_architectures import ARCHITECTURES
 from edgert.converters.sources.gguf_tensors import KEPT
 from edgert.kernels.encodings import dequantize
@@ -31,7 +32,8 @@ RMS = 1e-4
 # Cases of which a GGUF file does not tell all, and what it takes for granted there.
 UNTOLD = ("llama-dynamic", "mistral-window", "qwen2-window", "smollm3-head", "smollm3-window",
           "gemma2-mild", "gemma3-scaled", "gemma3n-whole", "minicpm3-plain", "cohere2-bias",
-          "gpt2-untied", "qwen3_moe-shares", "qwen3_moe-step")  # fmt: skip
+          "gpt2-untied", "qwen3_moe-shares", "qwen3_moe-step", "qwen3_next",
+          "qwen3_next-listed")  # fmt: skip
 GRANTED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
         "rope_parameters": {
@@ -58,6 +60,9 @@ GRANTED: dict[str, dict[str, Any]] = {
     },
     "phi": {"intermediate_size": 256, "num_key_value_heads": 4},
     "starcoder2": {"sliding_window": None},
+    "gemma4-equal": {"attention_bias": False, "final_logit_softcapping": 30.0},
+    "qwen3_5-tied": {"attention_bias": False},
+    "qwen3_next-experts": {"norm_topk_prob": True},
     "smollm3": {
         "no_rope_layers": None, "no_rope_layer_interval": 4, "num_hidden_layers": 4,
     },
@@ -108,7 +113,8 @@ DENSE = ("apertus", "cohere2", "ernie4_5", "exaone4", "gemma", "glm4", "gpt2", "
          "granite", "ministral3-far", "olmo3", "phi", "stablelm", "starcoder2")  # fmt: skip
 QUICK = ("llama-llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "gemma3n", "phi3-longrope",
          "smollm3", "arcee-bias", "hunyuan", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v2",
-         "deepseek_v2-narrow", "minicpm3", *gguf_recurrent.QUICK)  # fmt: skip
+         "deepseek_v2-narrow", "minicpm3", *gguf_recurrent.QUICK, "qwen3_5", "qwen3_5_moe",
+         "qwen3_next-experts", "gemma4")  # fmt: skip
 
 
 def cases() -> list[Any]:
@@ -133,6 +139,32 @@ def test_a_family_is_transformers(
     ids = prompt(63)
     got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), ids)
     assert_close(case, expected(model, ids), got, rms=RMS)
+
+
+def test_a_scaling_without_a_type_is_linear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older files have it."""
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_scaling_type", lambda *_: None)
+    model = model_of("llama-linear", monkeypatch)
+    write_model(model, tmp_path / "m.gguf")
+    got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), prompt(63))
+    assert_close("linear", expected(model, prompt(63)), got, rms=RMS)
+
+
+def test_first_files_of_gemma_2_tell_no_caps_and_no_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window"):
+        monkeypatch.setattr(gguf.GGUFWriter, f"add_{key}", lambda *_: None)
+    published = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    model = model_of("gemma2", monkeypatch, sliding_window=4096, **published)
+    write_model(model, tmp_path / "m.gguf")
+    got = logits(bundle_of(tmp_path / "m.gguf", tmp_path / "m.edge"), prompt(63))
+    assert_close("gemma2", expected(model, prompt(63)), got, rms=RMS)
+    with open_source(tmp_path / "m.gguf") as source:
+        found: Any = source
+        assert found.config["sliding_window"] == 4096
 
 
 # --- the demo model in every type of blocks ---------------------------------------------------

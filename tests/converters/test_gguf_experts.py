@@ -255,8 +255,10 @@ def test_what_is_not_done_of_sampling_is_said(
     monkeypatch.setattr(notices, "_shown", set())
     keys = {"xtc_probability": 0.5, "mirostat": 2, "sequence": "kpt", "penalty_last_n": 64}
     path = tmp_path / "m.gguf"
-    path.write_bytes(small({f"general.sampling.{k}": v for k, v in keys.items()}).bytes())
+    made = {f"general.sampling.{k}": v for k, v in keys.items()}
+    path.write_bytes(small({**made, "tokenizer.ggml.suppress_tokens": [3, 5]}).bytes())
     assert "do_sample" not in sampling_of(read_gguf(path).metadata)
     convert(path, tmp_path / "m.edge", golden=False, progress=False)
-    for key in ("xtc_probability = 0.5", "mirostat = 2", "sequence = kpt", "penalty_last_n = 64"):
+    for key in ("xtc_probability = 0.5", "mirostat = 2", "sequence = kpt", "penalty_last_n = 64",
+                "suppress_tokens = [3, 5]"):  # fmt: skip
         assert key in caplog.text

@@ -121,6 +121,31 @@ def test_pieces_are_joined_as_phi_3s_tokenizer_does(shared_data: Path, tmp_path:
         assert ours.decode(expected) == theirs.decode(expected)
 
 
+def test_pieces_with_merges_are_joined_as_gemma_does(shared_data: Path, tmp_path: Path) -> None:
+    """Phi-3's pieces and merges with the steps of Gemma's tokenizers."""
+    raw = original(shared_data, "phi-3-mini")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]]
+    keys = of_json(raw) | {
+        "tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": False,
+    }  # fmt: skip
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    cut = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+           "invert": False}  # fmt: skip
+    back = {**replaced, "pattern": {"String": "\u2581"}, "content": " "}
+    steps = [back, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    raw |= {
+        "normalizer": replaced, "pre_tokenizer": cut, "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": steps},
+    }  # fmt: skip
+    ours, theirs = rebuilt(tmp_path, keys), Tokenizer.from_str(json.dumps(raw))
+    for text in TEXTS:
+        expected = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text).ids == [1, *expected], repr(text)
+        assert ours.decode(expected) == theirs.decode(expected)
+
+
 def pieces_of(data: bytes) -> tuple[list[str], list[float], list[int]]:
     """Pieces, scores and types of a SentencePiece model: field 1, with fields 1, 2 and 3."""
     import struct
@@ -208,6 +233,11 @@ def test_special_tokens_and_endings(tmp_path: Path) -> None:
         ({"tokenizer.ggml.tokens": ["a"]}, "1 tokens and 8 token types"),
         ({"tokenizer.ggml.tokens": 5}, "expected an array of texts"),
         ({"tokenizer.ggml.model": "llama"}, "no scores"),
+        ({"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": ["ab"]}, "has the merge"),
+        (
+            {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.add_space_prefix": True},
+            "says add_space_prefix, expected none",
+        ),
         (
             {"tokenizer.ggml.model": "llama",
              "tokenizer.ggml.scores": Typed(ARRAY, (F32, [float("nan")] * 8))},

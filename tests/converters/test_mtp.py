@@ -120,16 +120,21 @@ def published(model: Any, own: Any, embedded: Any, hidden: Any) -> tuple[Any, An
 
 @pytest.mark.parametrize("case", CASES)
 def test_guesses_are_those_of_the_published_equations(tmp_path: Path, case: str) -> None:
+    model, own = checkpoint(case, tmp_path / case)
+    assert_guesses(converted(tmp_path / case, "f32"), model, own)
+
+
+def assert_guesses(bundle: Path, model: Any, own: Any) -> None:
+    """A bundle's layer gives the rows and the logits of the published equations."""
     import torch
 
-    model, own = checkpoint(case, tmp_path / case)
     ids = prompt(24)
     tokens = torch.from_numpy(ids.astype(np.int64))
     with torch.no_grad():
         h = model.model(tokens[None], use_cache=False).last_hidden_state[0]
         embedded = model.model.embed_tokens(tokens)
         behind, logits = published(model, own, embedded[1:], h[:-1])
-    with edgert.load(converted(tmp_path / case, "f32"), threads=1) as loaded:
+    with edgert.load(bundle, threads=1) as loaded:
         head, session = loaded.drafting.head(), loaded.session
         state = session.new_state()
         (text,) = session.step([Feed(state, ids, "none", taps=head.taps)])
