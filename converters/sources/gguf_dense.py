@@ -110,7 +110,6 @@ def granite_factors(keys: Keys, config: Config) -> None:
     if keys.flag("rope.scaling.finetuned") is False:
         keys.faults.append("rope.scaling.finetuned is false: attention without positions")
     config["attention_bias"] = keys.has("attn_q.bias")
-    _unscaled(config)
 
 
 def _unscaled(config: Config) -> None:
@@ -124,6 +123,7 @@ def _unscaled(config: Config) -> None:
 
 def _granite(keys: Keys, config: Config) -> None:
     granite_factors(keys, config)
+    _unscaled(config)
     config["mlp_bias"] = keys.has("ffn_up.bias")
 
 
