@@ -217,7 +217,7 @@ class GgufSource:
         """Tokenizer, template, special tokens and sampling defaults, from the metadata."""
         try:
             vocab = vocabulary_of(self.meta)
-            data = tokenizer_of(self.meta, vocab)
+            data = tokenizer_of(self.meta, vocab, self.row.cut)
             config = self._tokenizer_config(vocab.tokens, vocab.ids)
             sampling = sampling_of(self.meta)
         except BundleError as error:

@@ -43,6 +43,7 @@ class Architecture:
     for norms by the root mean square. turned: whether matrices that the family's checkpoints have
     as [inputs, outputs] stand as [outputs, inputs]. told: keys with a number for each layer that
     are tensors of the family, and their shapes. last: changes the config when `rope_scaling` is in.
+    cut: of the tokenizers of published models, which files from before May 2024 do not name.
     """
 
     model_type: str
@@ -60,6 +61,7 @@ class Architecture:
     turned: bool = False
     told: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     last: Callable[[Keys, Config], None] = lambda keys, config: None
+    cut: str = ""
 
 
 class Keys:

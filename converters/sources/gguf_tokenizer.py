@@ -166,13 +166,13 @@ def vocabulary_of(meta: Metadata) -> Vocabulary:
     return Vocabulary(tokens, kinds, ids)
 
 
-def tokenizer_of(meta: Metadata, vocab: Vocabulary) -> bytes:
-    """tokenizer.json of a file."""
+def tokenizer_of(meta: Metadata, vocab: Vocabulary, cut: str = "") -> bytes:
+    """tokenizer.json of a file. cut: the name of what cuts texts where the file does not say."""
     kind = meta.text("tokenizer.ggml.model", 64)
     if kind == "llama":
         found = _sentencepiece(meta, vocab)
     elif kind == "gpt2":
-        found = _byte_level(meta, vocab)
+        found = _byte_level(meta, vocab, cut)
     else:
         raise _fault(meta, f"has a tokenizer of kind {kind!r}", "of the kinds 'llama' and 'gpt2'")
     return json.dumps(found, ensure_ascii=False).encode("utf-8")
@@ -201,9 +201,9 @@ def _sentencepiece(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
     return tokenizer_json(vocab.tokens, scores.tolist(), vocab.types, bos=bos, prefix=prefix)
 
 
-def _byte_level(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
+def _byte_level(meta: Metadata, vocab: Vocabulary, default: str) -> dict[str, Any]:
     name = meta.text("tokenizer.ggml.pre", 64)
-    cut = CUTS.get(name or "")
+    cut = CUTS.get(default if name is None else name)
     if cut is None:
         raise _fault(meta, f"cuts texts by {name!r} (tokenizer.ggml.pre)", f"one of {sorted(CUTS)}")
     pairs = [merge.split(" ", 1) for merge in meta.texts("tokenizer.ggml.merges") or ()]
