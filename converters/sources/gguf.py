@@ -292,7 +292,7 @@ class GgufSource:
         """Tokenizer, template, special tokens and sampling defaults, from the metadata."""
         try:
             vocab = self._vocabulary()
-            data = tokenizer_of(self.meta, vocab)
+            data = tokenizer_of(self.meta, vocab, self.row.pre)
             config = self._tokenizer_config(vocab.tokens, vocab.ids)
             sampling = sampling_of(self.meta)
         except BundleError as error:

@@ -110,7 +110,6 @@ def granite_factors(keys: Keys, config: Config) -> None:
     if keys.flag("rope.scaling.finetuned") is False:
         keys.faults.append("rope.scaling.finetuned is false: attention without positions")
     config["attention_bias"] = keys.has("attn_q.bias")
-    _unscaled(config)
 
 
 def _unscaled(config: Config) -> None:
@@ -124,6 +123,7 @@ def _unscaled(config: Config) -> None:
 
 def _granite(keys: Keys, config: Config) -> None:
     granite_factors(keys, config)
+    _unscaled(config)
     config["mlp_bias"] = keys.has("ffn_up.bias")
 
 
@@ -240,6 +240,7 @@ ROWS: dict[str, Architecture] = {
     "glm4": Architecture("glm4", _glm4, TURNING, GLM4),
     "gpt2": Architecture(
         "gpt2", _gpt2, own=GPT2, prefix="transformer.h", layer_norm="layer_norm_eps", turned=True,
+        pre="gpt-2",
         whole={
             "token_embd": "transformer.wte", "position_embd": "transformer.wpe",
             "output_norm": "transformer.ln_f",
@@ -247,7 +248,7 @@ ROWS: dict[str, Architecture] = {
     ),
     "gptneox": Architecture(
         "gpt_neox", _gptneox, TURNING | PARALLEL, NEOX, prefix="gpt_neox.layers",
-        layer_norm="layer_norm_eps",
+        layer_norm="layer_norm_eps", pre="olmo",
         whole={"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm"},
         changes={f"attn_qkv.{end}": Change(order=_by_head) for end in ("weight", "bias")},
     ),
@@ -262,13 +263,13 @@ ROWS: dict[str, Architecture] = {
         "olmo2", _olmo2, SLIDES, BEHIND, also=("olmo3",), last=_whole_factor
     ),
     "phi2": Architecture(
-        "phi", _phi2, TURNING, PHI, layer_norm="layer_norm_eps",
+        "phi", _phi2, TURNING, PHI, layer_norm="layer_norm_eps", pre="phi-2",
         whole={"output_norm": "model.final_layernorm"},
     ),
     "stablelm": Architecture(
         "stablelm", _stablelm, TURNING | PARALLEL, layer_norm="layer_norm_eps"
     ),
     "starcoder2": Architecture(
-        "starcoder2", _starcoder2, own=STARCODER2, layer_norm="norm_epsilon"
+        "starcoder2", _starcoder2, own=STARCODER2, layer_norm="norm_epsilon", pre="starcoder"
     ),
 }  # fmt: skip

@@ -57,7 +57,8 @@ class Architecture:
     [inputs, outputs] stand as [outputs, inputs]. told: keys with a number for each layer that are
     tensors of the family, and their shapes. last: changes the config when `rope_scaling` is in.
     factors: takes `rope_freqs.weight`, none where the file has none, where these are no factors of
-    a scaling. drafts: whether layers behind the model's own may guess.
+    a scaling. drafts: whether layers behind the model's own may guess. pre: how published models'
+    tokenizers cut, which files from before May 2024 do not name.
     """
 
     model_type: str
@@ -79,6 +80,7 @@ class Architecture:
     factors: Callable[[Keys, Config, list[float]], None] | None = None
     drafts: bool = False
     sizes: frozenset[str] = frozenset()
+    pre: str = ""
 
 
 class Keys:

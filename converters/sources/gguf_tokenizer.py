@@ -169,13 +169,13 @@ def vocabulary_of(meta: Metadata) -> Vocabulary:
     return Vocabulary(tokens, kinds, ids)
 
 
-def tokenizer_of(meta: Metadata, vocab: Vocabulary) -> bytes:
-    """tokenizer.json of a file."""
+def tokenizer_of(meta: Metadata, vocab: Vocabulary, pre: str = "") -> bytes:
+    """tokenizer.json of a file. pre: the name of what cuts texts where the file does not say."""
     kind = meta.text("tokenizer.ggml.model", 64)
     if kind == "llama":
         found = _sentencepiece(meta, vocab)
     elif kind == "gpt2":
-        found = _byte_level(meta, vocab)
+        found = _byte_level(meta, vocab, pre)
     elif kind == "gemma4":
         found = _merged(meta, vocab)
     else:
@@ -225,9 +225,9 @@ def _pairs(meta: Metadata) -> list[list[str]]:
     return pairs
 
 
-def _byte_level(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
+def _byte_level(meta: Metadata, vocab: Vocabulary, default: str) -> dict[str, Any]:
     name = meta.text("tokenizer.ggml.pre", 64)
-    cut = CUTS.get(name or "")
+    cut = CUTS.get(default if name is None else name)
     if cut is None:
         raise _fault(meta, f"cuts texts by {name!r} (tokenizer.ggml.pre)", f"one of {sorted(CUTS)}")
     pairs = _pairs(meta)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from edgert.converters.convert import convert
 from edgert.converters.sources.base import open_source
+from edgert.converters.sources.gguf_dense import ROWS
+from edgert.converters.sources.gguf_tokenizer import CUTS
 from edgert.kernels.encodings import dequantize
 
 from edgert.bundle import Bundle
@@ -78,9 +80,15 @@ class Fused:
 
 
 def test_phi_2s_first_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no name for how texts are cut either."""
     model = model_of("phi", monkeypatch)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_pre", lambda *_: None)
     write_model(Fused(model), tmp_path / "m.gguf")
     assert_alike(tmp_path / "m.gguf", model, tmp_path / "m.edge")
+
+
+def test_every_cut_that_files_do_not_name_is_known() -> None:
+    assert {row.cut for row in ROWS.values()} - {""} <= set(CUTS)
 
 
 @pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "glm4", "granite"])

@@ -240,6 +240,7 @@ def grown(**more: Any) -> dict[str, Any]:
 SLIDE = {"attention.sliding_window": 8}
 DENSE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no-epsilon": (of("gpt2"), "'gpt2.attention.layer_norm_epsilon' is missing"),
+    "no-cut": ({**of("granite"), "tokenizer.ggml.pre": None}, "cuts texts by None"),
     "epsilon": (
         normed("phi2", **{"attention.layer_norm_epsilon": 2.0}), "'layer_norm_eps' is 2.0, expect",
     ),
