@@ -110,14 +110,14 @@ def config_of(
     keys = Keys(meta, name, faults, shapes)
     config: Config = {"model_type": row.model_type, "hidden_act": "silu"}
     for key, ours in SIZES.items():
-        if key in row.keys:
+        if key in row.sizes:
             continue
         value = keys.whole(key)
         if not value:
             faults.append(f"key '{name}.{key}' is {'missing' if value is None else 'zero'}")
         else:
             config[ours] = value
-    if "attention.head_count_kv" not in row.keys:
+    if "attention.head_count_kv" not in row.sizes:
         kv = keys.whole("attention.head_count_kv")
         config["num_key_value_heads"] = kv or config.get("num_attention_heads")
     eps = keys.number("attention.layer_norm_rms_epsilon")

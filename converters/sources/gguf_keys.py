@@ -36,13 +36,13 @@ class Change(NamedTuple):
 class Architecture:
     """How one is read. model_type: of the family. own: names of tensors of a layer, beside LAYER,
     by their role, or whole ones by role and end (`ssm_dt.bias`, `ssm_a.` without one).
-    more: adds keys of the family, from metadata. keys: that `more` reads, those of sizes in place
-    of what is read of every file. interleaved: whether rows of q and k stand in pairs, as llama.cpp
-    turns them. shifted: whether norms have their 1 added. experts: what the family calls the module
-    of stacked experts, "" without. whole: names of tensors outside of layers, beside WHOLE.
-    changes: by the name of a tensor, those of a layer by their role and end (`ssm_a`,
-    `ssm_conv1d.weight`). prefix: of the family's layers. cut: modules of the family whose rows the
-    file has in several tensors of equal shape, by the names of these.
+    more: adds keys of the family, from metadata. keys: that `more` reads. sizes: of READ those that
+    `more` reads in place of what is read of every file. interleaved: whether rows of q and k stand
+    in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added. experts: what the
+    family calls the module of stacked experts, "" without. whole: names of tensors outside of
+    layers, beside WHOLE. changes: by the name of a tensor, those of a layer by their role and end
+    (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. cut: modules of the family whose
+    rows the file has in several tensors of equal shape, by the names of these.
     """
 
     model_type: str
@@ -56,6 +56,7 @@ class Architecture:
     changes: Mapping[str, Change] = field(default_factory=dict)
     prefix: str = "model.layers"
     cut: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: frozenset[str] = frozenset()
 
 
 class Keys:
