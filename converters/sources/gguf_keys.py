@@ -114,6 +114,9 @@ class Keys:
             if each is None or not each.size or each.dtype.kind not in "iu" or np.ptp(each):
                 self.faults.append(f"key {full!r} differs between layers, expected one number")
                 return None
+            if each[0] < 0:
+                self.faults.append(f"key {full!r} is {each[0]}, expected a whole number from 0")
+                return None
             return int(each[0])
         return self.meta.whole(full)
 

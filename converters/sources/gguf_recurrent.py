@@ -183,19 +183,19 @@ ROWS: Mapping[str, Architecture] = {
     "granitehybrid": Architecture(
         "granitemoehybrid", _granite_hybrid,
         SSM | set(MULTIPLIERS.values()) | {
-            KV, "attention.scale", "expert_count", "expert_used_count",
-            "expert_feed_forward_length", "expert_shared_feed_forward_length",
+            "attention.scale", "expert_count", "expert_used_count", "expert_feed_forward_length",
+            "expert_shared_feed_forward_length",
         },
         GRANITE_HYBRID, interleaved=True, experts="block_sparse_moe.experts", changes=MIXED,
         cut={"shared_mlp.input_linear": (SHARED["gate"], SHARED["up"])}, sizes=frozenset({KV}),
     ),
     "lfm2": Architecture(
-        "lfm2", _lfm2, frozenset({KV, "shortconv.l_cache"}), LFM2,
+        "lfm2", _lfm2, frozenset({"shortconv.l_cache"}), LFM2, sizes=frozenset({KV}),
         whole={"token_embd_norm": "model.embedding_norm", "output_norm": "model.embedding_norm"},
         changes={"shortconv.conv.weight": CONVOLVED}, sizes=frozenset({KV}),
     ),
     "mamba2": Architecture(
-        "mamba2", _mamba2, SSM | NOTHING, {**_mixer_names("mixer"), "attn_norm": "norm"},
+        "mamba2", _mamba2, SSM, {**_mixer_names("mixer"), "attn_norm": "norm"},
         whole={"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"},
         changes=MIXED, prefix="backbone.layers", sizes=NOTHING,
     ),

@@ -20,11 +20,11 @@ GRANTED: dict[str, dict[str, Any]] = {
 }
 
 
-def _sizes(writer: Any, config: Any) -> None:
+def _sizes(writer: Any, config: Any, width: int = 0) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(width or config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
@@ -89,13 +89,12 @@ def _granite(writer: Any, config: Any) -> None:
 
 
 def _lfm2(writer: Any, config: Any) -> None:
-    _sizes(writer, config)
-    _by_layer(writer, config)
     width = config.intermediate_size
     if config.block_auto_adjust_ff_dim:
         width = int(config.block_ffn_dim_multiplier * int(2 * width / 3))
         width = -(-width // config.block_multiple_of) * config.block_multiple_of
-    writer.add_feed_forward_length(width)
+    _sizes(writer, config, width)
+    _by_layer(writer, config)
     writer.add_shortconv_l_cache(config.conv_L_cache)
     writer.add_layer_norm_rms_eps(config.norm_eps)
 

@@ -49,6 +49,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "heads-by-layer": (
         {"llama.attention.head_count": Typed(ARRAY, (I32, [2, 4]))}, "differs between layers",
     ),
+    "fewer-than-none": (
+        {"llama.attention.head_count_kv": Typed(ARRAY, (I32, [-1]))}, "is -1, expected a whole",
+    ),
     "unknown-key": ({"llama.no_such": 5}, "'llama.no_such' .= 5. is unknown"),
     "experts": ({"llama.expert_count": 8}, "'llama.expert_count' .= 8. is unknown, but for 0"),
     "scaling": ({"llama.rope.scaling.type": "su"}, "expected none, linear, yarn"),
@@ -196,7 +199,7 @@ RECURRENT_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "lfm2-layers": (conv(block_count=LARGE), "'num_hidden_layers' is 2147483648"),
     "lfm2-kinds": (conv(**{KV: Typed(ARRAY, (I32, [1] * 5000))}), "1 entries of .'neither'"),
     "lfm2-more-kinds": (conv(**{KV: Typed(ARRAY, (I32, [1, 0]))}), "'layer_types' has 2 entries"),
-    "lfm2-no-heads": (conv(**{KV: Typed(ARRAY, (I32, [-1]))}), "'num_key_value_heads' is -1"),
+    "lfm2-no-heads": (conv(**{KV: Typed(ARRAY, (I32, [-1]))}), "is -1, expected a whole"),
     "lfm2-heads": (conv(**{KV: Typed(ARRAY, (I32, [1, 2]))}), "differs between layers"),
     "hybrid-kinds": (mixed("granitehybrid", **{KV: "1"}), "expected a whole number"),
     "hybrid-heads": (
