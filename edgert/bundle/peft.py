@@ -87,6 +87,12 @@ class LowRank:
     def shape(self) -> tuple[int, int]:
         return self.b.shape[0], self.a.shape[1]
 
+    @property
+    def reach(self) -> float:
+        """What no value on the way to the change is larger than."""
+        a, b = (np.abs(part).astype(np.float64) for part in (self.a, self.b))
+        return float(max(b.max(), a.max(1) @ b.max(0))) * max(1.0, abs(self.scale))
+
 
 class Adapter:
     """An open adapter. name: its folder's. key: SHA-256 of its content. products: by the module of
@@ -169,7 +175,13 @@ class Adapter:
             return
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         own = self.values(lengths).reshape(-1) if lengths else None
-        to[module] = LowRank(self.values(pair["A"]), self.values(pair["B"]), scale, own)
+        found = LowRank(self.values(pair["A"]), self.values(pair["B"]), scale, own)
+        if not found.reach < float(np.finfo(np.float32).max):
+            names = " and ".join(map(repr, pair.values()))
+            faults.append(f"tensors {names} make changes of up to {found.reach:.3g}, more than "
+                          "float32 holds")  # fmt: skip
+            return
+        to[module] = found
 
     def values(self, stored: str, start: int = 0, stop: int | None = None) -> F32:
         """Rows of a tensor as float32. BundleError where they are no finite numbers."""

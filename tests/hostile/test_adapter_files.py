@@ -52,6 +52,16 @@ TENSORS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "empty": (GOOD | {f"{Q}.lora_B.weight": np.ones((0, 4), np.float32)}, "alpha 8"),
     "nan": (GOOD | {f"{Q}.lora_A.weight": A * np.nan}, "NaN or infinities"),
     "infinite": (GOOD | {f"{Q}.lora_B.weight": B * np.inf}, "NaN or infinities"),
+    "huge": (
+        GOOD
+        | {f"{Q}.lora_A.weight": A * np.float32(1e30), f"{Q}.lora_B.weight": B * np.float32(1e30)},
+        rf"{Q}\.lora_A\.weight' and .* make changes of up to 8e\+60",
+    ),
+    "huge by alpha": (
+        GOOD
+        | {f"{Q}.lora_A.weight": A * np.float32(1e-30), f"{Q}.lora_B.weight": B * np.float32(3e38)},
+        r"of up to 6e\+38",
+    ),
     "integers": (GOOD | {f"{Q}.lora_A.weight": np.ones((4, 8), np.int8)}, "is I8"),
     "a bias of B": (GOOD | {f"{Q}.lora_B.bias": np.ones(6, np.float32)}, "none of LoRA's"),
     "a path": (GOOD | {"../../x": A}, "none of LoRA's"),
