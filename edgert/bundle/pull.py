@@ -17,7 +17,7 @@ from .converted import is_gguf
 from .known_models import KNOWN
 from .manifest import MANIFEST_NAME
 from .reader import Bundle
-from .store import Name, Stored, entry, parse
+from .store import Name, Stored, entry, parse, tidy
 from .writer import BundleWriter
 
 
@@ -46,15 +46,21 @@ def pull(
             code="cache",
             hint="set EDGERT_CACHE to a writable folder",
         )
-    if isinstance(found, Path) and (found / MANIFEST_NAME).is_file():
-        if method is not None:
-            raise RequestError(
-                f"--method {method} for {found}, which is a bundle and stored as it is",
-                code="model-source",
-                hint="leave it out, or give the checkpoint",
-            )
-        _copy(found, name)
-        return entry(text)
+    try:
+        if isinstance(found, Path) and (found / MANIFEST_NAME).is_file():
+            _copy(found, name, method)
+        else:
+            _converted(found, name, text, method, force=force, progress=progress)
+    except BaseException:
+        tidy(name.path)
+        raise
+    return entry(text)
+
+
+def _converted(
+    found: str | Path, name: Name, text: str, method: str | None, *, force: bool, progress: bool
+) -> None:
+    """A checkpoint or GGUF file, converted under a name of the store."""
     from ..converters.convert import convert
 
     if progress:
@@ -70,7 +76,6 @@ def pull(
         force=force,
         progress=progress,
     )
-    return entry(text)
 
 
 def _source(name: Name, given: str | os.PathLike[str] | None) -> str | Path:
@@ -102,8 +107,14 @@ def _asks_quant(text: str) -> bool:
     return text.lower().endswith((f":{quant}", f"-{quant}"))
 
 
-def _copy(bundle: Path, name: Name) -> None:
+def _copy(bundle: Path, name: Name, method: str | None) -> None:
     """A bundle's files, verified, under a name of the store."""
+    if method is not None:
+        raise RequestError(
+            f"--method {method} for {bundle}, which is a bundle and stored as it is",
+            code="model-source",
+            hint="leave it out, or give the checkpoint",
+        )
     with BundleWriter(name.path) as writer, Bundle.open(bundle, verify="full") as opened:
         for file in opened.manifest.files:
             shutil.copyfile(opened.path_of(file), writer.file(file), follow_symlinks=False)

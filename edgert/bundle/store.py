@@ -226,7 +226,12 @@ def remove(kept: Stored) -> None:
         for folder in path.parent.glob(f"{path.name}.*"):
             if folder.name.startswith(tuple(path.name + end for end in _WORK)) and folder.is_dir():
                 remove_folder(folder)
-    for folder in (path.parent, path.parent.parent):
+    tidy(path)
+
+
+def tidy(place: Path) -> None:
+    """Remove folders around a bundle's place that hold nothing."""
+    for folder in (place.parent, place.parent.parent):
         with contextlib.suppress(OSError):  # others are in it
             if folder not in (store_root(), store_root() / NAMED, store_root() / HUB):
                 folder.rmdir()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,21 @@ def _edgert(url: str, cache: Path, *words: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "edgert", *words],
         env=env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def test_without_a_hub_a_pull_ends_at_once_in_one_error(cache: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    with fake_hub({}) as hub:
+        url = hub.url
+    start = time.perf_counter()
+    ran = _edgert(url, cache, "pull", "some/other")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert time.perf_counter() - start < 15, "the client's tries alone take 30 seconds"
+    notice, error, hint = ran.stderr.splitlines()
+    assert notice.startswith("edgert: some/other is fetched and converted")
+    assert "127.0.0.1 cannot be reached" in error
+    assert hint.startswith("  hint: check the name, the network")
+    assert not list((cache / "models" / "hub").iterdir()), "no empty folders"
 
 
 @pytest.mark.slow
