@@ -27,7 +27,7 @@ from ..extras import missing
 from . import completion, logs
 from .config import Config, add_sources, named_like_flags
 from .faults import for_terminal, wrong_value
-from .settings import Settings, emit_json
+from .settings import Settings, emit_json, refuse_empty_paths
 
 VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package, measure it and ask it a word problem.",
@@ -91,6 +91,7 @@ def _command(verb: str) -> click.Command:
     if not any(param.name == "log" for param in command.params):
         command.params += logs.log_options()
         add_sources(command)
+        refuse_empty_paths(command)
     return command
 
 
