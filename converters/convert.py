@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import system_memory
+from .. import limits, system_memory
 from ..bundle.reader import Bundle
 from ..errors import ConvertError, EdgertError, ResourceError
 from ..extras import require
@@ -27,7 +27,7 @@ from ..storage.aside import FULL
 from .auto import best
 from .calibrate import Calibration
 from .linearize import LinearizeOptions
-from .pipeline import Options, Pipeline, candidates_folder, stage_folder
+from .pipeline import Options, Pipeline, work_folders
 from .quality import held_sequences, of_bundle, of_source
 from .recipes import (
     Asked,
@@ -103,8 +103,7 @@ def convert(
             progress=progress and not follows, resume=resume and ranks == 1, golden=golden,
             threads=threads, workers=workers, cluster=cluster,
         )  # fmt: skip
-        left = (stage_folder(out), candidates_folder(out))
-        with told_where_work_stays(*left), translated_os_errors(out):
+        with told_where_work_stays(*work_folders(out)), translated_os_errors(out):
             if report is None or follows:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
@@ -170,9 +169,12 @@ def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> 
         name=(name, str, "a text"), cluster=(cluster, str, "an address"),
         report=(report, (str, os.PathLike), "a folder"),
     )  # fmt: skip
-    for what, count in (("threads", threads), ("workers", workers)):
-        if count is not None and count < 1:
-            raise ConvertError(f"{what} is {count}, expected 1 or more", code=what)
+    for what, count, most in (("threads", threads, limits.THREADS),
+                              ("workers", workers, limits.WORKERS)):  # fmt: skip
+        if count is not None and not 1 <= count <= most:
+            raise ConvertError(f"{what} is {str(count)[:80]}, expected 1 to {most}", code=what)
+    if name == "":
+        raise ConvertError("name is an empty text, expected the model's name", code="name")
     check_workers(workers, cluster)
 
 

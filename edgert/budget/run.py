@@ -15,6 +15,7 @@ import msgspec
 from ..devices.load import load
 from ..devices.profile import Profile
 from ..errors import DeviceError
+from ..limits import THREADS
 from ..session.cores import performance_cores
 from ..session.options import SessionOptions
 from .baseline import compare
@@ -48,6 +49,8 @@ def run(
     """Verdicts of a bundle. Raises DeviceError where the device is another one and nobody asked to
     predict, and what loading raises."""
     begun = time.perf_counter()
+    if ask.threads is not None and not 1 <= ask.threads <= THREADS:
+        raise DeviceError(f"threads is {ask.threads}, expected 1 to {THREADS}", code="threads")
     profile = None if ask.device == HERE else load(ask.device)
     if ask.predict:
         verdicts = _predicted(bundle, limits, ask, profile)

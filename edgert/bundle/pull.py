@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import RequestError, ResourceError
@@ -64,8 +65,8 @@ def _converted(
     from ..converters.convert import convert
 
     if progress:
-        notice(f"{found} is fetched and converted, for {name.text}; Ctrl-C stops, and the same "
-               "command goes on")  # fmt: skip
+        done = "converted" if isinstance(found, Path) else "fetched and converted"
+        notice(f"{found} is {done}, for {name.text}; Ctrl-C stops, and the same command goes on")
     keep = isinstance(found, Path) and is_gguf(found) and not _asks_quant(text)
     convert(
         found,
@@ -94,6 +95,8 @@ def _source(name: Name, given: str | os.PathLike[str] | None) -> str | Path:
     short = name.text.partition(":")[0]
     sizes = KNOWN.get(short)
     expected = f"one of the sizes {', '.join(sizes)}" if sizes else "a known name or org/repository"
+    if near := [] if sizes else get_close_matches(short, KNOWN, n=3):
+        expected += f"; did you mean {', '.join(near)}?"
     raise RequestError(
         f"{name.text!r} means no repository of the hub, expected {expected}",
         code="model-name",

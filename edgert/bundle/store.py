@@ -132,7 +132,11 @@ def _no_name(text: str, more: str) -> RequestError:
 
 def located(path: str | os.PathLike[str]) -> Path:
     """A path as it is; where nothing stands there and it is the name of a stored bundle, that
-    bundle's."""
+    bundle's. Raises BundleError for an empty one, which would be the current folder."""
+    if not os.fspath(path):
+        raise BundleError(
+            "an empty path, expected a bundle directory (name.edge)", code="bundle-missing"
+        )
     found = Path(path)
     if os.path.lexists(found):
         return found

@@ -137,21 +137,24 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(f"found {value!r}, expected bytes such as 512M or 2G") from None
 
 
-def refuse_empty_paths(command: click.Command) -> None:
-    """Have a command's files and folders be named: an empty text, as an unset variable of a shell
-    leaves it, would be the current folder."""
+def refuse_nothing(command: click.Command) -> None:
+    """Have a command refuse files and folders without a name, which would be the current folder
+    (an unset variable of a shell leaves such), and nan, which click finds in every range."""
     for param in command.params:
-        if isinstance(param.type, click.Path):
+        if isinstance(param.type, (click.Path, click.FloatRange)):
             param.type = copy(param.type)
-            setattr(param.type, "convert", partial(_named, param.type.convert))  # noqa: B010
+            setattr(param.type, "convert", partial(_something, param.type.convert))  # noqa: B010
 
 
-def _named(convert: Callable[..., Any], value: Any, param: Any, context: Any) -> Any:
-    if not os.fspath(value):
+def _something(convert: Callable[..., Any], value: Any, param: Any, context: Any) -> Any:
+    if isinstance(param.type, click.Path) and not os.fspath(value):
         raise click.BadParameter(
             "an empty path, expected a name ('.' is the current folder)", context, param
         )
-    return convert(value, param, context)
+    found = convert(value, param, context)
+    if found != found:
+        raise click.BadParameter("nan is no number, expected one", context, param)
+    return found
 
 
 def size_option(name: str, **more: Any) -> Callable[[F], F]:

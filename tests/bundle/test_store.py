@@ -207,8 +207,11 @@ def test_names_that_nothing_stands_behind(tmp_path: Path) -> None:
     assert "edgert pull qwen3:0.6b-int4" in caught.value.hint
     with pytest.raises(RequestError, match=r"one of the sizes 8b, 0\.6b"):
         pull("qwen3:999b")
-    with pytest.raises(RequestError, match="means no repository"):
+    with pytest.raises(RequestError, match="means no repository") as caught:
         pull("unheard-of")
+    assert "did you mean" not in caught.value.message
+    with pytest.raises(RequestError, match=r"; did you mean qwen3, qwen2"):
+        pull("qwen")
     with pytest.raises(RequestError, match="does not exist"):
         pull("mine", source=tmp_path / "nothing")
 

@@ -213,7 +213,7 @@ def test_answers_of_recurrent_models_come_from_the_runtime(prompts: Path, tmp_pa
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_a_request_that_means_nothing(prompts: Path, tmp_path: Path) -> None:
+def test_a_request_that_means_nothing(target: Path, prompts: Path, tmp_path: Path) -> None:
     for given in ({}, {"data": prompts, "head": tmp_path}, {"data": prompts, "quant": "int9"},
                   {"data": prompts, "answers": 0}):  # fmt: skip
         with pytest.raises(ConvertError) as caught:
@@ -225,6 +225,12 @@ def test_a_request_that_means_nothing(prompts: Path, tmp_path: Path) -> None:
                         ("eta", math.inf)):  # fmt: skip
         with pytest.raises(ConvertError, match=rf"{name} is {re.escape(str(value)[:40])}|'mse'"):
             TrainOptions(**{name: value})
+    with pytest.raises(ConvertError, match="device 'vacuum' is none that torch can use here"):
+        draft(
+            target,
+            tmp_path / "o.edge",
+            DraftRequest(prompts, train=replace(TRAIN, device="vacuum")),
+        )
     for name in ("answers", "answer", "at_once"):
         with pytest.raises(ConvertError, match=rf"{name} is '1000000000000', expected 1 to"):
             DraftRequest(prompts, **{name: 10**12})
