@@ -18,15 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import system_memory
+from .. import limits, system_memory
 from ..bundle.reader import Bundle
-from ..errors import ConvertError, ResourceError
+from ..errors import ConvertError, EdgertError, ResourceError
 from ..extras import require
+from ..notices import NOTICE, notice
 from ..storage.aside import FULL
 from .auto import best
 from .calibrate import Calibration
 from .linearize import LinearizeOptions
-from .pipeline import Options, Pipeline
+from .pipeline import Options, Pipeline, work_folders
 from .quality import held_sequences, of_bundle, of_source
 from .recipes import (
     Asked,
@@ -89,7 +90,7 @@ def convert(
     )  # fmt: skip
     wanted, plan = _planned(asked)
     _check(threads, workers, name, cluster, report)
-    out = _free(Path(os.path.abspath(out)), force=force)
+    out = free_place(out, force=force)
     ranks, follows = _ranks() if heal or linearize else (1, False)
     opened = open_source(source, ignore_remote_code=ignore_remote_code, adapters=adapters)
     with opened, place(out, aside=follows) as out:
@@ -102,7 +103,7 @@ def convert(
             progress=progress and not follows, resume=resume and ranks == 1, golden=golden,
             threads=threads, workers=workers, cluster=cluster,
         )  # fmt: skip
-        with translated_os_errors(out):
+        with told_where_work_stays(*work_folders(out)), translated_os_errors(out):
             if report is None or follows:
                 return made(opened, options, wanted)
             return reported(opened, options, wanted, Path(report))
@@ -147,8 +148,11 @@ def place(out: Path, *, aside: bool) -> Iterator[Path]:
         yield Path(folder) / out.name
 
 
-def _free(out: Path, *, force: bool) -> Path:
+def free_place(wanted: str | os.PathLike[str], *, force: bool) -> Path:
     """The output's place. Raises ConvertError where something is there that shall stay."""
+    if not os.fspath(wanted):
+        raise ConvertError("the output is an empty path, expected a new folder", code="output")
+    out = Path(os.path.abspath(wanted))
     if out.is_dir() and any(out.iterdir()) and not force:
         raise ConvertError(
             f"{out} exists, expected a new name",
@@ -165,9 +169,12 @@ def _check(threads: Any, workers: Any, name: Any, cluster: Any, report: Any) -> 
         name=(name, str, "a text"), cluster=(cluster, str, "an address"),
         report=(report, (str, os.PathLike), "a folder"),
     )  # fmt: skip
-    for what, count in (("threads", threads), ("workers", workers)):
-        if count is not None and count < 1:
-            raise ConvertError(f"{what} is {count}, expected 1 or more", code=what)
+    for what, count, most in (("threads", threads, limits.THREADS),
+                              ("workers", workers, limits.WORKERS)):  # fmt: skip
+        if count is not None and not 1 <= count <= most:
+            raise ConvertError(f"{what} is {str(count)[:80]}, expected 1 to {most}", code=what)
+    if name == "":
+        raise ConvertError("name is an empty text, expected the model's name", code="name")
     check_workers(workers, cluster)
 
 
@@ -214,6 +221,21 @@ def reported(
 
 
 @contextmanager
+def told_where_work_stays(*folders: Path) -> Iterator[None]:
+    """Errors that say which of these folders hold what is done, for the next run to take over."""
+    try:
+        yield
+    except BaseException as error:
+        if left := " and ".join(str(folder) for folder in folders if folder.is_dir()):
+            said = f"what is done stays in {left}: the same command goes on from there"
+            if isinstance(error, EdgertError):
+                error.hint = f"{error.hint}; {said}" if error.hint else said
+            else:
+                notice(said, NOTICE)
+        raise
+
+
+@contextmanager
 def translated_os_errors(out: Path) -> Iterator[None]:
     """Errors of the file system, and of memory, as ResourceError."""
     try:
@@ -223,8 +245,7 @@ def translated_os_errors(out: Path) -> Iterator[None]:
             f"out of memory: {error or 'the system gave no more'}; "
             f"{system_memory.free() / 1e9:.2f} GB are available",
             code="memory",
-            hint="close other programs, use fewer threads, or convert on a machine with more "
-            "memory; what is done so far is taken over by the next run",
+            hint="close other programs, use fewer threads, or convert where there is more memory",
         ) from error
     except OSError as error:
         raise ResourceError(

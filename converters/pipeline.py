@@ -341,6 +341,11 @@ def candidates_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.candidates")
 
 
+def work_folders(out: Path) -> tuple[Path, ...]:
+    """Both of them."""
+    return stage_folder(out), candidates_folder(out)
+
+
 def other_bytes(reading: Reading, draft: str = ANEW) -> int:
     """Bytes of a bundle besides the text part's weights, nearly: two times the graphs' leave room
     for factors and the manifest. draft: how a draft part is stored."""

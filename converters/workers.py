@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from .. import limits
 from ..errors import ConvertError
 from . import blas
 from .job_line import Function
@@ -74,8 +75,14 @@ def open_workers(
 def check(count: int, cluster: str | None, **others: int) -> None:
     """Raise ConvertError for numbers out of range, and for workers beside a cluster."""
     for what, number in {"count": count, **others}.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ConvertError(f"{what} of workers is {number!r}, expected 1 or more")
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if not whole or not 1 <= number <= limits.WORKERS:
+            raise ConvertError(
+                f"{what} of workers is {str(number)[:80]}, expected 1 to {limits.WORKERS}",
+                code="workers",
+            )
+    if cluster == "":
+        raise ConvertError("the cluster is an empty text, expected an address", code="cluster")
     if cluster is not None and count != 1:
         raise ConvertError(
             f"{count} workers and the cluster {cluster!r}, expected one of them",

@@ -138,5 +138,8 @@ def _write(file: Path, prompts: Sequence[Ids], writer: Writer, seed: int) -> Non
     answers = writer(prompts, heat, seed)
     texts = [np.concatenate([p, a | MARK]) for p, a in zip(prompts, answers, strict=True)]
     aside = file.with_suffix(".new.npz")
-    np.savez(aside, ids=np.concatenate(texts), sizes=np.asarray([len(ids) for ids in texts]))
-    os.replace(aside, file)
+    try:
+        np.savez(aside, ids=np.concatenate(texts), sizes=np.asarray([len(ids) for ids in texts]))
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

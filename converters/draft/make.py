@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ... import limits
 from ...bundle.reader import Bundle
 from ...errors import ConvertError
 from ...kernels.encodings import asked
@@ -21,7 +22,7 @@ from ...session.options import SessionOptions
 from ...storage.replace import remove_folder
 from ...text.model import TextModel
 from ...text.tokenizer import Tokenizer
-from ..convert import translated_os_errors
+from ..convert import free_place, told_where_work_stays, translated_os_errors
 from ..heal.ranks import Ranks, joined, local_device
 from .answers import ByRuntime, OnTorch, Writer, answered
 from .attach import attach
@@ -29,7 +30,7 @@ from .options import TrainedHead, TrainOptions
 from .prompts import read_prompts
 from .saved import FILES, load_head, save_head
 from .target import Ids, Target
-from .training import train_head
+from .training import DIVERGED, check_options, train_head
 
 HELD = 16  # prompts that are measured on and not trained on, at most; a tenth of few ones
 WORK = "draft-work"
@@ -64,8 +65,8 @@ class DraftRequest:
         if self.quant not in asked():
             raise _wrong("quant", self.quant, f"one of {sorted(asked())}")
         for name in ("answers", "answer", "at_once"):
-            if getattr(self, name) < 1:
-                raise _wrong(name, getattr(self, name), "1 or more")
+            if not 1 <= getattr(self, name) <= limits.TRAINING_BATCH:
+                raise _wrong(name, getattr(self, name), f"1 to {limits.TRAINING_BATCH}")
 
     def key(self) -> list[Any]:
         """What answers and head depend on, besides model and prompts."""
@@ -101,16 +102,13 @@ def make(
     target: str | os.PathLike[str], out: str | os.PathLike[str], request: DraftRequest
 ) -> DraftReport:
     """`draft`, which says what is raised."""
-    out, start = Path(os.path.abspath(out)), time.perf_counter()
-    if out.is_dir() and any(out.iterdir()) and not request.force:
-        raise ConvertError(
-            f"{out} exists, expected a new name",
-            code="output-exists",
-            hint="choose another name, or replace it with --force (force=True)",
-        )
+    out, start = free_place(out, force=request.force), time.perf_counter()
     work = out.with_name(f"{out.name}.{WORK}")  # all ranks share it
     ranks, held = Ranks(), list[Ids]()
-    with Bundle.open(target) as bundle, translated_os_errors(out):
+    with (
+        Bundle.open(target) as bundle, told_where_work_stays(work), _without_empty_ones(work),
+        translated_os_errors(out),
+    ):  # fmt: skip
         if request.head is not None:
             head = load_head(request.head)
         else:
@@ -128,6 +126,18 @@ def make(
     return DraftReport(str(out), head.told, measured, nbytes, seconds, ranks.rank)
 
 
+@contextmanager
+def _without_empty_ones(work: Path) -> Iterator[None]:
+    """After an error, folders in which nothing was kept are removed."""
+    try:
+        yield
+    except BaseException:
+        for folder in (*work.glob("*"), work):
+            with suppress(OSError):  # it is no folder, or holds something
+                folder.rmdir()
+        raise
+
+
 def _trained(
     bundle: Bundle, request: DraftRequest, work: Path, ranks: Ranks
 ) -> tuple[TrainedHead, list[Ids]]:
@@ -140,15 +150,21 @@ def _trained(
     device = local_device(request.train.device)
     graph, weights = bundle.graph(), bundle.weights()
     target = Target(graph, weights, device, half=device.startswith("cuda"))
+    check_options(graph, target.vocabulary, request.train, ranks)
     with ExitStack() as stack:
         writer = _writer(stack, bundle, target, prompts, request, tokenizer.eos_token_ids)
         ids = answered(
             prompts, writer, folder, batch=request.at_once, seed=request.train.seed, ranks=ranks
         )
-    head = train_head(
-        graph, weights, ids, request.train, always=_always(tokenizer), folder=folder,
-        progress=request.progress, target=target,
-    )  # fmt: skip
+    try:
+        head = train_head(
+            graph, weights, ids, request.train, always=_always(tokenizer), folder=folder,
+            progress=request.progress, target=target,
+        )  # fmt: skip
+    except ConvertError as error:
+        if error.code != DIVERGED and not request.keep:  # the same answers would be refused again
+            remove_folder(folder)
+        raise
     if ranks.rank == 0:
         save_head(head, folder)
     return head, held

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import limits
 from ...errors import ConvertError
 from .losses import ETA, LOSSES, Loss
 from .shape import HeadShape
@@ -18,6 +19,10 @@ F32 = NDArray[np.float32]
 MARK = 1 << 30  # added to the ids of tokens whose guesses are trained: answers, not prompts
 UNROLLED = 6  # guesses behind each other that are trained
 RATE = 1e-3
+MOST = {
+    "tokens": limits.TRAINING_TOKENS, "batch": limits.TRAINING_BATCH,
+    "micro": limits.TRAINING_BATCH, "unrolled": 64, "length": limits.CONTEXT_TOKENS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,19 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
-            raise _wrong("loss", self.loss, f"one of {list(LOSSES)}")
-        for name in ("tokens", "batch", "micro", "unrolled"):
-            if getattr(self, name) < 1:
-                raise _wrong(name, getattr(self, name), "1 or more")
+            raise _wrong("loss", repr(self.loss), f"one of {list(LOSSES)}")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise _wrong(name, getattr(self, name), f"1 to {most}")
         if self.length < self.unrolled + 3:
             raise _wrong("length", self.length, f"{self.unrolled + 3} or more: guesses go beyond")
         for name, value in (("rate", self.rate), ("eta", self.eta), ("seconds", self.seconds)):
-            if not value > 0:
-                raise _wrong(name, value, "more than 0")
+            if not value > 0 or (math.isinf(value) and name != "seconds"):
+                raise _wrong(name, value, "a number of more than 0")
         if self.vocabulary < 0:
             raise _wrong("vocabulary", self.vocabulary, "0 or more")
+        if not 0 <= self.seed < limits.SEED:
+            raise _wrong("seed", self.seed, f"0 to {limits.SEED - 1}")
 
     def key(self) -> dict[str, Any]:
         """What a result depends on."""
@@ -69,7 +76,7 @@ class TrainOptions:
 
 def _wrong(name: str, value: object, expected: str) -> ConvertError:
     return ConvertError(
-        f"the draft head's {name} is {value!r}, expected {expected}", code="draft-options"
+        f"the draft head's {name} is {str(value)[:80]}, expected {expected}", code="draft-options"
     )
 
 

@@ -27,18 +27,13 @@ from .target import Ids, Target
 WARM = 100  # steps in which the rate rises
 CLIP = 0.5  # largest norm of the whole gradient
 SEEN = 50  # newest steps whose measures are told
-NAME = "head"
+NAME, WORK = "head", "draft"
+DIVERGED = f"{WORK}-diverged"  # the code of errors of losses
 
 
 def frequent(ids: Ids, count: int, vocabulary: int, always: Sequence[int] = ()) -> Ids:
     """The `count` most frequent tokens of ids (marks ignored), `always` among them, rising; the
     lowest ids where fewer occur. vocabulary: of the model."""
-    if not 1 <= count <= vocabulary:
-        raise ConvertError(
-            f"a draft vocabulary of {count} tokens, the model has {vocabulary}",
-            code="draft-options",
-            hint="leave it out for the usual size",
-        )
     seen = np.bincount(ids & (MARK - 1), minlength=vocabulary)[:vocabulary].astype(np.int64)
     seen[[token for token in always if 0 <= token < vocabulary]] = len(ids) + 1
     order = np.argsort(-seen, kind="stable")[:count]
@@ -66,12 +61,11 @@ def train_head(
     """
     device = local_device(options.device)
     ranks = joined(device)
-    _check(ids, options, ranks)
     half = torch.device(device).type == "cuda"
     target = target or Target(graph, weights, device, half=half)
-    count = options.vocabulary or usual_vocabulary(target.vocabulary)
-    some = frequent(ids, count, target.vocabulary, always)
-    shape = shape_for(graph, count)
+    shape = check_options(graph, target.vocabulary, options, ranks)
+    _check(ids, options)
+    some = frequent(ids, shape.vocabulary, target.vocabulary, always)
     first = fresh(
         shape, _frequencies(graph, weights, shape), _final_norm(graph, weights, shape.width),
         _output_rows(graph, weights, some), seed=options.seed,
@@ -79,18 +73,33 @@ def train_head(
     return _Training(shape, first, some, target, ids, options, ranks, folder, progress).run()
 
 
-def _check(ids: Ids, options: TrainOptions, ranks: Ranks) -> None:
+def check_options(graph: Graph, vocabulary: int, options: TrainOptions, ranks: Ranks) -> HeadShape:
+    """The head's shape, before anything is answered. Raises ConvertError for a graph without one
+    and for options that do not fit the model or the processes. vocabulary: of the model."""
     each = options.batch // options.length
+    if each < 1 or each % ranks.world:
+        raise ConvertError(
+            f"a batch of {options.batch} tokens has {each} sequences of {options.length} for "
+            f"{ranks.world} processes, expected a multiple of it, 1 or more for each",
+            code="draft-options",
+            hint="choose another --batch or --length",
+        )
+    count = options.vocabulary or usual_vocabulary(vocabulary)
+    if not 1 <= count <= vocabulary:
+        raise ConvertError(
+            f"a draft vocabulary of {count} tokens, the model has {vocabulary}",
+            code="draft-options",
+            hint="leave it out for the usual size",
+        )
+    return shape_for(graph, count)
+
+
+def _check(ids: Ids, options: TrainOptions) -> None:
     if len(ids) < 2 * options.length:
         raise ConvertError(
             f"draft training got {len(ids)} tokens, expected {2 * options.length} or more",
             code="draft-text",
             hint="give more prompts, or a smaller --length",
-        )
-    if each < 1 or each % ranks.world:
-        raise ConvertError(
-            f"a batch of {each} sequences for {ranks.world} processes, expected a multiple of it",
-            code="draft-options",
         )
     if not (ids >= MARK).any():
         raise ConvertError("draft training got no token that is marked", code="draft-text")
@@ -139,7 +148,7 @@ class _Training:
         keeper = Keeper(folder, ranks, key)
         stage = Stage(
             NAME, options.tokens, options.seconds, options.batch, options.micro, options.length,
-            options.length, options.seed, "draft",
+            options.length, options.seed, WORK,
         )  # fmt: skip
         self.trainer = Trainer(
             stage, ids, self.leaves, self.optimizer, keeper, device, bar=progress

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ... import limits
 from ...errors import ConvertError
 from ...kernels.quant import Matrix
 
@@ -49,9 +50,11 @@ class HealOptions:
         if self.micro_batch is not None:
             counts["micro_batch"] = self.micro_batch
         for name, value in counts.items():
-            if value < 1:
+            most = limits.TRAINING_TOKENS if name == "tokens" else limits.TRAINING_BATCH
+            if not 1 <= value <= most:
                 raise ConvertError(
-                    f"healing's {name} is {value}, expected 1 or more", code="heal-options"
+                    f"healing's {name} is {str(value)[:80]}, expected 1 to {most}",
+                    code="heal-options",
                 )
         if not 0 < self.peak < 1:
             raise ConvertError(

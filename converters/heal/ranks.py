@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...errors import ConvertError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -51,9 +53,19 @@ class Ranks:
 
 
 def local_device(asked: str | None) -> str:
-    """Where this process computes: the GPU of its own number, or what was asked for."""
-    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    """Where this process computes: the GPU of its own number, or what was asked for. Raises
+    ConvertError for what torch does not have here."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if asked is None else asked
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
+        raise ConvertError(
+            f"device {device[:80]!r} is none that torch can use here: {str(error)[:200]}",
+            code="torch-device",
+            hint="name cuda or cpu, or leave it out",
+        ) from None
+    return device
 
 
 def joined(device: str) -> Ranks:

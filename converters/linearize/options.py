@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import limits
 from ...errors import ConvertError
 from ...graph import Graph
 from ...kernels.ops_linear import CHUNKS
@@ -20,6 +21,10 @@ MODES = ("shifted", "square")
 ALIGNED = 0.2  # of the tokens, for stage 1
 NEW_ONLY = 0.3  # of stage 1, in which the teacher's own weights stay
 RATES = {50_000_000: 3e-4, 500_000_000: 1e-4}  # of stage 2, up to so many parameters
+MOST = {
+    "tokens": limits.TRAINING_TOKENS, "batch": limits.TRAINING_BATCH,
+    "micro_batch": limits.TRAINING_BATCH,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,13 @@ class LinearizeOptions:
             "mode": self.mode not in MODES,
             "chunk": self.chunk not in CHUNKS,
             "features": self.features is not None and not 0 < self.features <= 256,
-            "serve": self.serve != 0 and not is_count(self.serve),
+            "serve": self.serve != 0
+            and not (is_count(self.serve) and self.serve <= limits.MAX_TOKENS),
             "rate": self.rate is not None and not 0 < self.rate < 1,
             "next_token": not 0 <= self.next_token <= 10,
             **{
-                name: not is_count(getattr(self, name))
-                for name in ("tokens", "batch", "micro_batch")
+                name: not is_count(getattr(self, name)) or getattr(self, name) > most
+                for name, most in MOST.items()
             },
         }
         for name, bad in wrong.items():
@@ -120,6 +126,8 @@ EXPECTED = {
     "features": "1 to 256",
     "rate": "more than 0 and less than 1",
     "next_token": "0 to 10",
+    "serve": f"0 to {limits.MAX_TOKENS}",
+    **{name: f"1 to {most}" for name, most in MOST.items()},
 }
 
 

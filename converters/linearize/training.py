@@ -116,8 +116,11 @@ class Keeper:
         if self.folder is None or self.ranks.rank:
             return
         aside = self.folder / f"{name}.new"
-        torch.save(dict(state), aside)
-        os.replace(aside, self.folder / f"{name}.pt")
+        try:
+            torch.save(dict(state), aside)
+            os.replace(aside, self.folder / f"{name}.pt")
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def warm_cosine(progress: float, step: int, warm: int, least: float) -> float:

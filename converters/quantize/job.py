@@ -74,7 +74,7 @@ def ended(name: str, shape: tuple[int, ...], error: MemoryError) -> ResourceErro
         + (f": {error}" if str(error) else ""),
         code="memory",
         hint="close other programs, use fewer workers and threads, or convert on a machine with "
-        "more memory; what is done so far is taken over by the next run",
+        "more memory",
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...bundle.peft import Adapter, LowRank, names_in_checkpoint
+from ...bundle.peft import DIVERGED, Adapter, LowRank, names_in_checkpoint
 from ...errors import BundleError, ConvertError
 from ..families.recipe import F32
 from .base import SourceTensor
@@ -19,22 +19,40 @@ from .base import SourceTensor
 Tensors = dict[str, SourceTensor]
 
 
+LARGEST = 65504.0  # of float16, which calibration and scales have
+
+
 class Changed:
-    """A matrix [N, K] plus what an adapter adds; `turned` where it is stored as [K, N]."""
+    """A matrix [N, K] plus what a module of an adapter adds; `turned` where it is stored as [K, N].
+
+    Values that are no numbers, or beyond LARGEST, raise ConvertError where the adapter made them.
+    """
 
     dtype = "F32"
 
-    def __init__(self, base: SourceTensor, change: LowRank, *, turned: bool) -> None:
+    def __init__(
+        self, base: SourceTensor, adapter: Adapter, module: str, change: LowRank, *, turned: bool
+    ) -> None:
         self.base, self.change, self.turned, self.shape = base, change, turned, base.shape
+        self.adapter, self.module = adapter, module
 
     def rows(self, start: int, stop: int) -> F32:
-        change, rows = self.change, self.base.rows(start, stop)
+        rows = self.base.rows(start, stop)
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            found = self._sum(rows, start, stop)
+        if not _largest(found) <= LARGEST and _largest(rows) <= LARGEST:
+            raise _too_large(self.adapter, f"module {self.module!r}", found)
+        return found
+
+    def _sum(self, rows: F32, start: int, stop: int) -> F32:
+        change = self.change
         if self.turned:
             return rows + np.float32(change.scale) * (change.a[:, start:stop].T @ change.b.T)
         found = rows + np.float32(change.scale) * (change.b[start:stop] @ change.a)
         if change.lengths is not None:
-            own = change.lengths[start:stop, None]
-            found *= own / np.linalg.norm(found, axis=1, keepdims=True)
+            size = np.linalg.norm(found, axis=1, keepdims=True)
+            size[~np.isfinite(size)] = np.nan  # else its row would be zeros
+            found *= change.lengths[start:stop, None] / size
         return found
 
 
@@ -48,7 +66,25 @@ class Replaced:
         self.shape = adapter.file.info(stored).shape
 
     def rows(self, start: int, stop: int) -> F32:
-        return self.adapter.values(self.stored, start, stop)
+        found = self.adapter.values(self.stored, start, stop)
+        if _largest(found) > LARGEST:
+            raise _too_large(self.adapter, f"tensor {self.stored!r}", found)
+        return found
+
+
+def _largest(rows: F32) -> float:
+    return float(np.abs(rows).max(initial=0.0))
+
+
+def _too_large(adapter: Adapter, what: str, found: F32) -> ConvertError:
+    return ConvertError(
+        f"adapter {adapter.path}: {what} makes weights of up to {_largest(found):.3g}, expected "
+        f"finite ones of at most {LARGEST:g}",
+        code="adapter-values",
+        hint=DIVERGED,
+        adapter=adapter.path,
+        what=what,
+    )
 
 
 def opened_adapters(paths: Sequence[object]) -> list[Adapter]:
@@ -98,7 +134,7 @@ def _merge(adapter: Adapter, out: Tensors, tied: Mapping[str, str], faults: list
             elif turned and change.lengths is not None:
                 faults.append(f"adapter {adapter.name!r} uses DoRA on transposed {module!r}")
             else:
-                out[found] = Changed(out[found], change, turned=turned)
+                out[found] = Changed(out[found], adapter, module, change, turned=turned)
 
 
 def _touched(adapter: Adapter, names: set[str]) -> set[str]:

@@ -10,6 +10,7 @@ A new kind of source is one file with two functions, `recognises(source) -> bool
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -137,6 +138,10 @@ def open_source(source: str | Path, *, adapters: Sequence[Any] = (), **options: 
     `ignore_remote_code`. Raises ConvertError (source, download, checkpoint-file, ... with what was
     found).
     """
+    if not os.fspath(source):
+        raise ConvertError(
+            "the source is an empty path, expected a folder or hub id", code="source"
+        )
     *others, last = (import_module(name, __package__) for name in SOURCES)
     for module in others:
         if module.recognises(source):

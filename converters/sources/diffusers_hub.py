@@ -6,12 +6,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ... import limits
 from ...errors import BundleError, ConvertError
 from ...storage.folder import check_name
 from .files import json_object, read_file, weight_map
 from .hub import HUB_ID
+from .hub_client import cache_only, meaning, quiet
 from .pipelines import INDEX, layout_of, needed_files
 
 _PLAIN = re.compile(r"[\w./ +-]+")  # names that mean themselves as patterns
@@ -25,10 +27,7 @@ def recognises(source: str | Path) -> bool:
     if not isinstance(source, str) or not HUB_ID.fullmatch(source) or source.startswith("."):
         return False
     try:
-        from huggingface_hub import hf_hub_download
-
-        repo, _, revision = source.partition("@")
-        return Path(hf_hub_download(repo, INDEX, revision=revision or None)).is_file()
+        return _index(source).is_file()
     except Exception:  # no such file, no network, no package: the next kind of source says why
         return False
 
@@ -38,17 +37,31 @@ def pipeline_folder(source: str | Path) -> Path:
     if Path(source).is_dir():
         return Path(source)
     repo, _, revision = str(source).partition("@")
+    offline = cache_only()
     try:
-        return _fetched(repo, revision or None)
+        if offline:
+            return _index(str(source)).parent
+        with quiet():
+            return _fetched(repo, revision or None)
     except ConvertError:
         raise
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise ConvertError(
-            f"{source} could not be downloaded: {type(error).__name__}: {str(error)[:300]}",
+            f"{source} could not be downloaded: {meaning(error, offline)}",
             code="download",
             hint="check the name, the network and, for gated models, `hf auth login`; or bring the "
             "pipeline's folder here and give its path",
         ) from error
+
+
+def _index(source: str) -> Path:
+    """What says that a hub id is a pipeline; raises what the client does."""
+    from huggingface_hub import hf_hub_download
+
+    repo, _, revision = source.partition("@")
+    more: dict[str, Any] = {"local_files_only": True} if cache_only() else {}
+    with quiet():
+        return Path(hf_hub_download(repo, INDEX, revision=revision or None, **more))
 
 
 def _fetched(repo: str, revision: str | None) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ...errors import ConvertError
+from .hub_client import cache_only, meaning, quiet
 
 SIDECARS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", *SIDECARS]
@@ -58,15 +60,18 @@ def _download(source: str) -> Path:
             hint="pip install huggingface_hub, or download the checkpoint yourself",
         ) from None
     repo, _, revision = source.partition("@")
+    offline = cache_only()
+    asked: dict[str, Any] = {"revision": revision or None}
+    asked |= {"local_files_only": True} if offline else {}
     try:
-        found = snapshot_download(
-            repo, revision=revision or None, allow_patterns=DOWNLOAD, ignore_patterns=SKIPPED
-        )
-        snapshot_download(repo, revision=revision or None, allow_patterns=FURTHER)
+        with quiet():
+            found = snapshot_download(
+                repo, allow_patterns=DOWNLOAD, ignore_patterns=SKIPPED, **asked
+            )
+            snapshot_download(repo, allow_patterns=FURTHER, **asked)
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise ConvertError(
-            f"{source} is no directory here and could not be downloaded: "
-            f"{type(error).__name__}: {str(error)[:300]}",
+            f"{source} is no directory here and could not be downloaded: {meaning(error, offline)}",
             code="download",
             hint="check the name, the network and, for gated models, `hf auth login`; or bring the "
             "checkpoint's folder here and give its path",

@@ -47,34 +47,46 @@ with edgert.load(path, device, threads, context, kv_bits=bits, kv_memory=memory)
 
 class Child(Source):
     """A source of bursts: a fresh process each, from which come "load" and "start" in seconds and
-    "peak" in bytes (with a prompt of 512). A first one fills caches and does not count."""
+    "peak" in bytes (with a prompt of 512). A first one, without the limit, fills caches and does
+    not count. Where it comes to its token and a process within the limit does not, the limit is
+    the reason."""
 
     name = "fresh processes"
 
     def __init__(self, bundle: Path, options: SessionOptions, limit: int | None = None) -> None:
-        memory = options.kv_memory
-        if limit is not None and memory is None:
-            memory = max(1, limit // 4)  # of keys and values: address space counts in a limit
-        fields = (
-            str(bundle), options.device, options.threads, options.ctx_size, options.kv_bits, memory,
-            ASKED,
-        )  # fmt: skip
-        self.command = [sys.executable, "-c", _CODE, json.dumps(fields)]
-        self.limit = limit
-        self._run()
+        self.bundle, self.options, self.limit = bundle, options, limit
+        self._run(None)
 
     def burst(self) -> Mapping[str, F64]:
-        load, start, peak = self._run()
+        if self.fault:
+            return {}
+        try:
+            load, start, peak = self._run(self.limit)
+        except ResourceError as error:
+            if self.limit is None:
+                raise
+            self.fault = error.message
+            return {}
         return {"load": np.array([load]), "start": np.array([start]), "peak": np.array([peak])}
 
     def close(self) -> None:
         """Nothing is held between bursts."""
 
-    def _run(self) -> tuple[float, float, float]:
-        with _group(self.limit) as enter, tempfile.TemporaryFile() as errors:
+    def _command(self, limit: int | None) -> list[str]:
+        options, memory = self.options, self.options.kv_memory
+        if limit is not None and memory is None:
+            memory = max(1, limit // 4)  # of keys and values: address space counts in a limit
+        fields = (
+            str(self.bundle), options.device, options.threads, options.ctx_size, options.kv_bits,
+            memory, ASKED,
+        )  # fmt: skip
+        return [sys.executable, "-c", _CODE, json.dumps(fields)]
+
+    def _run(self, limit: int | None) -> tuple[float, float, float]:
+        with _group(limit) as enter, tempfile.TemporaryFile() as errors:
             begun = time.perf_counter()
             with subprocess.Popen(
-                self.command, stdout=subprocess.PIPE, stderr=errors, text=True,
+                self._command(limit), stdout=subprocess.PIPE, stderr=errors, text=True,
                 preexec_fn=enter,
             ) as process:  # fmt: skip
                 first = process.stdout.readline() if process.stdout else ""
@@ -83,7 +95,7 @@ class Child(Source):
             errors.seek(0)
             said = errors.read().decode("utf-8", "replace").strip().splitlines()
         if process.returncode or first.strip() != "first":
-            limited = f" within {self.limit / 1e6:.0f} MB" if self.limit else ""
+            limited = f" within {limit / 1e6:.0f} MB" if limit else ""
             last = (said or ["no message"])[-1]
             raise ResourceError(
                 f"a process with the model did not come to its first token{limited}: it ended "

@@ -160,7 +160,9 @@ class Run:
             if collecting:
                 gc.enable()
         self.count += 1
-        if look := statistics.is_look(self.count):
+        if self.source.fault:
+            self.decided = {limit: self.verdict(limit, statistics.ALPHA) for limit in self.wanted}
+        elif look := statistics.is_look(self.count):
             self._look(statistics.alpha_at(look))
 
     def _look(self, alpha: float) -> None:
@@ -189,6 +191,8 @@ class Run:
 
     def verdict(self, limit: Limit, alpha: float, since: int = 0) -> Verdict:
         """What can be said of a limit now. since: bursts before those that count."""
+        if self.source.fault:
+            return missing(limit, "measured", self.source.fault, "fail")
         bursts = self.bursts.get(sampled(limit), [])[since:]
         if not bursts:
             why = f"this machine does not show {limit.metric.unit}" if self.count else "no time"

@@ -88,11 +88,11 @@ def verdict(
     )  # fmt: skip
 
 
-def missing(limit: Limit, how: Literal["measured", "predicted"], why: str) -> Verdict:
-    """A limit that nothing is known about."""
-    return Verdict(
-        limit.name, limit.value, limit.metric.unit, "undecided", how, limit.tokens, why=why
-    )
+def missing(
+    limit: Limit, how: Literal["measured", "predicted"], why: str, outcome: Outcome = "undecided"
+) -> Verdict:
+    """A limit whose value is not known."""
+    return Verdict(limit.name, limit.value, limit.metric.unit, outcome, how, limit.tokens, why=why)
 
 
 def lines(report: Report) -> list[str]:

@@ -15,6 +15,7 @@ import msgspec
 from ..devices.load import load
 from ..devices.profile import Profile
 from ..errors import DeviceError
+from ..limits import THREADS
 from ..session.cores import performance_cores
 from ..session.options import SessionOptions
 from .baseline import compare
@@ -22,6 +23,7 @@ from .limits import Limit
 from .report import SCHEMA, Report
 
 HERE = "here"
+MOST_MEMORY = 1 << 60  # bytes
 BASELINE_BURSTS = 12  # at least, where runs are compared
 
 
@@ -47,6 +49,8 @@ def run(
     """Verdicts of a bundle. Raises DeviceError where the device is another one and nobody asked to
     predict, and what loading raises."""
     begun = time.perf_counter()
+    if ask.threads is not None and not 1 <= ask.threads <= THREADS:
+        raise DeviceError(f"threads is {ask.threads}, expected 1 to {THREADS}", code="threads")
     profile = None if ask.device == HERE else load(ask.device)
     if ask.predict:
         verdicts = _predicted(bundle, limits, ask, profile)
@@ -54,17 +58,8 @@ def run(
         return Report(SCHEMA, str(bundle), label, tuple(verdicts), time.perf_counter() - begun)
     if profile is not None:
         _check_here(profile)
-    if ask.limit_memory and sys.platform != "linux":
-        raise DeviceError(
-            f"a limit on memory needs Linux, this is {sys.platform}", code="test-memory",
-            hint="leave --limit-memory out; peak_mb in the budget is measured everywhere",
-        )  # fmt: skip
-    if ask.limit_memory and not any(limit.metric.kind == "process" for limit in limits):
-        raise DeviceError(
-            "the limit on memory is of processes that load and start the model, and nothing of the "
-            "budget starts one",
-            code="test-memory", hint="add load_s, cold_start_s or peak_mb",
-        )  # fmt: skip
+    if ask.limit_memory is not None:
+        _check_memory(ask.limit_memory, limits)
     from ..machine.probe import Busy
     from .children import how_limited
     from .measure import measure
@@ -82,7 +77,7 @@ def run(
     conditions: dict[str, Any] = {"busy_cores": round(watch.others(), 2)}
     if ask.threads:
         conditions["threads"] = ask.threads
-    if ask.limit_memory:
+    if ask.limit_memory is not None:
         conditions |= {"limit_memory": ask.limit_memory, "limited_by": how_limited()}
     label = profile.label if profile else HERE
     spent = time.perf_counter() - begun
@@ -100,6 +95,26 @@ def _predicted(bundle: Path, limits: Sequence[Limit], ask: Ask, profile: Profile
     return predict(
         bundle, limits, profile, threads=ask.threads, kv_bits=ask.kv_bits, provider=ask.compute
     )
+
+
+def _check_memory(size: int, limits: Sequence[Limit]) -> None:
+    """DeviceError for a limit on memory that cannot be kept, or would hold for nothing."""
+    if sys.platform != "linux":
+        raise DeviceError(
+            f"a limit on memory needs Linux, this is {sys.platform}", code="test-memory",
+            hint="leave --limit-memory out; peak_mb in the budget is measured everywhere",
+        )  # fmt: skip
+    if not 0 < size < MOST_MEMORY:
+        raise DeviceError(
+            f"a limit of {size} bytes on memory, expected 1 or more and less than 2 ** 60",
+            code="test-memory", hint="give the memory of a machine, such as 2G",
+        )  # fmt: skip
+    if not any(limit.metric.kind == "process" for limit in limits):
+        raise DeviceError(
+            "the limit on memory is of processes that load and start the model, and nothing of the "
+            "budget starts one",
+            code="test-memory", hint="add load_s, cold_start_s or peak_mb",
+        )  # fmt: skip
 
 
 def _check_here(profile: Profile) -> None:

@@ -10,9 +10,10 @@ from .statistics import F64
 
 class Source(ABC):
     """Something that gives bursts of samples, in the units of METRICS' `scale`: seconds, bytes,
-    watts."""
+    watts. fault: why it has none and never will; every limit on them is then broken."""
 
     name: str
+    fault = ""
 
     @abstractmethod
     def burst(self) -> Mapping[str, F64]:

@@ -54,6 +54,11 @@ _INSIDE = (
 )  # fmt: skip
 # Beginnings of training that leave the model's own weights as they are.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+KINDS = (
+    "edgert takes LoRA adapters (rslora and DoRA too) of plain float tensors; merge others with "
+    "PEFT's merge_and_unload() and convert the result"
+)
+DIVERGED = "the adapter is damaged or its training diverged; take another one"
 
 
 class _Config(msgspec.Struct):
@@ -86,6 +91,12 @@ class LowRank:
     @property
     def shape(self) -> tuple[int, int]:
         return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def reach(self) -> float:
+        """What no value on the way to the change is larger than."""
+        a, b = (np.abs(part).astype(np.float64) for part in (self.a, self.b))
+        return float(max(b.max(), a.max(1) @ b.max(0))) * max(1.0, abs(self.scale))
 
 
 class Adapter:
@@ -169,7 +180,14 @@ class Adapter:
             return
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         own = self.values(lengths).reshape(-1) if lengths else None
-        to[module] = LowRank(self.values(pair["A"]), self.values(pair["B"]), scale, own)
+        found = LowRank(self.values(pair["A"]), self.values(pair["B"]), scale, own)
+        if not found.reach < float(np.finfo(np.float32).max):
+            names = " and ".join(map(repr, pair.values()))
+            said = (
+                f"tensors {names} make changes of up to {found.reach:.3g}, more than float32 holds"
+            )
+            _refuse(self.path, [said], DIVERGED)
+        to[module] = found
 
     def values(self, stored: str, start: int = 0, stop: int | None = None) -> F32:
         """Rows of a tensor as float32. BundleError where they are no finite numbers."""
@@ -178,7 +196,7 @@ class Adapter:
             rows = (rows.astype(np.uint32) << 16).view(np.float32)
         found = np.array(rows, np.float32)
         if not np.isfinite(found).all():
-            _refuse(self.path, [f"tensor {stored!r} holds NaN or infinities"])
+            _refuse(self.path, [f"tensor {stored!r} holds NaN or infinities"], DIVERGED)
         return found
 
     def close(self) -> None:
@@ -268,7 +286,7 @@ def _tensors(path: Path) -> tuple[TensorFile, str]:
         os.close(fd)
 
 
-def _refuse(path: Path, faults: list[str]) -> None:
+def _refuse(path: Path, faults: list[str], hint: str = KINDS) -> None:
     """BundleError where there are any."""
     if not faults:
         return
@@ -276,7 +294,6 @@ def _refuse(path: Path, faults: list[str]) -> None:
     raise BundleError(
         f"{path} cannot be used: {shown}",
         code="adapter",
-        hint="edgert takes LoRA adapters (rslora and DoRA too) of plain float tensors; merge "
-        "others with PEFT's merge_and_unload() and convert the result",
+        hint=hint,
         path=path,
     )

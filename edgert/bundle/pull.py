@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import RequestError, ResourceError
@@ -17,7 +18,7 @@ from .converted import is_gguf
 from .known_models import KNOWN
 from .manifest import MANIFEST_NAME
 from .reader import Bundle
-from .store import Name, Stored, entry, parse
+from .store import Name, Stored, entry, parse, tidy
 from .writer import BundleWriter
 
 
@@ -46,20 +47,26 @@ def pull(
             code="cache",
             hint="set EDGERT_CACHE to a writable folder",
         )
-    if isinstance(found, Path) and (found / MANIFEST_NAME).is_file():
-        if method is not None:
-            raise RequestError(
-                f"--method {method} for {found}, which is a bundle and stored as it is",
-                code="model-source",
-                hint="leave it out, or give the checkpoint",
-            )
-        _copy(found, name)
-        return entry(text)
+    try:
+        if isinstance(found, Path) and (found / MANIFEST_NAME).is_file():
+            _copy(found, name, method)
+        else:
+            _converted(found, name, text, method, force=force, progress=progress)
+    except BaseException:
+        tidy(name.path)
+        raise
+    return entry(text)
+
+
+def _converted(
+    found: str | Path, name: Name, text: str, method: str | None, *, force: bool, progress: bool
+) -> None:
+    """A checkpoint or GGUF file, converted under a name of the store."""
     from ..converters.convert import convert
 
     if progress:
-        notice(f"{found} is fetched and converted, for {name.text}; Ctrl-C stops, and the same "
-               "command goes on")  # fmt: skip
+        done = "converted" if isinstance(found, Path) else "fetched and converted"
+        notice(f"{found} is {done}, for {name.text}; Ctrl-C stops, and the same command goes on")
     keep = isinstance(found, Path) and is_gguf(found) and not _asks_quant(text)
     convert(
         found,
@@ -70,7 +77,6 @@ def pull(
         force=force,
         progress=progress,
     )
-    return entry(text)
 
 
 def _source(name: Name, given: str | os.PathLike[str] | None) -> str | Path:
@@ -89,6 +95,8 @@ def _source(name: Name, given: str | os.PathLike[str] | None) -> str | Path:
     short = name.text.partition(":")[0]
     sizes = KNOWN.get(short)
     expected = f"one of the sizes {', '.join(sizes)}" if sizes else "a known name or org/repository"
+    if near := [] if sizes else get_close_matches(short, KNOWN, n=3):
+        expected += f"; did you mean {', '.join(near)}?"
     raise RequestError(
         f"{name.text!r} means no repository of the hub, expected {expected}",
         code="model-name",
@@ -102,8 +110,14 @@ def _asks_quant(text: str) -> bool:
     return text.lower().endswith((f":{quant}", f"-{quant}"))
 
 
-def _copy(bundle: Path, name: Name) -> None:
+def _copy(bundle: Path, name: Name, method: str | None) -> None:
     """A bundle's files, verified, under a name of the store."""
+    if method is not None:
+        raise RequestError(
+            f"--method {method} for {bundle}, which is a bundle and stored as it is",
+            code="model-source",
+            hint="leave it out, or give the checkpoint",
+        )
     with BundleWriter(name.path) as writer, Bundle.open(bundle, verify="full") as opened:
         for file in opened.manifest.files:
             shutil.copyfile(opened.path_of(file), writer.file(file), follow_symlinks=False)

@@ -132,7 +132,11 @@ def _no_name(text: str, more: str) -> RequestError:
 
 def located(path: str | os.PathLike[str]) -> Path:
     """A path as it is; where nothing stands there and it is the name of a stored bundle, that
-    bundle's."""
+    bundle's. Raises BundleError for an empty one, which would be the current folder."""
+    if not os.fspath(path):
+        raise BundleError(
+            "an empty path, expected a bundle directory (name.edge)", code="bundle-missing"
+        )
     found = Path(path)
     if os.path.lexists(found):
         return found
@@ -226,7 +230,12 @@ def remove(kept: Stored) -> None:
         for folder in path.parent.glob(f"{path.name}.*"):
             if folder.name.startswith(tuple(path.name + end for end in _WORK)) and folder.is_dir():
                 remove_folder(folder)
-    for folder in (path.parent, path.parent.parent):
+    tidy(path)
+
+
+def tidy(place: Path) -> None:
+    """Remove folders around a bundle's place that hold nothing."""
+    for folder in (place.parent, place.parent.parent):
         with contextlib.suppress(OSError):  # others are in it
             if folder not in (store_root(), store_root() / NAMED, store_root() / HUB):
                 folder.rmdir()

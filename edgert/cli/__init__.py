@@ -27,7 +27,7 @@ from ..extras import missing
 from . import completion, logs
 from .config import Config, add_sources, named_like_flags
 from .faults import for_terminal, wrong_value
-from .settings import Settings, emit_json
+from .settings import Settings, emit_json, refuse_nothing
 
 VERBS: Mapping[str, str] = {
     "demo": "Convert the model in this package, measure it and ask it a word problem.",
@@ -53,6 +53,9 @@ VERBS: Mapping[str, str] = {
     "doctor": "Say what is installed and what this machine can do.",
     "completion": "Print what makes a shell complete verbs, flags and files.",
 }
+# What other programs call them.
+_ELSEWHERE = {"run": "chat", "show": "inspect", "ls": "list", "remove": "rm", "delete": "rm",
+              "create": "convert", "quantize": "convert", "perplexity": "eval"}  # fmt: skip
 # Of verbs that are called as something of Python's, or as no module can be.
 _MODULES = {"list": "list_models", "relay-calibrate": "relay_calibrate"}
 INTERRUPTED, PIPE_CLOSED, INTERNAL_ERROR = 130, 141, 70
@@ -68,7 +71,8 @@ class _Verbs(click.Group):
         if cmd_name not in VERBS:
             if ctx.resilient_parsing:  # a shell asks for completions
                 return None
-            near = get_close_matches(cmd_name, VERBS, n=1)
+            near = [_ELSEWHERE.get(cmd_name, "")]
+            near = near if near[0] else get_close_matches(cmd_name, VERBS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
             raise click.UsageError(f"no verb {cmd_name[:40]!r}, {hint}", ctx)
         command = _command(cmd_name)
@@ -91,6 +95,7 @@ def _command(verb: str) -> click.Command:
     if not any(param.name == "log" for param in command.params):
         command.params += logs.log_options()
         add_sources(command)
+        refuse_nothing(command)
     return command
 
 

@@ -46,7 +46,7 @@ from .settings import bundle_or_demo, emit_json, json_option, kv_bits_option, sa
     metavar="N",
     help="Default: one per performance core; may be repeated.",
 )
-@click.option("-r", "--repetitions", default=5, show_default=True, type=click.IntRange(1))
+@click.option("-r", "--repetitions", default=5, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
 @kv_bits_option
 @json_option

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import limits
 from .generate import prompt_text
 from .settings import Loader, emit_json, image_session_options, json_option, say
 
@@ -52,7 +53,7 @@ OUT = "out.png"
     "--batch",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, limits.IMAGE_BATCH),
     metavar="N",
     help="Pictures, with seeds that follow each other.",
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -133,6 +135,26 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         return int(float(text[:-1] if scale else text) * (1 << scale))
     except (ValueError, OverflowError):
         raise click.BadParameter(f"found {value!r}, expected bytes such as 512M or 2G") from None
+
+
+def refuse_nothing(command: click.Command) -> None:
+    """Have a command refuse files and folders without a name, which would be the current folder
+    (an unset variable of a shell leaves such), and nan, which click finds in every range."""
+    for param in command.params:
+        if isinstance(param.type, (click.Path, click.FloatRange)):
+            param.type = copy(param.type)
+            setattr(param.type, "convert", partial(_something, param.type.convert))  # noqa: B010
+
+
+def _something(convert: Callable[..., Any], value: Any, param: Any, context: Any) -> Any:
+    if isinstance(param.type, click.Path) and not os.fspath(value):
+        raise click.BadParameter(
+            "an empty path, expected a name ('.' is the current folder)", context, param
+        )
+    found = convert(value, param, context)
+    if found != found:
+        raise click.BadParameter("nan is no number, expected one", context, param)
+    return found
 
 
 def size_option(name: str, **more: Any) -> Callable[[F], F]:

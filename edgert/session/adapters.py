@@ -155,7 +155,7 @@ class AdapterPool(AdapterSet):
     def attach(self, fitted: Fitted) -> bool:
         packed = {}
         for weight, factors in fitted.factors.items():
-            self._check_range(fitted.name, factors)
+            self._check_range(fitted.name, weight, factors)
             packed[weight] = pack(factors, self.graph.weights[weight].shape[0], self.dtype)
         if not super().attach(fitted):
             return False
@@ -173,14 +173,14 @@ class AdapterPool(AdapterSet):
         self.numbers[fitted.key] = number
         return True
 
-    def _check_range(self, name: str, factors: Sequence[Factor]) -> None:
+    def _check_range(self, name: str, weight: str, factors: Sequence[Factor]) -> None:
         """RequestError for values that float16 does not hold."""
         if self.dtype is np.float16:
             largest = max(float(np.abs(part).max()) for f in factors for part in (f.a, f.b))
             if largest > 60000:
                 raise RequestError(
-                    f"adapter {name!r} has values up to {largest:.3g}, expected at most 60000 "
-                    "where factors are kept in float16",
+                    f"adapter {name!r} has values up to {largest:.3g} for {weight!r}, expected at "
+                    "most 60000 where factors are kept in float16",
                     code="adapter-range",
                     hint=MERGE,
                 )

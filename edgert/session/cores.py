@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import limits
 from ..errors import DeviceError
 
 
@@ -84,6 +85,6 @@ def thread_count(wanted: int | None) -> int:
     DeviceError for numbers that are none."""
     if wanted is None:
         return len(performance_cores())
-    if not 1 <= wanted <= 256:
-        raise DeviceError(f"threads is {wanted}, expected 1 to 256", code="threads")
+    if not 1 <= wanted <= limits.THREADS:
+        raise DeviceError(f"threads is {wanted}, expected 1 to {limits.THREADS}", code="threads")
     return wanted

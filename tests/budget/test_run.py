@@ -152,18 +152,37 @@ def test_fresh_processes_are_measured(bundle: Path) -> None:
     assert 20e6 < found["peak"][0] < 200e6  # of that process, not of this one
 
 
-def test_a_process_that_does_not_get_its_memory_is_an_error(bundle: Path) -> None:
+def test_a_model_that_does_not_start_within_its_memory_fails(
+    edgert: Edgert,  # noqa: F811
+    bundle: Path,
+) -> None:
+    """Every limit on processes is broken, which is no error of the one who asked."""
+    asked = ("--limit", "peak_mb=1e4", "--limit", "load_s=1e3", "-t", 1, "--seconds", 60)
+    ran = edgert("test", bundle, *asked, "--limit-memory", "12M", "--save", "--json")
+    assert (ran.code, ran.json["outcome"]) == (1, "fail")
+    for found in ran.json["verdicts"]:
+        assert (found["outcome"], found["value"]) == ("fail", None)
+        assert "did not come to its first token within 13 MB: it ended with" in found["why"]
+
+
+def test_a_process_that_fails_by_itself_is_an_error(tmp_path: Path) -> None:
     from edgert.budget.children import Child
     from edgert.session.options import SessionOptions
 
-    with pytest.raises(ResourceError, match="did not come to its first token within 12 MB"):
-        Child(bundle, SessionOptions(threads=1), 12_000_000)
+    with pytest.raises(ResourceError, match="did not come to its first token: it ended with 1"):
+        Child(tmp_path / "none.edge", SessionOptions(threads=1), 1 << 40)
 
 
-def test_a_limit_on_memory_that_holds_for_nothing_is_an_error(bundle: Path) -> None:
-    limits = budget_of({"p90_token_ms": 1e4})
-    with pytest.raises(DeviceError, match="nothing of the budget starts one"):
-        run(bundle, limits, Ask(limit_memory=1 << 20))
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [("p90_token_ms", 1 << 20, "nothing of the budget starts one"),
+     ("peak_mb", 0, "a limit of 0 bytes"), ("peak_mb", 1 << 70, r"less than 2 \*\* 60")],
+)  # fmt: skip
+def test_a_limit_on_memory_that_holds_for_nothing_is_an_error(
+    bundle: Path, name: str, size: int, words: str
+) -> None:
+    with pytest.raises(DeviceError, match=words):
+        run(bundle, budget_of({name: 1e4}), Ask(limit_memory=size))
 
 
 def test_what_cannot_be_written_is_said_before_measuring(

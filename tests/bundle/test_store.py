@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,11 @@ def test_names_that_nothing_stands_behind(tmp_path: Path) -> None:
     assert "edgert pull qwen3:0.6b-int4" in caught.value.hint
     with pytest.raises(RequestError, match=r"one of the sizes 8b, 0\.6b"):
         pull("qwen3:999b")
-    with pytest.raises(RequestError, match="means no repository"):
+    with pytest.raises(RequestError, match="means no repository") as caught:
         pull("unheard-of")
+    assert "did you mean" not in caught.value.message
+    with pytest.raises(RequestError, match=r"; did you mean qwen3, qwen2"):
+        pull("qwen")
     with pytest.raises(RequestError, match="does not exist"):
         pull("mine", source=tmp_path / "nothing")
 
@@ -222,6 +226,21 @@ def _edgert(url: str, cache: Path, *words: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "edgert", *words],
         env=env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def test_without_a_hub_a_pull_ends_at_once_in_one_error(cache: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    with fake_hub({}) as hub:
+        url = hub.url
+    start = time.perf_counter()
+    ran = _edgert(url, cache, "pull", "some/other")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert time.perf_counter() - start < 15, "the client's tries alone take 30 seconds"
+    notice, error, hint = ran.stderr.splitlines()
+    assert notice.startswith("edgert: some/other is fetched and converted")
+    assert "127.0.0.1 cannot be reached" in error
+    assert hint.startswith("  hint: check the name, the network")
+    assert not list((cache / "models" / "hub").iterdir()), "no empty folders"
 
 
 @pytest.mark.slow

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+import edgert as edgert_package
 from edgert import limits
-from edgert.cli import run
+from edgert.cli import VERBS, cli, run
 from edgert.cli.lines import next_message
-from edgert.errors import RequestError
+from edgert.cli.settings import Settings
+from edgert.errors import BundleError, ConvertError, RequestError
 
 from .conftest import Edgert
 
@@ -157,3 +160,63 @@ def test_bytes_that_are_no_text_are_explained_for_a_terminal(
         assert ran.code == 2
         assert "iconv" in ran.err
         assert "errors=" not in ran.err
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_no_file_or_folder_is_an_empty_text(verb: str) -> None:
+    """Of any flag or argument, wherever it comes from: it would be the current folder."""
+    command = cli.get_command(click.Context(cli, obj=Settings()), verb)
+    assert command is not None
+    for param in (p for p in command.params if isinstance(p.type, click.Path)):
+        with pytest.raises(click.BadParameter, match="an empty path, expected a name"):
+            param.type_cast_value(click.Context(command), [""] if param.multiple else "")
+
+
+def test_an_empty_folder_of_prompts_is_not_this_one(
+    edgert: Edgert, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config.toml"
+    config.write_text("prompt_cache = ''", encoding="utf-8")
+    asked = ("generate", bundle, "-p", "a", "--device", "cpu", "-n", 1)
+    ran = edgert(*asked, "--prompt-cache", "")
+    assert (ran.code, "--prompt-cache: an empty path, expected a name" in ran.err) == (2, True)
+    ran = edgert("generate", bundle, "-p", "a", *NUMPY, "--draft", "")
+    assert (ran.code, "draft is '', expected 'ngram'" in ran.err) == (2, True)
+    monkeypatch.setenv("EDGERT_CONFIG", str(config))
+    ran = edgert(*asked)
+    assert (ran.code, f"(from {config})" in ran.err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+    with pytest.raises(BundleError, match="an empty path, expected a bundle directory"):
+        edgert_package.load("")
+
+
+def test_an_empty_output_does_not_replace_this_folder(
+    edgert: Edgert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgert.converters.convert import convert
+
+    monkeypatch.chdir(tmp_path)
+    assert edgert("convert", tmp_path, "-o", "", "--force").code == 2
+    assert edgert("convert", "", "-o", "x").code == 2
+    with pytest.raises(ConvertError, match="the output is an empty path"):
+        convert(tmp_path, "", force=True)
+    with pytest.raises(ConvertError, match="the source is an empty path"):
+        convert("", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "args", "said"),
+    [("plan", ("--device", "steam-deck", "--token", "1", "--ratio", "nan"), "--ratio: nan is no"),
+     ("plan", ("--device", "steam-deck", "--token", "1", "--risk", "nan"), "--risk: nan is no"),
+     ("test", ("x", "--limit", "load_s=1", "--seconds", "nan"), "--seconds: nan is no number"),
+     ("test", ("x", "--limit", "load_s=1", "--threads", 10**12), "threads is 1000000000000, exp"),
+     ("image", ("-p", "a", "--batch", 10**12), "--batch: 1000000000000 is not in the range"),
+     ("bench", ("-r", 10**12), "--repetitions: 1000000000000 is not in the range 1<=x<=1000")],
+)  # fmt: skip
+def test_numbers_that_no_work_can_be_done_for(
+    edgert: Edgert, verb: str, args: tuple[object, ...], said: str
+) -> None:
+    ran = edgert(verb, *args)
+    assert (ran.code, said in ran.err) == (2, True)

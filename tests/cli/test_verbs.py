@@ -47,6 +47,13 @@ def test_a_misspelt_verb_names_the_nearest(edgert: Edgert, args: list[str]) -> N
     assert f"did you mean {args[0][:2]}" in (ran.err + ran.out).replace("'", "")
 
 
+@pytest.mark.parametrize(
+    ("foreign", "own"), [("run", "chat"), ("show", "inspect"), ("ls", "list"), ("remove", "rm")]
+)
+def test_what_other_programs_call_a_verb_names_ours(edgert: Edgert, foreign: str, own: str) -> None:
+    assert f"no verb {foreign!r}, did you mean {own!r}?" in edgert(foreign, "model").err
+
+
 @pytest.mark.parametrize("verb", ["generate", "chat", "bench", "eval", "verify"])
 def test_kv_bits_reach_the_session(
     edgert: Edgert, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str

@@ -178,6 +178,38 @@ def test_an_adapter_of_another_model_is_refused(base: Any, tmp_path: Path) -> No
     assert not (tmp_path / "x.edge").exists()
 
 
+DIVERGED = {  # what is changed of a sound adapter, and what the error says
+    "module": (("lora_A", "lora_B"), 1e4, False, "module 'model.layers.0.self_attn.q_proj'"),
+    "lengths": (("magnitude",), 1e30, True, "module 'model.layers.0.self_attn.q_proj'"),
+    "sum beside lengths": (("lora_A",), 1e25, True, "weights of up to nan"),
+    "whole tensor": (("norm",), 1e30, False, "tensor 'base_model.model.model.norm.weight'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "quant"), [*((case, "f32") for case in sorted(DIVERGED)), ("module", "int4")]
+)
+def test_an_adapter_that_diverged_is_named(
+    case: str, quant: str, base: Any, tmp_path: Path
+) -> None:
+    """Not the checkpoint, whose own values are sound, and whatever stores them."""
+    shapes = {"model.layers.0.self_attn.q_proj": (64, 64)}
+    names, by, dora, words = DIVERGED[case]
+    arrays = factors(shapes)
+    if dora:
+        arrays["model.layers.0.self_attn.q_proj.lora_magnitude_vector"] = np.ones(64, np.float32)
+    if case == "whole tensor":
+        arrays["model.norm.weight"] = np.ones(64, np.float32)
+    changed = {n: a * np.float32(by) if any(x in n for x in names) else a
+               for n, a in arrays.items()}  # fmt: skip
+    adapter = write_adapter(tmp_path / "diverged", changed, use_dora=dora)
+    with pytest.raises(ConvertError) as caught:
+        convert(base[0], tmp_path / "x.edge", quant=quant, progress=False, adapters=[adapter])
+    assert f"adapter {adapter}: " in caught.value.message
+    assert words in caught.value.message
+    assert "take another one" in caught.value.hint
+
+
 def test_adapters_need_a_checkpoint(base: Any, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ConvertError, match="expected a Hugging Face checkpoint"):

@@ -130,7 +130,10 @@ def test_a_hub_id_is_downloaded_by_the_hubs_client(checkpoint: Path, tmp_path: P
         return str(checkpoint)
 
     client = types.SimpleNamespace(snapshot_download=snapshot_download)
-    with mock.patch.dict(sys.modules, {"huggingface_hub": client}):
+    with (
+        mock.patch.dict(sys.modules, {"huggingface_hub": client}),
+        mock.patch("edgert.converters.sources.hub.cache_only", return_value=""),
+    ):
         report = convert_tiny("org/name@v1", tmp_path / "m.edge")  # type: ignore[arg-type]
         with pytest.raises(ConvertError, match="could not be downloaded: OSError: no such rep"):
             convert("org/gone", tmp_path / "n.edge", golden=False, progress=False)

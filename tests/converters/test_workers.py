@@ -185,7 +185,7 @@ def test_results_that_nobody_takes_end_their_workers_at_once() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.5])
 def test_numbers_out_of_range(count: int) -> None:
-    with pytest.raises(ConvertError, match="expected 1 or more"), open_workers(count):
+    with pytest.raises(ConvertError, match="expected 1 to 1024"), open_workers(count):
         pass
     with pytest.raises(ConvertError, match="threads of workers"), open_workers(2, threads=count):
         pass

@@ -52,6 +52,16 @@ TENSORS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "empty": (GOOD | {f"{Q}.lora_B.weight": np.ones((0, 4), np.float32)}, "alpha 8"),
     "nan": (GOOD | {f"{Q}.lora_A.weight": A * np.nan}, "NaN or infinities"),
     "infinite": (GOOD | {f"{Q}.lora_B.weight": B * np.inf}, "NaN or infinities"),
+    "huge": (
+        GOOD
+        | {f"{Q}.lora_A.weight": A * np.float32(1e30), f"{Q}.lora_B.weight": B * np.float32(1e30)},
+        rf"{Q}\.lora_A\.weight' and .* make changes of up to 8e\+60",
+    ),
+    "huge by alpha": (
+        GOOD
+        | {f"{Q}.lora_A.weight": A * np.float32(1e-30), f"{Q}.lora_B.weight": B * np.float32(3e38)},
+        r"of up to 6e\+38",
+    ),
     "integers": (GOOD | {f"{Q}.lora_A.weight": np.ones((4, 8), np.int8)}, "is I8"),
     "a bias of B": (GOOD | {f"{Q}.lora_B.bias": np.ones(6, np.float32)}, "none of LoRA's"),
     "a path": (GOOD | {"../../x": A}, "none of LoRA's"),
@@ -74,8 +84,10 @@ def test_configs(row: str, tmp_path: Path) -> None:
 def test_tensors(row: str, tmp_path: Path) -> None:
     tensors, words = TENSORS[row]
     write_adapter(tmp_path, tensors)
-    with pytest.raises(BundleError, match=words):
+    with pytest.raises(BundleError, match=words) as caught:
         Adapter(tmp_path)
+    values = row in ("nan", "infinite", "huge", "huge by alpha")
+    assert ("take another one" in caught.value.hint) == values
 
 
 def test_what_is_good_opens(tmp_path: Path) -> None:

@@ -298,6 +298,8 @@ def test_h17_nan_names_tensor_and_count_and_keeps_the_stage(good: Path, out: Pat
         in error.message
     )
     assert (out.parent / "m.edge.stage/model/quantize/journal").read_bytes().count(b"\n") > 3
+    said = f"what is done stays in {out}.stage: the same command goes on from there"
+    assert error.hint.endswith(said)
 
 
 def test_h17_values_that_do_not_fit(good: Path, out: Path) -> None:

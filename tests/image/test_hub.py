@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 from edgert.converters.convert import convert
+from edgert.converters.sources import diffusers_hub
 from edgert.converters.sources.diffusers_hub import recognises
 
 from edgert.bundle import Bundle
@@ -61,7 +62,8 @@ class Hub:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Hub:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setattr(diffusers_hub, "cache_only", lambda: "")
     pipelines.write_pixart(tmp_path / "repo", max_shard_size="20KB")
     for name in ("text_encoder/pytorch_model.bin", "transformer/own.py", "extra/x.safetensors",
                  "v1.safetensors", "text_encoder/model.fp16.safetensors"):  # fmt: skip

@@ -90,7 +90,8 @@ class DraftOptions:
 
 
 def _check_source(source: Any) -> None:
-    if isinstance(source, (str, PathLike)) or hasattr(source, "session"):
+    path = isinstance(source, (str, PathLike)) and fspath(source)
+    if path or hasattr(source, "session"):
         return
     raise _error(
         "draft", source, "'ngram', 'head', 'none', 'auto', a bundle's path or a loaded model"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import edgert
 from edgert.bundle import Bundle
-from edgert.errors import BundleError, ConvertError
+from edgert.errors import BundleError, ConvertError, ResourceError
 
 from ...tiny import EOS, reseal, tiny_bundle
 
@@ -117,6 +121,60 @@ def _stop(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
 
 
+def test_an_error_says_where_the_work_stays(
+    target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "d.edge"
+    monkeypatch.setattr(make, "train_head", full)
+    with pytest.raises(ResourceError) as caught:
+        draft(target, out, DraftRequest(prompts, **ASKED))
+    said = f"what is done stays in {out}.draft-work: the same command goes on from there"
+    assert caught.value.hint.endswith(said)
+    assert list(tmp_path.glob("d.edge.draft-work/*/answers-*.npz"))
+
+
+def test_nothing_is_left_where_the_same_command_cannot_go_on(
+    target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little text for a head; an error before the first answers; options that do not fit."""
+    out = tmp_path / "d.edge"
+    few = {**ASKED, "train": replace(TRAIN, length=250, batch=500)}
+    with pytest.raises(ConvertError, match=r"got .* expected 500 or more") as caught:
+        draft(target, out, DraftRequest(prompts, **few | {"answers": 3}))
+    assert "stays" not in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make.OnTorch, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draft(target, out, DraftRequest(prompts, **ASKED))
+    assert not list(tmp_path.iterdir())
+    for wrong, words in (({"batch": 63}, "0 sequences of 64"), ({"vocabulary": 261}, "261 tokens")):
+        train = replace(TRAIN, **wrong)
+        with pytest.raises(ConvertError, match=words):  # no answer was written for it
+            draft(target, out, DraftRequest(prompts, **ASKED | {"train": train}))
+
+
+def test_half_of_a_file_of_answers_does_not_stay(tmp_path: Path) -> None:
+    from edgert.converters.draft import answers
+
+    def writer(prompts: Any, heat: Any, seed: int) -> Any:
+        return [np.zeros(2, np.int32) for _ in prompts]
+
+    def cut(file: Path, **_: Any) -> None:
+        file.write_bytes(b"PK")
+        raise OSError(28, "No space left on device")
+
+    with mock.patch.object(np, "savez", cut), pytest.raises(OSError, match="No space"):
+        answers.answered([np.ones(4, np.int32)], writer, tmp_path, batch=1, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_takes_a_head_from_elsewhere(
     target: Path, drafted: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,15 +213,27 @@ def test_answers_of_recurrent_models_come_from_the_runtime(prompts: Path, tmp_pa
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_a_request_that_means_nothing(prompts: Path, tmp_path: Path) -> None:
+def test_a_request_that_means_nothing(target: Path, prompts: Path, tmp_path: Path) -> None:
     for given in ({}, {"data": prompts, "head": tmp_path}, {"data": prompts, "quant": "int9"},
                   {"data": prompts, "answers": 0}):  # fmt: skip
         with pytest.raises(ConvertError) as caught:
             DraftRequest(**given)
         assert caught.value.code == "draft-options"
-    for name, value in (("loss", "mse"), ("length", 5), ("rate", 0.0), ("batch", 0)):
-        with pytest.raises(ConvertError, match=name):
+    for name, value in (("loss", "mse"), ("length", 5), ("rate", 0.0), ("batch", 0),
+                        ("tokens", 10**30), ("batch", 10**12), ("micro", 10**12),
+                        ("length", 10**12), ("seed", 10**30), ("seed", -1), ("rate", math.inf),
+                        ("eta", math.inf)):  # fmt: skip
+        with pytest.raises(ConvertError, match=rf"{name} is {re.escape(str(value)[:40])}|'mse'"):
             TrainOptions(**{name: value})
+    with pytest.raises(ConvertError, match="device 'vacuum' is none that torch can use here"):
+        draft(
+            target,
+            tmp_path / "o.edge",
+            DraftRequest(prompts, train=replace(TRAIN, device="vacuum")),
+        )
+    for name in ("answers", "answer", "at_once"):
+        with pytest.raises(ConvertError, match=rf"{name} is '1000000000000', expected 1 to"):
+            DraftRequest(prompts, **{name: 10**12})
 
 
 def test_prompts_that_are_none(target: Path, tmp_path: Path) -> None:

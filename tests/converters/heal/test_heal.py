@@ -201,7 +201,7 @@ def test_the_rate_rises_and_falls() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tokens": 0}, "tokens is 0, expected 1 or more"),
+        ({"tokens": 0}, "tokens is 0, expected 1 to 68719476736"),
         ({"batch": 0}, "batch is 0"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"method": "magic"}, r"method is 'magic', expected one of \['scales', 'straight-through'"),
