@@ -37,7 +37,6 @@ from edgert.devices.profile import Profile
 from benchmarks import machine, prediction_runs
 from benchmarks.prediction_runs import Expect
 from edgert.bundle import Bundle
-from edgert.bundle.draft import head_graph
 from edgert.forecast.memory import footprint
 from edgert.image.expected import Drawing, Expected
 from edgert.machine.probe import Looks, Options, probe
@@ -58,7 +57,7 @@ def memory(path: Path, profile: Profile, threads: int) -> float:
         if bundle.manifest.kind == "image":
             once = Drawing(steps=1, cache="none", threads=threads)
             return Expected(bundle).memory(once, **base)
-        graph, head = bundle.graph(), head_graph(bundle)
+        graph, head = bundle.graph(), bundle.head()
     return footprint(
         graph, tokens=MEMORY_TOKENS, threads=threads, head=head,
         tokenizer=(path / "tokenizer.json").stat().st_size, **base,

@@ -50,9 +50,9 @@ class Architecture:
     pairs, as llama.cpp turns them. shifted: whether norms have their 1 added. experts: what the
     family calls the module of stacked experts, "" without. whole: names of tensors outside of
     layers, beside WHOLE. changes: by the name of a tensor, those of a layer by their role and end
-    (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. cut: modules of the family whose
-    rows the file has in several tensors of equal shape, by the names of these. also: other families
-    that a file may be of. layer_norm: what the config calls the epsilon of layer norms, "" for
+    (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. split: modules of the family
+    whose rows the file has in several tensors of equal shape, by the names of these. also: other
+    families that a file may be of. layer_norm: what the config calls the epsilon of layer norms, "" for
     norms by the root mean square. turned: whether matrices that the family's checkpoints have as
     [inputs, outputs] stand as [outputs, inputs]. told: keys with a number for each layer that are
     tensors of the family, and their shapes. last: changes the config when `rope_scaling` is in.
@@ -71,7 +71,7 @@ class Architecture:
     whole: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
     prefix: str = "model.layers"
-    cut: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     layer_norm: str = ""
     turned: bool = False

@@ -187,12 +187,12 @@ ROWS: Mapping[str, Architecture] = {
             "expert_shared_feed_forward_length",
         },
         GRANITE_HYBRID, interleaved=True, experts="block_sparse_moe.experts", changes=MIXED,
-        cut={"shared_mlp.input_linear": (SHARED["gate"], SHARED["up"])}, sizes=frozenset({KV}),
+        split={"shared_mlp.input_linear": (SHARED["gate"], SHARED["up"])}, sizes=frozenset({KV}),
     ),
     "lfm2": Architecture(
         "lfm2", _lfm2, frozenset({"shortconv.l_cache"}), LFM2, sizes=frozenset({KV}),
         whole={"token_embd_norm": "model.embedding_norm", "output_norm": "model.embedding_norm"},
-        changes={"shortconv.conv.weight": CONVOLVED}, sizes=frozenset({KV}),
+        changes={"shortconv.conv.weight": CONVOLVED},
     ),
     "mamba2": Architecture(
         "mamba2", _mamba2, SSM, {**_mixer_names("mixer"), "attn_norm": "norm"},

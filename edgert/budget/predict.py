@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..bundle.draft import head_graph
 from ..bundle.reader import Bundle
 from ..devices.profile import Profile
 from ..forecast import latency
@@ -72,7 +71,7 @@ def _texts(
     base = profile.measured.base_bytes if profile.measured else BASE
     taken = footprint(
         graph, tokens=min(520, graph.context), threads=rates.threads, kv_bits=kv_bits,
-        tokenizer=tokenizer, base=base, head=head_graph(bundle),
+        tokenizer=tokenizer, base=base, head=bundle.head(),
     )  # fmt: skip
     pace = pace_of(profile)
     begun = starting(nodes=len(graph.nodes), tokenizer=tokenizer, pace=pace)

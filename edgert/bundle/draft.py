@@ -9,7 +9,7 @@ are, and `hidden` is the `next` of the row before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from ..errors import BundleError
 from ..graph import Graph, Node
 from ..roles import row_input, step_inputs, token_input
 from .manifest import DraftSpec, Manifest
-
-if TYPE_CHECKING:
-    from .reader import Bundle
 
 FEATURES, HIDDEN, EMBEDDING, NEXT = "features", "hidden", "embedding", "next"
 ROLE = "draft"
@@ -32,12 +29,6 @@ def embedding_of(graph: Graph) -> Node | None:
     tokens = token_input(graph)
     found = [n for n in graph.nodes if n.op == "embed" and n.inputs[0] == tokens]
     return found[0] if tokens and len(found) == 1 else None
-
-
-def head_graph(bundle: Bundle) -> Graph | None:
-    """The graph of a bundle's draft head; None without one."""
-    manifest = bundle.manifest
-    return bundle.graph(manifest.part_of(ROLE)) if manifest.draft is not None else None
 
 
 def check_draft(

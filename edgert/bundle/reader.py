@@ -28,6 +28,7 @@ from ..storage.folder import Folder, sha256_fd
 from ..storage.hash_cache import HashCache
 from ..storage.safetensors import TensorFile
 from .check import check_borrowed, check_image, check_part, check_weights, load_weights
+from .draft import ROLE as DRAFT
 from .draft import check_draft
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, Part
 from .store import located, pull_hint
@@ -171,6 +172,12 @@ class Bundle:
     def graph(self, part: str = "") -> Graph:
         """A part's checked graph, the text part's by default."""
         return self._graphs[self.part(part)]
+
+    def head(self) -> Graph | None:
+        """The graph of the draft head that `edgert.load` opens beside the text part, None without
+        one."""
+        drafts = self.manifest.draft is not None
+        return self.graph(self.manifest.part_of(DRAFT)) if drafts else None
 
     def weights(self, part: str = "") -> dict[str, Matrix | NDArray[Any]]:
         """A part's weights by graph name: read-only views, float arrays or Quantized."""

@@ -88,7 +88,7 @@ def test_phi_2s_first_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_cut_that_files_do_not_name_is_known() -> None:
-    assert {row.cut for row in ROWS.values()} - {""} <= set(CUTS)
+    assert {row.pre for row in ROWS.values()} - {""} <= set(CUTS)
 
 
 @pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "glm4", "granite"])

@@ -98,8 +98,8 @@ class HeadModel(GuessingModel):
 class HeadProposer:
     """One request's guesses by a head. It is asked through its maker, see `cycle.Shared`.
 
-    known: rows of its state that are the text's. waiting: rows that follow them, of each tap [1, C].
-    place: of the text, where the next row belongs.
+    known: rows of its state that are the text's. waiting: rows that follow them, [1, C] of each
+    tap. place: of the text, where the next row belongs.
     """
 
     key = "head"
