@@ -52,10 +52,10 @@ class Architecture:
     layers, beside WHOLE. changes: by the name of a tensor, those of a layer by their role and end
     (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. split: modules of the family
     whose rows the file has in several tensors of equal shape, by the names of these. also: other
-    families that a file may be of. layer_norm: what the config calls the epsilon of layer norms, "" for
-    norms by the root mean square. turned: whether matrices that the family's checkpoints have as
-    [inputs, outputs] stand as [outputs, inputs]. told: keys with a number for each layer that are
-    tensors of the family, and their shapes. last: changes the config when `rope_scaling` is in.
+    families that a file may be of. layer_norm: what the config calls the epsilon of layer norms, ""
+    for norms by the root mean square. turned: whether matrices that the family's checkpoints have
+    as [inputs, outputs] stand as [outputs, inputs]. told: keys with a number for each layer that
+    are tensors of the family, and their shapes. last: changes the config when `rope_scaling` is in.
     factors: takes `rope_freqs.weight`, none where the file has none, where these are no factors of
     a scaling. drafts: whether layers behind the model's own may guess. pre: how published models'
     tokenizers cut, which files from before May 2024 do not name.

@@ -12,7 +12,6 @@ from numba import njit
 from ..simd_code_tiles import HAS_CODE_TILES, TALL, WIDE, code_tile, few_tile
 from .layout import TILE
 
-
 MORE = 2 * TALL  # tokens up to which weights are asked for before they are read
 
 
