@@ -206,8 +206,8 @@ class GgufSource:
         weights = dict(model.tensors)
         if self.row.shifted:
             weights = {name: replace(recipe, offset=0.0) for name, recipe in weights.items()}
-        if self.row.cut:
-            weights = {name: self._cut(recipe) for name, recipe in weights.items()}
+        if self.row.split:
+            weights = {name: self._split(recipe) for name, recipe in weights.items()}
         weights |= self._by_head(model)
         return (PlannedPart("model", "text", model.graph, weights, model.tied),)
 
@@ -227,7 +227,7 @@ class GgufSource:
         self.tensors = tensors
         return found
 
-    def _cut(self, recipe: Recipe) -> Recipe:
+    def _split(self, recipe: Recipe) -> Recipe:
         """The recipe with the tensors that the file has for one of the family's."""
         parts = [piece for part in recipe.parts for piece in pieces_of(self.row, part)]
         return replace(recipe, parts=tuple(parts))

@@ -284,7 +284,7 @@ def pieces_of(row: Architecture, part: Part) -> list[Part]:
     """The tensors of a file that a tensor of the family is put together from, by its rows; itself
     where it is one."""
     found = re.fullmatch(rf"({re.escape(row.prefix)}\.\d+\.)(.+)\.weight", part.name)
-    names = row.cut.get(found[2], ()) if found else ()
+    names = row.split.get(found[2], ()) if found else ()
     if not found or not names or part.rows is not None:
         return [part]
     shape = (part.shape[0] // len(names), *part.shape[1:])

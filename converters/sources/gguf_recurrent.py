@@ -187,7 +187,7 @@ ROWS: Mapping[str, Architecture] = {
             "expert_shared_feed_forward_length",
         },
         GRANITE_HYBRID, interleaved=True, experts="block_sparse_moe.experts", changes=MIXED,
-        cut={"shared_mlp.input_linear": (SHARED["gate"], SHARED["up"])}, sizes=frozenset({KV}),
+        split={"shared_mlp.input_linear": (SHARED["gate"], SHARED["up"])}, sizes=frozenset({KV}),
     ),
     "lfm2": Architecture(
         "lfm2", _lfm2, frozenset({"shortconv.l_cache"}), LFM2, sizes=frozenset({KV}),
