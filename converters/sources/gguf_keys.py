@@ -41,8 +41,8 @@ class Architecture:
     in pairs, as llama.cpp turns them. shifted: whether norms have their 1 added. experts: what the
     family calls the module of stacked experts, "" without. whole: names of tensors outside of
     layers, beside WHOLE. changes: by the name of a tensor, those of a layer by their role and end
-    (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. split: modules of the family whose
-    rows the file has in several tensors of equal shape, by the names of these.
+    (`ssm_a`, `ssm_conv1d.weight`). prefix: of the family's layers. split: modules of the family
+    whose rows the file has in several tensors of equal shape, by the names of these.
     """
 
     model_type: str
