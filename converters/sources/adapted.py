@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...bundle.peft import Adapter, LowRank, names_in_checkpoint
+from ...bundle.peft import DIVERGED, Adapter, LowRank, names_in_checkpoint
 from ...errors import BundleError, ConvertError
 from ..families.recipe import F32
 from .base import SourceTensor
@@ -81,7 +81,7 @@ def _too_large(adapter: Adapter, what: str, found: F32) -> ConvertError:
         f"adapter {adapter.path}: {what} makes weights of up to {_largest(found):.3g}, expected "
         f"finite ones of at most {LARGEST:g}",
         code="adapter-values",
-        hint="the adapter is damaged or its training diverged; take another one",
+        hint=DIVERGED,
         adapter=adapter.path,
         what=what,
     )

@@ -54,6 +54,11 @@ _INSIDE = (
 )  # fmt: skip
 # Beginnings of training that leave the model's own weights as they are.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+KINDS = (
+    "edgert takes LoRA adapters (rslora and DoRA too) of plain float tensors; merge others with "
+    "PEFT's merge_and_unload() and convert the result"
+)
+DIVERGED = "the adapter is damaged or its training diverged; take another one"
 
 
 class _Config(msgspec.Struct):
@@ -178,9 +183,10 @@ class Adapter:
         found = LowRank(self.values(pair["A"]), self.values(pair["B"]), scale, own)
         if not found.reach < float(np.finfo(np.float32).max):
             names = " and ".join(map(repr, pair.values()))
-            faults.append(f"tensors {names} make changes of up to {found.reach:.3g}, more than "
-                          "float32 holds")  # fmt: skip
-            return
+            said = (
+                f"tensors {names} make changes of up to {found.reach:.3g}, more than float32 holds"
+            )
+            _refuse(self.path, [said], DIVERGED)
         to[module] = found
 
     def values(self, stored: str, start: int = 0, stop: int | None = None) -> F32:
@@ -190,7 +196,7 @@ class Adapter:
             rows = (rows.astype(np.uint32) << 16).view(np.float32)
         found = np.array(rows, np.float32)
         if not np.isfinite(found).all():
-            _refuse(self.path, [f"tensor {stored!r} holds NaN or infinities"])
+            _refuse(self.path, [f"tensor {stored!r} holds NaN or infinities"], DIVERGED)
         return found
 
     def close(self) -> None:
@@ -280,7 +286,7 @@ def _tensors(path: Path) -> tuple[TensorFile, str]:
         os.close(fd)
 
 
-def _refuse(path: Path, faults: list[str]) -> None:
+def _refuse(path: Path, faults: list[str], hint: str = KINDS) -> None:
     """BundleError where there are any."""
     if not faults:
         return
@@ -288,7 +294,6 @@ def _refuse(path: Path, faults: list[str]) -> None:
     raise BundleError(
         f"{path} cannot be used: {shown}",
         code="adapter",
-        hint="edgert takes LoRA adapters (rslora and DoRA too) of plain float tensors; merge "
-        "others with PEFT's merge_and_unload() and convert the result",
+        hint=hint,
         path=path,
     )

@@ -84,8 +84,10 @@ def test_configs(row: str, tmp_path: Path) -> None:
 def test_tensors(row: str, tmp_path: Path) -> None:
     tensors, words = TENSORS[row]
     write_adapter(tmp_path, tensors)
-    with pytest.raises(BundleError, match=words):
+    with pytest.raises(BundleError, match=words) as caught:
         Adapter(tmp_path)
+    values = row in ("nan", "infinite", "huge", "huge by alpha")
+    assert ("take another one" in caught.value.hint) == values
 
 
 def test_what_is_good_opens(tmp_path: Path) -> None:
