@@ -14,7 +14,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .cpu.layout import CHANNEL_BYTES, CHANNEL_HEAD, TILE
-from .simd import ISA, _load, _prefetch, _splat, _store, _vpdpbusd, _widen, f32x16, i8x64, i64
+from .simd import ISA, _load, _prefetch, _splat, _store, _widen, f32x16, i8x64, i64
+from .simd_dots import _vpdpbusd
 from .simd_tiles import _fma, _Loop
 
 HAS_CODE_TILES = ISA == "avx512vnni"

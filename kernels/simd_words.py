@@ -10,7 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from .simd import Vec, _binary, _load, _splat, emits, f32x16, i32x16, i64
+from .simd import Vec, _load, _splat, emits, f32x16, i32x16, i64
+from .simd_math import _binary
 
 i64x16 = Vec("i64", 16)
 

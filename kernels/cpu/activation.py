@@ -6,27 +6,13 @@ from typing import Any
 
 from numba import njit
 
-from .. import simd
+from .. import simd, simd_math
 from ..elementwise import ADD, COPY, GLU, SELECT, SOFTCAP
 from ..embed import EMBED
 from ..norm import RMS_NORM
 from ..operands import COUNT
-from ..simd import (
-    add,
-    div,
-    f32,
-    fma,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    st_f32,
-    store_f32,
-    sub,
-    sum_f32,
-    tanh,
-)
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add, div, fma, mul, splat, sub, sum_f32, tanh
 from .layout import (
     ATOMS,
     CHANNEL_BYTES,
@@ -62,7 +48,7 @@ def gate(g: Any, up: Any, act: int) -> Any:
         return mul(gelu(g), up)
     one = splat(f32(1.0))
     if act == SILU:
-        return mul(div(g, add(one, simd.exp(sub(splat(f32(0.0)), g)))), up)
+        return mul(div(g, add(one, simd_math.exp(sub(splat(f32(0.0)), g)))), up)
     cubic = mul(mul(mul(g, g), g), splat(f32(0.044715)))
     inner = mul(add(g, cubic), splat(f32(0.7978845608)))
     return mul(mul(mul(g, splat(f32(0.5))), add(one, tanh(inner))), up)

@@ -9,21 +9,8 @@ from numba import njit, types
 
 from ..attention_lower import APPEND, ROPE_TABLE
 from ..operands import COUNT
-from ..simd import (
-    add,
-    f32,
-    ld_f32,
-    ld_i32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    st_f16,
-    st_f32,
-    store_f16,
-    store_f32,
-    sub,
-)
+from ..simd import f32, ld_f32, ld_i32, ld_i64, load_f32, st_f16, st_f32, store_f16, store_f32
+from ..simd_math import add, mul, splat, sub
 from .activation import norm_row
 from .layout import PAGE
 from .scalar_math import cos_sin, exp64, log64

@@ -18,10 +18,8 @@ from numba import njit
 
 from ..attention_lower import ATTEND
 from ..simd import (
-    add,
     bcast_f32,
     f32,
-    fma,
     ld_f16,
     ld_f32,
     ld_i32,
@@ -31,13 +29,11 @@ from ..simd import (
     load_high4_f32,
     load_low4_f32,
     load_u8_f32,
-    mul,
     prefetch,
-    splat,
     st_f32,
     store_f32,
-    sum_f32,
 )
+from ..simd_math import add, fma, mul, splat, sum_f32
 from .attention import attended, paged, prepare
 from .attention_tile import key_products
 from .layout import CODE_CHANNELS, CODE_TOKENS, PAGE, SEGMENT

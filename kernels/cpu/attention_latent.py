@@ -14,20 +14,8 @@ from typing import Any
 from numba import njit
 
 from ..attention_lower import ATTEND
-from ..simd import (
-    bcast_f32,
-    f32,
-    fma,
-    ld_i32,
-    ld_i64,
-    load_f16,
-    load_f32,
-    prefetch,
-    splat,
-    st_f32,
-    store_f32,
-    sum_f32,
-)
+from ..simd import bcast_f32, f32, ld_i32, ld_i64, load_f16, load_f32, prefetch, st_f32, store_f32
+from ..simd_math import fma, splat, sum_f32
 from .attention import attended, prepare
 from .attention_tree import tree_page
 from .layout import PAGE, SEGMENT

@@ -10,7 +10,8 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import bcast_f32, f32, fma, load_f16, load_f32, prefetch, splat, store_f32
+from ..simd import bcast_f32, f32, load_f16, load_f32, prefetch, store_f32
+from ..simd_math import fma, splat
 from ..simd_page_tiles import HAS_PAGE_TILES, score_tile, value_tile
 
 

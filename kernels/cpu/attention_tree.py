@@ -11,7 +11,8 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import bcast_f32, fma, ld_f32, ld_i32, ld_i64, load_f32, st_f32, st_i64, store_f32
+from ..simd import bcast_f32, ld_f32, ld_i32, ld_i64, load_f32, st_f32, st_i64, store_f32
+from ..simd_math import fma
 from .layout import PAGE
 from .softmax import update, zero_scores
 

@@ -10,7 +10,8 @@ from numba import njit
 
 from ..causal_conv import CAUSAL_CONV
 from ..operands import COUNT
-from ..simd import f32, fma, ld_f32, ld_i64, load_f32, mul, splat, st_f32, store_f32
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import fma, mul, splat
 from .activation import share
 from .layout import BY_SILU
 from .scalar_math import LOG2_E

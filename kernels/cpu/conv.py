@@ -12,10 +12,11 @@ from typing import Any
 
 from numba import njit
 
-from .. import simd
+from .. import simd_math
 from ..conv_lower import CONV, CONV_PATCHES
 from ..operands import COUNT
-from ..simd import add, div, f32, ld_i64, load_f32, splat, st_i64, store_f32, sub, vmax
+from ..simd import f32, ld_i64, load_f32, st_i64, store_f32
+from ..simd_math import add, div, splat, sub, vmax
 from ..simd_tiles import TALL
 from .activation import share
 from .layout import CHUNK, SPAN, TILE, TOKEN_BLOCK
@@ -71,7 +72,7 @@ def folded(v: Any, act: int) -> Any:
     if act == RELU:
         return vmax(v, splat(f32(0.0)))
     if act == SILU:
-        return div(v, add(splat(f32(1.0)), simd.exp(sub(splat(f32(0.0)), v))))
+        return div(v, add(splat(f32(1.0)), simd_math.exp(sub(splat(f32(0.0)), v))))
     return v
 
 

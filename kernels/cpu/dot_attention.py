@@ -22,26 +22,8 @@ from .. import simd
 from ..dot_attention import DOT_ATTENTION, KEYS, PACK_KEYS, QUERIES
 from ..lowering import stride_of
 from ..operands import COUNT
-from ..simd import (
-    add,
-    f32,
-    lanes,
-    ld_f32,
-    ld_i32,
-    ld_i64,
-    load_f32,
-    max_f32,
-    mul,
-    splat,
-    splat_i32,
-    st_f32,
-    st_i64,
-    store_f32,
-    sub,
-    sum_f32,
-    vmax,
-    where_less,
-)
+from ..simd import f32, ld_f32, ld_i32, ld_i64, load_f32, st_f32, st_i64, store_f32
+from ..simd_math import add, lanes, max_f32, mul, splat, splat_i32, sub, sum_f32, vmax, where_less
 from .tile_product import TILE_ROWS, TILE_VECTORS, tile_product, transpose
 from .vector_math import exp2
 from .vm import claim, kernel

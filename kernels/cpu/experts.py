@@ -21,22 +21,8 @@ from numba import njit
 from ..experts import EXPERTS
 from ..linear import LINEAR
 from ..operands import COUNT
-from ..simd import (
-    add,
-    call_kernel,
-    f32,
-    ld_f32,
-    ld_i32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    st_i32,
-    st_i64,
-    store_f32,
-    sub,
-    where_below,
-)
+from ..simd import call_kernel, f32, ld_f32, ld_i32, ld_i64, load_f32, st_i32, st_i64, store_f32
+from ..simd_math import add, mul, splat, sub, where_below
 from .layout import CTRL_WORK, EXPERT_HEAD, EXPERT_SUMS, SPREAD, TILE
 from .linear import GRAIN, finish
 from .rows import activated

@@ -8,7 +8,8 @@ from numba import njit
 
 from ..gating import GATE, HEAD_NORM, MIX_STREAMS
 from ..operands import COUNT
-from ..simd import bcast_f32, f32, fma, ld_f32, ld_i64, load_f32, mul, splat, store_f32
+from ..simd import bcast_f32, f32, ld_f32, ld_i64, load_f32, store_f32
+from ..simd_math import fma, mul, splat
 from .activation import norm_row, share
 from .layout import BY_SILU, IDENTITY
 from .scalar_math import LOG2_E

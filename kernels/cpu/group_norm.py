@@ -7,19 +7,8 @@ from numba import njit
 
 from ..group_norm import FACTORS, MOMENTS, SCALE_ROWS
 from ..operands import COUNT
-from ..simd import (
-    add,
-    f32,
-    fma,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    st_f32,
-    store_f32,
-    sub,
-)
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add, fma, mul, splat, sub
 from .conv import folded
 from .layout import MOMENT_ROWS
 from .linear import GRAIN

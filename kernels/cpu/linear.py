@@ -27,36 +27,31 @@ from .. import simd
 from ..linear import LINEAR
 from ..operands import COUNT
 from ..simd import (
-    CORRECTED_BYTES,
-    add,
-    add_i16,
-    add_i32,
     bcast_f32,
     bcast_i8x4,
     bcast_i32,
-    dot_bytes,
-    dot_nibbles,
     f32,
-    flip_sign,
-    fma,
-    high_nibbles,
     ld_i64,
     load_f16,
     load_f32,
     load_i8,
+    prefetch,
+    prefetch_once,
+    store_f32,
+)
+from ..simd_code_tiles import WIDE
+from ..simd_dots import (
+    CORRECTED_BYTES,
+    dot_bytes,
+    dot_nibbles,
+    flip_sign,
+    high_nibbles,
     low_nibbles,
     maddss,
     maddubs,
-    mul,
     pair_sums,
-    prefetch,
-    prefetch_once,
-    splat,
-    splat_i32,
-    store_f32,
-    to_f32,
 )
-from ..simd_code_tiles import WIDE
+from ..simd_math import add, add_i16, add_i32, fma, mul, splat, splat_i32, to_f32
 from ..simd_pairs import PAIRED, pair_bytes, pair_nibbles
 from .activation import gate
 from .layout import INT4_BYTES, INT8_BYTES, TILE, TOKEN_BLOCK

@@ -14,19 +14,9 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import (
-    add_i32,
-    bcast_f32,
-    load_f32,
-    load_i8,
-    load_i32,
-    mul,
-    splat_i32,
-    store_f32,
-    store_i32,
-    to_f32,
-)
+from ..simd import bcast_f32, load_f32, load_i8, load_i32, store_f32, store_i32
 from ..simd_code_tiles import HAS_CODE_TILES, TALL, channel_tile
+from ..simd_math import add_i32, mul, splat_i32, to_f32
 from .layout import CHANNEL_BYTES, CHANNEL_HEAD, TILE
 from .linear import FEW, ahead, ahead_of_few, byte_sum, corr8, quantized, quantized_gated
 from .vm import kernel

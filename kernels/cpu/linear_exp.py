@@ -12,25 +12,10 @@ from typing import Any
 
 from numba import njit, types
 
-from .. import simd
+from .. import simd, simd_math
 from ..linear_attention_lower import LINEAR_EXP
-from ..simd import (
-    add,
-    f32,
-    lanes,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    max_f32,
-    splat,
-    splat_i32,
-    st_f32,
-    store_f32,
-    sub,
-    sum_f32,
-    vmax,
-    where_less,
-)
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add, lanes, max_f32, splat, splat_i32, sub, sum_f32, vmax, where_less
 from .dot_attention import divided, rescale
 from .layout import BLOCK_KEYS, BLOCK_QUERIES
 from .linear_read import LOWEST, decays, key_groups
@@ -72,7 +57,7 @@ def _weights(scores: int, seen: int, mark: int, sums: int, peak: float) -> tuple
     top, total = splat(f32(peak)), zero
     for t in range(0, BLOCK_KEYS, 16):
         at, inside = scores + 4 * t, splat_i32(simd.i32(seen - t))
-        w = where_less(lanes(), inside, simd.exp(sub(load_f32(at), top)), zero)
+        w = where_less(lanes(), inside, simd_math.exp(sub(load_f32(at), top)), zero)
         store_f32(at, w)
         total = add(total, w)
     return sum_f32(total), peak

@@ -13,25 +13,10 @@ from typing import Any
 
 from numba import njit, types
 
-from .. import simd
+from .. import simd, simd_math
 from ..linear_attention_lower import LINEAR_SUMS
-from ..simd import (
-    add,
-    f32,
-    fma,
-    lanes,
-    ld_f32,
-    ld_i32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    splat_i32,
-    st_f32,
-    store_f32,
-    sum_f32,
-    where_less,
-)
+from ..simd import f32, ld_f32, ld_i32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add, fma, lanes, mul, splat, splat_i32, sum_f32, where_less
 from .layout import BLOCK_FEATURES, FOLD_FEATURES
 from .scalar_math import softplus64, sqrt
 from .tails import added_product, exp1, sum_of_rates
@@ -166,7 +151,7 @@ def _fade(rate: int, row: int, tokens: int, wide: int, weights: int) -> float:
         so_far += types.float64(ld_f32(rate + t * row)) if t < tokens else 0.0
         st_f32(weights + 4 * t, f32(total - so_far) if t < tokens else f32(-100.0))
     for t in range(0, wide, 16):
-        store_f32(weights + 4 * t, simd.exp(load_f32(weights + 4 * t)))
+        store_f32(weights + 4 * t, simd_math.exp(load_f32(weights + 4 * t)))
     return total
 
 

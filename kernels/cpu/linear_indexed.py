@@ -19,7 +19,6 @@ from numba import njit
 from ..linear import LINEAR
 from ..operands import COUNT
 from ..simd import (
-    add,
     bcast_f32,
     f32,
     ld_f16,
@@ -30,13 +29,12 @@ from ..simd import (
     load_f16,
     load_f32,
     load_s8_f32,
-    mul,
     prefetch,
     prefetch_once,
-    splat,
     st_f32,
     store_f32,
 )
+from ..simd_math import add, mul, splat
 from .layout import ATOMS, GROUP, ROWS, TILE, TOKEN_BLOCK
 from .linear import AHEAD, FEW, GRAIN, finish
 from .vm import claim, kernel

@@ -23,26 +23,18 @@ from numba import njit
 from .. import simd
 from ..gguf_blocks import FORMS, Form
 from ..simd import (
-    add_i16,
-    add_i32,
     bcast_f32,
     bcast_i8x4,
-    dot_nibbles,
     f32,
-    fma,
     ld_f32,
     ld_i32,
     load_f16,
     load_f32,
     load_i8,
-    maddubs,
-    mul,
-    pair_sums,
-    splat,
-    splat_i32,
     store_f32,
-    to_f32,
 )
+from ..simd_dots import dot_nibbles, maddubs, pair_sums
+from ..simd_math import add_i16, add_i32, fma, mul, splat, splat_i32, to_f32
 from ..simd_planes import chunks, load_s8, load_u8
 from .layout import ROWS, SCALE_BYTES, kept_bytes
 from .linear import FEW, ahead, byte_sum, corr8

@@ -11,7 +11,8 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import f32, fma, load_f32, mul, splat, splat_i32, store_f32, to_f32
+from ..simd import f32, load_f32, store_f32
+from ..simd_math import fma, mul, splat, splat_i32, to_f32
 from ..simd_pairs import (
     first_token,
     pair_dot,

@@ -19,25 +19,9 @@ from numba import njit
 from .. import simd
 from ..linear import LINEAR
 from ..operands import COUNT
-from ..simd import (
-    add_i16,
-    add_i32,
-    bcast_f32,
-    bcast_i8x4,
-    bcast_i32,
-    dot_nibbles,
-    f32,
-    fma,
-    ld_i64,
-    load_f16,
-    load_f32,
-    maddubs,
-    mul,
-    pair_sums,
-    splat,
-    store_f32,
-    to_f32,
-)
+from ..simd import bcast_f32, bcast_i8x4, bcast_i32, f32, ld_i64, load_f16, load_f32, store_f32
+from ..simd_dots import dot_nibbles, maddubs, pair_sums
+from ..simd_math import add_i16, add_i32, fma, mul, splat, to_f32
 from ..simd_planes import chunks, load_u8, mul_i32
 from .activation import gate
 from .layout import PLANE_BYTES, SCALE_BYTES, TILE, TOKEN_BLOCK, ZERO_BYTES

@@ -10,26 +10,10 @@ from typing import Any
 
 from numba import njit, types
 
-from .. import simd
+from .. import simd, simd_math
 from ..linear_attention_lower import LINEAR_SUMS
-from ..simd import (
-    add,
-    f32,
-    lanes,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    max_f32,
-    mul,
-    splat,
-    splat_i32,
-    st_f32,
-    store_f32,
-    sub,
-    sum_f32,
-    vmax,
-    where_less,
-)
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add, lanes, max_f32, mul, splat, splat_i32, sub, sum_f32, vmax, where_less
 from .layout import BLOCK_QUERIES
 from .linear_features import SHIFTED, SQUARE, shift
 from .linear_state import gathered, partial, shared
@@ -99,7 +83,7 @@ def _weights(
         elif mode == SHIFTED:
             x = add(x, splat(f32(beta)))
             x = add(mul(x, x), splat(f32(gamma)))
-        w = mul(x, simd.exp(gap))
+        w = mul(x, simd_math.exp(gap))
         store_f32(at, w)
         total = add(total, w)
     return sum_f32(total)
@@ -118,7 +102,7 @@ def _softmax(scores: int, seen: int, across: int, log_window: float) -> float:
     factor = splat(f32(exp1(f32(log_window))))
     for t in range(0, across, 16):
         at, inside = scores + 4 * t, splat_i32(simd.i32(seen - t))
-        w = mul(simd.exp(sub(load_f32(at), top)), factor)
+        w = mul(simd_math.exp(sub(load_f32(at), top)), factor)
         w = where_less(lanes(), inside, w, zero)
         store_f32(at, w)
         total = add(total, w)

@@ -5,19 +5,8 @@ from __future__ import annotations
 from numba import njit, types
 
 from ..linear_attention_lower import LINEAR_ROWS
-from ..simd import (
-    f32,
-    fma,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    st_f32,
-    store_f32,
-    sub,
-    vmax,
-)
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import fma, mul, splat, sub, vmax
 from .activation import norm_row, share
 from .append import rotate
 from .scalar_math import softplus64

@@ -15,17 +15,8 @@ from numba import njit
 
 from ..linear_attention_lower import LINEAR_SUMS
 from ..operands import COUNT
-from ..simd import (
-    f32,
-    ld_f32,
-    ld_i32,
-    ld_i64,
-    load_f32,
-    splat,
-    st_f32,
-    store_f32,
-    sum_f32,
-)
+from ..simd import f32, ld_f32, ld_i32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import splat, sum_f32
 from .layout import BLOCK_FEATURES, BLOCK_QUERIES
 from .linear_features import (
     SHIFTED,

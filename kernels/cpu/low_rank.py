@@ -13,19 +13,8 @@ from numba import njit
 
 from ..low_rank import DOWN, ENTRY, SPANNED, UP
 from ..operands import COUNT
-from ..simd import (
-    add,
-    bcast_f32,
-    f32,
-    fma,
-    ld_i32,
-    ld_i64,
-    load_f16,
-    load_f32,
-    splat,
-    st_i64,
-    store_f32,
-)
+from ..simd import bcast_f32, f32, ld_i32, ld_i64, load_f16, load_f32, st_i64, store_f32
+from ..simd_math import add, fma, splat
 from ..simd_tiles import TALL
 from .activation import gate
 from .layout import CHUNK, SPAN

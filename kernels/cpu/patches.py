@@ -5,7 +5,8 @@ from __future__ import annotations
 from numba import njit
 
 from ..operands import COUNT
-from ..simd import add, f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add
 from ..spatial import CONCAT, PATCHES, POSITIONS
 from .activation import share
 from .vm import kernel

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from ..operands import COUNT
 from ..positions import ADD_LEARNED, SCALE_BY
-from ..simd import (
-    add,
-    f32,
-    ld_f32,
-    ld_i32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    st_f32,
-    store_f32,
-)
+from ..simd import f32, ld_f32, ld_i32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add, mul, splat
 from .activation import share
 from .vm import kernel
 

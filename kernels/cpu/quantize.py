@@ -9,26 +9,8 @@ from numba import njit
 from .. import simd
 from ..linear import QUANTIZE
 from ..operands import COUNT
-from ..simd import (
-    add_i32,
-    f32,
-    larger,
-    largest,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    mul,
-    rint,
-    splat,
-    splat_i32,
-    st_f32,
-    st_i32,
-    store_f32,
-    store_i8,
-    sum_i32,
-    to_i32,
-    vabs,
-)
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, st_i32, store_f32, store_i8
+from ..simd_math import add_i32, larger, largest, mul, rint, splat, splat_i32, sum_i32, to_i32, vabs
 from .activation import norm_row, share
 from .layout import (
     BEFORE_ACTIVATION,

@@ -19,26 +19,17 @@ from typing import Any
 from numba import njit
 
 from ..race import BLOCK, BOUNDS, GOLDEN, LEAST, MARGIN, PLACES, RACE, ROUNDS, VALUES, WEIGHTS
-from ..simd import (
+from ..simd import f32, i32, ld_f32, ld_f64, ld_i64, load_f32, st_f32, st_f64, st_i64, store_f32
+from ..simd_math import (
     add,
     exp,
-    f32,
-    i32,
     lanes,
     larger,
     largest,
-    ld_f32,
-    ld_f64,
-    ld_i64,
-    load_f32,
     max_f32,
     mul,
     splat,
     splat_i32,
-    st_f32,
-    st_f64,
-    st_i64,
-    store_f32,
     sub,
     sum_f32,
     to_f32,

@@ -13,21 +13,8 @@ from numba import njit
 
 from ..gated_delta import GATED_DELTA
 from ..operands import COUNT
-from ..simd import (
-    add,
-    bcast_f32,
-    f32,
-    fma,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    mul,
-    splat,
-    st_f32,
-    store_f32,
-    sub,
-    sum_f32,
-)
+from ..simd import bcast_f32, f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import add, fma, mul, splat, sub, sum_f32
 from ..ssd import SSD
 from .scalar_math import exp64, softplus64, sqrt
 from .slots import matrices, sequence

@@ -15,19 +15,8 @@ from numba import njit
 
 from ..experts import EACH, MIX, PLAN, ROUTE
 from ..operands import COUNT
-from ..simd import (
-    add,
-    bcast_f32,
-    f32,
-    fma,
-    ld_f32,
-    ld_i64,
-    load_f32,
-    splat,
-    st_f32,
-    st_i64,
-    store_f32,
-)
+from ..simd import bcast_f32, f32, ld_f32, ld_i64, load_f32, st_f32, st_i64, store_f32
+from ..simd_math import add, fma, splat
 from .activation import share
 from .quantize import quantize_row
 from .scalar_math import exp64

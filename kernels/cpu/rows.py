@@ -19,20 +19,15 @@ from ..elementwise import ACTIVATION, XIELU
 from ..modulation import ADD_ROW, AFFINE, GATED_ADD, TIMESTEP
 from ..norm import ROW_RMS
 from ..operands import COUNT
-from ..simd import (
+from ..simd import f32, ld_f32, ld_i64, load_f32, st_f32, store_f32
+from ..simd_math import (
     add,
     exp,
-    f32,
     fma,
     lanes,
-    ld_f32,
-    ld_i64,
-    load_f32,
     mul,
     splat,
     splat_i32,
-    st_f32,
-    store_f32,
     sub,
     sum_f32,
     where_below,

@@ -10,20 +10,16 @@ from typing import Any
 
 from numba import njit
 
-from .. import simd
-from ..simd import (
+from .. import simd, simd_math
+from ..simd import f32, ld_f32, load_f32, st_f32, store_f32
+from ..simd_math import (
     add,
     add_i32,
-    f32,
     lanes,
-    ld_f32,
-    load_f32,
     max_f32,
     mul,
     splat,
     splat_i32,
-    st_f32,
-    store_f32,
     sub,
     sum_f32,
     tanh,
@@ -54,7 +50,7 @@ def _softmax(scores: int, m: float, first: int, last: int, cap: float) -> tuple[
     m = max(f32(m), max_f32(top))
     shift, total = splat(f32(m)), splat(f32(0.0))
     for c in range(4):
-        w = simd.exp(sub(load_f32(scores + 64 * c), shift))
+        w = simd_math.exp(sub(load_f32(scores + 64 * c), shift))
         store_f32(scores + 64 * c, w)
         total = add(total, w)
     return m, sum_f32(total)
@@ -70,7 +66,7 @@ def _scale(out: int, padded: int, factor: float) -> None:
 @njit(error_model="numpy")
 def _exp1(x: float) -> float:
     """The same exponential as the vectors use, for one value."""
-    return max_f32(simd.exp(splat(f32(x))))
+    return max_f32(simd_math.exp(splat(f32(x))))
 
 
 @njit(error_model="numpy")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..simd import add_i32, bitcast_i32, load_i8, prefetch_once, splat_i32, sum_i32
+from ..simd import load_i8, prefetch_once
+from ..simd_math import add_i32, bitcast_i32, splat_i32, sum_i32
 from .vm import entry
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from numba import njit, types
 
-from .. import simd
-from ..simd import f32, ld_f32, ld_i32, ld_i64, max_f32, splat
+from .. import simd_math
+from ..simd import f32, ld_f32, ld_i32, ld_i64
+from ..simd_math import max_f32, splat
 from .layout import BLOCK_QUERIES
 from .tile_product import TILE_ROWS, TILE_VECTORS, tile_product
 
@@ -66,7 +67,7 @@ def fold_point(place: int, chunk: int) -> int:
 @njit(error_model="numpy")
 def exp1(x: Any) -> Any:
     """The exponential as the vectors have it, for one value."""
-    return max_f32(simd.exp(splat(f32(x))))
+    return max_f32(simd_math.exp(splat(f32(x))))
 
 
 def _products(*, fresh: bool) -> Any:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..simd import ISA, f32x16, fma, i64, load_f32, store_f32
+from ..simd import ISA, f32x16, i64, load_f32, store_f32
+from ..simd_math import fma
 
 from llvmlite import ir  # isort: skip
 from numba import types  # isort: skip

@@ -1,4 +1,4 @@
-"""Functions of 16 lanes that more than one kernel needs, besides those of `simd.py`."""
+"""Functions of 16 lanes that more than one kernel needs, besides those of `simd_math.py`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from numba import njit
 
-from .. import simd
-from ..simd import (
+from .. import simd_math
+from ..simd import f32
+from ..simd_math import (
     add,
     div,
-    f32,
     fma,
     mul,
     power_of_two,
@@ -72,6 +72,6 @@ def gelu(x: Any) -> Any:
     p = splat(f32(_HIGHEST))
     for c in _COEFFICIENTS:
         p = fma(p, v, splat(f32(c)))
-    tail = mul(mul(half, t), simd.exp(sub(p, mul(a, a))))  # of the smaller side
+    tail = mul(mul(half, t), simd_math.exp(sub(p, mul(a, a))))  # of the smaller side
     tail = where_below(splat(f32(ERFC_LAST)), a, zero, tail)
     return mul(x, where_below(x, zero, tail, sub(one, tail)))

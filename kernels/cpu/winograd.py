@@ -18,18 +18,8 @@ from numba import njit
 
 from ..conv_lower import CONV, WINOGRAD
 from ..operands import COUNT
-from ..simd import (
-    add,
-    f32,
-    ld_i64,
-    load_f16,
-    load_f32,
-    mul,
-    splat,
-    st_i64,
-    store_f32,
-    sub,
-)
+from ..simd import f32, ld_i64, load_f16, load_f32, st_i64, store_f32
+from ..simd_math import add, mul, splat, sub
 from ..simd_tiles import TALL
 from .conv import finish_cell, place
 from .layout import SPAN, WINOGRAD_TILES

@@ -15,7 +15,7 @@ from ..fresh import python
 EMIT = r"""
 import json, sys
 import llvmlite.binding as llvm
-from edgert.kernels import isa, simd, simd_pairs
+from edgert.kernels import isa, simd, simd_dots, simd_pairs
 from llvmlite import ir
 
 llvm.initialize_all_targets()
@@ -26,11 +26,11 @@ acc, words, bytes64 = simd.i32x16.llvm, simd.i16x32.llvm, simd.i8x64.llvm
 int64 = ir.IntType(64)
 asm = {}
 for intrinsic, kinds in (
-    (simd.dot_nibbles, (acc, bytes64, bytes64)),
-    (simd.dot_bytes, (acc, bytes64, bytes64)),
-    (simd.maddubs, (bytes64, bytes64)),
-    (simd.maddss, (bytes64, bytes64)),
-    (simd.pair_sums, (words,)),
+    (simd_dots.dot_nibbles, (acc, bytes64, bytes64)),
+    (simd_dots.dot_bytes, (acc, bytes64, bytes64)),
+    (simd_dots.maddubs, (bytes64, bytes64)),
+    (simd_dots.maddss, (bytes64, bytes64)),
+    (simd_dots.pair_sums, (words,)),
     (simd.load_f16, (int64,)),
     (simd_pairs.pair_dot, (acc, bytes64, simd_pairs.i8x16.llvm)),
     (simd_pairs.pair_nibbles, (int64,)),
