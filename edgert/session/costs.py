@@ -43,11 +43,12 @@ class Cost:
 
 
 class StepCosts:
-    """Seconds of a step of so many rows. lanes: sequences in the last step."""
+    """Seconds of a step of so many rows of so many sequences, which are apart: what is done for
+    each sequence is no small part. lanes: sequences in the last step."""
 
     def __init__(self) -> None:
         self.lanes = 1
-        self._widths: dict[int, Cost] = {}
+        self._widths: dict[int, dict[int, Cost]] = {}  # by sequences, by rows
         self._ratios: dict[int, list[float]] = {}
         self._steps = 0
 
@@ -55,7 +56,7 @@ class StepCosts:
         """A step of `rows` rows of `lanes` sequences took `seconds`."""
         self.lanes = lanes
         self._steps += 1
-        width = self._widths.setdefault(rows, Cost())
+        width = self._widths.setdefault(lanes, {}).setdefault(rows, Cost())
         width.note(seconds)
         width.at = self._steps
         if width.count == SAMPLES or self._steps % REFRESH == 0:
@@ -63,22 +64,25 @@ class StepCosts:
 
     def _refresh(self) -> None:
         self._ratios = {}
-        for rows in [n for n, width in self._widths.items() if width.at < self._steps - AGE]:
-            if rows != self.lanes:
-                del self._widths[rows]
+        for lanes, widths in self._widths.items():
+            old = [n for n, width in widths.items() if width.at < self._steps - AGE]
+            for rows in old:
+                if rows != lanes:
+                    del widths[rows]
 
     def count(self, rows: int) -> int:
-        """How often steps of so many rows were timed."""
-        width = self._widths.get(rows)
+        """How often steps of so many rows were timed, of as many sequences as the last one had."""
+        width = self._widths.get(self.lanes, {}).get(rows)
         return 0 if width is None else width.count
 
     def seconds(self, rows: int) -> float:
-        """A step's cost: measured, else between or past the nearest measured ones; 0 before any
-        was."""
-        width = self._widths.get(rows)
+        """A step's cost, of as many sequences: measured, else between or past the nearest measured
+        ones; 0 before any was."""
+        widths = self._widths.get(self.lanes, {})
+        width = widths.get(rows)
         if width is not None and width.count >= SAMPLES:
             return width.seconds
-        known = {n: w.seconds for n, w in self._widths.items() if w.count >= SAMPLES}
+        known = {n: w.seconds for n, w in widths.items() if w.count >= SAMPLES}
         below = max((n for n in known if n < rows), default=0)
         above = min((n for n in known if n > rows), default=0)
         if below and above:

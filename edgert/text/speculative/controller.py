@@ -67,6 +67,7 @@ class Estimate:
         self.resting_until = 0
         self.rest, self.probes = REST, PROBES if head else 0  # the past is another text's
         self.speeds: list[float] = []  # S of lengths from 1 on; none where it is not worked out
+        self.lanes = 0  # sequences of the steps that `speeds` and a rest are for
 
     def see(self, proposed: int, accepted: int) -> None:
         """Of `proposed` guesses the first `accepted` were right."""
@@ -112,6 +113,8 @@ class Controller:
         if costs.count(costs.lanes) < PLAIN_STEPS:
             return 0
         guess = self.of(key)
+        if guess.resting_until and guess.lanes != costs.lanes:  # what pays may be another matter
+            guess.resting_until, guess.rest = 0, max(REST, guess.rest // 2)
         if guess.resting_until:
             if written < guess.resting_until:
                 return 0
@@ -142,7 +145,8 @@ class Controller:
 
     def speeds(self, guess: Estimate) -> list[float]:
         """S of lengths from 1 on."""
-        if not guess.speeds:
+        if not guess.speeds or guess.lanes != self.costs.lanes:
+            guess.speeds, guess.lanes = [], self.costs.lanes
             ratios, share = self.costs.ratios(self.limit + 1), self._share(guess)
             tokens = reach = 1.0
             for length in range(1, self.limit + 1):

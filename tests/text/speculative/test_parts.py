@@ -226,6 +226,21 @@ def test_steps_that_are_computed_again_pay_less() -> None:
     assert redo.speed(redo.of("draft"), 4) < plain.speed(plain.of("draft"), 4)
 
 
+def test_what_pays_one_request_need_not_pay_several() -> None:
+    """Of one sequence a row more costs a tenth, of four it costs as much as the first one."""
+    known = costs(0.1)
+    controller = Controller(known, 4)
+    for _ in range(40):
+        controller.observe("draft", max(1, controller.length("draft", 0)), 1)
+    assert controller.length("draft", 0) > 0
+    for rows in (4, 8, 12, 16, 20):
+        noted(known, rows, 0.01 * rows, SAMPLES, lanes=4)
+    assert controller.length("draft", 1) == 0
+    assert controller.length("draft", 2) == 0, "it rests"
+    noted(known, 1, 0.01, 1)
+    assert controller.length("draft", 3) > 0, "alone again, it pays at once"
+
+
 def test_an_unlikely_next_guess_is_not_made() -> None:
     controller = Controller(costs(0.2), 8)
     controller.spent("draft", 0.001)
@@ -247,6 +262,7 @@ def test_costs_between_and_past_what_was_measured() -> None:
     assert found.seconds(9) > 2.0
     assert found.ratios(5)[4] == pytest.approx(2.0)
     noted(found, 4, 1.8, SAMPLES, lanes=4)
+    assert found.seconds(4) == 1.8, "steps of several sequences are apart"
     assert found.ratios(2)[1] == pytest.approx(found.seconds(8) / found.seconds(4))
 
 
