@@ -37,7 +37,17 @@ others as many as pay by what they measure meanwhile, which a busy machine misle
 
 {prompts}
 
-{batches}{replayed}"""
+{peers}{batches}{replayed}"""
+PEERS = """## Beside llama.cpp with its own drafts
+
+`python -m benchmarks.speculation_peer`: the same codes and the same greedy texts, tokens a CPU
+second behind the first one, one thread. llama.cpp's best is, for each prompt, the best of plain
+decoding, llama-cpp-python's prompt lookup of 3, 7 and 10 tokens and, where a small model is named,
+that as a draft of 2, 4 and 8. Geometric means of a kind; the last row is of all prompts, and below
+it the worst prompt of each.
+
+{peers}
+"""
 BATCHES = """## Several conversations and threads
 
 `python -m benchmarks.speculation_batches`: all prompts that the model answers itself, so many at a
@@ -81,6 +91,7 @@ def write_page(results: Path) -> None:
             known = latest.get(model, [{}])[0]
             if set(known) & GUESSERS <= set(mine[0]):  # a run with those that guess says more
                 latest[model] = mine
+    peers = [mine for run in runs if (mine := [x for x in run["lines"] if x["what"] == "peer"])]
     batches = [line for run in runs for line in run["lines"] if line["what"] == "batch"]
     kinds = sorted(name for name in latest if name.startswith("prompt "))
     prompts = [line for name in kinds for line in latest.pop(name)]
@@ -92,6 +103,7 @@ def write_page(results: Path) -> None:
         load=head["load"],
         costs=_costs([line for line in rest if line["what"] == "costs"]),
         prompts=_prompts(prompts),
+        peers=_peers(peers[-1] if peers else ()),
         batches=_batches(batches),
         replayed=_replayed(rest),
     )
@@ -125,6 +137,27 @@ def _prompts(lines: Lines) -> str:
         ]  # fmt: skip
         rows.append([kind, str(temperature), draft, *(f"{value:.2f}" for value in numbers)])
     return table(HEAD, rows)
+
+
+def _peers(lines: Lines) -> str:
+    """Rates, and how many times llama.cpp's best edgert's are."""
+    if not lines:
+        return ""
+    ways = {"plain": "none", "n-gram": "ngram", "head": "head", "both": "ngram+head"}
+    kinds = {kind: [x for x in lines if x["kind"] == kind] for kind in dict.fromkeys(
+        line["kind"] for line in lines)}  # fmt: skip
+    kinds["all"] = list(lines)
+    rows = []
+    for kind, mine in kinds.items():
+        rates = [geometric_mean(x[name] for x in mine) for name in ("peer_plain", "peer_best")]
+        times = [
+            geometric_mean(x[f"rate_{way}"] / x["peer_best"] for x in mine) for way in ways.values()
+        ]
+        rows.append([kind, *(f"{r:.0f}" for r in rates), *(f"{t:.2f}" for t in times)])
+    worst = [min(x[f"rate_{way}"] / x["peer_best"] for x in lines) for way in ways.values()]
+    rows.append(["worst", "", "", *(f"{value:.2f}" for value in worst)])
+    head = ["kind", "llama.cpp plain", "its best", *(f"edgert {way}, times" for way in ways)]
+    return PEERS.format(peers=table(head, rows)) + "\n"
 
 
 def _batches(lines: Lines) -> str:
