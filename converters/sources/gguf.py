@@ -7,7 +7,6 @@ give (`gguf_config.py`). The tokenizer is rebuilt from the metadata too (`gguf_t
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,10 +41,10 @@ from .gguf_config import (
     sampling_of,
     told_of,
 )
+from .gguf_parts import SPLIT, files_of
 from .gguf_tensors import (
     READ,
     Columns,
-    GgufFile,
     GgufTensor,
     KeysAndValues,
     Told,
@@ -55,7 +54,6 @@ from .gguf_tensors import (
 from .gguf_tokenizer import ROLES, Vocabulary, endings_of, tokenizer_of, vocabulary_of
 from .hf_text import read_text
 
-SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 OTHERS = re.compile("mmproj|imatrix", re.IGNORECASE)  # files beside a model that are none
 
@@ -112,7 +110,7 @@ class GgufSource:
 
     def __init__(self, path: Path) -> None:
         self.faults: list[str] = []
-        self.files = _files(path)
+        self.files = files_of(path)
         try:
             self.path, self.meta = path, self.files[0].metadata
             part = SPLIT.fullmatch(path.name)
@@ -157,6 +155,13 @@ class GgufSource:
         if self.faults:
             raise families.refused(self.faults)
         plain = self._plain
+        for name in VECTORS:
+            shape = plain[name].shape if name in plain else (1,)
+            if len(shape) != 1 or shape[0] > limits.HEAD_DIM:
+                self.faults.append(
+                    f"tensor {name!r} is {list(shape)}, expected a vector of {limits.HEAD_DIM} "
+                    "factors at most"
+                )
         vectors = {
             name: lambda name=name: [float(x) for x in plain[name].rows(0, plain[name].shape[0])]
             for name in VECTORS
@@ -183,19 +188,23 @@ class GgufSource:
             stack = experts_of(self.row, name)
             if stack is not None and (pieces := tensor.pieces(len(stack[1]))):
                 before, ends = stack
-                named |= {
-                    f"{before}{i // len(ends)}{ends[i % len(ends)]}": one
-                    for i, one in enumerate(pieces)
-                }
+                for i, one in enumerate(pieces):
+                    self._put(named, name, f"{before}{i // len(ends)}{ends[i % len(ends)]}", one)
                 continue
-            ours = hf_name(self.row, name)
-            if ours in named:
-                self.faults.append(f"tensor {name!r} is {ours!r}, which another one is as well")
-            named[ours] = self._in_order(name, tensor)
+            self._put(named, name, hf_name(self.row, name), self._in_order(name, tensor))
         if self.row.drafts:
             layers = self.config["num_hidden_layers"]
-            named = {drafting_name(ours, layers): t for ours, t in named.items()}
+            more = self.meta.whole(f"{self.architecture}.nextn_predict_layers") or 0
+            named = {drafting_name(ours, layers, more): t for ours, t in named.items()}
         return layouts.without_shared(self.config, named)
+
+    def _put(
+        self, named: dict[str, Any], name: str, ours: str, tensor: SourceTensor | GgufTensor
+    ) -> None:
+        """Add a tensor of the file under a name that none has yet; else it is a fault."""
+        if ours in named:
+            self.faults.append(f"tensor {name!r} is {ours!r}, which another one is as well")
+        named[ours] = tensor
 
     def _in_order(self, name: str, tensor: GgufTensor) -> SourceTensor:
         """A tensor with its rows, columns, shape and values as the family has them."""
@@ -226,7 +235,10 @@ class GgufSource:
         apart: dict[str, GgufTensor] = {}
         for name, tensor in plain.items():
             pieces = apart_of(self.row, name, tensor.shape[0], self.config)
-            apart |= {piece: tensor.cut(*span) for piece, span in pieces} or {name: tensor}
+            for piece, span in pieces:
+                self._put(apart, name, piece, tensor.cut(*span))
+            if not pieces:
+                self._put(apart, name, name, tensor)
         return apart
 
     def parts(self, faults: list[str]) -> tuple[PlannedPart, ...]:
@@ -354,47 +366,3 @@ def _upright(recipe: Recipe) -> Recipe:
     turned = [part._replace(shape=part.meant, transposed=False) for part in recipe.parts]
     parts = zip(recipe.parts, turned, strict=True)
     return replace(recipe, parts=tuple(new if old.transposed else old for old, new in parts))
-
-
-def _files(path: Path) -> list[GgufFile]:
-    """All files of a model, in order. Raises ConvertError where parts are missing or differ."""
-    files = [GgufFile(path)]
-    try:
-        count = files[0].metadata.whole("split.count") or 1
-        if count == 1:
-            return files
-        part = SPLIT.fullmatch(path.name)
-        if part is None or int(part[3]) != count or not 1 < count <= limits.GGUF_SPLITS:
-            raise _parts_fault(
-                path, f"is one of {count} parts", f"a name -0000N-of-{count:05}.gguf"
-            )
-        names = [path.with_name(f"{part[1]}-{i:05}-of-{count:05}{path.suffix}")
-                 for i in range(1, count + 1)]  # fmt: skip
-        missing = [name.name for name in names if not os.path.isfile(name)]
-        if missing:
-            raise _parts_fault(path, f"is one of {count} parts", f"{missing[:4]} beside it")
-        files[0].close()
-        files = []
-        for index, name in enumerate(names):
-            files.append(GgufFile(name))
-            found = files[-1].metadata
-            if (found.whole("split.no"), found.whole("split.count")) != (index, count):
-                raise _parts_fault(
-                    name, f"is part {found.shown('split.no')} of {found.shown('split.count')}",
-                    f"part {index} of {count}",
-                )  # fmt: skip
-        return files
-    except BaseException as error:
-        for file in files:
-            file.close()
-        if isinstance(error, BundleError):
-            raise as_convert_error(error) from None
-        raise
-
-
-def _parts_fault(path: Path, found: str, expected: str) -> ConvertError:
-    return ConvertError(
-        f"{path} {found}, expected {expected}",
-        code="gguf-split",
-        hint="download all parts of the model into one folder, under their names",
-    )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from statistics import NormalDist
 
 from . import gguf_delta, gguf_dense, gguf_recurrent
-from .gguf_dense import MULTIPLIERS, granite_factors
+from .gguf_dense import MIXERS, MULTIPLIERS, granite_factors
 from .gguf_keys import Architecture, Config, Keys, turning, window
 
 GEMMA = {
@@ -238,8 +238,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "hunyuan-dense": Architecture("hunyuan_v1_dense", own=HUNYUAN),
     "granitemoe": Architecture(
-        "granitemoe", _granitemoe, EXPERTS | set(MULTIPLIERS.values()), GRANITE, interleaved=True,
-        experts="block_sparse_moe.experts",
+        "granitemoe", _granitemoe, EXPERTS | set(MULTIPLIERS.values()) | MIXERS, GRANITE,
+        interleaved=True, experts="block_sparse_moe.experts",
     ),
     "llama": Architecture("llama", interleaved=True, also=("internlm3", "mistral")),
     "minicpm3": Architecture("minicpm3", _minicpm3, MLA, NARROW),

@@ -160,7 +160,7 @@ def config_of(
     if row.factors is not None:
         own = vectors.get("rope_freqs.weight", list)
         row.factors(keys, config, own())
-        vectors = {}
+        vectors = {name: read for name, read in vectors.items() if name != "rope_freqs.weight"}
     scaling = _scaling(keys, config, vectors)
     if scaling and row.factors is not None:
         faults.append(f"rope scaling {scaling['rope_type']!r}, expected none")
@@ -184,6 +184,9 @@ def _scaling(keys: Keys, config: Config, vectors: Vectors) -> Config | None:
     factor = keys.number("rope.scaling.factor") or keys.number("rope.scale_linear") or 1.0
     original = keys.whole("rope.scaling.original_context_length")
     attention = keys.number("rope.scaling.attn_factor") or 1.0
+    held = [name for name in VECTORS if name in vectors]
+    if held not in ([], ["rope_freqs.weight"], list(VECTORS[1:])):
+        keys.faults.append(f"tensors {held}, expected {VECTORS[0]!r} alone, or both others")
     if "rope_factors_long.weight" in vectors and "rope_factors_short.weight" in vectors:
         found: Config = {
             "rope_type": "longrope", "short_factor": vectors["rope_factors_short.weight"](),
@@ -225,7 +228,7 @@ def _scaling(keys: Keys, config: Config, vectors: Vectors) -> Config | None:
         found["mscale"] = found["mscale_all_dim"] = float(f"{10 * more:.6g}")
     usual = 0.1 * float(np.log(max(factor, 1.0))) + 1.0
     whole = keys.number("rope.scaling.yarn_attn_factor") or 1.0
-    if whole != 1 and abs(whole - usual) > 1e-5:
+    if whole != 1 and not abs(whole - usual) <= 1e-5:
         keys.faults.append(f"rope.scaling.yarn_attn_factor is {whole}, expected 1 or {usual:.7g}")
     if attention != 1:
         found["attention_factor"] = attention * usual
@@ -278,7 +281,7 @@ def sampling_of(meta: Metadata) -> dict[str, Any]:
 
 
 _NUMBERED = re.compile(r"model\.layers\.(\d{1,6})\.(nextn\.)?")
-BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_.]+?)(?:\.(weight|bias))?")
+BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_.]+?)(?:\.(weight|bias))?")
 
 
 def hf_name(row: Architecture, name: str) -> str:
@@ -297,10 +300,10 @@ def hf_name(row: Architecture, name: str) -> str:
     return f"{row.prefix}.{int(layer)}.{ours}" + ("" if bare else f".{end}")
 
 
-def drafting_name(name: str, layers: int) -> str:
-    """A tensor's name by the family's, of a model of so many layers: those behind them guess."""
+def drafting_name(name: str, layers: int, more: int) -> str:
+    """A tensor's name by the family's, of a model of so many layers: so many more guess."""
     found = _NUMBERED.match(name)
-    if found is None or int(found[1]) < layers:
+    if found is None or not layers <= int(found[1]) < layers + more:
         return name
     at = "" if found[2] else f"layers.{int(found[1]) - layers}."
     return f"{mtp.PREFIX}.{at}{name[found.end() :]}"

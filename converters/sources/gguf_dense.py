@@ -48,6 +48,10 @@ MULTIPLIERS = {
     "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
     "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
 }  # fmt: skip
+# Granite 4.0 without a mixer is written as a Granite, with the mixers' sizes all the same.
+MIXERS = frozenset(
+    "ssm.conv_kernel ssm.state_size ssm.group_count ssm.inner_size ssm.time_step_rank".split()
+)
 SLIDES = frozenset(
     {"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"}
 )
@@ -253,7 +257,8 @@ ROWS: dict[str, Architecture] = {
         changes={f"attn_qkv.{end}": Change(order=_by_head) for end in ("weight", "bias")},
     ),
     "granite": Architecture(
-        "granite", _granite, frozenset(MULTIPLIERS.values()), interleaved=True
+        "granite", _granite, frozenset(MULTIPLIERS.values()) | MIXERS
+        | {"expert_shared_feed_forward_length"}, interleaved=True
     ),
     "mistral3": Architecture(
         "ministral3", _mistral3, TEMPERATURE, interleaved=True, also=("mistral",),

@@ -19,8 +19,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ... import limits
 from ...errors import ConvertError
 from ...storage.gguf_values import Metadata
+from ...text.tokenizer_check import MERGES
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf token types
 SPACE = "\u2581"
@@ -150,6 +152,10 @@ ROLES = {
 }  # fmt: skip
 
 
+KEY = "tokenizer.ggml."
+FIRST_BOS = 1  # SentencePiece's, where a file does not say
+
+
 def vocabulary_of(meta: Metadata) -> Vocabulary:
     """The vocabulary of a file. Raises ConvertError, BundleError for what is none."""
     tokens = meta.texts("tokenizer.ggml.tokens")
@@ -158,15 +164,29 @@ def vocabulary_of(meta: Metadata) -> Vocabulary:
     types = meta.numbers("tokenizer.ggml.token_type")
     if types is not None and len(types) != len(tokens):
         raise _fault(meta, f"has {len(tokens)} tokens and {len(types)} token types")
-    if len(set(tokens)) < len(tokens):
-        twice = next(t for i, t in enumerate(tokens) if t in tokens[:i])
-        raise _fault(meta, f"has the token {twice[:40]!r} twice")
-    ids: dict[str, int | None] = {}
-    for name in (*ROLES.values(), "eot", "eom"):
-        found = meta.plain(f"tokenizer.ggml.{name}_token_id")
-        ids[name] = found if type(found) is int and 0 <= found < len(tokens) else None
+    seen = set[str]()
+    for token in tokens:
+        if token in seen:
+            raise _fault(meta, f"has the token {token[:40]!r} twice")
+        seen.add(token)
+    ids = {name: _id(meta, name, len(tokens)) for name in (*ROLES.values(), "eot", "eom")}
+    if meta.text("tokenizer.ggml.model", 64) == "llama" and f"{KEY}bos_token_id" not in meta:
+        ids["bos"] = FIRST_BOS if len(tokens) > FIRST_BOS else None
+    if types is not None and (types.dtype.kind not in "iu" or types.min() < 0 or types.max() > 6):
+        raise _fault(meta, "has token types that are none", "whole numbers from 0 to 6")
     kinds = [NORMAL] * len(tokens) if types is None else [int(kind) for kind in types]
     return Vocabulary(tokens, kinds, ids)
+
+
+def _id(meta: Metadata, name: str, count: int) -> int | None:
+    """The id of a special token; None where there is none."""
+    key = f"{KEY}{name}_token_id"
+    found = meta.plain(key)
+    if found is None and key not in meta:
+        return None
+    if type(found) is not int:
+        raise _fault(meta, f"has {key} = {meta.shown(key)[:40]}", f"an id below {count}")
+    return found if 0 <= found < count else None  # -1, as some have it, is none
 
 
 def tokenizer_of(meta: Metadata, vocab: Vocabulary, pre: str = "") -> bytes:
@@ -194,6 +214,8 @@ def endings_of(vocab: Vocabulary) -> list[int]:
 def _begins(meta: Metadata, vocab: Vocabulary, default: bool) -> int | None:
     """The token in front of every text; None for none."""
     asked = meta.flag("tokenizer.ggml.add_bos_token")
+    if asked and vocab.ids["bos"] is None:
+        raise _fault(meta, "says add_bos_token", "a bos_token_id of the vocabulary beside it")
     return vocab.ids["bos"] if (default if asked is None else asked) else None
 
 
@@ -202,8 +224,10 @@ def _sentencepiece(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
     if scores is None or len(scores) != len(vocab.tokens):
         raise _fault(meta, f"has {len(vocab.tokens)} tokens and no scores for them")
     prefix = meta.flag("tokenizer.ggml.add_space_prefix") is not False
-    bos = _begins(meta, vocab, True)
-    return tokenizer_json(vocab.tokens, scores.tolist(), vocab.types, bos=bos, prefix=prefix)
+    bos, unknown = _begins(meta, vocab, True), vocab.ids["unknown"] or 0
+    return tokenizer_json(
+        vocab.tokens, scores.tolist(), vocab.types, bos=bos, prefix=prefix, unknown=unknown
+    )
 
 
 def _merged(meta: Metadata, vocab: Vocabulary) -> dict[str, Any]:
@@ -255,13 +279,16 @@ def tokenizer_json(
     *,
     bos: int | None,
     prefix: bool = True,
+    unknown: int = 0,
 ) -> dict[str, Any]:
     """SentencePiece BPE as the `tokenizers` library writes Llama 2's.
 
     SentencePiece merges the pair whose result has the best score; the merge list is every way to
     join two pieces into a third, best result first. prefix: whether a space comes in front.
+    unknown: the token that stands for what no piece has.
     """
-    return _of_pieces(pieces, types, merges(pieces, scores, types), bos=bos, prefix=prefix)
+    pairs = merges(pieces, scores, types)
+    return _of_pieces(pieces, types, pairs, bos=bos, prefix=prefix, unknown=unknown)
 
 
 def _of_pieces(
@@ -318,15 +345,28 @@ def _of_pieces(
 def merges(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:
     """Pairs of pieces that join into a piece, by falling score of the result."""
     normal = {piece: i for i, piece in enumerate(pieces) if types[i] in (NORMAL, USER)}
-    found = []
+    longest = max(map(len, normal), default=0)
+    if longest > limits.TOKEN_CHARACTERS:
+        raise _merging(f"a token of {longest} characters", f"{limits.TOKEN_CHARACTERS} at most")
+    found: list[tuple[float, int, int, int, str, str]] = []
     for piece, i in normal.items():
+        if len(found) > MERGES * len(pieces):
+            raise _merging(f"over {MERGES} ways a token to join two", "fewer")
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in normal and right in normal:
                 found.append((-float(scores[i]), i, normal[left], normal[right], left, right))
     if any(not math.isfinite(entry[0]) for entry in found):
-        raise ConvertError("the vocabulary has scores that are no numbers", code="gguf")
+        raise _merging("scores that are no numbers", "finite ones")
     return [[left, right] for *_, left, right in sorted(found)]
+
+
+def _merging(found: str, expected: str) -> ConvertError:
+    return ConvertError(
+        f"the vocabulary has {found}, expected {expected}",
+        code="gguf",
+        hint="take another GGUF file of the model, or the repository that it was made from",
+    )
 
 
 def _listed(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
