@@ -88,7 +88,8 @@ FACTORS = {
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_h15_factors_of_frequencies_are_read_or_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConvertError, match=r"expected a vector of|alone, or both others|has 5000 numbers"):
+    says = r"expected a vector of|alone, or both others|has 5000 numbers"
+    with pytest.raises(ConvertError, match=says):
         raise refusal(added(*FACTORS[name]), tmp_path)
 
 
