@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import ROOT
 
-CHECKOUT_BYTES, FILE_BYTES = 27e6, 16e6
+CHECKOUT_BYTES, FILE_BYTES = 26e6, 16e6
 DRAWING, DRAWING_BYTES = "edgert/demo/edgert-draw.edge", 20e6  # besides: a model that ships
 
 
