@@ -42,24 +42,25 @@ def _products(b: Any, sums: Any, vectors: list[Any], factors: list[Any]) -> list
 
 
 def _scores(b: Any, rows: int, chunks: int, half: bool, arguments: Any) -> None:
-    q, step, k, size, out, ahead, ahead_apart = arguments
+    q, step, k, size, out, next_k, next_v = arguments
     wide = 32 if half else 64
-    apart = b.mul(size, _I64(wide))
+    apart, ahead = b.mul(size, _I64(wide)), b.mul(size, _I64(64))
     zero, zeros = _I64(0), ir.Constant(_V, [0.0] * 16)
-    loop = _Loop(b, [zero, k, q, ahead, *[zeros] * (rows * chunks)])
-    d, at, factor, line, *sums = loop.phis
-    places, lines = [at], [line]
+    loop = _Loop(b, [zero, k, q, next_k, next_v, *[zeros] * (rows * chunks)])
+    d, at, factor, *lines = loop.phis[:5]
+    sums, places = loop.phis[5:], [at]
     for _ in range(1, chunks):
         places.append(b.add(places[-1], apart))
-        lines.append(b.add(lines[-1], ahead_apart))
-    for place in lines:
-        _prefetch(b, place, 2)
+    for line in lines:
+        for i in range(chunks // 2):
+            _prefetch(b, b.add(line, b.mul(ahead, _I64(i))), 2)
     factors = [factor]
     for _ in range(1, rows):
         factors.append(b.add(factors[-1], step))
     nexts = _products(b, sums, [_lanes(b, place, half) for place in places], factors)
     d = b.add(d, _I64(1))
-    moved = [b.add(at, _I64(wide)), b.add(factor, _I64(4)), b.add(line, _I64(64))]
+    moved = [b.add(at, _I64(wide)), b.add(factor, _I64(4))]
+    moved += [b.add(line, _I64(64)) for line in lines]
     loop.again_while(b.icmp_signed("<", d, size), [d, *moved, *nexts])
     for i, value in enumerate(nexts):
         _store(b, b.add(out, _I64(256 * (i // chunks) + 64 * (i % chunks))), value)
@@ -86,17 +87,16 @@ def _values(b: Any, rows: int, strips: int, half: bool, arguments: Any) -> None:
 
 
 def score_tile(rows: int, chunks: int, *, half: bool) -> Any:
-    """An intrinsic (q, step, k, size, out, ahead, ahead_apart), int64 all: query rows, `step` bytes
-    apart, times `chunks` groups of 16 keys; float32 [rows][64] to out, of which it writes
-    16 * chunks a row.
+    """An intrinsic (q, step, k, size, out, next_k, next_v), int64 all: query rows, `step` bytes
+    apart, times `chunks` groups of 16 keys, an even number; float32 [rows][64] to out, of which it
+    writes 16 * chunks a row.
 
-    k: the first group of a page, float16 or float32 [chunks][size][16]. ahead: `size` cache lines
-    that are asked for on the way, and as many from each further `ahead_apart` bytes, `chunks` in
-    all. size is 1 or more.
+    k: the first group of a page, float16 or float32 [chunks][size][16]. next_k, next_v: of each
+    `size * chunks // 2` cache lines are asked for on the way. size is 1 or more.
     """
 
     def typing(
-        ctx: Any, q: Any, step: Any, k: Any, size: Any, out: Any, ahead: Any, apart: Any
+        ctx: Any, q: Any, step: Any, k: Any, size: Any, out: Any, next_k: Any, next_v: Any
     ) -> Any:
         def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             _scores(b, rows, chunks, half, arguments)

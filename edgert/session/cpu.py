@@ -119,7 +119,7 @@ class CpuSession(Session):
         """Matrices packed for the kernels, vectors padded; addresses of both."""
         graph = self.graph
         if folders and key:
-            held = packed.mapped(graph, weights, self.paired, folders=folders, key=key)
+            held = packed.cached(graph, weights, self.paired, folders=folders, key=key)
         else:
             held = packed.in_memory(graph, weights, self.paired)
         self.packed_weights = held

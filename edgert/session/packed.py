@@ -1,8 +1,9 @@
 """Packed weights: the weights in the order in which the CPU session's kernels read them.
 
-They are written to a file in the user's cache on first load, and memory-mapped afterwards. The
-file's name carries the hash of the weights file and the layout, so a changed model or a newer
-kernel never meets an old file.
+They are written to a file in the user's cache on first load, and read from it afterwards: into
+memory of large pages where there is plenty, else memory-mapped, as tables are of which a step reads
+a few rows. The file's name carries the hash of the weights file and the layout, so a changed model
+or a newer kernel never meets an old file.
 The last bytes are a seal of that name and of the content, so that neither a file of another origin
 nor a damaged one is used. The content is hashed once per content change, as a bundle's files are.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import system_memory
 from ..graph import Graph
 from ..kernels.cpu import layout, pack
 from ..kernels.encodings import packed_bytes
@@ -28,9 +30,13 @@ from ..kernels.ops import CATALOGUE
 from ..kernels.quant import Matrix
 from ..storage.aside import aside_of, remove_leftovers
 from ..storage.hash_cache import HashCache
+from .memory import in_large_pages
 
 ALIGN = 4096
 TAIL = 4096  # bytes after the last weight that a vector load may touch
+LARGE = 2 << 20  # bytes from which on large pages are worth a copy
+ROOM = 2  # times as much memory must be free
+PIECE = 64 << 20  # bytes read at a time
 SEAL = 64  # SHA-256 of the content before it, then of the file's name and that
 _writing = threading.Lock()
 
@@ -102,14 +108,28 @@ def fill(
 
 
 class PackedWeights:
-    """Packed weights in memory or mapped from a file; `address(name)` is what kernels read."""
+    """Packed weights, in memory or mapped from a file; `address(name)` is what kernels read.
 
-    def __init__(self, data: NDArray[np.uint8], slots: Mapping[str, Slot]) -> None:
+    copy: the same bytes from offset `start` on, which kernels read instead.
+    """
+
+    def __init__(
+        self,
+        data: NDArray[np.uint8],
+        slots: Mapping[str, Slot],
+        copy: NDArray[np.uint8] | None = None,
+        start: int = 0,
+    ) -> None:
         self.data, self.slots = data, dict(slots)
-        self.base = data.ctypes.data
+        self._copy, self._start = copy, start
+        self._base = data.ctypes.data
+        self._copied = self._base + start if copy is None else copy.ctypes.data
 
     def address(self, name: str) -> int:
-        return self.base + self.slots[name].offset
+        offset = self.slots[name].offset
+        if offset < self._start:
+            return self._base + offset
+        return self._copied + offset - self._start
 
     def put(self, name: str, matrix: Matrix) -> None:
         """Exchange a matrix for another one of its shape and encoding. Packed in memory only."""
@@ -131,7 +151,7 @@ def in_memory(graph: Graph, weights: Mapping[str, Matrix], paired: frozenset[str
     return PackedWeights(data, slots)
 
 
-def mapped(
+def cached(
     graph: Graph,
     weights: Mapping[str, Matrix],
     paired: frozenset[str],
@@ -139,19 +159,28 @@ def mapped(
     folders: list[Path],
     key: str,
 ) -> PackedWeights:
-    """The packed weights of the bundle `key`, mapped from the first folder that has them, else
-    written to the first folder that takes them, else in memory."""
+    """The packed weights of the bundle `key`, from the first folder that has them, else written to
+    the first folder that takes them, else in memory."""
     slots, size = plan(graph, paired)
     name = f"{key[:24]}-{layout.LAYOUT}-{_shape_key(graph, paired)}.packed"
     with _writing:  # threads that load one model at the same time pack it once
         for folder in folders:
             with contextlib.suppress(OSError, ValueError):
-                return PackedWeights(_map(folder / name, size), slots)
+                return _read(folder / name, size, slots, _streamed(graph, slots))
         for folder in folders:
             with contextlib.suppress(OSError, ValueError):
                 _write(folder, name, graph, weights, slots, size)
-                return PackedWeights(_map(folder / name, size), slots)
+                return _read(folder / name, size, slots, _streamed(graph, slots))
     return in_memory(graph, weights, paired)
+
+
+def _streamed(graph: Graph, slots: Mapping[str, Slot]) -> int:
+    """Where the tables end that come first and that only lookups read."""
+    whole = {name for node in graph.nodes if node.op != "embed" for name in node.weights.values()}
+    for name, slot in slots.items():
+        if name in whole:
+            return slot.offset
+    return 0
 
 
 def forget(folder: Path, key: str) -> None:
@@ -171,7 +200,8 @@ def _seal(name: str, content: bytes) -> bytes:
     return content + hashlib.sha256(name.encode() + content).digest()
 
 
-def _map(path: Path, size: int) -> NDArray[np.uint8]:
+def _read(path: Path, size: int, slots: Mapping[str, Slot], start: int) -> PackedWeights:
+    """The weights of a file. start: where those begin that every step reads."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
     handle = os.open(path, flags)
     try:
@@ -188,9 +218,25 @@ def _map(path: Path, size: int) -> NDArray[np.uint8]:
             raise ValueError(f"{path} is not what its name says")
         if not _is_content(path, handle, data, seal[:32].hex()):
             raise ValueError(f"{path} is damaged")
-        return data
+        return PackedWeights(data, slots, _copied(handle, start, size), start)
     finally:
         os.close(handle)
+
+
+def _copied(handle: int, start: int, stop: int) -> NDArray[np.uint8] | None:
+    """A part of a file in memory of large pages, None where those are not to be had, or where they
+    would leave other programs short."""
+    size = stop - start
+    if size < LARGE or system_memory.free() < ROOM * size:
+        return None
+    data = in_large_pages(size)
+    at = 0
+    while data is not None and at < size:
+        read = os.preadv(handle, [data[at : at + PIECE].data], start + at)
+        if read == 0:
+            raise ValueError(f"the file ends after {start + at} bytes, expected {stop}")
+        at += read
+    return data
 
 
 def _is_content(path: Path, handle: int, data: NDArray[np.uint8], expected: str) -> bool:

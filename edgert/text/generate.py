@@ -280,7 +280,10 @@ class Run(Lane):
         state, start = feed.state, feed.state.length
         state.commit(count)
         if self._taps and self.speculation is not None:
-            self.speculation.see(start, {n: rows[:count] for n, rows in result.taps.items()})
+            rows = result.taps
+            if count < feed.rows:
+                rows = {name: tap[:count] for name, tap in rows.items()}
+            self.speculation.see(start, rows)
 
     def _cut(self, picked: Sequence[int]) -> int:
         """Append tokens up to the first that ends the answer, and their text: how many."""

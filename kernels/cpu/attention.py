@@ -31,7 +31,7 @@ from ..simd import (
     load_f32,
     st_f32,
 )
-from ..simd_page_tiles import SPAN
+from ..simd_page_tiles import HAS_PAGE_TILES, SPAN
 from .attention_tile import key_products, value_products
 from .attention_tree import tree_page
 from .layout import PAGE, SEGMENT, TILE_TOKENS
@@ -60,7 +60,7 @@ def paged(load: Any, element: int, scores: Any, scores1: Any, *, own: bool = Fal
         if base > high or (window > 0 and base + PAGE <= low - window + 1):
             return
         mine = q + r0 * size * 4
-        if rows > 1:
+        if rows > 1 or HAS_PAGE_TILES:
             scores(mine, size * 4, rows, k, size, room, next_k, next_v)
         else:
             scores1(mine, k, size, room)

@@ -67,26 +67,28 @@ def key_products(load: Any, element: int) -> tuple[Any, Any]:
 
 def _several_scores(half: bool) -> Any:
     """`scores4` for up to eight rows; those past `rows` that it writes are of no use."""
-    two, four = score_tile(2, 4, half=half), score_tile(4, 2, half=half)
-    six, eight = score_tile(6, 2, half=half), score_tile(8, 2, half=half)
+    one, two = score_tile(1, 4, half=half), score_tile(2, 4, half=half)
+    four, six, eight = (score_tile(rows, 2, half=half) for rows in (4, 6, 8))
     element = 2 if half else 4
 
     @njit(error_model="numpy")
     def scores(
         q: int, step: int, rows: int, k: int, size: int, out: int, next_k: int, next_v: int
     ) -> None:
-        line = size * 64
         if rows <= 2:
-            two(q, step, k, size, out, next_k, line)
+            if rows == 1:
+                one(q, step, k, size, out, next_k, next_v)
+            else:
+                two(q, step, k, size, out, next_k, next_v)
             return
         for c in range(2):
-            keys, to, ahead = k + c * line * element // 2, out + 128 * c, next_v if c else next_k
+            keys, to, ahead = k + c * size * 32 * element, out + 128 * c, c * size * 64
             if rows <= 4:
-                four(q, step, keys, size, to, ahead, line)
+                four(q, step, keys, size, to, next_k + ahead, next_v + ahead)
             elif rows <= 6:
-                six(q, step, keys, size, to, ahead, line)
+                six(q, step, keys, size, to, next_k + ahead, next_v + ahead)
             else:
-                eight(q, step, keys, size, to, ahead, line)
+                eight(q, step, keys, size, to, next_k + ahead, next_v + ahead)
 
     return scores
 

@@ -233,8 +233,7 @@ def at_the_fence(graph, weights, paired):
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(start + span), ctypes.c_size_t(mmap.PAGESIZE), 0):
         raise OSError(ctypes.get_errno(), "mprotect")
-    weights_at_the_end = packed.PackedWeights(data, slots)
-    weights_at_the_end.base += inside
+    weights_at_the_end = packed.PackedWeights(data[inside:], slots)
     weights_at_the_end.block = block
     return weights_at_the_end
 

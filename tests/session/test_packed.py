@@ -1,9 +1,11 @@
-"""Packed weights on disk: written once, mapped afterwards, replaced when they are not what their
+"""Packed weights on disk: written once, read afterwards, replaced when they are not what their
 name says, done without where nothing can be written."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import os
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import pytest
 from edgert.kernels.quant import Quantized
 from numpy.typing import NDArray
 
-from edgert.session import packed
+from edgert import system_memory
+from edgert.session import memory, packed
 from edgert.session.base import Feed
 from edgert.session.cpu import CpuSession
 
@@ -55,7 +58,7 @@ def forbid_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed.pack, "pack", refuse)
 
 
-def test_written_once_and_mapped_afterwards(
+def test_written_once_and_read_afterwards(
     tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -202,9 +205,71 @@ def test_several_threads_write_at_once(
 def test_packed_weights_in_memory_hold_the_same_bytes(tmp_path: Path) -> None:
     paired = frozenset({"l0.gate_up", "l1.gate_up"})
     here = packed.in_memory(GRAPH, WEIGHTS, paired)
-    there = packed.mapped(GRAPH, WEIGHTS, paired, folders=[tmp_path], key=KEY)
+    there = packed.cached(GRAPH, WEIGHTS, paired, folders=[tmp_path], key=KEY)
     assert not there.data.flags.writeable
     for name, slot in here.slots.items():
         part = slice(slot.offset, slot.offset + slot.size)
         assert np.array_equal(here.data[part], there.data[part]), name
     assert any(isinstance(weight, Quantized) for weight in WEIGHTS.values())
+
+
+def held_bytes(held: packed.PackedWeights, name: str) -> bytes:
+    """What kernels read of a matrix."""
+    return ctypes.string_at(held.address(name), held.slots[name].size)
+
+
+@pytest.fixture
+def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the system says of large pages: that it offers them."""
+    path = tmp_path / "offered"
+    path.write_text("always [madvise] never\n", encoding="ascii")
+    monkeypatch.setattr(memory, "LARGE_PAGES", path)
+    monkeypatch.setattr(packed, "LARGE", 1)
+    return path
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no large pages")
+def test_what_every_step_reads_is_copied_into_large_pages(
+    tmp_path: Path, kernel_folder: Path, expected: NDArray[np.float32], offered: Path
+) -> None:
+    here = packed.in_memory(GRAPH, WEIGHTS, frozenset())
+    there = packed.cached(GRAPH, WEIGHTS, frozenset(), folders=[tmp_path / "w"], key=KEY)
+    mapped = there.data.ctypes.data
+    apart = [n for n in there.slots if not 0 <= there.address(n) - mapped < there.nbytes]
+    looked_up = {n.weights["weight"] for n in GRAPH.nodes if n.op == "embed"}
+    read = {w for n in GRAPH.nodes if n.op != "embed" for w in n.weights.values()}
+    assert set(apart) == set(there.slots) - (looked_up - read)
+    assert apart
+    assert {n: held_bytes(here, n) for n in here.slots} == {
+        n: held_bytes(there, n) for n in there.slots
+    }
+    assert np.array_equal(answer([tmp_path / "w"], kernel_folder), expected)
+
+
+def test_weights_stay_mapped_where_memory_is_short(
+    tmp_path: Path, offered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def addresses() -> set[bool]:
+        held = packed.cached(GRAPH, WEIGHTS, frozenset(), folders=[tmp_path / "w"], key=KEY)
+        base = held.data.ctypes.data
+        return {0 <= held.address(name) - base < held.nbytes for name in held.slots}
+
+    monkeypatch.setattr(system_memory, "free", lambda: 1000)
+    assert addresses() == {True}
+    monkeypatch.setattr(system_memory, "free", lambda: 1 << 40)
+    offered.write_text("always madvise [never]\n", encoding="ascii")
+    assert addresses() == {True}
+    offered.unlink()
+    assert addresses() == {True}
+
+
+def test_large_pages_are_zero_and_aligned(offered: Path) -> None:
+    size = 3 * memory.LARGE_PAGE + 5000
+    found = memory.in_large_pages(size)
+    if found is None:
+        assert not hasattr(mmap, "MADV_HUGEPAGE")
+        return
+    assert len(found) == size
+    assert found.ctypes.data % memory.LARGE_PAGE == 0
+    assert not found.any()
+    assert found.flags.writeable

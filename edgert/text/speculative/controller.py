@@ -18,7 +18,14 @@ LONGEST = 16  # guesses of one cycle
 FIRST = 3  # guesses to begin with
 PRIOR, PRIOR_COUNT = 0.6, 2.0  # what is believed of a place before anything was seen, and how much
 PAST_WEIGHT = 0.02  # of a cycle in what later requests believe
-PRIORS = {"ngram-2": 0.3, "ngram-3": 0.45, "ngram-8": 0.8}
+PRIORS = {
+    "ngram-0": 0.4,
+    "ngram-1": 0.5,
+    "ngram-2": 0.3,
+    "ngram-3": 0.45,
+    "ngram-4": 0.7,
+    "ngram-8": 0.9,
+}
 HEAD = "head"
 HEAD_COUNT = 8.0  # heads are made for their model: one wrong draft, as answers begin, says little
 COLD = (
@@ -181,6 +188,7 @@ class Controller:
         self.of(key).cost.note(each)
 
     def _share(self, guess: Estimate) -> float:
-        cost, plain = guess.cost, self.costs.seconds(self.costs.lanes)
-        share = cost.seconds / plain if plain and cost.count else 0.0
+        cost, lanes = guess.cost, self.costs.lanes
+        plain = self.costs.seconds(lanes)
+        share = lanes * cost.seconds / plain if plain and cost.count else 0.0
         return share if cost.count >= SAMPLES else min(share, COLD)

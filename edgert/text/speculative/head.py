@@ -134,8 +134,11 @@ class HeadProposer:
         count = len(found[0])
         if len(self.waiting) + count > KEPT:
             self.close()
-        for at in range(max(0, count - KEPT), count):
-            self.waiting.append(tuple([tap[at : at + 1] for tap in found]))
+        if count == 1:
+            self.waiting.append(tuple(found))
+        else:
+            for at in range(max(0, count - KEPT), count):
+                self.waiting.append(tuple([tap[at : at + 1] for tap in found]))
         self.place = start + count
 
     def _forget(self, count: int) -> None:

@@ -1,7 +1,9 @@
 """Guesses from the text itself: what followed the last time that it went on like this.
 
 Prompt lookup (github.com/apoorvumang/prompt-lookup-decoding) with the longest suffix instead of a
-fixed length, and lengths that grow with the match as in suffix decoding (arXiv 2411.04975).
+fixed length, and lengths that grow with the match as in suffix decoding (arXiv 2411.04975). A text
+that is repeated with changes departs from its source and comes back to it: where nothing else
+matches, guesses go on behind the place in the source that the last ones failed at.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ SHORTEST = 2  # tokens that must agree: matches of one are noise
 CANDIDATES = 16  # latest places with the same last two tokens that are compared
 COMPARED = 32  # tokens that a match is followed back
 BUCKETS = (8, 4, 3, 2)  # lengths of matches that are counted apart
+NEAR = 8  # tokens past a wrong guess in which text and source are looked for together again
+RESUMED = 4  # guesses from there
 SHIFT = 21  # token ids are below 2^20
 
 
@@ -29,6 +33,9 @@ class NGramProposer:
         self._places: dict[int, list[int]] = {}  # of two tokens: where they were followed
         self._indexed = 1  # pairs that end before this place are in it
         self._last: tuple[int, int] = (0, -1)  # a place and its token, to notice another text
+        # where the last guesses were found, where the text ended then, whether it was no match
+        self._made = 0, 0, False
+        self._failed = 0, 0  # where they failed, and where the text ended with what came instead
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
         end = len(tokens)
@@ -44,21 +51,39 @@ class NGramProposer:
                 if best == COMPARED:
                     break
         if best < self.shortest:
-            return Draft()
+            return self._resumed(tokens, limit)
+        self._made = at, end, False
         count = min(limit, 1 + best)
         bucket = next(size for size in BUCKETS if best >= size)
         period = end - at  # what goes round goes on going round
         found = [tokens[at + index % period] for index in range(count)]
         return Draft(found, key=f"ngram-{bucket}")
 
+    def _resumed(self, tokens: Sequence[int], limit: int) -> Draft:
+        """Past what was guessed wrong: right behind it, or behind the newest token where the source
+        has it soon after."""
+        (place, until), end = self._failed, len(tokens)
+        if not until <= end <= until + NEAR or until == 0:
+            return Draft()
+        near = range(place, min(place + NEAR, end - 1)) if end > until else (place,)
+        for at in near:
+            if end == until or tokens[at] == tokens[-1]:
+                self._made = at + 1, end, True
+                found = list(tokens[at + 1 : at + 1 + min(limit, RESUMED)])
+                return Draft(found, key=f"ngram-{int(end > until)}")
+        return Draft()
+
     def observe(self, proposed: int, accepted: int) -> None:
-        """Lengths are the controller's affair."""
+        """Where the last guesses failed. Their lengths are the controller's affair."""
+        at, end, resumed = self._made
+        if accepted or not resumed:  # else they did not come back to the source yet
+            self._failed = at + accepted, end + accepted + 1
 
     def _index(self, tokens: Sequence[int], end: int) -> None:
         """Index the pairs that something follows; a pair's place is what follows it."""
         place, token = self._last
         if end <= place or (token >= 0 and tokens[place] != token):
-            self._places, self._indexed = {}, 1
+            self._places, self._indexed, self._failed = {}, 1, (0, 0)
         places = self._places
         for at in range(self._indexed + 1, end):
             pair = tokens[at - 2] << SHIFT | tokens[at - 1]
