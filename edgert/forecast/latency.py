@@ -58,7 +58,7 @@ def _parts(
         if work.waits[0 if one else 1] or work.rows == "R":
             parts["launches"] += work.launches * rates.launch_s
         parts["rest"] += count * work.values / (rates.values_s if one else rates.rows_s)
-        parts["rest"] += 0.0 if one or on_grid(work) else count * work.launches * rates.row_s
+        parts["rest"] += count * work.launches * rates.row_s if not one and by_row(work) else 0.0
         parts["rest"] += count * work.state / at_size(rates.read, size)
         if work.nbytes:
             parts["products"] += _product(work, rates, count, size)
@@ -70,9 +70,10 @@ def _parts(
     return parts
 
 
-def on_grid(work: Work) -> bool:
-    """Whether a kernel takes rows many at a time: convolutions."""
-    return work.kernel.startswith("conv_")
+def by_row(work: Work) -> bool:
+    """Whether a kernel has something to do for each row besides its values: products, but of
+    convolutions, and attention."""
+    return bool(work.nbytes or work.look_ops) and not work.kernel.startswith("conv_")
 
 
 def rows_of(symbol: str, counts: Mapping[str, int]) -> int:

@@ -27,7 +27,8 @@ class Shape(NamedTuple):
 
 class Block(NamedTuple):
     """Sizes of what pictures are made of besides products, on a square grid: attention without a
-    cache where there are heads, else convolutions of `kernel` cells a side, `layers` times."""
+    cache where there are heads, else convolutions of `kernel` cells a side, `layers` times; norms
+    and sums alone where `kernel` is 0."""
 
     side: int
     width: int
@@ -55,6 +56,11 @@ def block(shape: Block) -> Graph:
                 "heads": shape.heads, "head_dim": size, "scale": size**-0.5,
             }  # fmt: skip
             nodes.append(Node("dot_attention", (x, x, x), y, {}, attrs))
+            continue
+        if not shape.kernel:
+            weights["norm"] = Weight((width,))
+            nodes.append(Node("rms_norm", (x,), f"n{i}", {"weight": "norm"}, {"eps": 1e-5}))
+            nodes.append(Node("add", (x, f"n{i}"), y))
             continue
         weights[f"w{i}"] = Weight((width, shape.kernel**2 * width), shape.encoding)
         grid: dict[str, Scalar] = {

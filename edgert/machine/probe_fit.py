@@ -17,7 +17,7 @@ import numpy as np
 
 from ..devices.profile import Product, Rates
 from ..errors import DeviceError
-from ..forecast.latency import on_grid, rows_of, run_parts, step_seconds, sum_seen
+from ..forecast.latency import by_row, rows_of, run_parts, step_seconds, sum_seen
 from ..forecast.nnls import nnls
 from ..forecast.rates import GRIDS, kin_of
 from ..forecast.shapes import Block, graph_of
@@ -116,7 +116,7 @@ def _equation(timed: Timed, grid: dict[str, list[float]], attended: list[float])
         if work.waits[0 if one else 1] or work.rows == "R":
             add("launch", 1.0)
         add("values" if one else "rows", count * work.values)
-        if not one and not on_grid(work):
+        if not one and by_row(work):
             add("row", count)
         if work.nbytes and one:
             index = _nearest(grid.get(work.kernel, []), size)

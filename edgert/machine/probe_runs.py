@@ -38,6 +38,8 @@ WHOLE = ((0, 0),)  # the steps of a block
 BLOCKS = {
     "attention of a picture": Block(16, 384, 6, heads=6),
     "attention of a larger one": Block(32, 384, 2, heads=6),
+    "norms of a picture": Block(16, 384, 12, kernel=0),
+    "narrow norms": Block(16, 64, 32, kernel=0),
     "convolutions": Block(16, 64, 8),
     "narrow convolutions": Block(96, 16, 4),
     "convolutions by tiles": Block(64, 64, 3),
