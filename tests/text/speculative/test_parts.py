@@ -94,10 +94,8 @@ def written(proposer: NGramProposer, tokens: list[int], count: int) -> Draft:
     draft, done = Draft(), count
     while done <= len(tokens):
         draft = proposer.propose(tokens[:done], 4)
-        behind = tokens[done:]
-        right = sum(
-            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft.tokens, behind))
-        )
+        pairs = zip(draft.tokens, tokens[done:], strict=False)
+        right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if done == len(tokens):
             break
         if draft.tokens:
