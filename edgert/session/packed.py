@@ -15,6 +15,7 @@ import hashlib
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ ROOM = 2  # times as much memory must be free
 PIECE = 64 << 20  # bytes read at a time
 SEAL = 64  # SHA-256 of the content before it, then of the file's name and that
 _writing = threading.Lock()
+_copies: weakref.WeakValueDictionary[tuple[int, ...], NDArray[np.uint8]] = (
+    weakref.WeakValueDictionary()
+)  # of files, by what they are: sessions of one model share them
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,10 @@ def _read(path: Path, size: int, slots: Mapping[str, Slot], start: int) -> Packe
 def _copied(handle: int, start: int, stop: int) -> NDArray[np.uint8] | None:
     """A part of a file in memory of large pages, None where those are not to be had, or where they
     would leave other programs short."""
-    size = stop - start
+    size, file = stop - start, os.fstat(handle)
+    key = file.st_dev, file.st_ino, file.st_mtime_ns, start, stop
+    if (known := _copies.get(key)) is not None:
+        return known
     if size < LARGE or system_memory.free() < ROOM * size:
         return None
     data = in_large_pages(size)
@@ -236,6 +243,9 @@ def _copied(handle: int, start: int, stop: int) -> NDArray[np.uint8] | None:
         if read == 0:
             raise ValueError(f"the file ends after {start + at} bytes, expected {stop}")
         at += read
+    if data is not None:
+        data.flags.writeable = False
+        _copies[key] = data
     return data
 
 

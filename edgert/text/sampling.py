@@ -168,6 +168,7 @@ class Sampler:
         self._row: F32 | None = None
         # where nothing asks for other ids, a row of few is looked at as it is
         self._whole: F32 | None = None
+        self._bias = self._bias_of(names) if names is not None and params.logit_bias else None
         if names is not None and (self._asks_for_all or not self._all_exist(names)):
             self.names = names = names[: names.searchsorted(allowed or names[-1] + 1)]
             self._whole = np.full(max(allowed, int(names[-1]) + 1), -np.inf, np.float32)
@@ -175,8 +176,14 @@ class Sampler:
 
     @property
     def _asks_for_all(self) -> bool:
-        touched = bool(self.params.logit_bias) or self._history is not None
-        return touched or self.params.dynatemp_range > 0.0
+        return self._history is not None or self.params.dynatemp_range > 0.0
+
+    def _bias_of(self, names: Ids) -> tuple[Ids, F32] | None:
+        """Where `names` has tokens that are biased, and by how much."""
+        bias = self.params.logit_bias
+        places = np.isin(names, list(bias)).nonzero()[0]
+        by = np.array([bias[int(token)] for token in names[places]], np.float32)
+        return (places, by) if len(places) else None
 
     def _all_exist(self, names: Ids) -> bool:
         past = bool(self.allowed) and int(names[-1]) >= self.allowed
@@ -223,7 +230,7 @@ class Sampler:
         """Logits after bias and penalties, and what ids they are of."""
         names, whole = self.names, self._whole
         if names is not None and whole is None:
-            return logits, names
+            return logits if self._bias is None else self._biased(logits, *self._bias), names
         if names is not None and whole is not None:
             whole[names] = logits[: len(names)]
             logits = whole
@@ -235,6 +242,14 @@ class Sampler:
         if names is None or self.params.dynatemp_range > 0.0:  # whose entropy is a share of all
             return z, None
         return z[names], names
+
+    def _biased(self, logits: F32, places: Ids, by: F32) -> F32:
+        z = self._row
+        if z is None or z.shape != logits.shape:
+            z = self._row = np.empty(logits.shape, np.float32)
+        np.copyto(z, logits)
+        z[places] += by
+        return z
 
 
 def _named(index: int, names: Ids | None) -> int:

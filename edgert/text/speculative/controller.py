@@ -12,6 +12,8 @@ requests before found out (`Past`) is believed at first.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ...session.costs import SAMPLES, Cost, StepCosts
 
 LONGEST = 16  # guesses of one cycle
@@ -74,6 +76,7 @@ class Estimate:
         self.resting_until = 0
         self.rest, self.probes = REST, PROBES if head else 0  # the past is another text's
         self.speeds: list[float] = []  # S of lengths from 1 on; none where it is not worked out
+        self.needed: dict[int, list[float]] = {}  # by the length of the present, see `worth`
         self.lanes = 0  # sequences of the steps that `speeds` and a rest are for
 
     def see(self, proposed: int, accepted: int) -> None:
@@ -153,7 +156,7 @@ class Controller:
     def speeds(self, guess: Estimate) -> list[float]:
         """S of lengths from 1 on."""
         if not guess.speeds or guess.lanes != self.costs.lanes:
-            guess.speeds, guess.lanes = [], self.costs.lanes
+            guess.speeds, guess.lanes, guess.needed = [], self.costs.lanes, {}
             ratios, share = self.costs.ratios(self.limit + 1), self._share(guess)
             tokens = reach = 1.0
             for length in range(1, self.limit + 1):
@@ -168,9 +171,15 @@ class Controller:
     def worth(self, key: str, made: int, reach: float) -> bool:
         """Whether a guess more pays, after `made` guesses of this cycle, when it is reached and
         right with probability `reach` by its own account."""
-        guess, ratios = self.of(key), self.costs.ratios(self.limit + 1)
-        now = max(1.0, self.speed(guess, guess.length))
-        return reach >= now * (self._share(guess) + ratios[made + 1] - ratios[made])
+        guess = self.of(key)
+        self.speeds(guess)
+        needed = guess.needed.get(guess.length)
+        if needed is None:
+            ratios, share = self.costs.ratios(self.limit + 1), self._share(guess)
+            now = max(1.0, self.speed(guess, guess.length))
+            needed = [now * (share + after - ratio) for ratio, after in pairwise(ratios)]
+            guess.needed[guess.length] = needed
+        return reach >= needed[made]
 
     def observe(self, key: str, proposed: int, accepted: int) -> None:
         """What became of guesses."""

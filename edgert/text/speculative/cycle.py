@@ -11,7 +11,7 @@ from ..ranking import F32
 from ..results import DraftStats
 from ..sampling import Sampler
 from .controller import Controller
-from .proposer import Draft, Proposer, taps_of
+from .proposer import NO_DRAFT, Draft, Proposer, taps_of
 from .verify import Verify, accept_coupled, accept_drawn
 
 UNHEARD = 64  # guesses of a model, none of which was right, that are worth a warning
@@ -72,7 +72,7 @@ class Speculation:
         # whether a reader of taps must see every place of a text
         self.sees_all = any(taps_of(p) and not getattr(p, "gaps", False) for p in self.proposers)
         self.cycle = 0
-        self._draft, self._by, self._made_for = Draft(), self.proposers[0], -1
+        self._draft, self._by, self._made_for = NO_DRAFT, self.proposers[0], -1
         self._counts = _Counts(limit)
         self._warned = False
 
@@ -80,7 +80,7 @@ class Speculation:
 
     def ask(self, tokens: Sequence[int], limit: int) -> Ask | None:
         """Have guesses made; a wish where a model is to make them, which others may share."""
-        self._draft, self._made_for = Draft(), len(tokens)
+        self._draft, self._made_for = NO_DRAFT, len(tokens)
         limit = min(limit, self.limit)
         if limit < 1:
             return None
@@ -145,7 +145,10 @@ class Speculation:
         """A step gave `written` tokens, the first `accepted` of them guessed."""
         draft = self._draft
         self.cycle += 1
-        self._draft, self._made_for = Draft(), -1
+        self._draft, self._made_for = NO_DRAFT, -1
+        if draft is NO_DRAFT:
+            self._counts.plain(written)
+            return
         self._counts.add(len(draft.tokens), accepted, written)
         if not draft.tokens:
             return
@@ -184,7 +187,7 @@ class Speculation:
 
     def release(self) -> None:
         """Give memory back; it is made again when guesses are wanted."""
-        self._draft, self._made_for = Draft(), -1
+        self._draft, self._made_for = NO_DRAFT, -1
         for proposer in self.proposers:
             close = getattr(proposer, "close", None)
             if close is not None:
@@ -215,6 +218,11 @@ class _Counts:
     @property
     def evaluated(self) -> int:
         return sum(self.reached)
+
+    def plain(self, written: int) -> None:
+        """A step without guesses."""
+        self.steps += 1
+        self.tokens += written
 
     def add(self, proposed: int, accepted: int, written: int) -> None:
         self.steps += 1

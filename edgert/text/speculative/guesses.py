@@ -139,6 +139,13 @@ class GuessingModel(ABC):
     def _step(self, fed: Sequence[tuple[Work, Feed]]) -> list[tuple[Work, StepResult]]:
         """Common steps of as many feeds as fit; works whose memory was not there drop out."""
         done: list[tuple[Work, StepResult]] = []
+        if len(fed) == 1:  # the short way to the same
+            work, feed = fed[0]
+            try:
+                return [(work, self.session.step([feed])[0])]
+            except ResourceError:
+                work.guesser.close()
+                return []
         while fed:
             rows = accumulate(feed.rows for _, feed in fed)
             count = max(1, sum(total <= self.session.max_rows for total in rows))
@@ -156,4 +163,5 @@ class GuessingModel(ABC):
 
 def likeliest_share(row: F32) -> float:
     """The largest probability of softmax(row)."""
-    return float(1.0 / np.exp(row - row.max()).sum())
+    shifted = row - row.max()
+    return 1.0 / float(np.exp(shifted, out=shifted).sum())

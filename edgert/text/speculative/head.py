@@ -17,7 +17,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...bundle.draft import (
     EMBEDDING,
@@ -51,7 +50,7 @@ KEPT = 1024  # rows that wait for it at most: older ones are forgotten
 LOOKED_UP = 512  # tokens whose rows are kept
 USUAL = 9  # rows of a feed while guessing: those of a step that was kept whole
 
-Lookup = Callable[[NDArray[np.int32]], F32]
+Lookup = Callable[[Sequence[int]], F32]
 
 
 class HeadModel(GuessingModel):
@@ -87,8 +86,7 @@ class HeadModel(GuessingModel):
 
     def feed(self, state: State, features: F32, hidden: F32, tokens: Sequence[int]) -> Feed:
         """Rows [n, ..] and the tokens behind them."""
-        rows = self.lookup(np.asarray(tokens, np.int32))
-        given = {FEATURES: features, HIDDEN: hidden, EMBEDDING: rows}
+        given = {FEATURES: features, HIDDEN: hidden, EMBEDDING: self.lookup(tokens)}
         return Feed(state, None, "last", inputs=given, taps=(NEXT,))
 
     def close(self) -> None:
@@ -189,13 +187,17 @@ class _Work(Work):
     def _text(self, count: int) -> Feed:
         """The first rows that wait. The last one's token behind it is the text's newest."""
         waiting, maker = self.proposer.waiting, self.proposer.maker
-        taps = [np.concatenate(tap) for tap in zip(*islice(waiting, count), strict=True)]
+        if count == 1:
+            features = np.concatenate(waiting[0], axis=1)
+        else:
+            taps = [np.concatenate(tap) for tap in zip(*islice(waiting, count), strict=True)]
+            features = np.concatenate(taps, axis=1)
         start = len(self.ask.tokens) - len(waiting)
         hidden = maker.no_hidden[:count]
         if count > USUAL:
             hidden = np.zeros((count, maker.width), np.float32)
         tokens = self.ask.tokens[start : start + count]
-        return maker.feed(self._state(), np.concatenate(taps, axis=1), hidden, tokens)
+        return maker.feed(self._state(), features, hidden, tokens)
 
     def _keep(self, count: int) -> None:
         """Rows of the text were fed."""
@@ -282,12 +284,12 @@ def _lookup(graph: Any, weights: Mapping[str, Any]) -> Lookup:
             known[token] = found
         return found
 
-    def rows(tokens: NDArray[np.int32]) -> F32:
+    def rows(tokens: Sequence[int]) -> F32:
         if len(tokens) == 1:
-            return row(int(tokens[0]))
+            return row(tokens[0])
         if len(tokens) <= USUAL:
-            return np.concatenate([row(token) for token in tokens.tolist()])
-        made: F32 = looked_up([tokens], held, attrs)
+            return np.concatenate([row(token) for token in tokens])
+        made: F32 = looked_up([np.array(tokens, np.int32)], held, attrs)
         return made
 
     return rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .proposer import Draft
+from .proposer import NO_DRAFT, Draft
 
 SHORTEST = 2  # tokens that must agree: matches of one are noise
 CANDIDATES = 16  # latest places with the same last two tokens that are compared
@@ -41,17 +41,17 @@ class NGramProposer:
         end = len(tokens)
         self._index(tokens, end)
         if end < self.shortest or limit < 1:
-            return Draft()
-        key = tokens[-2] << SHIFT | tokens[-1]
+            return NO_DRAFT
         best = at = 0
-        for place in reversed(self._places.get(key, ())[-CANDIDATES:]):
+        places = self._places.get(tokens[-2] << SHIFT | tokens[-1], ())
+        for place in reversed(places[-CANDIDATES:]):
             length = _agreed(tokens, place, end)
             if length > best:
                 best, at = length, place
                 if best == COMPARED:
                     break
         if best < self.shortest:
-            return self._resumed(tokens, limit)
+            return self._resumed(tokens, limit) if self._failed[1] else NO_DRAFT
         self._made = at, end, False
         count = min(limit, 1 + best)
         bucket = next(size for size in BUCKETS if best >= size)
@@ -63,15 +63,15 @@ class NGramProposer:
         """Past what was guessed wrong: right behind it, or behind the newest token where the source
         has it soon after."""
         (place, until), end = self._failed, len(tokens)
-        if not until <= end <= until + NEAR or until == 0:
-            return Draft()
+        if not until <= end <= until + NEAR:
+            return NO_DRAFT
         near = range(place, min(place + NEAR, end - 1)) if end > until else (place,)
         for at in near:
             if end == until or tokens[at] == tokens[-1]:
                 self._made = at + 1, end, True
                 found = list(tokens[at + 1 : at + 1 + min(limit, RESUMED)])
                 return Draft(found, key=f"ngram-{int(end > until)}")
-        return Draft()
+        return NO_DRAFT
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Where the last guesses failed. Their lengths are the controller's affair."""

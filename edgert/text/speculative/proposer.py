@@ -37,6 +37,9 @@ class Draft:
         return Draft(self.tokens[:count], laws, self.key)
 
 
+NO_DRAFT = Draft()  # most answers of most sources
+
+
 class Proposer(Protocol):
     """A source of guesses for one request."""
 

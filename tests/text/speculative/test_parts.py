@@ -6,6 +6,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,46 @@ def test_lengths_and_keys_follow_the_match() -> None:
         draft = NGramProposer().propose([*text, 0, *text[:length]], 16)
         assert (len(draft.tokens), draft.key) == (length + 1, key)
     assert NGramProposer(4).propose([1, 2, 3, 5, 1, 2, 3], 8).tokens == ()
+
+
+def written(proposer: NGramProposer, tokens: list[int], count: int) -> Draft:
+    """The next guesses of a text that grew as an answer does, after what became of the last."""
+    draft, done = Draft(), count
+    while done <= len(tokens):
+        draft = proposer.propose(tokens[:done], 4)
+        pairs = zip(draft.tokens, tokens[done:], strict=False)
+        right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if done == len(tokens):
+            break
+        if draft.tokens:
+            proposer.observe(len(draft.tokens), right)
+        done = min(len(tokens), done + right + 1)
+    return draft
+
+
+SOURCE = list(range(10, 30))
+
+
+def test_behind_a_token_that_was_exchanged_the_source_goes_on() -> None:
+    text = [*SOURCE, 0, 10, 11, 12, 13, 14, 99]  # where the source has 15
+    draft = written(NGramProposer(), text, 23)
+    assert (list(draft.tokens), draft.key) == ([16, 17, 18, 19], "ngram-0")
+
+
+@pytest.mark.parametrize("put", [[99, 98], [99, 98, 97, 96]])
+def test_behind_tokens_that_were_put_in_the_source_is_found_again(put: list[int]) -> None:
+    text = [*SOURCE, 0, 10, 11, 12, 13, 14, *put, 16]
+    draft = written(NGramProposer(), text, 23)
+    assert (list(draft.tokens), draft.key) == ([17, 18, 19, 20], "ngram-1")
+    assert written(NGramProposer(), text[:-1], 23).tokens == ()  # nothing to go by yet
+
+
+def test_far_from_the_source_nothing_is_guessed() -> None:
+    text = [*SOURCE, 0, 10, 11, 12, 13, 14, *range(50, 60), 16]
+    assert written(NGramProposer(), text, 23).tokens == ()
+    other = NGramProposer()
+    written(other, [*SOURCE, 0, 10, 11, 12, 13, 14, 99], 23)
+    assert other.propose([7, 8, 9, 7], 4).tokens == ()  # another text has another source
 
 
 def test_the_index_stays_small() -> None:
@@ -239,6 +280,21 @@ def test_what_pays_one_request_need_not_pay_several() -> None:
     assert controller.length("draft", 2) == 0, "it rests"
     noted(known, 1, 0.01, 1)
     assert controller.length("draft", 3) > 0, "alone again, it pays at once"
+
+
+def test_the_guesses_of_all_lanes_take_the_time_of_each() -> None:
+    speeds = {}
+    for lanes in (1, 4):
+        known = StepCosts()
+        for rows in range(lanes, 5 * lanes, lanes):
+            noted(known, rows, 0.01, SAMPLES, lanes=lanes)  # further rows cost nothing
+        controller = Controller(known, 3)
+        for _ in range(SAMPLES):
+            controller.spent("draft", 0.002)
+        guess = controller.of("draft")
+        guess.accepted = [0.5] * len(guess.accepted)
+        speeds[lanes] = controller.speed(guess, 1)
+    assert speeds == pytest.approx({1: 1.5 / 1.2, 4: 1.5 / 1.8})
 
 
 def test_an_unlikely_next_guess_is_not_made() -> None:
