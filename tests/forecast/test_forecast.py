@@ -221,6 +221,19 @@ def test_convolutions_and_attention_of_pictures_are_work() -> None:
     assert run_parts(looking, rates, {})["attention"] == pytest.approx(pairs / rates.attend_ops_s)
 
 
+def test_norms_and_sums_cost_their_values_and_products_their_rows_besides() -> None:
+    base = rates_of(probed(load("steam-deck"), rows_s=1e9))
+    rates = [msgspec.structs.replace(base, row_s=row_s) for row_s in (0.0, 1e-3)]
+    norms = works(lowered(block(Block(4, 16, 2, kernel=0))))
+    values = 16 * sum(work.values for work in norms)
+    for one in rates:
+        assert run_parts(norms, one, {})["rest"] == pytest.approx(values / 1e9)
+    found = works(lowered(decoder(SHAPE)))
+    none, some = (parts_of(found, one, rows=64)["rest"] for one in rates)
+    counted = [w for w in found if (w.nbytes or w.look_ops) and w.rows != "R"]
+    assert some - none == pytest.approx(64e-3 * sum(work.launches for work in counted))
+
+
 def test_kernels_of_pictures_take_their_kin() -> None:
     direct = Product("conv_f16", ((1.0, 1e9),), 5e9)
     rates = rates_of(probed(load("steam-deck"), products=(*measured(2).rates[0].products, direct)))

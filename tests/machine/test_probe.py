@@ -111,7 +111,9 @@ def test_random_weights_are_of_their_encoding(encoding: str) -> None:
     assert all(0 < step.seconds < 5 for step in found)
 
 
-@pytest.mark.parametrize("block", [Block(4, 32, 2, heads=2), Block(4, 16, 2)])
+@pytest.mark.parametrize(
+    "block", [Block(4, 32, 2, heads=2), Block(4, 16, 2), Block(4, 16, 2, kernel=0)]
+)
 def test_blocks_of_pictures_run(block: Block) -> None:
     graph = graph_of(block)
     assert graph.shapes()["x2"] == (16, block.width)

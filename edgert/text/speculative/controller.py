@@ -130,8 +130,10 @@ class Controller:
                 return 0
             guess.resting_until, guess.probes, guess.speeds = 0, PROBES, []
         best, speed = self.best(guess)
+        # of several sequences a trial costs all of them: what the past says is enough
+        least = GAIN if costs.lanes > 1 else GAIN - FAR
         fresh = guess.counts[0] == guess.first
-        if guess.probes and not (fresh and speed < GAIN - FAR):
+        if guess.probes and not (fresh and speed < least):
             return min(PROBE_LENGTH, self.limit)
         if speed < GAIN:
             share = max(SHORTEST, min(1.0, (GAIN - speed) / FAR))
