@@ -56,7 +56,12 @@ class StepCosts:
         """A step of `rows` rows of `lanes` sequences took `seconds`."""
         self.lanes = lanes
         self._steps += 1
-        width = self._widths.setdefault(lanes, {}).setdefault(rows, Cost())
+        widths = self._widths.get(lanes)
+        if widths is None:
+            widths = self._widths[lanes] = {}
+        width = widths.get(rows)
+        if width is None:
+            width = widths[rows] = Cost()
         width.note(seconds)
         width.at = self._steps
         if width.count == SAMPLES or self._steps % REFRESH == 0:
