@@ -40,7 +40,7 @@ from ..devices.profile import (
 from ..errors import DeviceError
 from ..session.cores import performance_cores
 from .doctor import cpu_name
-from .probe_fit import errors, fit
+from .probe_fit import errors, fit_each
 from .probe_runs import CODES, Clock, Run, Timed, runs, timed
 
 BITS = (2, 3, 4, 5, 6, 8, 16)
@@ -115,13 +115,18 @@ class Looks:
 
     def rates(self) -> tuple[list[Rates], float]:
         """Rates for each number of threads, and the deviation of steps that no fit has seen."""
-        rates, unseen = [], list[float]()
-        for count in self.threads:
-            found = [step for (threads, *_), step in self.best.items() if threads == count]
-            read = [(float(mb << 20), r) for (threads, mb), r in self.read.items()
-                    if threads == count]  # fmt: skip
-            rates.append(fit(found, read))
-            seen = zip(found, errors(found, rates[-1]), strict=True)
+        found = {
+            count: [step for (threads, *_), step in self.best.items() if threads == count]
+            for count in self.threads
+        }
+        read = {
+            count: [(float(mb << 20), r) for (threads, mb), r in self.read.items()
+                    if threads == count]
+            for count in self.threads
+        }  # fmt: skip
+        rates, unseen = fit_each(found, read), list[float]()
+        for one in rates:
+            seen = zip(found[one.threads], errors(found[one.threads], one), strict=True)
             unseen += [error for step, error in seen if not step.run.kept]
         return rates, max(LEAST_SPREAD, float(np.sqrt(np.mean(np.square(unseen)))))
 

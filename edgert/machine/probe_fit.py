@@ -6,14 +6,17 @@ by their seconds, so that a microsecond step counts as much as a long one, and c
 negative (`forecast.nnls`). Steps of one row read weights at a rate that depends on the size of all
 of them: each shape that was timed for its size has an unknown of its own; so do keys and values.
 What an output costs besides its operations is one unknown for all kernels that finish outputs by
-the same code.
+the same code. Costs that threads share are near those of one thread over the speedup: equations of
+their own say so, for a few steps that were disturbed can exchange one cost for another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..devices.profile import Product, Rates
 from ..errors import DeviceError
@@ -25,13 +28,37 @@ from ..forecast.work import Work, lowered, weight_bytes, works
 from .probe_runs import Timed
 
 Equation = dict[str, float]
+F64 = NDArray[np.float64]
+SHARED = ("ops:", "outs:", "row", "look")  # costs that threads share among them
+BELIEF = 1.0  # of what one thread found out, in steps like those that tell most of a cost
 FASTEST = 1e-18  # seconds a byte or operation where a fit says that it costs nothing
 NEAR = 1.6  # sizes closer than this factor share an unknown
 
 
-def fit(found: Sequence[Timed], read: Sequence[tuple[float, float]]) -> Rates:
-    """Rates of one number of threads. read: streaming rates by size. Raises DeviceError where the
-    steps do not determine them."""
+class Known(NamedTuple):
+    """What steps of one thread found out: their times, and what things cost."""
+
+    steps: Sequence[Timed]
+    costs: Mapping[str, float]
+
+
+def fit_each(
+    found: Mapping[int, Sequence[Timed]], read: Mapping[int, Sequence[tuple[float, float]]]
+) -> list[Rates]:
+    """Rates of each number of threads, of which the smallest tells something about the others."""
+    rates, known = [], None
+    for threads in sorted(found):
+        fitted, mine = fit(found[threads], read[threads], known)
+        rates.append(fitted)
+        known = known or (mine if threads == 1 else None)
+    return rates
+
+
+def fit(
+    found: Sequence[Timed], read: Sequence[tuple[float, float]], known: Known | None = None
+) -> tuple[Rates, Known]:
+    """Rates of one number of threads. read: streaming rates by size. known: of one thread. Raises
+    DeviceError where the steps do not determine them."""
     kept = [timed for timed in found if timed.run.kept]
     grid, attended = _sizes(kept), _attended(kept)
     equations = [_equation(timed, grid, attended) for timed in kept]
@@ -43,9 +70,30 @@ def fit(found: Sequence[Timed], read: Sequence[tuple[float, float]]) -> Rates:
             f"{len(kept)} timed steps, expected some of each kind with positive times",
             code="probe-fit", hint="run the probe again on a quiet machine",
         )  # fmt: skip
-    found_costs = nnls(matrix / seconds[:, None], np.ones(len(kept))).tolist()
-    costs = dict(zip(names, found_costs, strict=True))
-    return _rates(found[0].threads, costs, grid, attended, read)
+    shares, wanted = matrix / seconds[:, None], np.ones(len(kept))
+    if known is not None:
+        more, much = _beliefs(names, shares, known, _speedup(known.steps, kept))
+        shares, wanted = np.vstack([shares, more]), np.concatenate([wanted, much])
+    costs = dict(zip(names, nnls(shares, wanted).tolist(), strict=True))
+    return _rates(found[0].threads, costs, grid, attended, read), Known(kept, costs)
+
+
+def _speedup(before: Sequence[Timed], kept: Sequence[Timed]) -> float:
+    """How many times as fast steps of many rows are."""
+    times = {(t.run.name, t.rows, t.depth): t.seconds for t in before if t.rows > 1}
+    pairs = [(times.get((t.run.name, t.rows, t.depth), 0.0), t.seconds) for t in kept]
+    return float(np.median([a / b for a, b in pairs if a] or [1.0]))
+
+
+def _beliefs(names: Sequence[str], shares: F64, known: Known, speedup: float) -> tuple[F64, F64]:
+    """Further equations: that shared costs are those of one thread over the speedup. Each weighs as
+    much as BELIEF steps in which the cost has the largest share."""
+    shared = [i for i, n in enumerate(names) if n.startswith(SHARED) and n in known.costs]
+    weights = BELIEF * shares[:, shared].max(axis=0, initial=0.0)
+    costs = np.array([known.costs[names[i]] for i in shared]) / speedup
+    more = np.zeros((len(shared), len(names)))
+    more[np.arange(len(shared)), shared] = weights
+    return more, weights * costs
 
 
 def _work(timed: Timed) -> list[Work]:

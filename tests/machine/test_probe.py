@@ -11,7 +11,7 @@ from edgert.errors import DeviceError, RequestError
 from edgert.forecast.rates import pace_of
 from edgert.forecast.shapes import Block, decoder, graph_of
 from edgert.machine import probe as module
-from edgert.machine.probe_fit import errors, fit, predicted
+from edgert.machine.probe_fit import errors, fit, fit_each, predicted
 from edgert.machine.probe_runs import (
     CODES,
     Run,
@@ -58,7 +58,7 @@ def truth() -> Rates:
 @pytest.mark.slow  # a lowering for each run
 def test_a_fit_finds_the_rates_that_made_the_times() -> None:
     rates = truth()
-    found = fit(simulated(rates), READ)
+    found, _ = fit(simulated(rates), READ)
     off = errors(simulated(rates), found)
     assert np.abs(off).max() < 0.15  # sizes between those that were timed lie on lines
     assert found.launch_s == pytest.approx(rates.launch_s, rel=0.05)
@@ -72,9 +72,33 @@ def test_a_fit_finds_the_rates_that_made_the_times() -> None:
 
 @pytest.mark.slow
 def test_noise_makes_predictions_as_wrong_as_it_is() -> None:
-    found = fit(simulated(truth(), noise=0.05), READ)
+    found, _ = fit(simulated(truth(), noise=0.05), READ)
     off = errors(simulated(truth()), found)
     assert np.median(np.abs(off)) < 0.06
+
+
+@pytest.mark.slow
+def test_what_one_thread_found_out_steadies_the_rates_of_several() -> None:
+    import msgspec
+
+    replace, one = msgspec.structs.replace, truth()
+    products = tuple(replace(p, ops_s=2 * p.ops_s, out_s=p.out_s / 2) for p in one.products)
+    two = replace(
+        one, threads=2, products=products, row_s=one.row_s / 2, rows_s=2 * one.rows_s,
+        attend_ops_s=2 * one.attend_ops_s, attend_row_ops_s=2 * one.attend_row_ops_s,
+    )  # fmt: skip
+    times = {1: simulated(one), 2: simulated(two, noise=0.15)}
+    alone, _ = fit(times[2], READ)
+    both = fit_each(times, {1: READ, 2: READ})
+    assert [rates.threads for rates in both] == [1, 2]
+
+    def off(rates: Rates) -> float:
+        names = ("row_s", "rows_s", "attend_ops_s", "attend_row_ops_s")
+        shares = [getattr(rates, name) / getattr(two, name) for name in names]
+        return float(np.abs(np.log(np.clip(shares, 1e-3, 1e3))).max())
+
+    assert off(both[1]) < 0.5 * off(alone)
+    assert off(both[1]) < 0.2
 
 
 def test_too_few_steps_are_no_machine() -> None:
