@@ -45,7 +45,8 @@ class Known(NamedTuple):
 def fit_each(
     found: Mapping[int, Sequence[Timed]], read: Mapping[int, Sequence[tuple[float, float]]]
 ) -> list[Rates]:
-    """Rates of each number of threads, of which the smallest tells something about the others."""
+    """Rates of each number of threads, rising. One thread, where it was timed, tells something of
+    the others."""
     rates, known = [], None
     for threads in sorted(found):
         fitted, mine = fit(found[threads], read[threads], known)

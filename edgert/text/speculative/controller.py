@@ -20,7 +20,7 @@ LONGEST = 16  # guesses of one cycle
 FIRST = 3  # guesses to begin with
 PRIOR, PRIOR_COUNT = 0.6, 2.0  # what is believed of a place before anything was seen, and how much
 PAST_WEIGHT = 0.02  # of a cycle in what later requests believe
-PRIORS = {
+PRIORS = {  # by tokens that agreed; 0 and 1: back at a source that was left, see `ngram`
     "ngram-0": 0.4,
     "ngram-1": 0.5,
     "ngram-2": 0.3,

@@ -225,8 +225,7 @@ class _Counts:
         self.tokens += written
 
     def add(self, proposed: int, accepted: int, written: int) -> None:
-        self.steps += 1
-        self.tokens += written
+        self.plain(written)
         self.drafted += proposed > 0
         self.proposed += proposed
         self.accepted += accepted
