@@ -38,10 +38,11 @@ from ..devices.profile import (
     Storage,
 )
 from ..errors import DeviceError
+from ..forecast.shapes import Block, Shape
 from ..session.cores import performance_cores
 from .doctor import cpu_name
 from .probe_fit import errors, fit_each
-from .probe_runs import CODES, Clock, Run, Timed, runs, timed
+from .probe_runs import CODES, SLOW, Clock, Run, Timed, runs, timed
 
 BITS = (2, 3, 4, 5, 6, 8, 16)
 STORAGE_BYTES = 256 << 20
@@ -49,6 +50,7 @@ WARM_S = 120.0  # of load before the second look of `thermal`
 LEAST_SPREAD = 0.05
 Progress = Callable[[str, float], None]
 ROUNDS = 2  # of all runs, minutes apart: what is slow in one of them only was disturbed
+LONGEST = 120.0  # seconds of a round after which there is no second one
 STARTS = 4  # processes that are started; the first one may have to pack
 _BASE = """
 import sys, time
@@ -101,17 +103,22 @@ class Looks:
         options = self.options
         wanted = runs(options.encodings, quick=options.quick, free=system_memory.free())
         for index, count in enumerate(self.threads):
+            enough = list[Shape]()
             at, share = index / len(self.threads), 1 / len(self.threads)
             progress(f"streaming reads, {count} threads", at)
             for size in (8, 64) if options.quick else (8, 64, 512):
                 rate = read_gbps(count, megabytes=size, passes=5) * 1e9
                 self.read[count, size] = max(rate, self.read.get((count, size), 0.0))
             for number, run in enumerate(wanted):
+                if any(_larger(run.shape, shape) for shape in enough):
+                    continue
                 progress(f"{run.name}, {count} threads", at + share * number / len(wanted))
                 for step in _timed(run, count, options):
                     key = count, run.name, step.rows, step.depth
                     best = self.best.get(key, step)
                     self.best[key] = min(step, best, key=lambda one: one.seconds)
+                    if step.rows == 1 and step.seconds > SLOW and isinstance(run.shape, Shape):
+                        enough.append(run.shape)
 
     def rates(self) -> tuple[list[Rates], float]:
         """Rates for each number of threads, and the deviation of steps that no fit has seen."""
@@ -145,7 +152,10 @@ def probe(
     if looks is None:
         looks, rounds = Looks(options), 1 if options and options.quick else ROUNDS
     options, threads = looks.options, looks.threads
+    begin = time.perf_counter()
     for index in range(rounds):
+        if index and time.perf_counter() - begin > LONGEST:
+            break
         looks.look(_part(progress, 0.9 * index / rounds, 0.9 / rounds))
     rates, spread = looks.rates()
     progress("memory of a process", 0.92)
@@ -163,6 +173,15 @@ def probe(
         drift=drift, pace=pace, busy_cores=round(busy, 2),
     )  # fmt: skip
     return _profile(name or platform.node() or "this-machine", measured, reading)
+
+
+def _larger(shape: Shape | Block, than: Shape) -> bool:
+    """Whether shapes differ in their layers alone, and this has more."""
+    return (
+        isinstance(shape, Shape)
+        and shape.layers > than.layers
+        and shape._replace(layers=than.layers) == than
+    )
 
 
 def _part(progress: Progress, at: float, share: float) -> Progress:

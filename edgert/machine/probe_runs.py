@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import RequestError
 from ..forecast.shapes import Block, Shape, graph_of
 from ..graph import Graph
+from ..kernels.cpu.layout import PAGE
 from ..kernels.encodings import ENCODINGS, encoding_of
 from ..kernels.quant import Matrix
 from ..session.base import Feed
@@ -47,6 +48,7 @@ BLOCKS = {
 }
 SECOND = 6  # layers of shapes of which many rows are timed as well
 LEAST, LONG = 5, 4  # steps that are timed at least; times `seconds` from which on half as many
+SLOW = 1.0  # seconds of a step: kernels with longer ones get fewer rows, and each step twice
 
 
 class Run(NamedTuple):
@@ -117,7 +119,8 @@ def timed(
     run: Run, threads: int, *, seconds: float = 0.25, clock: Clock = time.perf_counter
 ) -> Iterator[Timed]:
     """Each step of a run on so many threads: the median of its repetitions in about `seconds`.
-    clock: `time.thread_time` tells what one thread takes on a machine that is busy."""
+    Steps of many rows that would take more than SLOW have FEW. clock: `time.thread_time` tells what
+    one thread takes on a machine that is busy."""
     graph = graph_of(run.shape)
     context = 4096 if graph.states else 0
     session = CpuSession(graph, random_weights(graph), threads=threads, context=context)
@@ -127,14 +130,24 @@ def timed(
             return
         state = session.new_state(4096)
         try:
-            for rows, depth in run.steps:
+            for wanted, depth in run.steps:
                 _go_to(session, state, depth)
+                rows = _affordable(session, state, wanted)
                 step = partial(_step, session, state, rows)
                 yield Timed(run, rows, depth, threads, _typical(step, seconds, clock))
         finally:
             state.close()
     finally:
         session.close()
+
+
+def _affordable(session: CpuSession, state: CpuState, rows: int) -> int:
+    """The rows of a step, FEW where more of them would take too long."""
+    if rows <= FEW:
+        return rows
+    begin = time.perf_counter()
+    _step(session, state, FEW)
+    return rows if (time.perf_counter() - begin) * rows / FEW < SLOW else FEW
 
 
 def _drawing(session: CpuSession) -> Callable[[], object]:
@@ -146,10 +159,19 @@ def _drawing(session: CpuSession) -> Callable[[], object]:
 
 
 def _go_to(session: CpuSession, state: CpuState, depth: int) -> None:
-    if state.length > depth:
+    """Have `depth` tokens in the state: those of one page again and again, which takes no time."""
+    if state.length >= depth:
         state.rewind(depth)
-    while state.length < depth:
-        _step(session, state, min(ROWS, depth - state.length), keep=True)
+        return
+    state.rewind(0)
+    _step(session, state, PAGE, keep=True)
+    page = state.snapshot()
+    count = -(-depth // PAGE)
+    more = {
+        part: {name: np.repeat(pool, count, axis=0) for name, pool in page[part].items()}
+        for part in state.pool.parts
+    }
+    state.restore({**page, **more, "length": depth})
 
 
 def _step(session: CpuSession, state: CpuState, rows: int, *, keep: bool = False) -> None:
@@ -163,10 +185,15 @@ def _step(session: CpuSession, state: CpuState, rows: int, *, keep: bool = False
 
 def _typical(step: Callable[[], object], seconds: float, clock: Clock) -> float:
     """Seconds of a step that leaves nothing behind, so that each one is the same; of one that takes
-    several times `seconds` few are made."""
-    begin = time.perf_counter()
+    several times `seconds` few are made, of one past SLOW two, of which the quicker counts."""
+    begin, start = time.perf_counter(), clock()
     step()
-    long = time.perf_counter() - begin > LONG * seconds > 0
+    first, took = clock() - start, time.perf_counter() - begin
+    long = took > LONG * seconds > 0
+    if took > SLOW and long:
+        start = clock()
+        step()
+        return min(first, clock() - start)
     for _ in range(0 if long else 2):
         step()
     least = LEAST // 2 if long else LEAST

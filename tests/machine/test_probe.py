@@ -186,6 +186,29 @@ def test_each_step_counts_as_quick_as_any_look_found_it(monkeypatch: pytest.Monk
     assert set(looks.read.values()) == {6e9}
 
 
+def test_slow_kernels_get_fewer_rows_and_fewer_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = runs()[0].shape._replace(layers=1)
+    wanted = Run("tiny", shape, ((1, 0), (64, 0), (64, 70)))
+    assert [step.rows for step in timed(wanted, 1, seconds=0.0)] == [1, 64, 64]
+    monkeypatch.setattr("edgert.machine.probe_runs.SLOW", 0.0)
+    assert [step.rows for step in timed(wanted, 1, seconds=0.0)] == [1, 32, 32]
+    assert all(0 < step.seconds < 5 for step in timed(wanted, 1, seconds=1e-9))
+
+    def slow(run: Run, threads: int, options: object) -> list[Timed]:
+        layers = getattr(run.shape, "layers", 1)
+        return [Timed(run, 1, 0, threads, 0.1 * layers)]
+
+    monkeypatch.setattr(module, "_timed", slow)
+    monkeypatch.setattr("edgert.kernels.bandwidth.read_gbps", lambda *_, **__: 6.0)
+    looks = module.Looks(module.Options((1,)))
+    looks.look()
+    sizes = {run.name for run in runs() if "layers" in run.name and "g32" in run.name}
+    assert {name for _, name, _, _ in looks.best if name in sizes} == {
+        "int4-g32, 1 layers", "int4-g32, 6 layers", "int4-g32, 14 layers",
+        "int8-g32, 1 layers", "int8-g32, 4 layers", "int8-g32, 8 layers", "int8-g32, 18 layers",
+    }  # fmt: skip
+
+
 def test_this_machine_is_none_of_the_boards() -> None:
     assert not module.is_here(load("jetson-orin-nano-8gb"))
     assert not module.is_here(load("laptop-avx2"))  # a class of machines
