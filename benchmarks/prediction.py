@@ -37,7 +37,7 @@ from edgert.devices.profile import Profile
 from benchmarks import machine, prediction_runs
 from benchmarks.prediction_runs import Expect
 from edgert.bundle import Bundle
-from edgert.forecast.memory import footprint
+from edgert.forecast.memory import footprint, tokenizer_bytes
 from edgert.image.expected import Drawing, Expected
 from edgert.machine.probe import Looks, Options, probe
 
@@ -60,7 +60,7 @@ def memory(path: Path, profile: Profile, threads: int) -> float:
         graph, head = bundle.graph(), bundle.head()
     return footprint(
         graph, tokens=MEMORY_TOKENS, threads=threads, head=head,
-        tokenizer=(path / "tokenizer.json").stat().st_size, **base,
+        tokenizer=tokenizer_bytes(path / "tokenizer.json"), **base,
     ).total  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..bundle.reader import Bundle
 from ..devices.profile import Profile
 from ..forecast import latency
-from ..forecast.memory import BASE, footprint
+from ..forecast.memory import BASE, footprint, tokenizer_bytes
 from ..forecast.pictures import picture_seconds
 from ..forecast.rates import pace_of, rates_of
 from ..forecast.starting import starting, touching
@@ -66,7 +66,7 @@ def _texts(
 ) -> Answer:
     """Answers for a model that writes."""
     graph, rates = bundle.graph(), rates_of(profile, threads, provider)
-    tokenizer = float((bundle.path / "tokenizer.json").stat().st_size)
+    tokenizer = tokenizer_bytes(bundle.path / "tokenizer.json")
     found = works(lowered(graph, threads=rates.threads, kv_bits=kv_bits))
     base = profile.measured.base_bytes if profile.measured else BASE
     taken = footprint(
@@ -74,7 +74,7 @@ def _texts(
         tokenizer=tokenizer, base=base, head=bundle.head(),
     )  # fmt: skip
     pace = pace_of(profile)
-    begun = starting(nodes=len(graph.nodes), tokenizer=tokenizer, pace=pace)
+    begun = starting(nodes=len(graph.nodes), tokenizer=tokenizer, weights=taken.weights, pace=pace)
     prompt = min(START_TOKENS, graph.context - 2)
     first = latency.prompt_seconds(found, rates, prompt) + touching(taken.weights, pace)
     others = _beside(begun.load, begun.ready + first, taken.total, profile)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import RequestError
-from ..forecast.memory import BASE, TOKENIZER, arena_bytes, held_bytes
+from ..forecast.memory import BASE, TOKENIZER, arena_bytes, held_bytes, tokenizer_bytes
 from ..forecast.pictures import Phase, Piece
 from ..forecast.work import MAX_ROWS, Work, lowered, works
 from ..graph import Graph
@@ -91,7 +91,7 @@ class Expected:
         self.table = caching.table_of(bundle)
         self.nodes = sum(len(graph.nodes) for graph in self.graphs.values())
         names = self.spec.tokenizers.values()
-        self.tokenizer = sum(bundle.path_of(name).stat().st_size for name in names)
+        self.tokenizer = sum(tokenizer_bytes(bundle.path_of(name)) for name in names)
         self._lowered: dict[tuple[Any, ...], Lowering] = {}
         self._held: dict[str, float] = {}
         self._works: dict[int, tuple[Work, ...]] = {}

@@ -216,7 +216,7 @@ def own_process(threads: int, *, cpu: bool = False) -> tuple[float, float | None
     cpu: by the processor time that it takes."""
     from ..bundle.reader import Bundle
     from ..demo import demo_bundle
-    from ..forecast.memory import BASE, TOKENIZER, footprint
+    from ..forecast.memory import BASE, TOKENIZER, footprint, tokenizer_bytes
     from ..forecast.starting import starting
 
     path = demo_bundle()
@@ -231,10 +231,11 @@ def own_process(threads: int, *, cpu: bool = False) -> tuple[float, float | None
     with Bundle.open(path) as bundle:
         graph = bundle.graph()
         counted = footprint(graph, tokens=16, threads=threads, base=0.0)
-    size = float((path / "tokenizer.json").stat().st_size)
+    size = tokenizer_bytes(path / "tokenizer.json")
     base = max(0.0, found[-1][0] - counted.total - TOKENIZER * size)
     load = float(np.median([spent for _, spent in found[1:] or found]))
-    return base, round(load / starting(nodes=len(graph.nodes), tokenizer=size).load, 4)
+    usual = starting(nodes=len(graph.nodes), tokenizer=size, weights=counted.weights)
+    return base, round(load / usual.load, 4)
 
 
 def storage_read() -> float:

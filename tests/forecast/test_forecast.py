@@ -22,7 +22,7 @@ from edgert.forecast.latency import (
     sum_seen,
     within,
 )
-from edgert.forecast.memory import cache_bytes, footprint
+from edgert.forecast.memory import cache_bytes, footprint, tokenizer_bytes
 from edgert.forecast.nnls import nnls
 from edgert.forecast.rates import at_size, pace_of, product_of, rates_of, scaled
 from edgert.forecast.shapes import Block, Shape, block, decoder
@@ -243,9 +243,16 @@ def test_kernels_of_pictures_take_their_kin() -> None:
     assert product_of(rates_of(load("steam-deck")), "conv_f16").kernel == "float"
 
 
+def test_white_space_of_a_tokenizer_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{\n  "a": [\n\t1, 2 ]\n}', encoding="utf-8")
+    assert tokenizer_bytes(path) == len('{"a":[1,2]}')
+
+
 def test_starting_grows_with_what_is_read_and_with_python_s_pace() -> None:
     small, large = starting(nodes=100), starting(nodes=1000, tokenizer=1e6)
     assert small.load < large.load < large.ready
+    assert starting(nodes=100, weights=1e9).load == pytest.approx(small.load + 0.3)
     assert starting(nodes=100, pace=2.0).ready == pytest.approx(2 * small.ready)
     assert touching(2e9) == 2 * touching(1e9)
     slow = load("raspberry-pi-5-8gb")
