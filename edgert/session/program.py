@@ -31,7 +31,8 @@ class Program:
 
     addresses: of weights and page pools, by the names that lowering gives them. code: entry
     addresses of kernels. kept: what the addresses point into. context: tokens of the longest
-    sequence, 0 without states.
+    sequence, 0 without states. control: another program's control block, of one that runs as a
+    part of its steps; 0 for one of its own.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Program:
         *,
         context: int = 0,
         kept: Any = None,
+        control: int = 0,
     ) -> None:
         self.lowering, self.team, self.threads = lowering, team, lowering.threads
         self.pace = Pace()
@@ -64,7 +66,8 @@ class Program:
         self.arena = reserve(size + 4096)
         self.scratch = reserve(64 + self.threads * lowering.scratch_bytes)
         self.scratch[56:64].view(np.int64)[0] = lowering.scratch_bytes
-        self.control = team.control_block()
+        self._lent = control != 0
+        self.control = control or team.control_block()
         self._kept = kept, self._embeddings()
         at = {name: self.arena.ctypes.data + offset for name, offset in offsets.items()}
         called = {kernel_at(name): address for name, address in code.items()}
@@ -158,9 +161,9 @@ class Program:
 
     def close(self) -> None:
         """Give the control block back."""
-        if self.control:
+        if self.control and not self._lent:
             self.team.free_control(self.control)
-            self.control = 0
+        self.control = 0
 
 
 def _word(word: Word, at: Mapping[str, int], views: Mapping[str, tuple[str, int]]) -> int:

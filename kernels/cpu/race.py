@@ -99,7 +99,7 @@ def _weight(x: float) -> float:
 
 
 @njit(error_model="numpy")
-def _peak(z: int, n: int) -> tuple[float, float]:
+def peak_of(z: int, n: int) -> tuple[float, float]:
     """The largest of at least 16 values, and a number that is NaN where one of them is."""
     top = load_f32(z)
     magnitude = vabs(top)
@@ -256,14 +256,14 @@ def _lowest_left(ask: int, peak: float) -> float:
     return f32(float(peak) + log64(min_p) / cut - room)
 
 
-@entry
-def race(ask: int, z: int, n: int, position: int) -> int:
+@njit(error_model="numpy")
+def drawn(ask: int, z: int, n: int, position: int) -> int:
     """Index of the logit that is drawn from softmax(z * scale), or from what top-p and min-p leave
     of it, or UNSURE. Who wins of all and is left wins; otherwise nothing below it is left either,
     and the others race again."""
     if n < LEAST:
         return UNSURE
-    peak, sound = _peak(z, n)
+    peak, sound = peak_of(z, n)
     if not abs(peak) < math.inf or sound != sound:
         return UNSURE
     key, floor = _key(ld_i64(ask + RACE.seed), position), _lowest_left(ask, peak)
@@ -275,6 +275,12 @@ def race(ask: int, z: int, n: int, position: int) -> int:
         stays = _stays(ask, z, n, peak, floor)
         if stays != 0:
             return found if stays == 1 else UNSURE
+
+
+@entry
+def race(ask: int, z: int, n: int, position: int) -> int:
+    """`drawn`, for Python."""
+    return drawn(ask, z, n, position)
 
 
 @njit(error_model="numpy")
@@ -341,8 +347,8 @@ def _cut(weights: int, k: int, total: float, top_p: float, min_p: float) -> int:
     return k
 
 
-@entry
-def race_largest(ask: int, z: int, n: int, position: int) -> int:
+@njit(error_model="numpy")
+def drawn_of_largest(ask: int, z: int, n: int, position: int) -> int:
     """Index of the logit that is drawn from what top-k, top-p and min-p leave, or UNSURE."""
     k, room = ld_i64(ask + RACE.top_k), ld_i64(ask + RACE.room)
     if n < LEAST or n <= k:
@@ -369,3 +375,9 @@ def race_largest(ask: int, z: int, n: int, position: int) -> int:
         else:
             second = max(second, score)
     return _decided(best, second, found)
+
+
+@entry
+def race_largest(ask: int, z: int, n: int, position: int) -> int:
+    """`drawn_of_largest`, for Python."""
+    return drawn_of_largest(ask, z, n, position)
