@@ -18,15 +18,15 @@ GUESS = operands(
 
 # What is asked: words of one request, which instructions read and write.
 # made: guesses up to now, of at most limit, to `tokens`, int64; end: why there are no more.
-# position: of the first guess in its text; length: where the next row stands in the head's state.
-# n, width: values of a row of logits, and of one that steps go on from, in whole vectors.
+# position: of the first guess in its text. race: what to draw with (`race.py`), 0 for the largest
+# logit; largest: whether of top-k. places int64, by float32 [biased]: logits that something is
+# added to; spare: room for them. length: where the next row stands in the head's state.
 # needed: float64 [limit], what a guess must be reached and right with; reach: float64, up to now.
-# ids: int64 [n], tokens of logits. ends: int64 [end_count], behind which nothing is guessed.
-# race: what to draw with (`race.py`), 0 for the largest logit; largest: whether of top-k.
-# places int64 and by float32 [biased]: logits that something is added to; spare: room for them.
+# ends: int64 [end_count], behind which nothing is guessed. ids: int64 [n], tokens of logits.
+# width: values of a row that steps go on from.
 ASK = operands(
-    "made", "limit", "tokens", "end", "position", "length", "n", "width", "needed", "reach", "ids",
-    "ends", "end_count", "race", "largest", "biased", "places", "by", "spare",
+    "made", "end", "limit", "position", "race", "largest", "biased", "places", "by", "spare",
+    "end_count", "length", "reach", "tokens", "needed", "ends", "ids", "n", "width",
 )  # fmt: skip
 
 # why guessing ended: there are as many as asked for, or an end; one was not worth it; the

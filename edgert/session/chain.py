@@ -48,16 +48,17 @@ class Names(NamedTuple):
     next: str
 
 
-class Draw(NamedTuple):
+class Draw:
     """How a token is picked. race: address of what it is drawn with (`kernels/race.py`), 0 for the
     largest logit; largest: whether of top-k. places int64, by float32: logits that something is
     added to. kept: what the address points into."""
 
-    race: int
-    largest: bool
-    places: NDArray[np.int64]
-    by: F32
-    kept: Any = None
+    def __init__(
+        self, race: int, *, largest: bool, places: NDArray[np.int64], by: F32, kept: Any = None
+    ) -> None:
+        self._kept = kept, places, by, np.zeros(len(places), np.float32)
+        at = [array.ctypes.data for array in self._kept[1:]]
+        self.words = race, int(largest), len(places), *at
 
 
 class Guessed(NamedTuple):
@@ -71,7 +72,9 @@ class Guessed(NamedTuple):
 
 class Chain:
     """The table of one head's session. model: the session whose table of tokens `embed` reads.
-    Raises RequestError for a head that cannot be chained: `chains` tells."""
+    `chains` tells of which heads there is one. most_ends: of a request."""
+
+    most_ends = ENDS
 
     def __init__(
         self, session: CpuSession, model: CpuSession, embed: Node, names: Names,
@@ -84,9 +87,9 @@ class Chain:
         self._table_at = model.packed_weights.address(weight)
         self._first: Program | None = None
         self._words = np.zeros(ROW, np.int64)
-        self._reach = self._words.view(np.float64)
+        self._floats = self._words.view(np.float64)
         self._tokens, self._needed = np.zeros(LONGEST, np.int64), np.zeros(LONGEST)
-        self._ends, self._spare = np.zeros(ENDS, np.int64), np.zeros(0, np.float32)
+        self._ends = np.zeros(ENDS, np.int64)
         width = session.graph.shapes()[names.next][-1]
         self._set(
             tokens=self._tokens.ctypes.data, needed=self._needed.ctypes.data, n=len(self.ids),
@@ -96,31 +99,28 @@ class Chain:
         self.address = self.count = self.control = 0
 
     def guess(
-        self, feed: Feed, limit: int, *, position: int, needed: Sequence[float], draw: Draw,
+        self, feed: Feed, limit: int, *, position: int, needed: Sequence[float] | None, draw: Draw,
         ends: Sequence[int],
     ) -> Guessed:  # fmt: skip
         """Up to `limit` guesses behind the last row of a feed. position: of the first in its text.
-        needed: what each must be reached and right with, by the head's own account. The rows of
-        the feed, and one a guess, are then pending. Raises what a step does."""
+        needed: what each must be reached and right with, by the head's own account; None: nothing.
+        The rows of the feed, and one a guess, are then pending. Raises what a step does."""
         limit = min(limit, LONGEST)
-        self._needed[:limit] = needed[:limit]
+        self._needed[:limit] = 0.0 if needed is None else needed[:limit]
         self._ends[: len(ends)] = ends
-        self._set(
-            made=0, end=0, limit=limit, position=position, end_count=len(ends), race=draw.race,
-            largest=draw.largest, biased=len(draw.places),
-        )  # fmt: skip
-        if len(draw.places):
-            if len(self._spare) < len(draw.places):
-                self._spare = np.zeros(len(draw.places), np.float32)
-            self._set(places=draw.places.ctypes.data, by=draw.by.ctypes.data,
-                      spare=self._spare.ctypes.data)  # fmt: skip
-        self._reach[ASK.reach // WORD] = 1.0
+        self._words[_ASKED] = 0, 0, limit, position, *draw.words, len(ends)
+        self._floats[ASK.reach // WORD] = 1.0
         self._limit = limit
-        self.session.chained(feed, self)
+        self.session.step_chain(feed, self)
         made, end = self._get("made"), self._get("end")
         steps = made + (end != DONE)
         unsure = self._unsure(made, feed.rows) if end == UNSURE else None
         return Guessed(self._tokens[:made].tolist(), steps, unsure)
+
+    @property
+    def reach(self) -> float:
+        """Of the guesses up to now, and the share of the next one's likeliest token."""
+        return float(self._floats[ASK.reach // WORD])
 
     def _unsure(self, made: int, rows: int) -> tuple[F32, F32]:
         program = self._following if made else self._first
@@ -151,17 +151,12 @@ class Chain:
 
     def _bind(self, first: Program) -> None:
         """Make the table for a program of the head's steps."""
-        session, addresses = self.session, self.session.addresses
-        lowering = session.lower(self._graph, {"T": 1, "R": 1})
-        code = session.code([*lowering.kernels, "guess"])
-        self._following = following = Program(
-            lowering, {**addresses, f"${TABLE}": self._table_at}, code, first.team,
-            context=session.context, control=first.control,
-            kept=(self._kept, session.packed_weights, session.pool),
-        )  # fmt: skip
+        lent = {f"${TABLE}": self._table_at}
+        following, code = self.session.beside(self._graph, lent, first.control, "guess")
         following.set_counts({"T": 1, "R": 1})
-        parts = [first.table, self._instruction(first, code["guess"])]
-        again = self._instruction(following, code["guess"])
+        self._following = following
+        parts = [first.table, self._instruction(first, code)]
+        again = self._instruction(following, code)
         for _ in range(LONGEST - 1):
             parts += [following.table, again]
         self._table = np.concatenate(parts)
@@ -198,7 +193,9 @@ class Chain:
         return int(self._words[getattr(ASK, name) // WORD])
 
 
-_ONE = Rows([0, 1], *[np.zeros(1, np.int32)] * 2, None, None, np.zeros(1, np.int32), [])
+_ASKED = slice(ASK.made // WORD, ASK.end_count // WORD + 1)
+_ZERO = np.zeros(1, np.int32)
+_ONE = Rows([0, 1], _ZERO, _ZERO, None, None, _ZERO, [])
 
 
 def chains(graph: Graph, logits: int) -> bool:

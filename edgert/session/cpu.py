@@ -31,7 +31,7 @@ from .lowering import Lowering, symbols
 from .pages import PagePool
 from .plan import plan_pages
 from .prefixes import PrefixCache
-from .program import SPLIT_ROWS, Program
+from .program import SPLIT_ROWS, Further, Program
 from .replay import Replaying
 from .sequence import CpuState
 from .slots import SlotPool
@@ -148,13 +148,17 @@ class CpuSession(Session):
         self._addresses["@fresh"] = self.pool.fresh.ctypes.data
         self._addresses.update(self.slots.named())
 
-    def _bind(self, lowering: Lowering, code: Mapping[str, int]) -> Program:
+    def _bind(
+        self, lowering: Lowering, code: Mapping[str, int], *,
+        lent: Mapping[str, int] | None = None, control: int = 0,
+    ) -> Program:  # fmt: skip
         arrays = self._vectors, self._tables, self._columns, dict(self.adapters.tables)
         kept = self.packed_weights, arrays, self.pool, self.slots
-        lent = {f"@low:{name}": t.ctypes.data for name, t in self.adapters.tables.items()}
+        low = {f"@low:{name}": t.ctypes.data for name, t in self.adapters.tables.items()}
         return Program(
-            lowering, self._addresses | lent, code, self._team, context=self.context, kept=kept
-        )
+            lowering, {**self._addresses, **low, **(lent or {})}, code, self._team,
+            context=self.context, kept=kept, control=control,
+        )  # fmt: skip
 
     def program(self) -> Program:
         """The program that steps without taps run, for profiling."""
@@ -194,6 +198,15 @@ class CpuSession(Session):
                 code="run-weights",
             )
 
+    def beside(
+        self, graph: Graph, lent: Mapping[str, int], control: int, kernel: str
+    ) -> tuple[Program, int]:
+        """A program of one row, which runs as a part of another one's steps and has its control
+        block, and the address of a kernel. lent: addresses of what it reads besides weights."""
+        lowering = self._lower(graph, {"T": 1, "R": 1})
+        code = compiled([*lowering.kernels, kernel])
+        return self._bind(lowering, code, lent=lent, control=control), code[kernel]
+
     # --- running ----------------------------------------------------------------------------
 
     def new_state(self, expected: int = 0) -> CpuState:
@@ -223,7 +236,12 @@ class CpuSession(Session):
     def step(self, feeds: Sequence[Feed]) -> list[StepResult]:
         return self.switching.step(feeds)
 
-    def _step(self, feeds: Sequence[Feed]) -> list[StepResult]:
+    def step_chain(self, feed: Feed, chain: Further) -> None:
+        """A step of one feed and of the rows that a chain makes behind it, which is asked for what
+        came of them. All of them are pending then."""
+        self._step([feed], chain)
+
+    def _step(self, feeds: Sequence[Feed], chain: Further | None = None) -> list[StepResult]:
         self._team.check_process()  # before the lock, which may have been held at the fork
         with self._lock:
             self._check_open()
@@ -237,6 +255,9 @@ class CpuSession(Session):
                 for state in states:
                     state.begin_step()
                 self._fill(program, feeds, rows)
+                if chain is not None:
+                    states[0].pending = rows.total + chain.execute(program, states[0], rows)
+                    return []
                 program.execute(small=rows.total <= SPLIT_ROWS)
                 for state, feed in zip(states, feeds, strict=True):
                     state.pending = feed.rows

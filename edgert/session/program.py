@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,6 +173,14 @@ def _word(word: Word, at: Mapping[str, int], views: Mapping[str, tuple[str, int]
     if isinstance(word, float):
         return int(np.float32(word).view(np.uint32))
     return word
+
+
+class Further(Protocol):
+    """Rows that a step makes by itself behind those it is fed (`chain`)."""
+
+    def execute(self, program: Program, state: CpuState, rows: Rows) -> int:
+        """Run a program that is filled for `rows` of a state, and what follows it; how many rows
+        the state was fed besides. Raises RequestError where it was cancelled."""
 
 
 class StepMemory:

@@ -104,8 +104,10 @@ class TextModel:
 
             template = ChatTemplate.from_bundle(bundle, tokenizer)
         default = DraftOptions.of(draft, DraftOptions("none"))
+        session = open_session(bundle, options)
+        has = has_head(bundle)
         model = cls(
-            open_session(bundle, options),
+            session,
             tokenizer,
             template,
             name=bundle.manifest.name,
@@ -114,12 +116,12 @@ class TextModel:
             bundle=bundle,
             draft=default,
             opened=lambda path: _small(path, options),
-            head=(lambda: open_head(bundle, options, tokenizer)) if has_head(bundle) else None,
+            head=(lambda: open_head(bundle, options, tokenizer, session)) if has else None,
         )
         try:
             model.engine.prefixes = open_prefixes(model.session, bundle, options)
             for source in default.sources:
-                usual = source == "auto" and model.session.device == "cpu" and has_head(bundle)
+                usual = source == "auto" and model.session.device == "cpu" and has
                 if source == "head" or usual:  # now, not at the first request
                     model.drafting.head()
                 elif source not in WORDS:

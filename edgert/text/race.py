@@ -65,6 +65,11 @@ class Race:
         found: int = self._function(self._address, logits.ctypes.data, size, position)
         return found
 
+    def asked(self, size: int) -> int:
+        """Address of the words that draws from `size` logits are asked with."""
+        self._make_room(size)
+        return int(self._address)
+
     def _make_room(self, size: int) -> None:
         self._room = np.zeros(BOUNDS + 4 * (size // BLOCK + 1), np.uint8)
         self._words[RACE.room // WORD] = self._room.ctypes.data

@@ -15,6 +15,7 @@ batching, chunking or drafts, and a speculative run draws the same tokens as a p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,15 @@ from .ranking import largest as largest
 from .tokenizer import Tokenizer
 from .truncation import temperature_of, truncated, weights
 
+if TYPE_CHECKING:
+    from ..session.chain import Draw
+
 RACE_DIRECT = 4096  # supports up to this size race without pruning
 FRONT = 256  # likeliest tokens, whose score prunes the others
 CHUNK = 8192  # numbers that are mixed at a time: they stay in the nearest cache
 COIN = -1  # an id that no token has: its number decides about XTC
 WORD = (1 << 64) - 1
+_NONE, _NOTHING = np.zeros(0, np.int64), np.zeros(0, np.float32)
 _GOLDEN, _DROPPED = np.uint64(GOLDEN), np.uint64(11)  # 53 of 64 bits make a float64
 _STEPS = np.arange(CHUNK, dtype=np.uint64) * _GOLDEN
 _ROUNDS = tuple((np.uint64(shift), np.uint64(factor)) for shift, factor in ROUNDS)
@@ -217,6 +222,23 @@ class Sampler:
             return _named(found, names)
         ids, probs = _law(z, ranked, params, position)
         return draw(ids if names is None else names[ids], probs, params.seed, position)
+
+    def compiled(self) -> Draw | None:
+        """How compiled code picks from logits of `names` (`edgert.session.chain`), None where it
+        needs more than the row."""
+        if self.names is None or self._whole is not None:
+            return None
+        from ..session.chain import Draw
+
+        race, places, by = 0, _NONE, _NOTHING
+        if not self.params.greedy:
+            if self._race is None:
+                return None
+            race = self._race.asked(len(self.names))
+        if self._bias is not None:
+            places, by = self._bias
+        largest = self.params.top_k > 0
+        return Draw(race, largest=largest, places=places, by=by, kept=self._race)
 
     def law(self, logits: F32, history: Sequence[int]) -> tuple[Ids, F64]:
         """What `pick` draws from: `process` of the same."""

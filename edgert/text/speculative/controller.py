@@ -173,6 +173,10 @@ class Controller:
     def worth(self, key: str, made: int, reach: float) -> bool:
         """Whether a guess more pays, after `made` guesses of this cycle, when it is reached and
         right with probability `reach` by its own account."""
+        return reach >= self.needed(key)[made]
+
+    def needed(self, key: str) -> list[float]:
+        """What the next guess must be reached and right with, after so many."""
         guess = self.of(key)
         self.speeds(guess)
         needed = guess.needed.get(guess.length)
@@ -181,7 +185,7 @@ class Controller:
             now = max(1.0, self.speed(guess, guess.length))
             needed = [now * (share + after - ratio) for ratio, after in pairwise(ratios)]
             guess.needed[guess.length] = needed
-        return reach >= needed[made]
+        return needed
 
     def observe(self, key: str, proposed: int, accepted: int) -> None:
         """What became of guesses."""

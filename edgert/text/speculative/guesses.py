@@ -68,13 +68,21 @@ class Work(ABC):
     def guess(self, row: F32) -> bool:
         """Pick a guess from logits float32 [V]; whether another one is to follow."""
         self.ask.tried = True
-        guesser = self.guesser
         try:
             token = self._picked(row)
         except EdgertError:  # all that may be guessed is forbidden: the model need not guess
             return False
-        if token < 0:
+        return token >= 0 and self._add(token)
+
+    def pick(self, row: F32) -> bool:
+        """The same of a guess that is known to be worth it."""
+        try:
+            return self._add(self.guesser.sampler.pick(row, self.text))
+        except EdgertError:
             return False
+
+    def _add(self, token: int) -> bool:
+        guesser = self.guesser
         self.tokens.append(token)
         self.text.append(token)
         return len(self.tokens) < self.ask.limit and token not in guesser.ends
@@ -120,8 +128,17 @@ class GuessingModel(ABC):
         """Fill the drafts of wishes; where memory is short they stay empty."""
         clock, each = self._clock, [self.work(ask) for ask in asks]
         start = clock()
-        live = [work for work in each if work.begin()]
-        last, steps, guesses = start, 0.0, 0
+        last, steps, guesses = self._all([work for work in each if work.begin()], start)
+        for work in each:
+            work.end()
+        for ask in asks:
+            ask.seconds = (last - start) / len(asks)
+            ask.each = steps / guesses if guesses else 0.0
+
+    def _all(self, live: list[Work], last: float) -> tuple[float, float, int]:
+        """Steps from the time `last` on, until nothing is guessed any more: the time then, seconds
+        of steps that count, and their guesses."""
+        clock, steps, guesses = self._clock, 0.0, 0
         while live:
             feeds = [(work, work.feed()) for work in live]
             fed = self._step(feeds)
@@ -130,11 +147,7 @@ class GuessingModel(ABC):
             if all(feed.rows <= self.usual for _, feed in feeds):  # else a text is caught up with
                 steps, guesses = steps + now - last, guesses + len(fed)
             last = now
-        for work in each:
-            work.end()
-        for ask in asks:
-            ask.seconds = (last - start) / len(asks)
-            ask.each = steps / guesses if guesses else 0.0
+        return last, steps, guesses
 
     def _step(self, fed: Sequence[tuple[Work, Feed]]) -> list[tuple[Work, StepResult]]:
         """Common steps of as many feeds as fit; works whose memory was not there drop out."""

@@ -28,6 +28,7 @@ from ...bundle.draft import (
     embedding_of,
 )
 from ...errors import RequestError, ResourceError
+from ...graph import Graph
 from ...kernels.ops import CATALOGUE
 from ...roles import step_inputs
 from ...session.base import Feed, Session, State, StepResult
@@ -44,27 +45,29 @@ from .verify import Verify
 
 if TYPE_CHECKING:
     from ...bundle.reader import Bundle
+    from ...session.chain import Chain
 
 CHUNK = 256  # rows that a state catches up with at a time; until it has, there are no guesses
 KEPT = 1024  # rows that wait for it at most: older ones are forgotten
 LOOKED_UP = 512  # tokens whose rows are kept
 USUAL = 9  # rows of a feed while guessing: those of a step that was kept whole
-
 Lookup = Callable[[Sequence[int]], F32]
 
 
 class HeadModel(GuessingModel):
     """A head's session. ids: int64 [V_d], what its logits are of. taps: values of the model, in the
     order in which the head reads them. lookup: rows float32 [n, C] of tokens. accepted: share of
-    its guesses that were right when it was made, greedy (True) and at a temperature (False)."""
+    its guesses that were right when it was made, greedy (True) and at a temperature (False). chain:
+    makes guesses of one request in one program, None where that cannot be."""
 
     usual = USUAL
 
     def __init__(
         self, session: Session, tokenizer: Tokenizer, *, ids: Ids, taps: Sequence[str],
-        lookup: Lookup, accepted: Mapping[bool, float] | None = None,
+        lookup: Lookup, accepted: Mapping[bool, float] | None = None, chain: Chain | None = None,
     ) -> None:  # fmt: skip
         super().__init__(session)
+        self.chain = chain
         self.accepted = dict(accepted or {})
         self.tokenizer, self.ids, self.taps, self.lookup = tokenizer, ids, tuple(taps), lookup
         widths = {n: int(value.shape[-1]) for n, value in step_inputs(session.graph).items()}
@@ -83,6 +86,32 @@ class HeadModel(GuessingModel):
         if not isinstance(ask.proposer, HeadProposer):
             raise TypeError(f"a wish of {type(ask.proposer).__name__}, expected a HeadProposer's")
         return _Work(ask, ask.proposer)
+
+    def make(self, asks: Sequence[Ask]) -> None:
+        if len(asks) == 1 and self.chain is not None:
+            work = self.work(asks[0])
+            if isinstance(work, _Work) and work.proposer.draw is not None:
+                self._make_one(work, self.chain)
+                return
+        super().make(asks)
+
+    def _make_one(self, work: _Work, chain: Chain) -> None:
+        """The same for one wish, in one program."""
+        ask, start = work.ask, self._clock()
+        last, spent, steps, more = start, 0.0, 0, False
+        if work.begin():
+            usual = len(work.proposer.waiting) <= self.usual
+            try:
+                steps, more = work.chain(chain)
+            except ResourceError:
+                work.guesser.close()
+            last = self._clock()
+            spent, steps = (last - start, steps) if usual else (0.0, 0)
+        if more:  # the reference had to pick one
+            last, further, count = self._all([work], last)
+            spent, steps = spent + further, steps + count
+        work.end()
+        ask.seconds, ask.each = last - start, spent / steps if steps else 0.0
 
     def feed(self, state: State, features: F32, hidden: F32, tokens: Sequence[int]) -> Feed:
         """Rows [n, ..] and the tokens behind them."""
@@ -110,6 +139,9 @@ class HeadProposer:
         self.taps = maker.taps
         self.sampler = Sampler.of(params, maker.tokenizer, maker.ids)
         self.ends = frozenset(maker.tokenizer.eos_token_ids) | frozenset(params.stop_token_ids)
+        chain = maker.chain if verify == "coupled" else None
+        chained = chain is not None and len(self.ends) <= chain.most_ends
+        self.draw = self.sampler.compiled() if chained else None
         self.state: State | None = None
         self.known = self.place = 0
         self.waiting: deque[tuple[F32, ...]] = deque(maxlen=KEPT)
@@ -184,6 +216,28 @@ class _Work(Work):
             return False
         return True
 
+    def chain(self, chain: Chain) -> tuple[int, bool]:
+        """Guesses in one program: steps that were made, and whether guessing goes on without."""
+        proposer, controller = self.proposer, self.proposer.controller
+        draw, count = proposer.draw, len(proposer.waiting)
+        if draw is None:
+            raise RuntimeError("a chain of guesses that compiled code cannot pick")
+        needed = None if controller is None else controller.needed(proposer.key)
+        found = chain.guess(
+            self._text(count), self.ask.limit, position=len(self.text), needed=needed, draw=draw,
+            ends=tuple(proposer.ends),
+        )  # fmt: skip
+        self.ask.tried = True
+        self.tokens += found.tokens
+        self.text += found.tokens
+        if found.unsure is None:
+            self._keep(count)
+            return found.steps, False
+        self._keep(count, len(found.tokens))
+        row, self.behind = found.unsure
+        self.reach = chain.reach
+        return found.steps, self.pick(row)
+
     def _text(self, count: int) -> Feed:
         """The first rows that wait. The last one's token behind it is the text's newest."""
         waiting, maker = self.proposer.waiting, self.proposer.maker
@@ -199,10 +253,10 @@ class _Work(Work):
         tokens = self.ask.tokens[start : start + count]
         return maker.feed(self._state(), features, hidden, tokens)
 
-    def _keep(self, count: int) -> None:
-        """Rows of the text were fed."""
+    def _keep(self, count: int, guesses: int = 0) -> None:
+        """Rows of the text were fed, and of guesses that others follow."""
         proposer = self.proposer
-        self._state().commit(count)
+        self._state().commit(count + guesses)
         proposer.known += count
         for _ in range(count):
             proposer.waiting.popleft()
@@ -238,9 +292,11 @@ def has_head(bundle: Bundle) -> bool:
     return bundle.manifest.draft is not None
 
 
-def open_head(bundle: Bundle, options: SessionOptions, tokenizer: Tokenizer) -> HeadModel:
-    """The draft head of a bundle, on the device of the options. Raises what opening a session does,
-    and RequestError for a bundle without one."""
+def open_head(
+    bundle: Bundle, options: SessionOptions, tokenizer: Tokenizer, model: Session | None = None
+) -> HeadModel:
+    """The draft head of a bundle, on the device of the options. model: the bundle's own session.
+    Raises what opening a session does, and RequestError for a bundle without one."""
     from ...session import open_session
 
     spec = bundle.manifest.draft
@@ -251,10 +307,24 @@ def open_head(bundle: Bundle, options: SessionOptions, tokenizer: Tokenizer) -> 
         bundle.read(spec.ids), bundle.manifest.text_spec.vocab_size, where=str(bundle.path)
     )
     lookup = _lookup(text, bundle.weights())
+    session = open_session(bundle, options, part=part)
     return HeadModel(
-        open_session(bundle, options, part=part), tokenizer, ids=ids, taps=spec.taps,
-        lookup=lookup, accepted=_accepted(spec.measured),
+        session, tokenizer, ids=ids, taps=spec.taps, lookup=lookup,
+        accepted=_accepted(spec.measured), chain=chain_of(session, model, text, ids),
     )  # fmt: skip
+
+
+def chain_of(session: Session, model: Session | None, text: Graph, ids: Ids) -> Chain | None:
+    """What makes a head's guesses in one program, None where its steps go one by one."""
+    from ...session.chain import Chain, Names, chains
+    from ...session.cpu import CpuSession
+
+    embed = embedding_of(text)
+    if not isinstance(session, CpuSession) or not isinstance(model, CpuSession) or embed is None:
+        return None
+    if not chains(session.graph, len(ids)):
+        return None
+    return Chain(session, model, embed, Names(FEATURES, HIDDEN, EMBEDDING, NEXT), ids)
 
 
 def _accepted(measured: Mapping[str, float]) -> dict[bool, float]:
@@ -263,7 +333,7 @@ def _accepted(measured: Mapping[str, float]) -> dict[bool, float]:
     return {mode: share for mode, share in told.items() if share and 0 < share < 1}
 
 
-def _lookup(graph: Any, weights: Mapping[str, Any]) -> Lookup:
+def _lookup(graph: Graph, weights: Mapping[str, Any]) -> Lookup:
     """The text part's embed node on the host."""
     node = embedding_of(graph)
     if node is None:

@@ -16,7 +16,7 @@ from edgert.graph import Graph, Weight
 from edgert.session.base import Session
 from edgert.session.cpu import CpuSession
 from edgert.text.model import TextModel
-from edgert.text.speculative.head import HeadModel
+from edgert.text.speculative.head import HeadModel, chain_of
 
 from ...session.families import family_graph
 from ...tiny import VOCAB, tiny_graph, tiny_weights
@@ -72,9 +72,10 @@ def with_head(
     taps = shape_for(session.graph, len(IDS)).taps
 
     def opened() -> HeadModel:
+        own = head or CpuSession(made, held, threads=1, cache=folder)
         return HeadModel(
-            head or CpuSession(made, held, threads=1, cache=folder), tokenizer(), ids=IDS,
-            taps=taps, lookup=lookup_of(session.graph, weights),
+            own, tokenizer(), ids=IDS, taps=taps, lookup=lookup_of(session.graph, weights),
+            chain=chain_of(own, session, session.graph, IDS),
         )  # fmt: skip
 
     return text_model(session, head=opened)
