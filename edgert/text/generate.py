@@ -75,8 +75,6 @@ class Run(Lane):
         self.tokens, self.prompt_tokens = [int(token) for token in prompt], len(prompt)
         self.sequence = self.tokens  # what the model sees: another list after a shift
         self.params, self.speculation, self.progress = params, speculation, progress
-        self.drafting = speculation is not None
-        self._taps = speculation.taps if speculation is not None else ()
         self.load_s, self.cached = load_s, 0
         self.pieces: deque[str] = deque()
         self.ahead = AHEAD
@@ -113,6 +111,14 @@ class Run(Lane):
         if self.done:
             for tell in list(self.on_end):
                 tell()
+
+    @property
+    def drafting(self) -> bool:  # type: ignore[override]
+        return self.speculation is not None and self.speculation.awake(len(self.tokens))
+
+    @property
+    def _taps(self) -> tuple[str, ...]:
+        return () if self.speculation is None else self.speculation.reads(len(self.tokens))
 
     @property
     def guess_s(self) -> float:  # type: ignore[override]
@@ -171,7 +177,7 @@ class Run(Lane):
         if count < pending:
             piece = self.sequence[state.length : state.length + count]
             return Feed(state, np.asarray(piece, np.int32), "none", taps=self._taps)
-        if pending == 1 and self.speculation is not None:
+        if pending == 1 and self.speculation is not None and self.drafting:
             self._drafted = self._drafts(self.speculation, self._limit(rows, logits))
         tokens = [*self.sequence[state.length :], *self._drafted]
         wanted = "all" if self._drafted else "last"
@@ -279,7 +285,7 @@ class Run(Lane):
         """Keep the first rows of a step."""
         state, start = feed.state, feed.state.length
         state.commit(count)
-        if self._taps and self.speculation is not None:
+        if feed.taps and self.speculation is not None:
             rows = result.taps
             if count < feed.rows:
                 rows = {name: tap[:count] for name, tap in rows.items()}

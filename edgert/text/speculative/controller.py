@@ -145,6 +145,11 @@ class Controller:
             guess.length = best
         return guess.length
 
+    def resting(self, key: str) -> int:
+        """Tokens until which guesses of a key are not tried, 0 where they are."""
+        guess = self.known.get(key)
+        return guess.resting_until if guess is not None else 0
+
     def best(self, guess: Estimate) -> tuple[int, float]:
         """The length from 1 on with the largest S, and that."""
         speeds = self.speeds(guess)

@@ -14,6 +14,7 @@ from .controller import Controller
 from .proposer import NO_DRAFT, Draft, Proposer, taps_of
 from .verify import Verify, accept_coupled, accept_drawn
 
+IDLE, EVERY = 16, 4  # tokens without a guess, after which every so many ask for one
 UNHEARD = 64  # guesses of a model, none of which was right, that are worth a warning
 UNHEARD_KEY = "ngram"  # guesses from the text itself may well be all wrong
 
@@ -75,11 +76,40 @@ class Speculation:
         self._draft, self._by, self._made_for = NO_DRAFT, self.proposers[0], -1
         self._counts = _Counts(limit)
         self._warned = False
+        self._missed = self._asleep_until = self._blind_until = 0
 
     # --- guessing -------------------------------------------------------------------------------
 
+    def awake(self, written: int) -> bool:
+        """Whether to ask for guesses behind so many tokens: where none came for a while,
+        looking for one is most of what drafts cost."""
+        return written >= self._asleep_until
+
     def ask(self, tokens: Sequence[int], limit: int) -> Ask | None:
         """Have guesses made; a wish where a model is to make them, which others may share."""
+        ask = self._asked(tokens, limit)
+        if ask is not None or self._draft is not NO_DRAFT or self.controller is None:
+            self._missed = self._blind_until = 0
+        elif self._missed < IDLE:
+            self._missed += 1
+        else:
+            self._asleep_until = len(tokens) + EVERY
+            self._blind_until = self._resting()
+        return ask
+
+    def reads(self, written: int) -> tuple[str, ...]:
+        """Values of the model's graph whose rows are wanted of the token after so many: none while
+        all who read them rest for longer than they need rows before."""
+        return self.taps if written >= self._blind_until else ()
+
+    def _resting(self) -> int:
+        """Tokens until which nobody reads."""
+        if self.controller is None or self.sees_all or not self._readers:
+            return 0
+        rests = [(self.controller.resting(p.key), getattr(p, "warm", 0)) for p in self._readers]
+        return min(until - warm for until, warm in rests)
+
+    def _asked(self, tokens: Sequence[int], limit: int) -> Ask | None:
         self._draft, self._made_for = NO_DRAFT, len(tokens)
         limit = min(limit, self.limit)
         if limit < 1:

@@ -47,8 +47,7 @@ if TYPE_CHECKING:
     from ...bundle.reader import Bundle
     from ...session.chain import Chain
 
-CHUNK = 256  # rows that a state catches up with at a time; until it has, there are no guesses
-KEPT = 1024  # rows that wait for it at most: older ones are forgotten
+KEPT = 128  # rows that wait for a state at most: older ones tell little, and each costs time
 LOOKED_UP = 512  # tokens whose rows are kept
 USUAL = 9  # rows of a feed while guessing: those of a step that was kept whole
 Lookup = Callable[[Sequence[int]], F32]
@@ -131,6 +130,7 @@ class HeadProposer:
 
     key = "head"
     gaps = True  # rows of places that are known from elsewhere need not come
+    warm = 64  # rows that should come before guesses are wanted
 
     def __init__(
         self, maker: HeadModel, params: Resolved, verify: Verify, controller: Controller | None
@@ -199,14 +199,14 @@ class _Work(Work):
     def begin(self) -> bool:
         proposer, maker = self.proposer, self.proposer.maker
         count = len(proposer.waiting)
-        if count == 0 or count >= len(self.text):
+        if count == 0 or count >= len(self.text) or proposer.place != len(self.text) - 1:
             return False
         if proposer.known + count + self.ask.limit > maker.session.context:
             return False
         try:
             if proposer.state is None:
                 proposer.state = maker.session.new_state(count + self.ask.limit)
-            limit = min(CHUNK, maker.session.max_rows)
+            limit = maker.session.max_rows
             if count > limit:
                 maker.session.step([self._text(limit)])
                 self._keep(limit)

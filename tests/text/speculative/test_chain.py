@@ -1,4 +1,4 @@
-"""Guesses of a head in one program: those of steps one by one, whatever picks them."""
+"""Guesses of a head in one program: those of steps one by one, whatever picks them; and rests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from edgert.errors import RequestError
 from edgert.graph import Node, Weight
 from edgert.session.base import Feed
 from edgert.session.chain import LEAST, LONGEST, Chain, Draw, chains, following
+from edgert.session.costs import StepCosts
 from edgert.session.cpu import CpuSession
 from edgert.text.model import TextModel
+from edgert.text.speculative.controller import Controller
+from edgert.text.speculative.cycle import EVERY, IDLE, Speculation
 from edgert.text.speculative.head import HeadModel
 from edgert.text.speculative.options import DraftOptions
+from edgert.text.speculative.proposer import Draft
 
 from ...session.families import family_graph
 from ...tiny import EOS
@@ -238,3 +242,102 @@ def _other_sum(node: Node) -> Node:
         inputs = tuple("embedding" if name == "hidden" else name for name in node.inputs)
         return msgspec.structs.replace(node, inputs=inputs)
     return node
+
+
+# --- rests ---------------------------------------------------------------------------------------
+
+
+class Never:
+    """Costs and guesses of which none is worth it."""
+
+    key, taps, gaps, warm = "head", ("a", "b"), True, 64
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.found: list[int] = []
+
+    def propose(self, tokens: Any, limit: int) -> Draft:
+        self.asked.append(len(tokens))
+        return Draft(self.found, key="ngram-8")
+
+    def observe(self, proposed: int, accepted: int) -> None:
+        pass
+
+    def see(self, start: int, rows: Any) -> None:
+        pass
+
+
+def _costs() -> StepCosts:
+    costs = StepCosts()
+    for _ in range(8):
+        costs.note(1, 1, 1.0)
+        costs.note(4, 1, 1.1)
+    return costs
+
+
+def test_where_nothing_is_found_it_is_looked_for_now_and_then() -> None:
+    proposer = Never()
+    speculation = Speculation([proposer], limit=4, controller=Controller(_costs(), 4))
+    written = range(10, 10 + IDLE + 21)
+    for count in written:
+        if speculation.awake(count):
+            assert not speculation.draft([1] * count, 4)
+        speculation.took(1, 0)
+    assert proposer.asked[:IDLE] == list(written)[:IDLE]
+    assert np.diff(proposer.asked[IDLE:]).tolist() == [EVERY] * 5
+    proposer.found, count = [1, 2, 3, 4], proposer.asked[-1] + EVERY
+    assert not speculation.awake(count - 1)
+    assert speculation.draft([1] * count, 4)
+    speculation.took(5, 4)
+    assert all(speculation.awake(count + more) for more in range(IDLE))
+    assert speculation.stats.steps == len(written) + 1
+
+
+def test_a_proposer_of_the_callers_own_is_asked_each_time() -> None:
+    proposer = Never()
+    speculation = Speculation([proposer], limit=4)
+    for count in range(1, 60):
+        assert speculation.awake(count)
+        speculation.draft([1] * count, 4)
+        speculation.took(1, 0)
+    assert proposer.asked == list(range(1, 60))
+    assert speculation.reads(60) == proposer.taps
+
+
+def test_who_rests_for_long_reads_nothing_until_shortly_before() -> None:
+    proposer, controller = Never(), Controller(_costs(), 4)
+    speculation = Speculation([proposer], limit=4, controller=controller)
+    controller.of("head").resting_until = 300
+    for count in range(10, 10 + IDLE + 1):
+        assert speculation.reads(count) == proposer.taps
+        speculation.draft([1] * count, 4)
+        speculation.took(1, 0)
+    assert speculation.reads(100) == speculation.reads(300 - 65) == ()
+    assert speculation.reads(300 - 64) == proposer.taps
+    proposer.found = [1, 2, 3]
+    assert speculation.draft([1] * 100, 4)
+    assert speculation.reads(100) == proposer.taps, "it is not known any more who rests"
+
+
+def test_texts_with_long_rests_are_the_plain_ones(
+    kernel_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that is hardly ever right: it rests, without rows of the model, and begins again."""
+    options = {"max_tokens": 700, "temperature": 1.5, "seed": 3, **NO_END}
+    with model_with_head("kv", kernel_folder) as model:
+        plain = model.generate(PROMPT, draft="none", **options).token_ids
+        step, fed = model.session.step, list[bool]()
+
+        def watched(feeds: Any) -> Any:
+            fed.extend(bool(feed.taps) for feed in feeds)
+            return step(feeds)
+
+        monkeypatch.setattr(model.session, "step", watched)
+        monkeypatch.setattr(Controller, "best", lambda self, guess: (1, 0.9))
+        got = model.generate(PROMPT, draft="head", **options)
+        assert got.token_ids == plain
+        assert got.drafting is not None
+        assert got.drafting.proposed > 0
+        changes = np.flatnonzero(np.diff(fed))
+        assert len(changes) >= 3, "rows came, came no more, and came again"
+        assert sum(fed) < 0.8 * len(fed)
