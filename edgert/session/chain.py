@@ -211,7 +211,8 @@ def following(graph: Graph, embed: Node, table: Weight, names: Names) -> Graph:
     if [(n.op, set(n.weights)) for n in product] == [("linear", {"weight"})]:
         sums = [node for node in nodes if product[0].output in node.inputs]
         wanted = {product[0].output, names.hidden}
-        if [n.op for n in sums] == ["add"] and set(sums[0].inputs) == wanted:
+        kept = {value.name for value in graph.outputs} & {node.output for node in sums}
+        if [n.op for n in sums] == ["add"] and set(sums[0].inputs) == wanted and not kept:
             nodes = _without(nodes, product[0], sums[0], names.hidden)
             dropped = ""
     looked_up = Node(

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_eight_threads_get_what_each_gets_alone(
         asked = [{"max_tokens": 40 + i, "seed": i, **options, **NO_END} for i in range(8)]
         alone = [model.generate(p, **o).token_ids for p, o in zip(PROMPTS, asked, strict=True)]
         seen = Recorder(model)
+        seen.before.append(lambda: _until_all_are_here(model.engine, len(asked)))
         answers = together(
             [
                 lambda p=p, o=o: model.generate(p, **o).token_ids
@@ -92,6 +94,13 @@ def test_eight_threads_get_what_each_gets_alone(
         )
         assert answers == alone
         assert max(len(turn) for turn in seen.turns) > 2, "nothing was batched"
+
+
+def _until_all_are_here(engine: Engine, count: int) -> None:
+    """In the first step: on a busy machine it might be the last one of who came first."""
+    end = time.monotonic() + 20
+    while len(engine._queue) + len(engine._open) < count and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def test_conversations_scores_and_logits_share_the_loop(model: TextModel) -> None:

@@ -322,7 +322,8 @@ def chain_of(session: Session, model: Session | None, text: Graph, ids: Ids) -> 
     embed = embedding_of(text)
     if not isinstance(session, CpuSession) or not isinstance(model, CpuSession) or embed is None:
         return None
-    if not chains(session.graph, len(ids)):
+    rows = text.weights[embed.weights["weight"]].shape[0]
+    if not chains(session.graph, len(ids)) or int(ids[-1]) >= rows:  # rows are not looked at again
         return None
     return Chain(session, model, embed, Names(FEATURES, HIDDEN, EMBEDDING, NEXT), ids)
 
