@@ -14,7 +14,7 @@ from .controller import Controller
 from .proposer import NO_DRAFT, Draft, Proposer, taps_of
 from .verify import Verify, accept_coupled, accept_drawn
 
-IDLE, EVERY = 16, 4  # tokens without a guess, after which every so many ask for one
+IDLE, EVERY = 16, 4  # tokens without a guess, after which every so many ask, of one sequence
 UNHEARD = 64  # guesses of a model, none of which was right, that are worth a warning
 UNHEARD_KEY = "ngram"  # guesses from the text itself may well be all wrong
 
@@ -90,10 +90,12 @@ class Speculation:
         ask = self._asked(tokens, limit)
         if ask is not None or self._draft is not NO_DRAFT or self.controller is None:
             self._missed = self._blind_until = 0
-        elif self._missed < IDLE:
+            return ask
+        lanes = self.controller.costs.lanes  # of several, each one's looking costs all of them
+        if self._missed * lanes < IDLE:
             self._missed += 1
         else:
-            self._asleep_until = len(tokens) + EVERY
+            self._asleep_until = len(tokens) + EVERY * lanes
             self._blind_until = self._resting()
         return ask
 
