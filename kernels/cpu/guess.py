@@ -44,8 +44,7 @@ def _likeliest_share(z: int, n: int) -> float:
 
 @njit(error_model="numpy")
 def _largest(z: int, n: int) -> int:
-    """The first of the largest logits, UNSURE's -1 where one is no number or the largest not
-    finite."""
+    """Index of the first of the largest logits, -1 where one is no number or it is not finite."""
     peak, sound = peak_of(z, n)
     if not abs(peak) < math.inf or sound != sound:
         return -1

@@ -275,29 +275,31 @@ class Never:
         pass
 
 
-def _costs() -> StepCosts:
+def _costs(lanes: int = 1) -> StepCosts:
     costs = StepCosts()
     for _ in range(8):
-        costs.note(1, 1, 1.0)
-        costs.note(4, 1, 1.1)
+        costs.note(lanes, lanes, 1.0)
+        costs.note(4 * lanes, lanes, 1.1)
     return costs
 
 
-def test_where_nothing_is_found_it_is_looked_for_now_and_then() -> None:
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_where_nothing_is_found_it_is_looked_for_now_and_then(lanes: int) -> None:
     proposer = Never()
-    speculation = Speculation([proposer], limit=4, controller=Controller(_costs(), 4))
-    written = range(10, 10 + IDLE + 21)
+    speculation = Speculation([proposer], limit=4, controller=Controller(_costs(lanes), 4))
+    idle, every = IDLE // lanes, EVERY * lanes
+    written = range(10, 10 + idle + 5 * every + 1)
     for count in written:
         if speculation.awake(count):
             assert not speculation.draft([1] * count, 4)
         speculation.took(1, 0)
-    assert proposer.asked[:IDLE] == list(written)[:IDLE]
-    assert np.diff(proposer.asked[IDLE:]).tolist() == [EVERY] * 5
-    proposer.found, count = [1, 2, 3, 4], proposer.asked[-1] + EVERY
+    assert proposer.asked[:idle] == list(written)[:idle]
+    assert np.diff(proposer.asked[idle:]).tolist() == [every] * 5
+    proposer.found, count = [1, 2, 3, 4], proposer.asked[-1] + every
     assert not speculation.awake(count - 1)
     assert speculation.draft([1] * count, 4)
     speculation.took(5, 4)
-    assert all(speculation.awake(count + more) for more in range(IDLE))
+    assert all(speculation.awake(count + more) for more in range(idle))
     assert speculation.stats.steps == len(written) + 1
 
 
