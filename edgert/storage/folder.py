@@ -123,6 +123,13 @@ def open_regular(
         fd = os.open(path, _READ | (0 if follow else _NOFOLLOW), dir_fd=dir_fd)
     except OSError as error:
         raise _refusal(path, error) from None
+    except ValueError:  # a zero byte, or what no file system can spell
+        raise BundleError(
+            f"{os.fspath(path)[-80:]!r} is no name of a file, expected a readable one",
+            code="file-open",
+            hint="check the path, or where the file that names it came from",
+            path=path,
+        ) from None
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)

@@ -90,6 +90,12 @@ def test_unreadable(tmp_path: Path) -> None:
         open_regular(path)
 
 
+@pytest.mark.parametrize("name", ["\0eights.safetensors", "a\0", "\udcff\ud800"])
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="no name of a file"):
+        open_regular(tmp_path / name)
+
+
 def test_hash_of_a_long_file(tmp_path: Path) -> None:
     import hashlib
 
