@@ -87,8 +87,7 @@ def command(
 
     for target in (report, drawn):
         check_target(target)
-    wanted = _workload(workload, asked)
-    _check_options(wanted, click.get_current_context().params)
+    wanted = _workload(workload, asked, click.get_current_context().params)
     if wanted.kind == "image":
         plan = _pictures(device, wanted, models, risk)
     else:
@@ -113,15 +112,15 @@ def command(
     return 0 if plan.choice else NOTHING
 
 
-def _check_options(wanted: Workload, given: dict[str, Any]) -> None:
-    """Raises UsageError for options that the kind of workload has no use for."""
+def _check_options(kind: Any, given: dict[str, Any]) -> None:
+    """Raises UsageError for options that a kind of workload has no use for."""
     from ..planning.candidates import BITS
 
-    if wanted.kind == "image":
+    if kind == "image":
         odd = [label for name, label in TEXT_ONLY.items() if given.get(name)]
         if odd:
             raise click.UsageError(f"{odd[0]} is of text, a plan of pictures has no use for it")
-    elif wanted.width or wanted.height:
+    elif given["width"] or given["height"]:
         raise click.UsageError("--width and --height are of pictures, expected --kind image")
     if few := [bits for bits in given["bits"] if bits not in BITS]:
         raise click.UsageError(f"--bits {few[0]}, expected some of {BITS}")
@@ -152,12 +151,14 @@ def _pictures(device: str, wanted: Workload, models: tuple[str, ...], risk: floa
     return prescribe_pictures(load(device), wanted, drawn, risk)
 
 
-def _workload(path: Path | None, asked: dict[str, Any]) -> Workload:
+def _workload(path: Path | None, asked: dict[str, Any], given: dict[str, Any]) -> Workload:
+    """Of a file and what options say. given: all options."""
     from ..budget.limits import read_toml
     from ..planning.cards import workload_of
 
     values = read_toml(path, "workload") if path else {}
     values |= {name: value for name, value in asked.items() if value is not None}
+    _check_options(values.get("kind"), given)
     return workload_of(values, str(path or "the workload"))
 
 
@@ -173,7 +174,8 @@ def _cards(models: tuple[str, ...], trained: float | None) -> Sequence[Card]:
             continue
         if trained is None or not 1 <= trained <= 1e15:
             raise RequestError(
-                f"{model}: how many tokens it was trained on is not known",
+                f"{model}: how many tokens it was trained on is "
+                + ("not known" if trained is None else f"{trained:g}, expected 1 to 1e15"),
                 code="plan-tokens", hint="say it with --tokens, as in --tokens 6e9",
             )  # fmt: skip
         with Bundle.open(path) as bundle:

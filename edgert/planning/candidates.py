@@ -15,8 +15,10 @@ import msgspec
 
 from ..devices.profile import Profile, Rates
 from ..forecast.latency import prompt_seconds, step_seconds, within
+from ..forecast.memory import BASE, FRESH, TOKENIZER
 from ..forecast.rates import rates_of
-from ..forecast.work import Work
+from ..forecast.work import MAX_ROWS, Work
+from ..session.pages import PAGE_TOKENS
 from .cards import ACCEPTED, DRAFT_TOKENS, Card, Workload
 
 BITS = (2, 3, 4, 5, 6, 8, 16)
@@ -27,8 +29,8 @@ COMPUTED_KV = {"cpu": (4, 8, 16)}  # what the sessions keep; others: 16
 KV_BYTES = {16: 2.0, 8: 1.125, 4: 0.875}  # of an element, scales included; keys have 8 bits at 4
 RISKY = 4  # bits below which nothing is offered without healing or being asked to
 PER_STEP = 2.0  # values of a column of S for each of k: k / s
-RUNTIME = 150e6  # bytes of the process besides
-CHUNK = 512  # rows of a prompt whose activations live at once
+RUNTIME = 150e6  # bytes of a process of ONNX Runtime besides
+JSON_TOKEN = 30.0  # bytes of a tokenizer.json for each token, white space aside
 LAUNCHES = 9  # instructions of a layer
 MARGIN = 1.1
 
@@ -98,7 +100,7 @@ def works_of(card: Card, one: Candidate) -> tuple[Work, ...]:
     """The instructions of a step, as `forecast.latency` takes them: products of all layers, their
     attention, the head, and as many launches as a layer has."""
     bits, linear = one.bits, one.linear_attention
-    kernel = "float" if bits == 16 else "codes"
+    kernel, ends = ("f16", "f16") if bits == 16 else (f"int{bits}", "int8")
     out = []
     for n, m in card.matrices:
         size = matrix_bytes(m, n, bits, one.group, one.ratio) * card.layers
@@ -111,7 +113,7 @@ def works_of(card: Card, one: Candidate) -> tuple[Work, ...]:
     state = 8.0 * linear * card.layers * card.heads * card.head_dim**2
     out.append(Work("", "T", (False, False), state=state))
     head = card.vocabulary * card.width
-    out.append(Work("codes", "R", (False, False), head * _ends(bits) / 8, 2.0 * head))
+    out.append(Work(ends, "R", (False, False), head * _ends(bits) / 8, 2.0 * head))
     out.append(Work("", "T", (True, True), launches=LAUNCHES * card.layers))
     return tuple(out)
 
@@ -121,18 +123,31 @@ def _ends(bits: int) -> float:
     return 16.0 if bits == 16 else 8 + 16 / 128
 
 
-def memory_of(card: Card, one: Candidate, load: Workload) -> tuple[float, float]:
-    """Bytes of a process, and of the files."""
+def memory_of(
+    card: Card, one: Candidate, load: Workload, *, base: float = BASE
+) -> tuple[float, float]:
+    """Bytes of a process, and of the files, as `forecast.memory` counts those of a graph. base:
+    bytes of the process without a model; tables of which only rows are read are not in it."""
     weights = card.layers * sum(
         matrix_bytes(m, n, one.bits, one.group, one.ratio) for n, m in card.matrices
     )
-    stored = weights + card.embedding * _ends(one.bits) / 8
+    head = card.vocabulary * card.width * _ends(one.bits) / 8
     softmax = (card.kv_layers or card.layers) * (1 - one.linear_attention)
-    rows = 2 * softmax * load.context * card.kv_heads * card.head_dim * load.batch
-    kv = rows * KV_BYTES[one.kv_bits]
+    rows = 2 * softmax * card.kv_heads * card.head_dim * load.batch
+    kv = rows * load.context * KV_BYTES[one.kv_bits]
+    if one.kv_bits < 16:  # pages that are not coded yet
+        kv += rows * min(load.context, FRESH * PAGE_TOKENS) * KV_BYTES[16]
     state = card.layers * one.linear_attention * card.heads * card.head_dim**2 * 4 * load.batch
-    live = CHUNK * (2 * card.width + 2 * card.ff) * 4
-    return stored + kv + state + live + RUNTIME, stored
+    live = min(MAX_ROWS, load.context) * (2 * card.width + 2 * card.ff) * 4
+    rest = _process(card, one, base)
+    return weights + head + kv + state + live + rest, weights + card.embedding * _ends(one.bits) / 8
+
+
+def _process(card: Card, one: Candidate, base: float) -> float:
+    """Bytes of a process without a model, and of a tokenizer."""
+    if one.provider != "cpu":
+        return RUNTIME
+    return base + TOKENIZER * JSON_TOKEN * card.vocabulary
 
 
 def drafting(card: Card, one: Candidate) -> Candidate:
@@ -151,10 +166,11 @@ def costs_of(
 ) -> Costs:
     """What a candidate takes on a device for a workload. draft: the card that its `draft` names.
     rates: of the candidate's provider, where they are known already."""
-    memory, stored = memory_of(card, one, load)
-    if draft is not None:
-        more, files = memory_of(draft, drafting(draft, one), load)
-        memory, stored = memory + more - RUNTIME, stored + files
+    base = device.measured.base_bytes if device.measured else BASE
+    memory, stored = memory_of(card, one, load, base=base)
+    if draft is not None:  # of the same vocabulary, in the same process
+        more, files = memory_of(draft, drafting(draft, one), load, base=base)
+        memory, stored = memory + more - _process(draft, one, base), stored + files
     rates = rates or rates_of(device, provider=one.provider)
     found = works_of(card, one)
     ttft = prompt_seconds(found, rates, load.prompt)

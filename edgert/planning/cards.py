@@ -19,6 +19,10 @@ NAME = 80  # characters
 LEAST_S, MOST_S = 1e-6, 1e9  # of a budget
 COUNTS = ("prompt_tokens", "new_tokens", "context", "batch", "caption_tokens")
 ABSENT = ("image_tokens", "width", "height")  # numbers of a workload that may be 0
+OF_TEXT = (
+    "prompt_tokens", "image_tokens", "new_tokens", "context", "ttft_budget_s", "tok_budget_s",
+)  # fmt: skip
+OF_PICTURES = ("width", "height", "caption_tokens")
 DRAFT_TOKENS = 4  # proposed a step by a model that drafts
 ACCEPTED = 1.8  # of them, where nobody measured: a prior
 
@@ -214,9 +218,15 @@ def workload_of(values: dict[str, Any], where: str = "the workload") -> Workload
             for name in ("ttft_budget_s", "tok_budget_s", "total_budget_s")
             if (value := getattr(found, name)) is not None and not LEAST_S <= value <= MOST_S
         ]
+        drawn = found.kind == "image"
+        faults += [
+            f"{name} is of {'text' if drawn else 'pictures'}, kind is {found.kind!r}"
+            for name in (OF_TEXT if drawn else OF_PICTURES)
+            if name in values
+        ]
         if not 0.5 <= found.percentile < 1:
             faults.append(f"percentile is {found.percentile}, expected 0.5 to less than 1")
-        if found.kind != "image" and found.prompt + found.new_tokens > found.context:
+        if not drawn and found.prompt + found.new_tokens > found.context:
             faults.append(
                 f"{found.prompt} tokens of prompt and {found.new_tokens} new ones do not fit a "
                 f"context of {found.context}"

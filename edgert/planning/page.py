@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import printable
+from ..storage.aside import replace_file
 from .cards import Workload
 from .decide import Option, Plan
 from .drawings import Sketch
@@ -109,7 +111,9 @@ def table(options: Sequence[Option]) -> list[str]:
 
 
 def picture(plan: Plan, path: Path) -> None:
-    """Score over total time of the Pareto set, memory as size, with its uncertainty; matplotlib."""
+    """Score over total time of the Pareto set, memory as size, with its uncertainty; a PNG file
+    whatever its name, written by matplotlib. Raises RequestError without that, ResourceError as
+    `replace_file` does."""
     from ..errors import RequestError
     from ..extras import require
 
@@ -131,4 +135,6 @@ def picture(plan: Plan, path: Path) -> None:
     axes.set_xlabel("seconds in all")
     axes.set_ylabel("score")
     axes.set_title(f"{plan.device}: what can be had (size: memory)")
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    replace_file(path, drawn.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edgert.devices.load import load
@@ -116,6 +117,20 @@ def test_a_table_without_rows_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RequestError, match=r"\[\[picture\]\]"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"kind": "image", "ttft_budget_s": 1e-5}, "ttft_budget_s is of text"),
+        ({"kind": "image", "context": 2048}, "context is of text"),
+        ({"kind": "chat", "width": 64}, "width is of pictures"),
+        ({"caption_tokens": 12}, "caption_tokens is of pictures"),
+    ],
+)
+def test_what_a_kind_has_no_use_for_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        workload_of(values)
 
 
 def test_the_verb_plans_pictures(edgert: Edgert, tmp_path: Path) -> None:  # noqa: F811

@@ -13,6 +13,7 @@ from edgert.devices.profile import Figure, Profile, Roofline
 
 from edgert.errors import RequestError
 from edgert.forecast.latency import prompt_seconds, step_seconds
+from edgert.forecast.memory import BASE, TOKENIZER
 from edgert.forecast.rates import rates_of, scaled
 from edgert.planning import page
 from edgert.planning.candidates import (
@@ -102,7 +103,8 @@ def test_memory_is_the_sum_of_its_parts() -> None:
     assert card.linear == 30 * (960 * 576 + 576 * 576 + 3 * 576 * 1536)
     assert stored == pytest.approx(card.linear * 4.125 / 8 + card.embedding * 8.125 / 8)
     kv = 2 * 30 * 2048 * 3 * 64 * 2
-    assert total == pytest.approx(stored + kv + 512 * (2 * 576 + 2 * 1536) * 4 + 150e6)
+    rest = BASE + TOKENIZER * 30 * card.vocabulary
+    assert total == pytest.approx(stored + kv + 256 * (2 * 576 + 2 * 1536) * 4 + rest)
 
 
 def plan(profile: Profile = LAPTOP, **more: object) -> Plan:
@@ -317,7 +319,7 @@ def test_cards_that_are_none_are_refused(tmp_path: Path, text: str, said: str) -
 
 def test_the_verb(edgert: Edgert, tmp_path: Path) -> None:  # noqa: F811
     args = ["--bits", "4", "--bits", "8", "--ratio", "0", "--token", "0.05"]
-    md, png = tmp_path / "plan.md", tmp_path / "plan.png"
+    md, png = tmp_path / "plan.md", tmp_path / "plan.txt"  # PNG whatever its name
     ran = edgert("plan", "--device", "laptop-avx2", *args, "--report", md, "--json")
     assert (ran.code, ran.json["choice"]["candidate"]["bits"] in (4, 8)) == (0, True)
     assert md.read_text().startswith("# A plan for laptop-avx2")
