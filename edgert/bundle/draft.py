@@ -67,6 +67,8 @@ def _faults(spec: DraftSpec, graph: Graph, text: Graph) -> list[str]:
         faults.append(f"the draft part takes rows {found}, expected {wanted} and no tokens")
     if {v.name: v.shape for v in graph.outputs[1:]} != {NEXT: ("T", width)}:
         faults.append(f"the draft part gives no rows {NEXT!r} of {width} besides its logits")
+    if any(node.attrs.get("rope_switch") for node in graph.nodes):
+        faults.append("the draft part has two sets of rotary factors, expected one")
     if int(graph.outputs[0].shape[-1]) > int(text.outputs[0].shape[-1]):
         faults.append("the draft part guesses more tokens than the text part knows")
     return faults

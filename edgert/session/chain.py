@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError
+from ..errors import BundleError, RequestError
 from ..graph import Graph, Node, Value, Weight
 from ..kernels.guess import ASK, DONE, GUESS, POOR, UNSURE
 from ..kernels.lowering import Word
@@ -97,6 +97,15 @@ class Chain:
         )  # fmt: skip
         self.pace, self.threads = Pace(), session.threads
         self.address = self.count = self.control = 0
+
+    def fits(self) -> bool:
+        """Whether rows behind guesses read the session's weights as they are packed."""
+        if TABLE in self.session.graph.weights:
+            return False
+        try:
+            return self.session.reads(self._graph)
+        except BundleError:  # a name that is taken, an output that is made of features
+            return False
 
     def guess(
         self, feed: Feed, limit: int, *, position: int, needed: Sequence[float] | None, draw: Draw,
@@ -200,7 +209,8 @@ _ONE = Rows([0, 1], _ZERO, _ZERO, None, None, _ZERO, [])
 
 def chains(graph: Graph, logits: int) -> bool:
     """Whether guesses of a head can be chained: it remembers keys and values alone."""
-    return logits >= LEAST and all(isinstance(spec, KVState) for spec in graph.states.values())
+    kept = graph.states.values()
+    return logits >= LEAST and bool(kept) and all(isinstance(spec, KVState) for spec in kept)
 
 
 def following(graph: Graph, embed: Node, table: Weight, names: Names) -> Graph:

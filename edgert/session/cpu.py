@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from .feeds import FeedChecker, Rows, check_arrays, check_borrowed, lay_out
 from .fit import check_values
 from .folding import bind, folds_of
 from .longrope import Switching
-from .lowering import Lowering, symbols
+from .lowering import Lowering, check_weights, symbols
 from .pages import PagePool
 from .plan import plan_pages
 from .prefixes import PrefixCache
@@ -174,7 +174,7 @@ class CpuSession(Session):
         """The program of a graph over the same weights, made when it is first asked for."""
         program = self._programs.pop(key, None)
         if program is None:
-            self._check_graph(graph)
+            check_weights(graph, self.graph)
             lowering = self._lower(graph, limits, lent)
             if frozenset(lowering.paired) != self.paired & set(graph.weights):
                 raise RequestError(
@@ -188,15 +188,14 @@ class CpuSession(Session):
             self._programs.pop(oldest).close()
         return program
 
-    def _check_graph(self, graph: Graph) -> None:
-        """Another graph than the session's own reads no weights but the session's."""
-        mine = self.graph.weights
-        if odd := sorted(name for name, w in graph.weights.items() if mine.get(name) != w):
-            raise RequestError(
-                f"graph {graph.name!r} reads weights {odd[:4]} that this session does not have, "
-                "expected a cut or another size of the session's graph",
-                code="run-weights",
-            )
+    def reads(self, graph: Graph) -> bool:
+        """Whether a graph's row by itself reads the weights as they are packed here."""
+        paired = frozenset(self._lower(graph, {"T": 1, "R": 1}).paired)
+        return paired == self.paired & set(graph.weights)
+
+    def shows(self, taps: Iterable[str]) -> bool:
+        """Whether rows of these values of the graph exist to be read."""
+        return self.reads(self._tapped(frozenset(taps)))
 
     def beside(
         self, graph: Graph, lent: Mapping[str, int], control: int, kernel: str

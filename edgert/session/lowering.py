@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import RequestError
 from ..graph import Graph, Node
 from ..kernels.encodings import Cpu, on_cpu
 from ..kernels.kv_codes import CODED
@@ -245,3 +246,13 @@ def symbols(graph: Graph) -> set[str]:
     """Symbols that inputs and outputs have sizes by."""
     values = (*graph.inputs, *graph.outputs)
     return {n for value in values for n in value.shape if isinstance(n, str)}
+
+
+def check_weights(graph: Graph, own: Graph) -> None:
+    """Raises RequestError where a graph reads other weights than a session's own graph."""
+    if odd := sorted(name for name, w in graph.weights.items() if own.weights.get(name) != w):
+        raise RequestError(
+            f"graph {graph.name!r} reads weights {odd[:4]} that this session does not have, "
+            "expected a cut or another size of the session's graph",
+            code="run-weights",
+        )

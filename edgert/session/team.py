@@ -63,7 +63,8 @@ class Team:
         self.work: Any = None
         self._yield = code.yield_address()
         self.cores = max(1, len(performance_cores()))
-        self._turn = threading.Condition()
+        self._mutex = threading.Lock()  # entered itself: an interrupt inside of a condition's
+        self._turn = threading.Condition(self._mutex)  # `__enter__` would leave it locked
         self._queue: deque[object] = deque()
         self._workers: list[Worker] = []
         self._held: dict[int, Held] = {}  # by control block
@@ -164,7 +165,7 @@ class Team:
         """Wait for `threads` cores, or for a fair share of all while several programs run at once;
         first come first served. What is held stands in one place and is changed by one assignment,
         so that an interrupt leaves nothing half taken."""
-        with self._turn:
+        with self._mutex:
             self._held.pop(control, None)  # left by an interrupted run
             met = bool(self._held or self._queue)
             if met or threads > 1:
@@ -208,12 +209,12 @@ class Team:
     def _release(self, control: int) -> None:
         self._held.pop(control, None)
         if self._queue:
-            with self._turn:
+            with self._mutex:
                 self._turn.notify_all()
 
     def ensure(self, threads: int) -> None:
         """Have cores and workers for steps of so many threads."""
-        with self._turn:
+        with self._mutex:
             self.cores = max(self.cores, threads)
             if threads > 1 and self.work is None:
                 self.work = code.entry_point("work")

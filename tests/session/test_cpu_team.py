@@ -373,3 +373,24 @@ def test_a_child_of_a_fork_in_the_middle_of_a_step_is_told_so(session: CpuSessio
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
     assert len(prefill(session)) == 1
+
+
+def test_an_interrupt_cannot_leave_the_queue_locked(
+    session: CpuSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A condition is entered by Python code, in the middle of which an interrupt may come: its lock
+    is then held for ever. So nobody enters it."""
+
+    def enter(self: threading.Condition) -> bool:
+        self.acquire()
+        raise KeyboardInterrupt
+
+    expected = prefill(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Condition, "__enter__", enter)
+        np.testing.assert_array_equal(prefill(session), expected)
+    found: list[F32] = []
+    other = threading.Thread(target=lambda: found.append(prefill(session)), daemon=True)
+    other.start()
+    other.join(20)
+    np.testing.assert_array_equal(found[0], expected)

@@ -27,7 +27,7 @@ from ...bundle.draft import (
     draft_ids,
     embedding_of,
 )
-from ...errors import RequestError, ResourceError
+from ...errors import BundleError, RequestError, ResourceError
 from ...graph import Graph
 from ...kernels.ops import CATALOGUE
 from ...roles import step_inputs
@@ -203,6 +203,9 @@ class _Work(Work):
             return False
         if proposer.known + count + self.ask.limit > maker.session.context:
             return False
+        state = proposer.state
+        if state is not None and (state.pending or state.length > proposer.known):
+            proposer.known = state.rewind(proposer.known)  # an interrupt came in between
         try:
             if proposer.state is None:
                 proposer.state = maker.session.new_state(count + self.ask.limit)
@@ -283,7 +286,7 @@ class _Work(Work):
     def end(self) -> None:
         state = self.proposer.state
         if state is not None and state.length > self.proposer.known:
-            state.rewind(self.proposer.known)
+            self.proposer.known = state.rewind(self.proposer.known)
         super().end()
 
 
@@ -306,12 +309,30 @@ def open_head(
     ids = draft_ids(
         bundle.read(spec.ids), bundle.manifest.text_spec.vocab_size, where=str(bundle.path)
     )
+    if fault := _fault(ids, tokenizer, spec.taps, model):
+        raise BundleError(f"{bundle.path}: {fault}", code="draft-head")
     lookup = _lookup(text, bundle.weights())
     session = open_session(bundle, options, part=part)
     return HeadModel(
         session, tokenizer, ids=ids, taps=spec.taps, lookup=lookup,
         accepted=_accepted(spec.measured), chain=chain_of(session, model, text, ids),
     )  # fmt: skip
+
+
+def _fault(ids: Ids, tokenizer: Tokenizer, taps: Sequence[str], model: Session | None) -> str:
+    """Why a head cannot guess for a model, or nothing."""
+    from ...session.cpu import CpuSession
+
+    if int(ids[0]) >= tokenizer.size:
+        return (
+            f"the draft head guesses ids from {ids[0]} on, expected some of the tokenizer's "
+            f"{tokenizer.size}"
+        )
+    if isinstance(model, CpuSession) and not model.shows(taps):
+        return (
+            f"draft.taps {list(taps)[:8]} only exist inside a gated product, expected hidden rows"
+        )
+    return ""
 
 
 def chain_of(session: Session, model: Session | None, text: Graph, ids: Ids) -> Chain | None:
@@ -325,7 +346,8 @@ def chain_of(session: Session, model: Session | None, text: Graph, ids: Ids) -> 
     rows = text.weights[embed.weights["weight"]].shape[0]
     if not chains(session.graph, len(ids)) or int(ids[-1]) >= rows:  # rows are not looked at again
         return None
-    return Chain(session, model, embed, Names(FEATURES, HIDDEN, EMBEDDING, NEXT), ids)
+    chain = Chain(session, model, embed, Names(FEATURES, HIDDEN, EMBEDDING, NEXT), ids)
+    return chain if chain.fits() else None
 
 
 def _accepted(measured: Mapping[str, float]) -> dict[bool, float]:
