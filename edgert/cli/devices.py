@@ -121,7 +121,7 @@ def probe_command(
     from ..devices.load import to_toml
     from ..machine.probe import Options, probe
     from ..machine.probe_runs import CODES, check_encodings
-    from ..storage.aside import check_target, replace_file
+    from ..storage.aside import check_target, write_output
 
     check_target(output)
     options = Options(
@@ -130,7 +130,7 @@ def probe_command(
     profile = probe(options, name=name, progress=_progress(as_json))
     text = to_toml(profile)
     if output is not None:
-        replace_file(output, text.encode("utf-8"))
+        write_output(output, text.encode("utf-8"))
         say(f"{output}: written; edgert test BUNDLE --device {output} --predict")
     if as_json:
         emit_json({"schema": 1, "profile": msgspec.to_builtins(profile)})
