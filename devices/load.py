@@ -30,9 +30,10 @@ def names() -> list[str]:
 
 
 def load(which: str) -> Profile:
-    """A profile by name or path (anything with a slash, or that ends in .toml), with `@MODE` for
-    a power mode. Raises DeviceError for unknown names and modes, and for faults of a file."""
-    stem, _, mode = which.partition("@")
+    """A profile by name or path (anything with a slash, or that ends in .toml), with `@MODE` behind
+    it for a power mode, whose times are then of the roofline alone. Raises DeviceError for unknown
+    names and modes, and for faults of a file."""
+    stem, mode = _split(which)
     if stem.endswith(".toml") or "/" in stem or "\\" in stem:
         profile = read(Path(stem))
     elif stem in (known := names()):
@@ -54,6 +55,14 @@ def load(which: str) -> Profile:
             hint=f"edgert devices show {profile.name}",
         )
     return profile.in_mode(mode)
+
+
+def _split(which: str) -> tuple[str, str]:
+    """Name or path, and mode. An @ within a path is part of it."""
+    stem, at, mode = which.rpartition("@")
+    if not at or "/" in mode or "\\" in mode or mode.endswith(".toml"):
+        return which, ""
+    return stem, mode
 
 
 def read(path: Path) -> Profile:
@@ -84,7 +93,7 @@ def parse(data: bytes, where: str) -> Profile:
 
 
 def _toml(data: bytes) -> Any:
-    text = data.decode("utf-8")
+    text = data.decode("utf-8-sig")
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -28,6 +29,8 @@ Basis = Literal["nominal", "measured", "estimate"]
 Kind = Literal["board", "laptop", "desktop", "handheld", "server"]
 INSTRUCTIONS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod", "portable")
 LARGEST = 1e20  # of any figure
+CORES = 4096
+NAME = 200  # characters
 SPREAD = 0.15  # deviation of ln(time) around a prediction from a probe that says nothing else
 NOMINAL_SPREAD = 0.35  # the same where nothing was measured
 
@@ -97,7 +100,8 @@ class Provider(_Strict, frozen=True):
 
 
 class Mode(_Strict, frozen=True):
-    """A power mode: what is different from the profile itself, which is the mode without any."""
+    """A power mode: what is different from the profile itself, which is the mode without any and
+    the one that a probe measured."""
 
     watts: Figure
     cores: Figure | None = None
@@ -194,7 +198,8 @@ class Profile(_Strict, frozen=True):
         return f"{self.name}@{self.mode}" if self.mode else self.name
 
     def in_mode(self, name: str) -> Profile:
-        """The same device in one of its power modes; KeyError for others."""
+        """The same device in one of its power modes, without what was measured in the profile's
+        own; KeyError for others."""
         mode, replace = self.modes[name], msgspec.structs.replace
         cpu = replace(self.cpu, **_given(mode, "cores", "clock_hz", "flops", "int8_ops"))
         memory = replace(self.memory, **_given(mode, "bandwidth"))
@@ -203,7 +208,7 @@ class Profile(_Strict, frozen=True):
             else row
             for key, row in self.providers.items()
         }  # fmt: skip
-        return replace(self, cpu=cpu, memory=memory, providers=providers, mode=name)
+        return replace(self, cpu=cpu, memory=memory, providers=providers, mode=name, measured=None)
 
 
 def _given(mode: Mode, *names: str) -> dict[str, Figure]:
@@ -232,42 +237,85 @@ def faults(profile: Profile) -> list[str]:
     if profile.schema != SCHEMA:
         found.append(f"schema is {profile.schema}, expected {SCHEMA}")
     for at, figure in figures(profile):
-        if not (math.isfinite(figure.value) and 0 < figure.value <= LARGEST):
+        if not _positive(figure.value):
             found.append(f"{at} is {figure.value}, expected more than 0 and at most {LARGEST:g}")
         if figure.source not in profile.sources:
             found.append(f"{at} names the source {figure.source[:60]!r}, which [sources] lacks")
+    return [*found, *_own_faults(profile), *_measured_faults(profile.measured)]
+
+
+def _own_faults(profile: Profile) -> Iterator[str]:
+    texts = [("name", profile.name), ("title", profile.title), ("cpu.name", profile.cpu.name)]
+    for at, text in (*texts, *(("the name of a mode", name) for name in profile.modes)):
+        if not 0 < len(text) <= NAME or not text.isprintable():
+            yield f"{at} is {text[:60]!r}, expected 1 to {NAME} printable characters"
+    if "" in profile.match.names:
+        yield "match.names has an empty text, which every machine has in its name"
+    if profile.mode and profile.mode not in profile.modes:
+        yield f"mode is {profile.mode[:60]!r}, which [modes] lacks"
     for at in ("eta_bandwidth", "eta_compute"):
         if (share := getattr(profile.roofline, at).value) > 1:
-            found.append(f"roofline.{at} is {share}, expected a share of at most 1")
+            yield f"roofline.{at} is {share}, expected a share of at most 1"
+    modes = {f"modes.{name}.cores": mode.cores for name, mode in profile.modes.items()}
+    for at, cores in ({"cpu.cores": profile.cpu.cores} | modes).items():
+        if cores is not None and not 1 <= cores.value <= CORES:
+            yield f"{at} is {cores.value}, expected 1 to {CORES}"
     if profile.memory.usable.value > profile.memory.total.value:
-        found.append("memory.usable is more than memory.total")
+        yield "memory.usable is more than memory.total"
     if odd := sorted(set(profile.cpu.isa) - set(INSTRUCTIONS)):
-        found.append(f"cpu.isa has {odd[:3]}, expected some of {list(INSTRUCTIONS)}")
+        yield f"cpu.isa has {odd[:3]}, expected some of {list(INSTRUCTIONS)}"
     if "cpu" not in profile.providers:
-        found.append("providers lacks cpu")
-    return found + (_measured_faults(profile.measured) if profile.measured else [])
+        yield "providers lacks cpu"
+    for name, row in profile.providers.items():
+        if not row.bits or not all(1 <= bits <= 32 for bits in row.bits) or row.max_batch < 1:
+            yield (
+                f"providers.{name} has bits {list(row.bits)[:8]} and max_batch {row.max_batch}, "
+                "expected bits of 1 to 32, and 1 or more"
+            )
 
 
-def _measured_faults(measured: Measured) -> list[str]:
-    found = []
+def _measured_faults(measured: Measured | None) -> Iterator[str]:
+    if measured is None:
+        return
     if not measured.rates:
-        found.append("measured.rates is empty, expected one table for each number of threads")
+        yield "measured.rates is empty, expected one table for each number of threads"
+    if measured.isa not in INSTRUCTIONS:
+        yield f"measured.isa is {measured.isa[:60]!r}, expected one of {list(INSTRUCTIONS)}"
     if not 0 < measured.spread < 5:
-        found.append(f"measured.spread is {measured.spread}, expected more than 0 and less than 5")
-    if measured.pace is not None and not 0 < measured.pace < 1e4:
-        found.append(f"measured.pace is {measured.pace}, expected more than 0")
-    if not 0 <= measured.base_bytes < LARGEST:
-        found.append(f"measured.base_bytes is {measured.base_bytes}, expected 0 or more")
+        yield f"measured.spread is {measured.spread}, expected more than 0 and less than 5"
+    for at in ("pace", "drift"):
+        if (value := getattr(measured, at)) is not None and not 0 < value < 1e4:
+            yield f"measured.{at} is {value}, expected more than 0 and less than 10000"
+    for at in ("base_bytes", "busy_cores"):
+        if not 0 <= (value := getattr(measured, at)) < LARGEST:
+            yield f"measured.{at} is {value}, expected 0 or more"
+    if len({rates.threads for rates in measured.rates}) < len(measured.rates):
+        yield "measured.rates has two tables for one number of threads"
     for rates in measured.rates:
-        at = f"measured.rates of {rates.threads} threads"
-        numbers = [getattr(rates, n) for n in rates.__struct_fields__ if n.endswith("_s")]
-        pairs = [p for pairs in (rates.read, *(p.decode for p in rates.products)) for p in pairs]
-        numbers += [rates.threads, *(n for pair in pairs for n in pair)]
-        numbers += [product.ops_s for product in rates.products]
-        if not all(math.isfinite(n) and 0 < n <= LARGEST for n in numbers):
-            found.append(f"{at} has a number that is not finite and positive")
-        if not all(0 <= product.out_s < LARGEST for product in rates.products):
-            found.append(f"{at} has an out_s below 0 or without bounds")
-        if not rates.read or not rates.products or any(not p.decode for p in rates.products):
-            found.append(f"{at} lacks read, products or their decode rates")
-    return found
+        for said in _rates_faults(rates):
+            yield f"measured.rates of {rates.threads} threads {said}"
+
+
+def _rates_faults(rates: Rates) -> Iterator[str]:
+    if not 1 <= rates.threads <= CORES:
+        yield f"is for none, expected 1 to {CORES}"
+    plain = {n: getattr(rates, n) for n in rates.__struct_fields__ if n.endswith("_s")}
+    plain |= {f"ops_s of {p.kernel[:40]!r}": p.ops_s for p in rates.products}
+    for name, number in plain.items():
+        if not _positive(number):
+            yield f"has {name} {number}, which is not finite and positive"
+    if not all(0 <= product.out_s < LARGEST for product in rates.products):
+        yield "has an out_s below 0 or without bounds"
+    if not rates.read or not rates.products or any(not p.decode for p in rates.products):
+        yield "lacks read, products or their decode rates"
+    curves = {"read": rates.read, "attend_read": rates.attend_read}
+    curves |= {f"decode of {p.kernel[:40]!r}": p.decode for p in rates.products}
+    for name, pairs in curves.items():
+        if not all(_positive(number) for pair in pairs for number in pair):
+            yield f"has in {name} a number that is not finite and positive"
+        elif any(b <= a for (a, _), (b, _) in pairwise(pairs)):
+            yield f"has in {name} sizes that do not rise"
+
+
+def _positive(number: float) -> bool:
+    return math.isfinite(number) and 0 < number <= LARGEST

@@ -107,7 +107,9 @@ def lines(report: Report) -> list[str]:
             + (f"  {found.why}" if found.why else "")
         )
     how = "predicted" if any(v.how == "predicted" for v in report.verdicts) else "measured"
-    return [*out, f"{report.outcome}: {report.bundle} on {report.device}, {how}"]
+    mode = report.conditions.get("power_mode")
+    in_mode = f", power mode {printable(str(mode))}" if mode else ""
+    return [*out, f"{report.outcome}: {report.bundle} on {report.device}, {how}{in_mode}"]
 
 
 def _least(found: Verdict) -> bool:
@@ -129,6 +131,11 @@ def junit(report: Report) -> bytes:
         skipped=str(counts["undecided"]), errors="0",
         time=f"{report.seconds:.3f}",
     )  # fmt: skip
+    if report.conditions:
+        held = ElementTree.SubElement(suite, "properties")
+        for name, value in report.conditions.items():
+            told = {"name": printable(name), "value": printable(str(value))}
+            ElementTree.SubElement(held, "property", told)
     for found in report.verdicts:
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"edgert.{printable(report.device)}", name=found.label

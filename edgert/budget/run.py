@@ -56,8 +56,7 @@ def run(
         verdicts = _predicted(bundle, limits, ask, profile)
         label = profile.label if profile else HERE
         return Report(SCHEMA, str(bundle), label, tuple(verdicts), time.perf_counter() - begun)
-    if profile is not None:
-        _check_here(profile)
+    mode = _check_here(profile) if profile is not None else ""
     if ask.limit_memory is not None:
         _check_memory(ask.limit_memory, limits)
     from ..machine.probe import Busy
@@ -75,6 +74,8 @@ def run(
     if ask.baseline is not None:
         found += compare(found, ask.baseline)
     conditions: dict[str, Any] = {"busy_cores": round(watch.others(), 2)}
+    if mode:
+        conditions["power_mode"] = mode
     if ask.threads:
         conditions["threads"] = ask.threads
     if ask.limit_memory is not None:
@@ -117,15 +118,19 @@ def _check_memory(size: int, limits: Sequence[Limit]) -> None:
         )  # fmt: skip
 
 
-def _check_here(profile: Profile) -> None:
-    from ..machine.probe import is_here
+def _check_here(profile: Profile) -> str:
+    """The power mode that was found, as `machine.here.power_mode` says it. DeviceError where this
+    machine is another one."""
+    from ..machine.here import differences, power_mode
 
-    if not is_here(profile):
+    if found := differences(profile):
         raise DeviceError(
-            f"this machine is not {profile.name} ({profile.title}), so nothing can be measured",
+            f"this machine is not {profile.label} ({profile.title}), so nothing can be measured: "
+            f"{'; '.join(found)}",
             code="device-elsewhere",
             hint="--predict says what to expect there; --device here measures this machine",
         )
+    return power_mode(profile)
 
 
 @contextlib.contextmanager

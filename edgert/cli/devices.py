@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import printable
 from .settings import emit_json, json_option, megabytes, say
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def list_devices(as_json: bool) -> int:
         return 0
     for profile in profiles:
         modes = f" (modes: {', '.join(sorted(profile.modes))})" if profile.modes else ""
-        click.echo(f"{profile.name:22} {profile.title}{modes}")
+        click.echo(_line(f"{profile.name:22} {profile.title}{modes}"))
     return 0
 
 
@@ -53,16 +54,22 @@ def show(name: str, as_json: bool) -> int:
     if as_json:
         emit_json({"schema": 1, "profile": msgspec.to_builtins(profile)})
         return 0
-    click.echo(f"{profile.label}: {profile.title}")
+    click.echo(_line(f"{profile.label}: {profile.title}"))
     for at, figure in figures(profile):
-        click.echo(f"  {at:32} {_shown(at, figure):>14}  {figure.basis:9} {figure.source}")
+        said = f"  {at:32} {_shown(at, figure):>14}  {figure.basis:9} {figure.source}"
+        click.echo(_line(said))
     if profile.measured:
         _show_rates(profile)
     for key, text in profile.sources.items():
-        click.echo(f"  [{key}] {text}")
+        click.echo(_line(f"  [{key}] {text}"))
     if profile.notes:
-        click.echo(f"  {profile.notes}")
+        click.echo(_line(f"  {profile.notes}"))
     return 0
+
+
+def _line(text: str) -> str:
+    """Texts of a file as one line, with what could steer a terminal escaped."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _shown(at: str, figure: Figure) -> str:
@@ -82,10 +89,9 @@ def _show_rates(profile: Profile) -> None:
     measured = profile.measured
     if measured is None:
         return
-    click.echo(
-        f"  measured {measured.at} with {measured.isa}: predictions deviate by "
-        f"{measured.spread:.0%}, others kept {measured.busy_cores:.2f} cores busy"
-    )
+    said = f"  measured {measured.at} with {measured.isa}: predictions deviate by "
+    others = f"{measured.spread:.0%}, others kept {measured.busy_cores:.2f} cores busy"
+    click.echo(_line(said + others))
     for rates in measured.rates:
         click.echo(
             f"    {rates.threads} threads: step {rates.step_s * 1e6:.1f} µs, instruction "
@@ -93,7 +99,8 @@ def _show_rates(profile: Profile) -> None:
         )
         for product in rates.products:
             sizes = ", ".join(f"{r / 1e9:.1f} GB/s at {megabytes(s)}" for s, r in product.decode)
-            click.echo(f"      {product.kernel:8} {sizes}; {product.ops_s / 1e9:.0f} GOP/s")
+            ops = f"{product.ops_s / 1e9:.0f} GOP/s"
+            click.echo(_line(f"      {product.kernel:8} {sizes}; {ops}"))
 
 
 @command.command("probe")
@@ -115,13 +122,14 @@ def probe_command(
     quick: bool,
     as_json: bool,
 ) -> int:
-    """Measure this machine, in about three minutes: a profile from which times are predicted."""
+    """Measure this machine, in two to six minutes (with --thermal two more): a profile from which
+    times are predicted."""
     import msgspec
 
     from ..devices.load import to_toml
     from ..machine.probe import Options, probe
     from ..machine.probe_runs import CODES, check_encodings
-    from ..storage.aside import check_target, replace_file
+    from ..storage.aside import check_target, write_output
 
     check_target(output)
     options = Options(
@@ -130,7 +138,7 @@ def probe_command(
     profile = probe(options, name=name, progress=_progress(as_json))
     text = to_toml(profile)
     if output is not None:
-        replace_file(output, text.encode("utf-8"))
+        write_output(output, text.encode("utf-8"))
         say(f"{output}: written; edgert test BUNDLE --device {output} --predict")
     if as_json:
         emit_json({"schema": 1, "profile": msgspec.to_builtins(profile)})

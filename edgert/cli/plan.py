@@ -83,7 +83,7 @@ def command(
     """
     from ..devices.load import load
     from ..planning import page
-    from ..storage.aside import check_target, replace_file
+    from ..storage.aside import check_target, write_output
 
     for target in (report, drawn):
         check_target(target)
@@ -100,7 +100,7 @@ def command(
             risk=risk, **grid,
         )  # fmt: skip
     if report is not None:
-        replace_file(report, page.markdown(plan).encode("utf-8"))
+        write_output(report, page.markdown(plan).encode("utf-8"))
     if drawn is not None:
         page.picture(plan, drawn)
     if as_json:
@@ -185,19 +185,9 @@ def _cards(models: tuple[str, ...], trained: float | None) -> Sequence[Card]:
 
 def _frontier(path: Path | None, task: str | None) -> Frontier | None:
     if path is None:
+        if task is not None:
+            raise click.UsageError(f"--task {task[:60]!r} is one of the fits, expected --fits FILE")
         return None
-    import msgspec
+    from ..scaling.fits import read_fit
 
-    from .. import limits
-    from ..scaling.frontier import FRONTIER
-
-    try:
-        data = path.read_bytes()[: limits.TABLE_BYTES]
-        known = msgspec.json.decode(data)["fits"]
-        return FRONTIER.convert(known[task or next(iter(known))])
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise RequestError(
-            f"{path}: {str(error)[:200]}, expected fits of `edgert frontier fit -o`"
-            + (f" with the task {task[:40]!r}" if task else ""),
-            code="plan-frontier", hint="edgert frontier fit TABLE.csv -o FILE",
-        ) from None  # fmt: skip
+    return read_fit(path, task)

@@ -60,7 +60,7 @@ def command(
     `edgert chat LARGE --relay SMALL --relay-cues FILE` lets it write on there. The two have one
     tokenizer. Questions should be those of the models' use; a hundred answers are plenty.
     """
-    from ..storage.aside import check_target, replace_file
+    from ..storage.aside import check_target, write_output
     from ..text.relay_calibrate import (
         CalibrateOptions,
         calibrate_relay,
@@ -83,7 +83,7 @@ def command(
 
         def keep(found: list[Trace]) -> None:
             if keep_traces is not None:
-                replace_file(keep_traces, chats_to_lines(one, found).encode("utf-8"))
+                write_output(keep_traces, chats_to_lines(one, found).encode("utf-8"))
 
         found = calibrate_relay(
             one, other, options=asked, keep=keep, progress=_quiet if as_json else _told, **given

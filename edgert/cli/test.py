@@ -57,7 +57,7 @@ def command(
     from ..budget import report as reports
     from ..budget.limits import budget_of, read_budget
     from ..budget.run import Ask, run
-    from ..storage.aside import check_target, replace_file
+    from ..storage.aside import check_target, write_output
 
     limits = (read_budget(budget) if budget else ()) + (budget_of(_pairs(more)) if more else ())
     if not limits:
@@ -68,7 +68,7 @@ def command(
     ask = Ask(device=device, baseline=before, **asked)
     found = run(bundle, limits, ask, _progress())
     if junit is not None:
-        replace_file(junit, reports.junit(found))
+        write_output(junit, reports.junit(found))
     if as_json:
         emit_json(found.to_dict())
     else:

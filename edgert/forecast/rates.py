@@ -83,7 +83,8 @@ def kin_of(kernel: str) -> str:
 
 def product_of(rates: Rates, kernel: str) -> Product:
     """Rates of products with a kind of weights, of convolutions, or of attention without a cache:
-    the probed kernel itself, else its nearest kin: another one that computes in the same way."""
+    the probed kernel itself, else its nearest kin: another one that computes in the same way.
+    Raises DeviceError where there is none."""
     found = {product.kernel: product for product in rates.products}
     if kernel in found:
         return found[kernel]
@@ -97,6 +98,12 @@ def product_of(rates: Rates, kernel: str) -> Product:
         return direct[0]
     floats = [p for p in rates.products if p.kernel in FLOAT_KERNELS]
     codes = [p for p in rates.products if p.kernel not in (*FLOAT_KERNELS, *GRIDS)]
+    if not floats and not codes:
+        raise DeviceError(
+            f"the rates of {rates.threads} threads have no product with weights, only "
+            f"{sorted(found)[:6]}",
+            code="device-profile", hint="measure the device again: edgert devices probe",
+        )  # fmt: skip
     return (floats if kin == "float" and floats else codes or floats)[0]
 
 

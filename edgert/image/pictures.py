@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import BundleError, RequestError
 from ..storage import strict_json
-from ..storage.aside import replace_file
+from ..storage.aside import write_output
 from ..storage.folder import open_regular
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def save(image: Image, path: Path, settings: Mapping[str, Any]) -> None:
             code="image-format",
             hint="PNG keeps the settings beside the picture; convert it afterwards",
         )
-    replace_file(path, png(image, settings))
+    write_output(path, png(image, settings))
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

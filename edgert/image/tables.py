@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import BundleError
 from ..notices import notice
-from ..storage.aside import replace_file
+from ..storage.aside import write_output
 from ..storage.strict_json import parse as parse_json
 from ..storage.typed import Reader
 
@@ -122,7 +122,7 @@ class SensitivityTable:
         """Write the table; an old file stays until the new one is whole and reads back."""
         data = self.to_bytes()
         SensitivityTable.from_bytes(data)
-        replace_file(path, data)
+        write_output(path, data)
 
     @classmethod
     def load(cls, path: Path) -> SensitivityTable:

@@ -112,7 +112,8 @@ def cpu_name() -> str:
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    found = next(names, platform.processor() or platform.machine())
+    return "".join(c if c.isprintable() else " " for c in found)
 
 
 def _available_cores() -> int:

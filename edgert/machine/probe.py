@@ -1,6 +1,6 @@
 """Measuring this machine: a profile with rates, from which times of models are predicted.
 
-    profile = probe(progress=print)      # three to five minutes
+    profile = probe(progress=print)      # two to six minutes
     Path("here.toml").write_text(to_toml(profile))
 
 Streaming reads by number of threads, products by encoding and size, attention, launches and storage
@@ -342,17 +342,4 @@ class Busy:
         return time.perf_counter(), busy - mine
 
 
-def is_here(profile: Profile) -> bool:
-    """Whether this machine is the device, as far as its name and processor tell."""
-    match = profile.match
-    if match.machine and match.machine.lower() != platform.machine().lower():
-        return False
-    if not match.names:
-        return not match.machine  # a class of machines, which no machine is known to be
-    model = Path("/proc/device-tree/model")
-    board = model.read_text("utf-8", "replace") if model.exists() else ""
-    said = f"{board} {cpu_name()}".lower()
-    return any(name.lower() in said for name in match.names)
-
-
-__all__ = ["Looks", "Options", "default_threads", "is_here", "own_process", "probe", "storage_read"]
+__all__ = ["Looks", "Options", "default_threads", "own_process", "probe", "storage_read"]

@@ -7,6 +7,7 @@
 `contamination`  whether newer models score higher than they should: `probe_contamination`
 `laws`           loss by parameters, tokens, bits and compression, with fitting
 `table`          tables of scores as CSV files
+`fits`           fitted frontiers as JSON files
 
 Source: Prescriptive Scaling, arXiv 2602.15327; others are named beside what follows them.
 """

@@ -29,6 +29,7 @@ from .loss import F64, pinball, pinball_slope, sigmoid
 B_LOW, B_HIGH = 0.05, 50.0
 PRESETS = {"edgert": (200.0, 1e-5), "paper": (50.0, 1e-3)}
 TAU = 0.98
+LEAST = (3, 2)  # points, and values of z, that a fit takes
 Theta = tuple[float, float, float, float]  # y0, L, z*, ln b
 
 
@@ -161,9 +162,10 @@ def _checked(z: Any, y: Any, groups: Any) -> tuple[F64, F64, F64]:
         )
     known = np.isfinite(z) & np.isfinite(y)
     z, y, marks = z[known], y[known], marks[known]
-    if len(z) < 3 or z.min() == z.max():
+    if len(z) < LEAST[0] or len(np.unique(z)) < LEAST[1]:
         raise RequestError(
-            f"{len(z)} points at {len(np.unique(z))} values of compute, expected 3 and 2 at least",
+            f"{len(z)} points at {len(np.unique(z))} values of compute, expected "
+            f"{LEAST[0]} and {LEAST[1]} at least",
             code="frontier-data",
             hint="a constant is all that such data support",
         )

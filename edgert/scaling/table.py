@@ -5,6 +5,7 @@
 
 Every other column is a task: scores in [0, 1], or in percent, where all of a column that is above 1
 is at most 100. Rows without parameters, tokens or a score are left out for that task and counted.
+A line has as many fields as there are columns: of a decimal comma one would be left over.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,6 +28,8 @@ from .loss import F64
 COLUMNS = ("model_id", "base_id", "released", "params", "pretrain_tokens", "post_trained")
 # P1 to P4 of arXiv 2602.15327: the first day that is no more of a period
 PERIODS = {"P1": "2024-07-01", "P2": "2024-10-01", "P3": "2025-01-01", "P4": "2025-04-01"}
+LAST = PERIODS["P4"]
+Lines = list[tuple[int, dict[str, str]]]  # of a file: the number of each, and its fields
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -60,7 +64,7 @@ class Table(msgspec.Struct, frozen=True):
         return array[:, 0], array[:, 1], array[:, 2]
 
     def periods(self) -> dict[str, dict[str, tuple[F64, F64, F64]]]:
-        """Points of each task by period of release, in order of time."""
+        """Points of each task by period of release, in order of time; `later` rows are in none."""
         ends = [(name, date.fromisoformat(day)) for name, day in PERIODS.items()]
         out = {}
         for index, (name, end) in enumerate(ends):
@@ -69,6 +73,11 @@ class Table(msgspec.Struct, frozen=True):
             part = msgspec.structs.replace(self, rows=rows)
             out[name] = {task: part.points(task) for task in self.tasks}
         return out
+
+    def later(self) -> int:
+        """Rows that were released after the last period."""
+        end = date.fromisoformat(LAST)
+        return sum(1 for row in self.rows if row.released >= end)
 
 
 def read_table(path: Path) -> Table:
@@ -83,7 +92,7 @@ def read_table(path: Path) -> Table:
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
         names = [name or "" for name in reader.fieldnames or ()]
-        lines = list(reader)
+        lines: Lines = [(reader.line_num, line) for line in reader]
     except (ValueError, csv.Error) as error:
         raise _wrong(path, f"no CSV in UTF-8: {str(error)[:120]}") from None
     lacking = [name for name in COLUMNS if name not in names]
@@ -92,8 +101,9 @@ def read_table(path: Path) -> Table:
         raise _wrong(
             path, f"columns {names[:12]}, expected {list(COLUMNS)} and one or more tasks, each once"
         )
+    _check_lengths(path, lines, len(names))
     scales = {task: _scale(path, task, lines) for task in tasks}
-    rows = tuple(_row(path, number, line, scales) for number, line in enumerate(lines, 2))
+    rows = tuple(_row(path, number, line, scales) for number, line in lines)
     dropped = {
         task: sum(1 for row in rows if row.flops is None or task not in row.scores)
         for task in tasks
@@ -101,14 +111,27 @@ def read_table(path: Path) -> Table:
     return Table(rows, tasks, dropped)
 
 
-def _scale(path: Path, task: str, lines: list[dict[str, str]]) -> float:
+def _check_lengths(path: Path, lines: Lines, count: int) -> None:
+    """Every line has a field a column; csv.DictReader keeps what is left over under None."""
+    for number, line in lines:
+        over: Any = line.get(None, ())  # type: ignore[call-overload]
+        found = sum(1 for k, v in line.items() if k is not None and v is not None) + len(over)
+        if found != count:
+            raise _wrong(
+                path,
+                f"line {number} has {found} fields, expected {count}: decimals have a point, a "
+                "text with a comma stands in quotes",
+            )
+
+
+def _scale(path: Path, task: str, lines: Lines) -> float:
     """What a task's scores are divided by."""
     most = max((v for _, v in _values(path, task, lines)), default=0.0)
     return 100.0 if most > 1 else 1.0
 
 
-def _values(path: Path, name: str, lines: list[dict[str, str]]) -> Iterator[tuple[int, float]]:
-    for number, line in enumerate(lines, 2):
+def _values(path: Path, name: str, lines: Lines) -> Iterator[tuple[int, float]]:
+    for number, line in lines:
         value = _number(path, number, line, name)
         if value is not None:
             if not 0 <= value <= 100:

@@ -18,7 +18,7 @@ import msgspec
 
 from .. import limits
 from ..errors import RequestError
-from ..storage.aside import replace_file
+from ..storage.aside import write_output
 from ..storage.typed import Reader
 from .relay import check_cues
 
@@ -105,4 +105,4 @@ def read_cues(path: str | PathLike[str]) -> RelayCues:
 def write_cues(path: str | PathLike[str], cues: RelayCues) -> None:
     """Write a file of cues, aside and then renamed. Raises ResourceError where that fails."""
     plain = msgspec.json.format(msgspec.json.encode(cues), indent=1)
-    replace_file(Path(path), plain + b"\n")
+    write_output(Path(path), plain + b"\n")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError, ResourceError
 from ..storage import tree_file
+from ..storage.aside import file_behind
 
 FORMAT = "edgert-conversation-1"
 
 
 def write(path: str | PathLike[str], content: Mapping[str, Any], owner: Mapping[str, str]) -> None:
-    """Write a tree of JSON values, tuples and arrays aside, then rename it to `path`."""
+    """Write a tree of JSON values, tuples and arrays aside, then rename it to `path`, or
+    to the file behind a link."""
     try:
-        tree_file.write(path, content, {**owner, "format": FORMAT})
+        tree_file.write(file_behind(Path(path)), content, {**owner, "format": FORMAT})
     except OSError as error:
         raise ResourceError(
             f"{os.fspath(path)}: cannot be written: {error}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -195,6 +197,27 @@ def test_what_cannot_be_written_is_said_before_measuring(
     ran = edgert("test", bundle, "--limit", "p90_token_ms=1e4", "--seconds", 60, "--junit", there)
     assert (ran.code, "expected a writable folder" in ran.err) == (2, True)
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and links of POSIX")
+def test_junit_goes_through_a_pipe_and_a_link(
+    edgert: Edgert,  # noqa: F811
+    bundle: Path,
+    tmp_path: Path,
+) -> None:
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file.xml"
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    asked = ("test", bundle, "--predict", "--device", "steam-deck", "--limit", "p90_token_ms=1e4")
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    assert [edgert(*asked, "--junit", target).code for target in (pipe, link)] == [0, 0]
+    assert (pipe.is_fifo(), link.is_symlink()) == (True, True)
+    reader.join(10)
+    assert [ElementTree.fromstring(data).tag for data in (*got, file.read_bytes())] == [
+        "testsuites", "testsuites",
+    ]  # fmt: skip
 
 
 def test_a_context_that_is_too_short_is_an_error(bundle: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
-from edgert.devices.load import load, names
+from edgert.devices.load import load, names, to_toml
 
 from edgert.machine import probe
 
@@ -27,6 +28,19 @@ def test_a_profile_is_shown_with_its_sources(edgert: Edgert) -> None:
     assert all(text in ran.out for text in load("jetson-orin-nano-8gb").sources.values())
     found = edgert("devices", "show", "steam-deck", "--json").json
     assert found["profile"]["memory"]["bandwidth"]["value"] == 8.8e10
+
+
+def test_texts_of_a_profile_cannot_steer_a_terminal(edgert: Edgert, tmp_path: Path) -> None:
+    path = tmp_path / "here.toml"
+    text = to_toml(
+        msgspec.structs.replace(load("steam-deck"), notes="a\x1b[2Jb\nmemory.total 1 TB")
+    )
+    text = text.replace("valve =", '"v\\u0007\\n" =').replace('"valve"', '"v\\u0007\\n"')
+    path.write_text(text, encoding="utf-8")
+    out = edgert("devices", "show", path).out
+    assert not {c for c in out if not c.isprintable()} - {"\n"}
+    assert "a\\x1b[2Jb\\nmemory.total 1 TB" in out
+    assert "[v\\x07\\n]" in out
 
 
 def test_an_unknown_device_is_an_error(edgert: Edgert) -> None:

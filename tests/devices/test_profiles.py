@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from edgert.devices import load
-from edgert.devices.profile import INSTRUCTIONS, Measured, Product, Profile, Rates, figures
+from edgert.devices.profile import (
+    INSTRUCTIONS,
+    Figure,
+    Measured,
+    Mode,
+    Product,
+    Profile,
+    Rates,
+    figures,
+)
 from edgert.kernels import isa
 
 from edgert.errors import DeviceError
+from edgert.forecast.rates import product_of, rates_of
 
 WANTED = {
     "jetson-orin-nano-8gb", "jetson-orin-nx-16gb", "jetson-agx-orin-64gb", "jetson-agx-thor",
@@ -28,6 +40,15 @@ def measured(threads: int = 2) -> Measured:
     product = Product("int4", ((1e6, 4e10), (1e9, 1e10)), 2e11)
     rates = Rates(threads, 2e-5, 1e-6, 1e-9, 1e9, 4e9, 1e10, 1e11, 2e11, ((1e6, 5e10),), (product,))
     return Measured("2026-01-01", "0.1.0", "avx2", "a CPU", 0.1, 9e7, (rates,))
+
+
+def rates(**changes: Any) -> dict[str, Any]:
+    """What is other in what a probe found."""
+    return {"rates": (msgspec.structs.replace(measured().rates[0], **changes),)}
+
+
+def product(**changes: Any) -> dict[str, Any]:
+    return rates(products=(msgspec.structs.replace(measured().rates[0].products[0], **changes),))
 
 
 def test_all_devices_are_there_under_their_names() -> None:
@@ -65,11 +86,44 @@ def test_a_power_mode_changes_what_it_names() -> None:
         load.load("jetson-orin-nano-8gb@90w")
 
 
+def test_a_power_mode_has_nothing_that_was_measured_without_it(tmp_path: Path) -> None:
+    """A probe measures the profile's own mode; of others the roofline tells, with a wider band."""
+    slow = Mode(Figure(3.0, "valve"), bandwidth=Figure(1e8, "valve"), int8_ops=Figure(1e9, "valve"))
+    profile = msgspec.structs.replace(
+        load.load("steam-deck"), measured=measured(), modes={"slow": slow}
+    )
+    path = tmp_path / "here.toml"
+    path.write_text(load.to_toml(profile), encoding="utf-8")
+    own, found = load.load(str(path)), load.load(f"{path}@slow")
+    assert (own.spread, found.spread) == (0.1, 0.35)
+    assert rates_of(own).read[0][1] == 5e10
+    assert rates_of(found).read[0][1] == pytest.approx(1e8 * own.roofline.eta_bandwidth.value)
+
+
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text_of("steam-deck").replace('"steam-deck"', '"mine"'), encoding="utf-8")
     assert load.load(str(path)).name == "mine"
     assert load.load(f"{path}@4w").mode == "4w"
+
+
+def test_an_at_in_a_path_is_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    for name in ("here.toml", "my@board.toml", "plain"):
+        (folder / name).write_text(text_of("steam-deck"), encoding="utf-8")
+        assert load.load(str(folder / name)).mode == ""
+        assert load.load(f"{folder / name}@4w").mode == "4w"
+    with pytest.raises(DeviceError, match="has no power mode 'c'"):
+        load.load(f"{folder / 'here.toml'}@c")
+    with pytest.raises(DeviceError, match="no device 'steam-deck@4w'"):
+        load.load("steam-deck@4w@15w")
+
+
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "here.toml"
+    path.write_text(text_of("steam-deck"), encoding="utf-8-sig")
+    assert load.load(str(path)) == load.load("steam-deck")
 
 
 def test_an_unknown_name_is_told_its_neighbour() -> None:
@@ -97,6 +151,21 @@ def test_an_unknown_name_is_told_its_neighbour() -> None:
         ('isa = ["avx2"]', 'isa = ["sse2"]', r"cpu.isa has \['sse2'\]"),
         ("[providers.cpu]", "[providers.gpu]", "providers lacks cpu"),
         ("[storage]", "[storage", "is no device profile"),
+        (
+            'name = "steam-deck"',
+            'name = "a\\u001b[31m"',
+            r"name is 'a\\x1b\[31m', expected 1 to 200",
+        ),
+        ('name = "steam-deck"', 'name = ""', "name is '', expected"),
+        ('name = "steam-deck"', 'name = "a\\nb"', r"name is 'a\\nb', expected"),
+        ('name = "4 x AMD Zen 2"', 'name = "a\\u0007"', "cpu.name is"),
+        ("[modes.4w]", '[modes."a\\u0007"]', "the name of a mode is"),
+        ("schema = 1", 'schema = 1\nmode = "9w"', "mode is '9w', which"),
+        ("value = 4.0", "value = 0.2", "cpu.cores is 0.2, expected 1 to 4096"),
+        ("value = 4.0", "value = 1e9", "cpu.cores is 1000000000.0, expected"),
+        ('"AMD Custom APU 0405"', '""', "match.names has an empty text"),
+        ("max_batch = ", "max_batch = -", "providers.cpu has bits .* max_batch -"),
+        ("bits = [2", "bits = [99", r"providers.cpu has bits \[99"),
     ],
 )
 def test_what_is_wrong_is_said(old: str, new: str, said: str) -> None:
@@ -121,8 +190,24 @@ def test_all_faults_come_at_once() -> None:
         ({"spread": 0.0}, "measured.spread is 0.0"),
         ({"base_bytes": -1.0}, "measured.base_bytes is -1.0"),
         ({"pace": 0.0}, "measured.pace is 0.0"),
-        ({"rates": (msgspec.structs.replace(measured().rates[0], launch_s=0.0),)}, "not finite"),
-        ({"rates": (msgspec.structs.replace(measured().rates[0], read=()),)}, "lacks read"),
+        ({"pace": math.inf}, "measured.pace is inf"),
+        ({"drift": -1.0}, "measured.drift is -1.0"),
+        ({"busy_cores": math.nan}, "measured.busy_cores is nan"),
+        ({"isa": "sse2"}, "measured.isa is 'sse2', expected one of"),
+        ({"rates": measured().rates * 2}, "two tables for one number of threads"),
+        (rates(launch_s=0.0), "has launch_s 0.0, which is not finite and positive"),
+        (rates(attend_row_ops_s=math.inf), "has attend_row_ops_s inf"),
+        (rates(threads=0), "of 0 threads is for none, expected 1 to 4096"),
+        (rates(threads=10**6), "expected 1 to 4096"),
+        (rates(read=()), "lacks read"),
+        (rates(read=((1e6, 5e10), (1e6, 4e10))), "has in read sizes that do not rise"),
+        (rates(attend_read=((0.0, 0.0), (-5.0, -1.0))), "has in attend_read a number that is not"),
+        (rates(attend_read=((1e6, math.nan),)), "has in attend_read a number that is not"),
+        (rates(attend_read=((2e6, 1e9), (1e6, 1e9))), "has in attend_read sizes that do not rise"),
+        (product(ops_s=-1.0), "has ops_s of 'int4' -1.0"),
+        (product(out_s=math.nan), "has an out_s"),
+        (product(decode=((1e9, 1e10), (1e6, 4e10))), "has in decode of 'int4' sizes that do not"),
+        (product(decode=((1e6, -4e10),)), "has in decode of 'int4' a number that is not"),
     ],
 )
 def test_rates_are_checked(change: dict[str, object], said: str) -> None:
@@ -130,6 +215,13 @@ def test_rates_are_checked(change: dict[str, object], said: str) -> None:
     profile: Profile = msgspec.structs.replace(load.load("steam-deck"), measured=wrong)
     with pytest.raises(DeviceError, match=said):
         load.parse(load.to_toml(profile).encode(), "here")
+
+
+def test_rates_of_pictures_alone_say_nothing_of_weights() -> None:
+    drawn = product(kernel="conv_f16")["rates"][0]
+    assert product_of(drawn, "conv_f32").kernel == "conv_f16"
+    with pytest.raises(DeviceError, match="2 threads have no product with weights, only"):
+        product_of(drawn, "int4")
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgert.devices.load import load, parse, to_toml
+from edgert.devices.load import parse, to_toml
 from edgert.devices.profile import Rates
 
 from edgert.errors import DeviceError, RequestError
 from edgert.forecast.rates import pace_of
 from edgert.forecast.shapes import Block, decoder, graph_of
 from edgert.machine import probe as module
+from edgert.machine.here import differences
 from edgert.machine.probe_fit import errors, fit, fit_each, predicted
 from edgert.machine.probe_runs import (
     CODES,
@@ -165,7 +166,7 @@ def test_a_probe_writes_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(to_toml(profile).encode(), "here") == profile
     assert profile.spread == 0.12
     assert pace_of(profile) == 1.5
-    assert module.is_here(profile)
+    assert differences(profile) == []
     assert told == ["a run", "a run", "memory of a process", "storage"]
 
 
@@ -207,8 +208,3 @@ def test_slow_kernels_get_fewer_rows_and_fewer_sizes(monkeypatch: pytest.MonkeyP
         "int4-g32, 1 layers", "int4-g32, 6 layers", "int4-g32, 14 layers",
         "int8-g32, 1 layers", "int8-g32, 4 layers", "int8-g32, 8 layers", "int8-g32, 18 layers",
     }  # fmt: skip
-
-
-def test_this_machine_is_none_of_the_boards() -> None:
-    assert not module.is_here(load("jetson-orin-nano-8gb"))
-    assert not module.is_here(load("laptop-avx2"))  # a class of machines
