@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import printable
-from ..storage.aside import replace_file
+from ..storage.aside import write_output
 from .cards import Workload
 from .decide import Option, Plan
 from .drawings import Sketch
@@ -113,7 +113,7 @@ def table(options: Sequence[Option]) -> list[str]:
 def picture(plan: Plan, path: Path) -> None:
     """Score over total time of the Pareto set, memory as size, with its uncertainty; a PNG file
     whatever its name, written by matplotlib. Raises RequestError without that, ResourceError as
-    `replace_file` does."""
+    `write_output` does."""
     from ..errors import RequestError
     from ..extras import require
 
@@ -137,4 +137,4 @@ def picture(plan: Plan, path: Path) -> None:
     axes.set_title(f"{plan.device}: what can be had (size: memory)")
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120, format="png")
-    replace_file(path, drawn.getvalue())
+    write_output(path, drawn.getvalue())

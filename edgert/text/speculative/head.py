@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ...bundle.reader import Bundle
     from ...session.chain import Chain
 
-KEPT = 128  # rows that wait for a state at most: older ones tell little, and each costs time
+KEPT = 64  # rows that wait for a state at most: older ones tell little, and each costs time
 LOOKED_UP = 512  # tokens whose rows are kept
 USUAL = 9  # rows of a feed while guessing: those of a step that was kept whole
 Lookup = Callable[[Sequence[int]], F32]
@@ -130,7 +130,7 @@ class HeadProposer:
 
     key = "head"
     gaps = True  # rows of places that are known from elsewhere need not come
-    warm = 64  # rows that should come before guesses are wanted
+    warm = 32  # rows that should come before guesses are wanted
 
     def __init__(
         self, maker: HeadModel, params: Resolved, verify: Verify, controller: Controller | None
