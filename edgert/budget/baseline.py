@@ -36,7 +36,8 @@ def check_comparable(
     for name, default in CONDITIONS.items():
         before, now = (found.get(name, default) for found in (then.conditions, conditions))
         if before != now:
-            faults.append(f"its {name} is {shown(before)}, this run's {shown(now)}")
+            old, new = ("not given" if x is None else shown(x) for x in (before, now))
+            faults.append(f"its {name} is {old}, this run's {new}")
     if not _measured(then).keys() & {(limit.name, limit.tokens) for limit in limits}:
         faults.append("it has measured none of the limits of this run")
     if faults:

@@ -179,7 +179,7 @@ def read_report(path: Path) -> Report:
     raise RequestError(
         f"{path}: {said}, expected a report of `edgert test --json`",
         code="baseline",
-        hint="write one with: edgert test BUNDLE --budget FILE --json > baseline.json",
+        hint="write one with: edgert test BUNDLE --budget FILE --save --json > baseline.json",
     )
 
 
