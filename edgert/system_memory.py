@@ -26,6 +26,14 @@ class Memory(NamedTuple):
     available: int
 
 
+def bytes_of(text: str) -> int:
+    """Bytes of a text such as 512M or 2G, in powers of 1024. ValueError or OverflowError for
+    others."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    scale = {"K": 10, "M": 20, "G": 30}.get(number[-1:], 0)
+    return int(float(number[:-1] if scale else number) * (1 << scale))
+
+
 def machine() -> Memory:
     """Memory of the machine."""
     found = _from_meminfo()

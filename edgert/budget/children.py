@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,11 @@ class Child(Source):
                 raise
             self.fault = error.message
             return {}
+        if self.limit is not None and peak > self.limit:
+            self.doubt = (
+                f"a process took {peak / 1e6:.1f} MB, which the limit of {self.limit / 1e6:.1f} MB "
+                "on memory did not keep: pages of files may count elsewhere"
+            )
         return {"load": np.array([load]), "start": np.array([start]), "peak": np.array([peak])}
 
     def close(self) -> None:
@@ -97,9 +103,12 @@ class Child(Source):
         if process.returncode or first.strip() != "first":
             limited = f" within {limit / 1e6:.0f} MB" if limit else ""
             last = (said or ["no message"])[-1]
+            ended = f"it ended with {process.returncode}, {last[:300]}"
+            if process.returncode == -getattr(signal, "SIGKILL", 9):
+                ended = "it was killed (SIGKILL), as the system does where memory is out"
+            aim = "the end of a prompt" if first.strip() == "first" else "its first token"
             raise ResourceError(
-                f"a process with the model did not come to its first token{limited}: it ended "
-                f"with {process.returncode}, {last[:300]}",
+                f"a process with the model did not come to {aim}{limited}: {ended}",
                 code="test-process",
                 hint="give it more memory, or run `edgert generate` on the bundle",
             )

@@ -11,7 +11,7 @@ A number stands for the usual place; a table gives a limit for each number of to
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,8 @@ from ..errors import RequestError
 
 Kind = Literal["token", "prompt", "process", "picture", "power"]
 LARGEST = 1e12
+BURST = 16  # tokens that are timed one after another
+INTEGERS = range(-(1 << 63), 1 << 63)  # of TOML
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -70,6 +72,23 @@ class Limit(msgspec.Struct, frozen=True):
         """As "p90_token_ms at 4096"."""
         return self.name if self.tokens is None else f"{self.name} at {self.tokens}"
 
+    @property
+    def needs(self) -> int:
+        """Tokens of a context that measuring it takes, 0 for what takes none."""
+        if self.tokens is None:
+            return 0
+        return self.tokens + (1 if self.metric.kind == "prompt" else BURST + 1)
+
+    def unfit(self, kind: str, context: int | None = None) -> str:
+        """Why a bundle of a kind, with a context of so many tokens, has nothing that this limits;
+        "" where it has."""
+        if self.metric.kind != "process" and (self.metric.kind == "picture") != (kind == "image"):
+            does = "draw" if self.metric.kind == "picture" else "write"
+            return f"of models that {does}, this one is of the kind {kind}"
+        if context is not None and self.needs > context:
+            return f"needs {self.needs} tokens, the context holds {context}"
+        return ""
+
     def kept(self, value: float) -> bool:
         """Whether a value, in the limit's unit, keeps it."""
         return value >= self.value if self.metric.least else value <= self.value
@@ -80,11 +99,11 @@ def budget_of(asked: Mapping[str, Any], where: str = "the budget") -> tuple[Limi
     found: list[Limit] = []
     faults: list[str] = []
     for name, value in asked.items():
-        metric = METRICS.get(str(name))
+        metric = METRICS.get(name) if isinstance(name, str) else None
         if metric is None:
-            near = get_close_matches(str(name), METRICS, n=1)
+            near = get_close_matches(shown(name), METRICS, n=1)
             faults.append(
-                f"{str(name)[:60]!r} is no limit"
+                f"{shown(name)!r} is no limit"
                 + (f", did you mean {near[0]!r}?" if near else f", expected some of {[*METRICS]}")
             )
         elif isinstance(value, Mapping):
@@ -92,7 +111,7 @@ def budget_of(asked: Mapping[str, Any], where: str = "the budget") -> tuple[Limi
         elif _number(value):
             found.append(Limit(name, float(value), metric.tokens))
         else:
-            faults.append(f"{name} is {str(value)[:40]!r}, expected a number above 0")
+            faults.append(f"{name} is {shown(value)!r}, expected a number above 0")
     if not found and not faults:
         faults.append("it holds no limits")
     if faults:
@@ -105,19 +124,23 @@ def budget_of(asked: Mapping[str, Any], where: str = "the budget") -> tuple[Limi
 
 def _table(name: str, metric: Metric, value: Mapping[Any, Any], faults: list[str]) -> list[Limit]:
     out = []
+    seen = set[int]()
     for key, limit in value.items():
-        text = str(key)
+        text = shown(key)
         if metric.tokens is None:
             faults.append(f"{name} has no number of tokens, expected a plain number")
         elif (
-            not text.isdecimal()
+            not text.isdecimal()  # long ones are cut, and end in no digit
             or int(text) > limits.CONTEXT_TOKENS
             or (metric.kind == "prompt" and int(text) == 0)
         ):
-            faults.append(f"{name} has a limit for {text[:40]!r}, expected a number of tokens")
+            faults.append(f"{name} has a limit for {text!r}, expected a number of tokens")
+        elif int(text) in seen:
+            faults.append(f"{name} has two limits for {int(text)} tokens, expected one")
         elif not _number(limit):
-            faults.append(f"{name} at {text} is {str(limit)[:40]!r}, expected a number above 0")
+            faults.append(f"{name} at {text} is {shown(limit)!r}, expected a number above 0")
         else:
+            seen.add(int(text))
             out.append(Limit(name, float(limit), int(text)))
     return out
 
@@ -127,13 +150,29 @@ def _number(value: object) -> bool:
     return plain and 0 < value <= LARGEST  # type: ignore[operator]
 
 
+def shown(value: object, most: int = 40) -> str:
+    """A value of a user in a message, of any size."""
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def joined(first: Sequence[Limit], over: Sequence[Limit]) -> tuple[Limit, ...]:
+    """All limits; those of `over` in place of others of their name and number of tokens."""
+    found = {(limit.name, limit.tokens): limit for limit in (*first, *over)}
+    return tuple(found.values())
+
+
 def read_budget(path: Path) -> tuple[Limit, ...]:
     """The limits in a TOML file."""
     return budget_of(read_toml(path, "budget"), str(path))
 
 
 def read_toml(path: Path, code: str) -> dict[str, Any]:
-    """A small TOML file of a user; RequestError with `code` for what is none."""
+    """A small TOML file of a user; RequestError with `code` for what is none, or holds an integer
+    of more than 64 bits."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -143,7 +182,9 @@ def read_toml(path: Path, code: str) -> dict[str, Any]:
             data = file.read(limits.PROFILE_BYTES + 1)
         if len(data) > limits.PROFILE_BYTES:
             raise ValueError(f"more than {limits.PROFILE_BYTES} bytes")
-        return tomllib.loads(data.decode("utf-8-sig"))
+        found = tomllib.loads(data.decode("utf-8-sig"))
+        _check_integers(found)
+        return found
     except OSError as error:
         raise RequestError(
             f"{path}: {error.strerror or error}, expected a TOML file", code=code,
@@ -153,3 +194,16 @@ def read_toml(path: Path, code: str) -> dict[str, Any]:
         raise RequestError(
             f"{path}: no TOML: {str(error)[:200]}", code=code, hint="correct the file"
         ) from None
+
+
+def _check_integers(found: dict[str, Any]) -> None:
+    """ValueError for integers, anywhere, that TOML does not promise to read."""
+    left: list[Any] = [found]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, int) and value not in INTEGERS:
+            raise ValueError(f"an integer of {value.bit_length()} bits, expected at most 64")

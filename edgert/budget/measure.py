@@ -21,18 +21,17 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from ..errors import EdgertError, RequestError
+from ..errors import EdgertError
 from ..machine.bench import feed, go_back, is_recurrent, random_tokens
 from ..session.base import Session
 from ..session.options import SessionOptions
 from . import statistics
 from .children import ASKED, Child
-from .limits import Limit
-from .report import Verdict, missing, verdict
+from .limits import BURST, Limit
+from .report import SAMPLES, Verdict, missing, verdict
 from .source import Source
 from .statistics import F64, Band
 
-BURST = 16  # tokens
 TURN = 0.5  # seconds of bursts of one kind, until the others have theirs
 APART = 20.0  # seconds between the looks at what is near its limit, at most a quarter of all
 NEAR = 1.3  # times the limit, or part of it, within which the interval is near
@@ -48,11 +47,6 @@ class Steps(Source):
         self.prompt = prompt
         self.name = f"prompt of {prompt}" if prompt else f"tokens after {depth}"
         total = depth + self.count + 1
-        if total > session.context:
-            raise RequestError(
-                f"{self.name} need {total} tokens, the context holds {session.context}",
-                code="context", hint="ask for fewer tokens in the budget",
-            )  # fmt: skip
         generator = np.random.default_rng(0)
         self.tokens = random_tokens(generator, self.count, session.vocab_size)
         self.state = session.new_state(total)
@@ -106,12 +100,12 @@ class Pictures(Source):
         self.model.close()
 
 
-SAMPLES = {"tokens_per_s": "speed", "load_s": "load", "cold_start_s": "start", "peak_mb": "peak"}
+NAMES = {"tokens_per_s": "speed", "load_s": "load", "cold_start_s": "start", "peak_mb": "peak"}
 
 
 def sampled(limit: Limit) -> str:
     """What a limit's samples are called in a burst."""
-    return SAMPLES.get(limit.name, limit.metric.kind)
+    return NAMES.get(limit.name, limit.metric.kind)
 
 
 class First(NamedTuple):
@@ -138,7 +132,7 @@ class Run:
         self, source: Source, wanted: Sequence[Limit], *, apart: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self.source, self.wanted = source, list(wanted)
+        self.source, self.wanted = source, list(dict.fromkeys(wanted))
         self.apart, self.clock = apart, clock
         self.bursts: dict[str, list[F64]] = {}
         self.count = 0
@@ -170,7 +164,7 @@ class Run:
             if limit not in self.decided:
                 found = self.verdict(limit, alpha)
                 settled = found.outcome != "undecided" and self._twice(limit, found, alpha)
-                if settled or not found.count:
+                if settled or found.why:
                     self.decided[limit] = found
 
     def _twice(self, limit: Limit, found: Verdict, alpha: float) -> bool:
@@ -201,7 +195,12 @@ class Run:
         raw = statistics.quantile_band(bursts, quantile, alpha)
         band = Band(*(value * scale for value in raw))
         typical = [float(np.quantile(burst, quantile)) * scale for burst in bursts]
-        return verdict(limit, band, "measured", count=sum(map(len, bursts)), samples=typical[:200])
+        found = verdict(
+            limit, band, "measured", count=sum(map(len, bursts)), samples=typical[:SAMPLES]
+        )
+        if found.outcome == "pass" and self.source.doubt:
+            return msgspec.structs.replace(found, outcome="undecided", why=self.source.doubt)
+        return found
 
 
 def measure(
@@ -214,13 +213,16 @@ def measure(
     least_bursts: int = 0,
     progress: Progress = lambda what: None,
 ) -> list[Verdict]:
-    """Verdicts on all limits, in their order, after at most about `seconds`.
+    """Verdicts on all limits, in their order, after at most about `seconds`. What the bundle cannot
+    be measured for stays undecided.
 
     least_bursts: to take even where all is decided, for comparing with another run. limit_memory:
     bytes that processes may take, see `children`. Raises what loading raises.
     """
     deadline = time.perf_counter() + seconds
-    runs, session = _runs(bundle, wanted, options, limit_memory, min(APART, seconds / 4))
+    found = _unfit(bundle, wanted)
+    fit = [limit for limit in wanted if limit not in found]
+    runs, session = _runs(bundle, fit, options, limit_memory, min(APART, seconds / 4))
     try:
         while time.perf_counter() < deadline:
             left = [run for run in runs if not run.done or run.count < least_bursts]
@@ -234,13 +236,28 @@ def measure(
             run.source.close()
         if session is not None:
             session.close()
-    found = {}
     for run in runs:
         for limit in run.wanted:
             last = run.decided.get(limit) or run.verdict(limit, statistics.ALPHA / 100)
             now = run.verdict(limit, statistics.ALPHA / 100)  # all samples, for a baseline
             found[limit] = _with_samples(last, now)
+    context = session.context if session is not None else None
+    for limit in fit:
+        if limit not in found:
+            found[limit] = missing(limit, "measured", limit.unfit("text", context))
     return [found[limit] for limit in wanted]
+
+
+def _unfit(path: Path, wanted: Sequence[Limit]) -> dict[Limit, Verdict]:
+    """Limits that are of models of another kind, undecided."""
+    from ..bundle.reader import Bundle
+
+    with Bundle.open(path) as bundle:
+        kind = bundle.manifest.kind
+    if kind not in ("text", "image"):
+        return {}  # loading it says what is wrong
+    reasons = {limit: limit.unfit(kind) for limit in wanted}
+    return {limit: missing(limit, "measured", why) for limit, why in reasons.items() if why}
 
 
 def _turn(run: Run, least_bursts: int, until: float) -> None:
@@ -259,6 +276,7 @@ def _runs(
     bundle: Path, wanted: Sequence[Limit], options: SessionOptions, limit_memory: int | None,
     apart: float,
 ) -> tuple[list[Run], Session | None]:  # fmt: skip
+    """What measures limits, but for those that need more than the context holds."""
     groups: dict[tuple[str, int], list[Limit]] = {}
     for limit in wanted:
         kind = "token" if limit.metric.kind == "power" else str(limit.metric.kind)
@@ -273,6 +291,8 @@ def _runs(
                 source = Pictures(bundle, options)
             else:
                 session = session or _open(bundle, options)
+                if members[0].unfit("text", session.context):
+                    continue
                 where = {"depth": tokens} if kind == "token" else {"prompt": tokens}
                 source = Steps(session, **where)
             runs.append(Run(source, members, apart=apart))

@@ -12,11 +12,13 @@ import msgspec
 
 from ..errors import RequestError, printable
 from ..storage.typed import Reader
-from .limits import Limit
+from .limits import LARGEST, Limit
 from .statistics import Band
 
 Outcome = Literal["pass", "fail", "undecided"]
 SCHEMA = 1
+SAMPLES = 200  # of a limit, at most
+SMALLEST = 1e-12  # of a sample
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -43,7 +45,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a run of tests found. conditions: what was emulated, how many cores others used."""
+    """What a run of tests found. conditions: provider, kv_bits (0: the model's own), what was
+    emulated, how many cores others used."""
 
     schema: int
     bundle: str
@@ -104,12 +107,18 @@ def lines(report: Report) -> list[str]:
         out.append(
             f"{found.label:24} {found.outcome:9} {_short(found.value):>10} {band:>22} "
             f"{f'{sign} {found.limit:g} {found.unit}':>14}"
-            + (f"  {found.why}" if found.why else "")
+            + (f"  {_line(found.why)}" if found.why else "")
         )
     how = "predicted" if any(v.how == "predicted" for v in report.verdicts) else "measured"
     mode = report.conditions.get("power_mode")
-    in_mode = f", power mode {printable(str(mode))}" if mode else ""
-    return [*out, f"{report.outcome}: {report.bundle} on {report.device}, {how}{in_mode}"]
+    in_mode = f", power mode {_line(str(mode))}" if mode else ""
+    model, device = _line(report.bundle), _line(report.device)
+    return [*out, f"{report.outcome}: {model} on {device}, {how}{in_mode}"]
+
+
+def _line(text: str) -> str:
+    """Text that a terminal shows in one line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _least(found: Verdict) -> bool:
@@ -168,6 +177,8 @@ def read_report(path: Path) -> Report:
         found = REPORT.decode(data)
         if found.schema != SCHEMA:
             raise ValueError(f"schema {found.schema}, expected {SCHEMA}")
+        for verdict in found.verdicts:
+            _check_samples(verdict)
         return found
     except OSError as error:
         said = str(error.strerror or error)
@@ -176,5 +187,14 @@ def read_report(path: Path) -> Report:
     raise RequestError(
         f"{path}: {said}, expected a report of `edgert test --json`",
         code="baseline",
-        hint="write one with: edgert test BUNDLE --budget FILE --json > baseline.json",
+        hint="write one with: edgert test BUNDLE --budget FILE --save --json > baseline.json",
     )
+
+
+def _check_samples(found: Verdict) -> None:
+    """ValueError for samples whose ratios are none."""
+    if len(found.samples) > SAMPLES:
+        raise ValueError(f"{len(found.samples)} samples of {found.label}, at most {SAMPLES}")
+    for value in found.samples:
+        if not SMALLEST <= value <= LARGEST:
+            raise ValueError(f"a sample of {found.label} is {value:g}, a finite number above 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -14,17 +15,18 @@ import msgspec
 
 from ..devices.load import load
 from ..devices.profile import Profile
-from ..errors import DeviceError
-from ..limits import THREADS
-from ..session.cores import performance_cores
+from ..errors import DeviceError, RequestError
+from ..session.cores import available_cores, cpu_quota, performance_cores
 from ..session.options import SessionOptions
-from .baseline import compare
+from .baseline import check_comparable, compare
 from .limits import Limit
 from .report import SCHEMA, Report
 
 HERE = "here"
 MOST_MEMORY = 1 << 60  # bytes
 BASELINE_BURSTS = 12  # at least, where runs are compared
+LONGEST = 86400.0  # seconds
+KV_BITS = (0, 4, 8, 16, 32)
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -47,20 +49,24 @@ def run(
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:  # fmt: skip
     """Verdicts of a bundle. Raises DeviceError where the device is another one and nobody asked to
-    predict, and what loading raises."""
+    predict, or has fewer cores; RequestError for values out of range, for what a prediction has no
+    use for, and for a baseline of something else; and what loading raises."""
     begun = time.perf_counter()
-    if ask.threads is not None and not 1 <= ask.threads <= THREADS:
-        raise DeviceError(f"threads is {ask.threads}, expected 1 to {THREADS}", code="threads")
+    _check(ask)
     profile = None if ask.device == HERE else load(ask.device)
+    _check_threads(ask, profile)
+    label = profile.label if profile else HERE
     if ask.predict:
         verdicts = _predicted(bundle, limits, ask, profile)
-        label = profile.label if profile else HERE
-        return Report(SCHEMA, str(bundle), label, tuple(verdicts), time.perf_counter() - begun)
+        spent = time.perf_counter() - begun
+        return Report(SCHEMA, str(bundle), label, tuple(verdicts), spent, _conditions(ask))
     mode = _check_here(profile) if profile is not None else ""
     if ask.limit_memory is not None:
         _check_memory(ask.limit_memory, limits)
+    conditions = _conditions(ask)
+    if ask.baseline is not None:
+        check_comparable(ask.baseline, str(bundle), label, conditions, limits)
     from ..machine.probe import Busy
-    from .children import how_limited
     from .measure import measure
 
     options = SessionOptions(device=ask.compute, threads=ask.threads, kv_bits=ask.kv_bits)
@@ -73,16 +79,64 @@ def run(
         )  # fmt: skip
     if ask.baseline is not None:
         found += compare(found, ask.baseline)
-    conditions: dict[str, Any] = {"busy_cores": round(watch.others(), 2)}
+    conditions = {"busy_cores": round(watch.others(), 2), **conditions}
     if mode:
         conditions["power_mode"] = mode
-    if ask.threads:
-        conditions["threads"] = ask.threads
-    if ask.limit_memory is not None:
-        conditions |= {"limit_memory": ask.limit_memory, "limited_by": how_limited()}
-    label = profile.label if profile else HERE
     spent = time.perf_counter() - begun
     return Report(SCHEMA, str(bundle), label, tuple(found), spent, conditions)
+
+
+def _conditions(ask: Ask) -> dict[str, Any]:
+    """What times and memory depend on besides the bundle and the device."""
+    found: dict[str, Any] = {"provider": ask.compute, "kv_bits": ask.kv_bits}
+    if ask.threads is not None:
+        found["threads"] = ask.threads
+    if ask.limit_memory is not None:
+        from .children import how_limited
+
+        found |= {"limit_memory": ask.limit_memory, "limited_by": how_limited()}
+    return found
+
+
+def _check(ask: Ask) -> None:
+    """RequestError for values out of range, and for what says nothing beside `predict`."""
+    for name, value, fits, expected in (
+        ("seconds", ask.seconds, 0 < ask.seconds <= LONGEST, f"above 0 and at most {LONGEST:.0f}"),
+        ("kv_bits", ask.kv_bits, ask.kv_bits in KV_BITS, f"one of {KV_BITS}"),
+    ):
+        if not fits:
+            raise RequestError(
+                f"{name} is {value}, expected {expected}", code="parameter-range", field=name,
+                hint="leave it out for the default",
+            )  # fmt: skip
+    if ask.predict and ask.baseline is not None:
+        raise RequestError(
+            "a prediction is compared with no baseline, which holds what was measured",
+            code="baseline", hint="leave out one of the two",
+        )  # fmt: skip
+    given = {"limit_memory": ask.limit_memory is not None, "save": ask.save}
+    if ask.predict and (found := [name for name, there in given.items() if there]):
+        raise RequestError(
+            f"{' and '.join(found)} say nothing of a prediction, which runs nothing",
+            code="test-predict", hint="leave it out; peak_mb limits the memory that is predicted",
+        )  # fmt: skip
+
+
+def _check_threads(ask: Ask, profile: Profile | None) -> None:
+    """DeviceError for more threads than there are cores, here or on the device to predict."""
+    if ask.threads is None:
+        return
+    where = "this machine has for this process"
+    most = min(float(len(available_cores())), max(1.0, math.ceil(min(cpu_quota(), 1e9))))
+    if ask.predict and profile is not None:
+        probed = profile.measured.rates if profile.measured else ()
+        most = max([profile.cpu.cores.value, *(rates.threads for rates in probed)])
+        where = f"{profile.label} has"
+    if not 1 <= ask.threads <= most:
+        raise DeviceError(
+            f"threads is {ask.threads}, expected 1 to the {most:.0f} cores that {where}",
+            code="threads", hint="leave it out for one a core",
+        )  # fmt: skip
 
 
 def _predicted(bundle: Path, limits: Sequence[Limit], ask: Ask, profile: Profile | None) -> Any:

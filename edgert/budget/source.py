@@ -10,10 +10,12 @@ from .statistics import F64
 
 class Source(ABC):
     """Something that gives bursts of samples, in the units of METRICS' `scale`: seconds, bytes,
-    watts. fault: why it has none and never will; every limit on them is then broken."""
+    watts. fault: why it has none and never will; every limit on them is then broken. doubt: why
+    what it gives shows of no limit that it is kept."""
 
     name: str
     fault = ""
+    doubt = ""
 
     @abstractmethod
     def burst(self) -> Mapping[str, F64]:

@@ -129,10 +129,10 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     """A number of bytes, with K, M, G for powers of 1024."""
     if value is None:
         return None
-    text = value.strip().upper().removesuffix("B").removesuffix("I")
-    scale = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+    from ..system_memory import bytes_of
+
     try:
-        return int(float(text[:-1] if scale else text) * (1 << scale))
+        return bytes_of(value)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"found {value!r}, expected bytes such as 512M or 2G") from None
 

@@ -22,7 +22,8 @@ UNDECIDED = 3  # exit code where no limit is broken and some is not decided
 )  # fmt: skip
 @click.option("--budget", type=click.Path(path_type=Path), help="Limits, in a TOML file.")
 @click.option("--limit", "more", multiple=True, metavar="NAME=VALUE",
-              help="One limit, such as p90_token_ms=40 or p90_token_ms@4096=60.")  # fmt: skip
+              help="One limit, such as p90_token_ms=40 or p90_token_ms@4096=60; goes before the "
+              "file's.")  # fmt: skip
 @click.option("--predict", is_flag=True, help="Run nothing: say what to expect on the device.")
 @click.option("-t", "--threads", type=click.IntRange(1), metavar="N",
               help="As on a machine of so many cores: threads are kept on them.")  # fmt: skip
@@ -51,15 +52,15 @@ def command(
     """Test BUNDLE against a budget: times, memory, watts.
 
     Every limit passes, fails or stays undecided, by an interval that is measured until it
-    decides or the time is over. Exit codes: 0 all limits are kept, 1 one is broken, 3 some are
-    undecided.
+    decides or the time is over. Exit codes: 0 all limits are kept, 1 one is broken, 2 nothing could
+    be tested, 3 some are undecided: with the reason.
     """
     from ..budget import report as reports
-    from ..budget.limits import budget_of, read_budget
+    from ..budget.limits import budget_of, joined, read_budget
     from ..budget.run import Ask, run
     from ..storage.aside import check_target, write_output
 
-    limits = (read_budget(budget) if budget else ()) + (budget_of(_pairs(more)) if more else ())
+    limits = joined(read_budget(budget) if budget else (), budget_of(_pairs(more)) if more else ())
     if not limits:
         raise click.UsageError("nothing to test: give --budget FILE or --limit NAME=VALUE")
     check_target(junit)
@@ -93,6 +94,8 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
             table = found.setdefault(name, {})
             if not isinstance(table, dict):
                 raise click.UsageError(f"--limit {name} is given with and without @TOKENS")
+            if tokens in table:
+                raise click.UsageError(f"--limit {name}@{tokens} is given twice")
             table[tokens] = number
         elif name in found:
             raise click.UsageError(f"--limit {name} is given twice")

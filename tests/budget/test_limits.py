@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgert.budget.limits import METRICS, Limit, budget_of, read_budget
+from edgert.budget.limits import METRICS, Limit, budget_of, joined, read_budget, read_toml
 from edgert.errors import RequestError
 
 
@@ -42,6 +42,12 @@ def test_every_metric_has_a_way_to_be_kept() -> None:
         ({"p90_ttft_ms": {"0": 4}}, "a limit for '0', expected a number of tokens"),
         ({"p90_ttft_ms": {"5": "x"}}, "p90_ttft_ms at 5 is 'x'"),
         ({"peak_mb": {"5": 1}}, "peak_mb has no number of tokens"),
+        ({"p90_token_ms": {"512": 5, "0512": 900}}, "has two limits for 512 tokens, expected one"),
+        ({"p90_token_ms": {512: 5, "512": 5}}, "has two limits for 512 tokens, expected one"),
+        ({"p90_token_ms": 16**5000}, "a number of thousands of digits"),
+        ({"p90_token_ms": {16**5000: 5}}, "a limit for 'a number of thousands of digits'"),
+        ({"p90_token_ms": {"9" * 5000: 5}}, "expected a number of tokens"),
+        ({16**5000: 5}, "'a number of thousands of digits' is no limit"),
     ],
 )
 def test_what_is_wrong_is_said(asked: dict[str, object], said: str) -> None:
@@ -58,3 +64,24 @@ def test_files_that_are_no_budget(tmp_path: Path, data: bytes) -> None:
         read_budget(path)
     with pytest.raises(RequestError, match="expected a TOML file"):
         read_budget(tmp_path / "absent.toml")
+
+
+def test_later_limits_go_before_those_of_their_name_and_tokens() -> None:
+    file = budget_of({"p90_token_ms": {0: 40, 64: 50}, "peak_mb": 900})
+    flags = budget_of({"p90_token_ms": 30, "load_s": 2})
+    assert joined(file, flags) == (
+        Limit("p90_token_ms", 30.0, 0), Limit("p90_token_ms", 50.0, 64), Limit("peak_mb", 900.0),
+        Limit("load_s", 2.0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["a = {}", "a = [[1], [{{ b = {} }}]]", "[a.b]\nc = [{}]"])
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, "9" * 5000, str(1 << 63)])
+def test_integers_of_more_than_64_bits_are_no_toml(tmp_path: Path, where: str, value: str) -> None:
+    path = tmp_path / "budget.toml"
+    path.write_text(where.format(value), encoding="utf-8")
+    with pytest.raises(RequestError, match="no TOML") as raised:
+        read_toml(path, "workload")
+    assert raised.value.code == "workload"
+    path.write_text(f"a = {(1 << 63) - 1}\nb = {-(1 << 63)}", encoding="utf-8")
+    assert len(read_toml(path, "workload")) == 2

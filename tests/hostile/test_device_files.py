@@ -52,7 +52,8 @@ READERS: dict[str, tuple[bytes, Callable[[Path], object]]] = {
     "relay cues": (msgspec.json.encode(CUES), read_cues),
 }
 BITS = (b"[", b"]", b"{", b"}", b'"', b"=", b"\n", b"\x00", b"\xff", b"-", b"e999", b"nan", b"inf",
-        b"9" * 400, b"'''", b"true", b"[[a]]\n", b",,", b"\xed\xa0\x80")  # fmt: skip
+        b"9" * 400, b"'''", b"true", b"0x" + b"f" * 5000, b"[[a]]\n", b",,",
+        b"\xed\xa0\x80")  # fmt: skip
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:

@@ -173,8 +173,11 @@ class Watching(Scripted):
 
 
 @pytest.mark.parametrize("right", [0, 2, -1])
-def test_10_1_6_guesses_are_those_of_a_fresh_head(plain_kv: TextModel, right: int) -> None:
+def test_10_1_6_guesses_are_those_of_a_fresh_head(
+    plain_kv: TextModel, right: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After none, some and all of a draft stood: the head knows the text and nothing else."""
+    monkeypatch.setattr("edgert.text.speculative.head.KEPT", 2 * KEPT)  # the prompt is longer
     prompt = plain_kv.tokenize(PROMPT)
     plain = plain_kv.generate(prompt, max_tokens=30, draft="none", **NO_END).token_ids
     text, maker = [*prompt, *plain], plain_kv.drafting.head()
