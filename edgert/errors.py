@@ -15,9 +15,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# What could steer a terminal, or what it cannot show: control characters but tab and newline,
-# bidirectional marks, lone surrogates.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What could steer a terminal, or what it or XML cannot show: control characters but tab and
+# newline, bidirectional marks, lone surrogates, two that are no characters.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 _LONGEST = 4000
 
 

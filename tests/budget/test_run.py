@@ -287,13 +287,13 @@ def test_reports_are_told_in_three_ways(tmp_path: Path) -> None:
     verdicts = (
         Verdict("p90_token_ms", 10.0, "ms", "pass", "measured", 0, 5.0, 4.0, 6.0, 64),
         Verdict("peak_mb", 10.0, "MB", "fail", "measured", None, 50.0, 40.0, 60.0, 6),
-        Verdict("watts", 10.0, "W", "undecided", "measured", 0, why="<none> & \x1b[31m"),
+        Verdict("watts", 10.0, "W", "undecided", "measured", 0, why="<none> & \x1b[31m\uffff"),
     )
     report = Report(1, "tiny.edge", "here", verdicts, 2.5)
     text = lines(report)
     assert len(text) == 5
     assert text[-1] == "fail: tiny.edge on here, measured"
-    assert text[3].endswith(r"<none> & \x1b[31m")
+    assert text[3].endswith(r"<none> & \x1b[31m\uffff")
     suite = ElementTree.fromstring(junit(report))[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
     assert [len(case) for case in suite] == [1, 2, 2]
