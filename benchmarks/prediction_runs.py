@@ -23,9 +23,9 @@ from edgert.budget.children import ASKED
 from edgert.budget.limits import budget_of
 from edgert.budget.predict import predict
 from edgert.bundle import Bundle
-from edgert.forecast.latency import prompt_seconds, step_seconds
+from edgert.forecast.latency import paced_seconds, prompt_seconds
 from edgert.forecast.pictures import picture_seconds
-from edgert.forecast.rates import rates_of
+from edgert.forecast.rates import alone_of, rates_of
 from edgert.forecast.work import lowered, works
 from edgert.image.expected import Drawing, Expected
 from edgert.machine.bench import feed, go_back, is_recurrent, random_tokens
@@ -140,8 +140,8 @@ class Writer:
         return self._clock() - start
 
     def _token(self, depth: int, profile: Profile) -> float:
-        rates = rates_of(profile, self._threads)
-        return step_seconds(self._works, rates, depth=depth + TOKENS // 2)
+        rates, alone = rates_of(profile, self._threads), alone_of(profile)
+        return paced_seconds(self._works, rates, alone, depth=depth + TOKENS // 2)
 
     def _prompt(self, profile: Profile) -> float:
         return prompt_seconds(self._works, rates_of(profile, self._threads), PROMPT)

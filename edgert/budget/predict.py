@@ -17,7 +17,7 @@ from ..devices.profile import Profile
 from ..forecast import latency
 from ..forecast.memory import BASE, footprint, tokenizer_bytes
 from ..forecast.pictures import picture_seconds
-from ..forecast.rates import pace_of, rates_of
+from ..forecast.rates import alone_of, pace_of, rates_of
 from ..forecast.starting import starting, touching
 from ..forecast.work import lowered, works
 from .limits import Limit
@@ -98,6 +98,7 @@ def _texts(
 ) -> Answer:
     """Answers for a model that writes."""
     graph, rates = bundle.graph(), rates_of(profile, threads, provider)
+    alone = alone_of(profile, provider)
     tokenizer = tokenizer_bytes(bundle.path / "tokenizer.json")
     found = works(lowered(graph, threads=rates.threads, kv_bits=kv_bits))
     base = profile.measured.base_bytes if profile.measured else BASE
@@ -113,7 +114,7 @@ def _texts(
 
     def answer(limit: Limit) -> Expected | str:
         if limit.metric.kind == "token":
-            value = latency.step_seconds(found, rates, depth=limit.tokens or 0)
+            value = latency.paced_seconds(found, rates, alone, depth=limit.tokens or 0)
             return Expected(1 / value if limit.name == "tokens_per_s" else value, profile.spread)
         if limit.metric.kind == "prompt":
             value = latency.prompt_seconds(found, rates, limit.tokens or 0)

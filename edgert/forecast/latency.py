@@ -18,6 +18,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from ..devices.profile import Rates
+from ..session.pace import GAIN
 from .rates import at_size, product_of
 from .work import MAX_ROWS, Work, weight_bytes
 
@@ -28,6 +29,20 @@ def step_seconds(
     """Seconds of a step of `rows` tokens of one sequence that has `depth` before them, with logits
     for the last `logits` of them."""
     return sum(parts_of(found, rates, rows=rows, depth=depth, logits=logits).values())
+
+
+def paced_seconds(
+    found: Sequence[Work], rates: Rates, alone: Rates | None, *, rows: int = 1, depth: int = 0,
+    logits: int = 1,
+) -> float:  # fmt: skip
+    """The same of a step of few rows in a session, which takes those with one thread where that
+    is quicker by so much that it notices (`edgert.session.pace`), as on a machine that other
+    programs use. alone: rates of one thread, None for no choice."""
+    team = step_seconds(found, rates, rows=rows, depth=depth, logits=logits)
+    if alone is None or alone.threads == rates.threads:
+        return team
+    single = step_seconds(found, alone, rows=rows, depth=depth, logits=logits)
+    return single if single < GAIN * team else team
 
 
 def parts_of(

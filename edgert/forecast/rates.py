@@ -39,6 +39,12 @@ def rates_of(profile: Profile, threads: int | None = None, provider: str = "cpu"
     return _nominal(profile, min(wanted, cores), cores, provider)
 
 
+def alone_of(profile: Profile, provider: str = "cpu") -> Rates | None:
+    """Rates of one thread, by which a session takes small steps where that is quicker; None for
+    providers that have no such choice."""
+    return rates_of(profile, 1) if provider == "cpu" and "cpu" in profile.providers else None
+
+
 def pace_of(profile: Profile) -> float:
     """Time that Python takes on a device over that on the machine of `starting`: probed, else by
     the clock."""

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from ..devices.profile import Profile, Rates
-from ..forecast.latency import prompt_seconds, step_seconds, within
+from ..forecast.latency import paced_seconds, prompt_seconds, within
 from ..forecast.memory import BASE, FRESH, TOKENIZER
-from ..forecast.rates import rates_of
+from ..forecast.rates import alone_of, rates_of
 from ..forecast.work import MAX_ROWS, Work
 from ..session.pages import PAGE_TOKENS
 from .cards import ACCEPTED, DRAFT_TOKENS, Card, Workload
@@ -172,12 +172,13 @@ def costs_of(
         more, files = memory_of(draft, drafting(draft, one), load, base=base)
         memory, stored = memory + more - _process(draft, one, base), stored + files
     rates = rates or rates_of(device, provider=one.provider)
+    alone = alone_of(device, one.provider)
     found = works_of(card, one)
     ttft = prompt_seconds(found, rates, load.prompt)
     depth = min(load.context, load.prompt + load.new_tokens)
-    token = load.batch * step_seconds(found, rates, depth=depth)
+    token = load.batch * paced_seconds(found, rates, alone, depth=depth)
     if draft is not None:
-        token, ttft = _drafted(card, draft, one, rates, load, ttft)
+        token, ttft = _drafted(card, draft, one, (rates, alone), load, ttft)
     total = ttft + load.new_tokens * token
     spread, sure = device.spread, load.percentile
     shares = {
@@ -196,16 +197,21 @@ def costs_of(
 
 
 def _drafted(
-    card: Card, draft: Card, one: Candidate, rates: Rates, load: Workload, ttft: float
+    card: Card,
+    draft: Card,
+    one: Candidate,
+    paced: tuple[Rates, Rates | None],
+    load: Workload,
+    ttft: float,
 ) -> tuple[float, float]:
     """Seconds of a token and to the first, where `draft` proposes: both read the prompt; a turn is
     so many steps of the one and a step of all its tokens of the other (arXiv 2211.17192)."""
     small = works_of(draft, drafting(draft, one))
     depth, rows = min(load.context, load.prompt + load.new_tokens), DRAFT_TOKENS + 1
-    turn = DRAFT_TOKENS * step_seconds(small, rates, depth=depth)
-    turn += step_seconds(works_of(card, one), rates, rows=rows, depth=depth, logits=rows)
+    turn = DRAFT_TOKENS * paced_seconds(small, *paced, depth=depth)
+    turn += paced_seconds(works_of(card, one), *paced, rows=rows, depth=depth, logits=rows)
     accepted = card.accepted.get(draft.name, ACCEPTED)
-    return load.batch * turn / (accepted + 1), ttft + prompt_seconds(small, rates, load.prompt)
+    return load.batch * turn / (accepted + 1), ttft + prompt_seconds(small, paced[0], load.prompt)
 
 
 def candidates(

@@ -15,6 +15,7 @@ from edgert.bundle.describe import inspect
 from edgert.errors import DeviceError
 from edgert.forecast.latency import (
     interval,
+    paced_seconds,
     parts_of,
     prompt_seconds,
     run_parts,
@@ -24,7 +25,7 @@ from edgert.forecast.latency import (
 )
 from edgert.forecast.memory import cache_bytes, footprint, tokenizer_bytes
 from edgert.forecast.nnls import nnls
-from edgert.forecast.rates import at_size, pace_of, product_of, rates_of, scaled
+from edgert.forecast.rates import alone_of, at_size, pace_of, product_of, rates_of, scaled
 from edgert.forecast.shapes import Block, Shape, block, decoder
 from edgert.forecast.starting import starting, touching
 from edgert.forecast.work import lowered, weight_bytes, works
@@ -63,6 +64,30 @@ def test_a_window_bounds_what_is_looked_at() -> None:
 def test_pairs_that_are_seen(count: int, depth: int, window: int) -> None:
     each = [min(depth + i + 1, window or 10**9) for i in range(count)]
     assert sum_seen(count, depth, window) == sum(each)
+
+
+def test_small_steps_take_one_thread_where_that_is_quicker() -> None:
+    """As sessions do when another program holds a core: the team waits for a thread without one."""
+    found, alone = works(lowered(decoder(SHAPE), threads=2)), rates_of(load("laptop-avx2"), 1)
+    slower = lambda factor: msgspec.structs.replace(
+        alone, threads=2, step_s=factor * step_seconds(found, alone) - step_seconds(found, alone)
+        + alone.step_s,
+    )  # fmt: skip
+    single = step_seconds(found, alone)
+    assert paced_seconds(found, slower(1.5), alone) == single
+    kept = slower(1.05)  # not by so much that a session would notice
+    assert paced_seconds(found, kept, alone) == pytest.approx(1.05 * single)
+    assert paced_seconds(found, slower(1.5), None) == pytest.approx(1.5 * single)
+    assert paced_seconds(found, alone, alone) == single
+
+
+def test_only_the_cpu_has_a_choice_of_threads() -> None:
+    profile = load("jetson-orin-nano-8gb")
+    mine = alone_of(profile)
+    assert mine is not None
+    assert mine.threads == 1
+    other = next(name for name in profile.providers if name != "cpu")
+    assert alone_of(profile, other) is None
 
 
 def test_a_prompt_is_its_chunks() -> None:
