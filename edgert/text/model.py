@@ -26,7 +26,7 @@ from .conversation import Conversation
 from .generate import Progress, Run
 from .logits import LogitsLane, run_lane
 from .params import Resolved, SamplingOptions, SamplingParams
-from .relay import Relay, RelayOptions, RelayRun
+from .relay import Relay, RelayOptions, RelayRun, checked
 from .relay_guard import GuardedRun
 from .results import Generation
 from .speculative.head import HeadModel, has_head, open_head
@@ -341,6 +341,7 @@ class TextModel:
         key = self.adapters.key(adapter)
         make: Callable[..., Run] = Run
         if relay is not None:
+            checked(relay)
             kind = RelayRun if relay.guard is None else partial(GuardedRun, guard=relay.guard)
             make = partial(kind, relay=Relay(relay), small=self._relayed(relay, resolved))
         run = make(

@@ -25,7 +25,7 @@ from ..errors import RequestError
 from ..session.base import Feed
 from .generate import Run
 from .results import FinishReason, Generation, RelayStats
-from .speculative.options import Source
+from .speculative.options import Source, is_model
 from .speculative.small import SmallProposer
 
 Writer = Literal["large", "small"]
@@ -50,6 +50,8 @@ class RelayOptions:
     """How two models take turns. small: the small one, a bundle's path or a loaded model with the
     same tokenizer.
 
+    Where a text fills the small one's context, the large one writes the rest.
+
     cues: texts at which the small model takes over; none: never, in the thinking. least: tokens of
     the large model between two of its turns. answer: who writes behind the thinking. close: the
     text that ends thinking. budget: tokens of thinking, after which it is closed; None: no limit.
@@ -71,9 +73,12 @@ class RelayOptions:
     guard: float | None = None
 
     def __post_init__(self) -> None:
+        if not is_model(self.small):
+            raise _wrong("relay small", self.small, "a bundle's path or a loaded model that writes")
         check_cues(self.cues, "relay cues")
         object.__setattr__(self, "cues", tuple(self.cues))
-        if not all(isinstance(mark, str) and len(mark) == 1 for mark in self.ends):
+        several = isinstance(self.ends, Sequence)
+        if not several or not all(isinstance(mark, str) and len(mark) == 1 for mark in self.ends):
             raise _wrong("relay ends", self.ends, "characters")
         object.__setattr__(self, "ends", tuple(self.ends))
         if not isinstance(self.close, str) or not 0 < len(self.close) <= LOOK_BACK:
@@ -83,11 +88,19 @@ class RelayOptions:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             if not whole and not (name == "budget" and value is None):
                 raise _wrong(f"relay {name}", value, f"a whole number from {least} on")
-        if self.guard is not None and not -math.inf < self.guard <= 0:
+        number = isinstance(self.guard, int | float) and not isinstance(self.guard, bool)
+        if self.guard is not None and not (number and -math.inf < self.guard <= 0):
             raise _wrong("relay guard", self.guard, "a log-probability, such as -3.0")
         for name in ("answer", "start"):
             if getattr(self, name) not in ("large", "small"):
                 raise _wrong(f"relay {name}", getattr(self, name), "'large' or 'small'")
+
+
+def checked(relay: object) -> RelayOptions:
+    """What a caller gave as `relay`. Raises RequestError."""
+    if isinstance(relay, RelayOptions):
+        return relay
+    raise _wrong("relay", relay, "an edgert.text.relay.RelayOptions")
 
 
 def check_cues(cues: Sequence[str], where: str) -> None:
@@ -109,10 +122,13 @@ def check_cues(cues: Sequence[str], where: str) -> None:
 
 
 def _wrong(name: str, value: object, expected: str) -> RequestError:
+    cues = "edgert relay-calibrate writes cues that fit two models"
     return RequestError(
         f"{name} is {str(value)[:80]!r}, expected {expected}",
         code="relay",
-        hint="edgert relay-calibrate writes cues that fit two models",
+        hint=cues
+        if "cue" in name
+        else "help(edgert.text.relay.RelayOptions) says what each one means",
         field="relay",
     )
 
@@ -129,6 +145,7 @@ class Relay:
         self.thinking = True
         self.written: dict[Writer, int] = {"large": 0, "small": 0}
         self.switches = self.refused = 0
+        self.retired = False  # the small model writes no more
         self._burst = 0
         self._text = ""
         self._ended = False  # an end mark was written, and what follows decides
@@ -166,8 +183,14 @@ class Relay:
         self.refused += count
         self._turn("large")
 
+    def retire(self) -> None:
+        """The small model can read no further: the large one writes the rest."""
+        self.retired = True
+        self._turn("large")
+
     def _turn(self, writer: Writer) -> bool:
         """Hand over; whether it is the same one's turn still."""
+        writer = "large" if self.retired else writer
         same = writer == self.writer
         self.writer, self._burst, self._ended = writer, 0, False
         self.switches += not same
@@ -227,7 +250,7 @@ class RelayRun(Run):
         super().__init__(*args, **options)
         if self.params.logprobs is not None:
             raise RequestError(
-                "log-probabilities of a relay, which two models write",
+                "a relay has no log-probabilities: two models write its text",
                 code="relay",
                 hint="leave logprobs out",
                 field="logprobs",
@@ -250,19 +273,19 @@ class RelayRun(Run):
     def _write_small(self) -> None:
         """Some tokens of the small model: until its turn ends, or others have waited enough."""
         for _ in range(CHUNK):
+            if self._full(len(self.tokens)):
+                self.relay.retire()
+                return
             self._cut(self._guessed(self.tokens))
             if self._reason is not None or self.relay.writer == "large":
                 return
 
+    def _full(self, count: int) -> bool:
+        """Whether a text of so many tokens fills the small model's context."""
+        return count >= self._small.maker.session.context
+
     def _guessed(self, tokens: Sequence[int]) -> Sequence[int]:
         """The small model's next token; none while it still reads."""
-        context = self._small.maker.session.context
-        if len(tokens) >= context:
-            raise RequestError(
-                f"the text has {len(tokens)} tokens, the small model's context holds {context}",
-                code="context",
-                hint="ask for fewer tokens, or load the small model with a larger ctx_size",
-            )
         return self._small.propose(tokens, 1).tokens
 
     @property

@@ -50,6 +50,11 @@ class GuardedRun(RelayRun):
             self._trial.written = dict(self.relay.written)
             self._trial_pieces = self.tokenizer.stream(self.tokens)
         for _ in range(CHUNK):
+            if self._full(len(self.tokens) + len(self._held)):
+                self._ready = bool(self._held)  # what there is is read
+                if not self._held:
+                    self.relay.retire()
+                return
             for token in self._guessed([*self.tokens, *self._held]):
                 self._held.append(token)
                 goes_on = self._trial.wrote(self._trial_pieces.push(token))

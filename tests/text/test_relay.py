@@ -364,9 +364,43 @@ def test_a_stop_string_and_an_end_token_in_the_small_model_s_turn() -> None:
 def test_what_a_relay_refuses(kernel_folder: Path) -> None:
     make = sessions(kernel_folder)["kv"]
     with text_model(make()) as large, text_model(make(layers=1, context=64)) as small:
-        with pytest.raises(RequestError, match="log-probabilities of a relay"):
+        with pytest.raises(RequestError, match="a relay has no log"):
             answer(large, relay=RelayOptions(small), logprobs=1)
-        relay = RelayOptions(small, start="small", ends=())
-        with pytest.raises(RequestError, match="the small model's context holds 64"):
-            answer(large, relay=relay)
+        for wrong in ("small.edge", 5, small):
+            with pytest.raises(RequestError, match="expected an edgert"):
+                answer(large, relay=wrong)
         assert len(answer(large, max_tokens=5).token_ids) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ends": 5}, "relay ends is '5'"),
+        ({"ends": None}, "relay ends is 'None'"),
+        ({"guard": "x"}, "relay guard is 'x'"),
+        ({"guard": True}, "relay guard is 'True'"),
+        ({"small": 5}, "relay small is '5'"),
+        ({"small": object()}, "expected a bundle's path or a loaded model that writes"),
+    ],
+)
+def test_options_of_a_wrong_type_are_named(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        RelayOptions(**{"small": ANY, **options})
+
+
+@pytest.mark.parametrize("guard", [None, -1e9])
+def test_the_large_model_writes_what_the_small_one_s_context_does_not_hold(
+    kernel_folder: Path, guard: float | None
+) -> None:
+    make = sessions(kernel_folder)["kv"]
+    with text_model(make()) as large, text_model(make(layers=1, context=64)) as small:
+        relay = RelayOptions(small, start="small", ends=(), guard=guard)
+        options = {"temperature": 0.0, **NO_END}
+        prompt = large.tokenize("hi")
+        got = large.generate(prompt, max_tokens=90, relay=relay, **options).token_ids
+        mine = 64 - len(prompt)
+        first = small.generate(prompt, max_tokens=mine, draft="none", **options).token_ids
+        assert got[:mine] == first
+        rest = large.generate([*prompt, *first], max_tokens=90 - mine, draft="none", **options)
+        assert got[mine:] == rest.token_ids
+        assert_nothing_is_held(small.session)

@@ -89,12 +89,20 @@ class DraftOptions:
         return given if isinstance(given, cls) else replace(default, source=given)
 
 
+def is_model(source: Any) -> bool:
+    """Whether it is a path, or a loaded model that writes text."""
+    if isinstance(source, (str, PathLike)):
+        return bool(fspath(source))
+    return hasattr(source, "session") and hasattr(source, "tokenizer")
+
+
 def _check_source(source: Any) -> None:
-    path = isinstance(source, (str, PathLike)) and fspath(source)
-    if path or hasattr(source, "session"):
+    if is_model(source):
         return
     raise _error(
-        "draft", source, "'ngram', 'head', 'none', 'auto', a bundle's path or a loaded model"
+        "draft",
+        source,
+        "'ngram', 'head', 'none', 'auto', a bundle's path or a loaded model that writes",
     )
 
 

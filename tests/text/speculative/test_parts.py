@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -564,6 +565,7 @@ def test_a_proposer_sees_the_rows_of_every_committed_token(model: TextModel, rig
         ({"verify": "typical"}, "draft verify is 'typical', expected 'coupled' or 'rejection'"),
         ({"adapt": 1}, "draft adapt is '1', expected True or False"),
         ({"source": 5}, "draft is '5', expected 'ngram', 'head', 'none', 'auto', a bundle's path"),
+        ({"source": SimpleNamespace(session=None)}, "or a loaded model that writes"),
         ({"source": ("none", "ngram")}, "expected 'none' or 'auto' alone"),
     ],
 )
