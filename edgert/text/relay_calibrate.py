@@ -116,7 +116,7 @@ def calibrate_relay(
     if any(whole):
         notice(
             f"{sum(whole)} of {len(made)} traces have no {options.close!r} behind the thinking: "
-            "all of their answers counts as thinking",
+            "their whole answers count as thinking",
             NOTICE,
         )
     every = np.concatenate([one.margins for one in measured])

@@ -276,7 +276,7 @@ def test_traces_without_an_end_of_thinking_are_told(
     monkeypatch.setattr(relay_calibrate, "notice", lambda text, level: told.append(text))
     calibrate_relay(*pair, traces=TRACES)
     assert told == [
-        "1 of 2 traces have no '</think>' behind the thinking: all of their answers counts as "
+        "1 of 2 traces have no '</think>' behind the thinking: their whole answers count as "
         "thinking"
     ]
     calibrate_relay(*pair, traces=TRACES[:1])
