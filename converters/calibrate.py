@@ -29,7 +29,7 @@ from ..errors import ConvertError, RequestError
 from ..graph import Graph
 from ..notices import notice
 from ..text.template_data import Chat
-from .calibration_text import check_text, read_text, tokens_of
+from .calibration_text import TEXT, check_text, read_text, tokens_of
 
 if TYPE_CHECKING:
     from ..text.template import ChatTemplate
@@ -65,10 +65,12 @@ class Calibration:
         return cls(lzma.decompress(packed).decode("utf-8"), sequences, length, name=SAMPLE_NAME)
 
     @classmethod
-    def read(cls, path: str | Path, sequences: int = 64, length: int = LENGTH) -> Calibration:
+    def read(
+        cls, path: str | Path, sequences: int = 64, length: int = LENGTH, *, wanted: str = TEXT
+    ) -> Calibration:
         """A UTF-8 text file, or where its name ends in `.jsonl` a chat or a text a line. Raises
-        ConvertError for one that is none, see `calibration_text`."""
-        text = read_text(path)
+        ConvertError for one that is none, see `calibration_text.read_text`, also for `wanted`."""
+        text = read_text(path, wanted)
         if Path(path).suffix.lower() == ".jsonl":
             return cls("", sequences, length, chats_of(text, str(path)), str(path))
         return cls(text, sequences, length, name=str(path))
@@ -192,6 +194,8 @@ def chats_of(text: str, name: str) -> Chats:
             raise _bad_line(name, number, f"is not JSON: {error}") from None
         if isinstance(row, dict) and "messages" in row:
             row = row["messages"]
+            if not isinstance(row, list):
+                raise _bad_line(name, number, f"holds no messages but {str(row)[:40]!r}")
         elif isinstance(row, dict) and "text" in row:
             row = row["text"]
         if isinstance(row, str):

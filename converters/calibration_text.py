@@ -23,14 +23,17 @@ _WIDE = {  # longest marks first
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+TEXT = "give a text like those that the model will see, of some 100 kB or more"
 _WIDE_HINT = "convert it: iconv -f {} -t UTF-8"
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark. Raises ConvertError, which names the
-    line, its column and the byte, for another encoding, bytes that are no text, a line longer than
-    `limits.CALIBRATION_LINE`, nothing but whitespace, a file that cannot be read, and one larger
-    than `limits.CALIBRATION_BYTES`."""
+def read_text(path: str | Path, wanted: str = TEXT) -> str:
+    """The text of a UTF-8 file, without a byte order mark. wanted: the hint where it has nothing.
+
+    Raises ConvertError, which names the line, its column and the byte, for another encoding, bytes
+    that are no text, a line longer than `limits.CALIBRATION_LINE`, nothing but whitespace, a file
+    that cannot be read, and one larger than `limits.CALIBRATION_BYTES`.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(limits.CALIBRATION_BYTES + 1)
@@ -45,17 +48,18 @@ def read_text(path: str | Path) -> str:
             "a few megabytes of text are plenty",
         )
     text = _decoded(data, path)
-    check_text(text, str(path))
+    check_text(text, str(path), wanted)
     return text
 
 
-def check_text(text: str, where: str) -> None:
-    """Raise ConvertError for what cannot be calibrated on; where: of the text, for the message."""
+def check_text(text: str, where: str, wanted: str = TEXT) -> None:
+    """Raise ConvertError for what cannot be calibrated on; where: of the text, for the message;
+    wanted: what to give in place of nothing."""
     if not text.strip():
         held = f"nothing but {len(text)} characters of whitespace" if text else "nothing"
         raise _refused(
             f"{where} holds {held}, expected text",
-            "give a text like those that the model will see, of some 100 kB or more",
+            wanted,
         )
     at = text.find("\0")
     if at >= 0:

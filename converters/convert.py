@@ -13,13 +13,14 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import limits, system_memory
 from ..bundle.reader import Bundle
+from ..bundle.writer import check_place
 from ..errors import ConvertError, EdgertError, ResourceError
 from ..extras import require
 from ..notices import NOTICE, notice
@@ -140,19 +141,23 @@ def _picture_plan(asked: Asked, report: Any) -> Plan:
 
 @contextmanager
 def place(out: Path, *, aside: bool) -> Iterator[Path]:
-    """Where to write: a folder that is removed again, for ranks that only take part."""
+    """Where to write: a folder that is removed again, for ranks that only take part. After an error
+    no new empty folders stay."""
     if not aside:
-        yield out
+        with without_new_folders(out):
+            yield out
         return
     with tempfile.TemporaryDirectory(prefix="edgert-rank-") as folder:
         yield Path(folder) / out.name
 
 
 def free_place(wanted: str | os.PathLike[str], *, force: bool) -> Path:
-    """The output's place. Raises ConvertError where something is there that shall stay."""
+    """The output's place. Raises ConvertError where something is there that shall stay, or that is
+    no bundle."""
     if not os.fspath(wanted):
         raise ConvertError("the output is an empty path, expected a new folder", code="output")
     out = Path(os.path.abspath(wanted))
+    check_place(out)
     if out.is_dir() and any(out.iterdir()) and not force:
         raise ConvertError(
             f"{out} exists, expected a new name",
@@ -232,6 +237,20 @@ def told_where_work_stays(*folders: Path) -> Iterator[None]:
                 error.hint = f"{error.hint}; {said}" if error.hint else said
             else:
                 notice(said, NOTICE)
+        raise
+
+
+@contextmanager
+def without_new_folders(out: Path) -> Iterator[None]:
+    """After an error, folders above `out` that were not there before, and hold nothing, are
+    removed."""
+    new = [folder for folder in out.parents if not folder.exists()]  # the innermost first
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):  # it was never made, or holds something
+                folder.rmdir()
         raise
 
 

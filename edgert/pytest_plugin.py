@@ -207,7 +207,7 @@ def _ask(known: dict[str, Any]) -> Ask:
     """A mark's keywords besides its limits. RequestError for values of another type."""
     import msgspec
 
-    from .budget.run import Ask
+    from .budget.run import ASK
     from .errors import RequestError
     from .system_memory import bytes_of
 
@@ -217,7 +217,7 @@ def _ask(known: dict[str, Any]) -> Ask:
     try:
         if isinstance(memory, str):
             known["limit_memory"] = bytes_of(memory)
-        return msgspec.convert(known, Ask)
+        return ASK.convert(known)
     except msgspec.ValidationError as error:
         said = str(error)
     except (ValueError, OverflowError):

@@ -22,7 +22,12 @@ from ...session.options import SessionOptions
 from ...storage.replace import remove_folder
 from ...text.model import TextModel
 from ...text.tokenizer import Tokenizer
-from ..convert import free_place, told_where_work_stays, translated_os_errors
+from ..convert import (
+    free_place,
+    told_where_work_stays,
+    translated_os_errors,
+    without_new_folders,
+)
 from ..heal.ranks import Ranks, joined, local_device
 from .answers import ByRuntime, OnTorch, Writer, answered
 from .attach import attach
@@ -61,7 +66,12 @@ class DraftRequest:
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.head is None):
-            raise _wrong("data", self.data, "prompts, or a trained head instead")
+            found = "neither data nor head" if self.data is None else "both data and head"
+            raise ConvertError(
+                f"a draft request has {found}, expected one of them",
+                code="draft-options",
+                hint="data: prompts to train on; head: a folder with a trained head instead",
+            )
         if self.quant not in asked():
             raise _wrong("quant", self.quant, f"one of {sorted(asked())}")
         for name in ("answers", "answer", "at_once"):
@@ -104,10 +114,11 @@ def make(
     """`draft`, which says what is raised."""
     out, start = free_place(out, force=request.force), time.perf_counter()
     work = out.with_name(f"{out.name}.{WORK}")  # all ranks share it
+    _check_apart(request, out, work)
     ranks, held = Ranks(), list[Ids]()
     with (
-        Bundle.open(target) as bundle, told_where_work_stays(work), _without_empty_ones(work),
-        translated_os_errors(out),
+        Bundle.open(target) as bundle, told_where_work_stays(work), without_new_folders(out),
+        _without_empty_ones(work), translated_os_errors(out),
     ):  # fmt: skip
         if request.head is not None:
             head = load_head(request.head)
@@ -120,10 +131,22 @@ def make(
             nbytes, measured = attach(
                 bundle, out, head, held, quant=request.quant, threads=request.threads
             )
-    if not request.keep and ranks.rank == 0:
-        remove_folder(work)
+    if request.head is None and not request.keep and ranks.rank == 0:
+        remove_folder(work)  # a head from elsewhere left none, and may come from there
     seconds = time.perf_counter() - start
     return DraftReport(str(out), head.told, measured, nbytes, seconds, ranks.rank)
+
+
+def _check_apart(request: DraftRequest, out: Path, work: Path) -> None:
+    """Raise ConvertError for what is to be read in a folder that is replaced or removed."""
+    for name, given, gone in (("data", request.data, (out, work)), ("head", request.head, (out,))):
+        for folder in gone:
+            if given is not None and Path(given).resolve().is_relative_to(folder.resolve()):
+                raise ConvertError(
+                    f"draft {name} is {given}, which goes with {folder}, expected another place",
+                    code="draft-options",
+                    hint="move it, or choose another output name",
+                )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ...text.template import ChatTemplate
     from ...text.tokenizer import Tokenizer
 
+HINT = 'give prompts, one a line as a chat: {"messages": [{"role": "user", "content": ".."}]}'
 BEGINNING = 48  # tokens of plain text that are continued
 
 
@@ -28,7 +29,7 @@ def read_prompts(
     a prompt with what stood before it; plain text gives a beginning every `answer` tokens. Raises
     ConvertError for a file that is none of these, or that has no prompt short enough.
     """
-    data = Calibration.read(path)
+    data = Calibration.read(path, wanted=HINT)
     if data.chats:
         found = list(_of_chats(data.chats, tokenizer, template, str(path)))
     else:
@@ -38,8 +39,7 @@ def read_prompts(
         raise ConvertError(
             f"{path} has {len(found)} prompts, none of 2 to {longest} tokens",
             code="draft-text",
-            hint="give prompts, one a line as a chat: "
-            '{"messages": [{"role": "user", "content": ".."}]}',
+            hint=HINT,
         )
     return kept
 

@@ -18,6 +18,7 @@ from ..devices.profile import Profile
 from ..errors import DeviceError, RequestError
 from ..session.cores import available_cores, cpu_quota, performance_cores
 from ..session.options import SessionOptions
+from ..storage.typed import Reader
 from .baseline import check_comparable, compare
 from .limits import Limit
 from .report import SCHEMA, Report
@@ -42,6 +43,9 @@ class Ask(msgspec.Struct, frozen=True):
     compute: str = "cpu"
     baseline: Report | None = None
     save: bool = False  # take bursts enough to be a baseline
+
+
+ASK = Reader(Ask)
 
 
 def run(

@@ -29,6 +29,22 @@ from .manifest import MANIFEST_NAME, FileEntry, Manifest
 from .reader import Bundle
 
 
+def check_place(out: Path) -> None:
+    """Raise ConvertError where something stands that is no bundle, nor an empty folder: no bundle
+    is written there; good to ask before the work."""
+    if not os.path.lexists(out):
+        return
+    is_folder = out.is_dir() and not out.is_symlink()
+    if not is_folder or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
+        found = "a folder without manifest.json" if is_folder else "a file or a link"
+        raise ConvertError(
+            f"{out} is {found}, expected a bundle to replace or nothing",
+            code="output-foreign",
+            hint="choose another output name; edgert replaces only bundles",
+            path=out,
+        )
+
+
 class BundleWriter:
     """Collects the files of a bundle in a sibling folder of `out`.
 
@@ -38,7 +54,7 @@ class BundleWriter:
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self.out = Path(os.path.abspath(out))
-        self._refuse_foreign()
+        check_place(self.out)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.out.with_name(f"{self.out.name}.lock"), f"{self.out}")
         self._hashes: dict[str, tuple[tuple[int, ...], FileEntry]] = {}
@@ -51,19 +67,6 @@ class BundleWriter:
         except BaseException:
             self._lock.close()
             raise
-
-    def _refuse_foreign(self) -> None:
-        if not os.path.lexists(self.out):
-            return
-        is_folder = self.out.is_dir() and not self.out.is_symlink()
-        if not is_folder or (any(self.out.iterdir()) and not (self.out / MANIFEST_NAME).is_file()):
-            found = "a folder without manifest.json" if is_folder else "a file or a link"
-            raise ConvertError(
-                f"{self.out} is {found}, expected a bundle to replace or nothing",
-                code="output-foreign",
-                hint="choose another output name; edgert replaces only bundles",
-                path=self.out,
-            )
 
     def file(self, name: str) -> Path:
         """Where to write a file of the bundle; folders in `name` are made."""

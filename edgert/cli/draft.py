@@ -71,6 +71,8 @@ def command(
     from ..converters.draft.make import DraftRequest
     from ..converters.draft.options import TrainOptions
 
+    if (data is None) == (head is None):
+        raise click.UsageError("give either --data or --head")
     given = {name: value for name, value in options.items() if value is not None}
     names = ("loss", "eta", "tokens", "seconds", "batch", "micro", "length", "rate", "vocabulary",
              "seed", "device")  # fmt: skip

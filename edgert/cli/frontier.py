@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import printable
-from .settings import emit_json, json_option, say
+from .settings import check_outputs, emit_json, json_option, say
 
 if TYPE_CHECKING:
     from ..scaling.frontier import Frontier
@@ -55,9 +55,9 @@ def fit(
     from ..errors import RequestError
     from ..scaling.evaluate import evaluate_frontier
     from ..scaling.table import read_table
-    from ..storage.aside import check_target, write_output
+    from ..storage.aside import write_output
 
-    check_target(output)
+    check_outputs({"-o": output}, table)
     read = read_table(table)
     if odd := [task for task in tasks if task not in read.tasks]:
         raise RequestError(f"{table} has no task {odd[0][:60]!r}, expected some of {read.tasks}",

@@ -13,7 +13,7 @@ import click
 
 from .. import limits
 from .generate import prompt_text
-from .settings import Loader, emit_json, image_session_options, json_option, say
+from .settings import Loader, check_outputs, emit_json, image_session_options, json_option, say
 
 if TYPE_CHECKING:
     from ..image.model import ImageModel, Pictures, Step
@@ -110,6 +110,7 @@ def command(
     text = prompt_text(prompt, None)
     for file in files_of(output, options["batch"] or 1):
         check_output(file)
+        check_outputs({"-o": file}, init)
     path = bundle if bundle is not None else _demo()
     with loader.load_image(path) as model:
         asked = {key: value for key, value in options.items() if value is not None}

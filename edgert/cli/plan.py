@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import RequestError
-from .settings import emit_json, json_option, say
+from .settings import check_outputs, emit_json, json_option, say
 
 if TYPE_CHECKING:
     from ..planning.cards import Card, Workload
@@ -83,10 +83,9 @@ def command(
     """
     from ..devices.load import load
     from ..planning import page
-    from ..storage.aside import check_target, write_output
+    from ..storage.aside import write_output
 
-    for target in (report, drawn):
-        check_target(target)
+    check_outputs({"--report": report, "--picture": drawn}, device, workload, fits, *models)
     wanted = _workload(workload, asked, click.get_current_context().params)
     if wanted.kind == "image":
         plan = _pictures(device, wanted, models, risk)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .settings import Loader, emit_json, json_option, say, session_options
+from .settings import Loader, check_outputs, emit_json, json_option, say, session_options
 
 if TYPE_CHECKING:
     from ..text.relay_calibrate import Trace
@@ -60,7 +60,7 @@ def command(
     `edgert chat LARGE --relay SMALL --relay-cues FILE` lets it write on there. The two have one
     tokenizer. Questions should be those of the models' use; a hundred answers are plenty.
     """
-    from ..storage.aside import check_target, write_output
+    from ..storage.aside import write_output
     from ..text.relay_calibrate import (
         CalibrateOptions,
         calibrate_relay,
@@ -71,8 +71,7 @@ def command(
 
     if (problems is None) == (traces is None):
         raise click.UsageError("give either --problems or --traces")
-    for target in (output, keep_traces):
-        check_target(target)
+    check_outputs({"-o": output, "--keep-traces": keep_traces}, problems, traces)
     asked = CalibrateOptions(
         **{name: value for name, value in options.items() if value is not None}
     )

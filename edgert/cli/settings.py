@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import partial, wraps
@@ -232,6 +232,25 @@ adapter_option = click.option(
     "--adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
     help="A LoRA adapter (a folder of PEFT) to answer with, beside the model's own weights.",
 )  # fmt: skip
+
+
+def check_outputs(outputs: Mapping[str, Path | None], *inputs: str | Path | None) -> None:
+    """Before the work: raise UsageError where a file to write, by its flag, is one that is read or
+    another one to write, and what `write_output` would. inputs: files, or names that may be."""
+    from ..storage.aside import check_target, is_stream
+
+    taken = {os.path.realpath(path): "is read" for path in inputs if path and os.path.isfile(path)}
+    for flag, path in outputs.items():
+        check_target(path)
+        if path is None or is_stream(path):
+            continue
+        where = os.path.realpath(path)
+        if where in taken:
+            raise click.UsageError(
+                f"{flag} {str(path)[:80]!r} would replace a file that {taken[where]}, expected "
+                "another name"
+            )
+        taken[where] = f"{flag} writes"
 
 
 def emit_json(value: Any) -> None:

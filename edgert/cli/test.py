@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .settings import emit_json, json_option, kv_bits_option, say, size_option
+from .settings import check_outputs, emit_json, json_option, kv_bits_option, say, size_option
 
 UNDECIDED = 3  # exit code where no limit is broken and some is not decided
 
@@ -58,12 +58,12 @@ def command(
     from ..budget import report as reports
     from ..budget.limits import budget_of, joined, read_budget
     from ..budget.run import Ask, run
-    from ..storage.aside import check_target, write_output
+    from ..storage.aside import write_output
 
     limits = joined(read_budget(budget) if budget else (), budget_of(_pairs(more)) if more else ())
     if not limits:
         raise click.UsageError("nothing to test: give --budget FILE or --limit NAME=VALUE")
-    check_target(junit)
+    check_outputs({"--junit": junit}, device, budget, baseline)
     asked["compute"] = asked.pop("provider")
     before = reports.read_report(baseline) if baseline else None
     ask = Ask(device=device, baseline=before, **asked)

@@ -44,7 +44,7 @@ def check_target(target: Path | None) -> None:
     if target is None:
         return
     try:
-        if _stream(target):
+        if is_stream(target):
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
@@ -59,7 +59,7 @@ def write_output(target: Path, data: bytes) -> None:
     that they lead to; a pipe, a terminal and the like (/dev/stdout, /dev/null) are written to.
     Raises ResourceError (disk-full, write), also for a folder, a socket or a disk."""
     try:
-        if _stream(target):
+        if is_stream(target):
             _write_through(target, data)
             return
         target = file_behind(target)
@@ -89,8 +89,8 @@ def _status(target: Path) -> os.stat_result | None:
         return None
 
 
-def _stream(target: Path) -> bool:
-    """Whether bytes go out as they come, so that there is nothing to rename."""
+def is_stream(target: Path) -> bool:
+    """Whether bytes go out as they come, so that there is nothing to rename. Raises OSError."""
     status = _status(target)
     if status is None:
         return False

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..notices import NOTICE, notice
 from ..session.base import Feed, Session, StepResult
 from .logits import LogitsLane, run_lane
 from .relay import CLOSE, LOOK_BACK, check_cues
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Chat = Sequence[Mapping[str, Any]]  # messages
 Progress = Callable[[str, int, int], None]
+_CHATS = 'give chats, one a line: {"messages": [{"role": "user", "content": "..."}, ...]}'
 AT_ONCE = 4  # problems that are answered together
 
 
@@ -95,11 +97,12 @@ def calibrate_relay(
     traces: chats that end with an answer of the large model, thinking first; or problems: chats
     that it is to answer. keep: called with the traces once they are there. progress(what, done,
     total): of the answers, then of the measured traces. Raises RequestError for models of unlike
-    tokenizers, chats that are none of these, traces longer than the small model's context, and
-    traces without a token of thinking.
+    tokenizers, chats that are none of these, answers with more than a text, traces longer than the
+    small model's context, and traces without a token of thinking. A notice tells how many have no
+    text that ends it: they count whole.
     """
     options = options or CalibrateOptions()
-    check_same(small.tokenizer, large.tokenizer, small.name)
+    _check_tokenizers(large, small)
     if bool(traces) == bool(problems):
         given = f"{len(traces)} traces and {len(problems)} problems"
         raise _wrong(given, "traces of the large model, or problems for it")
@@ -109,6 +112,13 @@ def calibrate_relay(
     for trace in made:
         measured.append(_measured(small, trace, options.close))
         progress("traces measured", len(measured), len(made))
+    whole = [len(one.pieces) == len(t.written) for one, t in zip(measured, made, strict=True)]
+    if any(whole):
+        notice(
+            f"{sum(whole)} of {len(made)} traces have no {options.close!r} behind the thinking: "
+            "their whole answers count as thinking",
+            NOTICE,
+        )
     every = np.concatenate([one.margins for one in measured])
     if not len(every):
         raise _wrong(f"{len(made)} traces have 0 tokens of thinking", "1 or more")
@@ -130,8 +140,9 @@ def read_chats(path: str | Path) -> list[Chat]:
     from ..converters.calibrate import chats_of
     from ..converters.calibration_text import read_text
 
-    text = read_text(path)
-    if Path(path).suffix.lower() == ".jsonl":
+    chats = Path(path).suffix.lower() == ".jsonl"
+    text = read_text(path, _CHATS if chats else "give questions, one a line")
+    if chats:
         return list(chats_of(text, str(path)))
     return [[{"role": "user", "content": line}] for line in text.splitlines() if line.strip()]
 
@@ -154,6 +165,14 @@ def _wrong(found: str, expected: str) -> RequestError:
     )
 
 
+def _check_tokenizers(large: TextModel, small: TextModel) -> None:
+    try:
+        check_same(small.tokenizer, large.tokenizer, small.name)
+    except RequestError as error:
+        error.hint = "take two models of the same family, with one tokenizer"
+        raise
+
+
 def _prompt(large: TextModel, messages: Chat, what: str, number: int) -> list[int]:
     """Ids of a chat that waits for an answer."""
     try:
@@ -171,6 +190,14 @@ def _read(large: TextModel, chats: Sequence[Chat]) -> list[Trace]:
     for number, chat in enumerate(chats, 1):
         last = chat[-1] if chat else {}
         text = last.get("content")
+        more = [key for key in last if key not in ("role", "content") and last[key] is not None]
+        if more:
+            raise RequestError(
+                f"trace {number}: its answer has {more[0][:40]!r}, expected role and content alone",
+                code="relay-calibrate",
+                hint="put the thinking into the content, in front of the answer, with the text "
+                f"that ends it ({CLOSE}) between them",
+            )
         if last.get("role") != "assistant" or not isinstance(text, str) or not text:
             raise _wrong(
                 f"trace {number} ends with {str(dict(last))[:80]}",

@@ -74,6 +74,43 @@ def test_problems_are_answered_and_kept(
     assert all(line[-1]["role"] == "assistant" for line in lines)
 
 
+def test_nothing_is_written_over_what_is_read(
+    edgert: Edgert, bundle: Path, small: Path, traces: Path, tmp_path: Path
+) -> None:
+    """Also behind a link; and two files to write have two names."""
+    before, same, link = traces.read_bytes(), tmp_path / "same.json", tmp_path / "link.json"
+    link.symlink_to(traces)
+    for asked, said in (
+        (("--traces", traces, "-o", traces), "-o"),
+        (("--traces", traces, "-o", link), "-o"),
+        (("--traces", link, "-o", traces), "-o"),
+        (("--problems", traces, "-o", same, "--keep-traces", traces), "--keep-traces"),
+        (("--traces", traces, "-o", same, "--keep-traces", same), "--keep-traces"),
+    ):
+        ran = edgert("relay-calibrate", bundle, small, *asked, *NUMPY)
+        assert (ran.code, f"{said} '" in ran.err) == (2, True), ran.err
+        assert "would replace a file that" in ran.err
+    assert (traces.read_bytes(), same.exists()) == (before, False)
+
+
+def test_streams_may_be_named_twice(
+    edgert: Edgert, bundle: Path, small: Path, traces: Path
+) -> None:
+    asked = ("--traces", traces, "-o", "/dev/null", "--keep-traces", "/dev/null")
+    ran = edgert("relay-calibrate", bundle, small, *asked, *NUMPY)
+    assert ran.code == 0, ran.err
+
+
+def test_files_without_anything_say_what_is_wanted(
+    edgert: Edgert, bundle: Path, small: Path, tmp_path: Path
+) -> None:
+    start = ("relay-calibrate", bundle, small, "-o", tmp_path / "cues.json", *NUMPY)
+    for name, wanted in (("e.jsonl", 'one a line: {"messages": '), ("e.txt", "questions, one a")):
+        (tmp_path / name).touch()
+        ran = edgert(*start, "--problems", tmp_path / name)
+        assert (ran.code, wanted in ran.err) == (2, True), ran.err
+
+
 def test_wrong_usage(
     edgert: Edgert, bundle: Path, small: Path, traces: Path, tmp_path: Path
 ) -> None:

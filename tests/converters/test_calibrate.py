@@ -312,6 +312,8 @@ def test_a_conversion_uses_the_template(checkpoint: Path, tmp_path: Path) -> Non
         ("[]", "holds no messages"),
         ('{"messages": ["hi"]}', "holds no messages"),
         ('{"text": 3}', "holds no messages"),
+        ('{"messages": "hi"}', "holds no messages but 'hi'"),
+        ('{"messages": {"role": "user"}}', "holds no messages but"),
         ("17", "holds no messages"),
     ],
 )

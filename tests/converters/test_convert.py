@@ -198,6 +198,27 @@ def test_two_conversions_cannot_race(checkpoint: Path, tmp_path: Path) -> None:
         convert_tiny(checkpoint, tmp_path / "m.edge")
 
 
+def test_an_output_that_is_no_bundle_is_refused_before_the_work(tmp_path: Path) -> None:
+    out = tmp_path / "thesis"
+    out.write_text("x")
+    with pytest.raises(ConvertError, match="thesis is a file or a link, expected a bundle") as info:
+        convert(tmp_path / "no checkpoint", out, progress=False, force=True)
+    assert info.value.code == "output-foreign"
+
+
+def test_an_error_leaves_no_new_folders(checkpoint: Path, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise ConvertError("failed")
+
+    out = tmp_path / "no" / "such" / "m.edge"
+    with (
+        mock.patch.object(pipeline.Pipeline, "open_caches", fail),
+        pytest.raises(ConvertError, match="failed"),
+    ):
+        convert(checkpoint, out, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_disk_is_checked_before_the_start(checkpoint: Path, old: Path) -> None:
     before = fingerprint(old)
     with (

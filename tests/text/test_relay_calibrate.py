@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgert.errors import ConvertError, RequestError
+from edgert.text import relay_calibrate
 from edgert.text.model import TextModel
 from edgert.text.relay import RelayOptions
 from edgert.text.relay_calibrate import (
@@ -249,8 +250,37 @@ def test_what_is_refused(pair: tuple[TextModel, TextModel], kernel_folder: Path)
         swapped = tokenizer()
         swapped.piece_of = lambda i: str(i)  # type: ignore
         other.tokenizer = swapped
-        with pytest.raises(RequestError, match="has another tokenizer"):
+        with pytest.raises(RequestError, match="has another tokenizer") as info:
             calibrate_relay(large, other, traces=TRACES)
+        assert info.value.hint == "take two models of the same family, with one tokenizer"
+
+
+@pytest.mark.parametrize("content", ["It is 2.", None])
+def test_answers_with_more_than_a_text_are_refused(
+    content: str | None, pair: tuple[TextModel, TextModel]
+) -> None:
+    """Thinking apart from the content would be lost, and the answer be measured as thinking."""
+    trace: list[dict[str, Any]] = [*chat("x")]
+    trace[-1] |= {"content": content, "reasoning_content": "Now it is so."}
+    with pytest.raises(RequestError, match="trace 2: its answer has 'reasoning_content', ") as info:
+        calibrate_relay(*pair, traces=[chat("x"), trace])
+    assert "in front of the answer" in info.value.hint
+    nothing = [{**chat("x")[0], "name": None}, {**chat("x Now y")[1], "reasoning_content": None}]
+    assert calibrate_relay(*pair, traces=[nothing]).traces == 1
+
+
+def test_traces_without_an_end_of_thinking_are_told(
+    pair: tuple[TextModel, TextModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(relay_calibrate, "notice", lambda text, level: told.append(text))
+    calibrate_relay(*pair, traces=TRACES)
+    assert told == [
+        "1 of 2 traces have no '</think>' behind the thinking: their whole answers count as "
+        "thinking"
+    ]
+    calibrate_relay(*pair, traces=TRACES[:1])
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,70 @@ def test_the_command_takes_a_head_from_elsewhere(
     assert run(["draft", str(again), "--head", str(head), "-o", str(third)]) == 0, "it is replaced"
 
 
+def test_a_head_from_elsewhere_removes_no_work(
+    target: Path, drafted: tuple[Path, Any], tmp_path: Path
+) -> None:
+    """Neither the head itself, where a run of the same output kept it, nor a training that was
+    stopped."""
+    (made,) = (p.parent for p in drafted[0].parent.glob(f"d.edge.draft-work/*/{FILES[1]}"))
+    out = tmp_path / "o.edge"
+    work = tmp_path / "o.edge.draft-work"
+    head, stopped = work / "key", work / "other" / "answers-0.npz"
+    shutil.copytree(made, head)
+    stopped.parent.mkdir()
+    stopped.write_bytes(b"answers")
+    before = sorted(work.rglob("*"))
+    draft(target, out, DraftRequest(head=head))
+    draft(out, out, DraftRequest(head=head, quant="int8", force=True))
+    assert sorted(work.rglob("*")) == before
+
+
+def test_what_is_read_lies_in_no_folder_that_goes(
+    target: Path, prompts: Path, tmp_path: Path
+) -> None:
+    out = tiny_bundle(tmp_path / "o.edge")
+    for folder in (out, tmp_path / "o.edge.draft-work"):
+        folder.mkdir(exist_ok=True)
+        data = shutil.copy(prompts, folder / "p.jsonl")
+        with pytest.raises(ConvertError, match=rf"data is {data}, which goes with {folder},"):
+            draft(target, out, DraftRequest(Path(data), force=True, **ASKED))
+    with pytest.raises(ConvertError, match=r"head is .*, which goes with"):
+        draft(target, out, DraftRequest(head=out / "head", force=True))
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_an_output_that_is_no_bundle_is_refused_before_the_work(
+    kind: str, target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "victim"
+    if kind == "link":
+        out.symlink_to(target)
+    elif kind == "file":
+        out.write_text("x")
+    else:
+        out.mkdir()
+        (out / "thesis.txt").write_text("x")
+    monkeypatch.setattr(make, "_trained", _stop)
+    with pytest.raises(ConvertError, match="expected a bundle to replace or nothing") as caught:
+        draft(target, out, DraftRequest(prompts, force=True, **ASKED))
+    assert (caught.value.code, "goes on" in caught.value.hint) == ("output-foreign", False)
+    assert [path.name for path in tmp_path.iterdir()] == ["victim"]
+
+
+def test_an_error_leaves_no_new_folders(
+    target: Path, prompts: Path, drafted: tuple[Path, Any], tmp_path: Path
+) -> None:
+    short = {**ASKED, "train": replace(TRAIN, batch=63)}
+    for request in (DraftRequest(prompts, **short), DraftRequest(head=tmp_path)):
+        with pytest.raises(ConvertError):
+            draft(target, tmp_path / "no" / "such" / "d.edge", request)
+        assert not list(tmp_path.iterdir())
+    few = {**ASKED, "train": replace(TRAIN, length=250, batch=500), "answers": 3}
+    with pytest.raises(ConvertError, match=r"got .* expected 500 or more"):
+        draft(target, tmp_path / "no" / "such" / "d.edge", DraftRequest(prompts, **few))
+    assert not list(tmp_path.iterdir()), "answers were written, and removed"
+
+
 def test_answers_of_recurrent_models_come_from_the_runtime(prompts: Path, tmp_path: Path) -> None:
     from ...session.families import family_graph
 
@@ -213,12 +277,20 @@ def test_answers_of_recurrent_models_come_from_the_runtime(prompts: Path, tmp_pa
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_a_request_that_means_nothing(target: Path, prompts: Path, tmp_path: Path) -> None:
+def test_a_request_that_means_nothing(
+    target: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for given in ({}, {"data": prompts, "head": tmp_path}, {"data": prompts, "quant": "int9"},
                   {"data": prompts, "answers": 0}):  # fmt: skip
         with pytest.raises(ConvertError) as caught:
             DraftRequest(**given)
         assert caught.value.code == "draft-options"
+    from edgert.cli import run
+
+    start = ["draft", str(target), "-o", str(tmp_path / "o.edge")]
+    for more in ([], ["--data", str(prompts), "--head", str(tmp_path)]):
+        assert run([*start, *more]) == 2
+        assert "give either --data or --head" in capsys.readouterr().err
     for name, value in (("loss", "mse"), ("length", 5), ("rate", 0.0), ("batch", 0),
                         ("tokens", 10**30), ("batch", 10**12), ("micro", 10**12),
                         ("length", 10**12), ("seed", 10**30), ("seed", -1), ("rate", math.inf),
@@ -240,8 +312,9 @@ def test_prompts_that_are_none(target: Path, tmp_path: Path) -> None:
     for text, expected in (("", "holds nothing"), ('{"a": 1}', "no messages"), ("{", "not JSON")):
         path = tmp_path / "p.jsonl"
         path.write_text(text, "utf-8")
-        with pytest.raises(ConvertError, match=expected):
+        with pytest.raises(ConvertError, match=expected) as caught:
             draft(target, tmp_path / "o.edge", DraftRequest(path, **ASKED))
+        assert '{"messages": [{"role": "user"' in caught.value.hint, "what is wanted"
     path.write_text(json.dumps({"text": "x" * 4000}), "utf-8")
     with pytest.raises(ConvertError, match="none of 2 to 232 tokens"):
         draft(target, tmp_path / "o.edge", DraftRequest(path, **ASKED))
